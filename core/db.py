@@ -1,0 +1,60 @@
+"""Help for hand-written SQL: server-side cursors, and transactions that are tried again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psycopg
+import structlog
+from django.db import OperationalError, connection, transaction
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+# A deadlock or a serialization failure means "try the transaction again" (PostgreSQL docs §13.5).
+_TRY_AGAIN = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+MAX_TRIES = 5
+
+
+def server_cursor() -> psycopg.Cursor[Any]:
+    """Return a psycopg cursor on Django's connection, with parameters bound by the server.
+
+    Django's own cursor writes parameters into the text; arrays of thousands of values are cheaper
+    bound, and the statement's plan is kept.  Takes part in Django's current transaction.
+    """
+    connection.ensure_connection()
+    raw: Any = connection.connection
+    return psycopg.Cursor(raw)
+
+
+def in_transaction(work: Callable[[], T]) -> T:
+    """Run `work` in a transaction and return its result; try again after a deadlock.
+
+    Raises what `work` raises; after MAX_TRIES also the deadlock itself.
+    """
+    for attempt in range(1, MAX_TRIES + 1):
+        try:
+            with transaction.atomic():
+                return work()
+        except (OperationalError, *_TRY_AGAIN) as error:
+            cause = error if isinstance(error, _TRY_AGAIN) else error.__cause__
+            if not isinstance(cause, _TRY_AGAIN) or attempt == MAX_TRIES:
+                raise
+            log.info("transaction_retried", error=type(cause).__name__, attempt=attempt)
+            time.sleep(random.uniform(0, 0.02 * attempt))
+    raise AssertionError("unreachable")
+
+
+def borrow_connection(work: Callable[[], T]) -> T:
+    """Run `work` on a thread of our own and give its database connection back to the pool afterwards.
+
+    Outside a request nothing else does that.  The pool checks the connection when it is borrowed
+    again, so a thread notices a database that was restarted.
+    """
+    try:
+        return work()
+    finally:
+        connection.close()

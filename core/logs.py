@@ -1,0 +1,65 @@
+"""Logging: one JSON line on stderr for each thing that happened, ours and the libraries' alike.
+
+stderr, because some commands print a result on stdout that a script captures.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import orjson
+import structlog
+
+
+def _render(_: Any, __: str, event_dict: structlog.typing.EventDict) -> str:
+    return orjson.dumps(event_dict, default=repr).decode()
+
+
+def configure_logging(level: str) -> None:
+    """Send structlog's and the standard library's records of `level` and above to stderr as JSON."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            _render,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=shared,
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            _render,
+        ],
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name, quiet in (
+        ("rq", "WARNING"),
+        ("rq.worker", "WARNING"),
+        ("rq.job", "WARNING"),
+        ("aiohttp", "ERROR"),
+        ("asyncio", "ERROR"),
+        ("httpx", "WARNING"),
+        ("psycopg.pool", "ERROR"),
+        ("django.request", "CRITICAL"),  # core.middleware logs each request, once
+        ("axes", "WARNING"),
+    ):
+        logging.getLogger(name).setLevel(quiet)

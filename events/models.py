@@ -1,0 +1,72 @@
+"""Events as they were accepted, and the memory of their dedup ids."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from core.ids import new_id
+from orgs.models import Organization
+
+
+class EventStatus(models.TextChoices):
+    """accepted → processed, or → error after repeated failure; error → accepted by reprocessing."""
+
+    ACCEPTED = "accepted"
+    PROCESSED = "processed"
+    ERROR = "error"
+
+
+class Event(models.Model):
+    """One event.  `data` is the producer's JSON text, byte for byte; nothing ever rewrites it."""
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False
+    )
+    type = models.CharField(max_length=255)
+    data = models.TextField()
+    dedup_id = models.CharField(max_length=255, null=True, blank=True)
+    status = models.CharField(max_length=10, choices=EventStatus.choices, default=EventStatus.ACCEPTED)
+    tries = models.PositiveSmallIntegerField(default=0, help_text="Fan-outs that failed.")
+    due_at = models.DateTimeField(db_default=Now(), help_text="When the fan-out is due.")
+    processed_at = models.DateTimeField(null=True)
+    last_error = models.TextField(blank=True, default="")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "created_at", "id"], name="events_event_list"),
+            models.Index(fields=["organization", "type", "created_at", "id"], name="events_event_type_list"),
+            models.Index(fields=["due_at"], condition=Q(status="accepted"), name="events_event_accepted"),
+            models.Index(
+                fields=["organization", "created_at", "id"], condition=Q(status="error"), name="events_event_error"
+            ),
+            models.Index(fields=["dedup_id"], condition=Q(dedup_id__isnull=False), name="events_event_dedup_id"),
+            models.Index(fields=["created_at", "id"], name="events_event_created"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.id}"
+
+
+class DedupKey(models.Model):
+    """A dedup id in its window: which event it stands for, and a fingerprint of that event's content."""
+
+    pk = models.CompositePrimaryKey("organization_id", "dedup_id")
+    organization = models.ForeignKey(
+        Organization, on_delete=models.DO_NOTHING, related_name="+", db_index=False, db_constraint=False
+    )
+    dedup_id = models.CharField(max_length=255)
+    event_id = models.UUIDField()
+    fingerprint = models.BinaryField(max_length=32)
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["expires_at"], name="events_dedupkey_expires")]
+
+    def __str__(self) -> str:
+        return self.dedup_id

@@ -1,0 +1,90 @@
+"""Statements that the ORM can't say.  Times are the database's."""
+
+# Parameters: id, organization_id, type, data.
+INSERT_EVENT = """
+INSERT INTO events_event (id, organization_id, type, data, status, tries, last_error, due_at, created_at)
+SELECT %s, %s, %s, %s, 'accepted', 0, '', t, t FROM clock_timestamp() AS t
+"""
+
+# One statement, so that no crash can separate the memory of the dedup id from the event.  A key that is
+# held by an uncommitted transaction is waited for; one whose window has ended is taken over.
+INSERT_EVENT_ONCE = """
+WITH claimed AS (
+    INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
+    VALUES (%(organization_id)s, %(dedup_id)s, %(id)s, %(fingerprint)s, clock_timestamp() + %(window)s)
+    ON CONFLICT (organization_id, dedup_id) DO UPDATE
+        SET event_id = EXCLUDED.event_id, fingerprint = EXCLUDED.fingerprint, expires_at = EXCLUDED.expires_at
+        WHERE k.expires_at <= clock_timestamp()
+    RETURNING event_id
+)
+INSERT INTO events_event (id, organization_id, type, data, dedup_id, status, tries, last_error, due_at, created_at)
+SELECT claimed.event_id, %(organization_id)s, %(type)s, %(data)s, %(dedup_id)s, 'accepted', 0, '', t, t
+FROM claimed, clock_timestamp() AS t
+"""
+
+FIND_DEDUP_KEY = "SELECT event_id, fingerprint FROM events_dedupkey WHERE organization_id = %s AND dedup_id = %s"
+
+# The order of the keys keeps two batches from waiting for each other.
+INSERT_BATCH = """
+WITH item AS (
+    SELECT * FROM unnest(
+        %(ids)s::uuid[], %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[]
+    ) AS t(id, type, data, dedup_id, fingerprint)
+), claimed AS (
+    INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
+    SELECT %(organization_id)s, dedup_id, id, fingerprint, clock_timestamp() + %(window)s
+    FROM item WHERE dedup_id IS NOT NULL ORDER BY dedup_id
+    ON CONFLICT (organization_id, dedup_id) DO UPDATE
+        SET event_id = EXCLUDED.event_id, fingerprint = EXCLUDED.fingerprint, expires_at = EXCLUDED.expires_at
+        WHERE k.expires_at <= clock_timestamp()
+    RETURNING event_id
+)
+INSERT INTO events_event (id, organization_id, type, data, dedup_id, status, tries, last_error, due_at, created_at)
+SELECT item.id, %(organization_id)s, item.type, item.data, item.dedup_id, 'accepted', 0, '', t, t
+FROM item, clock_timestamp() AS t
+WHERE item.dedup_id IS NULL OR item.id IN (SELECT event_id FROM claimed)
+"""
+
+FIND_DEDUP_KEYS = """
+SELECT dedup_id, event_id, fingerprint FROM events_dedupkey WHERE organization_id = %s AND dedup_id = ANY(%s)
+"""
+
+# Counting stops at the bound: nobody needs to know how far over it is, and no count gets slow.
+COUNT_ACCEPTED = """
+SELECT count(*) FROM (SELECT 1 FROM events_event WHERE status = 'accepted' LIMIT %s) AS waiting
+"""
+
+OLDEST_ACCEPTED = """
+SELECT extract(epoch FROM clock_timestamp() - min(due_at)) FROM events_event WHERE status = 'accepted'
+"""
+
+CLAIM_ACCEPTED = """
+SELECT id, organization_id, type FROM events_event
+WHERE status = 'accepted' AND due_at <= clock_timestamp()
+ORDER BY due_at LIMIT %s
+FOR UPDATE SKIP LOCKED
+"""
+
+MARK_PROCESSED = """
+UPDATE events_event SET status = 'processed', processed_at = clock_timestamp(), last_error = ''
+WHERE id = ANY(%s::uuid[])
+"""
+
+# Parameters: most tries, reason, id.
+MARK_FAILED = """
+UPDATE events_event SET
+    tries = tries + 1,
+    last_error = %(reason)s,
+    status = CASE WHEN tries + 1 >= %(max_tries)s THEN 'error' ELSE 'accepted' END,
+    due_at = clock_timestamp() + make_interval(secs => least(60, power(2, tries)))
+WHERE id = %(id)s AND status = 'accepted'
+RETURNING status
+"""
+
+DELETE_EXPIRED_DEDUP_KEYS = """
+DELETE FROM events_dedupkey WHERE (organization_id, dedup_id) IN (
+    SELECT organization_id, dedup_id FROM events_dedupkey
+    WHERE expires_at <= clock_timestamp() ORDER BY expires_at LIMIT %s
+    FOR UPDATE SKIP LOCKED
+)
+"""

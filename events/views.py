@@ -1,0 +1,195 @@
+"""`/api/events`: accept events and read them back."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import Any, ClassVar
+
+import structlog
+from django.conf import settings
+from rest_framework.parsers import BaseParser
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from core.http import read_body
+from core.problems import Problem, not_found
+from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
+from core.ratelimits import Verdict, hit
+from core.wakeups import EVENTS, wake
+from events import backlog, ingest, reading
+from events.ingest import Ingested, Outcome
+from events.models import Event, EventStatus
+from events.payload import NewEvent, parse_batch, parse_event
+from orgs.models import Scope
+
+log = structlog.get_logger()
+
+# The words that operators' dashboards look for.
+_LOGGED = {Outcome.ACCEPTED: "persisted", Outcome.DUPLICATE: "duplicate", Outcome.CONFLICT: "already_exists"}
+
+
+class EventBodyParser(BaseParser):
+    """Accept `application/json`; the view reads the bytes itself, with its own bound."""
+
+    media_type = "application/json"
+
+    def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
+        raise NotImplementedError("the view reads the body")
+
+
+class NDJSONBodyParser(EventBodyParser):
+    """Accept `application/x-ndjson`: one JSON object a line."""
+
+    media_type = "application/x-ndjson"
+
+
+def _require_media_type(request: Request, *accepted: str) -> str:
+    media_type = (request.content_type or "").split(";")[0].strip().lower()
+    if media_type not in accepted:
+        raise Problem(
+            415, "unsupported_media_type", "The content type must be " + " or ".join(accepted) + ".",
+            errors=[("#Content-Type", f"is {media_type or 'missing'}"[:200])],
+        )
+    return media_type
+
+
+def _throttle(request: Request, cost: int) -> Verdict | None:
+    """Count the events against the organisation's rate.  Raises Problem 429 over it."""
+    per_minute = request.user.events_per_minute
+    if per_minute == 0:
+        return None
+    verdict = hit("events", str(request.user.organization_id), per_minute, cost)
+    if not verdict.allowed:
+        raise Problem(
+            429, "rate_limited", f"The organisation may send {per_minute} events a minute.",
+            headers=verdict.headers("events"),
+        )
+    return verdict
+
+
+def _require_room(events: int) -> None:
+    """Raise Problem 503 while too many accepted events wait for their fan-out."""
+    if not backlog.has_room(events):
+        raise Problem(
+            503, "backlog_full", "Too many accepted events are waiting. Nothing was stored; try again.",
+            headers={"Retry-After": "5"},
+        )
+
+
+def _log_outcome(request: Request, result: Ingested, event_type: str, started: float) -> None:
+    log.info(
+        "event_ingested",
+        outcome=_LOGGED[result.outcome],
+        event_id=str(result.event_id),
+        type=event_type,
+        organization_id=str(request.user.organization_id),
+        duration_ms=round((time.perf_counter() - started) * 1000, 3),
+    )
+
+
+class EventListView(APIView):
+    """Accepting and listing events."""
+
+    scopes: ClassVar = {"GET": Scope.EVENTS_READ, "POST": Scope.EVENTS_WRITE}
+    parser_classes = (EventBodyParser,)
+
+    def post(self, request: Request) -> Response:
+        """Accept one event: 202 when it is committed, 200 for a retry, 409 for a reused dedup id."""
+        started = time.perf_counter()
+        _require_media_type(request, "application/json")
+        event = parse_event(read_body(request._request, settings.MAX_EVENT_BYTES))
+        verdict = _throttle(request, 1)
+        _require_room(1)
+        result = ingest.ingest(request.user.organization_id, event)
+        _log_outcome(request, result, event.type, started)
+        location = f"/api/events/{result.event_id}"
+        headers = {"Location": location, **(verdict.headers("events") if verdict else {})}
+        if result.outcome is Outcome.CONFLICT:
+            raise Problem(
+                409, "dedup_conflict", "This dedup_id was used for an event with other content.",
+                errors=[("/dedup_id", f"stands for the event {result.event_id}, whose content differs")],
+                headers={"Location": location}, extra={"event_id": str(result.event_id)},
+            )
+        if result.outcome is Outcome.DUPLICATE:
+            body = {"id": str(result.event_id), "status": "duplicate", "message": "Event was accepted before"}
+            return Response(body, status=200, headers=headers)
+        wake(EVENTS)
+        body = {"id": str(result.event_id), "status": "accepted", "message": "Event queued for processing"}
+        return Response(body, status=202, headers=headers)
+
+    def get(self, request: Request) -> Response:
+        """List the organisation's events, newest first."""
+        parameters = parse_parameters(
+            request,
+            {
+                "type": text,
+                "status": one_of(*EventStatus.values),
+                "since": moment,
+                "until": moment,
+                "undelivered": boolean,
+                **PAGE_PARAMETERS,
+            },
+        )
+        rows = reading.find_events(request.user.organization_id, parameters)
+        return Response(page(rows, parameters, reading.render_event))
+
+
+class EventBatchView(APIView):
+    """Accepting many events in one request."""
+
+    scopes: ClassVar = {"POST": Scope.EVENTS_WRITE}
+    parser_classes = (EventBodyParser, NDJSONBodyParser)
+
+    def post(self, request: Request) -> Response:
+        """Accept up to MAX_BATCH_EVENTS events in one transaction and answer for each in order.
+
+        202 when at least one item was accepted, 200 when none was but all were read: every item's
+        own `status` is what counts.
+        """
+        started = time.perf_counter()
+        media_type = _require_media_type(request, "application/json", "application/x-ndjson")
+        items = parse_batch(
+            read_body(request._request, settings.MAX_BATCH_BYTES),
+            ndjson=media_type == "application/x-ndjson",
+            max_events=settings.MAX_BATCH_EVENTS,
+            max_event_bytes=settings.MAX_EVENT_BYTES,
+        )
+        valid = [item for item in items if isinstance(item, NewEvent)]
+        headers: dict[str, str] = {}
+        results: list[Ingested] = []
+        if valid:
+            verdict = _throttle(request, len(valid))
+            headers = verdict.headers("events") if verdict else {}
+            _require_room(len(valid))
+            results = ingest.ingest_batch(request.user.organization_id, valid)
+        for event, result in zip(valid, results, strict=True):
+            _log_outcome(request, result, event.type, started)
+        accepted = sum(result.outcome is Outcome.ACCEPTED for result in results)
+        if accepted:
+            wake(EVENTS)
+        remaining = iter(results)
+        data: list[dict[str, Any]] = []
+        for item in items:
+            if isinstance(item, NewEvent):
+                result = next(remaining)
+                data.append({"status": result.outcome.value, "id": str(result.event_id)})
+            else:
+                errors = [{"pointer": pointer, "detail": reason} for pointer, reason in item]
+                data.append({"status": "invalid", "errors": errors})
+        body = {"accepted": accepted, "data": data}
+        return Response(body, status=202 if accepted else 200, headers=headers)
+
+
+class EventView(APIView):
+    """One event."""
+
+    scopes: ClassVar = {"GET": Scope.EVENTS_READ}
+
+    def get(self, request: Request, event_id: uuid.UUID) -> Response:
+        """Return the event with a line for each of its deliveries."""
+        event = Event.objects.filter(organization_id=request.user.organization_id, id=event_id).first()
+        if event is None:
+            raise not_found()
+        return Response({**reading.render_event(event), "deliveries": reading.render_deliveries(event)})

@@ -1,0 +1,61 @@
+"""DRF authentication by API key: `X-API-Key: <key>` or `Authorization: Bearer <key>`."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
+from rest_framework.authentication import BaseAuthentication
+from rest_framework.request import Request
+
+from core.middleware import client_address
+from core.problems import Problem
+from core.ratelimits import hit
+from orgs.keys import Caller, authenticate
+
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="triggers"'}
+
+
+class ApiKeyAuthentication(BaseAuthentication):
+    """Set `request.user` to the Caller.  No endpoint that uses this is open to nobody."""
+
+    def authenticate(self, request: Request) -> tuple[Caller, None]:
+        key = request.META.get("HTTP_X_API_KEY", "").strip()
+        if not key:
+            scheme, _, credentials = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
+            if scheme.lower() == "bearer":
+                key = credentials.strip()
+        if not key:
+            raise self._refusal(
+                request, "not_authenticated", "Give an API key in `X-API-Key` or `Authorization: Bearer`."
+            )
+        caller = authenticate(key)
+        if caller is None:
+            raise self._refusal(request, "invalid_api_key", "The API key is not valid.")
+        return caller, None
+
+    def authenticate_header(self, request: Request) -> str:
+        return _CHALLENGE["WWW-Authenticate"]
+
+    @staticmethod
+    def _refusal(request: Request, code: str, detail: str) -> Problem:
+        """Return the 401, or a 429 for an address that keeps failing."""
+        verdict = hit("auth-failures", client_address(request._request), settings.AUTH_FAILURES_PER_MINUTE)
+        if not verdict.allowed:
+            return Problem(
+                429, "too_many_failures", "Too many failed authentications from this address.",
+                headers=verdict.headers("auth-failures"),
+            )
+        return Problem(401, code, detail, headers=_CHALLENGE)
+
+
+class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
+    """How the OpenAPI schema describes the two ways to give a key."""
+
+    target_class = "orgs.authentication.ApiKeyAuthentication"
+    name = ["ApiKey", "Bearer"]  # noqa: RUF012
+
+    def get_security_definition(self, auto_schema: object) -> list[dict[str, str]]:
+        return [
+            {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            {"type": "http", "scheme": "bearer"},
+        ]

@@ -1,0 +1,50 @@
+"""`manage.py create_api_key ORG`: make an API key; the key alone goes to stdout."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+from django.utils import timezone
+
+from core.ids import parse_id
+from orgs import audit, keys
+from orgs.models import Organization, Scope
+
+
+def find_organization(text: str) -> Organization:
+    """Return the organisation with this id or name.  Raises CommandError when there is none."""
+    identifier = parse_id(text)
+    found = Organization.objects.filter(id=identifier).first() if identifier else None
+    found = found or Organization.objects.filter(name=text).first()
+    if found is None:
+        raise CommandError(f"There is no organisation with the id or name {text!r}.")
+    return found
+
+
+class Command(BaseCommand):
+    help = "Make an API key for an organisation and print it; it is not shown again."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("org", help="id or name of the organisation")
+        parser.add_argument("--name", default="", help="what the key is for")
+        parser.add_argument("--scope", action="append", choices=Scope.values, help="repeatable; default all")
+        parser.add_argument("--expires-in-days", type=float, help="default never")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        organization = find_organization(options["org"])
+        expires_at = None
+        if options["expires_in_days"] is not None:
+            if not 0 < options["expires_in_days"] <= 36500:
+                raise CommandError("--expires-in-days must be more than 0 and at most 36500.")
+            expires_at = timezone.now() + datetime.timedelta(days=options["expires_in_days"])
+        with transaction.atomic():
+            key, text = keys.create_api_key(
+                organization, name=options["name"][:200], scopes=options["scope"], expires_at=expires_at
+            )
+            audit.record(
+                "key.create", actor="command:create_api_key", organization_id=organization.id, target=key.prefix
+            )
+        self.stdout.write(text)

@@ -1,0 +1,38 @@
+"""`manage.py create_org NAME`: make an organisation; its id alone goes to stdout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
+
+from orgs import audit
+from orgs.models import Organization
+
+
+class Command(BaseCommand):
+    help = "Make an organisation and print its id."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("name", help="unique name")
+        parser.add_argument("--events-per-minute", type=int, help="rate limit; 0 is none")
+        parser.add_argument("--retention-days", type=int, help="how long settled events are kept")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        name = options["name"].strip()
+        if not name or len(name) > 200:
+            raise CommandError("NAME must have 1 to 200 characters.")
+        limits = {
+            field: options[field] for field in ("events_per_minute", "retention_days") if options[field] is not None
+        }
+        if limits.get("events_per_minute", 0) < 0:
+            raise CommandError("--events-per-minute must be 0 or more.")
+        if not 1 <= limits.get("retention_days", 1) <= 3650:
+            raise CommandError("--retention-days must be from 1 to 3650.")
+        with transaction.atomic():
+            organization, created = Organization.objects.get_or_create(name=name, defaults=limits)
+            if not created:
+                raise CommandError(f"There already is an organisation named {name!r}: {organization.id}")
+            audit.record("org.create", actor="command:create_org", organization_id=organization.id, target=name)
+        self.stdout.write(str(organization.id))

@@ -1,0 +1,116 @@
+"""Who may call: organisations, their API keys, and the record of who did what."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models.functions import Now
+
+from core.ids import new_id
+
+
+def default_events_per_minute() -> int:
+    """Return the setting; a function so that a migration doesn't freeze its value."""
+    return int(settings.DEFAULT_EVENTS_PER_MINUTE)
+
+
+def default_retention_days() -> int:
+    """Return the setting; a function so that a migration doesn't freeze its value."""
+    return int(settings.DEFAULT_RETENTION_DAYS)
+
+
+class Organization(models.Model):
+    """A tenant: everything else belongs to exactly one."""
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    name = models.CharField(max_length=200, unique=True)
+    is_active = models.BooleanField(default=True, help_text="An inactive organisation's keys are refused.")
+    events_per_minute = models.PositiveIntegerField(
+        default=default_events_per_minute, help_text="Most events accepted in a minute; 0 is no limit."
+    )
+    retention_days = models.PositiveIntegerField(
+        default=default_retention_days,
+        validators=[MinValueValidator(1), MaxValueValidator(3650)],
+        help_text="Settled events are deleted after this many days.",
+    )
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        verbose_name = "organisation"
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Scope(models.TextChoices):
+    """What a key may do."""
+
+    EVENTS_WRITE = "events:write"
+    EVENTS_READ = "events:read"
+    SUBSCRIPTIONS_MANAGE = "subscriptions:manage"
+    DELIVERIES_READ = "deliveries:read"
+    DELIVERIES_RETRY = "deliveries:retry"
+    KEYS_MANAGE = "keys:manage"
+
+
+def all_scopes() -> list[str]:
+    """Return every scope, the default of a new key."""
+    return [scope.value for scope in Scope]
+
+
+class ApiKey(models.Model):
+    """A key: a public prefix to find it by, and the SHA-256 of its 256 random bits.
+
+    A fast hash is right here: what is hashed can't be guessed, so there is nothing to slow down.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="api_keys")
+    name = models.CharField(max_length=200, blank=True)
+    prefix = models.CharField(max_length=20, unique=True, editable=False)
+    secret_hash = models.BinaryField(max_length=32, editable=False)
+    scopes = ArrayField(models.CharField(max_length=40, choices=Scope.choices), default=all_scopes)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    revoked_at = models.DateTimeField(null=True, blank=True, editable=False)
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        verbose_name = "API key"
+        ordering: ClassVar = ["-created_at"]
+        indexes: ClassVar = [models.Index(fields=["organization", "created_at", "id"], name="orgs_apikey_list")]
+
+    def __str__(self) -> str:
+        return f"{self.prefix}… {self.name}".strip()
+
+
+class AuditEntry(models.Model):
+    """One thing that somebody did.  Rows are only ever added; a trigger refuses changes."""
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    organization = models.ForeignKey(
+        Organization, null=True, on_delete=models.DO_NOTHING, related_name="+", db_constraint=False
+    )
+    actor = models.CharField(max_length=200, help_text="`key:<prefix>`, `user:<name>` or `command:<name>`")
+    action = models.CharField(max_length=60)
+    target = models.CharField(max_length=200, blank=True)
+    detail = models.JSONField(default=dict)
+    address = models.CharField(max_length=64, blank=True)
+    request_id = models.CharField(max_length=128, blank=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        verbose_name = "audit entry"
+        verbose_name_plural = "audit entries"
+        indexes: ClassVar = [
+            models.Index(fields=["organization", "created_at", "id"], name="orgs_audit_org_list"),
+            models.Index(fields=["created_at", "id"], name="orgs_audit_list"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.actor} {self.action} {self.target}"

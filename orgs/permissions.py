@@ -1,0 +1,29 @@
+"""Scopes: each API view says per method which one it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+
+from core.problems import Problem
+from orgs.models import Scope
+
+
+class HasScope(BasePermission):
+    """Let a caller pass whose key has the scope that the view's `scopes` names for the method.
+
+    A method without an entry is refused: forgetting one fails closed.
+    """
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        scopes: dict[str, Scope | None] = view.scopes
+        method = request.method or ""
+        if method not in scopes:
+            view.http_method_not_allowed(request)
+        needed = scopes[method]
+        if needed is not None and needed.value not in request.user.scopes:
+            raise Problem(403, "missing_scope", f"This key lacks the scope {needed.value}.",
+                          extra={"scope": needed.value})
+        return True

@@ -1,0 +1,140 @@
+"""`/api/me`, `/api/keys` and `/api/audit`."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from typing import Any, ClassVar
+
+from django.db import transaction
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from core.problems import Problem, not_found
+from core.query import PAGE_PARAMETERS, moment, page, parse_parameters, text
+from orgs import audit, keys
+from orgs.models import ApiKey, AuditEntry, Scope
+from orgs.serializers import ApiKeyCreate, ApiKeyOut, ApiKeyRotate, AuditEntryOut
+
+
+def render_key(key: ApiKey) -> dict[str, Any]:
+    """Return the key as the API shows it, without its secret."""
+    return dict(ApiKeyOut(key).data)
+
+
+class MeView(APIView):
+    """Who the key is and what it may do."""
+
+    scopes: ClassVar = {"GET": None}
+
+    def get(self, request: Request) -> Response:
+        """Return the organisation and the key that the request bears."""
+        caller = request.user
+        return Response(
+            {
+                "organization": {"id": str(caller.organization_id), "name": caller.organization_name},
+                "key": {"id": str(caller.key_id), "prefix": caller.prefix, "scopes": sorted(caller.scopes)},
+                "events_per_minute": caller.events_per_minute,
+            }
+        )
+
+
+def _own_key(request: Request, key_id: uuid.UUID) -> ApiKey:
+    key = ApiKey.objects.filter(organization_id=request.user.organization_id, id=key_id).first()
+    if key is None:
+        raise not_found()
+    return key
+
+
+def _require_within(request: Request, scopes: list[str]) -> None:
+    try:
+        keys.require_within(scopes, request.user.scopes)
+    except keys.ScopeError as error:
+        raise Problem(403, "missing_scope", f"{str(error).capitalize()}.", errors=[("/scopes", str(error))]) from None
+
+
+class KeyListView(APIView):
+    """The organisation's keys."""
+
+    scopes: ClassVar = {"GET": Scope.KEYS_MANAGE, "POST": Scope.KEYS_MANAGE}
+
+    def get(self, request: Request) -> Response:
+        """List keys, newest first."""
+        parameters = parse_parameters(request, PAGE_PARAMETERS)
+        rows = ApiKey.objects.filter(organization_id=request.user.organization_id)
+        return Response(page(rows, parameters, render_key))
+
+    def post(self, request: Request) -> Response:
+        """Make a key; its text is in this answer and nowhere else."""
+        serializer = ApiKeyCreate(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        wanted = serializer.validated_data
+        scopes = wanted.get("scopes") or sorted(request.user.scopes)
+        _require_within(request, scopes)
+        with transaction.atomic():
+            key, secret = keys.create_api_key(
+                request.user.organization_id, name=wanted["name"], scopes=set(scopes), expires_at=wanted["expires_at"]
+            )
+            audit.record_for_caller(request, "key.create", key.prefix, {"scopes": key.scopes})
+        key.refresh_from_db()
+        return Response({**render_key(key), "key": secret}, status=201, headers={"Location": f"/api/keys/{key.id}"})
+
+
+class KeyView(APIView):
+    """One key."""
+
+    scopes: ClassVar = {"GET": Scope.KEYS_MANAGE, "DELETE": Scope.KEYS_MANAGE}
+
+    def get(self, request: Request, key_id: uuid.UUID) -> Response:
+        """Return the key without its secret."""
+        return Response(render_key(_own_key(request, key_id)))
+
+    def delete(self, request: Request, key_id: uuid.UUID) -> Response:
+        """Revoke the key; it is refused from the next request on."""
+        key = _own_key(request, key_id)
+        with transaction.atomic():
+            if keys.revoke(key):
+                audit.record_for_caller(request, "key.revoke", key.prefix)
+        return Response(status=204)
+
+
+class KeyRotateView(APIView):
+    """Replacing a key."""
+
+    scopes: ClassVar = {"POST": Scope.KEYS_MANAGE}
+
+    def post(self, request: Request, key_id: uuid.UUID) -> Response:
+        """Make a successor with the same scopes; the old key works on for `overlap_seconds`."""
+        serializer = ApiKeyRotate(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        old = _own_key(request, key_id)
+        if old.revoked_at is not None:
+            raise Problem(409, "key_revoked", "The key is revoked; make a new one instead.")
+        _require_within(request, old.scopes)
+        overlap = datetime.timedelta(seconds=serializer.validated_data["overlap_seconds"])
+        with transaction.atomic():
+            key, secret = keys.rotate(old, overlap)
+            audit.record_for_caller(
+                request, "key.rotate", old.prefix, {"successor": key.prefix, "overlap_seconds": overlap.total_seconds()}
+            )
+        key.refresh_from_db()
+        return Response({**render_key(key), "key": secret}, status=201, headers={"Location": f"/api/keys/{key.id}"})
+
+
+class AuditListView(APIView):
+    """Who did what in the organisation."""
+
+    scopes: ClassVar = {"GET": Scope.KEYS_MANAGE}
+
+    def get(self, request: Request) -> Response:
+        """List audit entries, newest first."""
+        parameters = parse_parameters(request, {"action": text, "since": moment, "until": moment, **PAGE_PARAMETERS})
+        rows = AuditEntry.objects.filter(organization_id=request.user.organization_id)
+        if "action" in parameters:
+            rows = rows.filter(action=parameters["action"])
+        if "since" in parameters:
+            rows = rows.filter(created_at__gte=parameters["since"])
+        if "until" in parameters:
+            rows = rows.filter(created_at__lt=parameters["until"])
+        return Response(page(rows, parameters, lambda entry: dict(AuditEntryOut(entry).data)))

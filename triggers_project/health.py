@@ -1,0 +1,108 @@
+"""`/api/health` for load balancers and `/api/health/detailed` for operators."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import Error as DatabaseError
+from django.http import HttpRequest, HttpResponse
+from psycopg import Error as PsycopgError
+from psycopg_pool import PoolTimeout
+from redis import Redis
+
+from core.http import JSONRenderer
+from core.problems import Problem, problem_response
+from core.redis import RedisUnavailable, call_redis
+from events.backlog import oldest_waiting_seconds, waiting_events
+from webhooks import figures
+
+log = structlog.get_logger()
+
+SERVICE = "Zapier Triggers API"
+# Counting stops here: the page must stay cheap however long the queues are.
+COUNT_TO = 10_000
+ALIVE_SECONDS = 30.0
+
+
+def _answer(body: dict[str, Any], status: int = 200) -> HttpResponse:
+    return HttpResponse(JSONRenderer().render(body), status=status, content_type="application/json")
+
+
+def health(request: HttpRequest) -> HttpResponse:
+    """Say that this process answers.  It asks nobody else: a load balancer must not drop every web
+    process because a part behind them is away."""
+    if request.method not in {"GET", "HEAD"}:
+        return problem_response(request, Problem(405, "method_not_allowed", "Use GET.", headers={"Allow": "GET, HEAD"}))
+    return _answer({"status": "healthy", "service": SERVICE})
+
+
+def _database_figures() -> dict[str, Any]:
+    due = figures.due_deliveries(COUNT_TO)
+    waiting = waiting_events(COUNT_TO)
+    return {
+        "queues": {
+            "event_queue_length": waiting,
+            "webhook_queue_length": due,
+            "event_pending_processing": figures.events_in_fan_out(),
+            "webhook_pending_processing": figures.deliveries_in_flight(),
+            "counted_up_to": COUNT_TO,
+        },
+        "oldest_waiting_seconds": {
+            "event": round(oldest_waiting_seconds(), 3) if waiting else 0.0,
+            "webhook": round(figures.oldest_due_seconds(), 3) if due else 0.0,
+        },
+    }
+
+
+def _live_workers(connection: Redis) -> int:
+    """Count the workers whose last heartbeat is fresh."""
+    now = datetime.datetime.now(datetime.UTC)
+    keys = list(connection.smembers("rq:workers"))  # type: ignore[arg-type]
+    pipeline = connection.pipeline(transaction=False)
+    for key in keys:
+        pipeline.hmget(key, "last_heartbeat", "death")
+    alive = 0
+    for beat, death in pipeline.execute():
+        if beat and not death:
+            beaten_at = datetime.datetime.fromisoformat(beat.decode().replace("Z", "+00:00"))
+            alive += abs((now - beaten_at).total_seconds()) < ALIVE_SECONDS
+    return alive
+
+
+def health_detailed(request: HttpRequest) -> HttpResponse:
+    """Return the state of the parts, true figures of the queues, and the limits in force.
+
+    503 when a part is down, with the reason; without Redis the system is `degraded`: events are
+    accepted and kept, deliveries are slower.
+    """
+    if request.method not in {"GET", "HEAD"}:
+        return problem_response(request, Problem(405, "method_not_allowed", "Use GET.", headers={"Allow": "GET, HEAD"}))
+    body: dict[str, Any] = {"status": "healthy", "service": SERVICE, "redis": "up", "database": "up"}
+    reasons = []
+    try:
+        body.update(_database_figures())
+    except (DatabaseError, PsycopgError, PoolTimeout) as error:
+        log.warning("health_database_down", error=type(error).__name__)
+        body.update(status="unhealthy", database="down")
+        reasons.append("The database does not answer.")
+    try:
+        body["workers"] = call_redis(_live_workers)
+    except RedisUnavailable:
+        body["redis"] = "down"
+        body["workers"] = None
+        if body["status"] == "healthy":
+            body["status"] = "degraded"
+        reasons.append("Redis does not answer.")
+    body["config"] = {
+        "max_concurrent_events": settings.MAX_CONCURRENT_EVENTS,
+        "max_concurrent_deliveries": settings.MAX_CONCURRENT_DELIVERIES,
+        "max_queue_length": settings.MAX_QUEUE_LENGTH,
+        "delivery_retry_schedule_seconds": list(settings.DELIVERY_RETRY_SCHEDULE),
+        "webhook_delivery_disabled": settings.DISABLE_WEBHOOK_DELIVERY,
+    }
+    if reasons:
+        body["reasons"] = reasons
+    return _answer(body, 503 if reasons else 200)

@@ -1,0 +1,53 @@
+"""The two functions that RQ jobs name.  They carry no data: what there is to do stands in the database."""
+
+from __future__ import annotations
+
+import time
+
+from django.conf import settings
+
+from core.db import borrow_connection
+from core.wakeups import EVENTS, WEBHOOKS, wake
+from webhooks.fanout import fan_out_batch
+from webhooks.sender import Sender, current_sender
+
+# A job hands its worker back after this long; the other queue gets its turn.
+SLICE_SECONDS = 0.25
+
+
+def process_events() -> None:
+    """Fan out accepted events for a slice of time; enqueue the next slice while work is left."""
+    if borrow_connection(lambda: fan_out_for(SLICE_SECONDS)):
+        wake(EVENTS)
+
+
+def fan_out_for(seconds: float) -> bool:
+    """Fan out for `seconds` and tell whether work may be left."""
+    ends = time.monotonic() + seconds
+    while True:
+        seen = fan_out_batch(settings.MAX_CONCURRENT_EVENTS)
+        sender = current_sender()
+        if seen and sender is not None:
+            sender.wake()
+        if seen and (sender is None or not sender.has_room()):
+            wake(WEBHOOKS)  # for the other workers
+        if seen < settings.MAX_CONCURRENT_EVENTS:
+            return False
+        if time.monotonic() >= ends:
+            return True
+
+
+def deliver_webhooks() -> None:
+    """Tell this worker's sender that deliveries are due.
+
+    In a worker class without one, a sender is started for this job and drained.
+    """
+    sender = current_sender()
+    if sender is not None:
+        sender.wake()
+        return
+    temporary = Sender(settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL)
+    temporary.start()
+    temporary.wake()
+    temporary.wait_until_drained(SLICE_SECONDS * 40)
+    temporary.stop(settings.DELIVERY_TIMEOUT)

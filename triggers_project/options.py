@@ -1,0 +1,291 @@
+"""Every setting an operator can give through the environment: name, type, default, meaning.
+
+`read_options` turns the environment into values and names every wrong one at once, so that a
+process with a bad setting stops at its start and not at its first event.  docs/operations.md holds
+the same list as a table; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+
+class OptionError(ValueError):
+    """A setting's text can't be turned into a value; the message says what was expected."""
+
+
+def _text(raw: str) -> str:
+    return raw.strip()
+
+
+def _boolean(raw: str) -> bool:
+    lowered = raw.strip().lower()
+    if lowered in {"1", "true", "yes", "on"}:
+        return True
+    if lowered in {"0", "false", "no", "off", ""}:
+        return False
+    raise OptionError("expected true or false")
+
+
+def _names(raw: str) -> list[str]:
+    return [part.strip() for part in raw.split(",") if part.strip()]
+
+
+def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
+    def parse(raw: str) -> int:
+        try:
+            value = int(raw)
+        except ValueError:
+            raise OptionError("expected a whole number") from None
+        if not minimum <= value <= maximum:
+            raise OptionError(f"expected a whole number from {minimum} to {maximum}")
+        return value
+
+    return parse
+
+
+def _number(minimum: float, maximum: float) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        try:
+            value = float(raw)
+        except ValueError:
+            raise OptionError("expected a number") from None
+        if not minimum <= value <= maximum:
+            raise OptionError(f"expected a number from {minimum:g} to {maximum:g}")
+        return value
+
+    return parse
+
+
+_DURATION = re.compile(r"^(\d+(?:\.\d+)?)(ms|s|m|h|d)?$")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
+
+
+def _seconds(raw: str) -> float:
+    match = _DURATION.match(raw.strip())
+    if match is None:
+        raise OptionError("expected a duration such as 500ms, 30s, 5m, 24h or 5d")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _duration(minimum: float, maximum: float) -> Callable[[str], float]:
+    def parse(raw: str) -> float:
+        value = _seconds(raw)
+        if not minimum <= value <= maximum:
+            raise OptionError(f"expected a duration from {minimum:g}s to {maximum:g}s")
+        return value
+
+    return parse
+
+
+def _schedule(raw: str) -> tuple[float, ...]:
+    delays = tuple(_seconds(part) for part in raw.split(",") if part.strip())
+    if not 1 <= len(delays) <= 50:
+        raise OptionError("expected 1 to 50 durations with commas between them, such as 0s,5s,5m")
+    return delays
+
+
+def _networks(raw: str) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(part) for part in _names(raw))
+    except ValueError as error:
+        raise OptionError(f"expected networks such as 10.0.0.0/8 with commas between them ({error})") from None
+
+
+def _ports(raw: str) -> frozenset[int]:
+    try:
+        ports = frozenset(int(part) for part in _names(raw))
+    except ValueError:
+        raise OptionError("expected port numbers with commas between them") from None
+    if any(not 1 <= port <= 65535 for port in ports):
+        raise OptionError("expected port numbers from 1 to 65535")
+    return ports
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        if raw.strip() not in choices:
+            raise OptionError("expected one of " + ", ".join(choices))
+        return raw.strip()
+
+    return parse
+
+
+def _path_segment(raw: str) -> str:
+    value = raw.strip().strip("/")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", value):
+        raise OptionError("expected one path segment of letters, digits, - and _")
+    return value
+
+
+def _url_or_empty(*schemes: str) -> Callable[[str], str]:
+    def parse(raw: str) -> str:
+        value = raw.strip()
+        if value and not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
+            raise OptionError("expected a URL that starts with " + " or ".join(f"{s}://" for s in schemes))
+        return value
+
+    return parse
+
+
+def _readable_file(raw: str) -> str:
+    value = raw.strip()
+    if value and not os.access(value, os.R_OK):
+        raise OptionError("expected the path of a file that can be read")
+    return value
+
+
+_POSTGRES = _url_or_empty("postgres", "postgresql")
+_REDIS = _url_or_empty("redis", "rediss", "unix")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting: its environment variable, its parser, its default as text, and what it means."""
+
+    name: str
+    parse: Callable[[str], Any]
+    default: str
+    help: str
+
+
+OPTIONS: tuple[Option, ...] = (
+    # What the process stands on
+    Option("ENVIRONMENT", _one_of("production", "development"), "production",
+           "`production` refuses to start with DEBUG, a missing secret or a missing encryption key."),
+    Option("DATABASE_URL", _POSTGRES, "", "PostgreSQL, e.g. `postgres://user:password@host:5432/triggers`. Required."),
+    Option("REDIS_URL", _REDIS, "", "Redis or Valkey, e.g. `redis://host:6379/0`. Required."),
+    Option("SECRET_KEY", _text, "", "Django's secret key (sessions, CSRF). At least 32 characters. Required."),
+    Option("SECRETS_ENCRYPTION_KEYS", _names, "",
+           "Fernet keys that encrypt webhook secrets and header values at rest, newest first. Required."),
+    Option("DEBUG", _boolean, "false", "Django's debug pages. Never in production."),
+    Option("ALLOWED_HOSTS", _names, "localhost,127.0.0.1,[::1]", "Host names that requests may name, with commas."),
+    Option("CSRF_TRUSTED_ORIGINS", _names, "", "Origins the admin is served from behind a proxy, e.g. `https://a.example`."),
+    Option("USE_HTTPS", _boolean, "true in production, else false",
+           "Secure cookies, HSTS and redirect to https (`X-Forwarded-Proto` is believed)."),
+    Option("TRUSTED_PROXIES", _integer(0, 10), "0",
+           "How many reverse proxies in front append to `X-Forwarded-For`; 0 takes the peer's address."),
+    Option("ADMIN_PATH", _path_segment, "admin", "Path segment of the Django admin."),
+    Option("LOG_LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "Level of the JSON log on stderr."),
+    # Database connections
+    Option("DB_POOL_SIZE", _integer(1, 500), "max(4, WEB_THREADS)",
+           "Connections a process may keep open. The default is one per thread that talks to the database."),
+    Option("DB_POOL_MAX_OVERFLOW", _integer(0, 500), "2", "Connections on top of DB_POOL_SIZE under pressure."),
+    Option("DB_POOL_TIMEOUT", _duration(0.1, 300), "30s", "Longest wait for a free connection."),
+    Option("DB_POOL_MAX_LIFETIME", _duration(10, 86400), "1h", "A connection is replaced after this time."),
+    Option("WEB_THREADS", _integer(1, 200), "8", "Threads of each gunicorn worker process."),
+    # Ingestion
+    Option("MAX_EVENT_BYTES", _integer(1024, 16 * 1024 * 1024), "262144", "Largest body of `POST /api/events`; beyond it 413."),
+    Option("MAX_BATCH_BYTES", _integer(1024, 64 * 1024 * 1024), "5242880", "Largest body of `POST /api/events/batch`."),
+    Option("MAX_BATCH_EVENTS", _integer(1, 10_000), "1000", "Most events in one batch."),
+    Option("MAX_JSON_DEPTH", _integer(2, 500), "64", "Deepest nesting that a request's JSON may have."),
+    Option("DEDUP_WINDOW", _duration(1, 90 * 86400), "24h", "How long a `dedup_id` is remembered."),
+    Option("MAX_QUEUE_LENGTH", _integer(1, 10_000_000), "100000",
+           "Accepted but unprocessed events over which `POST /api/events` answers 503."),
+    Option("DEFAULT_EVENTS_PER_MINUTE", _integer(0, 100_000_000), "60000",
+           "Rate limit of a new organisation; 0 is no limit."),
+    Option("DEFAULT_RETENTION_DAYS", _integer(1, 3650), "30", "Days that a new organisation's settled events are kept."),
+    Option("AUTH_FAILURES_PER_MINUTE", _integer(1, 1_000_000), "60",
+           "Failed authentications per client address and minute; beyond it 429."),
+    Option("MAX_SUBSCRIPTIONS", _integer(1, 1_000_000), "1000", "Most subscriptions of one organisation."),
+    # Workers
+    Option("MAX_CONCURRENT_EVENTS", _integer(1, 10_000), "1000", "Events that a worker claims and fans out at a time."),
+    Option("MAX_CONCURRENT_DELIVERIES", _integer(1, 10_000), "512", "Deliveries that one worker process holds in flight."),
+    Option("MAX_IN_FLIGHT_PER_SUBSCRIPTION", _integer(1, 10_000), "256",
+           "Deliveries in flight to one subscription, over all workers; a subscription may override it."),
+    Option("INITIAL_WINDOW", _integer(1, 1000), "4",
+           "Deliveries in flight to a subscription that has not answered yet; each success doubles the window's growth."),
+    Option("EVENT_MAX_TRIES", _integer(1, 100), "5", "Failed fan-outs after which an event is `error`."),
+    Option("SWEEP_INTERVAL", _duration(0.05, 60), "1s", "How often a worker looks for work that no wake-up announced."),
+    Option("WORKER_SHUTDOWN_GRACE", _duration(0, 600), "35s",
+           "After SIGTERM, how long requests in flight may finish before their leases are released."),
+    # Deliveries
+    Option("DISABLE_WEBHOOK_DELIVERY", _boolean, "false", "Keep deliveries pending and send none."),
+    Option("DELIVERY_RETRY_SCHEDULE", _schedule, "0s,5s,5m,30m,2h,5h,10h,10h",
+           "Delay before each try; the number of entries is the number of tries."),
+    Option("DELIVERY_RETRY_JITTER", _number(0, 0.5), "0.1", "Each delay is spread by this share, both ways."),
+    Option("DELIVERY_TIMEOUT", _duration(0.1, 300), "30s", "Total time of one try: resolving, connecting, sending, reading."),
+    Option("RETRY_AFTER_MAX", _duration(1, 86400), "1h", "Longest `Retry-After` of a receiver that is honoured."),
+    Option("RESPONSE_BODY_BYTES", _integer(0, 65536), "1024", "Bytes of a receiver's answer kept with an attempt."),
+    Option("DISABLE_AFTER_FAILING_FOR", _duration(1, 365 * 86400), "5d",
+           "A subscription that has only failed for this long is disabled."),
+    Option("CIRCUIT_THRESHOLD", _integer(0, 10_000), "10",
+           "Failures in a row after which a subscription is backed off as a whole; 0 never."),
+    Option("CIRCUIT_BASE_DELAY", _duration(0.01, 3600), "5s", "First pause of a subscription whose circuit opened; doubles."),
+    Option("CIRCUIT_MAX_DELAY", _duration(0.01, 86400), "60s", "Longest pause between probes of an open circuit."),
+    Option("DNS_CACHE_TTL", _duration(0, 300), "10s", "How long a worker keeps a resolved address."),
+    # Egress
+    Option("WEBHOOK_ALLOWED_SUBNETS", _networks, "",
+           "Networks that may be called although they are not public, e.g. `10.20.0.0/16`."),
+    Option("WEBHOOK_ALLOWED_PORTS", _ports, "", "Ports that may be called; empty allows all but well-known non-web ones."),
+    Option("WEBHOOK_PROXY_URL", _url_or_empty("http", "https"), "",
+           "Forward proxy for all deliveries; it then decides which addresses are reached."),
+    Option("WEBHOOK_CA_FILE", _readable_file, "",
+           "PEM file of further certificate authorities that receivers' certificates may come from."),
+    # Admin log-in
+    Option("LOGIN_FAILURE_LIMIT", _integer(1, 1000), "10", "Failed admin log-ins per address and user name before a lock."),
+    Option("LOGIN_COOLOFF", _duration(1, 86400), "15m", "How long that lock lasts."),
+)
+
+
+def read_options(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return every option's value by name.
+
+    Raises ImproperlyConfigured with one line for each variable whose text is wrong.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for option in OPTIONS:
+        raw = environ.get(option.name, option.default)
+        if option.name not in environ:
+            if option.name == "USE_HTTPS":
+                raw = "true" if values["ENVIRONMENT"] == "production" else "false"
+            elif option.name == "DB_POOL_SIZE":
+                raw = str(max(4, int(environ.get("WEB_THREADS", "8")) if environ.get("WEB_THREADS", "8").isdigit() else 8))
+        try:
+            values[option.name] = option.parse(raw)
+        except OptionError as error:
+            # The value itself is not shown: it may be a secret.
+            problems.append(f"{option.name} is wrong: {error}.")
+            values[option.name] = None
+    if problems:
+        raise ImproperlyConfigured("\n".join(problems))
+    problems = _contradictions(values)
+    if problems:
+        raise ImproperlyConfigured("\n".join(problems))
+    return values
+
+
+def _contradictions(values: Mapping[str, Any]) -> list[str]:
+    """Return one line for each required setting that is missing or doesn't go with another."""
+    problems = []
+    for name, example in (
+        ("DATABASE_URL", "postgres://user:password@host:5432/triggers"),
+        ("REDIS_URL", "redis://host:6379/0"),
+    ):
+        if not values[name]:
+            problems.append(f"{name} is not set. Give one, such as {example}, or start everything with `make run`.")
+    if len(values["SECRET_KEY"]) < 32 or values["SECRET_KEY"].startswith("django-insecure"):
+        problems.append("SECRET_KEY is not set or too short: give at least 32 random characters.")
+    if not values["SECRETS_ENCRYPTION_KEYS"]:
+        problems.append("SECRETS_ENCRYPTION_KEYS is not set: give at least one Fernet key.")
+    else:
+        from cryptography.fernet import Fernet
+
+        for position, key in enumerate(values["SECRETS_ENCRYPTION_KEYS"], start=1):
+            try:
+                Fernet(key)
+            except ValueError:
+                problems.append(
+                    f"SECRETS_ENCRYPTION_KEYS is wrong: key {position} is not 32 bytes in url-safe base64."
+                )
+    if values["ENVIRONMENT"] == "production" and values["DEBUG"]:
+        problems.append("DEBUG must be false when ENVIRONMENT is production.")
+    return problems

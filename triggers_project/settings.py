@@ -1,0 +1,217 @@
+"""The one settings module. What an operator can choose is listed in `options.py`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import environ
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from core.logs import configure_logging
+from triggers_project.options import read_options
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# `make run` leaves what it started here, so that manage.py in the same folder finds it.
+environ.Env.read_env(BASE_DIR / ".local" / "env")
+
+_options = read_options(os.environ)
+globals().update(_options)
+
+ENVIRONMENT: str = _options["ENVIRONMENT"]
+DEBUG: bool = _options["DEBUG"]
+ADMIN_PATH: str = _options["ADMIN_PATH"]
+_use_https: bool = _options["USE_HTTPS"]
+
+INSTALLED_APPS = [
+    "triggers_project.apps.TriggersAdminConfig",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "django_rq",
+    "axes",
+    "csp",
+    "core",
+    "orgs",
+    "events",
+    "webhooks",
+]
+
+MIDDLEWARE = [
+    "core.middleware.RequestMiddleware",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
+]
+
+ROOT_URLCONF = "triggers_project.urls"
+WSGI_APPLICATION = "triggers_project.wsgi.application"
+APPEND_SLASH = True
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+# --- PostgreSQL ---------------------------------------------------------------------------------
+DATABASES = {"default": environ.Env.db_url_config(_options["DATABASE_URL"])}
+DATABASES["default"].update(
+    ENGINE="django.db.backends.postgresql",
+    CONN_MAX_AGE=0,  # the pool keeps connections, Django must not
+    CONN_HEALTH_CHECKS=True,  # checked on borrow
+)
+DATABASES["default"].setdefault("OPTIONS", {}).update(
+    application_name="triggers-api",
+    connect_timeout=5,
+    prepare_threshold=3,
+    pool={
+        "min_size": 1,
+        "max_size": _options["DB_POOL_SIZE"] + _options["DB_POOL_MAX_OVERFLOW"],
+        "timeout": _options["DB_POOL_TIMEOUT"],
+        "max_lifetime": _options["DB_POOL_MAX_LIFETIME"],
+        "max_idle": 300,
+        "reconnect_timeout": 10,
+    },
+)
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+USE_I18N = False
+
+# --- Redis or Valkey: wake-ups, throttles, caches; nothing that can't be lost ---------------------
+_redis_url: str = _options["REDIS_URL"]
+CACHES = {
+    "default": {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": _redis_url,
+        "OPTIONS": {
+            "SOCKET_CONNECT_TIMEOUT": 0.25,
+            "SOCKET_TIMEOUT": 0.5,
+            # One try: core.redis decides what to do without Redis, and when to ask again.
+            "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
+            "SERIALIZER": "django_redis.serializers.json.JSONSerializer",
+        },
+        "KEY_PREFIX": "triggers",
+    }
+}
+RQ_QUEUES = {
+    name: {"URL": _redis_url, "SERIALIZER": "rq.serializers.JSONSerializer", "DEFAULT_TIMEOUT": 180}
+    for name in ("events", "webhooks")
+}
+RQ = {
+    "WORKER_CLASS": "triggers_project.worker.TriggersWorker",
+    "JOB_CLASS": "core.wakeups.WakeUp",
+    "COMMIT_MODE": "auto",
+    "DEFAULT_RESULT_TTL": 0,
+}
+RQ_SHOW_ADMIN_LINK = True
+
+# --- HTTP API -----------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["orgs.authentication.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["orgs.permissions.HasScope"],
+    "DEFAULT_PARSER_CLASSES": ["core.http.StrictJSONParser"],
+    "DEFAULT_RENDERER_CLASSES": ["core.http.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "core.problems.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "core.http.JSONOnlyNegotiation",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Triggers API",
+    "VERSION": "1.0.0",
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "SERVE_PUBLIC": True,
+    "SERVE_AUTHENTICATION": [],
+    "SERVE_PERMISSIONS": [],
+    "COMPONENT_SPLIT_REQUEST": True,
+}
+# Bodies are bounded by core.http, with a 413; Django's own bound would answer 400.
+DATA_UPLOAD_MAX_MEMORY_SIZE = None
+DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
+
+# --- Admin and browser --------------------------------------------------------------------------
+AUTHENTICATION_BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "django.contrib.auth.backends.ModelBackend",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+    {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
+]
+AXES_FAILURE_LIMIT = _options["LOGIN_FAILURE_LIMIT"]
+AXES_COOLOFF_TIME = _options["LOGIN_COOLOFF"] / 3600
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_VERBOSE = False
+AXES_ENABLE_ADMIN = False
+LOGIN_URL = "admin:login"
+
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_AGE = 12 * 3600
+CSRF_COOKIE_SAMESITE = "Lax"
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _use_https
+SECURE_SSL_REDIRECT = _use_https
+SECURE_REDIRECT_EXEMPT = [r"^api/health$"]  # load balancers ask on plain HTTP inside the network
+SECURE_HSTS_SECONDS = 31536000 if _use_https else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = _use_https
+SECURE_HSTS_PRELOAD = _use_https
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if _use_https else None
+SECURE_REFERRER_POLICY = "same-origin"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": ["'self'"],
+        "script-src": ["'self'"],
+        "style-src": ["'self'"],
+        "img-src": ["'self'", "data:"],
+        "frame-ancestors": ["'none'"],
+        "base-uri": ["'none'"],
+        "form-action": ["'self'"],
+        "object-src": ["'none'"],
+    }
+}
+
+STATIC_URL = "/static/"
+STATIC_ROOT = BASE_DIR / ".local" / "static" if ENVIRONMENT == "development" else BASE_DIR / "staticfiles"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedStaticFilesStorage"},
+}
+WHITENOISE_USE_FINDERS = ENVIRONMENT == "development"
+
+# --- Logs: one JSON line for each thing that happened --------------------------------------------
+LOGGING_CONFIG = None
+configure_logging(level=_options["LOG_LEVEL"])

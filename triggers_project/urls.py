@@ -1,0 +1,35 @@
+"""Every route.  /api/ is JSON whatever happens; the admin is HTML."""
+
+from __future__ import annotations
+
+from django.conf import settings
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import include, path
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
+
+from triggers_project import health
+
+
+def index(request: HttpRequest) -> HttpResponse:
+    """Lead a browser to the API's page."""
+    return HttpResponseRedirect("/api/docs")
+
+
+urlpatterns = [
+    path("", index, name="index"),
+    path("api/health", health.health, name="health"),
+    path("api/health/detailed", health.health_detailed, name="health-detailed"),
+    path("api/schema", SpectacularAPIView.as_view(), name="schema"),
+    path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
+    path("api/", include("orgs.urls")),
+    path("api/", include("events.urls")),
+    path("api/", include("webhooks.urls")),
+    path(f"{settings.ADMIN_PATH}/rq/", include("django_rq.urls")),
+    path(f"{settings.ADMIN_PATH}/", admin.site.urls),
+]
+
+handler400 = "core.problems.handler400"
+handler403 = "core.problems.handler403"
+handler404 = "core.problems.handler404"
+handler500 = "core.problems.handler500"

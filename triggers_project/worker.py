@@ -1,0 +1,144 @@
+"""The worker class behind `manage.py rqworker events webhooks`.
+
+It runs jobs in its own process, without forking, beside a sender thread (webhooks) and a housekeeping
+thread (sweep and heartbeat).  It survives what stops RQ's own: a Redis that restarts, goes away for an
+hour or forgets everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import threading
+import time
+from typing import Any
+
+import structlog
+from django.conf import settings
+from redis.exceptions import RedisError
+from rq import SimpleWorker
+from rq.exceptions import StopRequested
+from rq.serializers import JSONSerializer
+
+from core.db import borrow_connection
+from core.wakeups import EVENTS, WakeUp, wake
+from triggers_project.jobs import fan_out_for
+from webhooks.sender import current_sender, start_sender
+from webhooks.sweep import Sweep
+
+log = structlog.get_logger()
+
+HEARTBEAT_SECONDS = 5.0
+RECONNECT_SECONDS = 1.0
+FAN_OUT_WITHOUT_REDIS_SECONDS = 1.0
+
+
+class TriggersWorker(SimpleWorker):
+    """An RQ worker for our two queues: JSON jobs of our own functions only."""
+
+    max_connection_wait_time = 1.0  # seconds between looks for a Redis that went away
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # django-rq's command passes the pickle serializer unless told otherwise: never unpickle.
+        kwargs["serializer"] = JSONSerializer
+        kwargs["job_class"] = WakeUp
+        super().__init__(*args, **kwargs)
+        self._asked_to_stop = threading.Event()
+
+    # --- life -------------------------------------------------------------------------------------
+
+    def work(self, *args: Any, **kwargs: Any) -> bool:
+        """Work until told to stop.  Returns whether any job was done, as RQ's worker does.
+
+        The sender and the housekeeping run all the time, whatever Redis does.
+        """
+        _raise_file_limit()
+        # Threads share the interpreter: a shorter turn keeps the event loop prompt beside a busy fan-out.
+        sys.setswitchinterval(0.001)
+        self._install_signal_handlers()
+        sender = start_sender()
+        housekeeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
+        housekeeping.start()
+        kwargs["logging_level"] = "WARNING"  # RQ tells of every job; ours tell what they did
+        worked = False
+        burst = bool(kwargs.get("burst")) or kwargs.get("max_jobs") is not None
+        try:
+            while not self._asked_to_stop.is_set():
+                try:
+                    worked = super().work(*args, **kwargs) or worked
+                except (RedisError, OSError) as error:
+                    log.warning("worker_reconnecting", error=type(error).__name__)
+                else:
+                    if burst or kwargs.get("max_idle_time") is not None:
+                        sender.wake()
+                        sender.wait_until_drained()
+                        break
+                with contextlib.suppress(StopRequested):
+                    self._asked_to_stop.wait(RECONNECT_SECONDS)
+        finally:
+            self._asked_to_stop.set()
+            sender.stop(settings.WORKER_SHUTDOWN_GRACE)
+            housekeeping.join(timeout=5)
+            with contextlib.suppress(RedisError, OSError):
+                self.register_death()
+        return worked
+
+    def request_stop(self, signum: Any, frame: Any) -> None:
+        """Stop claiming at once, on SIGTERM or SIGINT; what is in flight may finish."""
+        self._asked_to_stop.set()
+        sender = current_sender()
+        if sender is not None:
+            sender.stop_claiming()
+        super().request_stop(signum, frame)
+
+    def teardown(self) -> None:
+        """RQ's end of work, which must not fail because Redis is away."""
+        with contextlib.suppress(RedisError, OSError):
+            super().teardown()
+
+    def set_shutdown_requested_date(self) -> None:
+        """Note the request in Redis, if it is there."""
+        with contextlib.suppress(RedisError, OSError):
+            super().set_shutdown_requested_date()
+
+    def register_birth(self) -> None:
+        """Register under our name, also when Redis still knows us from before a broken connection."""
+        self.connection.delete(self.key)
+        super().register_birth()
+
+    # --- between jobs -------------------------------------------------------------------------------
+
+    def _keep_house(self) -> None:
+        """Sweep and send heartbeats until the worker stops; no failure ends this thread."""
+        sweep = Sweep(self._events_waiting)
+        beat_at = float("-inf")
+        while not self._asked_to_stop.wait(settings.SWEEP_INTERVAL):
+            try:
+                borrow_connection(sweep.run)
+            except Exception as error:
+                log.warning("sweep_failed", error=repr(error)[:300])
+            if time.monotonic() - beat_at >= HEARTBEAT_SECONDS:
+                beat_at = time.monotonic()
+                with contextlib.suppress(RedisError, OSError):
+                    self._beat()
+
+    def _events_waiting(self) -> None:
+        """Wake the events queue; without Redis, do the work here."""
+        if not wake(EVENTS):
+            fan_out_for(FAN_OUT_WITHOUT_REDIS_SECONDS)
+
+    def _beat(self) -> None:
+        """Tell Redis that this worker lives, and register again when Redis was emptied."""
+        if not self.connection.exists(self.key) or not self.connection.hexists(self.key, "birth"):
+            super().register_birth()
+        self.heartbeat()
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: each request in flight is a socket."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = settings.MAX_CONCURRENT_DELIVERIES * 2 + 256
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -1,0 +1,169 @@
+"""Claiming due deliveries: fair between organisations and subscriptions, bounded, under a lease."""
+
+from __future__ import annotations
+
+import datetime
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from django.conf import settings
+
+from core.db import in_transaction, server_cursor
+from core.ids import new_id
+from webhooks import sql
+from webhooks.secrets import Receiver, open_receiver
+
+# A claim looks at this many lanes at the most; the next one goes on with the others.
+LANES_AT_A_TIME = 200
+# What a worker needs beyond the longest request to record its result.
+LEASE_MARGIN_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A delivery that is this worker's to send until its lease ends."""
+
+    delivery_id: uuid.UUID
+    subscription_id: uuid.UUID
+    lease_id: uuid.UUID
+    tries_used: int
+    cause: str
+    event_id: uuid.UUID
+    event_type: str
+    event_created_at: datetime.datetime
+    event_data: str
+    receiver: Receiver
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """The database's time, carried on by this machine's monotonic clock: its own date is not believed."""
+
+    epoch_seconds: float
+    monotonic: float
+
+    def now(self) -> float:
+        """Return the database's time in seconds since the epoch."""
+        return self.epoch_seconds + time.monotonic() - self.monotonic
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a claim brought.  more: lanes had more than was taken.  deadline: monotonic end of the leases."""
+
+    deliveries: list[Claimed] = field(default_factory=list)
+    more: bool = False
+    clock: Clock | None = None
+    deadline: float = 0.0
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A lane in this claim: how many it may still give and, with a rate limit, from when on."""
+
+    subscription_id: uuid.UUID
+    room: int
+    receiver: Receiver
+    rate: float | None
+    reserved_until: float
+    quota: int = 0
+    wait_until: float | None = None
+
+
+def burst(rate: float) -> float:
+    """Return how many deliveries a rate limit lets go at once: a tenth of a second's, at least one."""
+    return max(1.0, rate / 10)
+
+
+def allowed_now(rate: float, reserved_until: float, now: float) -> int:
+    """Return how many deliveries a rate limit allows at `now` (GCRA; times in seconds)."""
+    ahead = max(0.0, reserved_until - now)
+    return int(burst(rate) - ahead * rate + 1e-6)
+
+
+def share_out(rooms: list[int], total: int) -> list[int]:
+    """Return how many of `total` each lane gets: all the same, as far as each has room."""
+    quotas = [0] * len(rooms)
+    left = min(total, sum(rooms))
+    hungry = [position for position, room in enumerate(rooms) if room > 0]
+    while left and hungry:
+        each = max(1, left // len(hungry))
+        for position in hungry:
+            given = min(each, rooms[position] - quotas[position], left)
+            quotas[position] += given
+            left -= given
+        hungry = [position for position in hungry if quotas[position] < rooms[position]]
+    return quotas
+
+
+def claim(limit: int) -> Claim:
+    """Claim at most `limit` due deliveries and return them, committed."""
+    lease_seconds = settings.DELIVERY_TIMEOUT + LEASE_MARGIN_SECONDS
+    return in_transaction(lambda: _claim(limit, lease_seconds))
+
+
+def _claim(limit: int, lease_seconds: float) -> Claim:
+    started = time.monotonic()
+    with server_cursor() as cursor:
+        # A crash that forgets this commit leaves the deliveries pending, which is what they then are.
+        cursor.execute("SET LOCAL synchronous_commit = off")
+        cursor.execute(
+            sql.CLAIM_LANES, {"most": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION, "lanes": min(LANES_AT_A_TIME, limit)}
+        )
+        rows = cursor.fetchall()
+        if not rows:
+            return Claim()
+        now = rows[0][4]
+        turns = [
+            _Turn(row[0], row[1], open_receiver(row[5], row[6], row[7], row[8]), row[2], row[3] or 0.0) for row in rows
+        ]
+        for turn in turns:
+            if turn.rate is not None:
+                turn.room = min(turn.room, allowed_now(turn.rate, turn.reserved_until, now))
+        for turn, quota in zip(turns, share_out([turn.room for turn in turns], limit), strict=True):
+            turn.quota = quota
+        served = [turn for turn in turns if turn.quota]
+        lease_id = new_id()
+        receivers = {turn.subscription_id: turn.receiver for turn in served}
+        cursor.execute(
+            sql.CLAIM_DELIVERIES,
+            {
+                "lanes": list(receivers),
+                "quotas": [turn.quota for turn in served],
+                "lease": lease_id,
+                "lease_seconds": lease_seconds,
+            },
+        )
+        deliveries = [
+            Claimed(row[0], row[1], lease_id, row[2], row[3], row[4], row[5], row[6], row[7], receivers[row[1]])
+            for row in cursor.fetchall()
+        ]
+        taken = dict.fromkeys((turn.subscription_id for turn in turns), 0)
+        for delivery in deliveries:
+            taken[delivery.subscription_id] += 1
+        for turn in turns:
+            if turn.rate is not None:
+                _reserve(turn, taken[turn.subscription_id], now)
+        cursor.execute(
+            sql.SERVE_LANES,
+            {
+                "lanes": list(taken),
+                "taken": list(taken.values()),
+                "quotas": [turn.quota for turn in turns],
+                "reserved": [turn.reserved_until if turn.rate is not None else None for turn in turns],
+                "waits": [turn.wait_until for turn in turns],
+            },
+        )
+    more = any(taken[turn.subscription_id] >= turn.quota and turn.wait_until is None for turn in turns)
+    return Claim(
+        deliveries, more or len(rows) >= LANES_AT_A_TIME, Clock(now, started), started + lease_seconds
+    )
+
+
+def _reserve(turn: _Turn, taken: int, now: float) -> None:
+    """Book `taken` deliveries on the lane's rate limit; when it is used up, say when it allows the next."""
+    assert turn.rate is not None
+    turn.reserved_until = max(turn.reserved_until, now) + taken / turn.rate
+    if taken >= turn.quota and allowed_now(turn.rate, turn.reserved_until, now) < 1:
+        turn.wait_until = turn.reserved_until - (burst(turn.rate) - 1) / turn.rate

@@ -1,0 +1,229 @@
+"""Where events go: subscriptions, their lanes, deliveries and attempts."""
+
+from __future__ import annotations
+
+import datetime
+from typing import ClassVar
+
+from django.contrib.postgres.fields import ArrayField
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from core.ids import new_id
+from events.models import Event
+from orgs.models import Organization
+
+
+class Subscription(models.Model):
+    """A receiver: a URL, the event types it wants, and the secret its requests are signed with.
+
+    A deleted subscription keeps its row, because deliveries refer to it; `deleted_at` hides it.
+    """
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+", db_index=False)
+    url = models.CharField(max_length=2048)
+    description = models.CharField(max_length=500, blank=True, default="")
+    event_types = ArrayField(models.CharField(max_length=257))
+    encrypted_headers = models.TextField(blank=True, default="", editable=False)
+    header_names = ArrayField(models.CharField(max_length=100), default=list, blank=True, editable=False)
+    encrypted_secret = models.TextField(editable=False)
+    encrypted_previous_secret = models.TextField(blank=True, default="", editable=False)
+    previous_secret_expires_at = models.DateTimeField(null=True, editable=False)
+    is_active = models.BooleanField(default=True)
+    disabled_at = models.DateTimeField(null=True)
+    disabled_reason = models.CharField(max_length=500, blank=True, default="")
+    max_in_flight = models.PositiveIntegerField(
+        null=True, blank=True, validators=[MinValueValidator(1), MaxValueValidator(10_000)],
+        help_text="Most requests at a time; empty takes MAX_IN_FLIGHT_PER_SUBSCRIPTION.",
+    )
+    deliveries_per_second = models.FloatField(
+        null=True, blank=True, validators=[MinValueValidator(0.01), MaxValueValidator(100_000)],
+        help_text="Rate limit over all workers; empty is none.",
+    )
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    updated_at = models.DateTimeField(db_default=Now(), editable=False)
+    deleted_at = models.DateTimeField(null=True, editable=False)
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(
+                fields=["organization", "created_at", "id"], condition=Q(deleted_at=None), name="webhooks_sub_list"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.url
+
+
+class Lane(models.Model):
+    """A subscription's place in the queue: what the claim needs to be fair, in one small row.
+
+    Whoever changes a delivery's status to or from `delivering` holds this row's lock, so that
+    `in_flight` is exact.  `next_due_at` is never later than the earliest pending delivery's time.
+    """
+
+    subscription = models.OneToOneField(Subscription, primary_key=True, on_delete=models.CASCADE, related_name="lane")
+    organization_id = models.UUIDField()
+    is_open = models.BooleanField(default=True, help_text="False while the subscription is disabled or deleted.")
+    next_due_at = models.DateTimeField(null=True)
+    in_flight = models.IntegerField(default=0)
+    window_size = models.IntegerField(help_text="Most requests at a time now; grows with successes, shrinks with failures.")
+    paused_until = models.DateTimeField(null=True, help_text="Open circuit or the receiver's Retry-After.")
+    failures_in_row = models.IntegerField(default=0)
+    circuit_opened = models.IntegerField(default=0, help_text="How often in a row the circuit opened.")
+    failing_since = models.DateTimeField(null=True)
+    last_success_at = models.DateTimeField(null=True)
+    last_served_at = models.DateTimeField(db_default=Now())
+    rate_reserved_until = models.DateTimeField(null=True, help_text="Rate limit: theoretical arrival time (GCRA).")
+    needs_resync = models.BooleanField(default=False, help_text="Waiting deliveries must change status.")
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["next_due_at"], condition=Q(is_open=True), name="webhooks_lane_due"),
+            models.Index(fields=["subscription"], condition=Q(needs_resync=True), name="webhooks_lane_resync"),
+        ]
+
+    def __str__(self) -> str:
+        return f"lane of {self.subscription_id}"
+
+
+class DeliveryStatus(models.TextChoices):
+    """pending → delivering → delivered, or back to pending, or → failed when no tries are left.
+
+    held while the subscription is disabled, cancelled when it was deleted.
+    """
+
+    PENDING = "pending"
+    DELIVERING = "delivering"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    HELD = "held"
+    CANCELLED = "cancelled"
+
+
+class Cause(models.TextChoices):
+    """Why an attempt is made."""
+
+    SCHEDULE = "schedule"
+    MANUAL = "manual"
+    REPLAY = "replay"
+
+
+class Delivery(models.Model):
+    """One event for one subscription."""
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    organization = models.ForeignKey(
+        Organization, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False
+    )
+    event = models.ForeignKey(
+        Event, on_delete=models.PROTECT, related_name="deliveries", db_index=False, db_constraint=False
+    )
+    subscription = models.ForeignKey(
+        Subscription, on_delete=models.PROTECT, related_name="deliveries", db_index=False, db_constraint=False
+    )
+    status = models.CharField(max_length=10, choices=DeliveryStatus.choices, default=DeliveryStatus.PENDING)
+    next_attempt_at = models.DateTimeField(null=True, db_default=Now())
+    cause = models.CharField(max_length=10, choices=Cause.choices, default=Cause.SCHEDULE)
+    tries_used = models.PositiveSmallIntegerField(default=0, help_text="Entries of the retry schedule used up.")
+    attempt_count = models.PositiveIntegerField(default=0)
+    lease_id = models.UUIDField(null=True)
+    lease_expires_at = models.DateTimeField(null=True)
+    last_status_code = models.PositiveSmallIntegerField(null=True)
+    last_error = models.CharField(max_length=30, blank=True, default="")
+    completed_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        verbose_name_plural = "deliveries"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["event", "subscription"], name="webhooks_delivery_once"),
+        ]
+        indexes: ClassVar = [
+            models.Index(
+                fields=["subscription", "next_attempt_at"], condition=Q(status="pending"), name="webhooks_delivery_pending"
+            ),
+            models.Index(
+                fields=["lease_expires_at"], condition=Q(status="delivering"), name="webhooks_delivery_leased"
+            ),
+            models.Index(
+                fields=["organization", "created_at", "id"],
+                condition=Q(status__in=["failed", "held"]),
+                name="webhooks_delivery_stopped",
+            ),
+            models.Index(fields=["subscription"], condition=Q(status="held"), name="webhooks_delivery_held"),
+            models.Index(fields=["organization", "created_at", "id"], name="webhooks_delivery_list"),
+            models.Index(fields=["subscription", "created_at", "id"], name="webhooks_delivery_sub_list"),
+        ]
+
+    def __str__(self) -> str:
+        return f"delivery {self.id}"
+
+
+class DeliveryAttempt(models.Model):
+    """One try of a delivery: when, how long, what came back."""
+
+    id = models.BigAutoField(primary_key=True)
+    delivery = models.ForeignKey(
+        Delivery, on_delete=models.PROTECT, related_name="attempts", db_index=False, db_constraint=False
+    )
+    number = models.PositiveIntegerField()
+    cause = models.CharField(max_length=10, choices=Cause.choices)
+    started_at = models.DateTimeField()
+    duration_ms = models.FloatField()
+    status_code = models.PositiveSmallIntegerField(null=True)
+    error = models.CharField(max_length=30, blank=True, default="", help_text="Error class; empty for a success.")
+    error_detail = models.CharField(max_length=500, blank=True, default="")
+    response_body = models.TextField(blank=True, default="")
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["delivery", "number"], name="webhooks_attempt_delivery")]
+
+    def __str__(self) -> str:
+        return f"attempt {self.number} of {self.delivery_id}"
+
+    @property
+    def finished_at(self) -> datetime.datetime:
+        """Return when the attempt was over."""
+        return self.started_at + datetime.timedelta(milliseconds=self.duration_ms)
+
+
+class BulkRun(models.Model):
+    """A replay or a recovery of many deliveries: where it stands, so that it can go on after a crash."""
+
+    class Kind(models.TextChoices):
+        """replay sends matching deliveries again; recover queues what a subscription missed."""
+
+        REPLAY = "replay"
+        RECOVER = "recover"
+
+    class State(models.TextChoices):
+        """running until every row has been seen."""
+
+        RUNNING = "running"
+        DONE = "done"
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    kind = models.CharField(max_length=10, choices=Kind.choices)
+    state = models.CharField(max_length=10, choices=State.choices, default=State.RUNNING)
+    organization_id = models.UUIDField(null=True)
+    subscription = models.ForeignKey(Subscription, null=True, on_delete=models.CASCADE, related_name="+")
+    filters = models.JSONField(default=dict)
+    before = models.DateTimeField(db_default=Now(), help_text="Rows that are newer are left alone.")
+    cursor_at = models.DateTimeField(null=True)
+    cursor_id = models.UUIDField(null=True)
+    queued = models.PositiveIntegerField(default=0)
+    created_at = models.DateTimeField(db_default=Now())
+    finished_at = models.DateTimeField(null=True)
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(fields=["created_at"], condition=Q(state="running"), name="webhooks_bulkrun_running"),
+            models.Index(fields=["organization_id", "created_at", "id"], name="webhooks_bulkrun_list"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"

@@ -1,0 +1,168 @@
+"""Recording what attempts brought: attempts, deliveries and lanes in one transaction."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+import structlog
+from django.conf import settings
+
+from core.db import in_transaction, server_cursor
+from webhooks import health, schedule, sql
+from webhooks.claiming import Claimed
+from webhooks.schedule import Answer, Verdict
+
+log = structlog.get_logger()
+
+GONE = "The receiver answered 410 Gone."
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An attempt that is over.  started_at: seconds since the epoch by the database's clock."""
+
+    claimed: Claimed
+    answer: Answer
+    started_at: float
+    duration_ms: float
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A lane under its lock, while results are counted in."""
+
+    is_open: bool
+    is_deleted: bool
+    standing: health.Health
+    failing_seconds: float | None
+    most: int
+    settled: int = 0
+    succeeded: bool = False
+    failing: bool = False
+    retry_after: float = 0.0
+    due: float | None = None
+    disable: str = field(default="")
+
+
+def policy() -> health.Policy:
+    """Return the settings that a lane's health is judged by."""
+    return health.Policy(
+        settings.INITIAL_WINDOW, settings.CIRCUIT_THRESHOLD, settings.CIRCUIT_BASE_DELAY, settings.CIRCUIT_MAX_DELAY
+    )
+
+
+def record(results: list[Result]) -> None:
+    """Store the results, committed when this returns.
+
+    A result whose lease was lost adds its attempt and changes nothing else.
+    """
+    disabled = in_transaction(lambda: _record(results))
+    for subscription_id, reason in disabled:
+        log.warning("subscription_disabled", subscription_id=str(subscription_id), reason=reason)
+
+
+def _record(results: list[Result]) -> list[tuple[uuid.UUID, str]]:
+    by_lane: dict[uuid.UUID, list[Result]] = defaultdict(list)
+    for result in results:
+        by_lane[result.claimed.subscription_id].append(result)
+    with server_cursor() as cursor:
+        cursor.execute(sql.LOCK_LANES, {"ids": list(by_lane), "most": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION})
+        lanes = {
+            row[0]: _Lane(row[1], row[2], health.Health(row[3], row[4], row[5], row[6] or 0.0), row[7], row[8])
+            for row in cursor.fetchall()
+        }
+        statuses, delays = [], []
+        for result in results:
+            status, delay = _next_step(result, lanes[result.claimed.subscription_id])
+            statuses.append(status)
+            delays.append(delay)
+        cursor.execute(
+            sql.RECORD,
+            {
+                "ids": [r.claimed.delivery_id for r in results],
+                "leases": [r.claimed.lease_id for r in results],
+                "statuses": statuses,
+                "delays": delays,
+                "codes": [r.answer.status_code for r in results],
+                "errors": [r.answer.failure.value if r.answer.failure else "" for r in results],
+                "details": [r.answer.detail[:500] for r in results],
+                "bodies": [r.answer.body for r in results],
+                "started": [r.started_at for r in results],
+                "durations": [r.duration_ms for r in results],
+                "causes": [r.claimed.cause for r in results],
+            },
+        )
+        for _, subscription_id, own, due, status in cursor.fetchall():
+            lane = lanes[subscription_id]
+            lane.settled += own
+            if own and status == "pending":
+                lane.due = due if lane.due is None else min(lane.due, due)
+        for subscription_id, lane_results in by_lane.items():
+            _judge(lanes[subscription_id], lane_results)
+        cursor.execute(
+            sql.SETTLE_LANES,
+            {
+                "lanes": list(lanes),
+                "settled": [lane.settled for lane in lanes.values()],
+                "windows": [lane.standing.window for lane in lanes.values()],
+                "failures": [lane.standing.failures_in_row for lane in lanes.values()],
+                "opened": [lane.standing.circuit_opened for lane in lanes.values()],
+                "pauses": [max(lane.standing.pause, lane.retry_after) for lane in lanes.values()],
+                "failing": [lane.failing for lane in lanes.values()],
+                "succeeded": [lane.succeeded for lane in lanes.values()],
+                "due": [lane.due for lane in lanes.values()],
+            },
+        )
+        return _disable_failing(lanes)
+
+
+def _next_step(result: Result, lane: _Lane) -> tuple[str, float | None]:
+    """Return the delivery's next status and, for a retry, the seconds until it."""
+    used = result.claimed.tries_used + 1
+    plan = settings.DELIVERY_RETRY_SCHEDULE
+    verdict = schedule.decide(result.answer, used, plan)
+    if verdict is Verdict.DELIVERED:
+        return "delivered", None
+    if lane.is_deleted:
+        return "cancelled", None
+    gone = schedule.asks_to_stop(result.answer)
+    if verdict is Verdict.FAILED and not gone:
+        return "failed", None
+    # What the receiver asks for by disabling itself waits like everything else of its subscription.
+    delay = schedule.retry_delay(min(used, len(plan) - 1), plan, settings.DELIVERY_RETRY_JITTER)
+    asked = schedule.retry_after_seconds(result.answer, result.started_at, settings.RETRY_AFTER_MAX) or 0.0
+    return ("pending" if lane.is_open and not gone else "held"), max(delay, asked)
+
+
+def _judge(lane: _Lane, results: list[Result]) -> None:
+    """Count the results into the lane's standing, in the order in which they came."""
+    rules = policy()
+    lane.failing = lane.failing_seconds is not None
+    for result in results:
+        if result.answer.succeeded:
+            lane.standing = health.after_success(lane.standing, rules, lane.most)
+            lane.succeeded, lane.failing, lane.failing_seconds = True, False, None
+            continue
+        lane.standing = health.after_failure(lane.standing, rules, schedule.looks_overloaded(result.answer))
+        lane.failing = True
+        asked = schedule.retry_after_seconds(result.answer, result.started_at, settings.RETRY_AFTER_MAX)
+        if asked:
+            lane.retry_after = max(lane.retry_after, asked)
+        if schedule.asks_to_stop(result.answer):
+            lane.disable = GONE
+    if lane.failing and (lane.failing_seconds or 0.0) >= settings.DISABLE_AFTER_FAILING_FOR:
+        days = (lane.failing_seconds or 0.0) / 86400
+        lane.disable = lane.disable or f"Every delivery failed for {days:.1f} days."
+    lane.standing = replace(lane.standing, window=min(lane.standing.window, max(lane.most, 1)))
+
+
+def _disable_failing(lanes: dict[uuid.UUID, _Lane]) -> list[tuple[uuid.UUID, str]]:
+    """Disable the subscriptions whose results ask for it; return them with the reasons."""
+    from webhooks.subscriptions import disable_rows
+
+    chosen = [(key, lane.disable) for key, lane in lanes.items() if lane.disable and lane.is_open]
+    for subscription_id, reason in chosen:
+        disable_rows([subscription_id], reason)
+    return chosen

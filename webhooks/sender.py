@@ -1,0 +1,291 @@
+"""The sender: a thread with an event loop that claims, sends and records, many at a time.
+
+It runs beside the RQ worker's own loop, so that a receiver that hangs delays neither the fan-out nor
+anybody else's webhooks.  No database transaction is open while a request is on the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import TypeVar
+
+import orjson
+import structlog
+from django.conf import settings
+
+from core.db import borrow_connection
+from webhooks import claiming, leases, recording
+from webhooks.claiming import Claimed, Clock
+from webhooks.recording import Result
+from webhooks.signing import sign
+from webhooks.transport import Egress, Transport, explain
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+USER_AGENT = "TriggersAPI/1.0"
+RECORD_AT_A_TIME = 500
+RETRY_SECONDS = 0.5
+# A request isn't begun when its lease would end before it could be recorded.
+START_MARGIN_SECONDS = 5.0
+
+
+def build_body(claimed: Claimed) -> bytes:
+    """Return the bytes that are sent and signed; `data` is the producer's text as it came."""
+    head = orjson.dumps(
+        {"id": claimed.event_id, "type": claimed.event_type, "timestamp": claimed.event_created_at},
+        option=orjson.OPT_UTC_Z,
+    )
+    return head[:-1] + b',"data":' + claimed.event_data.encode() + b"}"
+
+
+def build_headers(claimed: Claimed, timestamp: int, body: bytes) -> list[tuple[str, str]]:
+    """Return the headers of Standard Webhooks and the subscription's own, which can't replace ours."""
+    webhook_id = str(claimed.event_id)
+    ours = [
+        ("content-type", "application/json"),
+        ("user-agent", USER_AGENT),
+        ("webhook-id", webhook_id),
+        ("webhook-timestamp", str(timestamp)),
+        ("webhook-signature", sign(claimed.receiver.keys, webhook_id, timestamp, body)),
+    ]
+    return ours + list(claimed.receiver.headers)
+
+
+def egress_from_settings() -> Egress:
+    """Return the way out that the settings describe."""
+    return Egress(
+        timeout=settings.DELIVERY_TIMEOUT,
+        body_bytes=settings.RESPONSE_BODY_BYTES,
+        allowed_networks=settings.WEBHOOK_ALLOWED_SUBNETS,
+        allowed_ports=settings.WEBHOOK_ALLOWED_PORTS,
+        proxy_url=settings.WEBHOOK_PROXY_URL,
+        ca_file=settings.WEBHOOK_CA_FILE,
+        dns_cache_ttl=settings.DNS_CACHE_TTL,
+        connections=settings.MAX_CONCURRENT_DELIVERIES,
+    )
+
+
+class Sender:
+    """One per worker process.  `start`, `wake` as often as there may be work, `stop`."""
+
+    def __init__(self, capacity: int, poll_seconds: float) -> None:
+        self._capacity = capacity
+        self._poll_seconds = poll_seconds
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready = threading.Event()
+        self._drained = threading.Event()
+        self._wakes = 0
+        self._stopping = False
+        self._grace_ends = float("inf")
+        self._claim_thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="claim")
+        self._record_thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="record")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leases: dict[uuid.UUID, int] = {}
+        self._results: list[Result] = []
+        self._unrecorded = 0
+
+    # --- from other threads ---------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread; returns when its loop runs."""
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), name="sender", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def wake(self) -> None:
+        """Say that deliveries may be due."""
+        self._wakes += 1
+        self._drained.clear()
+        self._call(lambda: self._work.set())
+
+    def has_room(self) -> bool:
+        """Tell whether this sender could take more now."""
+        return self.is_alive and not self._stopping and len(self._tasks) + self._unrecorded < self._capacity
+
+    def stop_claiming(self) -> None:
+        """Claim nothing more; what is in flight goes on."""
+        self._stopping = True
+        self._call(lambda: self._work.set())
+
+    def wait_until_drained(self, timeout: float | None = None) -> bool:
+        """Wait until nothing is due or in flight; False when `timeout` seconds passed first."""
+        return self._drained.wait(timeout)
+
+    def stop(self, grace_seconds: float) -> None:
+        """Stop claiming, let requests in flight finish for `grace_seconds`, give the other leases back."""
+        self._grace_ends = time.monotonic() + grace_seconds
+        self.stop_claiming()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _call(self, action: Callable[[], None]) -> None:
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            try:
+                loop.call_soon_threadsafe(action)
+            except RuntimeError:  # the loop closed between the two lines
+                pass
+
+    # --- on the sender's own thread ---------------------------------------------------------------
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._work = asyncio.Event()
+        self._recordable = asyncio.Event()
+        self._transport = Transport(egress_from_settings())
+        self._ready.set()
+        recorder = asyncio.create_task(self._record_results())
+        try:
+            await self._claim_and_send()
+            await self._finish_in_flight()
+        finally:
+            self._recordable.set()
+            await recorder
+            await self._transport.aclose()
+            await self._release_leases()
+            self._claim_thread.shutdown()
+            self._record_thread.shutdown()
+            self._drained.set()
+
+    async def _in(self, thread: concurrent.futures.Executor, work: Callable[[], T]) -> T:
+        """Run database work on one of our threads."""
+        return await asyncio.get_running_loop().run_in_executor(thread, borrow_connection, work)
+
+    def _room(self) -> int:
+        return self._capacity - len(self._tasks) - self._unrecorded
+
+    async def _claim_and_send(self) -> None:
+        """Claim while there is room and work; otherwise sleep until woken, or until it is time to look."""
+        while not self._stopping:
+            self._work.clear()
+            wakes = self._wakes
+            more = False
+            if not settings.DISABLE_WEBHOOK_DELIVERY:
+                room = self._room()
+                if room > 0:
+                    try:
+                        claim = await self._in(self._claim_thread, lambda room=room: claiming.claim(room))  # type: ignore[misc]
+                    except Exception as error:
+                        log.warning("claim_failed", error=repr(error)[:300])
+                        await asyncio.sleep(RETRY_SECONDS)
+                        continue
+                    for claimed in claim.deliveries:
+                        assert claim.clock is not None
+                        self._begin(claimed, claim.clock, claim.deadline)
+                    more = claim.more and bool(claim.deliveries)
+            if not self._tasks and not self._unrecorded and not more and wakes == self._wakes:
+                self._drained.set()
+            if more and self._room() > 0:
+                continue
+            try:
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._work.wait()
+            except TimeoutError:
+                pass
+
+    def _begin(self, claimed: Claimed, clock: Clock, deadline: float) -> None:
+        self._drained.clear()
+        self._leases[claimed.lease_id] = self._leases.get(claimed.lease_id, 0) + 1
+        task = asyncio.get_running_loop().create_task(self._deliver(claimed, clock, deadline))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _deliver(self, claimed: Claimed, clock: Clock, deadline: float) -> None:
+        if time.monotonic() > deadline - settings.DELIVERY_TIMEOUT - START_MARGIN_SECONDS:
+            return  # this process was stopped for a while; the lease is as good as over
+        started = time.monotonic()
+        started_at = clock.now()
+        try:
+            body = build_body(claimed)
+            headers = build_headers(claimed, int(started_at), body)
+            answer = await self._transport.send(claimed.receiver.url, headers, body)
+        except Exception as error:
+            answer = explain(error)
+        self._keep(Result(claimed, answer, started_at, (time.monotonic() - started) * 1000))
+
+    def _keep(self, result: Result) -> None:
+        self._results.append(result)
+        self._unrecorded += 1
+        self._recordable.set()
+
+    async def _record_results(self) -> None:
+        """Record results as they come; those that come meanwhile make the next batch."""
+        while True:
+            await self._recordable.wait()
+            self._recordable.clear()
+            while self._results:
+                batch, self._results = self._results[:RECORD_AT_A_TIME], self._results[RECORD_AT_A_TIME:]
+                await self._record(batch)
+                self._unrecorded -= len(batch)
+                for result in batch:
+                    self._forget_lease(result.claimed.lease_id)
+                self._work.set()
+            if self._stopping and not self._tasks and not self._results:
+                return
+
+    async def _record(self, batch: list[Result]) -> None:
+        """Record a batch, again and again while the database is away: an answer isn't forgotten."""
+        while True:
+            try:
+                await self._in(self._record_thread, lambda: recording.record(batch))
+                return
+            except Exception as error:
+                log.warning("record_failed", results=len(batch), error=repr(error)[:300])
+                if time.monotonic() > self._grace_ends:
+                    return
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _forget_lease(self, lease_id: uuid.UUID) -> None:
+        left = self._leases.get(lease_id, 0) - 1
+        if left > 0:
+            self._leases[lease_id] = left
+        else:
+            self._leases.pop(lease_id, None)
+
+    async def _finish_in_flight(self) -> None:
+        while self._tasks and time.monotonic() < self._grace_ends:
+            await asyncio.wait(set(self._tasks), timeout=min(1.0, max(0.01, self._grace_ends - time.monotonic())))
+        for task in set(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=5)
+        self._recordable.set()
+
+    async def _release_leases(self) -> None:
+        if not self._leases:
+            return
+        try:
+            released = await self._in(self._claim_thread, lambda: leases.release(self._leases))
+            log.info("leases_released", deliveries=released)
+        except Exception as error:
+            log.warning("release_failed", error=repr(error)[:300])  # they expire
+
+
+_current: Sender | None = None
+
+
+def start_sender() -> Sender:
+    """Start this process's sender, or return the one that runs."""
+    global _current
+    if _current is None or not _current.is_alive:
+        _current = Sender(settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL)
+        _current.start()
+    return _current
+
+
+def current_sender() -> Sender | None:
+    """Return this process's sender while it runs."""
+    return _current if _current is not None and _current.is_alive else None
+

@@ -1,0 +1,226 @@
+"""One signed request on the wire, with everything that a receiver can do bounded.
+
+Each connection's address is vetted where it is made: the resolver drops refused addresses, and the
+socket factory looks again at what is about to be connected to, so that a literal address, a cached
+answer or a name that changed its mind all pass the same check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import ipaddress
+import socket
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import aiohttp
+import httpx
+from aiohttp.abc import AbstractResolver, ResolveResult
+from httpx_aiohttp import AiohttpTransport
+
+from webhooks.addresses import NOT_ALLOWED, Network, UrlError, check_url, is_allowed
+from webhooks.schedule import Answer, Failure, judge_status
+
+# A receiver that said 2xx has the webhook; what else it says is waited for this long at the most.
+BODY_GRACE_SECONDS = 5.0
+RESOLVER_THREADS = 32
+
+
+class AddressNotAllowed(OSError):
+    """The policy refuses the address that a connection would go to."""
+
+
+@dataclass(frozen=True)
+class Egress:
+    """How requests leave: the policy, the limits, and what they are sent through."""
+
+    timeout: float
+    body_bytes: int
+    allowed_networks: tuple[Network, ...] = ()
+    allowed_ports: frozenset[int] = frozenset()
+    proxy_url: str = ""
+    ca_file: str = ""
+    dns_cache_ttl: float = 10.0
+    connections: int = 512
+
+
+class VettingResolver(AbstractResolver):
+    """Resolve names with the system's resolver and keep only the addresses that may be called."""
+
+    def __init__(self, allowed: Sequence[Network]) -> None:
+        self._allowed = tuple(allowed)
+        # Own threads: a name server that hangs must not use up the loop's.
+        self._threads = concurrent.futures.ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="resolver")
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the allowed addresses of `host`.  Raises AddressNotAllowed when it has others only."""
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._threads, lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
+        )
+        results = [
+            ResolveResult(
+                hostname=host, host=str(sockaddr[0]), port=port, family=found_family, proto=proto,
+                flags=socket.AI_NUMERICHOST,
+            )
+            for found_family, _, proto, _, sockaddr in found
+            if found_family in (socket.AF_INET, socket.AF_INET6)
+            and is_allowed(ipaddress.ip_address(sockaddr[0]), self._allowed)
+        ]
+        if not results:
+            raise AddressNotAllowed(NOT_ALLOWED)
+        return results
+
+    async def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+@lru_cache(maxsize=10_000)
+def _parse_url(url: str) -> httpx.URL:
+    return httpx.URL(url)
+
+
+class Transport:
+    """Sends requests over kept connections.  Made and closed on the event loop that uses it."""
+
+    def __init__(self, egress: Egress) -> None:
+        self._egress = egress
+        self._checked_urls: set[str] = set()
+        context = httpx.create_ssl_context(verify=True, trust_env=False)
+        if egress.ca_file:
+            context.load_verify_locations(egress.ca_file)
+        connector = aiohttp.TCPConnector(
+            limit=0,  # the claim bounds what is in flight
+            ssl=context,
+            resolver=None if egress.proxy_url else VettingResolver(egress.allowed_networks),
+            ttl_dns_cache=int(egress.dns_cache_ttl) or None,
+            use_dns_cache=egress.dns_cache_ttl >= 1,
+            keepalive_timeout=30,
+            socket_factory=None if egress.proxy_url else self._open_socket,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            timeout=aiohttp.ClientTimeout(total=None),
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+            auto_decompress=False,
+            max_line_size=8190,
+            max_field_size=8190,
+        )
+        self._transport = AiohttpTransport(
+            client=self._session, proxy=httpx.Proxy(egress.proxy_url) if egress.proxy_url else None, verify=context
+        )
+
+    def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
+        """Open the socket for a vetted address: the last look before a connection."""
+        family, kind, proto, _, sockaddr = info
+        if not is_allowed(ipaddress.ip_address(sockaddr[0]), self._egress.allowed_networks):
+            raise AddressNotAllowed(NOT_ALLOWED)
+        return socket.socket(family=family, type=kind, proto=proto)
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        await self._transport.aclose()
+
+    async def send(self, url: str, headers: list[tuple[str, str]], body: bytes) -> Answer:
+        """POST `body` and return what came of it; never raises but for cancellation.
+
+        The whole, from resolving to the last byte that is kept, ends within the timeout.
+        """
+        egress = self._egress
+        try:
+            self._check(url)
+            async with asyncio.timeout(egress.timeout):
+                request = httpx.Request("POST", _parse_url(url), headers=headers, content=body)
+                response = await self._transport.handle_async_request(request)
+                return await self._read(response)
+        except UrlError as error:
+            failure = Failure.ADDRESS_NOT_ALLOWED if "not allowed" in str(error) else Failure.INVALID_RESPONSE
+            return Answer(failure=failure, detail=str(error))
+        except TimeoutError:
+            return Answer(failure=Failure.TIMEOUT, detail=f"No complete answer within {egress.timeout:g} s.")
+        except Exception as error:
+            return explain(error)
+
+    def _check(self, url: str) -> None:
+        """Judge the URL again at sending: the policy may have changed since it was stored."""
+        if url not in self._checked_urls:
+            check_url(url, self._egress.allowed_networks, self._egress.allowed_ports)
+            if len(self._checked_urls) > 10_000:
+                self._checked_urls.clear()
+            self._checked_urls.add(url)
+
+    async def _read(self, response: httpx.Response) -> Answer:
+        """Read as much of the body as is kept; an answer whose body fails is still an answer."""
+        kept = bytearray()
+        complete = False
+        detail = ""
+        stream: Any = response.stream
+        try:
+            async with asyncio.timeout(BODY_GRACE_SECONDS):
+                async for chunk in stream:
+                    kept += chunk
+                    if len(kept) > self._egress.body_bytes:
+                        break
+                else:
+                    complete = True
+        except TimeoutError:
+            detail = "The answer's body did not end in time."
+        except Exception as error:
+            detail = f"The answer's body broke off: {type(error).__name__}."
+        finally:
+            if complete:
+                await stream.aclose()
+            else:
+                # What is left of the body may never end: the connection goes, unread.
+                stream._aiohttp_response.close()
+        failure = judge_status(response.status_code)
+        if failure is not None:
+            detail = detail or f"The receiver answered {response.status_code}."
+        text = bytes(kept[: self._egress.body_bytes]).decode("utf-8", "replace").replace("\x00", "\ufffd")
+        return Answer(response.status_code, failure, detail, text, response.headers.get("retry-after"))
+
+
+def explain(error: BaseException) -> Answer:
+    """Return the failed answer that stands for an exception of the HTTP client."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and len(chain) < 10:
+        chain.append(cause)
+        if isinstance(cause, BaseExceptionGroup):
+            chain.extend(cause.exceptions)
+        os_error = getattr(cause, "os_error", None)
+        if isinstance(os_error, BaseException):
+            chain.append(os_error)
+        cause = cause.__cause__ or cause.__context__
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(link, kinds) for link in chain)
+
+    text = " ".join(str(chain[0]).split())[:300]
+    if has(AddressNotAllowed):
+        return Answer(failure=Failure.ADDRESS_NOT_ALLOWED, detail=NOT_ALLOWED)
+    if has(aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError):
+        return Answer(failure=Failure.PROXY_FAILED, detail=text)
+    if has(ssl.SSLError, ssl.CertificateError, aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch):
+        return Answer(failure=Failure.TLS_FAILED, detail=text)
+    if has(aiohttp.ClientConnectorDNSError, socket.gaierror):
+        return Answer(failure=Failure.DNS_FAILED, detail="The host name has no address.")
+    if has(aiohttp.InvalidURL, httpx.InvalidURL, httpx.UnsupportedProtocol):
+        return Answer(failure=Failure.ADDRESS_NOT_ALLOWED, detail=NOT_ALLOWED)
+    if has(ConnectionRefusedError):
+        return Answer(failure=Failure.CONNECTION_REFUSED, detail="The receiver refused the connection.")
+    if has(aiohttp.ClientConnectorError):
+        return Answer(failure=Failure.CONNECTION_FAILED, detail=text)
+    if has(aiohttp.ServerDisconnectedError, ConnectionResetError, BrokenPipeError, aiohttp.ClientOSError):
+        return Answer(failure=Failure.CONNECTION_LOST, detail="The receiver closed the connection without an answer.")
+    if has(aiohttp.ClientResponseError, aiohttp.http_exceptions.HttpProcessingError, aiohttp.ClientPayloadError):
+        return Answer(failure=Failure.INVALID_RESPONSE, detail=f"Not a valid HTTP answer: {text}")
+    return Answer(failure=Failure.INTERNAL_ERROR, detail=f"{type(error).__name__}: {text}")
