@@ -59,6 +59,11 @@ def _as_text(value: Any) -> str:
     return value.isoformat() if isinstance(value, datetime.datetime) else str(value)
 
 
+def remaining(run: BulkRun) -> int:
+    """Return how many deliveries a replay has still to look at.  Counts; for a person who waits."""
+    return _from_cursor(run, replayable(run.filters)).count()
+
+
 def start_recovery(subscription: Subscription, since: datetime.datetime) -> BulkRun:
     """Begin to queue for `subscription` every event since `since` that it wants and hasn't received."""
     run = BulkRun.objects.create(

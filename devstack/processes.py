@@ -1,0 +1,138 @@
+"""Our own processes, started for real: gunicorn and the RQ worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from devstack.errors import DevstackError
+from devstack.sockets import free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Process:
+    """A child process in a session of its own, with its output in a log file."""
+
+    def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self.command = list(command)
+        self.log = log
+        self.env = {**os.environ, **(env or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Return the process id.  Raises DevstackError when it wasn't started."""
+        if self._process is None:
+            raise DevstackError(f"{self.name} was not started.")
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Return the exit code, or None while the process lives."""
+        return None if self._process is None else self._process.poll()
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> Process:
+        """Start the process."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )
+        return self
+
+    def wait_for_url(self, url: str, timeout: float = 60.0) -> None:
+        """Wait until `url` answers 200.  Raises DevstackError when the process ends or time does."""
+        ends = time.monotonic() + timeout
+        while time.monotonic() < ends and self.alive:
+            try:
+                with urllib.request.urlopen(url, timeout=5) as response:
+                    if response.status == 200:
+                        return
+            except (urllib.error.URLError, OSError):
+                time.sleep(0.05)
+        raise DevstackError(f"{self.name} did not start ({self.log}): {self.last_line()}")
+
+    def last_line(self) -> str:
+        """Return the last line of the log."""
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        return lines[-1].strip()[:300] if lines else "no message"
+
+    def signal(self, how: signal.Signals) -> None:
+        """Send a signal, if the process lives."""
+        if self.alive:
+            os.kill(self.pid, how)
+
+    def stop(self, timeout: float = 45.0) -> int | None:
+        """Ask the process to end (SIGTERM); kill it after `timeout` seconds.  Returns its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = 45.0) -> int | None:
+        """Wait for the end; kill the whole session after `timeout` seconds."""
+        if self._process is None:
+            return None
+        try:
+            return self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return self._process.returncode
+
+    def kill(self) -> None:
+        """Kill the process and everything in its session with SIGKILL."""
+        if self._process is not None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self._process.wait(30)
+
+    def children(self) -> list[int]:
+        """Return the process ids of the direct children (gunicorn's workers)."""
+        try:
+            text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        except OSError:
+            return []
+        return [int(part) for part in text.split()]
+
+
+def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120.0) -> str:
+    """Run a management command and return what it printed.  Raises DevstackError when it fails."""
+    done = subprocess.run(
+        [sys.executable, "manage.py", *arguments], cwd=ROOT, env={**os.environ, **(env or {})},
+        capture_output=True, text=True, timeout=timeout, check=False,
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise DevstackError(f"manage.py {arguments[0]} failed: {lines[-1].strip() if lines else 'no message'}")
+    return done.stdout.strip()
+
+
+def web(log: Path, port: int | None = None, env: Mapping[str, str] | None = None, workers: int = 2) -> tuple[Process, str]:
+    """Start gunicorn on 127.0.0.1 and return it with its base URL, when it answers."""
+    port = port or free_port()
+    given = {"BIND": f"127.0.0.1:{port}", "WEB_CONCURRENCY": str(workers), **(env or {})}
+    command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.wsgi"]
+    process = Process("gunicorn", command, log, given).start()
+    base = f"http://127.0.0.1:{port}"
+    process.wait_for_url(f"{base}/api/health")
+    return process, base
+
+
+def worker(log: Path, env: Mapping[str, str] | None = None) -> Process:
+    """Start `manage.py rqworker events webhooks`."""
+    return Process("worker", [sys.executable, "manage.py", "rqworker", "events", "webhooks"], log, env).start()

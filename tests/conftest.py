@@ -1,0 +1,96 @@
+"""Fixtures for every test: organisations, keys, an API client, receivers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.test import Client
+from django_redis import get_redis_connection
+
+from core import redis as core_redis
+from devstack.receiver import Receiver
+from events import backlog
+from orgs.keys import create_api_key
+from orgs.models import Organization
+from webhooks import subscriptions
+from webhooks.models import Subscription
+
+
+@pytest.fixture(autouse=True)
+def _clean_slate() -> Iterator[None]:
+    """Forget what processes remember between requests: Redis, the backlog's figure, a Redis outage."""
+    get_redis_connection("default").flushall()
+    backlog.forget()
+    core_redis._guard._retry_at = 0.0
+    yield
+
+
+@pytest.fixture
+def organization(db: None) -> Organization:
+    """Return an organisation."""
+    return Organization.objects.create(name="Acme")
+
+
+@pytest.fixture
+def other_organization(db: None) -> Organization:
+    """Return another organisation, whose rows are nobody else's business."""
+    return Organization.objects.create(name="Other")
+
+
+class ApiClient:
+    """Calls the API in this process, as the holder of a key, with JSON in and out."""
+
+    def __init__(self, key: str | None) -> None:
+        self.key = key
+        self._client = Client(raise_request_exception=False)
+
+    def request(self, method: str, path: str, body: Any = None, *, raw: bytes | None = None, **headers: str) -> Any:
+        """Send a request; `body` is JSON, `raw` goes as it is.  The response has `.json()`."""
+        given = {"X-API-Key": self.key} if self.key else {}
+        content_type = headers.pop("content_type", "application/json")
+        data = raw if raw is not None else (json.dumps(body).encode() if body is not None else b"")
+        return self._client.generic(method, path, data, content_type=content_type, headers={**given, **headers})
+
+    def get(self, path: str, **headers: str) -> Any:
+        """GET."""
+        return self.request("GET", path, **headers)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> Any:
+        """POST JSON."""
+        return self.request("POST", path, {} if body is None and "raw" not in options else body, **options)
+
+    def patch(self, path: str, body: Any) -> Any:
+        """PATCH JSON."""
+        return self.request("PATCH", path, body)
+
+    def delete(self, path: str) -> Any:
+        """DELETE."""
+        return self.request("DELETE", path)
+
+
+@pytest.fixture
+def api(organization: Organization) -> ApiClient:
+    """Return a client with a key of `organization` that may do everything."""
+    return ApiClient(create_api_key(organization)[1])
+
+
+@pytest.fixture
+def other_api(other_organization: Organization) -> ApiClient:
+    """Return a client of the other organisation."""
+    return ApiClient(create_api_key(other_organization)[1])
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Return a webhook receiver on a real socket, answering 200."""
+    with Receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def subscription(organization: Organization) -> Subscription:
+    """Return a subscription of `organization` to everything, at an address that nobody listens on."""
+    return subscriptions.create(organization.id, url="http://127.0.0.1:9/", event_types=["*"])[0]

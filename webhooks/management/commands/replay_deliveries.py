@@ -1,0 +1,124 @@
+"""`manage.py replay_deliveries`: send settled deliveries again, paced and resumable."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils import timezone
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from core.ids import parse_id
+from core.query import ParameterError, moment
+from orgs import audit
+from orgs.management.commands.create_api_key import find_organization
+from webhooks import bulk
+from webhooks.models import BulkRun
+from webhooks.repair import Repair
+
+DEFAULT_RATE = 200.0
+FILTERS = ("delivery", "event", "subscription", "org", "status", "since", "until")
+
+
+def _identifier(text: str) -> uuid.UUID:
+    value = parse_id(text)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a UUID")
+    return value
+
+
+def _moment(text: str) -> datetime.datetime:
+    """Return an ISO time, or the time that a duration such as 2h, 30m or 1d ago was."""
+    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+    if text[:-1].isdigit() and text[-1] in units:
+        return timezone.now() - datetime.timedelta(**{units[text[-1]]: int(text[:-1])})
+    try:
+        return moment(text)
+    except ParameterError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} {error}, or a duration such as 2h") from None
+
+
+class Command(BaseCommand):
+    help = (
+        "Send settled deliveries (delivered or failed) again, with a fresh retry schedule. "
+        "Give at least one filter; several must all fit."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--delivery", type=_identifier, help="one delivery, by id")
+        parser.add_argument("--event", type=_identifier, help="deliveries of this event")
+        parser.add_argument("--subscription", type=_identifier, help="deliveries to this subscription")
+        parser.add_argument("--org", help="deliveries of this organisation, by id or name")
+        parser.add_argument("--status", choices=Repair.REPLAY.states, help="only those that ended this way")
+        parser.add_argument("--since", type=_moment, help="made at this time (ISO 8601) or 2h, 30m, 1d ago, or later")
+        parser.add_argument("--until", type=_moment, help="made before this time")
+        parser.add_argument("--dry-run", action="store_true", help="only count")
+        parser.add_argument(
+            "--rate", type=float, default=DEFAULT_RATE, help=f"most deliveries a second, default {DEFAULT_RATE:g}"
+        )
+        parser.add_argument("--resume", type=_identifier, metavar="RUN", help="go on with a run that was interrupted")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if not 0 < options["rate"] <= 1_000_000:
+            raise CommandError("--rate must be more than 0 and at most 1000000.")
+        filters = {name: options[name] for name in FILTERS if options[name] is not None}
+        if options["resume"] is not None:
+            if filters or options["dry_run"]:
+                raise CommandError("--resume goes alone: the run knows its filters.")
+            run = BulkRun.objects.filter(id=options["resume"], kind=BulkRun.Kind.REPLAY).first()
+            if run is None:
+                raise CommandError(f"There is no replay {options['resume']}.")
+        else:
+            if not filters:
+                raise CommandError("Give at least one of " + ", ".join(f"--{name}" for name in FILTERS) + ".")
+            if "org" in filters:
+                filters["org"] = find_organization(filters["org"]).id
+            if options["dry_run"]:
+                self.stdout.write(f"{bulk.replayable(filters).count()} deliveries would be replayed.")
+                return
+            run = bulk.start_replay(filters, filters.get("org"))
+            audit.record(
+                "delivery.replay", actor="command:replay_deliveries", organization_id=run.organization_id,
+                target=run.id, detail=run.filters,
+            )
+        self._run(run, options["rate"])
+
+    def _run(self, run: BulkRun, rate: float) -> None:
+        """Advance the run to its end at `rate` deliveries a second, showing how far it is."""
+        # Half a second's worth at a time keeps the pace even and each transaction short.
+        rows = max(1, min(bulk.CHUNK, int(rate / 2)))
+        self.stderr.write(f"Replay {run.id}; if it is interrupted: manage.py replay_deliveries --resume {run.id}")
+        console = Console(stderr=True)
+        with Progress(
+            TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=console, disable=not console.is_terminal,
+        ) as progress:
+            total = None
+            if console.is_terminal:
+                total = run.queued + bulk.remaining(run)
+            task = progress.add_task("replay", total=total, completed=run.queued)
+            state = _advance_paced(run, rows, rate, lambda queued: progress.update(task, completed=queued))
+        self.stdout.write(f"{state.queued} deliveries replayed.")
+
+
+def _advance_paced(run: BulkRun, rows: int, rate: float, show: Callable[[int], None]) -> BulkRun:
+    """Advance until the run is done; sleep so that no more than `rate` a second are queued."""
+    state = run
+    while state.state != BulkRun.State.DONE:
+        started = time.monotonic()
+        before = state.queued
+        following = bulk.advance(run.id, rows)
+        if following is None:
+            raise CommandError(f"Another process works on replay {run.id}.")
+        state = following
+        show(state.queued)
+        if state.state != BulkRun.State.DONE:
+            time.sleep(max(0.0, (state.queued - before) / rate - (time.monotonic() - started)))
+    return state
+
