@@ -14,7 +14,8 @@ from devstack.postgres import Postgres
 from devstack.valkey import Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
-HOME = ROOT / ".local" / "test"
+# Two runs at a time in one checkout need a folder each.
+HOME = Path(os.environ.get("TRIGGERS_TEST_HOME", ROOT / ".local" / "test"))
 
 postgres = Postgres(HOME / "postgres", durable=False)
 valkey = Valkey(HOME / "valkey")
