@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
 import orjson
@@ -49,14 +49,15 @@ class Fragment:
 class JSONOnlyNegotiation(BaseContentNegotiation):
     """The API speaks JSON whatever `Accept` says: an answer that can be read beats a 406."""
 
-    def select_parser(self, request: Request, parsers: Sequence[BaseParser]) -> BaseParser | None:
+    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
         content_type = (request.content_type or "").split(";")[0].strip().lower()
         return next((parser for parser in parsers if parser.media_type == content_type), None)
 
     def select_renderer(
-        self, request: Request, renderers: Sequence[BaseRenderer], format_suffix: str | None = None
+        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
     ) -> tuple[BaseRenderer, str]:
-        return renderers[0], renderers[0].media_type or "application/json"
+        renderer = next(iter(renderers))
+        return renderer, renderer.media_type or "application/json"
 
 
 def read_body(request: Any, limit: int) -> bytes:
@@ -155,8 +156,7 @@ class StrictJSONParser(BaseParser):
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        assert parser_context is not None
-        value = parse_json(read_body(parser_context["request"]._request, self.limit))
+        value = parse_json(read_body((parser_context or {})["request"]._request, self.limit))
         if not isinstance(value, dict):
             raise invalid([("", "must be a JSON object")])
         return value

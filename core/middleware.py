@@ -21,11 +21,11 @@ MAX_URL_CHARACTERS = 4096
 
 def client_address(request: HttpRequest) -> str:
     """Return the caller's address: the peer, or what TRUSTED_PROXIES proxies in front of us saw."""
-    hops: int = settings.TRUSTED_PROXIES
+    hops = settings.TRUSTED_PROXIES
     if hops:
         forwarded = [part.strip() for part in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")]
         if len(forwarded) >= hops and forwarded[-hops]:
-            return forwarded[-hops]
+            return str(forwarded[-hops])
     return str(request.META.get("REMOTE_ADDR", ""))
 
 

@@ -61,7 +61,9 @@ def not_found() -> Problem:
 def database_unavailable() -> Problem:
     """Return the 503 for a database that can't be reached; nothing was stored."""
     return Problem(
-        503, "database_unavailable", "The database is not available. Nothing was stored; try again.",
+        503,
+        "database_unavailable",
+        "The database is not available. Nothing was stored; try again.",
         headers={"Retry-After": "2"},
     )
 

@@ -129,9 +129,7 @@ def parse_parameters(request: Request, parsers: Mapping[str, Callable[[str], Any
 PAGE_PARAMETERS: dict[str, Callable[[str], Any]] = {"limit": _limit, "cursor": _cursor}
 
 
-def page(
-    rows: QuerySet[M], parameters: Mapping[str, Any], render: Callable[[M], dict[str, Any]]
-) -> dict[str, Any]:
+def page(rows: QuerySet[M], parameters: Mapping[str, Any], render: Callable[[M], dict[str, Any]]) -> dict[str, Any]:
     """Return one page, newest first, as `{"data": [...], "next_cursor": ...}`.
 
     rows: ordered by nothing yet; its model has `created_at` and `id`.  No count is made.

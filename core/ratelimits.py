@@ -52,9 +52,7 @@ def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> Verdict:
     def count(limiter: FixedWindowRateLimiter) -> Verdict:
         allowed = limiter.hit(item, policy, subject, cost=cost)
         stats = limiter.get_window_stats(item, policy, subject)
-        return Verdict(
-            allowed, per_minute, max(0, stats.remaining), max(0, math.ceil(stats.reset_time - time.time()))
-        )
+        return Verdict(allowed, per_minute, max(0, stats.remaining), max(0, math.ceil(stats.reset_time - time.time())))
 
     def count_in_redis(_: Redis) -> Verdict:
         return count(_shared())

@@ -160,14 +160,27 @@ class Postgres:
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, capture_output=True, text=True, cwd="/", env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
-            check=False, **self._as,
+            command,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+            check=False,
+            **self._as,
         )
 
     def _init(self) -> None:
         done = self._run(
-            self._bin("initdb"), "-D", str(self._data), "-U", USER, "--auth=trust", "--encoding=UTF8", "--locale=C",
-            "--no-sync", "--no-instructions",
+            self._bin("initdb"),
+            "-D",
+            str(self._data),
+            "-U",
+            USER,
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-sync",
+            "--no-instructions",
         )
         if done.returncode:
             shutil.rmtree(self._data, ignore_errors=True)
@@ -182,8 +195,14 @@ class Postgres:
             os.chown(self.log, self._owner.pw_uid, self._owner.pw_gid)
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True,
-                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"}, **self._as,
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                start_new_session=True,
+                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+                **self._as,
             )
         ends = time.monotonic() + START_SECONDS
         while time.monotonic() < ends:
@@ -195,7 +214,19 @@ class Postgres:
         raise DevstackError(f"PostgreSQL did not start ({self.log}): {_last_line(_read(self.log))}")
 
     def _ensure_database(self, name: str) -> None:
-        psql = [self._bin("psql"), "-X", "-q", "-h", str(self._socket_folder()), "-U", USER, "-d", "postgres", "-At", "-c"]
+        psql = [
+            self._bin("psql"),
+            "-X",
+            "-q",
+            "-h",
+            str(self._socket_folder()),
+            "-U",
+            USER,
+            "-d",
+            "postgres",
+            "-At",
+            "-c",
+        ]
         found = self._run(*psql, f"SELECT 1 FROM pg_database WHERE datname = '{name}'")
         if found.returncode == 0 and found.stdout.strip() != "1":
             found = self._run(*psql, f'CREATE DATABASE "{name}"')

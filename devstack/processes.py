@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,7 +51,12 @@ class Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command, cwd=ROOT, env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                self.command,
+                cwd=ROOT,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
                 start_new_session=True,
             )
         return self
@@ -95,10 +101,8 @@ class Process:
     def kill(self) -> None:
         """Kill the process and everything in its session with SIGKILL."""
         if self._process is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self._process.wait(30)
 
     def children(self) -> list[int]:
@@ -113,8 +117,13 @@ class Process:
 def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120.0) -> str:
     """Run a management command and return what it printed.  Raises DevstackError when it fails."""
     done = subprocess.run(
-        [sys.executable, "manage.py", *arguments], cwd=ROOT, env={**os.environ, **(env or {})},
-        capture_output=True, text=True, timeout=timeout, check=False,
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -122,7 +131,9 @@ def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float
     return done.stdout.strip()
 
 
-def web(log: Path, port: int | None = None, env: Mapping[str, str] | None = None, workers: int = 2) -> tuple[Process, str]:
+def web(
+    log: Path, port: int | None = None, env: Mapping[str, str] | None = None, workers: int = 2
+) -> tuple[Process, str]:
     """Start gunicorn on 127.0.0.1 and return it with its base URL, when it answers."""
     port = port or free_port()
     given = {"BIND": f"127.0.0.1:{port}", "WEB_CONCURRENCY": str(workers), **(env or {})}

@@ -198,7 +198,11 @@ def main() -> None:
     options = parser.parse_args()
 
     def tell(request: Received) -> None:
-        line: dict[str, Any] = {"path": request.path, "id": request.headers.get("webhook-id"), "bytes": len(request.body)}
+        line: dict[str, Any] = {
+            "path": request.path,
+            "id": request.headers.get("webhook-id"),
+            "bytes": len(request.body),
+        }
         if options.secret:
             line["verified"] = verify(options.secret, request.headers, request.body, request.wall)
         print(json.dumps(line), flush=True)

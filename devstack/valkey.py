@@ -79,10 +79,26 @@ class Valkey:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
                 [
-                    str(_binary()), "--port", "0", "--unixsocket", str(self.socket_path), "--unixsocketperm", "700",
-                    "--save", "", "--appendonly", "no", "--dir", str(self.home), "--daemonize", "no",
+                    str(_binary()),
+                    "--port",
+                    "0",
+                    "--unixsocket",
+                    str(self.socket_path),
+                    "--unixsocketperm",
+                    "700",
+                    "--save",
+                    "",
+                    "--appendonly",
+                    "no",
+                    "--dir",
+                    str(self.home),
+                    "--daemonize",
+                    "no",
                 ],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
         (self.home / "valkey.pid").write_text(str(process.pid))
         ends = time.monotonic() + START_SECONDS

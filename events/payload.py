@@ -78,7 +78,9 @@ def _errors(value: Any) -> list[tuple[str, str]]:
     if not isinstance(value, dict):
         return [("", "must be a JSON object")]
     errors = [
-        ("/" + name.replace("~", "~0").replace("/", "~1"), "is not a known field") for name in value if name not in _KNOWN
+        ("/" + name.replace("~", "~0").replace("/", "~1"), "is not a known field")
+        for name in value
+        if name not in _KNOWN
     ]
     if "type" not in value:
         errors.append(("/type", "is required"))
@@ -131,7 +133,9 @@ def parse_batch(
         raise invalid([("", "must hold at least one event")])
     if len(items) > max_events:
         raise Problem(
-            413, "too_many_events", f"The batch holds {len(items)} events; the limit is {max_events}.",
+            413,
+            "too_many_events",
+            f"The batch holds {len(items)} events; the limit is {max_events}.",
             extra={"limit_events": max_events},
         )
     return [_parse_item(item, max_event_bytes) for item in items]

@@ -55,6 +55,5 @@ def render_deliveries(event: Event) -> list[dict[str, Any]]:
     fields = ("id", "subscription_id", "status", "attempt_count", "next_attempt_at", "completed_at")
     return [
         {name: str(value) if isinstance(value, uuid.UUID) else value for name, value in row.items()}
-        for row in event.deliveries.order_by("created_at", "id").values(*fields)[:1000]  # type: ignore[attr-defined]
+        for row in event.deliveries.order_by("created_at", "id").values(*fields)[:1000]
     ]
-

@@ -22,6 +22,7 @@ from events import backlog, ingest, reading
 from events.ingest import Ingested, Outcome
 from events.models import Event, EventStatus
 from events.payload import NewEvent, parse_batch, parse_event
+from orgs.authentication import caller_of
 from orgs.models import Scope
 
 log = structlog.get_logger()
@@ -49,7 +50,9 @@ def _require_media_type(request: Request, *accepted: str) -> str:
     media_type = (request.content_type or "").split(";")[0].strip().lower()
     if media_type not in accepted:
         raise Problem(
-            415, "unsupported_media_type", "The content type must be " + " or ".join(accepted) + ".",
+            415,
+            "unsupported_media_type",
+            "The content type must be " + " or ".join(accepted) + ".",
             errors=[("#Content-Type", f"is {media_type or 'missing'}"[:200])],
         )
     return media_type
@@ -57,13 +60,15 @@ def _require_media_type(request: Request, *accepted: str) -> str:
 
 def _throttle(request: Request, cost: int) -> Verdict | None:
     """Count the events against the organisation's rate.  Raises Problem 429 over it."""
-    per_minute = request.user.events_per_minute
+    per_minute = caller_of(request).events_per_minute
     if per_minute == 0:
         return None
-    verdict = hit("events", str(request.user.organization_id), per_minute, cost)
+    verdict = hit("events", str(caller_of(request).organization_id), per_minute, cost)
     if not verdict.allowed:
         raise Problem(
-            429, "rate_limited", f"The organisation may send {per_minute} events a minute.",
+            429,
+            "rate_limited",
+            f"The organisation may send {per_minute} events a minute.",
             headers=verdict.headers("events"),
         )
     return verdict
@@ -73,7 +78,9 @@ def _require_room(events: int) -> None:
     """Raise Problem 503 while too many accepted events wait for their fan-out."""
     if not backlog.has_room(events):
         raise Problem(
-            503, "backlog_full", "Too many accepted events are waiting. Nothing was stored; try again.",
+            503,
+            "backlog_full",
+            "Too many accepted events are waiting. Nothing was stored; try again.",
             headers={"Retry-After": "5"},
         )
 
@@ -84,7 +91,7 @@ def _log_outcome(request: Request, result: Ingested, event_type: str, started: f
         outcome=_LOGGED[result.outcome],
         event_id=str(result.event_id),
         type=event_type,
-        organization_id=str(request.user.organization_id),
+        organization_id=str(caller_of(request).organization_id),
         duration_ms=round((time.perf_counter() - started) * 1000, 3),
     )
 
@@ -102,15 +109,18 @@ class EventListView(APIView):
         event = parse_event(read_body(request._request, settings.MAX_EVENT_BYTES))
         verdict = _throttle(request, 1)
         _require_room(1)
-        result = ingest.ingest(request.user.organization_id, event)
+        result = ingest.ingest(caller_of(request).organization_id, event)
         _log_outcome(request, result, event.type, started)
         location = f"/api/events/{result.event_id}"
         headers = {"Location": location, **(verdict.headers("events") if verdict else {})}
         if result.outcome is Outcome.CONFLICT:
             raise Problem(
-                409, "dedup_conflict", "This dedup_id was used for an event with other content.",
+                409,
+                "dedup_conflict",
+                "This dedup_id was used for an event with other content.",
                 errors=[("/dedup_id", f"stands for the event {result.event_id}, whose content differs")],
-                headers={"Location": location}, extra={"event_id": str(result.event_id)},
+                headers={"Location": location},
+                extra={"event_id": str(result.event_id)},
             )
         if result.outcome is Outcome.DUPLICATE:
             body = {"id": str(result.event_id), "status": "duplicate", "message": "Event was accepted before"}
@@ -132,7 +142,7 @@ class EventListView(APIView):
                 **PAGE_PARAMETERS,
             },
         )
-        rows = reading.find_events(request.user.organization_id, parameters)
+        rows = reading.find_events(caller_of(request).organization_id, parameters)
         return Response(page(rows, parameters, reading.render_event))
 
 
@@ -163,7 +173,7 @@ class EventBatchView(APIView):
             verdict = _throttle(request, len(valid))
             headers = verdict.headers("events") if verdict else {}
             _require_room(len(valid))
-            results = ingest.ingest_batch(request.user.organization_id, valid)
+            results = ingest.ingest_batch(caller_of(request).organization_id, valid)
         for event, result in zip(valid, results, strict=True):
             _log_outcome(request, result, event.type, started)
         accepted = sum(result.outcome is Outcome.ACCEPTED for result in results)
@@ -189,7 +199,7 @@ class EventView(APIView):
 
     def get(self, request: Request, event_id: uuid.UUID) -> Response:
         """Return the event with a line for each of its deliveries."""
-        event = Event.objects.filter(organization_id=request.user.organization_id, id=event_id).first()
+        event = Event.objects.filter(organization_id=caller_of(request).organization_id, id=event_id).first()
         if event is None:
             raise not_found()
         return Response({**reading.render_event(event), "deliveries": reading.render_deliveries(event)})

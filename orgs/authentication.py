@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from django.conf import settings
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.authentication import BaseAuthentication
@@ -42,10 +44,17 @@ class ApiKeyAuthentication(BaseAuthentication):
         verdict = hit("auth-failures", client_address(request._request), settings.AUTH_FAILURES_PER_MINUTE)
         if not verdict.allowed:
             return Problem(
-                429, "too_many_failures", "Too many failed authentications from this address.",
+                429,
+                "too_many_failures",
+                "Too many failed authentications from this address.",
                 headers=verdict.headers("auth-failures"),
             )
         return Problem(401, code, detail, headers=_CHALLENGE)
+
+
+def caller_of(request: Request) -> Caller:
+    """Return who makes an authenticated request."""
+    return cast(Caller, request.user)
 
 
 class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]

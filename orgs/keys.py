@@ -120,9 +120,9 @@ def rotate(key: ApiKey, overlap: datetime.timedelta) -> tuple[ApiKey, str]:
     Returns the new key and its full text.  The old key never lives longer than it already would.
     """
     new_key, text = create_api_key(key.organization_id, name=key.name, scopes=key.scopes, expires_at=key.expires_at)
-    ApiKey.objects.filter(pk=key.pk).filter(
-        Q(expires_at=None) | Q(expires_at__gt=Now() + overlap)
-    ).update(expires_at=Now() + overlap)
+    ApiKey.objects.filter(pk=key.pk).filter(Q(expires_at=None) | Q(expires_at__gt=Now() + overlap)).update(
+        expires_at=Now() + overlap
+    )
     key.refresh_from_db(fields=["expires_at"])
     return new_key, text
 

@@ -8,6 +8,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from core.problems import Problem
+from orgs.authentication import caller_of
 from orgs.models import Scope
 
 
@@ -23,7 +24,8 @@ class HasScope(BasePermission):
         if method not in scopes:
             view.http_method_not_allowed(request)
         needed = scopes[method]
-        if needed is not None and needed.value not in request.user.scopes:
-            raise Problem(403, "missing_scope", f"This key lacks the scope {needed.value}.",
-                          extra={"scope": needed.value})
+        if needed is not None and needed.value not in caller_of(request).scopes:
+            raise Problem(
+                403, "missing_scope", f"This key lacks the scope {needed.value}.", extra={"scope": needed.value}
+            )
         return True

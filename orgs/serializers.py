@@ -15,9 +15,13 @@ from orgs.models import ApiKey, AuditEntry, Scope
 class ApiKeyCreate(StrictSerializer):
     """What `POST /api/keys` takes."""
 
-    name = StrictCharField(max_length=200, required=False, default="", allow_blank=True, validators=[validate_plain_text])
+    name = StrictCharField(
+        max_length=200, required=False, default="", allow_blank=True, validators=[validate_plain_text]
+    )
     scopes = serializers.ListField(
-        child=serializers.ChoiceField(choices=Scope.choices), required=False, allow_empty=False,
+        child=serializers.ChoiceField(choices=Scope.choices),
+        required=False,
+        allow_empty=False,
         help_text="Defaults to the scopes of the key that asks; never more than those.",
     )
     expires_at = serializers.DateTimeField(required=False, allow_null=True, default=None)
@@ -33,7 +37,10 @@ class ApiKeyRotate(StrictSerializer):
     """What `POST /api/keys/{id}/rotate` takes."""
 
     overlap_seconds = StrictIntegerField(
-        min_value=0, max_value=30 * 86400, required=False, default=86400,
+        min_value=0,
+        max_value=30 * 86400,
+        required=False,
+        default=86400,
         help_text="How long the old key still works.",
     )
 

@@ -14,6 +14,7 @@ from rest_framework.views import APIView
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, moment, page, parse_parameters, text
 from orgs import audit, keys
+from orgs.authentication import caller_of
 from orgs.models import ApiKey, AuditEntry, Scope
 from orgs.serializers import ApiKeyCreate, ApiKeyOut, ApiKeyRotate, AuditEntryOut
 
@@ -30,7 +31,7 @@ class MeView(APIView):
 
     def get(self, request: Request) -> Response:
         """Return the organisation and the key that the request bears."""
-        caller = request.user
+        caller = caller_of(request)
         return Response(
             {
                 "organization": {"id": str(caller.organization_id), "name": caller.organization_name},
@@ -41,7 +42,7 @@ class MeView(APIView):
 
 
 def _own_key(request: Request, key_id: uuid.UUID) -> ApiKey:
-    key = ApiKey.objects.filter(organization_id=request.user.organization_id, id=key_id).first()
+    key = ApiKey.objects.filter(organization_id=caller_of(request).organization_id, id=key_id).first()
     if key is None:
         raise not_found()
     return key
@@ -49,7 +50,7 @@ def _own_key(request: Request, key_id: uuid.UUID) -> ApiKey:
 
 def _require_within(request: Request, scopes: list[str]) -> None:
     try:
-        keys.require_within(scopes, request.user.scopes)
+        keys.require_within(scopes, caller_of(request).scopes)
     except keys.ScopeError as error:
         raise Problem(403, "missing_scope", f"{str(error).capitalize()}.", errors=[("/scopes", str(error))]) from None
 
@@ -62,7 +63,7 @@ class KeyListView(APIView):
     def get(self, request: Request) -> Response:
         """List keys, newest first."""
         parameters = parse_parameters(request, PAGE_PARAMETERS)
-        rows = ApiKey.objects.filter(organization_id=request.user.organization_id)
+        rows = ApiKey.objects.filter(organization_id=caller_of(request).organization_id)
         return Response(page(rows, parameters, render_key))
 
     def post(self, request: Request) -> Response:
@@ -70,11 +71,14 @@ class KeyListView(APIView):
         serializer = ApiKeyCreate(data=request.data)
         serializer.is_valid(raise_exception=True)
         wanted = serializer.validated_data
-        scopes = wanted.get("scopes") or sorted(request.user.scopes)
+        scopes = wanted.get("scopes") or sorted(caller_of(request).scopes)
         _require_within(request, scopes)
         with transaction.atomic():
             key, secret = keys.create_api_key(
-                request.user.organization_id, name=wanted["name"], scopes=set(scopes), expires_at=wanted["expires_at"]
+                caller_of(request).organization_id,
+                name=wanted["name"],
+                scopes=set(scopes),
+                expires_at=wanted["expires_at"],
             )
             audit.record_for_caller(request, "key.create", key.prefix, {"scopes": key.scopes})
         key.refresh_from_db()
@@ -130,7 +134,7 @@ class AuditListView(APIView):
     def get(self, request: Request) -> Response:
         """List audit entries, newest first."""
         parameters = parse_parameters(request, {"action": text, "since": moment, "until": moment, **PAGE_PARAMETERS})
-        rows = AuditEntry.objects.filter(organization_id=request.user.organization_id)
+        rows = AuditEntry.objects.filter(organization_id=caller_of(request).organization_id)
         if "action" in parameters:
             rows = rows.filter(action=parameters["action"])
         if "since" in parameters:

@@ -20,12 +20,11 @@ from webhooks.models import Subscription
 
 
 @pytest.fixture(autouse=True)
-def _clean_slate() -> Iterator[None]:
+def _clean_slate() -> None:
     """Forget what processes remember between requests: Redis, the backlog's figure, a Redis outage."""
     get_redis_connection("default").flushall()
     backlog.forget()
     core_redis._guard._retry_at = 0.0
-    yield
 
 
 @pytest.fixture

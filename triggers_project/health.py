@@ -60,7 +60,7 @@ def _database_figures() -> dict[str, Any]:
 def _live_workers(connection: Redis) -> int:
     """Count the workers whose last heartbeat is fresh."""
     now = datetime.datetime.now(datetime.UTC)
-    keys = list(connection.smembers("rq:workers"))  # type: ignore[arg-type]
+    keys = list(connection.smembers("rq:workers"))
     pipeline = connection.pipeline(transaction=False)
     for key in keys:
         pipeline.hmget(key, "last_heartbeat", "death")

@@ -158,79 +158,172 @@ class Option:
 
 OPTIONS: tuple[Option, ...] = (
     # What the process stands on
-    Option("ENVIRONMENT", _one_of("production", "development"), "production",
-           "`production` refuses to start with DEBUG, a missing secret or a missing encryption key."),
+    Option(
+        "ENVIRONMENT",
+        _one_of("production", "development"),
+        "production",
+        "`production` refuses to start with DEBUG, a missing secret or a missing encryption key.",
+    ),
     Option("DATABASE_URL", _POSTGRES, "", "PostgreSQL, e.g. `postgres://user:password@host:5432/triggers`. Required."),
     Option("REDIS_URL", _REDIS, "", "Redis or Valkey, e.g. `redis://host:6379/0`. Required."),
     Option("SECRET_KEY", _text, "", "Django's secret key (sessions, CSRF). At least 32 characters. Required."),
-    Option("SECRETS_ENCRYPTION_KEYS", _names, "",
-           "Fernet keys that encrypt webhook secrets and header values at rest, newest first. Required."),
+    Option(
+        "SECRETS_ENCRYPTION_KEYS",
+        _names,
+        "",
+        "Fernet keys that encrypt webhook secrets and header values at rest, newest first. Required.",
+    ),
     Option("DEBUG", _boolean, "false", "Django's debug pages. Never in production."),
     Option("ALLOWED_HOSTS", _names, "localhost,127.0.0.1,[::1]", "Host names that requests may name, with commas."),
-    Option("CSRF_TRUSTED_ORIGINS", _names, "", "Origins the admin is served from behind a proxy, e.g. `https://a.example`."),
-    Option("USE_HTTPS", _boolean, "true in production, else false",
-           "Secure cookies, HSTS and redirect to https (`X-Forwarded-Proto` is believed)."),
-    Option("TRUSTED_PROXIES", _integer(0, 10), "0",
-           "How many reverse proxies in front append to `X-Forwarded-For`; 0 takes the peer's address."),
+    Option(
+        "CSRF_TRUSTED_ORIGINS", _names, "", "Origins the admin is served from behind a proxy, e.g. `https://a.example`."
+    ),
+    Option(
+        "USE_HTTPS",
+        _boolean,
+        "true in production, else false",
+        "Secure cookies, HSTS and redirect to https (`X-Forwarded-Proto` is believed).",
+    ),
+    Option(
+        "TRUSTED_PROXIES",
+        _integer(0, 10),
+        "0",
+        "How many reverse proxies in front append to `X-Forwarded-For`; 0 takes the peer's address.",
+    ),
     Option("ADMIN_PATH", _path_segment, "admin", "Path segment of the Django admin."),
     Option("LOG_LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "Level of the JSON log on stderr."),
     # Database connections
-    Option("DB_POOL_SIZE", _integer(1, 500), "max(4, WEB_THREADS)",
-           "Connections a process may keep open. The default is one per thread that talks to the database."),
+    Option(
+        "DB_POOL_SIZE",
+        _integer(1, 500),
+        "max(4, WEB_THREADS)",
+        "Connections a process may keep open. The default is one per thread that talks to the database.",
+    ),
     Option("DB_POOL_MAX_OVERFLOW", _integer(0, 500), "2", "Connections on top of DB_POOL_SIZE under pressure."),
     Option("DB_POOL_TIMEOUT", _duration(0.1, 300), "30s", "Longest wait for a free connection."),
     Option("DB_POOL_MAX_LIFETIME", _duration(10, 86400), "1h", "A connection is replaced after this time."),
     Option("WEB_THREADS", _integer(1, 200), "8", "Threads of each gunicorn worker process."),
     # Ingestion
-    Option("MAX_EVENT_BYTES", _integer(1024, 16 * 1024 * 1024), "262144", "Largest body of `POST /api/events`; beyond it 413."),
+    Option(
+        "MAX_EVENT_BYTES",
+        _integer(1024, 16 * 1024 * 1024),
+        "262144",
+        "Largest body of `POST /api/events`; beyond it 413.",
+    ),
     Option("MAX_BATCH_BYTES", _integer(1024, 64 * 1024 * 1024), "5242880", "Largest body of `POST /api/events/batch`."),
     Option("MAX_BATCH_EVENTS", _integer(1, 10_000), "1000", "Most events in one batch."),
     Option("MAX_JSON_DEPTH", _integer(2, 500), "64", "Deepest nesting that a request's JSON may have."),
     Option("DEDUP_WINDOW", _duration(1, 90 * 86400), "24h", "How long a `dedup_id` is remembered."),
-    Option("MAX_QUEUE_LENGTH", _integer(1, 10_000_000), "100000",
-           "Accepted but unprocessed events over which `POST /api/events` answers 503."),
-    Option("DEFAULT_EVENTS_PER_MINUTE", _integer(0, 100_000_000), "60000",
-           "Rate limit of a new organisation; 0 is no limit."),
-    Option("DEFAULT_RETENTION_DAYS", _integer(1, 3650), "30", "Days that a new organisation's settled events are kept."),
-    Option("AUTH_FAILURES_PER_MINUTE", _integer(1, 1_000_000), "60",
-           "Failed authentications per client address and minute; beyond it 429."),
+    Option(
+        "MAX_QUEUE_LENGTH",
+        _integer(1, 10_000_000),
+        "100000",
+        "Accepted but unprocessed events over which `POST /api/events` answers 503.",
+    ),
+    Option(
+        "DEFAULT_EVENTS_PER_MINUTE",
+        _integer(0, 100_000_000),
+        "60000",
+        "Rate limit of a new organisation; 0 is no limit.",
+    ),
+    Option(
+        "DEFAULT_RETENTION_DAYS", _integer(1, 3650), "30", "Days that a new organisation's settled events are kept."
+    ),
+    Option(
+        "AUTH_FAILURES_PER_MINUTE",
+        _integer(1, 1_000_000),
+        "60",
+        "Failed authentications per client address and minute; beyond it 429.",
+    ),
     Option("MAX_SUBSCRIPTIONS", _integer(1, 1_000_000), "1000", "Most subscriptions of one organisation."),
     # Workers
     Option("MAX_CONCURRENT_EVENTS", _integer(1, 10_000), "1000", "Events that a worker claims and fans out at a time."),
-    Option("MAX_CONCURRENT_DELIVERIES", _integer(1, 10_000), "512", "Deliveries that one worker process holds in flight."),
-    Option("MAX_IN_FLIGHT_PER_SUBSCRIPTION", _integer(1, 10_000), "256",
-           "Deliveries in flight to one subscription, over all workers; a subscription may override it."),
-    Option("INITIAL_WINDOW", _integer(1, 1000), "4",
-           "Deliveries in flight to a subscription that has not answered yet; each success doubles the window's growth."),
+    Option(
+        "MAX_CONCURRENT_DELIVERIES", _integer(1, 10_000), "512", "Deliveries that one worker process holds in flight."
+    ),
+    Option(
+        "MAX_IN_FLIGHT_PER_SUBSCRIPTION",
+        _integer(1, 10_000),
+        "256",
+        "Deliveries in flight to one subscription, over all workers; a subscription may override it.",
+    ),
+    Option(
+        "INITIAL_WINDOW",
+        _integer(1, 1000),
+        "4",
+        "Deliveries in flight to a subscription that has not answered yet; each success doubles the window's growth.",
+    ),
     Option("EVENT_MAX_TRIES", _integer(1, 100), "5", "Failed fan-outs after which an event is `error`."),
     Option("SWEEP_INTERVAL", _duration(0.05, 60), "1s", "How often a worker looks for work that no wake-up announced."),
-    Option("WORKER_SHUTDOWN_GRACE", _duration(0, 600), "35s",
-           "After SIGTERM, how long requests in flight may finish before their leases are released."),
+    Option(
+        "WORKER_SHUTDOWN_GRACE",
+        _duration(0, 600),
+        "35s",
+        "After SIGTERM, how long requests in flight may finish before their leases are released.",
+    ),
     # Deliveries
     Option("DISABLE_WEBHOOK_DELIVERY", _boolean, "false", "Keep deliveries pending and send none."),
-    Option("DELIVERY_RETRY_SCHEDULE", _schedule, "0s,5s,5m,30m,2h,5h,10h,10h",
-           "Delay before each try; the number of entries is the number of tries."),
+    Option(
+        "DELIVERY_RETRY_SCHEDULE",
+        _schedule,
+        "0s,5s,5m,30m,2h,5h,10h,10h",
+        "Delay before each try; the number of entries is the number of tries.",
+    ),
     Option("DELIVERY_RETRY_JITTER", _number(0, 0.5), "0.1", "Each delay is spread by this share, both ways."),
-    Option("DELIVERY_TIMEOUT", _duration(0.1, 300), "30s", "Total time of one try: resolving, connecting, sending, reading."),
+    Option(
+        "DELIVERY_TIMEOUT",
+        _duration(0.1, 300),
+        "30s",
+        "Total time of one try: resolving, connecting, sending, reading.",
+    ),
     Option("RETRY_AFTER_MAX", _duration(1, 86400), "1h", "Longest `Retry-After` of a receiver that is honoured."),
     Option("RESPONSE_BODY_BYTES", _integer(0, 65536), "1024", "Bytes of a receiver's answer kept with an attempt."),
-    Option("DISABLE_AFTER_FAILING_FOR", _duration(1, 365 * 86400), "5d",
-           "A subscription that has only failed for this long is disabled."),
-    Option("CIRCUIT_THRESHOLD", _integer(0, 10_000), "10",
-           "Failures in a row after which a subscription is backed off as a whole; 0 never."),
-    Option("CIRCUIT_BASE_DELAY", _duration(0.01, 3600), "5s", "First pause of a subscription whose circuit opened; doubles."),
+    Option(
+        "DISABLE_AFTER_FAILING_FOR",
+        _duration(1, 365 * 86400),
+        "5d",
+        "A subscription that has only failed for this long is disabled.",
+    ),
+    Option(
+        "CIRCUIT_THRESHOLD",
+        _integer(0, 10_000),
+        "10",
+        "Failures in a row after which a subscription is backed off as a whole; 0 never.",
+    ),
+    Option(
+        "CIRCUIT_BASE_DELAY",
+        _duration(0.01, 3600),
+        "5s",
+        "First pause of a subscription whose circuit opened; doubles.",
+    ),
     Option("CIRCUIT_MAX_DELAY", _duration(0.01, 86400), "60s", "Longest pause between probes of an open circuit."),
     Option("DNS_CACHE_TTL", _duration(0, 300), "10s", "How long a worker keeps a resolved address."),
     # Egress
-    Option("WEBHOOK_ALLOWED_SUBNETS", _networks, "",
-           "Networks that may be called although they are not public, e.g. `10.20.0.0/16`."),
-    Option("WEBHOOK_ALLOWED_PORTS", _ports, "", "Ports that may be called; empty allows all but well-known non-web ones."),
-    Option("WEBHOOK_PROXY_URL", _url_or_empty("http", "https"), "",
-           "Forward proxy for all deliveries; it then decides which addresses are reached."),
-    Option("WEBHOOK_CA_FILE", _readable_file, "",
-           "PEM file of further certificate authorities that receivers' certificates may come from."),
+    Option(
+        "WEBHOOK_ALLOWED_SUBNETS",
+        _networks,
+        "",
+        "Networks that may be called although they are not public, e.g. `10.20.0.0/16`.",
+    ),
+    Option(
+        "WEBHOOK_ALLOWED_PORTS", _ports, "", "Ports that may be called; empty allows all but well-known non-web ones."
+    ),
+    Option(
+        "WEBHOOK_PROXY_URL",
+        _url_or_empty("http", "https"),
+        "",
+        "Forward proxy for all deliveries; it then decides which addresses are reached.",
+    ),
+    Option(
+        "WEBHOOK_CA_FILE",
+        _readable_file,
+        "",
+        "PEM file of further certificate authorities that receivers' certificates may come from.",
+    ),
     # Admin log-in
-    Option("LOGIN_FAILURE_LIMIT", _integer(1, 1000), "10", "Failed admin log-ins per address and user name before a lock."),
+    Option(
+        "LOGIN_FAILURE_LIMIT", _integer(1, 1000), "10", "Failed admin log-ins per address and user name before a lock."
+    ),
     Option("LOGIN_COOLOFF", _duration(1, 86400), "15m", "How long that lock lasts."),
 )
 
@@ -248,7 +341,9 @@ def read_options(environ: Mapping[str, str]) -> dict[str, Any]:
             if option.name == "USE_HTTPS":
                 raw = "true" if values["ENVIRONMENT"] == "production" else "false"
             elif option.name == "DB_POOL_SIZE":
-                raw = str(max(4, int(environ.get("WEB_THREADS", "8")) if environ.get("WEB_THREADS", "8").isdigit() else 8))
+                raw = str(
+                    max(4, int(environ.get("WEB_THREADS", "8")) if environ.get("WEB_THREADS", "8").isdigit() else 8)
+                )
         try:
             values[option.name] = option.parse(raw)
         except OptionError as error:
@@ -283,9 +378,7 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             try:
                 Fernet(key)
             except ValueError:
-                problems.append(
-                    f"SECRETS_ENCRYPTION_KEYS is wrong: key {position} is not 32 bytes in url-safe base64."
-                )
+                problems.append(f"SECRETS_ENCRYPTION_KEYS is wrong: key {position} is not 32 bytes in url-safe base64.")
     if values["ENVIRONMENT"] == "production" and values["DEBUG"]:
         problems.append("DEBUG must be false when ENVIRONMENT is production.")
     return problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
@@ -17,13 +18,61 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 # `make run` leaves what it started here, so that manage.py in the same folder finds it.
 environ.Env.read_env(BASE_DIR / ".local" / "env")
 
-_options = read_options(os.environ)
-globals().update(_options)
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+# Checked here, all at once; what each means is said in options.py.
+_options = read_options(os.environ)
 ENVIRONMENT: str = _options["ENVIRONMENT"]
+DATABASE_URL: str = _options["DATABASE_URL"]
+REDIS_URL: str = _options["REDIS_URL"]
+SECRET_KEY: str = _options["SECRET_KEY"]
+SECRETS_ENCRYPTION_KEYS: list[str] = _options["SECRETS_ENCRYPTION_KEYS"]
 DEBUG: bool = _options["DEBUG"]
+ALLOWED_HOSTS: list[str] = _options["ALLOWED_HOSTS"]
+CSRF_TRUSTED_ORIGINS: list[str] = _options["CSRF_TRUSTED_ORIGINS"]
+USE_HTTPS: bool = _options["USE_HTTPS"]
+TRUSTED_PROXIES: int = _options["TRUSTED_PROXIES"]
 ADMIN_PATH: str = _options["ADMIN_PATH"]
-_use_https: bool = _options["USE_HTTPS"]
+LOG_LEVEL: str = _options["LOG_LEVEL"]
+DB_POOL_SIZE: int = _options["DB_POOL_SIZE"]
+DB_POOL_MAX_OVERFLOW: int = _options["DB_POOL_MAX_OVERFLOW"]
+DB_POOL_TIMEOUT: float = _options["DB_POOL_TIMEOUT"]
+DB_POOL_MAX_LIFETIME: float = _options["DB_POOL_MAX_LIFETIME"]
+WEB_THREADS: int = _options["WEB_THREADS"]
+MAX_EVENT_BYTES: int = _options["MAX_EVENT_BYTES"]
+MAX_BATCH_BYTES: int = _options["MAX_BATCH_BYTES"]
+MAX_BATCH_EVENTS: int = _options["MAX_BATCH_EVENTS"]
+MAX_JSON_DEPTH: int = _options["MAX_JSON_DEPTH"]
+DEDUP_WINDOW: float = _options["DEDUP_WINDOW"]
+MAX_QUEUE_LENGTH: int = _options["MAX_QUEUE_LENGTH"]
+DEFAULT_EVENTS_PER_MINUTE: int = _options["DEFAULT_EVENTS_PER_MINUTE"]
+DEFAULT_RETENTION_DAYS: int = _options["DEFAULT_RETENTION_DAYS"]
+AUTH_FAILURES_PER_MINUTE: int = _options["AUTH_FAILURES_PER_MINUTE"]
+MAX_SUBSCRIPTIONS: int = _options["MAX_SUBSCRIPTIONS"]
+MAX_CONCURRENT_EVENTS: int = _options["MAX_CONCURRENT_EVENTS"]
+MAX_CONCURRENT_DELIVERIES: int = _options["MAX_CONCURRENT_DELIVERIES"]
+MAX_IN_FLIGHT_PER_SUBSCRIPTION: int = _options["MAX_IN_FLIGHT_PER_SUBSCRIPTION"]
+INITIAL_WINDOW: int = _options["INITIAL_WINDOW"]
+EVENT_MAX_TRIES: int = _options["EVENT_MAX_TRIES"]
+SWEEP_INTERVAL: float = _options["SWEEP_INTERVAL"]
+WORKER_SHUTDOWN_GRACE: float = _options["WORKER_SHUTDOWN_GRACE"]
+DISABLE_WEBHOOK_DELIVERY: bool = _options["DISABLE_WEBHOOK_DELIVERY"]
+DELIVERY_RETRY_SCHEDULE: tuple[float, ...] = _options["DELIVERY_RETRY_SCHEDULE"]
+DELIVERY_RETRY_JITTER: float = _options["DELIVERY_RETRY_JITTER"]
+DELIVERY_TIMEOUT: float = _options["DELIVERY_TIMEOUT"]
+RETRY_AFTER_MAX: float = _options["RETRY_AFTER_MAX"]
+RESPONSE_BODY_BYTES: int = _options["RESPONSE_BODY_BYTES"]
+DISABLE_AFTER_FAILING_FOR: float = _options["DISABLE_AFTER_FAILING_FOR"]
+CIRCUIT_THRESHOLD: int = _options["CIRCUIT_THRESHOLD"]
+CIRCUIT_BASE_DELAY: float = _options["CIRCUIT_BASE_DELAY"]
+CIRCUIT_MAX_DELAY: float = _options["CIRCUIT_MAX_DELAY"]
+DNS_CACHE_TTL: float = _options["DNS_CACHE_TTL"]
+WEBHOOK_ALLOWED_SUBNETS: tuple[Network, ...] = _options["WEBHOOK_ALLOWED_SUBNETS"]
+WEBHOOK_ALLOWED_PORTS: frozenset[int] = _options["WEBHOOK_ALLOWED_PORTS"]
+WEBHOOK_PROXY_URL: str = _options["WEBHOOK_PROXY_URL"]
+WEBHOOK_CA_FILE: str = _options["WEBHOOK_CA_FILE"]
+LOGIN_FAILURE_LIMIT: int = _options["LOGIN_FAILURE_LIMIT"]
+LOGIN_COOLOFF: float = _options["LOGIN_COOLOFF"]
 
 INSTALLED_APPS = [
     "triggers_project.apps.TriggersAdminConfig",
@@ -78,7 +127,7 @@ TEMPLATES = [
 ]
 
 # --- PostgreSQL ---------------------------------------------------------------------------------
-DATABASES = {"default": environ.Env.db_url_config(_options["DATABASE_URL"])}
+DATABASES = {"default": environ.Env.db_url_config(DATABASE_URL)}
 DATABASES["default"].update(
     ENGINE="django.db.backends.postgresql",
     CONN_MAX_AGE=0,  # the pool keeps connections, Django must not
@@ -90,9 +139,9 @@ DATABASES["default"].setdefault("OPTIONS", {}).update(
     prepare_threshold=3,
     pool={
         "min_size": 1,
-        "max_size": _options["DB_POOL_SIZE"] + _options["DB_POOL_MAX_OVERFLOW"],
-        "timeout": _options["DB_POOL_TIMEOUT"],
-        "max_lifetime": _options["DB_POOL_MAX_LIFETIME"],
+        "max_size": DB_POOL_SIZE + DB_POOL_MAX_OVERFLOW,
+        "timeout": DB_POOL_TIMEOUT,
+        "max_lifetime": DB_POOL_MAX_LIFETIME,
         "max_idle": 300,
         "reconnect_timeout": 10,
     },
@@ -104,11 +153,10 @@ LANGUAGE_CODE = "en-us"
 USE_I18N = False
 
 # --- Redis or Valkey: wake-ups, throttles, caches; nothing that can't be lost ---------------------
-_redis_url: str = _options["REDIS_URL"]
 CACHES = {
     "default": {
         "BACKEND": "django_redis.cache.RedisCache",
-        "LOCATION": _redis_url,
+        "LOCATION": REDIS_URL,
         "OPTIONS": {
             "SOCKET_CONNECT_TIMEOUT": 0.25,
             "SOCKET_TIMEOUT": 0.5,
@@ -120,7 +168,7 @@ CACHES = {
     }
 }
 RQ_QUEUES = {
-    name: {"URL": _redis_url, "SERIALIZER": "rq.serializers.JSONSerializer", "DEFAULT_TIMEOUT": 180}
+    name: {"URL": REDIS_URL, "SERIALIZER": "rq.serializers.JSONSerializer", "DEFAULT_TIMEOUT": 180}
     for name in ("events", "webhooks")
 }
 RQ = {
@@ -170,7 +218,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
 ]
 AXES_FAILURE_LIMIT = _options["LOGIN_FAILURE_LIMIT"]
-AXES_COOLOFF_TIME = _options["LOGIN_COOLOFF"] / 3600
+AXES_COOLOFF_TIME = LOGIN_COOLOFF / 3600
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_VERBOSE = False
@@ -181,13 +229,13 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = 12 * 3600
 CSRF_COOKIE_SAMESITE = "Lax"
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _use_https
-SECURE_SSL_REDIRECT = _use_https
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = USE_HTTPS
+SECURE_SSL_REDIRECT = USE_HTTPS
 SECURE_REDIRECT_EXEMPT = [r"^api/health$"]  # load balancers ask on plain HTTP inside the network
-SECURE_HSTS_SECONDS = 31536000 if _use_https else 0
-SECURE_HSTS_INCLUDE_SUBDOMAINS = _use_https
-SECURE_HSTS_PRELOAD = _use_https
-SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if _use_https else None
+SECURE_HSTS_SECONDS = 31536000 if USE_HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = USE_HTTPS
+SECURE_HSTS_PRELOAD = USE_HTTPS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if USE_HTTPS else None
 SECURE_REFERRER_POLICY = "same-origin"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 X_FRAME_OPTIONS = "DENY"
@@ -214,4 +262,4 @@ WHITENOISE_USE_FINDERS = ENVIRONMENT == "development"
 
 # --- Logs: one JSON line for each thing that happened --------------------------------------------
 LOGGING_CONFIG = None
-configure_logging(level=_options["LOG_LEVEL"])
+configure_logging(level=LOG_LEVEL)

@@ -63,7 +63,10 @@ def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
     if any(address.version == network.version and address in network for network in _REFUSED):
         return False
     return address.is_global and not (
-        address.is_multicast or address.is_reserved or address.is_unspecified or address.is_link_local
+        address.is_multicast
+        or address.is_reserved
+        or address.is_unspecified
+        or address.is_link_local
         or address.is_loopback
     )
 

@@ -94,7 +94,9 @@ def advance(run_id: uuid.UUID, rows: int = CHUNK) -> BulkRun | None:
 def _from_cursor(run: BulkRun, rows: QuerySet[Any]) -> QuerySet[Any]:
     rows = rows.filter(created_at__lte=run.before)
     if run.cursor_at is not None:
-        rows = rows.filter(created_at__gte=run.cursor_at).filter(Q(created_at__gt=run.cursor_at) | Q(id__gt=run.cursor_id))
+        rows = rows.filter(created_at__gte=run.cursor_at).filter(
+            Q(created_at__gt=run.cursor_at) | Q(id__gt=run.cursor_id)
+        )
     return rows.order_by("created_at", "id")
 
 
@@ -104,7 +106,7 @@ def _move_on(run: BulkRun, seen: list[tuple[Any, ...]], rows: int) -> None:
         run.cursor_id, run.cursor_at = seen[-1][0], seen[-1][1]
     if len(seen) < rows:
         run.state = BulkRun.State.DONE
-        run.finished_at = Now()  # type: ignore[assignment]
+        run.finished_at = Now()
 
 
 def _replay_chunk(run: BulkRun, rows: int) -> None:
@@ -117,7 +119,7 @@ def _recover_chunk(run: BulkRun, rows: int) -> None:
     subscription = run.subscription
     if subscription is None or subscription.deleted_at is not None:
         run.state = BulkRun.State.DONE
-        run.finished_at = Now()  # type: ignore[assignment]
+        run.finished_at = Now()
         return
     events = Event.objects.filter(
         organization_id=subscription.organization_id,

@@ -54,7 +54,7 @@ class Claim:
 
     deliveries: list[Claimed] = field(default_factory=list)
     more: bool = False
-    clock: Clock | None = None
+    clock: Clock = field(default_factory=lambda: Clock(time.time(), time.monotonic()))
     deadline: float = 0.0
 
 
@@ -144,7 +144,7 @@ def _claim(limit: int, lease_seconds: float) -> Claim:
             taken[delivery.subscription_id] += 1
         for turn in turns:
             if turn.rate is not None:
-                _reserve(turn, taken[turn.subscription_id], now)
+                _reserve(turn, turn.rate, taken[turn.subscription_id], now)
         cursor.execute(
             sql.SERVE_LANES,
             {
@@ -156,14 +156,11 @@ def _claim(limit: int, lease_seconds: float) -> Claim:
             },
         )
     more = any(taken[turn.subscription_id] >= turn.quota and turn.wait_until is None for turn in turns)
-    return Claim(
-        deliveries, more or len(rows) >= LANES_AT_A_TIME, Clock(now, started), started + lease_seconds
-    )
+    return Claim(deliveries, more or len(rows) >= LANES_AT_A_TIME, Clock(now, started), started + lease_seconds)
 
 
-def _reserve(turn: _Turn, taken: int, now: float) -> None:
+def _reserve(turn: _Turn, rate: float, taken: int, now: float) -> None:
     """Book `taken` deliveries on the lane's rate limit; when it is used up, say when it allows the next."""
-    assert turn.rate is not None
-    turn.reserved_until = max(turn.reserved_until, now) + taken / turn.rate
-    if taken >= turn.quota and allowed_now(turn.rate, turn.reserved_until, now) < 1:
-        turn.wait_until = turn.reserved_until - (burst(turn.rate) - 1) / turn.rate
+    turn.reserved_until = max(turn.reserved_until, now) + taken / rate
+    if taken >= turn.quota and allowed_now(rate, turn.reserved_until, now) < 1:
+        turn.wait_until = turn.reserved_until - (burst(rate) - 1) / rate

@@ -190,4 +190,3 @@ def _log_outcomes(events: Sequence[tuple[AcceptedEvent, bool]], started: float) 
             type=event.type,
             duration_ms=duration_ms,
         )
-

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 EVERYTHING = "*"
-_PATTERN = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*(\.\*)?")
+PATTERN = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*(\.\*)?")
 
 
 def pattern_error(pattern: object) -> str | None:
@@ -18,7 +18,7 @@ def pattern_error(pattern: object) -> str | None:
         return "must be a string"
     if pattern == EVERYTHING:
         return None
-    if len(pattern) > 257 or not _PATTERN.fullmatch(pattern):
+    if len(pattern) > 257 or not PATTERN.fullmatch(pattern):
         return "must be an event type (order.created), a prefix (order.*) or *"
     return None
 

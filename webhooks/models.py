@@ -36,11 +36,15 @@ class Subscription(models.Model):
     disabled_at = models.DateTimeField(null=True)
     disabled_reason = models.CharField(max_length=500, blank=True, default="")
     max_in_flight = models.PositiveIntegerField(
-        null=True, blank=True, validators=[MinValueValidator(1), MaxValueValidator(10_000)],
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(10_000)],
         help_text="Most requests at a time; empty takes MAX_IN_FLIGHT_PER_SUBSCRIPTION.",
     )
     deliveries_per_second = models.FloatField(
-        null=True, blank=True, validators=[MinValueValidator(0.01), MaxValueValidator(100_000)],
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(0.01), MaxValueValidator(100_000)],
         help_text="Rate limit over all workers; empty is none.",
     )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
@@ -70,7 +74,9 @@ class Lane(models.Model):
     is_open = models.BooleanField(default=True, help_text="False while the subscription is disabled or deleted.")
     next_due_at = models.DateTimeField(null=True)
     in_flight = models.IntegerField(default=0)
-    window_size = models.IntegerField(help_text="Most requests at a time now; grows with successes, shrinks with failures.")
+    window_size = models.IntegerField(
+        help_text="Most requests at a time now; grows with successes, shrinks with failures."
+    )
     paused_until = models.DateTimeField(null=True, help_text="Open circuit or the receiver's Retry-After.")
     failures_in_row = models.IntegerField(default=0)
     circuit_opened = models.IntegerField(default=0, help_text="How often in a row the circuit opened.")
@@ -144,7 +150,9 @@ class Delivery(models.Model):
         ]
         indexes: ClassVar = [
             models.Index(
-                fields=["subscription", "next_attempt_at"], condition=Q(status="pending"), name="webhooks_delivery_pending"
+                fields=["subscription", "next_attempt_at"],
+                condition=Q(status="pending"),
+                name="webhooks_delivery_pending",
             ),
             models.Index(
                 fields=["lease_expires_at"], condition=Q(status="delivering"), name="webhooks_delivery_leased"

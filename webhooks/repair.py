@@ -55,5 +55,7 @@ def _apply(repair: Repair, ids: list[uuid.UUID]) -> int:
             cursor.execute(sql.ANNOUNCE_DUE, {"ids": lane_ids, "delay": 0})
             if repair is Repair.RETRY:
                 # Somebody asks for it now: let one through, whatever the circuit says.
-                cursor.execute("UPDATE webhooks_lane SET paused_until = NULL WHERE subscription_id = ANY(%s)", (lane_ids,))
+                cursor.execute(
+                    "UPDATE webhooks_lane SET paused_until = NULL WHERE subscription_id = ANY(%s)", (lane_ids,)
+                )
     return len(touched)

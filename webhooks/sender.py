@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import threading
 import time
 import uuid
@@ -133,10 +134,8 @@ class Sender:
     def _call(self, action: Callable[[], None]) -> None:
         loop = self._loop
         if loop is not None and not loop.is_closed():
-            try:
+            with contextlib.suppress(RuntimeError):  # the loop may close between the two lines
                 loop.call_soon_threadsafe(action)
-            except RuntimeError:  # the loop closed between the two lines
-                pass
 
     # --- on the sender's own thread ---------------------------------------------------------------
 
@@ -182,7 +181,6 @@ class Sender:
                         await asyncio.sleep(RETRY_SECONDS)
                         continue
                     for claimed in claim.deliveries:
-                        assert claim.clock is not None
                         self._begin(claimed, claim.clock, claim.deadline)
                     more = claim.more and bool(claim.deliveries)
             if not self._tasks and not self._unrecorded and not more and wakes == self._wakes:
@@ -288,4 +286,3 @@ def start_sender() -> Sender:
 def current_sender() -> Sender | None:
     """Return this process's sender while it runs."""
     return _current if _current is not None and _current.is_alive else None
-

@@ -22,7 +22,7 @@ from webhooks.models import BulkRun, Subscription
 MAX_EVENT_TYPES = 100
 MAX_HEADERS = 20
 MAX_HEADER_VALUE = 2048
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")  # RFC 9110 §5.1: token
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")  # RFC 9110 §5.1: token
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?|")  # RFC 9110 §5.5, ASCII only
 _OURS = {
     "host", "content-type", "content-length", "content-encoding", "transfer-encoding", "connection", "keep-alive",
@@ -40,7 +40,7 @@ class HeadersField(serializers.Field[dict[str, str], Any, dict[str, str], Any]):
             raise serializers.ValidationError(f"must hold at most {MAX_HEADERS} headers")
         errors: dict[str, list[str]] = {}
         for name, value in data.items():
-            if not _HEADER_NAME.fullmatch(name):
+            if not HEADER_NAME.fullmatch(name):
                 errors[name] = ["is not a header name"]
             elif name.lower() in _OURS or name.lower().startswith("webhook-"):
                 errors[name] = ["is set by the system and can't be replaced"]

@@ -4,11 +4,10 @@
 
 # How many events each running fan-out holds is told as a shared advisory lock: the second key is the
 # number.  It is true at every moment, because it goes with the transaction, however that ends.
-FAN_OUT_LOCK_CLASS = 71_001
-ANNOUNCE_FAN_OUT = f"SELECT pg_advisory_xact_lock_shared({FAN_OUT_LOCK_CLASS}, %s)"
-COUNT_IN_FAN_OUT = f"""
+ANNOUNCE_FAN_OUT = "SELECT pg_advisory_xact_lock_shared(71001, %s)"
+COUNT_IN_FAN_OUT = """
 SELECT coalesce(sum(objid::bigint), 0) FROM pg_locks
-WHERE locktype = 'advisory' AND classid = {FAN_OUT_LOCK_CLASS} AND objsubid = 2 AND granted
+WHERE locktype = 'advisory' AND classid = 71001 AND objsubid = 2 AND granted
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
@@ -185,7 +184,9 @@ FIND_EXPIRED = """
 SELECT id, subscription_id FROM webhooks_delivery
 WHERE status = 'delivering' AND lease_expires_at <= clock_timestamp() LIMIT %s
 """
-FIND_LEASED = "SELECT id, subscription_id FROM webhooks_delivery WHERE status = 'delivering' AND lease_id = ANY(%s::uuid[])"
+FIND_LEASED = (
+    "SELECT id, subscription_id FROM webhooks_delivery WHERE status = 'delivering' AND lease_id = ANY(%s::uuid[])"
+)
 
 # Parameters: ids, the leases that may be ended (NULL: those that expired).
 RETURN_LEASED = """
@@ -267,7 +268,9 @@ REPAIR = {
         condition="s.is_active",
     ),
     "hold": _REPAIR.format(changes="status = 'held'", condition="true"),
-    "resume": _REPAIR.format(changes="status = 'pending', next_attempt_at = clock_timestamp()", condition="s.is_active"),
+    "resume": _REPAIR.format(
+        changes="status = 'pending', next_attempt_at = clock_timestamp()", condition="s.is_active"
+    ),
 }
 
 # --- Retention ------------------------------------------------------------------------------------

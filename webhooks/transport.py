@@ -65,7 +65,11 @@ class VettingResolver(AbstractResolver):
         )
         results = [
             ResolveResult(
-                hostname=host, host=str(sockaddr[0]), port=port, family=found_family, proto=proto,
+                hostname=host,
+                host=str(sockaddr[0]),
+                port=port,
+                family=found_family,
+                proto=proto,
                 flags=socket.AI_NUMERICHOST,
             )
             for found_family, _, proto, _, sockaddr in found

@@ -14,6 +14,7 @@ from rest_framework.views import APIView
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, identifier, moment, one_of, page, parse_parameters
 from orgs import audit
+from orgs.authentication import caller_of
 from orgs.models import Scope
 from webhooks import bulk, repair, subscriptions
 from webhooks.models import BulkRun, Delivery, DeliveryAttempt, DeliveryStatus, Subscription
@@ -64,14 +65,16 @@ def render_attempt(attempt: DeliveryAttempt) -> dict[str, Any]:
 
 
 def _own_subscription(request: Request, subscription_id: uuid.UUID) -> Subscription:
-    found: Subscription | None = subscriptions.live(request.user.organization_id).filter(id=subscription_id).first()
+    found: Subscription | None = (
+        subscriptions.live(caller_of(request).organization_id).filter(id=subscription_id).first()
+    )
     if found is None:
         raise not_found()
     return found
 
 
 def _own_delivery(request: Request, delivery_id: uuid.UUID) -> Delivery:
-    found = Delivery.objects.filter(organization_id=request.user.organization_id, id=delivery_id).first()
+    found = Delivery.objects.filter(organization_id=caller_of(request).organization_id, id=delivery_id).first()
     if found is None:
         raise not_found()
     return found
@@ -85,7 +88,7 @@ class SubscriptionListView(APIView):
     def get(self, request: Request) -> Response:
         """List subscriptions, newest first."""
         parameters = parse_parameters(request, PAGE_PARAMETERS)
-        return Response(page(subscriptions.live(request.user.organization_id), parameters, render_subscription))
+        return Response(page(subscriptions.live(caller_of(request).organization_id), parameters, render_subscription))
 
     def post(self, request: Request) -> Response:
         """Make a subscription; its secret is in this answer and nowhere else."""
@@ -93,7 +96,9 @@ class SubscriptionListView(APIView):
         serializer.is_valid(raise_exception=True)
         try:
             with transaction.atomic():
-                subscription, secret = subscriptions.create(request.user.organization_id, **serializer.validated_data)
+                subscription, secret = subscriptions.create(
+                    caller_of(request).organization_id, **serializer.validated_data
+                )
                 audit.record_for_caller(request, "subscription.create", subscription.id)
         except subscriptions.TooManySubscriptions:
             raise Problem(
@@ -176,8 +181,11 @@ class SubscriptionRotateSecretView(APIView):
             secret = subscriptions.rotate_secret(subscription, overlap)
             audit.record_for_caller(request, "subscription.rotate_secret", subscription.id)
         return Response(
-            {**render_subscription(subscription), "secret": secret,
-             "previous_secret_expires_at": subscription.previous_secret_expires_at}
+            {
+                **render_subscription(subscription),
+                "secret": secret,
+                "previous_secret_expires_at": subscription.previous_secret_expires_at,
+            }
         )
 
 
@@ -197,7 +205,8 @@ class SubscriptionRecoverView(APIView):
                 request, "subscription.recover", subscription.id, {"since": run.filters["since"], "run": str(run.id)}
             )
         return Response(
-            dict(BulkRunOut(run).data), status=202,
+            dict(BulkRunOut(run).data),
+            status=202,
             headers={"Location": f"/api/subscriptions/{subscription.id}/recoveries/{run.id}"},
         )
 
@@ -236,7 +245,7 @@ class DeliveryListView(APIView):
         )
         names = ("event", "subscription", "status", "since", "until")
         filters = {name: parameters[name] for name in names if name in parameters}
-        rows = bulk.matching_deliveries({**filters, "org": request.user.organization_id})
+        rows = bulk.matching_deliveries({**filters, "org": caller_of(request).organization_id})
         return Response(page(rows, parameters, render_delivery))
 
 

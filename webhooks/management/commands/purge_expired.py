@@ -19,7 +19,9 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         purged = purge_expired()
         audit.record(
-            "purge", actor="command:purge_expired", organization_id=None,
+            "purge",
+            actor="command:purge_expired",
+            organization_id=None,
             detail={"events": purged.events, "deliveries": purged.deliveries, "attempts": purged.attempts},
         )
         self.stdout.write(

@@ -84,8 +84,11 @@ class Command(BaseCommand):
                 return
             run = bulk.start_replay(filters, filters.get("org"))
             audit.record(
-                "delivery.replay", actor="command:replay_deliveries", organization_id=run.organization_id,
-                target=run.id, detail=run.filters,
+                "delivery.replay",
+                actor="command:replay_deliveries",
+                organization_id=run.organization_id,
+                target=run.id,
+                detail=run.filters,
             )
         self._run(run, options["rate"])
 
@@ -96,8 +99,12 @@ class Command(BaseCommand):
         self.stderr.write(f"Replay {run.id}; if it is interrupted: manage.py replay_deliveries --resume {run.id}")
         console = Console(stderr=True)
         with Progress(
-            TextColumn("replaying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console, disable=not console.is_terminal,
+            TextColumn("replaying"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
         ) as progress:
             total = None
             if console.is_terminal:
@@ -121,4 +128,3 @@ def _advance_paced(run: BulkRun, rows: int, rate: float, show: Callable[[int], N
         if state.state != BulkRun.State.DONE:
             time.sleep(max(0.0, (state.queued - before) / rate - (time.monotonic() - started)))
     return state
-
