@@ -38,6 +38,7 @@ class Event(models.Model):
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
+        permissions: ClassVar = [("reprocess_event", "Can give events in error a new fan-out")]
         indexes: ClassVar = [
             models.Index(fields=["organization", "created_at", "id"], name="events_event_list"),
             models.Index(fields=["organization", "type", "created_at", "id"], name="events_event_type_list"),

@@ -82,6 +82,7 @@ class ApiKey(models.Model):
 
     class Meta:
         verbose_name = "API key"
+        permissions: ClassVar = [("revoke_apikey", "Can revoke API keys")]
         ordering: ClassVar = ["-created_at"]
         indexes: ClassVar = [models.Index(fields=["organization", "created_at", "id"], name="orgs_apikey_list")]
 

@@ -6,6 +6,7 @@ import datetime
 from typing import ClassVar
 
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import HashIndex
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
@@ -52,10 +53,12 @@ class Subscription(models.Model):
     deleted_at = models.DateTimeField(null=True, editable=False)
 
     class Meta:
+        permissions: ClassVar = [("switch_subscription", "Can disable, enable and recover subscriptions")]
         indexes: ClassVar = [
             models.Index(
                 fields=["organization", "created_at", "id"], condition=Q(deleted_at=None), name="webhooks_sub_list"
             ),
+            HashIndex(fields=["url"], name="webhooks_sub_url"),
         ]
 
     def __str__(self) -> str:
@@ -145,6 +148,7 @@ class Delivery(models.Model):
 
     class Meta:
         verbose_name_plural = "deliveries"
+        permissions: ClassVar = [("repair_delivery", "Can retry, replay, hold and resume deliveries")]
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["event", "subscription"], name="webhooks_delivery_once"),
         ]
@@ -165,6 +169,13 @@ class Delivery(models.Model):
             models.Index(fields=["subscription"], condition=Q(status="held"), name="webhooks_delivery_held"),
             models.Index(fields=["organization", "created_at", "id"], name="webhooks_delivery_list"),
             models.Index(fields=["subscription", "created_at", "id"], name="webhooks_delivery_sub_list"),
+            # For the admin, over all organisations.  Deliveries that go well never enter these two.
+            models.Index(
+                fields=["status", "id"],
+                condition=Q(status__in=["failed", "held", "cancelled"]),
+                name="webhooks_delivery_troubled",
+            ),
+            models.Index(fields=["completed_at"], condition=Q(status="failed"), name="webhooks_delivery_failed_at"),
         ]
 
     def __str__(self) -> str:
