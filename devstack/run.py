@@ -1,0 +1,401 @@
+"""`make run`: start everything, send a first webhook, say what happened, stay up until Ctrl-C."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import stat
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from devstack.errors import DevstackError
+from devstack.postgres import Postgres
+from devstack.processes import ROOT, Process, manage, web, worker
+from devstack.receiver import Received, Receiver, verify
+from devstack.valkey import Valkey
+
+LOCAL = ROOT / ".local"
+ENV_FILE = LOCAL / "env"
+DEMO_FILE = LOCAL / "demo.json"
+LOGS = LOCAL / "log"
+DELIVERY_SECONDS = 60
+ADMIN_USER = "admin"
+
+# What the demo needs beside the defaults; anything set in the environment wins.
+DEFAULTS = {
+    "ENVIRONMENT": "development",
+    "DEBUG": "false",
+    "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
+    "WEBHOOK_ALLOWED_SUBNETS": "127.0.0.0/8,::1/128",
+}
+
+
+def say(text: str = "") -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, stat.S_IRUSR | stat.S_IWUSR)
+    with os.fdopen(descriptor, "w") as handle:
+        handle.write(text)
+    temporary.rename(path)
+
+
+def read_env_file() -> dict[str, str]:
+    """Return what an earlier run left in .local/env."""
+    try:
+        lines = ENV_FILE.read_text().splitlines()
+    except OSError:
+        return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+
+
+def read_demo() -> dict[str, str]:
+    """Return what an earlier run remembered of its demo organisation."""
+    try:
+        remembered: dict[str, str] = json.loads(DEMO_FILE.read_text())
+    except (OSError, ValueError):
+        return {}
+    return remembered
+
+
+class Api:
+    """The public HTTP API, as the demo's integrator."""
+
+    def __init__(self, base: str, key: str) -> None:
+        self.base = base
+        self.key = key
+
+    def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        """Return status and JSON of a request.  Raises DevstackError when nobody answers."""
+        request = urllib.request.Request(
+            self.base + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"X-API-Key": self.key, "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.status, json.loads(response.read() or b"null")
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null")
+        except OSError as error:
+            raise DevstackError(f"The API at {self.base} does not answer: {error}") from None
+
+
+class Run:
+    """Everything that this run started, so that it can be stopped again."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.announced = False
+        self._stops: list[tuple[str, Callable[[], object]]] = []
+        self.watched: list[Process] = []
+        self.ended = threading.Event()
+        self._arrived: dict[str, Received] = {}
+
+    # --- starting -----------------------------------------------------------------------------------
+
+    def prepare(self) -> dict[str, str]:
+        """Start the servers that the environment doesn't name; return the environment of every process."""
+        kept = read_env_file()
+        env = {name: os.environ.get(name, default) for name, default in DEFAULTS.items()}
+        env["SECRET_KEY"] = os.environ.get("SECRET_KEY") or kept.get("SECRET_KEY") or secrets.token_urlsafe(48)
+        env["SECRETS_ENCRYPTION_KEYS"] = (
+            os.environ.get("SECRETS_ENCRYPTION_KEYS")
+            or kept.get("SECRETS_ENCRYPTION_KEYS")
+            or base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
+        )
+        env["ADMIN_PASSWORD"] = kept.get("ADMIN_PASSWORD") or secrets.token_urlsafe(12)
+        env["DATABASE_URL"] = os.environ.get("DATABASE_URL") or self._start_postgres()
+        env["REDIS_URL"] = os.environ.get("REDIS_URL") or self._start_valkey()
+        write_private(ENV_FILE, "".join(f"{name}={value}\n" for name, value in env.items()))
+        os.environ.update(env)
+        return env
+
+    def _start_postgres(self) -> str:
+        server = Postgres(LOCAL / "postgres")
+        self._stops.append(("PostgreSQL", server.stop))
+        server.start()
+        return server.url()
+
+    def _start_valkey(self) -> str:
+        server = Valkey(LOCAL / "valkey")
+        self._stops.append(("Valkey", server.stop))
+        server.start()
+        return server.url()
+
+    def start_receiver(self, port: int, secret: Callable[[], str]) -> Receiver:
+        """Start the demo's receiver on its old port, or on another one when that is taken."""
+
+        def arrived(request: Received) -> None:
+            self._arrived[request.headers.get("webhook-id", "")] = request
+            right = verify(secret(), request.headers, request.body, request.wall) if secret() else False
+            event_type = json.loads(request.body).get("type", "?")
+            state = "signature verified" if right else "SIGNATURE WRONG"
+            if self.announced:
+                say(f"  receiver got {event_type} {request.headers.get('webhook-id')} ({state})")
+
+        if port and not _port_is_free(port):
+            port = 0
+        receiver = Receiver(port=port, keep=False)
+        receiver.on_request = arrived
+        receiver.start()
+        self._stops.append(("receiver", receiver.stop))
+        return receiver
+
+    def start_processes(self) -> str:
+        """Start web and worker; return the API's base URL."""
+        process, base = web(LOGS / "web.log", self.port)
+        self._stops.append(("web", process.stop))
+        self.watched.append(process)
+        background = worker(LOGS / "worker.log")
+        self._stops.append(("worker", background.stop))
+        self.watched.append(background)
+        return base
+
+    # --- the first webhook ----------------------------------------------------------------------------
+
+    def arrival(self, event_id: str) -> Received | None:
+        """Return the request that brought an event to the demo's receiver."""
+        return self._arrived.get(event_id)
+
+    # --- staying and stopping -------------------------------------------------------------------------
+
+    def stay(self) -> int:
+        """Wait for Ctrl-C (0) or the death of a process (1)."""
+        while not self.ended.wait(0.5):
+            for process in self.watched:
+                if not process.alive:
+                    say(f"The {process.name} ended by itself ({process.log}): {process.last_line()}")
+                    return 1
+        return 0
+
+    def stop(self) -> None:
+        """Stop what this run started, the last first."""
+        for name, stop in reversed(self._stops):
+            try:
+                stop()
+            except Exception as error:
+                say(f"{name} could not be stopped: {error}")
+        self._stops.clear()
+
+
+def _port_is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def choose_port() -> int:
+    """Return PORT (default 8000).  Raises DevstackError when it is wrong or taken."""
+    text = os.environ.get("PORT", "8000")
+    if not text.isdigit() or not 1 <= int(text) <= 65535:
+        raise DevstackError(f"PORT={text} is not a port number.")
+    if not _port_is_free(int(text)):
+        raise DevstackError(f"Port {text} is taken; choose another one: make run PORT={min(int(text) + 1, 65535)}")
+    return int(text)
+
+
+def check_servers(env: Mapping[str, str]) -> None:
+    """Raise DevstackError when the database or Redis doesn't answer."""
+    import psycopg
+    import redis
+
+    try:
+        psycopg.connect(env["DATABASE_URL"], connect_timeout=5).close()
+    except psycopg.Error as error:
+        raise DevstackError(
+            f"PostgreSQL does not answer at DATABASE_URL: {str(error).strip().splitlines()[-1]}"
+        ) from None
+    try:
+        redis.Redis.from_url(env["REDIS_URL"], socket_connect_timeout=5, socket_timeout=5).ping()
+    except (redis.RedisError, ValueError, OSError) as error:
+        raise DevstackError(f"Redis does not answer at REDIS_URL: {error}") from None
+
+
+def ensure_admin(password: str) -> None:
+    """Make the admin user of the demo unless there is one."""
+    with contextlib.suppress(DevstackError):  # it is there
+        manage(
+            "createsuperuser", "--noinput", "--username", ADMIN_USER, "--email", "admin@example.com",
+            env={"DJANGO_SUPERUSER_PASSWORD": password},
+        )  # fmt: skip
+
+
+def ensure_key(base: str) -> Api:
+    """Return the API with a key of the demo organisation, the remembered one if it still works."""
+    remembered = read_demo()
+    if remembered.get("key"):
+        api = Api(base, remembered["key"])
+        if api.call("GET", "/api/me")[0] == 200:
+            return api
+    with contextlib.suppress(DevstackError):  # it is there
+        manage("create_org", "Demo")
+    key = manage("create_api_key", "Demo", "--name", "make run")
+    write_private(DEMO_FILE, json.dumps({"key": key}))
+    return Api(base, key)
+
+
+def ensure_subscription(api: Api, url: str) -> dict[str, str]:
+    """Return what is remembered of the demo's subscription, made anew or moved to `url` where needed."""
+    demo = read_demo()
+    if demo.get("subscription"):
+        path = f"/api/subscriptions/{demo['subscription']}"
+        status, found = api.call("GET", path)
+        if status == 200 and found["status"] == "active":
+            if found["url"] != url:
+                status, found = api.call("PATCH", path, {"url": url})
+            if status == 200:
+                return demo
+    status, made = api.call(
+        "POST", "/api/subscriptions", {"url": url, "event_types": ["*"], "description": "The demo's own receiver"}
+    )
+    if status == 201:
+        demo |= {"subscription": made["id"], "secret": made["secret"]}
+    else:
+        # Without an address that may be called there is nothing to deliver to; everything else works.
+        reasons = "; ".join(error["detail"] for error in made.get("errors", [])) or made.get("detail", "")
+        demo["refused"] = reasons
+    return demo
+
+
+def first_webhook(run: Run, api: Api) -> list[str]:
+    """POST one event, wait for its delivery, and return what happened as lines."""
+    sent = time.monotonic()
+    status, event = api.call("POST", "/api/events", {"type": "demo.hello", "data": {"message": "Hello from make run"}})
+    if status != 202:
+        raise DevstackError(f"The API refused the demo's event: {event.get('detail')}")
+    accepted = (time.monotonic() - sent) * 1000
+    lines = [f"Event      {event['id']}  accepted in {accepted:.0f} ms"]
+    delivery = _wait_for_delivery(api, event["id"])
+    if delivery is None:
+        return [*lines, "Delivery   none: no subscription took the event"]
+    attempt = delivery["attempts"][-1] if delivery["attempts"] else None
+    arrival = run.arrival(event["id"])
+    if delivery["status"] == "delivered" and arrival is not None and attempt is not None:
+        latency = (arrival.monotonic - sent) * 1000
+        lines.append(
+            f"Delivery   {delivery['id']}  delivered: {latency:.0f} ms from the POST to the receiver, "
+            f"which answered {attempt['status_code']} in {attempt['duration_ms']:.0f} ms"
+        )
+    else:
+        why = f"{attempt['error']}: {attempt['error_detail']}" if attempt else "not tried yet"
+        lines.append(f"Delivery   {delivery['id']}  {delivery['status']} ({why})")
+    return lines
+
+
+def _wait_for_delivery(api: Api, event_id: str) -> Any:
+    """Return the event's first delivery once it was tried; None when the event has none."""
+    ends = time.monotonic() + DELIVERY_SECONDS
+    while True:
+        _, event = api.call("GET", f"/api/events/{event_id}")
+        if event["status"] == "processed" and not event["deliveries"]:
+            return None
+        if event["deliveries"]:
+            _, delivery = api.call("GET", f"/api/deliveries/{event['deliveries'][0]['id']}")
+            if delivery["attempts"] or time.monotonic() > ends:
+                return delivery
+        if time.monotonic() > ends:
+            raise DevstackError("The event was not processed in time; see the worker's log in .local/log/worker.log")
+        time.sleep(0.02)
+
+
+def main() -> int:
+    """Run the demo; returns the exit code."""
+    run: Run | None = None
+    try:
+        port = choose_port()
+        run = Run(port)
+        _end_on_signals(run)
+        say("Starting PostgreSQL and Valkey ...")
+        env = run.prepare()
+        check_servers(env)
+        manage("migrate", "--verbosity", "0")
+        manage("collectstatic", "--noinput", "--verbosity", "0")
+        ensure_admin(env["ADMIN_PASSWORD"])
+        say("Starting web and worker ...")
+        remembered = read_demo()
+        secret: dict[str, str] = {"value": remembered.get("secret", "")}
+        receiver = run.start_receiver(int(remembered.get("port", "0")), lambda: secret["value"])
+        base = run.start_processes()
+        api = ensure_key(base)
+        # By name, so that a policy which refuses the address shows at the delivery, as it would in production.
+        demo = ensure_subscription(api, f"http://localhost:{receiver.port}/webhooks")
+        secret["value"] = demo.get("secret", "")
+        refused = demo.pop("refused", "")
+        write_private(DEMO_FILE, json.dumps({**demo, "key": api.key, "port": str(receiver.port)}))
+        lines = first_webhook(run, api)
+        if refused:
+            lines.append(f"           the demo's receiver was refused: {refused} (WEBHOOK_ALLOWED_SUBNETS)")
+        _report(lines, base, env, api)
+        run.announced = True
+        return run.stay()
+    except DevstackError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        if run is not None:
+            _ignore_signals()
+            if run.announced:
+                say("Stopping ...")
+            run.stop()
+
+
+def _report(lines: list[str], base: str, env: Mapping[str, str], api: Api) -> None:
+    admin_path = os.environ.get("ADMIN_PATH", "admin")
+    say()
+    for line in lines:
+        say(line)
+    say()
+    say(f"Admin      {base}/{admin_path}/  user {ADMIN_USER}  password {env['ADMIN_PASSWORD']}")
+    say(f"API        {base}/api/docs")
+    say("Logs       .local/log/")
+    say()
+    say("Send another event:")
+    say(f"  curl -i {base}/api/events -H 'X-API-Key: {api.key}' -H 'Content-Type: application/json' \\")
+    say("""    -d '{"type": "order.created", "data": {"id": 1}}'""")
+    say()
+    say("Ctrl-C stops everything.")
+
+
+def _end_on_signals(run: Run) -> None:
+    def end(number: int, frame: object) -> None:
+        first = not run.ended.is_set()
+        run.ended.set()
+        if first and not run.announced:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGTERM, end)
+
+
+def _ignore_signals() -> None:
+    """Let nothing interrupt the stopping."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
