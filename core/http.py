@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping
-from typing import IO, Any
+from collections.abc import Iterable
+from typing import Any
 
 import orjson
 from django.conf import settings
@@ -14,6 +14,9 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
 from core.problems import Problem, invalid
+
+# Of what isn't an event; events have their own bounds.
+MAX_OBJECT_BYTES = 65536
 
 
 class JSONRenderer(BaseRenderer):
@@ -147,16 +150,48 @@ def parse_json(body: bytes) -> Any:
     return value
 
 
-class StrictJSONParser(BaseParser):
-    """Parse a body of at most 64 KiB into an object; the events' views read larger ones themselves."""
+class JSONBody(BaseParser):
+    """Says that a view takes `application/json`.
+
+    Views read the body themselves: each has its own bound, and DRF would take a chunked body, which
+    has no Content-Length, for an empty one.
+    """
 
     media_type = "application/json"
-    limit = 65536
 
-    def parse(
-        self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
-        value = parse_json(read_body((parser_context or {})["request"]._request, self.limit))
-        if not isinstance(value, dict):
-            raise invalid([("", "must be a JSON object")])
-        return value
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:
+        raise NotImplementedError("the view reads the body")
+
+
+class NDJSONBody(JSONBody):
+    """Says that a view takes `application/x-ndjson`: one JSON object a line."""
+
+    media_type = "application/x-ndjson"
+
+
+def require_media_type(request: Request, *accepted: str) -> str:
+    """Return the body's media type, without parameters.  Raises Problem 415 when it isn't one of `accepted`."""
+    media_type = (request.content_type or "").split(";")[0].strip().lower()
+    if media_type not in accepted:
+        raise Problem(
+            415,
+            "unsupported_media_type",
+            "The content type must be " + " or ".join(accepted) + ".",
+            errors=[("#Content-Type", f"is {media_type or 'missing'}"[:200])],
+        )
+    return media_type
+
+
+def read_object(request: Request) -> dict[str, Any]:
+    """Return the object in a body of at most MAX_OBJECT_BYTES; an empty body is an empty object.
+
+    Raises Problem 400, 413 or 415.
+    """
+    body = read_body(request._request, MAX_OBJECT_BYTES)
+    if not body:
+        return {}
+    require_media_type(request, "application/json")
+    value = parse_json(body)
+    if not isinstance(value, dict):
+        raise invalid([("", "must be a JSON object")])
+    return value

@@ -14,7 +14,6 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.views import defaults
 from psycopg_pool import PoolTimeout
 from rest_framework import exceptions
-from rest_framework.response import Response
 
 log = structlog.get_logger()
 
@@ -132,8 +131,11 @@ def as_problem(error: BaseException) -> Problem | None:
     return None
 
 
-def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
-    """DRF's hook: turn any exception of a view into a problem; log those that are faults of ours."""
+def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse:
+    """DRF's hook: turn any exception of a view into a problem; log those that are faults of ours.
+
+    The answer is rendered here: a view whose renderer writes HTML still answers with JSON.
+    """
     request = context["request"]
     problem = as_problem(error)
     if problem is None:
@@ -141,9 +143,7 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> Response:
         problem = Problem(500, "internal_error", "Something went wrong here. It was logged under the request id.")
     elif problem.status_code >= 500:
         log.warning("request_failed", path=request.path, code=problem.code, error=type(error).__name__)
-    response = Response(document(request, problem), status=problem.status_code, headers=problem.headers)
-    response.content_type = MEDIA_TYPE
-    return response
+    return problem_response(request, problem)
 
 
 def _is_api(request: HttpRequest) -> bool:

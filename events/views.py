@@ -8,17 +8,19 @@ from typing import Any, ClassVar
 
 import structlog
 from django.conf import settings
-from rest_framework.parsers import BaseParser
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiExample, OpenApiRequest, OpenApiResponse, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from core.http import read_body
+from core.http import JSONBody, NDJSONBody, read_body, require_media_type
+from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
 from core.ratelimits import Verdict, hit
 from core.wakeups import EVENTS, wake
-from events import backlog, ingest, reading
+from events import backlog, ingest, reading, schema
 from events.ingest import Ingested, Outcome
 from events.models import Event, EventStatus
 from events.payload import NewEvent, parse_batch, parse_event
@@ -29,33 +31,6 @@ log = structlog.get_logger()
 
 # The words that operators' dashboards look for.
 _LOGGED = {Outcome.ACCEPTED: "persisted", Outcome.DUPLICATE: "duplicate", Outcome.CONFLICT: "already_exists"}
-
-
-class EventBodyParser(BaseParser):
-    """Accept `application/json`; the view reads the bytes itself, with its own bound."""
-
-    media_type = "application/json"
-
-    def parse(self, stream: Any, media_type: Any = None, parser_context: Any = None) -> Any:
-        raise NotImplementedError("the view reads the body")
-
-
-class NDJSONBodyParser(EventBodyParser):
-    """Accept `application/x-ndjson`: one JSON object a line."""
-
-    media_type = "application/x-ndjson"
-
-
-def _require_media_type(request: Request, *accepted: str) -> str:
-    media_type = (request.content_type or "").split(";")[0].strip().lower()
-    if media_type not in accepted:
-        raise Problem(
-            415,
-            "unsupported_media_type",
-            "The content type must be " + " or ".join(accepted) + ".",
-            errors=[("#Content-Type", f"is {media_type or 'missing'}"[:200])],
-        )
-    return media_type
 
 
 def _throttle(request: Request, cost: int) -> Verdict | None:
@@ -100,12 +75,38 @@ class EventListView(APIView):
     """Accepting and listing events."""
 
     scopes: ClassVar = {"GET": Scope.EVENTS_READ, "POST": Scope.EVENTS_WRITE}
-    parser_classes = (EventBodyParser,)
 
+    @extend_schema(
+        operation_id="createEvent",
+        tags=["Events"],
+        summary="Send an event",
+        parameters=[location(200, 202), *rate_limit(200, 202)],
+        request=schema.NewEvent,
+        responses={
+            202: OpenApiResponse(schema.EventReceipt, "Accepted: the event is committed.", [schema.ACCEPTED]),
+            200: OpenApiResponse(
+                schema.EventReceipt, "A retry: an event with this `dedup_id` and content is there.", [schema.DUPLICATE]
+            ),
+            **conflict(
+                "The `dedup_id` stands for an event with other content; nothing was stored. `Location` and `event_id` "
+                "name that event.",
+                "dedup_conflict",
+                "This dedup_id was used for an event with other content.",
+                event_id=schema.EVENT_ID,
+                errors=[
+                    {"pointer": "/dedup_id", "detail": f"stands for the event {schema.EVENT_ID}, whose content differs"}
+                ],
+            ),
+        },
+        examples=[
+            OpenApiExample("event", schema.ORDER, request_only=True),
+            OpenApiExample("payload for data", schema.ORDER_AS_PAYLOAD, request_only=True),
+        ],
+    )
     def post(self, request: Request) -> Response:
         """Accept one event: 202 when it is committed, 200 for a retry, 409 for a reused dedup id."""
         started = time.perf_counter()
-        _require_media_type(request, "application/json")
+        require_media_type(request, "application/json")
         event = parse_event(read_body(request._request, settings.MAX_EVENT_BYTES))
         verdict = _throttle(request, 1)
         _require_room(1)
@@ -129,6 +130,20 @@ class EventListView(APIView):
         body = {"id": str(result.event_id), "status": "accepted", "message": "Event queued for processing"}
         return Response(body, status=202, headers=headers)
 
+    @extend_schema(
+        operation_id="listEvents",
+        tags=["Events"],
+        summary="List events",
+        parameters=[
+            query("type", "Only events of exactly this type."),
+            query("status", "Only events in this state.", enum=EventStatus.values),
+            query("undelivered", "`true`: only what some subscription hasn't received.", OpenApiTypes.BOOL),
+            SINCE,
+            UNTIL,
+            *PAGE,
+        ],
+        responses=schema.EventPage,
+    )
     def get(self, request: Request) -> Response:
         """List the organisation's events, newest first."""
         parameters = parse_parameters(
@@ -150,8 +165,30 @@ class EventBatchView(APIView):
     """Accepting many events in one request."""
 
     scopes: ClassVar = {"POST": Scope.EVENTS_WRITE}
-    parser_classes = (EventBodyParser, NDJSONBodyParser)
+    parser_classes = (JSONBody, NDJSONBody)
 
+    @extend_schema(
+        operation_id="createEvents",
+        tags=["Events"],
+        summary="Send many events",
+        parameters=rate_limit(200, 202),
+        request={
+            "application/json": OpenApiRequest(
+                schema.NewEvent(many=True), examples=[OpenApiExample("array", [schema.ORDER, {"data": 1}])]
+            ),
+            "application/x-ndjson": OpenApiRequest(
+                schema.NDJSON, examples=[OpenApiExample("lines", schema.NDJSON_EXAMPLE)]
+            ),
+        },
+        responses={
+            202: OpenApiResponse(
+                schema.BatchReceipt,
+                "At least one item was accepted and is committed.",
+                [OpenApiExample("mixed", schema.BATCH_RECEIPT)],
+            ),
+            200: OpenApiResponse(schema.BatchReceipt, "No item was accepted; each says why."),
+        },
+    )
     def post(self, request: Request) -> Response:
         """Accept up to MAX_BATCH_EVENTS events in one transaction and answer for each in order.
 
@@ -159,7 +196,7 @@ class EventBatchView(APIView):
         own `status` is what counts.
         """
         started = time.perf_counter()
-        media_type = _require_media_type(request, "application/json", "application/x-ndjson")
+        media_type = require_media_type(request, "application/json", "application/x-ndjson")
         items = parse_batch(
             read_body(request._request, settings.MAX_BATCH_BYTES),
             ndjson=media_type == "application/x-ndjson",
@@ -197,6 +234,9 @@ class EventView(APIView):
 
     scopes: ClassVar = {"GET": Scope.EVENTS_READ}
 
+    @extend_schema(
+        operation_id="getEvent", tags=["Events"], summary="Read an event", responses=schema.EventWithDeliveries
+    )
     def get(self, request: Request, event_id: uuid.UUID) -> Response:
         """Return the event with a line for each of its deliveries."""
         event = Event.objects.filter(organization_id=caller_of(request).organization_id, id=event_id).first()

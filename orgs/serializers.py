@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
 
 from django.utils import timezone
 from rest_framework import serializers
@@ -58,12 +57,6 @@ class ApiKeyOut(serializers.Serializer[ApiKey]):
     created_at = serializers.DateTimeField()
 
 
-class ApiKeyWithSecret(ApiKeyOut):
-    """A key as it is shown once."""
-
-    key = serializers.CharField(help_text="Shown once; it is not stored.")
-
-
 class AuditEntryOut(serializers.Serializer[AuditEntry]):
     """One entry of the audit log."""
 
@@ -74,11 +67,3 @@ class AuditEntryOut(serializers.Serializer[AuditEntry]):
     detail = serializers.DictField()
     request_id = serializers.CharField()
     created_at = serializers.DateTimeField()
-
-
-class Me(serializers.Serializer[Any]):
-    """Who the key is."""
-
-    organization = serializers.DictField(child=serializers.CharField())
-    key = serializers.DictField()
-    events_per_minute = serializers.IntegerField()

@@ -7,13 +7,16 @@ import uuid
 from typing import Any, ClassVar
 
 from django.db import transaction
+from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from core.http import read_object
+from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, moment, page, parse_parameters, text
-from orgs import audit, keys
+from orgs import audit, keys, schema
 from orgs.authentication import caller_of
 from orgs.models import ApiKey, AuditEntry, Scope
 from orgs.serializers import ApiKeyCreate, ApiKeyOut, ApiKeyRotate, AuditEntryOut
@@ -29,6 +32,7 @@ class MeView(APIView):
 
     scopes: ClassVar = {"GET": None}
 
+    @extend_schema(operation_id="getCaller", tags=["Account"], summary="Who am I?", responses=schema.Me)
     def get(self, request: Request) -> Response:
         """Return the organisation and the key that the request bears."""
         caller = caller_of(request)
@@ -60,15 +64,27 @@ class KeyListView(APIView):
 
     scopes: ClassVar = {"GET": Scope.KEYS_MANAGE, "POST": Scope.KEYS_MANAGE}
 
+    @extend_schema(
+        operation_id="listKeys", tags=["Keys"], summary="List keys", parameters=PAGE, responses=schema.KeyPage
+    )
     def get(self, request: Request) -> Response:
         """List keys, newest first."""
         parameters = parse_parameters(request, PAGE_PARAMETERS)
         rows = ApiKey.objects.filter(organization_id=caller_of(request).organization_id)
         return Response(page(rows, parameters, render_key))
 
+    @extend_schema(
+        operation_id="createKey",
+        tags=["Keys"],
+        summary="Make a key",
+        parameters=[location(201)],
+        request=ApiKeyCreate,
+        responses={201: schema.ApiKeyWithSecret},
+        examples=[OpenApiExample("key", schema.KEY_EXAMPLE, request_only=True)],
+    )
     def post(self, request: Request) -> Response:
         """Make a key; its text is in this answer and nowhere else."""
-        serializer = ApiKeyCreate(data=request.data)
+        serializer = ApiKeyCreate(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         wanted = serializer.validated_data
         scopes = wanted.get("scopes") or sorted(caller_of(request).scopes)
@@ -90,10 +106,17 @@ class KeyView(APIView):
 
     scopes: ClassVar = {"GET": Scope.KEYS_MANAGE, "DELETE": Scope.KEYS_MANAGE}
 
+    @extend_schema(operation_id="getKey", tags=["Keys"], summary="Read a key", responses=ApiKeyOut)
     def get(self, request: Request, key_id: uuid.UUID) -> Response:
         """Return the key without its secret."""
         return Response(render_key(_own_key(request, key_id)))
 
+    @extend_schema(
+        operation_id="revokeKey",
+        tags=["Keys"],
+        summary="Revoke a key",
+        responses={204: OpenApiResponse(None, "Revoked.")},
+    )
     def delete(self, request: Request, key_id: uuid.UUID) -> Response:
         """Revoke the key; it is refused from the next request on."""
         key = _own_key(request, key_id)
@@ -108,9 +131,21 @@ class KeyRotateView(APIView):
 
     scopes: ClassVar = {"POST": Scope.KEYS_MANAGE}
 
+    @extend_schema(
+        operation_id="rotateKey",
+        tags=["Keys"],
+        summary="Replace a key",
+        parameters=[location(201)],
+        request=ApiKeyRotate,
+        responses={
+            201: schema.ApiKeyWithSecret,
+            **conflict("The key is revoked.", "key_revoked", "The key is revoked; make a new one instead."),
+        },
+        examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
+    )
     def post(self, request: Request, key_id: uuid.UUID) -> Response:
         """Make a successor with the same scopes; the old key works on for `overlap_seconds`."""
-        serializer = ApiKeyRotate(data=request.data)
+        serializer = ApiKeyRotate(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         old = _own_key(request, key_id)
         if old.revoked_at is not None:
@@ -131,6 +166,13 @@ class AuditListView(APIView):
 
     scopes: ClassVar = {"GET": Scope.KEYS_MANAGE}
 
+    @extend_schema(
+        operation_id="listAuditEntries",
+        tags=["Account"],
+        summary="Who did what",
+        parameters=[query("action", "Only this action, such as `key.create`."), SINCE, UNTIL, *PAGE],
+        responses=schema.AuditPage,
+    )
     def get(self, request: Request) -> Response:
         """List audit entries, newest first."""
         parameters = parse_parameters(request, {"action": text, "since": moment, "until": moment, **PAGE_PARAMETERS})

@@ -6,8 +6,9 @@ from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import include, path
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
+from drf_spectacular.views import SpectacularSwaggerSplitView
 
+from core.openapi import schema_view
 from triggers_project import health
 
 
@@ -20,8 +21,8 @@ urlpatterns = [
     path("", index, name="index"),
     path("api/health", health.health, name="health"),
     path("api/health/detailed", health.health_detailed, name="health-detailed"),
-    path("api/schema", SpectacularAPIView.as_view(), name="schema"),
-    path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
+    path("api/schema", schema_view, name="schema"),
+    path("api/docs", SpectacularSwaggerSplitView.as_view(template_name="core/api_docs.html"), name="docs"),
     path("api/", include("orgs.urls")),
     path("api/", include("events.urls")),
     path("api/", include("webhooks.urls")),

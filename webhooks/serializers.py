@@ -123,12 +123,6 @@ class SubscriptionOut(serializers.Serializer[Subscription]):
         return "active" if subscription.is_active else "disabled"
 
 
-class SubscriptionWithSecret(SubscriptionOut):
-    """A subscription as it is shown once, at its creation."""
-
-    secret = serializers.CharField(help_text="Signs the requests; shown once.")
-
-
 class SecretRotate(StrictSerializer):
     """What `POST /api/subscriptions/{id}/rotate-secret` takes."""
 
@@ -138,7 +132,7 @@ class SecretRotate(StrictSerializer):
 class Recover(StrictSerializer):
     """What `POST /api/subscriptions/{id}/recover` takes."""
 
-    since = serializers.DateTimeField()
+    since = serializers.DateTimeField(help_text="Events made at this time or later are queued.")
 
 
 class BulkRunOut(serializers.Serializer[BulkRun]):
@@ -150,37 +144,3 @@ class BulkRunOut(serializers.Serializer[BulkRun]):
     queued = serializers.IntegerField()
     created_at = serializers.DateTimeField()
     finished_at = serializers.DateTimeField(allow_null=True)
-
-
-class AttemptOut(serializers.Serializer[Any]):
-    """One try."""
-
-    number = serializers.IntegerField()
-    cause = serializers.CharField()
-    started_at = serializers.DateTimeField()
-    duration_ms = serializers.FloatField()
-    status_code = serializers.IntegerField(allow_null=True)
-    error = serializers.CharField(allow_null=True)
-    error_detail = serializers.CharField()
-    response_body = serializers.CharField()
-
-
-class DeliveryOut(serializers.Serializer[Any]):
-    """A delivery."""
-
-    id = serializers.UUIDField()
-    event_id = serializers.UUIDField()
-    subscription_id = serializers.UUIDField()
-    status = serializers.CharField()
-    attempt_count = serializers.IntegerField()
-    next_attempt_at = serializers.DateTimeField(allow_null=True)
-    last_status_code = serializers.IntegerField(allow_null=True)
-    last_error = serializers.CharField(allow_null=True)
-    completed_at = serializers.DateTimeField(allow_null=True)
-    created_at = serializers.DateTimeField()
-
-
-class DeliveryWithAttempts(DeliveryOut):
-    """A delivery with every try, the oldest first."""
-
-    attempts = AttemptOut(many=True)

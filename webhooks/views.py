@@ -7,16 +7,20 @@ import uuid
 from typing import Any, ClassVar
 
 from django.db import transaction
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from core.http import read_object
+from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, identifier, moment, one_of, page, parse_parameters
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.models import Scope
-from webhooks import bulk, repair, subscriptions
+from webhooks import bulk, repair, schema, subscriptions
 from webhooks.models import BulkRun, Delivery, DeliveryAttempt, DeliveryStatus, Subscription
 from webhooks.repair import Repair
 from webhooks.serializers import (
@@ -85,14 +89,37 @@ class SubscriptionListView(APIView):
 
     scopes: ClassVar = {"GET": Scope.SUBSCRIPTIONS_MANAGE, "POST": Scope.SUBSCRIPTIONS_MANAGE}
 
+    @extend_schema(
+        operation_id="listSubscriptions",
+        tags=["Subscriptions"],
+        summary="List subscriptions",
+        parameters=PAGE,
+        responses=schema.SubscriptionPage,
+    )
     def get(self, request: Request) -> Response:
         """List subscriptions, newest first."""
         parameters = parse_parameters(request, PAGE_PARAMETERS)
         return Response(page(subscriptions.live(caller_of(request).organization_id), parameters, render_subscription))
 
+    @extend_schema(
+        operation_id="createSubscription",
+        tags=["Subscriptions"],
+        summary="Make a subscription",
+        parameters=[location(201)],
+        request=SubscriptionCreate,
+        responses={
+            201: schema.NewSubscription,
+            **conflict(
+                "The organisation has as many subscriptions as it may.",
+                "too_many_subscriptions",
+                "The organisation has as many subscriptions as it may.",
+            ),
+        },
+        examples=[OpenApiExample("subscription", schema.SUBSCRIPTION_EXAMPLE, request_only=True)],
+    )
     def post(self, request: Request) -> Response:
         """Make a subscription; its secret is in this answer and nowhere else."""
-        serializer = SubscriptionCreate(data=request.data)
+        serializer = SubscriptionCreate(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         try:
             with transaction.atomic():
@@ -116,14 +143,28 @@ class SubscriptionView(APIView):
 
     scopes: ClassVar = dict.fromkeys(("GET", "PATCH", "DELETE"), Scope.SUBSCRIPTIONS_MANAGE)
 
+    @extend_schema(
+        operation_id="getSubscription",
+        tags=["Subscriptions"],
+        summary="Read a subscription",
+        responses=schema.Subscription,
+    )
     def get(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Return the subscription."""
         return Response(render_subscription(_own_subscription(request, subscription_id)))
 
+    @extend_schema(
+        operation_id="changeSubscription",
+        tags=["Subscriptions"],
+        summary="Change a subscription",
+        request=SubscriptionChange,
+        responses=schema.Subscription,
+        examples=[OpenApiExample("all events", {"event_types": ["*"]}, request_only=True)],
+    )
     def patch(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Change the given fields; the next attempt uses the new ones."""
         subscription = _own_subscription(request, subscription_id)
-        serializer = SubscriptionChange(data=request.data, partial=True)
+        serializer = SubscriptionChange(data=read_object(request), partial=True)
         serializer.is_valid(raise_exception=True)
         with transaction.atomic():
             subscriptions.change(subscription, serializer.validated_data)
@@ -132,6 +173,12 @@ class SubscriptionView(APIView):
             )
         return Response(render_subscription(subscription))
 
+    @extend_schema(
+        operation_id="deleteSubscription",
+        tags=["Subscriptions"],
+        summary="Delete a subscription",
+        responses={204: OpenApiResponse(None, "Deleted.")},
+    )
     def delete(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Delete the subscription; what waits for it is cancelled."""
         subscription = _own_subscription(request, subscription_id)
@@ -145,6 +192,13 @@ class SubscriptionEnableView(APIView):
 
     scopes: ClassVar = {"POST": Scope.SUBSCRIPTIONS_MANAGE}
 
+    @extend_schema(
+        operation_id="enableSubscription",
+        tags=["Subscriptions"],
+        summary="Enable a subscription",
+        request=None,
+        responses=schema.Subscription,
+    )
     def post(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Enable the subscription; what was held for it is delivered."""
         subscription = _own_subscription(request, subscription_id)
@@ -158,6 +212,13 @@ class SubscriptionDisableView(APIView):
 
     scopes: ClassVar = {"POST": Scope.SUBSCRIPTIONS_MANAGE}
 
+    @extend_schema(
+        operation_id="disableSubscription",
+        tags=["Subscriptions"],
+        summary="Disable a subscription",
+        request=None,
+        responses=schema.Subscription,
+    )
     def post(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Disable the subscription; what waits for it, and what comes, is held."""
         subscription = _own_subscription(request, subscription_id)
@@ -171,10 +232,18 @@ class SubscriptionRotateSecretView(APIView):
 
     scopes: ClassVar = {"POST": Scope.SUBSCRIPTIONS_MANAGE}
 
+    @extend_schema(
+        operation_id="rotateSecret",
+        tags=["Subscriptions"],
+        summary="Replace a subscription's secret",
+        request=SecretRotate,
+        responses=schema.RotatedSubscription,
+        examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
+    )
     def post(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Make a new secret; old and new both sign for `overlap_seconds`."""
         subscription = _own_subscription(request, subscription_id)
-        serializer = SecretRotate(data=request.data)
+        serializer = SecretRotate(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         overlap = datetime.timedelta(seconds=serializer.validated_data["overlap_seconds"])
         with transaction.atomic():
@@ -194,10 +263,19 @@ class SubscriptionRecoverView(APIView):
 
     scopes: ClassVar = {"POST": Scope.SUBSCRIPTIONS_MANAGE}
 
+    @extend_schema(
+        operation_id="recoverSubscription",
+        tags=["Subscriptions"],
+        summary="Queue what a subscription missed",
+        parameters=[location(202)],
+        request=Recover,
+        responses={202: OpenApiResponse(schema.Recovery, "The recovery runs in the background.")},
+        examples=[OpenApiExample("since", {"since": "2026-01-31T12:00:00Z"}, request_only=True)],
+    )
     def post(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Queue every event since `since` that the subscription wants and hasn't received."""
         subscription = _own_subscription(request, subscription_id)
-        serializer = Recover(data=request.data)
+        serializer = Recover(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         with transaction.atomic():
             run = bulk.start_recovery(subscription, serializer.validated_data["since"])
@@ -216,6 +294,9 @@ class SubscriptionRecoveryView(APIView):
 
     scopes: ClassVar = {"GET": Scope.SUBSCRIPTIONS_MANAGE}
 
+    @extend_schema(
+        operation_id="getRecovery", tags=["Subscriptions"], summary="How far a recovery is", responses=schema.Recovery
+    )
     def get(self, request: Request, subscription_id: uuid.UUID, run_id: uuid.UUID) -> Response:
         """Return the recovery's progress."""
         subscription = _own_subscription(request, subscription_id)
@@ -230,6 +311,20 @@ class DeliveryListView(APIView):
 
     scopes: ClassVar = {"GET": Scope.DELIVERIES_READ}
 
+    @extend_schema(
+        operation_id="listDeliveries",
+        tags=["Deliveries"],
+        summary="List deliveries",
+        parameters=[
+            query("event", "Only deliveries of this event.", OpenApiTypes.UUID),
+            query("subscription", "Only deliveries to this subscription.", OpenApiTypes.UUID),
+            query("status", "Only deliveries in this state.", enum=DeliveryStatus.values),
+            SINCE,
+            UNTIL,
+            *PAGE,
+        ],
+        responses=schema.DeliveryPage,
+    )
     def get(self, request: Request) -> Response:
         """List deliveries, newest first."""
         parameters = parse_parameters(
@@ -254,6 +349,12 @@ class DeliveryView(APIView):
 
     scopes: ClassVar = {"GET": Scope.DELIVERIES_READ}
 
+    @extend_schema(
+        operation_id="getDelivery",
+        tags=["Deliveries"],
+        summary="Read a delivery",
+        responses=schema.DeliveryWithAttempts,
+    )
     def get(self, request: Request, delivery_id: uuid.UUID) -> Response:
         """Return the delivery with every attempt, the oldest first."""
         delivery = _own_delivery(request, delivery_id)
@@ -273,6 +374,21 @@ class DeliveryRetryView(APIView):
 
     scopes: ClassVar = {"POST": Scope.DELIVERIES_RETRY}
 
+    @extend_schema(
+        operation_id="retryDelivery",
+        tags=["Deliveries"],
+        summary="Try a delivery again now",
+        request=None,
+        responses={
+            202: OpenApiResponse(schema.Delivery, "The delivery is due now."),
+            **conflict(
+                "The delivery is in flight, held or cancelled.",
+                "not_retryable",
+                "The delivery is held; enable its subscription first.",
+                delivery_status="held",
+            ),
+        },
+    )
     def post(self, request: Request, delivery_id: uuid.UUID) -> Response:
         """Make one more try now: 202, or 409 when the delivery can't be tried."""
         delivery = _own_delivery(request, delivery_id)

@@ -1,0 +1,97 @@
+"""The health endpoints in the OpenAPI schema: plain Django views, which drf-spectacular doesn't see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.openapi import HEADERS, Schema
+
+_HEADERS: Schema = {name: {"$ref": f"#/components/headers/{name}"} for name in HEADERS if name.startswith("X-")}
+_COUNT: Schema = {"type": "integer", "minimum": 0}
+_SECONDS: Schema = {"type": "number", "minimum": 0}
+
+
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+_HEALTH = _object(
+    status={"type": "string", "enum": ["healthy"]}, service={"type": "string", "enum": ["Zapier Triggers API"]}
+)
+_PART: Schema = {"type": "string", "enum": ["up", "down"]}
+_DETAILED: Schema = {
+    "type": "object",
+    "required": ["status", "service", "redis", "database", "workers", "config"],
+    "properties": {
+        "status": {
+            "type": "string",
+            "enum": ["healthy", "degraded", "unhealthy"],
+            "description": "`degraded`: events are accepted and kept, but something is slower or missing.",
+        },
+        "service": {"type": "string"},
+        "redis": _PART,
+        "database": _PART,
+        "queues": {
+            **_object(
+                event_queue_length={**_COUNT, "description": "Accepted events that wait for their fan-out."},
+                webhook_queue_length={**_COUNT, "description": "Deliveries that are due."},
+                event_pending_processing={**_COUNT, "description": "Events being fanned out."},
+                webhook_pending_processing={**_COUNT, "description": "Deliveries being sent."},
+                counted_up_to={**_COUNT, "description": "Longer queues show this figure."},
+            ),
+            "description": "Absent while the database is down.",
+        },
+        "oldest_waiting_seconds": {
+            **_object(event=_SECONDS, webhook=_SECONDS),
+            "description": "Absent while the database is down.",
+        },
+        "workers": {"type": ["integer", "null"], "description": "Live workers; null while Redis is down."},
+        "config": {"type": "object", "description": "The limits in force."},
+        "reasons": {"type": "array", "items": {"type": "string"}, "description": "What is wrong, if anything is."},
+    },
+}
+
+
+def _answer(description: str, schema: str) -> Schema:
+    return {
+        "description": description,
+        "headers": _HEADERS,
+        "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+    }
+
+
+_SHARED: Schema = {status: {"$ref": f"#/components/responses/{status}"} for status in ("400", "414", "500")}
+
+_PATHS: Schema = {
+    "/api/health": {
+        "get": {
+            "operationId": "getHealth",
+            "tags": ["Health"],
+            "summary": "Is this process alive?",
+            "description": "For load balancers. It asks no other part and needs no key.",
+            "security": [],
+            "responses": {"200": _answer("This process answers.", "Health"), **_SHARED},
+        }
+    },
+    "/api/health/detailed": {
+        "get": {
+            "operationId": "getDetailedHealth",
+            "tags": ["Health"],
+            "summary": "The state of the parts and the queues",
+            "description": "For operators. It needs no key and costs little however long the queues are.",
+            "security": [],
+            "responses": {
+                "200": _answer("Every part is up.", "DetailedHealth"),
+                "503": _answer("A part is down; `reasons` says which.", "DetailedHealth"),
+                **_SHARED,
+            },
+        }
+    },
+}
+
+
+def add_health(result: Schema, **_: Any) -> Schema:
+    """drf-spectacular's hook: add the health endpoints."""
+    result["paths"].update(_PATHS)
+    result["components"]["schemas"].update(Health=_HEALTH, DetailedHealth=_DETAILED)
+    return result
