@@ -1,0 +1,1 @@
+"""The benchmark: `make bench`, or `make bench SCENARIO=name`.  docs/performance.md says what it measures."""

@@ -1,0 +1,80 @@
+"""What a scenario found: figures with their targets, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured value.  target: e.g. `>= 1000` or `< 10`, in the same unit; empty for information only."""
+
+    scenario: str
+    metric: str
+    value: float
+    unit: str
+    target: str = ""
+
+    @property
+    def ok(self) -> bool | None:
+        """Tell whether the target is reached; None without a target."""
+        if not self.target:
+            return None
+        relation, _, bound_text = self.target.partition(" ")
+        bound = float(bound_text)
+        return {
+            ">=": self.value >= bound,
+            ">": self.value > bound,
+            "<=": self.value <= bound,
+            "<": self.value < bound,
+            "=": self.value == bound,
+        }[relation]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the figure as it stands in bench.json."""
+        return {
+            "scenario": self.scenario,
+            "metric": self.metric,
+            "value": round(self.value, 4),
+            "unit": self.unit,
+            "target": self.target or None,
+            "ok": self.ok,
+        }
+
+
+def _plain(value: float) -> str:
+    if value != value:  # NaN: nothing was measured
+        return "none"
+    if abs(value) >= 1000 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.2f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def as_rows(figures: Sequence[Figure]) -> list[tuple[str, str, str, str, str]]:
+    """Return scenario, metric, value with unit, target, and whether it is reached, as text."""
+    words = {True: "yes", False: "NO", None: ""}
+    return [(f.scenario, f.metric, f"{_plain(f.value)} {f.unit}".strip(), f.target, words[f.ok]) for f in figures]
+
+
+HEADINGS = ("scenario", "metric", "value", "target", "ok")
+
+
+def table(figures: Sequence[Figure]) -> str:
+    """Return the figures as a Markdown table with aligned columns."""
+    rows = [HEADINGS, *as_rows(figures)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+def write(figures: Sequence[Figure], path: Path) -> None:
+    """Write the figures to `path` as a JSON list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")

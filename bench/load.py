@@ -1,0 +1,81 @@
+"""The load generator, as a process of its own: reads a Load as JSON, prints an Outcome as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from bench.client import Api, Outcome, flat_out, paced
+from devstack.processes import ROOT
+
+DATA = '{"order": 4711, "customer": "c_1029384756", "total": "19.90", "currency": "EUR", "items": [1, 2, 3], "n": %d}'
+
+
+@dataclass(frozen=True)
+class Load:
+    """What to send.  requests: how many; rate: a second, 0 for flat out; batch: events a request, 0 for single ones."""
+
+    url: str
+    key: str
+    requests: int
+    connections: int
+    rate: float = 0.0
+    batch: int = 0
+    types: tuple[str, ...] = ("order.created",)
+    with_dedup_id: bool = False
+
+
+def _events(load: Load) -> Iterator[str]:
+    number = 0
+    while True:
+        dedup = f', "dedup_id": "order-{number}"' if load.with_dedup_id else ""
+        yield f'{{"type": "{load.types[number % len(load.types)]}", "data": {DATA % number}{dedup}}}'
+        number += 1
+
+
+def requests_of(load: Load, api: Api) -> Iterator[bytes]:
+    """Yield the bytes of each request."""
+    events = _events(load)
+    for _ in range(load.requests):
+        if load.batch:
+            body = "[" + ",".join(next(events) for _ in range(load.batch)) + "]"
+            yield api.build("POST", "/api/events/batch", body.encode())
+        else:
+            yield api.build("POST", "/api/events", next(events).encode())
+
+
+async def run(load: Load) -> Outcome:
+    """Send the load from this process."""
+    api = Api(load.url, load.key)
+    if load.rate:
+        return await paced(api, requests_of(load, api), load.rate, load.connections)
+    prepared = iter(list(requests_of(load, api)))
+    return await flat_out(api, prepared, load.connections)
+
+
+def send(load: Load) -> Outcome:
+    """Send the load from a process of its own and return what came of it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.load"], input=json.dumps(asdict(load)), capture_output=True, text=True,
+        cwd=ROOT, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout)
+    statuses = Counter({int(status): count for status, count in found["statuses"].items()})
+    return Outcome(statuses, found["latencies"], found["seconds"])
+
+
+def main() -> None:
+    """Read the load from stdin."""
+    given = json.load(sys.stdin)
+    given["types"] = tuple(given["types"])
+    outcome = asyncio.run(run(Load(**given)))
+    json.dump({"statuses": outcome.statuses, "latencies": outcome.latencies, "seconds": outcome.seconds}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Measuring how fast due deliveries are sent, by the receiver's clock and the database's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bench.receiver import ReceiverProcess, duplicates
+from bench.stack import Stack, Tenant
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A drained backlog.  per_second counts recorded deliveries; cpu is the worker's, in seconds."""
+
+    deliveries: int
+    per_second: float
+    twice: int
+    cpu: float
+
+
+def drain(
+    stack: Stack, tenant: Tenant, receiver: ReceiverProcess, *, deliveries: int, subscriptions: int, pids: list[int],
+    path: str = "/ok/",
+) -> Sent:  # fmt: skip
+    """Make `deliveries` due for new subscriptions and measure until the last is recorded.
+
+    pids: the workers that run already.
+    """
+    chosen = [stack.subscribe(tenant, receiver.url(f"{path}{tenant.key[4:10]}-{n}")) for n in range(subscriptions)]
+    stack.make_due(tenant, chosen, deliveries // subscriptions)
+    stack.settle_tables()
+    receiver.take()
+    cpu = stack.cpu_seconds(*pids)
+    started = float(stack.sql("SELECT extract(epoch FROM clock_timestamp())")[0][0])
+    stack.announce(chosen)
+    stack.wait_until(
+        "SELECT NOT EXISTS (SELECT 1 FROM webhooks_lane WHERE subscription_id = ANY(%s)"
+        " AND (in_flight > 0 OR next_due_at <= clock_timestamp()))",
+        (chosen,),
+    )
+    cpu = stack.cpu_seconds(*pids) - cpu
+    done, ended = stack.sql(
+        "SELECT count(*), extract(epoch FROM max(completed_at)) FROM webhooks_delivery"
+        " WHERE subscription_id = ANY(%s) AND status = 'delivered'",
+        (chosen,),
+    )[0]
+    return Sent(done, done / (float(ended) - started), duplicates(receiver.take()), cpu)

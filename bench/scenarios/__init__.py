@@ -1,0 +1,24 @@
+"""Every scenario by name, in the order in which they run.  Each takes the stack and returns its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.figures import Figure
+from bench.scenarios import bigtables, delivery, fairness, fanout, ingestion, latency, memory, plainrq, scaling
+from bench.stack import Stack
+
+SCENARIOS: dict[str, Callable[[Stack], list[Figure]]] = {
+    "single": ingestion.single,
+    "batch": ingestion.batch,
+    "latency": latency.healthy,
+    "hanging": latency.hanging,
+    "fanout": fanout.fanout,
+    "delivery": delivery.delivery,
+    "plain-rq": plainrq.plain_rq,
+    "half-hanging": fairness.half_hanging,
+    "backlog": fairness.backlog,
+    "big-tables": bigtables.big_tables,
+    "workers": scaling.two_workers,
+    "memory": memory.memory,
+}

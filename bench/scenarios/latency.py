@@ -1,0 +1,74 @@
+"""How long one event takes at a steady 100 a second, with healthy and with hanging receivers."""
+
+from __future__ import annotations
+
+from bench.client import Outcome
+from bench.figures import Figure
+from bench.load import Load, send
+from bench.receiver import ReceiverProcess, duplicates
+from bench.stack import Stack
+from bench.stats import percentile
+
+RATE = 100.0
+SECONDS = 20
+ROUNDS = 2
+RECEIVERS = 4
+
+
+def healthy(stack: Stack) -> list[Figure]:
+    """Paced 100 events/s, a healthy receiver: API, accept to processed, accept to received."""
+    tenant = stack.tenant()
+    with ReceiverProcess(stack.logs / "receiver.log") as receiver, stack.web() as web, stack.worker():
+        stack.subscribe(tenant, receiver.url("/ok/1"))
+        _warm_up(stack, web.url, tenant.key)
+        stack.sql("TRUNCATE events_event, webhooks_delivery, webhooks_deliveryattempt")
+        receiver.take()
+        outcome = send(Load(web.url, tenant.key, int(RATE * SECONDS * 1.5), 50, RATE))
+        stack.wait_until_delivered()
+        taken = receiver.take()
+        processed, arrived = stack.processing_times(), stack.arrival_times(taken)
+    name = "latency"
+    return [
+        Figure(name, "API p95", percentile(outcome.latencies, 0.95) * 1000, "ms", "< 10"),
+        Figure(name, "API p99", percentile(outcome.latencies, 0.99) * 1000, "ms"),
+        Figure(name, "accept to processed p50", percentile(processed, 0.5), "ms"),
+        Figure(name, "accept to processed p95", percentile(processed, 0.95), "ms", "< 50"),
+        Figure(name, "accept to received p50", percentile(arrived, 0.5), "ms"),
+        Figure(name, "accept to received p95", percentile(arrived, 0.95), "ms", "< 100"),
+        Figure(name, "answered 202", outcome.share(202) * 100, "%", ">= 100"),
+        Figure(name, "not delivered", outcome.requests - len({event for _, event, _ in taken}), "events", "= 0"),
+        Figure(name, "delivered twice", duplicates(taken), "deliveries", "= 0"),
+    ]
+
+
+def hanging(stack: Stack) -> list[Figure]:
+    """Paced 100 events/s, every receiver hanging 30 s, against instant ones; rounds take turns."""
+    latencies: dict[str, list[float]] = {"ok": [], "hang": []}
+    answered = []
+    with ReceiverProcess(stack.logs / "receiver.log") as receiver, stack.web() as web:
+        for _ in range(ROUNDS):
+            for kind in ("ok", "hang"):
+                stack.reset()
+                tenant = stack.tenant()
+                for number in range(RECEIVERS):
+                    stack.subscribe(tenant, receiver.url(f"/{kind}/{number}"))
+                with stack.worker():
+                    _warm_up(stack, web.url, tenant.key, wait=kind == "ok")
+                    outcome = send(Load(web.url, tenant.key, int(RATE * SECONDS), 50, RATE))
+                latencies[kind] += outcome.latencies
+                answered.append(outcome.share(202))
+    instant, hung = (percentile(latencies[kind], 0.95) * 1000 for kind in ("ok", "hang"))
+    return [
+        Figure("hanging", "API p95, instant receivers", instant, "ms"),
+        Figure("hanging", "API p95, hanging receivers", hung, "ms", "< 10"),
+        Figure("hanging", "ratio of the two", hung / instant, "", "<= 1.3"),
+        Figure("hanging", "answered 202", min(answered) * 100, "%", ">= 100"),
+    ]
+
+
+def _warm_up(stack: Stack, url: str, key: str, *, wait: bool = True) -> Outcome:
+    """Send a second's worth, so that connections, plans and windows are what they are in a steady state."""
+    outcome = send(Load(url, key, 200, 16, RATE * 2))
+    if wait:
+        stack.wait_until_delivered()
+    return outcome

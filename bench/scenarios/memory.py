@@ -1,0 +1,36 @@
+"""Whether a worker's memory stays flat."""
+
+from __future__ import annotations
+
+from bench.figures import Figure
+from bench.rates import drain
+from bench.receiver import ReceiverProcess
+from bench.stack import Stack, resident_mib
+
+ROUND = 20_000
+ROUNDS = 5
+ENDLESS = 400
+
+
+def memory(stack: Stack) -> list[Figure]:
+    """100,000 deliveries in one worker, some to receivers whose answers never end."""
+    tenant = stack.tenant()
+    endless_done = 0
+    with ReceiverProcess(stack.logs / "receiver.log") as receiver, stack.worker() as worker:
+        drain(stack, tenant, receiver, deliveries=5000, subscriptions=5, pids=[worker.pid])
+        drain(stack, tenant, receiver, deliveries=50, subscriptions=1, pids=[worker.pid], path="/endless/")
+        before = resident_mib(worker.pid)
+        sizes = []
+        for _ in range(ROUNDS):
+            drain(stack, tenant, receiver, deliveries=ROUND - ENDLESS, subscriptions=5, pids=[worker.pid])
+            endless = drain(
+                stack, tenant, receiver, deliveries=ENDLESS, subscriptions=2, pids=[worker.pid], path="/endless/"
+            )
+            endless_done += endless.deliveries
+            sizes.append(resident_mib(worker.pid))
+    return [
+        Figure("memory", "resident after 5,000 deliveries", before, "MiB"),
+        Figure("memory", "resident after 100,000 more", sizes[-1], "MiB"),
+        Figure("memory", "growth at most", max(sizes) - before, "MiB", "< 50"),
+        Figure("memory", "endless answers dealt with", endless_done, "deliveries", f"= {ENDLESS * ROUNDS}"),
+    ]

@@ -1,0 +1,29 @@
+"""Percentiles and rates of what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value that `share` (0…1) of `values` don't exceed (nearest rank); NaN for none."""
+    if not values:
+        return math.nan
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def median(values: Sequence[float]) -> float:
+    """Return the middle value."""
+    return percentile(values, 0.5)
+
+
+def summary(values: Sequence[float]) -> dict[str, float]:
+    """Return p50, p95, p99 and max."""
+    return {
+        "p50": percentile(values, 0.50),
+        "p95": percentile(values, 0.95),
+        "p99": percentile(values, 0.99),
+        "max": percentile(values, 1.0),
+    }
