@@ -1,0 +1,128 @@
+"""Claims are fair, bounded and exclusive."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from events.ingest import ingest
+from events.payload import NewEvent
+from orgs.models import Organization
+from webhooks import subscriptions
+from webhooks.claiming import allowed_now, burst, claim, share_out
+from webhooks.fanout import fan_out_batch
+from webhooks.models import Delivery, Lane, Subscription
+
+
+@given(st.lists(st.integers(0, 300), max_size=50), st.integers(0, 2000))
+def test_shares_never_exceed_room_or_total_and_leave_nothing_unused(rooms: list[int], total: int) -> None:
+    quotas = share_out(rooms, total)
+    assert all(0 <= quota <= room for quota, room in zip(quotas, rooms, strict=True))
+    assert sum(quotas) == min(total, sum(rooms))
+
+
+@given(st.lists(st.integers(50, 100), min_size=2, max_size=20))
+def test_shares_are_even_where_room_allows(rooms: list[int]) -> None:
+    quotas = share_out(rooms, 10 * len(rooms))
+    assert max(quotas) - min(quotas) <= 1
+
+
+@given(st.floats(0.01, 1000), st.floats(0, 100), st.floats(0, 100))
+def test_a_rate_limit_never_allows_more_than_its_burst(rate: float, reserved: float, now: float) -> None:
+    assert allowed_now(rate, reserved, now) <= burst(rate) + 1e-6
+
+
+def _accept(organization: Organization, count: int) -> None:
+    for _ in range(count):
+        ingest(organization.id, NewEvent("order.created", "{}", None))
+    while fan_out_batch(1000):
+        pass
+
+
+def _subscribe(organization: Organization, **options: object) -> Subscription:
+    return subscriptions.create(organization.id, url="http://127.0.0.1:9/", event_types=["*"], **options)[0]  # type: ignore[arg-type]
+
+
+@pytest.mark.django_db
+def test_a_claim_takes_no_more_than_the_lane_s_window(organization: Organization) -> None:
+    subscription = _subscribe(organization)
+    _accept(organization, 20)
+    Lane.objects.filter(pk=subscription.pk).update(window_size=3)
+    assert len(claim(100).deliveries) == 3
+    assert len(claim(100).deliveries) == 0
+    assert Lane.objects.get(pk=subscription.pk).in_flight == 3
+
+
+@pytest.mark.django_db
+def test_a_subscription_s_own_bound_wins_over_the_setting(organization: Organization) -> None:
+    subscription = _subscribe(organization, max_in_flight=2)
+    _accept(organization, 20)
+    Lane.objects.filter(pk=subscription.pk).update(window_size=100)
+    assert len(claim(100).deliveries) == 2
+
+
+@pytest.mark.django_db
+def test_a_subscription_with_a_long_queue_does_not_keep_another_one_waiting(
+    organization: Organization, other_organization: Organization
+) -> None:
+    busy = _subscribe(organization)
+    _accept(organization, 200)
+    Lane.objects.filter(pk=busy.pk).update(window_size=1000)
+    quiet = _subscribe(other_organization)
+    _accept(other_organization, 1)
+    taken = claim(10).deliveries
+    assert {delivery.subscription_id for delivery in taken} == {busy.pk, quiet.pk}
+
+
+@pytest.mark.django_db
+def test_an_organisation_with_many_subscriptions_does_not_keep_another_one_waiting(
+    organization: Organization, other_organization: Organization
+) -> None:
+    for _ in range(20):
+        _subscribe(organization)
+    _accept(organization, 5)
+    quiet = _subscribe(other_organization)
+    _accept(other_organization, 1)
+    # Served a moment ago, and still its organisation's first lane goes before the other's second.
+    taken = claim(2).deliveries
+    assert quiet.pk in {delivery.subscription_id for delivery in taken}
+
+
+@pytest.mark.django_db
+def test_a_rate_limit_holds_over_many_claims(organization: Organization) -> None:
+    subscription = _subscribe(organization, deliveries_per_second=5.0)
+    _accept(organization, 30)
+    Lane.objects.filter(pk=subscription.pk).update(window_size=1000)
+    first = sum(len(claim(100).deliveries) for _ in range(5))
+    assert first <= 2
+    lane = Lane.objects.get(pk=subscription.pk)
+    assert lane.next_due_at is not None
+    assert Delivery.objects.filter(status="pending").count() == 30 - first
+
+
+@pytest.mark.django_db
+def test_a_paused_lane_gives_nothing(organization: Organization) -> None:
+    from django.db.models.functions import Now
+    from datetime import timedelta
+
+    subscription = _subscribe(organization)
+    _accept(organization, 3)
+    Lane.objects.filter(pk=subscription.pk).update(paused_until=Now() + timedelta(minutes=1))
+    assert claim(100).deliveries == []
+    Lane.objects.filter(pk=subscription.pk).update(paused_until=Now() - timedelta(minutes=1))
+    assert len(claim(100).deliveries) == 3
+
+
+@pytest.mark.django_db
+def test_a_claim_carries_what_the_sender_needs(organization: Organization) -> None:
+    subscription, _ = subscriptions.create(
+        organization.id, url="http://127.0.0.1:9/x", event_types=["*"], headers={"X-Token": "t"}
+    )
+    ingest(organization.id, NewEvent("order.created", '{"b": 1.00, "a": 12345678901234567890123}', None))
+    fan_out_batch(10)
+    (delivery,) = claim(10).deliveries
+    assert delivery.event_data == '{"b": 1.00, "a": 12345678901234567890123}'
+    assert delivery.receiver.url == subscription.url
+    assert delivery.receiver.headers == (("X-Token", "t"),)
+    assert "whsec" not in repr(delivery)
