@@ -89,10 +89,14 @@ def _cursor(raw: str) -> tuple[datetime.datetime, uuid.UUID]:
         decoded = base64.b64decode(raw.encode() + b"=" * (-len(raw) % 4), altchars=b"-_", validate=True).decode()
         moment_text, _, id_text = decoded.partition("~")
         at = datetime.datetime.fromisoformat(moment_text)
-        row_id = parse_id(id_text)
-    except (ValueError, binascii.Error):
+        if at.tzinfo is None:
+            raise error
+        # At the edge of the calendar an offset leads out of what PostgreSQL's answer could be read as.
+        at = at.astimezone(datetime.UTC)
+    except (ValueError, OverflowError, binascii.Error):
         raise error from None
-    if row_id is None or at.tzinfo is None:
+    row_id = parse_id(id_text)
+    if row_id is None:
         raise error
     return at, row_id
 

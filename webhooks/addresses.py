@@ -2,7 +2,7 @@
 
 Only global unicast addresses are allowed, unless the operator allows a network.  Python's
 `ipaddress.is_global` is not enough: it lets multicast, translated and tunnelled ranges through that
-lead back inside.  The IANA special-purpose registries (RFC 6890) are what the lists follow.
+lead back inside.  The IANA special-purpose registries (RFC 6890) are what the list follows.
 """
 
 from __future__ import annotations
@@ -19,23 +19,37 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAX_URL_CHARACTERS = 2048
 NOT_ALLOWED = "address not allowed"
 
+# Written out, because what `is_global` knows depends on the version of Python.
 _REFUSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
-        "192.0.0.0/24",  # IETF protocol assignments
-        "192.88.99.0/24",  # 6to4 relay anycast
+        "0.0.0.0/8",  # "this network"; Linux takes 0.0.0.0 for itself
+        "10.0.0.0/8",  # private
+        "100.64.0.0/10",  # carrier-grade NAT
+        "127.0.0.0/8",  # loopback
         "168.63.129.16/32",  # Azure's platform address, public in form only
-        "::/96",  # IPv4-compatible
-        "64:ff9b::/96",  # NAT64
-        "64:ff9b:1::/48",  # NAT64, local use
-        "2001::/32",  # Teredo
+        "169.254.0.0/16",  # link-local, where the metadata services are
+        "172.16.0.0/12",  # private
+        "192.0.0.0/24",  # IETF protocol assignments
+        "192.0.2.0/24",  # documentation
+        "192.88.99.0/24",  # 6to4 relay anycast
+        "192.168.0.0/16",  # private
+        "198.18.0.0/15",  # benchmarking
+        "198.51.100.0/24",  # documentation
+        "203.0.113.0/24",  # documentation
+        "224.0.0.0/4",  # multicast
+        "240.0.0.0/4",  # reserved, and the broadcast address
+        "2001::/23",  # IETF protocol assignments, Teredo (2001::/32) among them
+        "2001:db8::/32",  # documentation
         "2002::/16",  # 6to4
         "3fff::/20",  # documentation
-        "5f00::/16",  # segment routing
-        "fec0::/10",  # site-local
-        "fd00:ec2::254/128",  # EC2 metadata
     )
 )
+
+# All that IANA has given out as global unicast (RFC 4291 §2.4).  Outside are loopback, IPv4-compatible
+# `::/96`, NAT64 `64:ff9b::/96` and `64:ff9b:1::/48`, `5f00::/16`, unique local `fc00::/7` (with EC2's
+# `fd00:ec2::254`), link-local, site-local `fec0::/10` and multicast.
+_IPV6_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 # The Fetch standard's list of ports that speak other protocols, and the usual databases.
 REFUSED_PORTS = frozenset(
@@ -45,6 +59,10 @@ REFUSED_PORTS = frozenset(
      3306, 3659, 4045, 4190, 5060, 5061, 5432, 6000, 6379, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080, 11211,
      27017]
 )  # fmt: skip
+
+# Labels of letters, digits, - and _ (which some use in practice), none with a - at an end; one dot may follow.
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
 
 
 class UrlError(ValueError):
@@ -62,6 +80,8 @@ def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
         return True
     if any(address.version == network.version and address in network for network in _REFUSED):
         return False
+    if isinstance(address, ipaddress.IPv6Address) and address not in _IPV6_GLOBAL_UNICAST:
+        return False
     return address.is_global and not (
         address.is_multicast
         or address.is_reserved
@@ -73,7 +93,7 @@ def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
 
 def is_port_allowed(port: int, allowed: frozenset[int] = frozenset()) -> bool:
     """Tell whether a webhook may go to `port`.  allowed: the operator's list; empty for the default."""
-    return port in allowed if allowed else port not in REFUSED_PORTS
+    return port in allowed if allowed else port != 0 and port not in REFUSED_PORTS
 
 
 def literal_address(host: str) -> Address | None:
@@ -127,5 +147,5 @@ def check_url(url: str, allowed_networks: Sequence[Network] = (), allowed_ports:
             raise UrlError(NOT_ALLOWED)
         if address.version == 4 and host != str(address):
             raise UrlError(f"write the address as {address}")
-    elif "%" in host or not re.fullmatch(r"[A-Za-z0-9_.-]+", host) or len(host) > 253 or ".." in host:
+    elif not _HOST.fullmatch(host) or len(host) > 253:
         raise UrlError("must name a valid host")

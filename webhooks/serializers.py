@@ -64,11 +64,9 @@ class EventTypesField(serializers.Field[list[str], Any, list[str], Any]):
             raise serializers.ValidationError("must be an array of event types")
         if not 1 <= len(data) <= MAX_EVENT_TYPES:
             raise serializers.ValidationError(f"must hold 1 to {MAX_EVENT_TYPES} event types")
-        reasons = [pattern_error(item) for item in data]
-        if any(reasons):
-            raise serializers.ValidationError(
-                [{"": f"{reason}"} if reason else {} for reason in reasons]  # keeps each reason's position
-            )
+        errors = {str(position): [reason] for position, item in enumerate(data) if (reason := pattern_error(item))}
+        if errors:
+            raise serializers.ValidationError(errors)
         return list(dict.fromkeys(data))
 
     def to_representation(self, value: Any) -> list[str]:

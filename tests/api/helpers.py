@@ -1,0 +1,35 @@
+"""What the API's tests look for again and again."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from events.models import DedupKey, Event
+from orgs.models import ApiKey
+from webhooks.models import Delivery, Subscription
+
+PROBLEM = "application/problem+json"
+
+
+def assert_problem(response: Any, status: int, pointer: str | None = None) -> dict[str, Any]:
+    """Check that the answer is a problem with this status which names `pointer`; return its document."""
+    assert response.status_code == status, response.content[:500]
+    assert response["Content-Type"] == PROBLEM
+    assert b"Traceback" not in response.content
+    document: dict[str, Any] = response.json()
+    assert document["type"] == "about:blank"
+    assert document["status"] == status
+    assert document["title"]
+    assert document["detail"]
+    assert re.fullmatch("[a-z_]+", document["code"])
+    assert document["request_id"] == response["X-Request-Id"]
+    if pointer is not None:
+        assert pointer in [error["pointer"] for error in document["errors"]], document
+        assert all(error["detail"] for error in document["errors"])
+    return document
+
+
+def rows() -> dict[str, int]:
+    """Return how many rows there are of everything that a request can store."""
+    return {model.__name__: model.objects.count() for model in (Event, DedupKey, Subscription, Delivery, ApiKey)}

@@ -1,0 +1,367 @@
+"""Bad input: a 4xx problem that names what is wrong, nothing stored, and never a 500."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+
+from tests.api.helpers import assert_problem, rows
+from webhooks.models import Subscription
+
+GOOD = b'{"type":"order.created","data":1}'
+DEEP = b"[" * 10_000 + b"]" * 10_000
+DEEP_OBJECT = b'{"a":' * 10_000 + b"1" + b"}" * 10_000
+
+# Not a JSON object that could be anything; what is wrong is the whole body.
+NOT_AN_OBJECT = {
+    "not JSON": b"type=order.created",
+    "cut short": b'{"type":"a","data":',
+    "trailing text": GOOD + b"x",
+    "two values": GOOD + GOOD,
+    "single quotes": b"{'type':'a','data':1}",
+    "trailing comma": b'{"type":"a","data":1,}',
+    "NaN": b'{"type":"a","data":NaN}',
+    "Infinity": b'{"type":"a","data":Infinity}',
+    "negative Infinity": b'{"type":"a","data":-Infinity}',
+    "invalid UTF-8": b'{"type":"a","data":"\xff\xfe"}',
+    "overlong UTF-8": b'{"type":"a","data":"\xc0\xaf"}',
+    "UTF-8 surrogate": b'{"type":"a","data":"\xed\xa0\x80"}',
+    "UTF-16": GOOD.decode().encode("utf-16"),
+    "byte order mark": b"\xef\xbb\xbf" + GOOD,
+    "lone high surrogate": b'{"type":"a","data":"\\ud800"}',
+    "lone low surrogate": b'{"type":"a","data":"\\udc00"}',
+    "lone surrogate in a member's name": b'{"type":"a","data":{"\\ud800":1}}',
+    "raw control character": b'{"type":"a","data":"a\x00b"}',
+    "raw line feed in a string": b'{"type":"a","data":"a\nb"}',
+    "10,000 arrays deep": DEEP,
+    "10,000 objects deep": DEEP_OBJECT,
+    "10,000 deep in data": b'{"type":"a","data":' + DEEP + b"}",
+    "65 deep in data": b'{"type":"a","data":' + b"[" * 64 + b"]" * 64 + b"}",
+    "an array": b"[1]",
+    "a string": b'"order.created"',
+    "a number": b"1",
+    "null": b"null",
+    "true": b"true",
+    "white space": b" \n ",
+    "leading zero": b'{"type":"a","data":01}',
+    "hexadecimal": b'{"type":"a","data":0x1}',
+    "plus sign": b'{"type":"a","data":+1}',
+}
+
+
+@pytest.mark.parametrize("body", NOT_AN_OBJECT.values(), ids=NOT_AN_OBJECT.keys())
+@pytest.mark.parametrize("path", ["/api/events", "/api/subscriptions", "/api/keys"])
+def test_a_body_that_is_no_json_object_is_refused_and_stores_nothing(api: Any, path: str, body: bytes) -> None:
+    before = rows()
+    assert_problem(api.post(path, raw=body), 400)
+    assert rows() == before
+
+
+def event(**members: Any) -> dict[str, Any]:
+    return {"type": "order.created", "data": {"a": 1}, **members}
+
+
+BAD_EVENTS = {
+    "missing type": ({"data": 1}, "/type"),
+    "empty type": (event(type=""), "/type"),
+    "type with a space": (event(type="order created"), "/type"),
+    "type with a space before": (event(type=" order"), "/type"),
+    "type of blanks": (event(type="  "), "/type"),
+    "type of 300 characters": (event(type="a" * 300), "/type"),
+    "type of 256 characters": (event(type="a" * 256), "/type"),
+    "type with a line feed after": (event(type="order\n"), "/type"),
+    "type with U+0000": (event(type="a\x00b"), "/type"),
+    "type in another script": (event(type="заказ"), "/type"),
+    "type with two dots": (event(type="a..b"), "/type"),
+    "type that ends in a dot": (event(type="a."), "/type"),
+    "type that is a pattern": (event(type="order.*"), "/type"),
+    "type that is a number": (event(type=5), "/type"),
+    "type that is null": (event(type=None), "/type"),
+    "type that is a list": (event(type=["a"]), "/type"),
+    "type that is an object": (event(type={}), "/type"),
+    "both data and payload": (event(payload=1), "/payload"),
+    "neither data nor payload": ({"type": "a"}, "/data"),
+    "dedup id that is a number": (event(dedup_id=5), "/dedup_id"),
+    "dedup id that is true": (event(dedup_id=True), "/dedup_id"),
+    "dedup id that is a list": (event(dedup_id=["a"]), "/dedup_id"),
+    "dedup id that is an object": (event(dedup_id={"a": 1}), "/dedup_id"),
+    "empty dedup id": (event(dedup_id=""), "/dedup_id"),
+    "dedup id of 256 characters": (event(dedup_id="x" * 256), "/dedup_id"),
+    "dedup id with U+0000": (event(dedup_id="a\x00"), "/dedup_id"),
+    "unknown field": (event(priority=1), "/priority"),
+    "unknown field with a slash and a tilde": (event(**{"a/b~c": 1}), "/a~1b~0c"),
+    "unknown empty field": (event(**{"": 1}), "/"),
+    "field in capitals": ({"Type": "a", "type": "a", "data": 1}, "/Type"),
+    "U+0000 in a value": (event(data={"a": ["x", "b\x00c"]}), "/data/a/1"),
+    "U+0000 in a member's name": (event(data={"a": {"b\x00": 1}}), "/data/a"),
+    "U+0000 in the payload": ({"type": "a", "payload": "\x00"}, "/payload"),
+    "U+0000 in an unknown field's name": (event(**{"a\x00": 1}), ""),
+}
+
+
+@pytest.mark.parametrize(("body", "pointer"), BAD_EVENTS.values(), ids=BAD_EVENTS.keys())
+def test_a_bad_event_is_refused_with_the_field_named(api: Any, body: Any, pointer: str) -> None:
+    before = rows()
+    assert_problem(api.post("/api/events", body), 400, pointer)
+    assert rows() == before
+
+
+def test_every_wrong_field_is_named_at_once(api: Any) -> None:
+    problem = assert_problem(api.post("/api/events", {"type": "", "dedup_id": 1, "nonsense": 1}), 400)
+    assert {error["pointer"] for error in problem["errors"]} == {"/type", "/dedup_id", "/nonsense", "/data"}
+
+
+@pytest.mark.parametrize(
+    ("path", "size"), [("/api/events", 300 * 1024), ("/api/subscriptions", 70_000), ("/api/keys", 70_000)]
+)
+def test_a_body_over_the_limit_is_413_and_tells_the_limit(api: Any, path: str, size: int) -> None:
+    before = rows()
+    problem = assert_problem(api.post(path, {"type": "a", "data": "x" * size}), 413)
+    assert problem["limit_bytes"] < size
+    assert rows() == before
+
+
+def test_a_body_exactly_at_the_limit_is_accepted(api: Any) -> None:
+    frame = b'{"type":"a","data":"%s"}'
+    body = frame % (b"x" * (262144 - len(frame) + 2))
+    assert len(body) == 262144
+    assert api.post("/api/events", raw=body).status_code == 202
+    assert_problem(api.post("/api/events", raw=body + b" "), 413)
+
+
+CONTENT_TYPES = ["", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
+                 "application/jsonx", "application/xml", "json", "application/json-patch+json", "*/*"]  # fmt: skip
+
+
+@pytest.mark.parametrize("content_type", CONTENT_TYPES)
+@pytest.mark.parametrize("path", ["/api/events", "/api/events/batch", "/api/subscriptions", "/api/keys"])
+def test_a_body_that_is_not_said_to_be_json_is_415(api: Any, path: str, content_type: str) -> None:
+    before = rows()
+    assert_problem(api.post(path, raw=GOOD, content_type=content_type), 415, "#Content-Type")
+    assert rows() == before
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])
+def test_json_is_accepted_however_its_content_type_is_spelt(api: Any, content_type: str) -> None:
+    assert api.post("/api/events", raw=GOOD, content_type=content_type).status_code == 202
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "deflate", "GZIP", "gzip, identity", "nonsense"])
+@pytest.mark.parametrize("path", ["/api/events", "/api/events/batch", "/api/subscriptions", "/api/keys"])
+def test_a_compressed_body_is_415(api: Any, path: str, encoding: str) -> None:
+    response = api.post(path, raw=GOOD, **{"Content-Encoding": encoding})
+    assert assert_problem(response, 415)["code"] == "unsupported_content_encoding"
+
+
+def new_subscription(**members: Any) -> dict[str, Any]:
+    return {"url": "https://example.com/hook", "event_types": ["*"], **members}
+
+
+BAD_URLS = ["", " ", "example.com", "//example.com", "ftp://example.com", "file:///etc/passwd", "javascript:alert(1)",
+            "http://", "https:///path", "https://user:secret@example.com", "https://user@example.com",
+            "https://example.com/a b", "https://example.com/\n", "https://example.com\\@evil.example",
+            "https://exämple.com", "https://example.com/#fragment", "https://example.com:0", "https://example.com:99999",
+            "https://example.com:x", "https://[::1", "https://example..com", "https://" + "a" * 2050, "gopher://a",
+            "http://10.0.0.1", "http://169.254.169.254/latest", "http://[fd00::1]/", "http://0x0a000001/",
+            "https://example.com:22", "http://a%00b/", "\thttps://example.com", "https://example.com\x7f",
+            "https://-", "http://.", "http://a_b@/"]  # fmt: skip
+
+BAD_SUBSCRIPTIONS: dict[str, tuple[Any, str]] = {
+    **{f"url {url[:30]!r}": (new_subscription(url=url), "/url") for url in BAD_URLS},
+    "missing url": ({"event_types": ["*"]}, "/url"),
+    "url that is a number": (new_subscription(url=5), "/url"),
+    "url that is null": (new_subscription(url=None), "/url"),
+    "url that is a list": (new_subscription(url=["https://a"]), "/url"),
+    "missing event_types": ({"url": "https://example.com"}, "/event_types"),
+    "no event types": (new_subscription(event_types=[]), "/event_types"),
+    "event_types that is text": (new_subscription(event_types="*"), "/event_types"),
+    "event_types that is null": (new_subscription(event_types=None), "/event_types"),
+    "101 event types": (new_subscription(event_types=[f"a{i}" for i in range(101)]), "/event_types"),
+    "event type with a space": (new_subscription(event_types=["a", "b c"]), "/event_types/1"),
+    "event type that is a number": (new_subscription(event_types=[1]), "/event_types/0"),
+    "event type with a star inside": (new_subscription(event_types=["a.*.b"]), "/event_types/0"),
+    "event type of 300 characters": (new_subscription(event_types=["a" * 300]), "/event_types/0"),
+    "headers that is a list": (new_subscription(headers=[]), "/headers"),
+    "headers that is null": (new_subscription(headers=None), "/headers"),
+    "header name with a newline": (new_subscription(headers={"X-A\nX-B": "1"}), "/headers/X-A\nX-B"),
+    "header name with a colon": (new_subscription(headers={"X:": "1"}), "/headers/X:"),
+    "empty header name": (new_subscription(headers={"": "1"}), "/headers/"),
+    "header value with a newline": (new_subscription(headers={"X-A": "1\r\nX-B: 2"}), "/headers/X-A"),
+    "header value that is a number": (new_subscription(headers={"X-A": 1}), "/headers/X-A"),
+    "header value outside ASCII": (new_subscription(headers={"X-A": "é"}), "/headers/X-A"),
+    "header value of 3,000 characters": (new_subscription(headers={"X-A": "x" * 3000}), "/headers/X-A"),
+    "header of ours": (new_subscription(headers={"Webhook-Id": "1"}), "/headers/Webhook-Id"),
+    "header Host": (new_subscription(headers={"Host": "a"}), "/headers/Host"),
+    "header twice": (new_subscription(headers={"X-A": "1", "x-a": "2"}), "/headers"),
+    "21 headers": (new_subscription(headers={f"X-{i}": "1" for i in range(21)}), "/headers"),
+    "description with a newline": (new_subscription(description="a\nb"), "/description"),
+    "description of 501 characters": (new_subscription(description="x" * 501), "/description"),
+    "description that is a number": (new_subscription(description=1), "/description"),
+    "max_in_flight of zero": (new_subscription(max_in_flight=0), "/max_in_flight"),
+    "max_in_flight as text": (new_subscription(max_in_flight="5"), "/max_in_flight"),
+    "max_in_flight that is true": (new_subscription(max_in_flight=True), "/max_in_flight"),
+    "max_in_flight that is a fraction": (new_subscription(max_in_flight=1.5), "/max_in_flight"),
+    "max_in_flight over 64 bits": (new_subscription(max_in_flight=10**30), "/max_in_flight"),
+    "rate of zero": (new_subscription(deliveries_per_second=0), "/deliveries_per_second"),
+    "negative rate": (new_subscription(deliveries_per_second=-1), "/deliveries_per_second"),
+    "rate beyond floats": (new_subscription(deliveries_per_second=10**300), "/deliveries_per_second"),
+    "rate as text": (new_subscription(deliveries_per_second="1"), "/deliveries_per_second"),
+    "unknown field": (new_subscription(secret="whsec_x"), "/secret"),
+    "id chosen by the caller": (new_subscription(id=str(uuid.UUID(int=1))), "/id"),
+}
+
+
+@pytest.mark.parametrize(("body", "pointer"), BAD_SUBSCRIPTIONS.values(), ids=BAD_SUBSCRIPTIONS.keys())
+def test_a_bad_subscription_is_refused_with_the_field_named(api: Any, body: Any, pointer: str) -> None:
+    assert_problem(api.post("/api/subscriptions", body), 400, pointer)
+    assert not Subscription.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [case for case in BAD_SUBSCRIPTIONS.values() if "url" in case[0] and "event_types" in case[0]],
+    ids=[name for name, case in BAD_SUBSCRIPTIONS.items() if "url" in case[0] and "event_types" in case[0]],
+)
+def test_a_bad_change_is_refused_and_changes_nothing(
+    api: Any, subscription: Subscription, body: Any, pointer: str
+) -> None:
+    before = api.get(f"/api/subscriptions/{subscription.id}").json()
+    assert_problem(api.patch(f"/api/subscriptions/{subscription.id}", body), 400, pointer)
+    assert api.get(f"/api/subscriptions/{subscription.id}").json() == before
+
+
+BAD_TIMES = ["", "yesterday", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", 5, True, [], {}, None, "2026",
+             "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00", "2026-01-01T25:00:00Z"]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", BAD_TIMES, ids=repr)
+def test_a_time_that_is_none_is_refused(api: Any, subscription: Subscription, moment: Any) -> None:
+    assert_problem(api.post(f"/api/subscriptions/{subscription.id}/recover", {"since": moment}), 400, "/since")
+    if moment is not None:
+        before = rows()
+        assert_problem(api.post("/api/keys", {"expires_at": moment}), 400, "/expires_at")
+        assert rows() == before
+
+
+BAD_KEYS = {
+    "name that is a number": ({"name": 5}, "/name"),
+    "name of 201 characters": ({"name": "x" * 201}, "/name"),
+    "name with a newline": ({"name": "a\nb"}, "/name"),
+    "name with U+0000": ({"name": "a\x00"}, "/name"),
+    "no scopes": ({"scopes": []}, "/scopes"),
+    "scopes that is text": ({"scopes": "events:read"}, "/scopes"),
+    "unknown scope": ({"scopes": ["events:read", "root"]}, "/scopes/1"),
+    "scope that is a number": ({"scopes": [1]}, "/scopes/0"),
+    "scope that is a list": ({"scopes": [["events:read"]]}, "/scopes/0"),
+    "scope that is an object": ({"scopes": [{}]}, "/scopes/0"),
+    "expiry in the past": ({"expires_at": "2001-01-01T00:00:00Z"}, "/expires_at"),
+    "unknown field": ({"prefix": "x"}, "/prefix"),
+}
+
+
+@pytest.mark.parametrize(("body", "pointer"), BAD_KEYS.values(), ids=BAD_KEYS.keys())
+def test_a_bad_key_is_refused_with_the_field_named(api: Any, body: Any, pointer: str) -> None:
+    before = rows()
+    assert_problem(api.post("/api/keys", body), 400, pointer)
+    assert rows() == before
+
+
+@pytest.mark.parametrize("overlap", [-1, 10**9, 10**30, "5", 1.5, True, None, [], 2592001], ids=repr)
+def test_a_bad_overlap_is_refused(api: Any, subscription: Subscription, overlap: Any) -> None:
+    key_id = api.get("/api/me").json()["key"]["id"]
+    before = rows()
+    for path in (f"/api/keys/{key_id}/rotate", f"/api/subscriptions/{subscription.id}/rotate-secret"):
+        assert_problem(api.post(path, {"overlap_seconds": overlap}), 400, "/overlap_seconds")
+    assert rows() == before
+
+
+LISTS = ["/api/events", "/api/subscriptions", "/api/deliveries", "/api/keys", "/api/audit"]
+BAD_LIMITS = ["", "0", "-1", "201", "1.5", "x", "1e2", "%2B5", "9" * 40, "٣", "%00", " 5", "0x10"]
+BAD_CURSORS = ["", "x", "%00", "!!!!", "A" * 500, "=", "====", "AAAA", "bm90IGEgY3Vyc29y", "é", "%ff", "%F0%9F%98%80",
+               "MjAyNi0wMS0wMVQwMDowMDowMCswMDowMH4=", "fg", "MjAyNi0wMS0wMVQwMDowMDowMH4wMTk4ZjJkMC02ZDNjLTdhNTItOWIxZS0yZjRjOGE3ZDFlOTA",
+               "OTk5OS0xMi0zMVQyMzo1OTo1OS0yMzowMH4wMTk4ZjJkMC02ZDNjLTdhNTItOWIxZS0yZjRjOGE3ZDFlOTA",
+               "MDAwMS0wMS0wMVQwMDowMDowMCsyMzowMH4wMTk4ZjJkMC02ZDNjLTdhNTItOWIxZS0yZjRjOGE3ZDFlOTA"]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", LISTS)
+def test_a_bad_limit_cursor_or_parameter_is_refused_with_its_name(api: Any, path: str) -> None:
+    for limit in BAD_LIMITS:
+        assert_problem(api.get(f"{path}?limit={limit}"), 400, "?limit")
+    for cursor in BAD_CURSORS:
+        assert_problem(api.get(f"{path}?cursor={cursor}"), 400, "?cursor")
+    assert_problem(api.get(f"{path}?nonsense=1"), 400, "?nonsense")
+    assert_problem(api.get(f"{path}?limit=1&limit=2"), 400, "?limit")
+    assert_problem(api.get(f"{path}?limit=1;cursor=2"), 400, "?limit")
+    assert_problem(api.get(f"{path}?a%00b=1"), 400, "?a\x00b")
+    assert_problem(api.get(f"{path}?{'x' * 300}=1"), 400)
+    problem = assert_problem(api.get(f"{path}?limit=x&cursor=x&y=1"), 400)
+    assert {error["pointer"] for error in problem["errors"]} == {"?limit", "?cursor", "?y"}
+
+
+BAD_FILTERS = [
+    ("/api/events", "type", ["", "%00", "x" * 256]),
+    ("/api/events", "status", ["", "nonsense", "ACCEPTED", "%00", "pending"]),
+    ("/api/events", "undelivered", ["", "1", "True", "yes"]),
+    ("/api/deliveries", "status", ["", "nonsense", "accepted"]),
+    ("/api/deliveries", "event", ["", "1", "%00", "0198f2d06d3c7a529b1e2f4c8a7d1e90", "x" * 36]),
+    ("/api/deliveries", "subscription", ["", "1", "{0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e}"]),
+    ("/api/audit", "action", ["", "%00"]),
+    *[
+        (path, name, ["", "x", "%00", "2026-13-01T00:00:00Z", "9" * 30, "2026-01-01T00:00:00+99:99"])
+        for path in ("/api/events", "/api/deliveries", "/api/audit")
+        for name in ("since", "until")
+    ],
+]
+
+
+@pytest.mark.parametrize(("path", "name", "values"), BAD_FILTERS)
+def test_a_bad_filter_is_refused_with_its_name(api: Any, path: str, name: str, values: list[str]) -> None:
+    for value in values:
+        assert_problem(api.get(f"{path}?{name}={value}"), 400, f"?{name}")
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00Z",
+                                    "9999-12-31T23:59:59.999999Z"])  # fmt: skip
+@pytest.mark.parametrize("path", ["/api/events", "/api/deliveries", "/api/audit"])
+def test_a_time_at_the_edge_of_the_calendar_is_no_fault(api: Any, path: str, moment: str) -> None:
+    for name in ("since", "until"):
+        assert api.get(f"{path}?{name}={moment.replace('+', '%2B')}").status_code in {200, 400}
+
+
+@pytest.mark.parametrize("segment", ["1", "x", "%00", "..%2f", "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e9", "%ff", "null",
+                                     "0198F2D0-6D3C-7A52-9B1E-2F4C8A7D1E90", str(uuid.UUID(int=0))])  # fmt: skip
+@pytest.mark.parametrize("collection", ["events", "subscriptions", "deliveries", "keys"])
+def test_an_id_that_is_none_or_unknown_is_404(api: Any, collection: str, segment: str) -> None:
+    assert_problem(api.get(f"/api/{collection}/{segment}"), 404)
+
+
+def test_a_url_of_5000_characters_is_414(api: Any) -> None:
+    assert_problem(api.get("/api/events?type=" + "x" * 5000), 414)
+
+
+@pytest.mark.parametrize("key", ["x", "trk_", "trk__", "trk_a_b", "trk_" + "x" * 300, "é", "trk_\x00_x", "Bearer x"])
+def test_a_key_that_is_none_is_401_whatever_it_looks_like(api: Any, key: str) -> None:
+    api.key = None
+    for header in ({"X-API-Key": key}, {"Authorization": f"Bearer {key}"}, {"Authorization": key}):
+        response = api.get("/api/me", **header)
+        assert_problem(response, 401)
+        assert response["WWW-Authenticate"].startswith("Bearer")
+
+
+def test_members_given_twice_are_refused_or_the_last_one_counts_everywhere(api: Any) -> None:
+    response = api.post("/api/events", raw=b'{"type":"a","data":1,"data":2}')
+    if response.status_code == 202:
+        assert api.get(response["Location"]).json()["data"] == 2
+    else:
+        assert_problem(response, 400)
+
+
+def test_a_body_that_was_cut_anywhere_is_refused(api: Any) -> None:
+    whole = json.dumps(event(dedup_id="d")).encode()
+    before = rows()
+    for cut in range(1, len(whole)):
+        assert_problem(api.post("/api/events", raw=whole[:cut]), 400)
+    assert rows() == before
