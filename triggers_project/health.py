@@ -57,7 +57,7 @@ def _database_figures() -> dict[str, Any]:
     }
 
 
-def _live_workers(connection: Redis) -> int:
+def count_live_workers(connection: Redis) -> int:
     """Count the workers whose last heartbeat is fresh."""
     now = datetime.datetime.now(datetime.UTC)
     keys = list(connection.smembers("rq:workers"))
@@ -89,7 +89,7 @@ def health_detailed(request: HttpRequest) -> HttpResponse:
         body.update(status="unhealthy", database="down")
         reasons.append("The database does not answer.")
     try:
-        body["workers"] = call_redis(_live_workers)
+        body["workers"] = call_redis(count_live_workers)
     except RedisUnavailable:
         body["redis"] = "down"
         body["workers"] = None

@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from core.logs import configure_logging
+from core.postgresql.base import WatchedConnection
 from triggers_project.options import read_options
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -61,6 +62,7 @@ DISABLE_WEBHOOK_DELIVERY: bool = _options["DISABLE_WEBHOOK_DELIVERY"]
 DELIVERY_RETRY_SCHEDULE: tuple[float, ...] = _options["DELIVERY_RETRY_SCHEDULE"]
 DELIVERY_RETRY_JITTER: float = _options["DELIVERY_RETRY_JITTER"]
 DELIVERY_TIMEOUT: float = _options["DELIVERY_TIMEOUT"]
+LEASE_MARGIN: float = _options["LEASE_MARGIN"]
 RETRY_AFTER_MAX: float = _options["RETRY_AFTER_MAX"]
 RESPONSE_BODY_BYTES: int = _options["RESPONSE_BODY_BYTES"]
 DISABLE_AFTER_FAILING_FOR: float = _options["DISABLE_AFTER_FAILING_FOR"]
@@ -68,6 +70,7 @@ CIRCUIT_THRESHOLD: int = _options["CIRCUIT_THRESHOLD"]
 CIRCUIT_BASE_DELAY: float = _options["CIRCUIT_BASE_DELAY"]
 CIRCUIT_MAX_DELAY: float = _options["CIRCUIT_MAX_DELAY"]
 DNS_CACHE_TTL: float = _options["DNS_CACHE_TTL"]
+WEBHOOK_DNS_SERVERS: tuple[str, ...] = _options["WEBHOOK_DNS_SERVERS"]
 WEBHOOK_ALLOWED_SUBNETS: tuple[Network, ...] = _options["WEBHOOK_ALLOWED_SUBNETS"]
 WEBHOOK_ALLOWED_PORTS: frozenset[int] = _options["WEBHOOK_ALLOWED_PORTS"]
 WEBHOOK_PROXY_URL: str = _options["WEBHOOK_PROXY_URL"]
@@ -130,7 +133,7 @@ TEMPLATES = [
 # --- PostgreSQL ---------------------------------------------------------------------------------
 DATABASES = {"default": environ.Env.db_url_config(DATABASE_URL)}
 DATABASES["default"].update(
-    ENGINE="django.db.backends.postgresql",
+    ENGINE="core.postgresql",
     CONN_MAX_AGE=0,  # the pool keeps connections, Django must not
     CONN_HEALTH_CHECKS=True,  # checked on borrow
 )
@@ -144,7 +147,9 @@ DATABASES["default"].setdefault("OPTIONS", {}).update(
         "timeout": DB_POOL_TIMEOUT,
         "max_lifetime": DB_POOL_MAX_LIFETIME,
         "max_idle": 300,
-        "reconnect_timeout": 10,
+        # A failed attempt to connect is given up soon; the next caller starts a new one.
+        "reconnect_timeout": 2,
+        "connection_class": WatchedConnection,
     },
 )
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -178,7 +183,8 @@ RQ = {
     "COMMIT_MODE": "auto",
     "DEFAULT_RESULT_TTL": 0,
 }
-RQ_SHOW_ADMIN_LINK = True
+# Its pages are mounted in urls.py, behind permissions; the link would be a second way without them.
+RQ_SHOW_ADMIN_LINK = False
 
 # --- HTTP API -----------------------------------------------------------------------------------
 REST_FRAMEWORK = {

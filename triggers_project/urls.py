@@ -26,7 +26,7 @@ urlpatterns = [
     path("api/", include("orgs.urls")),
     path("api/", include("events.urls")),
     path("api/", include("webhooks.urls")),
-    path(f"{settings.ADMIN_PATH}/rq/", include("django_rq.urls")),
+    path(f"{settings.ADMIN_PATH}/rq/", include("triggers_project.rq_pages")),
     path(f"{settings.ADMIN_PATH}/", admin.site.urls),
 ]
 
