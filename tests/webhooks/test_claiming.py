@@ -103,8 +103,9 @@ def test_a_rate_limit_holds_over_many_claims(organization: Organization) -> None
 
 @pytest.mark.django_db
 def test_a_paused_lane_gives_nothing(organization: Organization) -> None:
-    from django.db.models.functions import Now
     from datetime import timedelta
+
+    from django.db.models.functions import Now
 
     subscription = _subscribe(organization)
     _accept(organization, 3)

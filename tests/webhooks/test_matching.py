@@ -49,6 +49,8 @@ def test_good_patterns_are_accepted(good: str) -> None:
     assert pattern_error(good) is None
 
 
-@pytest.mark.parametrize("bad", ["", ".", "order.", "order..x", "*.created", "order.*.x", "or der", "order*", "a" * 300, 5, None])
+@pytest.mark.parametrize(
+    "bad", ["", ".", "order.", "order..x", "*.created", "order.*.x", "or der", "order*", "a" * 300, 5, None]
+)
 def test_bad_patterns_are_named(bad: object) -> None:
     assert pattern_error(bad)

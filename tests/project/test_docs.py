@@ -1,0 +1,113 @@
+"""The tables of the documentation match the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from django.core.management import get_commands
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from orgs.models import Scope
+from triggers_project.options import OPTIONS
+from webhooks.schedule import Failure
+
+ROOT = Path(__file__).resolve().parents[2]
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+
+
+def _section(title: str) -> str:
+    match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", OPERATIONS, re.S | re.M)
+    assert match, f"docs/operations.md has no section {title}"
+    return match[1]
+
+
+def _rows(text: str) -> list[list[str]]:
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split(" | ")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    assert rows
+    return rows
+
+
+def test_the_settings_table_lists_every_setting_with_its_default_and_meaning() -> None:
+    documented = {
+        row[0].strip("`"): (row[1].strip("`").removeprefix("\u2013"), row[2]) for row in _rows(_section("Settings"))
+    }
+    assert documented == {option.name: (option.default, option.help) for option in OPTIONS}
+
+
+def test_the_commands_table_lists_every_command_of_ours() -> None:
+    documented = {re.match(r"`manage\.py (\S+)", row[0])[1].strip("`") for row in _rows(_section("Commands"))}  # type: ignore[index]
+    commands = get_commands()
+    assert documented <= set(commands)
+    ours = {name for name, app in commands.items() if app in {"orgs", "events", "webhooks", "core"}}
+    assert ours <= documented
+
+
+def _routes(resolver: URLResolver, prefix: str = "") -> dict[str, URLPattern]:
+    found = {}
+    for entry in resolver.url_patterns:
+        path = prefix + str(entry.pattern)
+        if isinstance(entry, URLResolver):
+            found.update(_routes(entry, path))
+        else:
+            found[path] = entry
+    return found
+
+
+def test_the_endpoints_table_lists_every_route_with_its_methods_and_scopes() -> None:
+    documented = {row[0].strip("`"): (row[1], row[2]) for row in _rows(_section("Endpoints"))}
+    actual = {}
+    for path, pattern in _routes(get_resolver()).items():
+        if not path.startswith("api/"):
+            continue
+        shown = "/" + re.sub(r"<uuid:(\w+)>", r"{\1}", path)
+        scopes: dict[str, Scope | None] | None = getattr(getattr(pattern.callback, "view_class", None), "scopes", None)
+        if scopes is None:
+            actual[shown] = ("GET", "open")
+        else:
+            named = [scope.value for scope in dict.fromkeys(scopes.values()) if scope is not None]
+            actual[shown] = (", ".join(scopes), ", ".join(f"`{name}`" for name in named) or "any")
+    assert documented == actual
+
+
+def test_every_error_class_is_explained() -> None:
+    for failure in Failure:
+        assert f"| `{failure.value}` |" in OPERATIONS
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_readme_s_signature_check_works() -> None:
+    from standardwebhooks import Webhook
+
+    from webhooks.signing import new_secret, secret_key, sign
+
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert code
+    scope: dict[str, object] = {}
+    exec(code[1], scope)
+    secret = new_secret()
+    headers = {"webhook-id": "a", "webhook-timestamp": "1795487955"}
+    headers["webhook-signature"] = "v1,bm90IGl0 " + sign([secret_key(secret)], "a", 1795487955, b"{}")
+    is_genuine = scope["is_genuine"]
+    assert callable(is_genuine)
+    assert is_genuine(secret, headers, b"{}")
+    assert not is_genuine(secret, headers, b"{ }")
+    assert not is_genuine(new_secret(), headers, b"{}")
+    assert (
+        Webhook(secret).sign(
+            "a", __import__("datetime").datetime.fromtimestamp(1795487955, __import__("datetime").UTC), "{}"
+        )
+        in headers["webhook-signature"]
+    )

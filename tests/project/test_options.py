@@ -1,0 +1,93 @@
+"""A wrong setting stops the process with a line that names it."""
+
+from __future__ import annotations
+
+import pytest
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+
+from tests.servers import ENVIRONMENT
+from triggers_project.options import OPTIONS, read_options
+
+GOOD = {**ENVIRONMENT, "DATABASE_URL": "postgres://a@b/c", "REDIS_URL": "redis://localhost"}
+
+
+def test_the_defaults_are_good() -> None:
+    values = read_options(GOOD)
+    assert values["DELIVERY_RETRY_SCHEDULE"] == (0, 5, 300, 1800, 7200, 18000, 36000, 36000)
+    assert values["DB_POOL_SIZE"] == 8
+    assert values["DISABLE_WEBHOOK_DELIVERY"] is False
+    assert values["USE_HTTPS"] is False
+
+
+def test_every_option_is_a_setting() -> None:
+    assert all(hasattr(settings, option.name) for option in OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ENVIRONMENT", "staging"),
+        ("DATABASE_URL", "mysql://a@b/c"),
+        ("REDIS_URL", "localhost:6379"),
+        ("DEBUG", "perhaps"),
+        ("DB_POOL_SIZE", "0"),
+        ("DB_POOL_SIZE", "many"),
+        ("DB_POOL_TIMEOUT", "30 seconds"),
+        ("WEB_THREADS", "x"),
+        ("MAX_EVENT_BYTES", "-1"),
+        ("DEDUP_WINDOW", "1w"),
+        ("DELIVERY_RETRY_SCHEDULE", ""),
+        ("DELIVERY_RETRY_SCHEDULE", "0s,soon"),
+        ("DELIVERY_RETRY_JITTER", "2"),
+        ("DELIVERY_TIMEOUT", "0"),
+        ("MAX_CONCURRENT_DELIVERIES", "1.5"),
+        ("WEBHOOK_ALLOWED_SUBNETS", "10.0.0.1/8"),
+        ("WEBHOOK_ALLOWED_SUBNETS", "intranet"),
+        ("WEBHOOK_ALLOWED_PORTS", "443,https"),
+        ("WEBHOOK_PROXY_URL", "socks5://x"),
+        ("WEBHOOK_CA_FILE", "/does/not/exist.pem"),
+        ("ADMIN_PATH", "a/b"),
+        ("LOG_LEVEL", "verbose"),
+    ],
+)
+def test_a_wrong_value_is_named(name: str, value: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=rf"^{name} "):
+        read_options({**GOOD, name: value})
+
+
+def test_every_wrong_value_is_named_at_once() -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        read_options({**GOOD, "DEBUG": "perhaps", "WEB_THREADS": "0"})
+    assert [line.split()[0] for line in str(caught.value).splitlines()] == ["DEBUG", "WEB_THREADS"]
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "SECRET_KEY", "SECRETS_ENCRYPTION_KEYS"])
+def test_what_has_no_safe_default_is_required(name: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=rf"^{name} is not set"):
+        read_options({key: value for key, value in GOOD.items() if key != name})
+
+
+def test_a_secret_is_never_in_the_message() -> None:
+    with pytest.raises(ImproperlyConfigured) as caught:
+        read_options({**GOOD, "SECRETS_ENCRYPTION_KEYS": "hunter2", "SECRET_KEY": "hunter2"})
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("30", 30), ("30s", 30), ("5m", 300), ("24h", 86400), ("2d", 172800)]
+)
+def test_durations_are_read_in_every_unit(text: str, seconds: float) -> None:
+    assert (
+        read_options(
+            {**GOOD, "DEDUP_WINDOW": "1d", "RETRY_AFTER_MAX": "1h", "DISABLE_AFTER_FAILING_FOR": "5d"}
+            | ({"DEDUP_WINDOW": text} if seconds >= 1 else {"SWEEP_INTERVAL": text})
+        )["DEDUP_WINDOW" if seconds >= 1 else "SWEEP_INTERVAL"]
+        == seconds
+    )
+
+
+def test_the_pool_follows_the_threads_unless_it_is_set() -> None:
+    assert read_options({**GOOD, "WEB_THREADS": "20"})["DB_POOL_SIZE"] == 20
+    assert read_options({**GOOD, "WEB_THREADS": "2"})["DB_POOL_SIZE"] == 4
+    assert read_options({**GOOD, "WEB_THREADS": "20", "DB_POOL_SIZE": "5"})["DB_POOL_SIZE"] == 5
