@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import structlog
-from django.db import OperationalError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -17,6 +17,11 @@ T = TypeVar("T")
 # A deadlock or a serialization failure means "try the transaction again" (PostgreSQL docs §13.5).
 _TRY_AGAIN = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 MAX_TRIES = 5
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the fault is the connection's or the moment's, and not one of the data's."""
+    return isinstance(error, OperationalError | InterfaceError | psycopg.OperationalError | psycopg.InterfaceError)
 
 
 def server_cursor() -> psycopg.Cursor[Any]:

@@ -9,11 +9,11 @@ from typing import Any
 import orjson
 import structlog
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
-from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.views import defaults
-from psycopg_pool import PoolTimeout
 from rest_framework import exceptions
+
+from core.db import is_transient
 
 log = structlog.get_logger()
 
@@ -126,7 +126,7 @@ def as_problem(error: BaseException) -> Problem | None:
         return Problem(413, "too_large", "The request body is too large.")
     if isinstance(error, SuspiciousOperation):
         return Problem(400, "bad_request", "The request can't be served as it is.")
-    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+    if is_transient(error):
         return database_unavailable()
     return None
 

@@ -1,0 +1,1 @@
+"""Django's PostgreSQL backend, which answers fast while the database is away."""
