@@ -109,6 +109,22 @@ def _ports(raw: str) -> frozenset[int]:
     return ports
 
 
+def _name_servers(raw: str) -> tuple[str, ...]:
+    """Return each server as `address:port`, an IPv6 address in brackets."""
+    servers = []
+    for part in _names(raw):
+        match = re.fullmatch(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<four>[0-9.]+))(?::(?P<port>\d{1,5}))?", part)
+        try:
+            address = ipaddress.ip_address((match["six"] or match["four"]) if match else part)
+        except ValueError:
+            raise OptionError("expected addresses such as 10.0.0.2, 10.0.0.2:5353 or [fd00::2]:53") from None
+        port = int(match["port"] or 53) if match else 53
+        if not 1 <= port <= 65535:
+            raise OptionError("expected port numbers from 1 to 65535")
+        servers.append(f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}")
+    return tuple(servers)
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(raw: str) -> str:
         if raw.strip() not in choices:
@@ -276,6 +292,12 @@ OPTIONS: tuple[Option, ...] = (
         "30s",
         "Total time of one try: resolving, connecting, sending, reading.",
     ),
+    Option(
+        "LEASE_MARGIN",
+        _duration(1, 3600),
+        "30s",
+        "Beyond DELIVERY_TIMEOUT, how long a worker's claim on a delivery lasts; a worker that died is noticed then.",
+    ),
     Option("RETRY_AFTER_MAX", _duration(1, 86400), "1h", "Longest `Retry-After` of a receiver that is honoured."),
     Option("RESPONSE_BODY_BYTES", _integer(0, 65536), "1024", "Bytes of a receiver's answer kept with an attempt."),
     Option(
@@ -298,6 +320,12 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("CIRCUIT_MAX_DELAY", _duration(0.01, 86400), "60s", "Longest pause between probes of an open circuit."),
     Option("DNS_CACHE_TTL", _duration(0, 300), "10s", "How long a worker keeps a resolved address."),
+    Option(
+        "WEBHOOK_DNS_SERVERS",
+        _name_servers,
+        "",
+        "Name servers for receivers' names, e.g. `10.0.0.2,[fd00::2]:53`; empty asks the system's resolver.",
+    ),
     # Egress
     Option(
         "WEBHOOK_ALLOWED_SUBNETS",

@@ -19,10 +19,12 @@ from typing import Any
 
 import aiohttp
 import httpx
+import pycares
+from aiohttp import AsyncResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
 from httpx_aiohttp import AiohttpTransport
 
-from webhooks.addresses import NOT_ALLOWED, Network, UrlError, check_url, is_allowed
+from webhooks.addresses import NOT_ALLOWED, Network, UrlError, check_url, is_allowed, is_port_allowed
 from webhooks.schedule import Answer, Failure, judge_status
 
 # A receiver that said 2xx has the webhook; what else it says is waited for this long at the most.
@@ -45,44 +47,65 @@ class Egress:
     proxy_url: str = ""
     ca_file: str = ""
     dns_cache_ttl: float = 10.0
+    dns_servers: tuple[str, ...] = ()
     connections: int = 512
 
 
-class VettingResolver(AbstractResolver):
-    """Resolve names with the system's resolver and keep only the addresses that may be called."""
+class SystemResolver(AbstractResolver):
+    """Asks the system's resolver, on threads of its own: a name server that hangs must not use up the loop's."""
 
-    def __init__(self, allowed: Sequence[Network]) -> None:
-        self._allowed = tuple(allowed)
-        # Own threads: a name server that hangs must not use up the loop's.
+    def __init__(self) -> None:
         self._threads = concurrent.futures.ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="resolver")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[ResolveResult]:
-        """Return the allowed addresses of `host`.  Raises AddressNotAllowed when it has others only."""
+        """Return every IPv4 and IPv6 address of `host`.  Raises OSError when it has none."""
         found = await asyncio.get_running_loop().run_in_executor(
             self._threads, lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
         )
-        results = [
+        return [
             ResolveResult(
-                hostname=host,
-                host=str(sockaddr[0]),
-                port=port,
-                family=found_family,
-                proto=proto,
-                flags=socket.AI_NUMERICHOST,
+                hostname=host, host=str(sockaddr[0]), port=port, family=kind, proto=proto, flags=socket.AI_NUMERICHOST
             )
-            for found_family, _, proto, _, sockaddr in found
-            if found_family in (socket.AF_INET, socket.AF_INET6)
-            and is_allowed(ipaddress.ip_address(sockaddr[0]), self._allowed)
+            for kind, _, proto, _, sockaddr in found
+            if kind in (socket.AF_INET, socket.AF_INET6)
         ]
+
+    async def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class VettingResolver(AbstractResolver):
+    """Keeps only those of another resolver's addresses that may be called."""
+
+    def __init__(self, resolver: AbstractResolver, allowed: Sequence[Network]) -> None:
+        self._resolver = resolver
+        self._allowed = tuple(allowed)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the allowed addresses of `host`.  Raises AddressNotAllowed when it has others only."""
+        found = await self._resolver.resolve(host, port, family)
+        results = [one for one in found if is_allowed(ipaddress.ip_address(one["host"]), self._allowed)]
         if not results:
             raise AddressNotAllowed(NOT_ALLOWED)
         return results
 
     async def close(self) -> None:
-        """Let the threads end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Close the other resolver."""
+        await self._resolver.close()
+
+
+def make_resolver(egress: Egress) -> VettingResolver:
+    """Return the resolver that `egress` asks for: the named servers', or the system's."""
+    if not egress.dns_servers:
+        return VettingResolver(SystemResolver(), egress.allowed_networks)
+    # Only these servers, and the name as it stands: no hosts file, no search domains.
+    named = AsyncResolver(nameservers=egress.dns_servers, lookups="b", flags=pycares.ARES_FLAG_NOSEARCH, timeout=2.0)
+    return VettingResolver(named, egress.allowed_networks)
 
 
 @lru_cache(maxsize=10_000)
@@ -99,10 +122,12 @@ class Transport:
         context = httpx.create_ssl_context(verify=True, trust_env=False)
         if egress.ca_file:
             context.load_verify_locations(egress.ca_file)
+        # A proxy is the operator's own; what is behind it, it decides.
+        self._resolver = None if egress.proxy_url else make_resolver(egress)
         connector = aiohttp.TCPConnector(
             limit=0,  # the claim bounds what is in flight
             ssl=context,
-            resolver=None if egress.proxy_url else VettingResolver(egress.allowed_networks),
+            resolver=self._resolver,
             ttl_dns_cache=int(egress.dns_cache_ttl) or None,
             use_dns_cache=egress.dns_cache_ttl >= 1,
             keepalive_timeout=30,
@@ -125,13 +150,18 @@ class Transport:
     def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         """Open the socket for a vetted address: the last look before a connection."""
         family, kind, proto, _, sockaddr = info
-        if not is_allowed(ipaddress.ip_address(sockaddr[0]), self._egress.allowed_networks):
+        address, port = ipaddress.ip_address(sockaddr[0]), int(sockaddr[1])
+        if not is_allowed(address, self._egress.allowed_networks) or not is_port_allowed(
+            port, self._egress.allowed_ports
+        ):
             raise AddressNotAllowed(NOT_ALLOWED)
         return socket.socket(family=family, type=kind, proto=proto)
 
     async def aclose(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
+        if self._resolver is not None:
+            await self._resolver.close()
 
     async def send(self, url: str, headers: list[tuple[str, str]], body: bytes) -> Answer:
         """POST `body` and return what came of it; never raises but for cancellation.
@@ -146,8 +176,7 @@ class Transport:
                 response = await self._transport.handle_async_request(request)
                 return await self._read(response)
         except UrlError as error:
-            failure = Failure.ADDRESS_NOT_ALLOWED if "not allowed" in str(error) else Failure.INVALID_RESPONSE
-            return Answer(failure=failure, detail=str(error))
+            return Answer(failure=Failure.ADDRESS_NOT_ALLOWED, detail=str(error))
         except TimeoutError:
             return Answer(failure=Failure.TIMEOUT, detail=f"No complete answer within {egress.timeout:g} s.")
         except Exception as error:
@@ -212,7 +241,8 @@ def explain(error: BaseException) -> Answer:
     if has(AddressNotAllowed):
         return Answer(failure=Failure.ADDRESS_NOT_ALLOWED, detail=NOT_ALLOWED)
     if has(aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError):
-        return Answer(failure=Failure.PROXY_FAILED, detail=text)
+        # The exception names the proxy, which is the operator's business and not the tenant's.
+        return Answer(failure=Failure.PROXY_FAILED, detail="The way out did not pass the request on.")
     if has(ssl.SSLError, ssl.CertificateError, aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch):
         return Answer(failure=Failure.TLS_FAILED, detail=text)
     if has(aiohttp.ClientConnectorDNSError, socket.gaierror):
@@ -227,4 +257,4 @@ def explain(error: BaseException) -> Answer:
         return Answer(failure=Failure.CONNECTION_LOST, detail="The receiver closed the connection without an answer.")
     if has(aiohttp.ClientResponseError, aiohttp.http_exceptions.HttpProcessingError, aiohttp.ClientPayloadError):
         return Answer(failure=Failure.INVALID_RESPONSE, detail=f"Not a valid HTTP answer: {text}")
-    return Answer(failure=Failure.INTERNAL_ERROR, detail=f"{type(error).__name__}: {text}")
+    return Answer(failure=Failure.INTERNAL_ERROR, detail=f"{type(error).__name__}.")
