@@ -15,6 +15,14 @@ from webhooks.sender import Sender, current_sender
 SLICE_SECONDS = 0.25
 
 
+_fanned_out_at = float("-inf")
+
+
+def last_fan_out() -> float:
+    """Return when this process last fanned out events, by the monotonic clock; -inf for never."""
+    return _fanned_out_at
+
+
 def process_events() -> None:
     """Fan out accepted events for a slice of time; enqueue the next slice while work is left."""
     if borrow_connection(lambda: fan_out_for(SLICE_SECONDS)):
@@ -23,8 +31,10 @@ def process_events() -> None:
 
 def fan_out_for(seconds: float) -> bool:
     """Fan out for `seconds` and tell whether work may be left."""
+    global _fanned_out_at
     ends = time.monotonic() + seconds
     while True:
+        _fanned_out_at = time.monotonic()
         seen = fan_out_batch(settings.MAX_CONCURRENT_EVENTS)
         sender = current_sender()
         if seen and sender is not None:

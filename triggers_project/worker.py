@@ -16,14 +16,16 @@ from typing import Any
 
 import structlog
 from django.conf import settings
+from redis import Redis
 from redis.exceptions import RedisError
 from rq import SimpleWorker
 from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
 
 from core.db import borrow_connection
+from core.redis import RedisUnavailable, call_redis
 from core.wakeups import EVENTS, WakeUp, wake
-from triggers_project.jobs import fan_out_for
+from triggers_project.jobs import fan_out_for, last_fan_out
 from webhooks.sender import current_sender, start_sender
 from webhooks.sweep import Sweep
 
@@ -31,7 +33,11 @@ log = structlog.get_logger()
 
 HEARTBEAT_SECONDS = 5.0
 RECONNECT_SECONDS = 1.0
-FAN_OUT_WITHOUT_REDIS_SECONDS = 1.0
+FAN_OUT_HERE_SECONDS = 1.0
+# When events wait and the job loop has fanned out none for this long, it may hang in a call to Redis.
+JOB_LOOP_IDLE_SECONDS = 5.0
+# RQ's own calls to Redis wait up to this many seconds (it calls them the worker's TTL).
+REDIS_PATIENCE_SECONDS = 30
 
 
 class TriggersWorker(SimpleWorker):
@@ -43,6 +49,8 @@ class TriggersWorker(SimpleWorker):
         # django-rq's command passes the pickle serializer unless told otherwise: never unpickle.
         kwargs["serializer"] = JSONSerializer
         kwargs["job_class"] = WakeUp
+        # RQ's default of seven minutes is how long a Redis that hangs would hold the job loop.
+        kwargs["worker_ttl"] = REDIS_PATIENCE_SECONDS
         super().__init__(*args, **kwargs)
         self._asked_to_stop = threading.Event()
 
@@ -118,21 +126,34 @@ class TriggersWorker(SimpleWorker):
                 borrow_connection(sweep.run)
             except Exception as error:
                 log.warning("sweep_failed", error=repr(error)[:300])
+            if not self._asked_to_stop.is_set():
+                start_sender()  # the one that runs, as long as it does
             if time.monotonic() - beat_at >= HEARTBEAT_SECONDS:
                 beat_at = time.monotonic()
-                with contextlib.suppress(RedisError, OSError):
+                with contextlib.suppress(RedisUnavailable, RedisError, OSError):
                     self._beat()
 
     def _events_waiting(self) -> None:
-        """Wake the events queue; without Redis, do the work here."""
-        if not wake(EVENTS):
-            fan_out_for(FAN_OUT_WITHOUT_REDIS_SECONDS)
+        """Wake the events queue; without Redis, or when the job loop doesn't move, do the work here."""
+        if not wake(EVENTS) or time.monotonic() - last_fan_out() > JOB_LOOP_IDLE_SECONDS:
+            fan_out_for(FAN_OUT_HERE_SECONDS)
 
     def _beat(self) -> None:
-        """Tell Redis that this worker lives, and register again when Redis was emptied."""
-        if not self.connection.exists(self.key) or not self.connection.hexists(self.key, "birth"):
+        """Tell Redis that this worker lives, and register again when Redis was emptied.
+
+        Asked over the connection with short timeouts: a Redis that hangs must not stop the sweep.
+        """
+
+        def beat(connection: Redis) -> bool:
+            known = bool(connection.hexists(self.key, "birth"))
+            if known:
+                pipeline = connection.pipeline()
+                self.heartbeat(pipeline=pipeline)
+                pipeline.execute()
+            return known
+
+        if not call_redis(beat):
             super().register_birth()
-        self.heartbeat()
 
 
 def _raise_file_limit() -> None:

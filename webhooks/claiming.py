@@ -12,12 +12,10 @@ from django.conf import settings
 from core.db import in_transaction, server_cursor
 from core.ids import new_id
 from webhooks import sql
-from webhooks.secrets import Receiver, open_receiver
+from webhooks.secrets import Receiver, open_or_explain
 
 # A claim looks at this many lanes at the most; the next one goes on with the others.
 LANES_AT_A_TIME = 200
-# What a worker needs beyond the longest request to record its result.
-LEASE_MARGIN_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +97,7 @@ def share_out(rooms: list[int], total: int) -> list[int]:
 
 def claim(limit: int) -> Claim:
     """Claim at most `limit` due deliveries and return them, committed."""
-    lease_seconds = settings.DELIVERY_TIMEOUT + LEASE_MARGIN_SECONDS
+    lease_seconds = settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN
     return in_transaction(lambda: _claim(limit, lease_seconds))
 
 
@@ -116,7 +114,7 @@ def _claim(limit: int, lease_seconds: float) -> Claim:
             return Claim()
         now = rows[0][4]
         turns = [
-            _Turn(row[0], row[1], open_receiver(row[5], row[6], row[7], row[8]), row[2], row[3] or 0.0) for row in rows
+            _Turn(row[0], row[1], open_or_explain(row[5], row[6], row[7], row[8]), row[2], row[3] or 0.0) for row in rows
         ]
         for turn in turns:
             if turn.rate is not None:

@@ -13,12 +13,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psycopg
 import structlog
 from django.conf import settings
-from django.db import InterfaceError, OperationalError
 
-from core.db import in_transaction, server_cursor
+from core.db import in_transaction, is_transient, server_cursor
 from core.ids import new_ids
 from events import sql as events_sql
 from webhooks import sql
@@ -72,14 +70,9 @@ def _claim_and_process(limit: int) -> list[tuple[AcceptedEvent, bool]]:
     try:
         return _process(events)
     except Exception as error:
-        if _is_transient(error):
+        if is_transient(error):
             raise
         raise _BatchFailed(events) from error
-
-
-def _is_transient(error: BaseException) -> bool:
-    """Tell whether the fault is the connection's or the moment's, and not one of the events'."""
-    return isinstance(error, OperationalError | InterfaceError | psycopg.OperationalError | psycopg.InterfaceError)
 
 
 def _process(events: Sequence[AcceptedEvent]) -> list[tuple[AcceptedEvent, bool]]:
@@ -154,7 +147,7 @@ def _process_alone(event: AcceptedEvent) -> None:
     try:
         _log_outcomes(in_transaction(again), started)
     except Exception as error:
-        if _is_transient(error):
+        if is_transient(error):
             raise
         _count_failure(event, error, started)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 from django.conf import settings
 
-from core.db import in_transaction, server_cursor
+from core.db import in_transaction, is_transient, server_cursor
 from webhooks import health, schedule, sql
 from webhooks.claiming import Claimed
 from webhooks.schedule import Answer, Verdict
@@ -63,6 +63,31 @@ def record(results: list[Result]) -> None:
         log.warning("subscription_disabled", subscription_id=str(subscription_id), reason=reason)
 
 
+def record_each(results: list[Result]) -> None:
+    """Store the results; one that can't be stored as it is holds back none of the others.
+
+    Raises only what is the database's fault or the moment's; the caller tries again.
+    """
+    try:
+        record(results)
+    except Exception as error:
+        if is_transient(error):
+            raise
+        log.error("record_batch_failed", results=len(results), error=repr(error)[:300])
+        if len(results) > 1:
+            for result in results:
+                record_each([result])
+            return
+        # What the receiver said is the only part that is not ours: leave it out, keep what it means.
+        answer = replace(results[0].answer, detail="The answer could not be stored.", body="", retry_after=None)
+        record([replace(results[0], answer=answer)])
+
+
+def storable(text: str) -> str:
+    """Return `text` without what PostgreSQL's text can't hold: U+0000 and lone surrogates."""
+    return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+
+
 def _record(results: list[Result]) -> list[tuple[uuid.UUID, str]]:
     by_lane: dict[uuid.UUID, list[Result]] = defaultdict(list)
     for result in results:
@@ -87,8 +112,8 @@ def _record(results: list[Result]) -> list[tuple[uuid.UUID, str]]:
                 "delays": delays,
                 "codes": [r.answer.status_code for r in results],
                 "errors": [r.answer.failure.value if r.answer.failure else "" for r in results],
-                "details": [r.answer.detail[:500] for r in results],
-                "bodies": [r.answer.body for r in results],
+                "details": [storable(r.answer.detail[:500]) for r in results],
+                "bodies": [storable(r.answer.body) for r in results],
                 "started": [r.started_at for r in results],
                 "durations": [r.duration_ms for r in results],
                 "causes": [r.claimed.cause for r in results],

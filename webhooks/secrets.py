@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import orjson
 
-from core.encryption import decrypt, encrypt
+from core.encryption import DecryptionError, decrypt, encrypt
 from webhooks.signing import secret_key
 
 
@@ -19,6 +19,7 @@ class Receiver:
     url: str
     headers: tuple[tuple[str, str], ...]
     keys: tuple[bytes, ...]
+    fault: str = ""  # why nothing can be sent; such a subscription's deliveries fail, and nobody else's
 
     def __repr__(self) -> str:
         return f"Receiver({self.url!r})"  # the rest is secret and must not reach a log
@@ -42,3 +43,11 @@ def open_receiver(url: str, sealed_headers: str, sealed_secret: str, sealed_prev
     """
     keys = tuple(secret_key(decrypt(sealed)) for sealed in (sealed_secret, sealed_previous) if sealed)
     return Receiver(url, tuple(open_headers(sealed_headers).items()), keys)
+
+
+def open_or_explain(url: str, sealed_headers: str, sealed_secret: str, sealed_previous: str) -> Receiver:
+    """Return the subscription opened, or, when it can't be, one with the `fault` that keeps it closed."""
+    try:
+        return open_receiver(url, sealed_headers, sealed_secret, sealed_previous)
+    except (DecryptionError, ValueError, TypeError):
+        return Receiver(url, (), (), "The subscription's secrets can't be decrypted with SECRETS_ENCRYPTION_KEYS.")

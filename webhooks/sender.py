@@ -32,8 +32,12 @@ T = TypeVar("T")
 USER_AGENT = "TriggersAPI/1.0"
 RECORD_AT_A_TIME = 500
 RETRY_SECONDS = 0.5
-# A request isn't begun when its lease would end before it could be recorded.
-START_MARGIN_SECONDS = 5.0
+# A request isn't begun when its lease would end before it could be recorded: this share of the margin is for that.
+RECORDING_SHARE = 1 / 6
+
+
+class UnusableReceiver(Exception):
+    """Nothing can be sent to a subscription as it stands; the message says why."""
 
 
 def build_body(claimed: Claimed) -> bytes:
@@ -68,6 +72,7 @@ def egress_from_settings() -> Egress:
         proxy_url=settings.WEBHOOK_PROXY_URL,
         ca_file=settings.WEBHOOK_CA_FILE,
         dns_cache_ttl=settings.DNS_CACHE_TTL,
+        dns_servers=settings.WEBHOOK_DNS_SERVERS,
         connections=settings.MAX_CONCURRENT_DELIVERIES,
     )
 
@@ -153,7 +158,7 @@ class Sender:
             self._recordable.set()
             await recorder
             await self._transport.aclose()
-            await self._release_leases()
+            await self._release(set(self._leases))
             self._claim_thread.shutdown()
             self._record_thread.shutdown()
             self._drained.set()
@@ -180,6 +185,10 @@ class Sender:
                         log.warning("claim_failed", error=repr(error)[:300])
                         await asyncio.sleep(RETRY_SECONDS)
                         continue
+                    if self._stopping:
+                        # The order to stop came meanwhile: other workers can have these at once.
+                        await self._release({claimed.lease_id for claimed in claim.deliveries})
+                        return
                     for claimed in claim.deliveries:
                         self._begin(claimed, claim.clock, claim.deadline)
                     more = claim.more and bool(claim.deliveries)
@@ -201,11 +210,13 @@ class Sender:
         task.add_done_callback(self._tasks.discard)
 
     async def _deliver(self, claimed: Claimed, clock: Clock, deadline: float) -> None:
-        if time.monotonic() > deadline - settings.DELIVERY_TIMEOUT - START_MARGIN_SECONDS:
+        if time.monotonic() > deadline - settings.DELIVERY_TIMEOUT - settings.LEASE_MARGIN * RECORDING_SHARE:
             return  # this process was stopped for a while; the lease is as good as over
         started = time.monotonic()
         started_at = clock.now()
         try:
+            if claimed.receiver.fault:
+                raise UnusableReceiver(claimed.receiver.fault)
             body = build_body(claimed)
             headers = build_headers(claimed, int(started_at), body)
             answer = await self._transport.send(claimed.receiver.url, headers, body)
@@ -237,7 +248,7 @@ class Sender:
         """Record a batch, again and again while the database is away: an answer isn't forgotten."""
         while True:
             try:
-                await self._in(self._record_thread, lambda: recording.record(batch))
+                await self._in(self._record_thread, lambda: recording.record_each(batch))
                 return
             except Exception as error:
                 log.warning("record_failed", results=len(batch), error=repr(error)[:300])
@@ -261,11 +272,11 @@ class Sender:
             await asyncio.wait(set(self._tasks), timeout=5)
         self._recordable.set()
 
-    async def _release_leases(self) -> None:
-        if not self._leases:
+    async def _release(self, lease_ids: set[uuid.UUID]) -> None:
+        if not lease_ids:
             return
         try:
-            released = await self._in(self._claim_thread, lambda: leases.release(self._leases))
+            released = await self._in(self._claim_thread, lambda: leases.release(lease_ids))
             log.info("leases_released", deliveries=released)
         except Exception as error:
             log.warning("release_failed", error=repr(error)[:300])  # they expire

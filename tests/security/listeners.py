@@ -1,0 +1,171 @@
+"""Real servers for the attacks: an HTTP(S) listener, a name server and a forward proxy."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dnslib import QTYPE, RCODE, RR, A, AAAA
+from dnslib.server import DNSLogger, DNSServer
+
+
+@dataclass
+class Seen:
+    """One request as it arrived."""
+
+    line: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Listener:
+    """A server that counts its connections and keeps its requests."""
+
+    host: str
+    port: int
+    connections: int = 0
+    requests: list[Seen] = field(default_factory=list)
+    server_names: list[str | None] = field(default_factory=list)
+    answer: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+def read_request(stream: socket.socket, buffer: bytes = b"") -> tuple[Seen, bytes] | None:
+    """Read one request with a Content-Length; None when the peer is gone."""
+    while b"\r\n\r\n" not in buffer:
+        chunk = stream.recv(65536)
+        if not chunk:
+            return None
+        buffer += chunk
+    head, _, rest = buffer.partition(b"\r\n\r\n")
+    lines = head.decode("latin-1").split("\r\n")
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
+    length = int(headers.get("content-length", "0"))
+    while len(rest) < length:
+        chunk = stream.recv(65536)
+        if not chunk:
+            return None
+        rest += chunk
+    return Seen(lines[0], headers, rest[:length]), rest[length:]
+
+
+@contextlib.contextmanager
+def serve(handle: Callable[[socket.socket], None], host: str, port: int = 0) -> Iterator[int]:
+    """Accept connections on `host` and handle each on a thread of its own; yields the port."""
+    server = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+    def run(stream: socket.socket) -> None:
+        with contextlib.suppress(OSError), stream:
+            handle(stream)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                stream, _ = server.accept()
+                threading.Thread(target=run, args=(stream,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield server.getsockname()[1]
+    finally:
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+        server.close()
+
+
+@contextlib.contextmanager
+def listen(host: str, port: int = 0, context: ssl.SSLContext | None = None) -> Iterator[Listener]:
+    """Run an HTTP server, with TLS if there is a context, that keeps connections alive."""
+    listener = Listener(host, port)
+
+    def note_name(stream: ssl.SSLObject | ssl.SSLSocket, name: str | None, _: ssl.SSLContext) -> None:
+        listener.server_names.append(name)
+
+    if context is not None:
+        context.sni_callback = note_name
+
+    def handle(stream: socket.socket) -> None:
+        listener.connections += 1
+        if context is not None:
+            stream = context.wrap_socket(stream, server_side=True)
+        rest = b""
+        while (read := read_request(stream, rest)) is not None:
+            request, rest = read
+            listener.requests.append(request)
+            stream.sendall(listener.answer)
+
+    with serve(handle, host, port) as listener.port:
+        yield listener
+
+
+@contextlib.contextmanager
+def proxy(host: str = "127.0.0.1") -> Iterator[Listener]:
+    """Run a forward proxy: absolute-form requests and CONNECT.  It keeps what it was asked for."""
+    listener = Listener(host, 0)
+
+    def pipe(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def handle(stream: socket.socket) -> None:
+        listener.connections += 1
+        read = read_request(stream)
+        if read is None:
+            return
+        request, _ = read
+        listener.requests.append(request)
+        method, target, _ = request.line.split(" ")
+        if method == "CONNECT":
+            with socket.create_connection(("127.0.0.1", int(target.rpartition(":")[2]))) as onward:
+                stream.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                back = threading.Thread(target=pipe, args=(onward, stream), daemon=True)
+                back.start()
+                pipe(stream, onward)
+                back.join(10)
+        else:
+            stream.sendall(listener.answer)
+
+    with serve(handle, host) as listener.port:
+        yield listener
+
+
+class Names:
+    """A name server whose answers the test changes while it runs."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, list[str]] = {}
+        self.asked: list[str] = []
+
+    def resolve(self, request: Any, handler: Any) -> Any:
+        """Answer one question (dnslib's resolver interface)."""
+        name = str(request.q.qname).rstrip(".").lower()
+        kind = QTYPE[request.q.qtype]
+        reply = request.reply()
+        self.asked.append(f"{kind} {name}")
+        if name not in self.records:
+            reply.header.rcode = RCODE.NXDOMAIN
+            return reply
+        for address in self.records[name]:
+            if kind == "A" and ":" not in address:
+                reply.add_answer(RR(name, QTYPE.A, rdata=A(address), ttl=0))
+            if kind == "AAAA" and ":" in address:
+                reply.add_answer(RR(name, QTYPE.AAAA, rdata=AAAA(address), ttl=0))
+        return reply
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[str]:
+        """Run the server; yields its `address:port`."""
+        server = DNSServer(self, address="127.0.0.1", port=0, logger=DNSLogger(log="-request,-reply,-truncated,-error"))
+        server.start_thread()
+        try:
+            yield f"127.0.0.1:{server.server.server_address[1]}"
+        finally:
+            server.server.shutdown()
+            server.server.server_close()
