@@ -34,6 +34,15 @@ def decrypt(token: str) -> str:
         raise DecryptionError("no key in SECRETS_ENCRYPTION_KEYS decrypts this value") from None
 
 
+def is_newest(token: str) -> bool:
+    """Tell whether the newest key alone decrypts `token`."""
+    try:
+        _fernet(tuple(settings.SECRETS_ENCRYPTION_KEYS[:1])).decrypt(token.encode())
+    except InvalidToken:
+        return False
+    return True
+
+
 def reencrypt(token: str) -> str:
     """Return the same secret encrypted with the newest key. Raises DecryptionError when no key fits."""
     try:

@@ -114,7 +114,8 @@ def _claim(limit: int, lease_seconds: float) -> Claim:
             return Claim()
         now = rows[0][4]
         turns = [
-            _Turn(row[0], row[1], open_or_explain(row[5], row[6], row[7], row[8]), row[2], row[3] or 0.0) for row in rows
+            _Turn(row[0], row[1], open_or_explain(row[5], row[6], row[7], row[8]), row[2], row[3] or 0.0)
+            for row in rows
         ]
         for turn in turns:
             if turn.rate is not None:

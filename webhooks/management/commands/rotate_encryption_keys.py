@@ -1,0 +1,52 @@
+"""`manage.py rotate_encryption_keys`: encrypt every stored secret with the newest of SECRETS_ENCRYPTION_KEYS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from orgs import audit
+from webhooks.rekeying import Rekeyed, count, rekey
+
+
+class Command(BaseCommand):
+    help = (
+        "Encrypt webhook secrets and header values with the first key of SECRETS_ENCRYPTION_KEYS. Every process must "
+        "have that key first already. Run it again after an interruption. Once it ends well, the other keys can go."
+    )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        done = Rekeyed()
+        console = Console(stderr=True)
+        try:
+            with Progress(
+                TextColumn("encrypting"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=console,
+                disable=not console.is_terminal,
+            ) as progress:
+                task = progress.add_task("encrypt", total=count())
+                rekey(
+                    done,
+                    lambda complaint: self.stderr.write(complaint),
+                    lambda seen: progress.update(task, completed=seen),
+                )
+        finally:
+            # An interrupted run is part of the story, too.
+            audit.record(
+                "encryption_key.rotate",
+                actor="command:rotate_encryption_keys",
+                organization_id=None,
+                detail={"subscriptions": done.seen, "values": done.values, "unreadable": done.unreadable},
+            )
+        self.stdout.write(f"{done.seen} subscriptions seen, {done.values} values encrypted with the newest key.")
+        if done.unreadable:
+            raise CommandError(
+                f"{done.unreadable} values could not be encrypted anew (named above). Put the key that they were "
+                "encrypted with back into SECRETS_ENCRYPTION_KEYS and run this again, or rotate those secrets."
+            )
