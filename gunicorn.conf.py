@@ -20,5 +20,6 @@ limit_request_field_size = 8190
 accesslog = None  # the application logs each request as one JSON line
 errorlog = "-"
 loglevel = os.environ.get("GUNICORN_LOG_LEVEL", "warning")
-worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None
+# gunicorn's heartbeat files: in memory, so that a busy disk can't make a worker look dead.
+worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 control_socket_disable = True

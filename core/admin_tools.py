@@ -7,7 +7,7 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
@@ -128,14 +128,14 @@ class BoundedChangeList(ChangeList):
         """Return the order that an index has; the reader can't choose one that none has."""
         return list(self.model_admin.get_ordering(request))
 
-    def get_ordering_field_columns(self) -> dict[int, str]:
+    def get_ordering_field_columns(self) -> dict[int, Literal["desc", "asc"]]:
         """Show no column as the sorted one."""
         return {}
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the page's rows now."""
         super().get_results(request)
-        self.result_list = list(self.result_list)  # type: ignore[assignment]
+        self.result_list = list(self.result_list)
 
 
 class ExactFilter(admin.SimpleListFilter):
@@ -242,11 +242,7 @@ class BoundedAdmin(_ModelAdmin):
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest | None = None) -> bool:
         """Allow no filter but those in list_filter: any other could scan the table."""
-        return lookup in {
-            f.parameter_name
-            for f in self.get_list_filter(request)
-            if hasattr(f, "parameter_name")  # type: ignore[arg-type]
-        }
+        return lookup in {getattr(known, "parameter_name", None) for known in self.list_filter or ()}
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
@@ -281,23 +277,23 @@ class BoundedAdmin(_ModelAdmin):
                 raise
             self.message_user(
                 request,
-                "Reading this selection took too long and was stopped. Add a filter, such as an organisation or a time.",
+                "Reading this selection took too long and was stopped. "
+                "Add a filter, such as an organisation or a time.",
                 messages.ERROR,
             )
             return HttpResponseRedirect(request.path)
 
-    def response_action(self, request: HttpRequest, queryset: QuerySet[Any]) -> HttpResponse | None:
+    def response_action(self, request: HttpRequest, queryset: QuerySet[Any], *args: Any) -> HttpResponse | None:
         """Run an action; a selection that names no possible row is refused, not an error."""
-        field = self.opts.pk
-        assert field is not None
+        to_id = self.opts.pk.to_python
         try:
             for value in request.POST.getlist(ACTION_CHECKBOX_NAME):
-                if field.to_python(value) is None or "\x00" in value or len(value) > 40:
+                if to_id(value) is None or "\x00" in value or len(value) > 40:
                     raise ValidationError("not an id")
         except (ValidationError, ValueError, OverflowError):
             self.message_user(request, "The selection was not understood; nothing was changed.", messages.ERROR)
             return HttpResponseRedirect(request.get_full_path())
-        response: HttpResponse | None = super().response_action(request, queryset)
+        response: HttpResponse | None = super().response_action(request, queryset, *args)
         back = parse_id(request.POST.get("back", ""))
         if isinstance(response, HttpResponseRedirect) and back is not None:
             return HttpResponseRedirect(
@@ -312,7 +308,7 @@ class BoundedAdmin(_ModelAdmin):
     ) -> HttpResponse:
         """Show one row, with buttons for what may be done to it."""
         allowed = self.get_actions(request)
-        buttons = [(name, allowed[name][2]) for name in self.object_actions if name in allowed]
+        buttons = [(name, action[2]) for name in self.object_actions if (action := allowed.get(name)) is not None]
         form = self.action_form(auto_id=None)
         context = {
             "object_buttons": buttons,

@@ -41,16 +41,16 @@ def pretty_json(text: str) -> str:
     out: list[str] = []
     depth = 0
     tokens = _TOKEN.findall(text)
-    for position, token in enumerate(tokens):
+    for position, mark in enumerate(tokens):
         before = tokens[position - 1] if position else ""
-        if token in ("}", "]"):
+        if mark in ("}", "]"):
             depth -= 1
             if before not in ("{", "["):
                 out.append(_line(depth))
         elif before in ("{", "[", ","):
             out.append(_line(depth))
-        out.append(": " if token == ":" else token)
-        if token in ("{", "["):
+        out.append(": " if mark == ":" else mark)
+        if mark in ("{", "["):
             depth += 1
     return "".join(out)
 

@@ -64,12 +64,12 @@ class EventAdmin(TenantReadOnlyAdmin):
         "is chosen)."
     )
     ordering = ("-created_at", "-id")
-    fields: ClassVar = (
+    fields: ClassVar[tuple[str, ...]] = (
         "id", "organization_link", "type_shown", "status_shown", "error_full", "tries", "created_at", "processed_at",
         "due_at", "dedup_id_shown", "data_shown",
     )  # fmt: skip
-    actions = ("reprocess",)
-    object_actions = ("reprocess",)
+    actions: tuple[str, ...] = ("reprocess",)
+    object_actions: ClassVar[tuple[str, ...]] = ("reprocess",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Event]:
         """Return events without their payloads, which only the page of one event reads."""

@@ -68,7 +68,7 @@ class OrganizationAdmin(TenantAdmin):
     @admin.display(description="its rows")
     def rows(self, row: Organization) -> SafeString | str:
         """Return links to everything of the organisation."""
-        if row.created_at is None:
+        if row._state.adding:
             return "-"
         return format_html_join(
             " · ",
@@ -240,7 +240,10 @@ class AuditEntryAdmin(TenantReadOnlyAdmin):
     list_select_related = ("organization",)
     list_filter = (OrganizationFilter, AuditSpanFilter)
     search_fields = ("id",)
-    search_help_text = f"An entry's id; or an actor (user:…, key:…), an action or a target, exact, among the newest {_RECENT_ENTRIES:,}."
+    search_help_text = (
+        "An entry's id; or an actor (user:…, key:…), an action or a target, exact, "
+        f"among the newest {_RECENT_ENTRIES:,}."
+    )
     ordering = ("-created_at", "-id")
     fields = (
         "created_at", "actor_shown", "action", "target_shown", "detail_shown", "organization_link", "address",

@@ -8,7 +8,8 @@ from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.db.models import Q
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
+from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 
@@ -73,7 +74,8 @@ def read_figures() -> list[Figure]:
                _list("webhooks_delivery", status="delivering")),
         Figure("failed in the last hour", _bounded(failed), "tries used up",
                _list("webhooks_delivery", status="failed-1h"), failed > 0),
-        Figure("events in error", _bounded(errors), "fan-out failed", _list("events_event", status="error"), errors > 0),
+        Figure("events in error", _bounded(errors), "fan-out failed", _list("events_event", status="error"),
+               errors > 0),
         Figure("live workers", "?" if workers is None else str(workers),
                "Redis does not answer" if workers is None else "RQ's own pages", rq, not workers),
     ]  # fmt: skip
@@ -119,7 +121,7 @@ class TriggersAdminSite(AdminSite):
     index_title = "Operations"
     index_template = "admin/operations.html"
 
-    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+    def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """Show how things are now; those who may not see deliveries see the list of pages only."""
         context: dict[str, Any] = dict(extra_context or {})
         if request.user.has_perm("webhooks.view_delivery") and request.user.has_perm("events.view_event"):

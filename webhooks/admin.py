@@ -848,7 +848,7 @@ admin.site.unregister(Event)
 class EventWithDeliveriesAdmin(EventAdmin):
     """An event, its deliveries, and sending them again."""
 
-    fields: ClassVar = (*EventAdmin.fields[:-1], "deliveries_shown", EventAdmin.fields[-1])
+    fields: ClassVar[tuple[str, ...]] = (*EventAdmin.fields[:-1], "deliveries_shown", EventAdmin.fields[-1])
     actions = ("reprocess", "replay")
     object_actions = ("reprocess", "replay")
 

@@ -185,9 +185,9 @@ class Sender:
                         log.warning("claim_failed", error=repr(error)[:300])
                         await asyncio.sleep(RETRY_SECONDS)
                         continue
-                    if self._stopping:
+                    if self._stopping:  # set by another thread, which mypy can't see
                         # The order to stop came meanwhile: other workers can have these at once.
-                        await self._release({claimed.lease_id for claimed in claim.deliveries})
+                        await self._release({claimed.lease_id for claimed in claim.deliveries})  # type: ignore[unreachable]
                         return
                     for claimed in claim.deliveries:
                         self._begin(claimed, claim.clock, claim.deadline)

@@ -50,7 +50,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
 
         Raises psycopg's PoolTimeout, which is an OperationalError.
         """
-        pool = self.pool  # type: ignore[attr-defined]
+        pool = self.pool
         if not pool:
             return super().get_new_connection(conn_params)
         self.isolation_level = IsolationLevel.READ_COMMITTED

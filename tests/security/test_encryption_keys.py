@@ -73,14 +73,14 @@ def test_a_second_run_writes_nothing(organization: Organization, settings: LazyS
 def test_a_value_that_no_key_opens_is_named_and_stops_no_other(
     organization: Organization, settings: LazySettings
 ) -> None:
-    first, _ = _make(organization)
+    _make(organization)
     lost, _ = _make(organization, {"X-Token": "v"})
     last, secret = _make(organization)
     foreign = Fernet(Fernet.generate_key()).encrypt(b"whsec_gone").decode()
     Subscription.objects.filter(pk=lost.pk).update(encrypted_secret=foreign)
     settings.SECRETS_ENCRYPTION_KEYS = [NEW, OLD]
     err = io.StringIO()
-    with pytest.raises(CommandError, match="^1 values could not be encrypted anew"):
+    with pytest.raises(CommandError, match=r"^1 values could not be encrypted anew"):
         call_command("rotate_encryption_keys", stdout=io.StringIO(), stderr=err)
     assert err.getvalue() == f"Subscription {lost.pk}: no key decrypts encrypted_secret.\n"
     assert AuditEntry.objects.get(action="encryption_key.rotate").detail == {
