@@ -1,12 +1,42 @@
 """How gunicorn serves the API.  Each value can be set through the environment."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-bind = os.environ.get("BIND", f"0.0.0.0:{os.environ.get('PORT', '8000')}")
+_LOAD_SETTINGS = """
+import sys
+from django.core.exceptions import ImproperlyConfigured
+try:
+    import triggers_project.settings
+except ImproperlyConfigured as error:
+    sys.exit(str(error))
+"""
+
+
+def _count(name: str, default: str) -> int:
+    text = os.environ.get(name, default)
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        sys.exit(f"{name} is wrong: expected a whole number from 1.")
+    return int(text)
+
+
+def on_starting(server: Any) -> None:
+    """End with the line that names a wrong setting, instead of a traceback from each worker.
+
+    In a process of its own: what gunicorn's master has imported, a reload would not read again.
+    """
+    checked = subprocess.run([sys.executable, "-c", _LOAD_SETTINGS], check=False)  # noqa: S603
+    if checked.returncode:
+        sys.exit(checked.returncode)
+
+
+bind = os.environ.get("BIND", f"0.0.0.0:{_count('PORT', '8000')}")
 worker_class = "gthread"
-workers = int(os.environ.get("WEB_CONCURRENCY", "2"))
-threads = int(os.environ.get("WEB_THREADS", "8"))
+workers = _count("WEB_CONCURRENCY", "2")
+threads = _count("WEB_THREADS", "8")
 
 keepalive = 75  # longer than the usual load balancer's, so that it is never we who close first
 timeout = 60  # above the 30 s that a request may wait for a database connection

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -36,6 +37,20 @@ def _boolean(raw: str) -> bool:
 
 def _names(raw: str) -> list[str]:
     return [part.strip() for part in raw.split(",") if part.strip()]
+
+
+def _host_names(raw: str) -> list[str]:
+    names = _names(raw)
+    if any(re.search(r"[/\s@]", name) for name in names):
+        raise OptionError("expected host names such as triggers.example.com with commas between them")
+    return names
+
+
+def _origins(raw: str) -> list[str]:
+    origins = _names(raw)
+    if not all(re.fullmatch(r"https?://[^/\s]+", origin) for origin in origins):
+        raise OptionError("expected origins such as https://triggers.example.com with commas between them")
+    return origins
 
 
 def _integer(minimum: int, maximum: int) -> Callable[[str], int]:
@@ -146,6 +161,10 @@ def _url_or_empty(*schemes: str) -> Callable[[str], str]:
         value = raw.strip()
         if value and not value.startswith(tuple(f"{scheme}://" for scheme in schemes)):
             raise OptionError("expected a URL that starts with " + " or ".join(f"{s}://" for s in schemes))
+        try:
+            _ = urlsplit(value).port
+        except ValueError:
+            raise OptionError("expected a URL with a host and a port from 0 to 65535") from None
         return value
 
     return parse
@@ -190,9 +209,14 @@ OPTIONS: tuple[Option, ...] = (
         "Fernet keys that encrypt webhook secrets and header values at rest, newest first. Required.",
     ),
     Option("DEBUG", _boolean, "false", "Django's debug pages. Never in production."),
-    Option("ALLOWED_HOSTS", _names, "localhost,127.0.0.1,[::1]", "Host names that requests may name, with commas."),
     Option(
-        "CSRF_TRUSTED_ORIGINS", _names, "", "Origins the admin is served from behind a proxy, e.g. `https://a.example`."
+        "ALLOWED_HOSTS", _host_names, "localhost,127.0.0.1,[::1]", "Host names that requests may name, with commas."
+    ),
+    Option(
+        "CSRF_TRUSTED_ORIGINS",
+        _origins,
+        "",
+        "Origins the admin is served from behind a proxy, e.g. `https://a.example`.",
     ),
     Option(
         "USE_HTTPS",
@@ -356,6 +380,16 @@ OPTIONS: tuple[Option, ...] = (
 )
 
 
+def _default_text(option: Option, environ: Mapping[str, str]) -> str:
+    """Return the default as text; two of them follow from other variables."""
+    if option.name == "USE_HTTPS":
+        return "true" if environ.get("ENVIRONMENT", "production").strip() == "production" else "false"
+    if option.name == "DB_POOL_SIZE":
+        threads = environ.get("WEB_THREADS", "8").strip()
+        return str(min(500, max(4, int(threads)))) if threads.isdecimal() else "8"
+    return option.default
+
+
 def read_options(environ: Mapping[str, str]) -> dict[str, Any]:
     """Return every option's value by name.
 
@@ -364,16 +398,9 @@ def read_options(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     problems: list[str] = []
     for option in OPTIONS:
-        raw = environ.get(option.name, option.default)
-        if option.name not in environ:
-            if option.name == "USE_HTTPS":
-                raw = "true" if values["ENVIRONMENT"] == "production" else "false"
-            elif option.name == "DB_POOL_SIZE":
-                raw = str(
-                    max(4, int(environ.get("WEB_THREADS", "8")) if environ.get("WEB_THREADS", "8").isdigit() else 8)
-                )
+        raw = environ.get(option.name)
         try:
-            values[option.name] = option.parse(raw)
+            values[option.name] = option.parse(raw if raw is not None else _default_text(option, environ))
         except OptionError as error:
             # The value itself is not shown: it may be a secret.
             problems.append(f"{option.name} is wrong: {error}.")

@@ -1,0 +1,134 @@
+"""A process with a wrong setting, or without its database, ends at once with one line that says why."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.servers import ENVIRONMENT, valkey
+from triggers_project.options import OPTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.wsgi"]
+
+WRONG = {
+    "ENVIRONMENT": "staging",
+    "DATABASE_URL": "postgres://user:hunter2@host:port/triggers",
+    "REDIS_URL": "redis://:hunter2@host:99999",
+    "DEBUG": "perhaps",
+    "ALLOWED_HOSTS": "https://triggers.example.com",
+    "CSRF_TRUSTED_ORIGINS": "triggers.example.com",
+    "USE_HTTPS": "2",
+    "TRUSTED_PROXIES": "-1",
+    "ADMIN_PATH": "a/b",
+    "LOG_LEVEL": "verbose",
+    "DB_POOL_SIZE": "0",
+    "DB_POOL_MAX_OVERFLOW": "-1",
+    "DB_POOL_TIMEOUT": "30 seconds",
+    "DB_POOL_MAX_LIFETIME": "soon",
+    "WEB_THREADS": "²",
+    "MAX_EVENT_BYTES": "256K",
+    "MAX_BATCH_BYTES": "5MiB",
+    "MAX_BATCH_EVENTS": "0",
+    "MAX_JSON_DEPTH": "1",
+    "DEDUP_WINDOW": "1w",
+    "MAX_QUEUE_LENGTH": "0",
+    "DEFAULT_EVENTS_PER_MINUTE": "-1",
+    "DEFAULT_RETENTION_DAYS": "0",
+    "AUTH_FAILURES_PER_MINUTE": "0",
+    "MAX_SUBSCRIPTIONS": "none",
+    "MAX_CONCURRENT_EVENTS": "0",
+    "MAX_CONCURRENT_DELIVERIES": "1.5",
+    "MAX_IN_FLIGHT_PER_SUBSCRIPTION": "0",
+    "INITIAL_WINDOW": "0",
+    "EVENT_MAX_TRIES": "0",
+    "SWEEP_INTERVAL": "0",
+    "WORKER_SHUTDOWN_GRACE": "-5s",
+    "DISABLE_WEBHOOK_DELIVERY": "maybe",
+    "DELIVERY_RETRY_SCHEDULE": "0s,soon",
+    "DELIVERY_RETRY_JITTER": "nan",
+    "DELIVERY_TIMEOUT": "0",
+    "LEASE_MARGIN": "0",
+    "RETRY_AFTER_MAX": "0",
+    "RESPONSE_BODY_BYTES": "1k",
+    "DISABLE_AFTER_FAILING_FOR": "0",
+    "CIRCUIT_THRESHOLD": "-1",
+    "CIRCUIT_BASE_DELAY": "0",
+    "CIRCUIT_MAX_DELAY": "0",
+    "DNS_CACHE_TTL": "1h",
+    "WEBHOOK_DNS_SERVERS": "dns.example",
+    "WEBHOOK_ALLOWED_SUBNETS": "10.0.0.1/8",
+    "WEBHOOK_ALLOWED_PORTS": "443,https",
+    "WEBHOOK_PROXY_URL": "socks5://x",
+    "WEBHOOK_CA_FILE": "/does/not/exist.pem",
+    "LOGIN_FAILURE_LIMIT": "0",
+    "LOGIN_COOLOFF": "0",
+}
+# These are wrong only by being missing, short or no keys, which is told when the rest is right.
+SECRETS = {"SECRET_KEY": "hunter2", "SECRETS_ENCRYPTION_KEYS": "hunter2"}
+
+
+def run(command: list[str], **changes: str) -> tuple[int, list[str]]:
+    """Run a program of ours to its end; return its exit code and what it wrote on stderr."""
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONWARNINGS": "ignore", **changes}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert "hunter2" not in ended.stderr
+    return ended.returncode, ended.stderr.splitlines()
+
+
+def test_every_setting_with_a_wrong_value_is_named_in_a_line_of_its_own() -> None:
+    code, lines = run([sys.executable, "manage.py", "migrate"], **WRONG)
+    assert code == 1
+    assert [line.split()[0] for line in lines] == [option.name for option in OPTIONS if option.name not in SECRETS]
+    assert all(" is wrong: expected " in line for line in lines)
+    assert set(WRONG) | set(SECRETS) == {option.name for option in OPTIONS}
+
+
+def test_secrets_that_are_none_are_named_and_not_shown() -> None:
+    code, lines = run([sys.executable, "manage.py", "migrate"], **SECRETS)
+    assert code == 1
+    assert [line.split()[0] for line in lines] == ["SECRET_KEY", "SECRETS_ENCRYPTION_KEYS"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [sys.executable, "manage.py", "rqworker", "events", "webhooks"],
+        [sys.executable, "manage.py", "create_org", "Acme"],
+        GUNICORN,
+    ],
+    ids=["worker", "command", "web"],
+)
+def test_each_program_stops_at_its_start_with_the_one_line(command: list[str]) -> None:
+    code, lines = run(command, DELIVERY_TIMEOUT="eternal")
+    assert code == 1
+    assert lines == ["DELIVERY_TIMEOUT is wrong: expected a duration such as 500ms, 30s, 5m, 24h or 5d."]
+
+
+@pytest.mark.parametrize(("name", "value"), [("WEB_CONCURRENCY", "0"), ("PORT", "http"), ("WEB_THREADS", "many")])
+def test_gunicorn_s_own_numbers_are_checked_too(name: str, value: str) -> None:
+    code, lines = run(GUNICORN, **{name: value})
+    assert code == 1
+    assert lines == [f"{name} is wrong: expected a whole number from 1."]
+
+
+def test_production_refuses_debug() -> None:
+    code, lines = run([sys.executable, "manage.py", "migrate"], ENVIRONMENT="production", DEBUG="true")
+    assert (code, lines) == (1, ["DEBUG must be false when ENVIRONMENT is production."])
+
+
+def test_a_command_without_its_database_says_so_in_one_line() -> None:
+    with socket.socket() as taken:  # bound and not listening: nothing else can answer on this port
+        taken.bind(("127.0.0.1", 0))
+        url = f"postgres://user:hunter2@127.0.0.1:{taken.getsockname()[1]}/triggers"
+        for command in (["create_org", "Acme"], ["replay_deliveries", "--status", "failed", "--dry-run"]):
+            code, lines = run([sys.executable, "manage.py", *command], DATABASE_URL=url, REDIS_URL=valkey.url())
+            assert code == 1
+            assert len(lines) == 1
+            assert lines[0].startswith("The database doesn't answer")
