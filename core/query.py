@@ -133,16 +133,26 @@ def parse_parameters(request: Request, parsers: Mapping[str, Callable[[str], Any
 PAGE_PARAMETERS: dict[str, Callable[[str], Any]] = {"limit": _limit, "cursor": _cursor}
 
 
-def page(rows: QuerySet[M], parameters: Mapping[str, Any], render: Callable[[M], dict[str, Any]]) -> dict[str, Any]:
+def page(
+    rows: QuerySet[M],
+    parameters: Mapping[str, Any],
+    render: Callable[[M], dict[str, Any]],
+    *,
+    by_id: bool = False,
+) -> dict[str, Any]:
     """Return one page, newest first, as `{"data": [...], "next_cursor": ...}`.
 
-    rows: ordered by nothing yet; its model has `created_at` and `id`.  No count is made.
+    rows: ordered by nothing yet; its model has `created_at` and `id`.  by_id: order by the id alone, which
+    is made in time order, too.  No count is made.
     """
     limit: int = parameters.get("limit", DEFAULT_LIMIT)
     if "cursor" in parameters:
         at, row_id = parameters["cursor"]
-        # The first condition lets the index start at the cursor; the second is exact.
-        rows = rows.filter(created_at__lte=at).filter(Q(created_at__lt=at) | Q(id__lt=row_id))
-    found = list(rows.order_by("-created_at", "-id")[: limit + 1])
+        if by_id:
+            rows = rows.filter(id__lt=row_id)
+        else:
+            # The first condition lets the index start at the cursor; the second is exact.
+            rows = rows.filter(created_at__lte=at).filter(Q(created_at__lt=at) | Q(id__lt=row_id))
+    found = list(rows.order_by(*(("-id",) if by_id else ("-created_at", "-id")))[: limit + 1])
     following = _encode_cursor(found[limit - 1]) if len(found) > limit else None
     return {"data": [render(row) for row in found[:limit]], "next_cursor": following}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, Manager, OuterRef, QuerySet
 
 from core.http import Fragment
+from core.query import DEFAULT_LIMIT
 from events.models import Event, EventStatus
 
 
@@ -28,26 +29,56 @@ def render_event(event: Event) -> dict[str, Any]:
     return shown
 
 
+_COLUMNS = {"type": "type", "status": "status", "since": "created_at__gte", "until": "created_at__lt"}
+# The same words in the same order as the index webhooks_delivery_undelivered.
+_UNDELIVERED = ("pending", "delivering", "held", "failed")
+
+
+def _filters(parameters: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {prefix + column: parameters[name] for name, column in _COLUMNS.items() if name in parameters}
+
+
+def _deliveries() -> Manager[Any]:
+    """Return the deliveries; not imported, because they stand above events: Django's reverse relation leads there."""
+    manager: Manager[Any] = Event._meta.get_field("deliveries").related_model._default_manager
+    return manager
+
+
 def find_events(organization_id: uuid.UUID, parameters: dict[str, Any]) -> QuerySet[Event]:
-    """Return the organisation's events that the filters `type`, `status`, `since`, `until`, `undelivered` leave."""
-    rows = Event.objects.filter(organization_id=organization_id)
-    if "type" in parameters:
-        rows = rows.filter(type=parameters["type"])
-    if "status" in parameters:
-        rows = rows.filter(status=parameters["status"])
-    if "since" in parameters:
-        rows = rows.filter(created_at__gte=parameters["since"])
-    if "until" in parameters:
-        rows = rows.filter(created_at__lt=parameters["until"])
-    if "undelivered" in parameters:
-        # Not imported: deliveries stand above events.  Django's reverse relation leads there.
-        deliveries = Event._meta.get_field("deliveries").related_model
-        missing = Exists(
-            deliveries._default_manager.filter(event_id=OuterRef("id")).exclude(status__in=["delivered", "cancelled"])
-        )
-        undelivered = missing | ~Q(status=EventStatus.PROCESSED)
-        rows = rows.filter(undelivered if parameters["undelivered"] else ~undelivered)
-    return rows
+    """Return the organisation's events that the filters `type`, `status`, `since`, `until`, `undelivered` leave.
+
+    With `undelivered` true they are ordered by id, and no more are returned than the page at `cursor`
+    with its `limit` and one beyond needs.
+    """
+    rows = Event.objects.filter(organization_id=organization_id, **_filters(parameters))
+    if "undelivered" not in parameters:
+        return rows
+    if parameters["undelivered"]:
+        return Event.objects.filter(id__in=_undelivered_ids(organization_id, parameters))
+    missing = Exists(_deliveries().filter(event_id=OuterRef("id"), status__in=_UNDELIVERED))
+    return rows.filter(~missing, status=EventStatus.PROCESSED)
+
+
+def _undelivered_ids(organization_id: uuid.UUID, parameters: dict[str, Any]) -> list[uuid.UUID]:
+    """Return the ids of the next events that some subscription hasn't received, or that await their fan-out.
+
+    Walks what is undelivered, and not the history, in which there may be one such event among millions.
+    """
+    wanted = parameters.get("limit", DEFAULT_LIMIT) + 1
+    missing = _deliveries().filter(
+        organization_id=organization_id, status__in=_UNDELIVERED, **_filters(parameters, "event__")
+    )
+    waiting = Event.objects.filter(
+        organization_id=organization_id, status__in=[EventStatus.ACCEPTED, EventStatus.ERROR], **_filters(parameters)
+    )
+    if "cursor" in parameters:
+        before = parameters["cursor"][1]
+        missing, waiting = missing.filter(event_id__lt=before), waiting.filter(id__lt=before)
+    found = {
+        *missing.order_by("-event_id").values_list("event_id", flat=True).distinct()[:wanted],
+        *waiting.order_by("-id").values_list("id", flat=True)[:wanted],
+    }
+    return sorted(found, reverse=True)[:wanted]
 
 
 def render_deliveries(event: Event) -> list[dict[str, Any]]:

@@ -158,7 +158,8 @@ class EventListView(APIView):
             },
         )
         rows = reading.find_events(caller_of(request).organization_id, parameters)
-        return Response(page(rows, parameters, reading.render_event))
+        by_id = parameters.get("undelivered", False)
+        return Response(page(rows, parameters, reading.render_event, by_id=by_id))
 
 
 class EventBatchView(APIView):

@@ -167,6 +167,12 @@ class Delivery(models.Model):
                 name="webhooks_delivery_stopped",
             ),
             models.Index(fields=["subscription"], condition=Q(status="held"), name="webhooks_delivery_held"),
+            # For `GET /api/events?undelivered=true`, which must not walk the history.
+            models.Index(
+                fields=["organization", "event"],
+                condition=Q(status__in=["pending", "delivering", "held", "failed"]),
+                name="webhooks_delivery_undelivered",
+            ),
             models.Index(fields=["organization", "created_at", "id"], name="webhooks_delivery_list"),
             models.Index(fields=["subscription", "created_at", "id"], name="webhooks_delivery_sub_list"),
             # For the admin, over all organisations.  Deliveries that go well never enter these two.
