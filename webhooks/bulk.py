@@ -7,24 +7,29 @@ it goes on after a crash, never takes a row twice, and holds one chunk in memory
 from __future__ import annotations
 
 import datetime
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from django.db import transaction
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.db.models.functions import Now
 
-from core.db import server_cursor
+from core.db import is_transient, server_cursor
 from core.ids import new_ids
 from core.wakeups import WEBHOOKS, wake
 from events.models import Event, EventStatus
 from webhooks import repair, sql
 from webhooks.matching import Matcher, Wanting
-from webhooks.models import BulkRun, Delivery, DeliveryStatus, Subscription
+from webhooks.models import BulkRun, Delivery, Subscription
 from webhooks.repair import Repair
 
 CHUNK = 500
+RECOVERIES_AT_A_TIME = 20
+
+log = structlog.get_logger()
 
 
 def matching_deliveries(filters: Mapping[str, Any]) -> QuerySet[Delivery]:
@@ -65,13 +70,30 @@ def remaining(run: BulkRun) -> int:
 
 
 def start_recovery(subscription: Subscription, since: datetime.datetime) -> BulkRun:
-    """Begin to queue for `subscription` every event since `since` that it wants and hasn't received."""
-    run = BulkRun.objects.create(
-        kind=BulkRun.Kind.RECOVER,
-        subscription=subscription,
-        organization_id=subscription.organization_id,
-        filters={"since": since.isoformat()},
-    )
+    """Begin to queue for `subscription` every event since `since` that it wants and hasn't received.
+
+    A subscription has one recovery under way at the most: that one is returned, and starts over from
+    `since` if it began later.  Looking at an event twice queues nothing twice.
+    """
+    with transaction.atomic():
+        # Two requests at once must not begin two.
+        Subscription.objects.select_for_update(no_key=True).filter(pk=subscription.pk).first()
+        run = (
+            BulkRun.objects.select_for_update()
+            .filter(subscription=subscription, kind=BulkRun.Kind.RECOVER, state=BulkRun.State.RUNNING)
+            .first()
+        )
+        if run is None:
+            run = BulkRun.objects.create(
+                kind=BulkRun.Kind.RECOVER,
+                subscription=subscription,
+                organization_id=subscription.organization_id,
+                filters={"since": since.isoformat()},
+            )
+        elif since < datetime.datetime.fromisoformat(run.filters["since"]):
+            run.filters = {"since": since.isoformat()}
+            run.cursor_at = run.cursor_id = None
+            run.save(update_fields=["filters", "cursor_at", "cursor_id"])
     run.refresh_from_db()
     return run
 
@@ -129,14 +151,27 @@ def _recover_chunk(run: BulkRun, rows: int) -> None:
     seen = list(_from_cursor(run, events).values_list("id", "created_at", "type")[:rows])
     matcher = Matcher([Wanting(subscription.pk, tuple(subscription.event_types), subscription.is_active)])
     wanted = [row[0] for row in seen if matcher.match(row[2])]
-    existing = dict(
-        Delivery.objects.filter(event_id__in=wanted, subscription=subscription).values_list("event_id", "id")
+    # Locked, because retention may be about to delete them: no delivery must outlive its event.
+    locked = Event.objects.select_for_update(no_key=True).filter(id__in=wanted).order_by("id")
+    wanted = list(locked.values_list("id", flat=True))
+    existing = set(
+        Delivery.objects.filter(event_id__in=wanted, subscription=subscription).values_list("event_id", flat=True)
     )
-    missing = [event_id for event_id in wanted if event_id not in existing]
-    failed = Delivery.objects.filter(id__in=existing.values(), status=DeliveryStatus.FAILED)
-    run.queued += repair.apply(Repair.REPLAY, list(failed.values_list("id", flat=True)), announce=False)
-    run.queued += _add_deliveries(subscription, missing)
+    run.queued += _requeue_failed(subscription, list(existing))
+    run.queued += _add_deliveries(subscription, [event_id for event_id in wanted if event_id not in existing])
     _move_on(run, seen, rows)
+
+
+def _requeue_failed(subscription: Subscription, event_ids: list[uuid.UUID]) -> int:
+    """Give the failed deliveries of these events a fresh schedule."""
+    if not event_ids:
+        return 0
+    with server_cursor() as cursor:
+        cursor.execute(sql.LOCK_LANES, {"ids": [subscription.pk], "most": 1})
+        changed = cursor.execute(sql.REQUEUE_FAILED, {"events": event_ids, "subscription": subscription.pk}).rowcount
+        if changed:
+            cursor.execute(sql.ANNOUNCE_DUE, {"ids": [subscription.pk], "delay": 0})
+    return changed
 
 
 def _add_deliveries(subscription: Subscription, event_ids: list[uuid.UUID]) -> int:
@@ -163,8 +198,25 @@ def _add_deliveries(subscription: Subscription, event_ids: list[uuid.UUID]) -> i
     return added
 
 
-def advance_recoveries() -> None:
-    """Do a chunk of each recovery that is under way; the sweep calls this."""
+def advance_recoveries(seconds: float) -> None:
+    """Move on with the recoveries that are under way, taking turns, for about `seconds`; the sweep calls this.
+
+    One that raises is left where it is, and holds up no other.
+    """
+    ends = time.monotonic() + seconds
     running = BulkRun.objects.filter(state=BulkRun.State.RUNNING, kind=BulkRun.Kind.RECOVER)
-    for run_id in list(running.order_by("created_at").values_list("id", flat=True)[:20]):
-        advance(run_id)
+    # In no order: everyone's turn comes, however many there are.
+    waiting = list(running.order_by("?").values_list("id", flat=True)[:RECOVERIES_AT_A_TIME])
+    while waiting:
+        run_id = waiting.pop(0)
+        try:
+            run = advance(run_id)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            log.error("recovery_failed", run=str(run_id), error=repr(error)[:300])
+            continue
+        if run is not None and run.state == BulkRun.State.RUNNING:
+            waiting.append(run_id)
+        if time.monotonic() >= ends:
+            return

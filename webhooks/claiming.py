@@ -48,10 +48,15 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim brought.  more: lanes had more than was taken.  deadline: monotonic end of the leases."""
+    """What a claim brought.
+
+    more: lanes had more than was taken.  was_crowded: it brought nothing because others held the lanes
+    that are due, which takes them milliseconds.  deadline: monotonic end of the leases.
+    """
 
     deliveries: list[Claimed] = field(default_factory=list)
     more: bool = False
+    was_crowded: bool = False
     clock: Clock = field(default_factory=lambda: Clock(time.time(), time.monotonic()))
     deadline: float = 0.0
 
@@ -111,7 +116,8 @@ def _claim(limit: int, lease_seconds: float) -> Claim:
         )
         rows = cursor.fetchall()
         if not rows:
-            return Claim()
+            claimable = cursor.execute(sql.ANY_CLAIMABLE, (settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION,)).fetchone()
+            return Claim(was_crowded=bool(claimable and claimable[0]))
         now = rows[0][4]
         turns = [
             _Turn(row[0], row[1], open_or_explain(row[5], row[6], row[7], row[8]), row[2], row[3] or 0.0)
@@ -155,7 +161,12 @@ def _claim(limit: int, lease_seconds: float) -> Claim:
             },
         )
     more = any(taken[turn.subscription_id] >= turn.quota and turn.wait_until is None for turn in turns)
-    return Claim(deliveries, more or len(rows) >= LANES_AT_A_TIME, Clock(now, started), started + lease_seconds)
+    return Claim(
+        deliveries,
+        more=more or len(rows) >= LANES_AT_A_TIME,
+        clock=Clock(now, started),
+        deadline=started + lease_seconds,
+    )
 
 
 def _reserve(turn: _Turn, rate: float, taken: int, now: float) -> None:

@@ -25,6 +25,8 @@ from webhooks.matching import Matcher, Wanting
 log = structlog.get_logger()
 
 MAX_REASON_CHARACTERS = 1000
+# A transaction makes about this many deliveries; the events beyond wait for the next one.
+DELIVERIES_AT_A_TIME = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,38 +47,46 @@ class _BatchFailed(Exception):
 
 
 def fan_out_batch(limit: int) -> int:
-    """Process up to `limit` accepted events that are due; return how many were seen."""
+    """Process up to `limit` accepted events that are due; return how many were seen.
+
+    That is `limit` when more may wait, also if fewer were processed because they have so many deliveries.
+    """
     started = time.perf_counter()
     try:
-        events = in_transaction(lambda: _claim_and_process(limit))
+        seen, events = in_transaction(lambda: _claim_and_process(limit))
     except _BatchFailed as failed:
         log.warning("fan_out_batch_failed", events=len(failed.events), error=repr(failed.__cause__)[:300])
         for event in failed.events:
             _process_alone(event)
         return len(failed.events)
     _log_outcomes(events, started)
-    return len(events)
+    return seen
 
 
-def _claim_and_process(limit: int) -> list[tuple[AcceptedEvent, bool]]:
+def _claim_and_process(limit: int) -> tuple[int, list[tuple[AcceptedEvent, bool]]]:
     with server_cursor() as cursor:
         # A crash that forgets this commit leaves the events accepted, and they are processed again.
         cursor.execute("SET LOCAL synchronous_commit = off")
         cursor.execute(events_sql.CLAIM_ACCEPTED, (limit,))
         events = [AcceptedEvent(*row) for row in cursor.fetchall()]
         if not events:
-            return []
+            return 0, []
         cursor.execute(sql.ANNOUNCE_FAN_OUT, (len(events),))
     try:
-        return _process(events)
+        done = _process(events)
     except Exception as error:
         if is_transient(error):
             raise
         raise _BatchFailed(events) from error
+    return len(events) if len(done) == len(events) else limit, done
 
 
 def _process(events: Sequence[AcceptedEvent]) -> list[tuple[AcceptedEvent, bool]]:
-    """Insert the deliveries of locked events; return each event with whether any of its deliveries was new."""
+    """Insert the deliveries of locked events; return each event with whether any of its deliveries was new.
+
+    Stops before the first event that would make it more than DELIVERIES_AT_A_TIME; that one and those
+    after it aren't returned, and stay accepted.
+    """
     matchers = _load_matchers({event.organization_id for event in events})
     organizations: list[uuid.UUID] = []
     event_ids: list[uuid.UUID] = []
@@ -88,6 +98,8 @@ def _process(events: Sequence[AcceptedEvent]) -> list[tuple[AcceptedEvent, bool]
     for event in events:
         matcher = matchers.get(event.organization_id)
         wanting = matcher.match(event.type) if matcher is not None else []
+        if event_ids and len(event_ids) + len(wanting) > DELIVERIES_AT_A_TIME:
+            break
         wanted_by.append(len(wanting))
         for subscription in wanting:
             organizations.append(event.organization_id)
@@ -96,6 +108,7 @@ def _process(events: Sequence[AcceptedEvent]) -> list[tuple[AcceptedEvent, bool]
             # A disabled subscription loses nothing: what it would have got waits until it is enabled.
             statuses.append("pending" if subscription.is_active else "held")
             (due_lanes if subscription.is_active else held_lanes).add(subscription.subscription_id)
+    events = events[: len(wanted_by)]
     inserted = 0
     with server_cursor() as cursor:
         if event_ids:

@@ -13,6 +13,9 @@ from webhooks import sql
 
 log = structlog.get_logger()
 
+# A delivery whose worker died this often in a row is given up: it may be what they die of.
+MOST_WORKERS_LOST = 20
+
 
 def release(lease_ids: Iterable[uuid.UUID]) -> int:
     """Give back what is still claimed under these leases, at once; return how many deliveries."""
@@ -34,14 +37,25 @@ def expire(limit: int = 1000) -> int:
             found = cursor.execute(sql.FIND_EXPIRED, (limit,)).fetchall()
         returned = _return(found, None)
         if returned:
-            with server_cursor() as cursor:
-                cursor.execute(sql.NOTE_LOST_ATTEMPTS, (returned,))
+            _note_lost(returned)
         return returned
 
     returned = in_transaction(work)
     if returned:
         log.warning("leases_expired", deliveries=len(returned))
     return len(returned)
+
+
+def _note_lost(delivery_ids: list[uuid.UUID]) -> None:
+    """Add an attempt that says what happened; what keeps losing its workers has to wait longer each time."""
+    with server_cursor() as cursor:
+        cursor.execute(sql.NOTE_LOST_ATTEMPTS, (delivery_ids,))
+        before = {delivery_id: lost for delivery_id, lost in cursor.fetchall() if lost}
+        if before:
+            cursor.execute(
+                sql.SLOW_DOWN_LOST,
+                {"ids": list(before), "before": list(before.values()), "most": MOST_WORKERS_LOST},
+            )
 
 
 def _return(found: list[tuple[uuid.UUID, uuid.UUID]], leases: list[uuid.UUID] | None) -> list[uuid.UUID]:

@@ -58,29 +58,51 @@ def record(results: list[Result]) -> None:
 
     A result whose lease was lost adds its attempt and changes nothing else.
     """
-    disabled = in_transaction(lambda: _record(results))
+    disabled = in_transaction(lambda: [one for part in _rounds(results) for one in _record(part)])
     for subscription_id, reason in disabled:
         log.warning("subscription_disabled", subscription_id=str(subscription_id), reason=reason)
 
 
-def record_each(results: list[Result]) -> None:
+def _rounds(results: list[Result]) -> list[list[Result]]:
+    """Return the results so that no part has two of one delivery: a late one and the one after it."""
+    rounds: list[dict[uuid.UUID, Result]] = [{}]
+    for result in results:
+        for part in rounds:
+            if result.claimed.delivery_id not in part:
+                part[result.claimed.delivery_id] = result
+                break
+        else:
+            rounds.append({result.claimed.delivery_id: result})
+    return [list(part.values()) for part in rounds]
+
+
+def record_each(results: list[Result]) -> list[Result]:
     """Store the results; one that can't be stored as it is holds back none of the others.
 
-    Raises only what is the database's fault or the moment's; the caller tries again.
+    Returns those that are not stored because the database or the moment is at fault; the caller tries
+    them again.  One that the database refuses whatever is left out of it is logged and dropped: its
+    lease runs out, which is recorded as a lost worker.
     """
     try:
         record(results)
+        return []
     except Exception as error:
         if is_transient(error):
-            raise
+            log.warning("record_failed", results=len(results), error=repr(error)[:300])
+            return results
         log.error("record_batch_failed", results=len(results), error=repr(error)[:300])
-        if len(results) > 1:
-            for result in results:
-                record_each([result])
-            return
+    for position, result in enumerate(results):
         # What the receiver said is the only part that is not ours: leave it out, keep what it means.
-        answer = replace(results[0].answer, detail="The answer could not be stored.", body="", retry_after=None)
-        record([replace(results[0], answer=answer)])
+        answer = replace(result.answer, detail="The answer could not be stored.", body="", retry_after=None)
+        for version in (result, replace(result, answer=answer)):
+            try:
+                record([version])
+                break
+            except Exception as error:
+                if is_transient(error):
+                    return results[position:]
+                log.error("record_failed_alone", delivery_id=str(result.claimed.delivery_id), error=repr(error)[:300])
+    return []
 
 
 def storable(text: str) -> str:

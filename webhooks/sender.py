@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import random
 import threading
 import time
 import uuid
@@ -32,6 +33,7 @@ T = TypeVar("T")
 USER_AGENT = "TriggersAPI/1.0"
 RECORD_AT_A_TIME = 500
 RETRY_SECONDS = 0.5
+CROWDED_SECONDS = 0.03
 # A request isn't begun when its lease would end before it could be recorded: this share of the margin is for that.
 RECORDING_SHARE = 1 / 6
 
@@ -155,6 +157,7 @@ class Sender:
             await self._claim_and_send()
             await self._finish_in_flight()
         finally:
+            self._stopping = True  # whatever ended the loop: the recorder ends when all is recorded
             self._recordable.set()
             await recorder
             await self._transport.aclose()
@@ -167,6 +170,9 @@ class Sender:
         """Run database work on one of our threads."""
         return await asyncio.get_running_loop().run_in_executor(thread, borrow_connection, work)
 
+    def _may_claim(self) -> bool:
+        return not self._stopping
+
     def _room(self) -> int:
         return self._capacity - len(self._tasks) - self._unrecorded
 
@@ -175,7 +181,7 @@ class Sender:
         while not self._stopping:
             self._work.clear()
             wakes = self._wakes
-            more = False
+            more = crowded = False
             if not settings.DISABLE_WEBHOOK_DELIVERY:
                 room = self._room()
                 if room > 0:
@@ -185,19 +191,23 @@ class Sender:
                         log.warning("claim_failed", error=repr(error)[:300])
                         await asyncio.sleep(RETRY_SECONDS)
                         continue
-                    if self._stopping:  # set by another thread, which mypy can't see
+                    if not self._may_claim():
                         # The order to stop came meanwhile: other workers can have these at once.
-                        await self._release({claimed.lease_id for claimed in claim.deliveries})  # type: ignore[unreachable]
+                        await self._release({claimed.lease_id for claimed in claim.deliveries})
                         return
                     for claimed in claim.deliveries:
                         self._begin(claimed, claim.clock, claim.deadline)
                     more = claim.more and bool(claim.deliveries)
-            if not self._tasks and not self._unrecorded and not more and wakes == self._wakes:
+                    crowded = claim.was_crowded
+            if not self._tasks and not self._unrecorded and not more and not crowded and wakes == self._wakes:
                 self._drained.set()
             if more and self._room() > 0:
                 continue
+            wait = self._poll_seconds
+            if crowded:  # others hold the lanes for a moment; not all must come back at the same one
+                wait = min(wait, CROWDED_SECONDS * random.uniform(0.5, 1.5))
             try:
-                async with asyncio.timeout(self._poll_seconds):
+                async with asyncio.timeout(wait):
                     await self._work.wait()
             except TimeoutError:
                 pass
@@ -211,7 +221,9 @@ class Sender:
 
     async def _deliver(self, claimed: Claimed, clock: Clock, deadline: float) -> None:
         if time.monotonic() > deadline - settings.DELIVERY_TIMEOUT - settings.LEASE_MARGIN * RECORDING_SHARE:
-            return  # this process was stopped for a while; the lease is as good as over
+            # This process was stopped for a while; the lease is as good as over, and its end is noticed.
+            self._forget_lease(claimed.lease_id)
+            return
         started = time.monotonic()
         started_at = clock.now()
         try:
@@ -236,25 +248,32 @@ class Sender:
             self._recordable.clear()
             while self._results:
                 batch, self._results = self._results[:RECORD_AT_A_TIME], self._results[RECORD_AT_A_TIME:]
-                await self._record(batch)
+                unrecorded = await self._record(batch)
                 self._unrecorded -= len(batch)
+                kept = {id(result) for result in unrecorded}
                 for result in batch:
-                    self._forget_lease(result.claimed.lease_id)
+                    if id(result) not in kept:
+                        self._forget_lease(result.claimed.lease_id)
                 self._work.set()
             if self._stopping and not self._tasks and not self._results:
                 return
 
-    async def _record(self, batch: list[Result]) -> None:
-        """Record a batch, again and again while the database is away: an answer isn't forgotten."""
-        while True:
+    async def _record(self, batch: list[Result]) -> list[Result]:
+        """Record a batch, again and again while the database is away: an answer isn't forgotten.
+
+        Returns what could not be recorded when the grace was over; its leases are given back.
+        """
+        left = batch
+        while left:
             try:
-                await self._in(self._record_thread, lambda: recording.record_each(batch))
-                return
+                left = await self._in(self._record_thread, lambda results=left: recording.record_each(results))  # type: ignore[misc]
             except Exception as error:
-                log.warning("record_failed", results=len(batch), error=repr(error)[:300])
+                log.warning("record_failed", results=len(left), error=repr(error)[:300])
+            if left:
                 if time.monotonic() > self._grace_ends:
-                    return
+                    break
                 await asyncio.sleep(RETRY_SECONDS)
+        return left
 
     def _forget_lease(self, lease_id: uuid.UUID) -> None:
         left = self._leases.get(lease_id, 0) - 1

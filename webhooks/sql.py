@@ -84,8 +84,19 @@ SELECT l.subscription_id, least(l.window_size, coalesce(s.max_in_flight, %(most)
 FROM due JOIN webhooks_lane l ON l.subscription_id = due.subscription_id
 JOIN webhooks_subscription s ON s.id = l.subscription_id
 WHERE l.is_open AND l.in_flight < least(l.window_size, coalesce(s.max_in_flight, %(most)s))
+  AND (l.paused_until IS NULL OR l.paused_until <= clock_timestamp())
 ORDER BY due.turn, due.last_served_at
 FOR UPDATE OF l SKIP LOCKED
+"""
+
+# Whether a claim that got nothing met only locks, which others hold for milliseconds.
+ANY_CLAIMABLE = """
+SELECT EXISTS (
+    SELECT 1 FROM webhooks_lane l JOIN webhooks_subscription s ON s.id = l.subscription_id
+    WHERE l.is_open AND l.next_due_at <= clock_timestamp()
+      AND (l.paused_until IS NULL OR l.paused_until <= clock_timestamp())
+      AND l.in_flight < least(l.window_size, coalesce(s.max_in_flight, %s))
+)
 """
 
 CLAIM_DELIVERIES = """
@@ -201,17 +212,37 @@ WHERE s.id = d.subscription_id AND d.id = ANY(%(ids)s::uuid[]) AND d.status = 'd
 RETURNING d.id, d.subscription_id
 """
 
+# A delivery that loses its worker again and again may be what kills it: after the first loss each further
+# one in a row waits twice as long, and after the last one allowed it is given up.
 NOTE_LOST_ATTEMPTS = """
 WITH lost AS (
     UPDATE webhooks_delivery SET attempt_count = attempt_count + 1, last_error = 'worker_lost', last_status_code = NULL
     WHERE id = ANY(%s::uuid[]) RETURNING id, attempt_count, cause
+), noted AS (
+    INSERT INTO webhooks_deliveryattempt (
+        delivery_id, number, cause, started_at, duration_ms, error, error_detail, response_body
+    )
+    SELECT id, attempt_count, cause, clock_timestamp(), 0, 'worker_lost',
+           'The worker that had claimed this delivery stopped; whether the request was sent is not known.', ''
+    FROM lost
 )
-INSERT INTO webhooks_deliveryattempt (
-    delivery_id, number, cause, started_at, duration_ms, error, error_detail, response_body
-)
-SELECT id, attempt_count, cause, clock_timestamp(), 0, 'worker_lost',
-       'The worker that had claimed this delivery stopped; whether the request was sent is not known.', ''
-FROM lost
+SELECT lost.id, (
+    SELECT count(*) FROM webhooks_deliveryattempt a WHERE a.delivery_id = lost.id AND a.number > coalesce((
+        SELECT max(b.number) FROM webhooks_deliveryattempt b
+        WHERE b.delivery_id = lost.id AND b.error <> 'worker_lost'
+    ), 0)
+) FROM lost
+"""
+
+# Parameters: ids and, for each, how many workers it lost before this one.
+SLOW_DOWN_LOST = """
+UPDATE webhooks_delivery d SET
+    next_attempt_at = clock_timestamp() + make_interval(secs => least(3600, power(2, v.before))),
+    status = CASE WHEN d.status = 'pending' AND v.before + 1 >= %(most)s THEN 'failed' ELSE d.status END,
+    completed_at = CASE WHEN d.status = 'pending' AND v.before + 1 >= %(most)s THEN clock_timestamp()
+                   ELSE d.completed_at END
+FROM unnest(%(ids)s::uuid[], %(before)s::int[]) AS v(id, before)
+WHERE d.id = v.id AND d.status IN ('pending', 'held')
 """
 
 RETURN_TO_LANES = """
@@ -231,6 +262,24 @@ WHERE l.is_open AND (
       AND d.next_attempt_at < coalesce(l.next_due_at, 'infinity') AND d.next_attempt_at <= clock_timestamp()
 )
 """
+
+# More or fewer in flight than are claimed: the lane would stay shut, or let too many through.
+FIND_MISCOUNTED_LANES = """
+SELECT l.subscription_id FROM webhooks_lane l LEFT JOIN (
+    SELECT subscription_id, count(*) AS claimed FROM webhooks_delivery WHERE status = 'delivering' GROUP BY 1
+) AS c ON c.subscription_id = l.subscription_id
+WHERE l.in_flight <> coalesce(c.claimed, 0)
+"""
+RECOUNT_LANES = """
+UPDATE webhooks_lane l SET in_flight = c.claimed
+FROM (
+    SELECT one.id, (
+        SELECT count(*) FROM webhooks_delivery d WHERE d.subscription_id = one.id AND d.status = 'delivering'
+    ) AS claimed FROM unnest(%s::uuid[]) AS one(id)
+) AS c
+WHERE l.subscription_id = c.id AND l.in_flight <> c.claimed
+"""
+
 # --- Figures ------------------------------------------------------------------------------------
 
 COUNT_DUE = """
@@ -273,25 +322,46 @@ REPAIR = {
     ),
 }
 
+# Recovery: what failed gets a fresh schedule; on hold, like everything else, for a disabled subscription.
+REQUEUE_FAILED = """
+UPDATE webhooks_delivery d SET
+    status = CASE WHEN l.is_open THEN 'pending' ELSE 'held' END, next_attempt_at = clock_timestamp(),
+    cause = 'replay', completed_at = NULL, tries_used = 0
+FROM webhooks_lane l
+WHERE d.event_id = ANY(%(events)s::uuid[]) AND d.subscription_id = %(subscription)s AND d.status = 'failed'
+  AND l.subscription_id = d.subscription_id
+"""
+
 # --- Retention ------------------------------------------------------------------------------------
 
 UNSETTLED = ("pending", "delivering", "held")
 
-# For each organisation the oldest processed events past its days, as the list index has them.
+# Organisations with anything old enough; the list index answers with one look each.
+FIND_ORGANIZATIONS_WITH_EXPIRED = """
+SELECT o.id FROM orgs_organization o
+WHERE EXISTS (
+    SELECT 1 FROM events_event e WHERE e.organization_id = o.id
+      AND e.created_at < clock_timestamp() - make_interval(days => o.retention_days)
+)
+ORDER BY o.id
+"""
+
+# The next events of one organisation past its days, settled or not, from a place on: what stays is looked
+# at once in a pass, however much of it there is.
 FIND_EXPIRED_EVENTS = """
-SELECT e.id FROM orgs_organization o
-CROSS JOIN LATERAL (
-    SELECT id FROM events_event
-    WHERE organization_id = o.id AND status = 'processed'
-      AND created_at < clock_timestamp() - make_interval(days => o.retention_days)
-      AND NOT EXISTS (
-          SELECT 1 FROM webhooks_delivery d WHERE d.event_id = events_event.id
-            AND d.status IN ('pending', 'delivering', 'held')
-      )
-    ORDER BY created_at, id LIMIT %s
-    FOR UPDATE SKIP LOCKED
-) AS e
-LIMIT %s
+SELECT e.id, e.created_at,
+       e.status = 'processed' AND NOT EXISTS (
+           SELECT 1 FROM webhooks_delivery d WHERE d.event_id = e.id AND d.status IN ('pending', 'delivering', 'held')
+       ),
+       (SELECT count(*) FROM webhooks_delivery d WHERE d.event_id = e.id)
+FROM events_event e JOIN orgs_organization o ON o.id = e.organization_id
+WHERE e.organization_id = %(organization)s
+  AND e.created_at < clock_timestamp() - make_interval(days => o.retention_days)
+  AND (e.created_at, e.id) > (%(after_at)s::timestamptz, %(after_id)s::uuid)
+ORDER BY e.created_at, e.id LIMIT %(rows)s
+"""
+LOCK_EVENTS = """
+SELECT id FROM events_event WHERE id = ANY(%s::uuid[]) AND status = 'processed' ORDER BY id FOR UPDATE SKIP LOCKED
 """
 LOCK_DELIVERIES_OF_EVENTS = """
 SELECT event_id, status FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[]) FOR UPDATE
@@ -302,3 +372,11 @@ DELETE FROM webhooks_deliveryattempt WHERE delivery_id IN (
 )
 """
 DELETE_DELIVERIES = "DELETE FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[])"
+DELETE_FINISHED_RUNS = """
+DELETE FROM webhooks_bulkrun WHERE id IN (
+    SELECT r.id FROM webhooks_bulkrun r LEFT JOIN orgs_organization o ON o.id = r.organization_id
+    WHERE r.state = 'done'
+      AND r.finished_at < clock_timestamp() - make_interval(days => coalesce(o.retention_days, %(days)s))
+    LIMIT %(rows)s FOR UPDATE OF r SKIP LOCKED
+)
+"""

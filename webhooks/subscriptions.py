@@ -14,6 +14,7 @@ from django.db.models.functions import Now
 
 from core.encryption import encrypt
 from core.wakeups import WEBHOOKS, wake
+from orgs.models import Organization
 from webhooks.models import Delivery, DeliveryStatus, Lane, Subscription
 from webhooks.secrets import seal_headers
 from webhooks.signing import new_secret
@@ -47,6 +48,8 @@ def create(
     """
     secret = new_secret()
     with transaction.atomic():
+        # Counted under a lock, so that two requests at once don't both get the last place.
+        Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
         if live(organization_id).count() >= settings.MAX_SUBSCRIPTIONS:
             raise TooManySubscriptions
         subscription = Subscription.objects.create(
@@ -74,10 +77,11 @@ def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
         headers = fields.pop("headers")
         fields["encrypted_headers"] = seal_headers(headers)
         fields["header_names"] = sorted(headers)
-    Subscription.objects.filter(pk=subscription.pk).update(**fields, updated_at=Now())
-    if "url" in fields:
-        # What went wrong at the old address says nothing about the new one.
-        _forgive(subscription.pk)
+    with transaction.atomic():
+        if "url" in fields:
+            # The lane first, as everywhere.  What went wrong at the old address says nothing about the new one.
+            _forgive(subscription.pk)
+        Subscription.objects.filter(pk=subscription.pk).update(**fields, updated_at=Now())
     subscription.refresh_from_db()
 
 
@@ -114,11 +118,12 @@ def enable(subscription: Subscription) -> None:
     """Send to the subscription again, with a clean record; what was held is due now."""
     with transaction.atomic():
         Lane.objects.select_for_update().filter(pk=subscription.pk).first()
-        Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
+        enabled = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
             is_active=True, disabled_at=None, disabled_reason="", updated_at=Now()
         )
-        _forgive(subscription.pk)
-        Lane.objects.filter(pk=subscription.pk).update(is_open=True, needs_resync=True, next_due_at=Now())
+        if enabled:  # and not deleted a moment ago
+            _forgive(subscription.pk)
+            Lane.objects.filter(pk=subscription.pk).update(is_open=True, needs_resync=True, next_due_at=Now())
     resync(subscription.pk)
     wake(WEBHOOKS)
     subscription.refresh_from_db()

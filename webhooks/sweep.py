@@ -11,11 +11,11 @@ from contextlib import contextmanager
 
 import structlog
 
-from core.db import server_cursor
+from core.db import in_transaction, is_transient, server_cursor
 from events.backlog import waiting_events
 from webhooks import bulk, leases, sql
 from webhooks.models import Lane
-from webhooks.retention import purge_expired
+from webhooks.retention import Purge
 from webhooks.subscriptions import resync
 
 log = structlog.get_logger()
@@ -23,7 +23,8 @@ log = structlog.get_logger()
 SWEEP_LOCK = 71_002
 PURGE_EVERY_SECONDS = 60.0
 FORGOTTEN_EVERY_SECONDS = 30.0
-PURGE_SLICE_SECONDS = 5.0
+PURGE_SLICE_SECONDS = 2.0
+RECOVERY_SLICE_SECONDS = 1.0
 
 
 @contextmanager
@@ -45,6 +46,7 @@ class Sweep:
 
     def __init__(self, events_waiting: Callable[[], None]) -> None:
         self._events_waiting = events_waiting
+        self._purge = Purge()
         self._purged_at = time.monotonic()
         self._looked_for_forgotten_at = float("-inf")
 
@@ -58,20 +60,46 @@ class Sweep:
             self._events_waiting()
 
     def _tidy(self) -> None:
-        while leases.expire() >= 1000:
-            pass
-        for subscription_id in Lane.objects.filter(needs_resync=True).values_list("pk", flat=True)[:100]:
-            resync(subscription_id)
-        bulk.advance_recoveries()
+        _part("leases", _expire_leases)
+        _part("resync", _resync_lanes)
+        _part("recoveries", lambda: bulk.advance_recoveries(RECOVERY_SLICE_SECONDS))
         now = time.monotonic()
         if now - self._looked_for_forgotten_at >= FORGOTTEN_EVERY_SECONDS:
             self._looked_for_forgotten_at = now
-            remember_forgotten_lanes()
+            _part("forgotten lanes", remember_forgotten_lanes)
+            _part("miscounted lanes", recount_lanes)
         if now - self._purged_at >= PURGE_EVERY_SECONDS:
-            self._purged_at = now
-            purged = purge_expired(PURGE_SLICE_SECONDS)
-            if purged.events or purged.dedup_keys:
-                log.info("purged", events=purged.events, deliveries=purged.deliveries, dedup_keys=purged.dedup_keys)
+            _part("purge", self._purge_a_slice)
+
+    def _purge_a_slice(self) -> None:
+        before, self._purged_at = self._purged_at, time.monotonic()
+        purged = self._purge.run(PURGE_SLICE_SECONDS)
+        if not purged.is_complete:
+            self._purged_at = before  # the next round goes on
+        if purged.events or purged.dedup_keys:
+            log.info("purged", events=purged.events, deliveries=purged.deliveries, dedup_keys=purged.dedup_keys)
+
+
+def _part(name: str, work: Callable[[], object]) -> None:
+    """Do one part of a round; a fault of its data must not keep the other parts from being done."""
+    try:
+        work()
+    except Exception as error:
+        if is_transient(error):
+            raise
+        log.error("sweep_part_failed", part=name, error=repr(error)[:300])
+
+
+def _expire_leases() -> None:
+    while leases.expire() >= 1000:
+        pass
+
+
+def _resync_lanes() -> None:
+    # In no order: lanes with much to do, or that can't be done, must not be the first ones every time.
+    marked = Lane.objects.filter(needs_resync=True).order_by("?").values_list("pk", flat=True)
+    for subscription_id in list(marked[:100]):
+        _part("resync of a lane", lambda lane=subscription_id: resync(lane))  # type: ignore[misc]
 
 
 def remember_forgotten_lanes() -> int:
@@ -85,3 +113,24 @@ def remember_forgotten_lanes() -> int:
             cursor.execute(sql.ANNOUNCE_DUE, {"ids": forgotten, "delay": 0})
             log.warning("lanes_repaired", lanes=len(forgotten))
     return len(forgotten)
+
+
+def recount_lanes() -> int:
+    """Correct lanes whose `in_flight` isn't the number of their claimed deliveries; return how many.
+
+    The code keeps it exact; a row that was changed by hand may differ, and would shut its lane for ever.
+    """
+
+    def work() -> int:
+        with server_cursor() as cursor:
+            suspects = [row[0] for row in cursor.execute(sql.FIND_MISCOUNTED_LANES).fetchall()]
+            if not suspects:
+                return 0
+            # Counted again under the lock, without which nobody changes either side.
+            cursor.execute(sql.LOCK_LANES, {"ids": suspects, "most": 1})
+            return cursor.execute(sql.RECOUNT_LANES, (suspects,)).rowcount
+
+    corrected = in_transaction(work)
+    if corrected:
+        log.warning("lanes_recounted", lanes=corrected)
+    return corrected

@@ -29,7 +29,6 @@ from webhooks.schedule import Answer, Failure, judge_status
 
 # A receiver that said 2xx has the webhook; what else it says is waited for this long at the most.
 BODY_GRACE_SECONDS = 5.0
-RESOLVER_THREADS = 32
 
 
 class AddressNotAllowed(OSError):
@@ -52,10 +51,14 @@ class Egress:
 
 
 class SystemResolver(AbstractResolver):
-    """Asks the system's resolver, on threads of its own: a name server that hangs must not use up the loop's."""
+    """Asks the system's resolver, on threads of its own: a name server that hangs must not use up the loop's.
 
-    def __init__(self) -> None:
-        self._threads = concurrent.futures.ThreadPoolExecutor(RESOLVER_THREADS, thread_name_prefix="resolver")
+    threads: one for each request that may be in flight, so that no number of names whose servers hang keeps
+    another name waiting.  They are made when they are needed.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._threads = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="resolver")
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -102,7 +105,7 @@ class VettingResolver(AbstractResolver):
 def make_resolver(egress: Egress) -> VettingResolver:
     """Return the resolver that `egress` asks for: the named servers', or the system's."""
     if not egress.dns_servers:
-        return VettingResolver(SystemResolver(), egress.allowed_networks)
+        return VettingResolver(SystemResolver(egress.connections), egress.allowed_networks)
     # Only these servers, and the name as it stands: no hosts file, no search domains.
     named = AsyncResolver(nameservers=egress.dns_servers, lookups="b", flags=pycares.ARES_FLAG_NOSEARCH, timeout=2.0)
     return VettingResolver(named, egress.allowed_networks)
@@ -169,12 +172,13 @@ class Transport:
         The whole, from resolving to the last byte that is kept, ends within the timeout.
         """
         egress = self._egress
+        deadline = asyncio.get_running_loop().time() + egress.timeout
         try:
             self._check(url)
-            async with asyncio.timeout(egress.timeout):
+            async with asyncio.timeout_at(deadline):
                 request = httpx.Request("POST", _parse_url(url), headers=headers, content=body)
                 response = await self._transport.handle_async_request(request)
-                return await self._read(response)
+            return await self._read(response, deadline)
         except UrlError as error:
             return Answer(failure=Failure.ADDRESS_NOT_ALLOWED, detail=str(error))
         except TimeoutError:
@@ -190,14 +194,17 @@ class Transport:
                 self._checked_urls.clear()
             self._checked_urls.add(url)
 
-    async def _read(self, response: httpx.Response) -> Answer:
-        """Read as much of the body as is kept; an answer whose body fails is still an answer."""
+    async def _read(self, response: httpx.Response, deadline: float) -> Answer:
+        """Read as much of the body as is kept; an answer whose body fails is still an answer.
+
+        deadline: by the loop's clock, when the whole must be over.
+        """
         kept = bytearray()
         complete = False
         detail = ""
         stream: Any = response.stream
         try:
-            async with asyncio.timeout(BODY_GRACE_SECONDS):
+            async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + BODY_GRACE_SECONDS)):
                 async for chunk in stream:
                     kept += chunk
                     if len(kept) > self._egress.body_bytes:
