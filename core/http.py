@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 from django.conf import settings
+from rest_framework.metadata import BaseMetadata
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser
 from rest_framework.renderers import BaseRenderer
@@ -61,6 +62,13 @@ class JSONOnlyNegotiation(BaseContentNegotiation):
     ) -> tuple[BaseRenderer, str]:
         renderer = next(iter(renderers))
         return renderer, renderer.media_type or "application/json"
+
+
+class NoMetadata(BaseMetadata):
+    """OPTIONS tells the methods in `Allow` and nothing else; the OpenAPI schema describes them."""
+
+    def determine_metadata(self, request: Request, view: Any) -> None:
+        return None
 
 
 def read_body(request: Any, limit: int) -> bytes:

@@ -5,6 +5,7 @@ stderr, because some commands print a result on stdout that a script captures.
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from typing import Any
@@ -14,7 +15,11 @@ import structlog
 
 
 def _render(_: Any, __: str, event_dict: structlog.typing.EventDict) -> str:
-    return orjson.dumps(event_dict, default=repr).decode()
+    try:
+        return orjson.dumps(event_dict, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        # A lone surrogate, or an integer of more than 64 bits: writing a line must never be what fails.
+        return json.dumps(event_dict, default=repr, skipkeys=True)
 
 
 def configure_logging(level: str) -> None:

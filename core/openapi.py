@@ -231,7 +231,7 @@ REFUSALS: Schema = {
         _example(404, "Not Found", "not_found", "There is no such resource."),
     ),
     "413": _refusal(
-        "The body is over the limit. Nothing was stored.",
+        "The body, or the number of events in a batch, is over the limit. Nothing was stored.",
         _example(
             413, "Request Entity Too Large", "too_large", "The body is over the limit of 262144 bytes.",
             limit_bytes=262144,

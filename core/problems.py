@@ -85,12 +85,10 @@ def document(request: Any, problem: Problem) -> dict[str, Any]:
 
 def problem_response(request: HttpRequest, problem: Problem) -> HttpResponse:
     """Return the problem as a plain Django response, for errors outside DRF's views."""
-    return HttpResponse(
-        orjson.dumps(document(request, problem)),
-        status=problem.status_code,
-        content_type=MEDIA_TYPE,
-        headers=problem.headers,
-    )
+    body = orjson.dumps(document(request, problem))
+    # Told here: what is refused before Django's middleware would otherwise go out in chunks.
+    headers = {**problem.headers, "Content-Length": str(len(body))}
+    return HttpResponse(body, status=problem.status_code, content_type=MEDIA_TYPE, headers=headers)
 
 
 def _pointers(detail: Any, pointer: str = "") -> Iterable[tuple[str, str]]:

@@ -46,11 +46,18 @@ def _shared() -> FixedWindowRateLimiter:
 
 
 def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> Verdict:
-    """Count `cost` against `subject` and tell whether it may pass.  per_minute: 0 is no limit."""
+    """Count `cost` against `subject` and tell whether it may pass.
+
+    per_minute: at least 1.  cost: more than one is only counted when there is room for all of it, so
+    that a batch that is refused uses up nobody's rate.
+    """
     item = RateLimitItemPerMinute(per_minute)
 
     def count(limiter: FixedWindowRateLimiter) -> Verdict:
-        allowed = limiter.hit(item, policy, subject, cost=cost)
+        # The test only spares the count: what lets pass is the hit, which is atomic.
+        allowed = (cost == 1 or limiter.test(item, policy, subject, cost=cost)) and limiter.hit(
+            item, policy, subject, cost=cost
+        )
         stats = limiter.get_window_stats(item, policy, subject)
         return Verdict(allowed, per_minute, max(0, stats.remaining), max(0, math.ceil(stats.reset_time - time.time())))
 

@@ -34,10 +34,20 @@ _LOGGED = {Outcome.ACCEPTED: "persisted", Outcome.DUPLICATE: "duplicate", Outcom
 
 
 def _throttle(request: Request, cost: int) -> Verdict | None:
-    """Count the events against the organisation's rate.  Raises Problem 429 over it."""
+    """Count the events against the organisation's rate.
+
+    Raises Problem 429 over it, 413 for a batch that could never pass.
+    """
     per_minute = caller_of(request).events_per_minute
     if per_minute == 0:
         return None
+    if cost > per_minute:
+        raise Problem(
+            413,
+            "too_many_events",
+            f"The batch holds {cost} events; the organisation may send {per_minute} a minute.",
+            extra={"limit_events": per_minute},
+        )
     verdict = hit("events", str(caller_of(request).organization_id), per_minute, cost)
     if not verdict.allowed:
         raise Problem(

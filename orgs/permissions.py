@@ -15,12 +15,15 @@ from orgs.models import Scope
 class HasScope(BasePermission):
     """Let a caller pass whose key has the scope that the view's `scopes` names for the method.
 
-    A method without an entry is refused: forgetting one fails closed.
+    A method without an entry is refused: forgetting one fails closed.  HEAD needs what GET does;
+    OPTIONS, which only names the methods, needs a key and no scope.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:
         scopes: dict[str, Scope | None] = view.scopes
-        method = request.method or ""
+        method = "GET" if request.method == "HEAD" else request.method or ""
+        if method == "OPTIONS":
+            return True
         if method not in scopes:
             view.http_method_not_allowed(request)
         needed = scopes[method]

@@ -64,12 +64,18 @@ def count_live_workers(connection: Redis) -> int:
     pipeline = connection.pipeline(transaction=False)
     for key in keys:
         pipeline.hmget(key, "last_heartbeat", "death")
-    alive = 0
-    for beat, death in pipeline.execute():
-        if beat and not death:
-            beaten_at = datetime.datetime.fromisoformat(beat.decode().replace("Z", "+00:00"))
-            alive += abs((now - beaten_at).total_seconds()) < ALIVE_SECONDS
-    return alive
+    return sum(_is_fresh(beat, now) for beat, death in pipeline.execute() if beat and not death)
+
+
+def _is_fresh(heartbeat: bytes, now: datetime.datetime) -> bool:
+    """Tell whether a heartbeat, as RQ writes it into Redis, is less than ALIVE_SECONDS away from `now`."""
+    try:
+        beaten_at = datetime.datetime.fromisoformat(heartbeat.decode())
+    except ValueError:
+        return False
+    if beaten_at.tzinfo is None:
+        beaten_at = beaten_at.replace(tzinfo=datetime.UTC)
+    return abs((now - beaten_at).total_seconds()) < ALIVE_SECONDS
 
 
 def health_detailed(request: HttpRequest) -> HttpResponse:

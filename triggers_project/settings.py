@@ -195,6 +195,7 @@ REST_FRAMEWORK = {
     "DEFAULT_SCHEMA_CLASS": "core.openapi.ApiSchema",
     "EXCEPTION_HANDLER": "core.problems.exception_handler",
     "UNAUTHENTICATED_USER": None,
+    "DEFAULT_METADATA_CLASS": "core.http.NoMetadata",
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "core.http.JSONOnlyNegotiation",
 }
 SPECTACULAR_SETTINGS = {

@@ -1,0 +1,173 @@
+"""Limits answer honestly: 429 and 503 say when to come back, nothing is stored, and it passes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django_redis import get_redis_connection
+from pytest_django import Settings
+
+from core import redis as core_redis
+from events import backlog
+from events.models import Event
+from orgs.models import Organization
+from tests.api.helpers import assert_problem
+from webhooks import fanout
+
+GOOD = {"type": "a", "data": 1}
+LIMIT = re.compile(r'"events";r=(\d+);t=(\d+)')
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until `condition` holds."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "it never came true"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def limited(organization: Organization) -> Organization:
+    """Return the organisation with a rate of 5 events a minute."""
+    organization.events_per_minute = 5
+    organization.save()
+    return organization
+
+
+def test_the_rate_is_told_with_every_answer_and_over_it_is_429(api: Any, limited: Organization) -> None:
+    left = []
+    for _ in range(5):
+        answer = api.post("/api/events", GOOD)
+        assert answer.status_code == 202
+        assert answer["RateLimit-Policy"] == '"events";q=5;w=60'
+        match = LIMIT.fullmatch(answer["RateLimit"])
+        assert match
+        assert 0 <= int(match[2]) <= 60
+        left.append(int(match[1]))
+    assert left == [4, 3, 2, 1, 0]
+    answer = api.post("/api/events", GOOD)
+    problem = assert_problem(answer, 429)
+    assert problem["code"] == "rate_limited"
+    assert "5 events a minute" in problem["detail"]
+    assert 1 <= int(answer["Retry-After"]) <= 60
+    assert LIMIT.fullmatch(answer["RateLimit"])
+    assert Event.objects.count() == 5
+
+
+def test_the_rate_ends_with_its_minute(api: Any, limited: Organization) -> None:
+    for _ in range(5):
+        api.post("/api/events", GOOD)
+    assert_problem(api.post("/api/events", GOOD), 429)
+    connection = get_redis_connection("default")
+    keys = [key for key in connection.keys("*") if str(limited.id).encode() in key]
+    assert keys
+    assert all(0 < connection.ttl(key) <= 61 for key in keys)  # no count outlives its minute, whatever crashes
+    connection.delete(*keys)
+    assert api.post("/api/events", GOOD).status_code == 202
+
+
+def test_the_rate_is_the_organisation_s_not_the_key_s_and_nobody_else_s(
+    api: Any, other_api: Any, limited: Organization
+) -> None:
+    second = api.post("/api/keys", {"name": "second"}).json()["key"]
+    for number in range(5):
+        assert api.post("/api/events", GOOD, **({"X-API-Key": second} if number % 2 else {})).status_code == 202
+    assert_problem(api.post("/api/events", GOOD, **{"X-API-Key": second}), 429)
+    assert other_api.post("/api/events", GOOD).status_code == 202
+    assert api.get("/api/events").status_code == 200
+
+
+def test_a_batch_counts_as_many_events_as_it_holds_and_passes_whole_or_not_at_all(
+    api: Any, limited: Organization
+) -> None:
+    answer = api.post("/api/events/batch", [GOOD] * 3)
+    assert LIMIT.fullmatch(answer["RateLimit"])[1] == "2"
+    refused = api.post("/api/events/batch", [GOOD] * 3)
+    assert_problem(refused, 429)
+    assert int(refused["Retry-After"]) >= 1
+    assert Event.objects.count() == 3
+    assert api.post("/api/events/batch", [GOOD] * 2).status_code == 202  # the refusal used nothing up
+    assert_problem(api.post("/api/events", GOOD), 429)
+
+
+def test_a_batch_that_no_minute_can_hold_is_told_so(api: Any, limited: Organization) -> None:
+    answer = api.post("/api/events/batch", [GOOD] * 6)
+    problem = assert_problem(answer, 413)
+    assert (problem["code"], problem["limit_events"]) == ("too_many_events", 5)
+    assert "Retry-After" not in answer
+    assert api.post("/api/events/batch", [GOOD] * 5).status_code == 202
+
+
+def test_invalid_events_use_nothing_up(api: Any, limited: Organization) -> None:
+    for _ in range(6):
+        assert_problem(api.post("/api/events", {"type": ""}), 400)
+        assert api.post("/api/events/batch", [{"type": ""}]).status_code == 200
+    assert api.post("/api/events", GOOD).status_code == 202
+
+
+def test_without_a_rate_no_header_tells_one(api: Any, organization: Organization) -> None:
+    organization.events_per_minute = 0
+    organization.save()
+    answer = api.post("/api/events", GOOD)
+    assert answer.status_code == 202
+    assert "RateLimit" not in answer
+    assert "RateLimit-Policy" not in answer
+
+
+def test_the_rate_holds_within_the_process_while_redis_is_away(api: Any, limited: Organization) -> None:
+    core_redis._guard._retry_at = time.monotonic() + 60  # as after a failure; the next test forgets it
+    answers = [api.post("/api/events", GOOD).status_code for _ in range(7)]
+    assert answers == [202] * 5 + [429] * 2
+
+
+def test_failed_authentications_are_throttled_by_address_and_good_keys_still_pass(api: Any, settings: Settings) -> None:
+    settings.AUTH_FAILURES_PER_MINUTE = 3
+    settings.TRUSTED_PROXIES = 1
+    good, api.key = api.key, "trk_nonsense_nonsense"
+    first = {"X-Forwarded-For": "203.0.113.1"}
+    assert [api.get("/api/me", **first).status_code for _ in range(3)] == [401] * 3
+    answer = api.get("/api/me", **first)
+    assert assert_problem(answer, 429)["code"] == "too_many_failures"
+    assert int(answer["Retry-After"]) >= 1
+    assert_problem(api.get("/api/me", **{"X-Forwarded-For": "203.0.113.1, 203.0.113.2"}), 401)
+    api.key = good
+    assert api.get("/api/me", **first).status_code == 200
+
+
+def test_over_the_backlog_s_bound_is_503_and_it_passes_when_workers_catch_up(api: Any, settings: Settings) -> None:
+    settings.MAX_QUEUE_LENGTH = 3
+    for _ in range(3):
+        assert api.post("/api/events", GOOD).status_code == 202
+    answer = api.post("/api/events", GOOD)
+    problem = assert_problem(answer, 503)
+    assert problem["code"] == "backlog_full"
+    assert int(answer["Retry-After"]) >= 1
+    assert_problem(api.post("/api/events/batch", [GOOD]), 503)
+    assert Event.objects.count() == 3
+    assert api.get("/api/events").status_code == 200
+    assert fanout.fan_out_batch(10) == 3
+    until(lambda: api.post("/api/events", GOOD).status_code == 202)
+    assert Event.objects.count() == 4
+
+
+def test_finished_events_are_no_backlog_however_many_there_are(
+    api: Any, organization: Organization, settings: Settings
+) -> None:
+    settings.MAX_QUEUE_LENGTH = 3
+    Event.objects.bulk_create(
+        Event(organization=organization, type="a", data="1", status=status)
+        for status in ("processed", "error")
+        for _ in range(10)
+    )
+    backlog.forget()
+    assert api.post("/api/events", GOOD).status_code == 202
+
+
+def test_the_bound_holds_within_the_second_that_a_count_is_kept(api: Any, settings: Settings) -> None:
+    settings.MAX_QUEUE_LENGTH = 10
+    statuses = [api.post("/api/events", GOOD).status_code for _ in range(14)]
+    assert statuses == [202] * 10 + [503] * 4
