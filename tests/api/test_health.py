@@ -1,0 +1,209 @@
+"""Health pages: cheap, open, and true whatever the queues of RQ say."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from django.db import connection, transaction
+from django.utils import timezone
+from django_redis import get_redis_connection
+
+from core.db import server_cursor
+from devstack import processes
+from devstack.sockets import free_port
+from events.models import Event
+from orgs.models import Organization
+from tests.conftest import ApiClient
+from tests.servers import postgres, valkey
+from webhooks import claiming, fanout, leases, sql, subscriptions
+from webhooks.models import Delivery, Lane, Subscription
+
+DETAILED = "/api/health/detailed"
+
+
+@pytest.fixture(autouse=True)
+def _anonymous(db: None) -> None:
+    """Nothing here needs a key."""
+
+
+@pytest.fixture
+def client() -> Any:
+    """Return a client without a key."""
+    return ApiClient(None)
+
+
+def test_the_short_page_says_that_the_process_answers(client: Any) -> None:
+    answer = client.get("/api/health")
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "healthy", "service": "Zapier Triggers API"}
+
+
+def test_the_detailed_page_of_an_idle_system(client: Any) -> None:
+    answer = client.get(DETAILED)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["status"], body["service"]) == ("healthy", "Zapier Triggers API")
+    assert (body["redis"], body["database"], body["workers"]) == ("up", "up", 0)
+    assert body["queues"] == {
+        "event_queue_length": 0, "webhook_queue_length": 0, "event_pending_processing": 0,
+        "webhook_pending_processing": 0, "counted_up_to": 10_000,
+    }  # fmt: skip
+    assert body["oldest_waiting_seconds"] == {"event": 0, "webhook": 0}
+    assert body["config"] == {
+        "max_concurrent_events": 1000, "max_concurrent_deliveries": 512, "max_queue_length": 100_000,
+        "delivery_retry_schedule_seconds": [0, 5, 300, 1800, 7200, 18000, 36000, 36000],
+        "webhook_delivery_disabled": False,
+    }  # fmt: skip
+    assert "reasons" not in body
+
+
+def test_waiting_events_are_counted_with_rq_empty(api: Any, client: Any) -> None:
+    for number in range(3):
+        api.post("/api/events", {"type": "a", "data": number})
+    get_redis_connection("default").flushall()
+    Event.objects.update(due_at=timezone.now() - datetime.timedelta(seconds=90))
+    body = client.get(DETAILED).json()
+    assert body["queues"]["event_queue_length"] == 3
+    assert 90 <= body["oldest_waiting_seconds"]["event"] < 600
+    fanout.fan_out_batch(10)
+    body = client.get(DETAILED).json()
+    assert body["queues"]["event_queue_length"] == 0
+    assert body["oldest_waiting_seconds"]["event"] == 0
+
+
+def test_due_deliveries_are_waiting_and_claimed_ones_in_work(api: Any, client: Any, subscription: Subscription) -> None:
+    for number in range(6):
+        api.post("/api/events", {"type": "a", "data": number})
+    fanout.fan_out_batch(10)
+    long_ago = timezone.now() - datetime.timedelta(seconds=90)
+    later = timezone.now() + datetime.timedelta(hours=1)
+    ids = list(Delivery.objects.values_list("id", flat=True))
+    Delivery.objects.filter(id=ids[0]).update(next_attempt_at=later)
+    Delivery.objects.filter(id=ids[1]).update(status="failed")
+    Delivery.objects.exclude(id=ids[0]).update(next_attempt_at=long_ago)
+    Lane.objects.update(next_due_at=long_ago)
+    queues = client.get(DETAILED).json()
+    assert queues["queues"]["webhook_queue_length"] == 4
+    assert 90 <= queues["oldest_waiting_seconds"]["webhook"] < 600
+    claim = claiming.claim(3)
+    assert len(claim.deliveries) == 3
+    queues = client.get(DETAILED).json()["queues"]
+    assert (queues["webhook_queue_length"], queues["webhook_pending_processing"]) == (1, 3)
+    leases.release({claimed.lease_id for claimed in claim.deliveries})
+    queues = client.get(DETAILED).json()["queues"]
+    assert (queues["webhook_queue_length"], queues["webhook_pending_processing"]) == (4, 0)
+
+
+def test_what_is_held_for_a_disabled_subscription_is_no_queue(
+    api: Any, client: Any, subscription: Subscription
+) -> None:
+    api.post("/api/events", {"type": "a", "data": 1})
+    fanout.fan_out_batch(10)
+    subscriptions.disable(subscription)
+    assert client.get(DETAILED).json()["queues"]["webhook_queue_length"] == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_events_in_a_running_fan_out_are_in_work_and_no_longer_when_it_ends(client: Any) -> None:
+    announced, seen = threading.Event(), threading.Event()
+
+    def fan_out() -> None:
+        try:
+            with transaction.atomic(), server_cursor() as cursor:
+                cursor.execute(sql.ANNOUNCE_FAN_OUT, (17,))
+                announced.set()
+                seen.wait(30)
+        finally:
+            connection.close()
+
+    worker = threading.Thread(target=fan_out)
+    worker.start()
+    assert announced.wait(30)
+    during = client.get(DETAILED).json()["queues"]["event_pending_processing"]
+    seen.set()
+    worker.join()
+    assert during == 17
+    assert client.get(DETAILED).json()["queues"]["event_pending_processing"] == 0
+
+
+def test_settled_rows_are_in_no_figure_and_counting_stops_at_the_bound(
+    client: Any, organization: Organization, subscription: Subscription
+) -> None:
+    with connection.cursor() as cursor:
+        for status, count in (("processed", 20_000), ("error", 1_000), ("accepted", 10_500)):
+            cursor.execute(
+                "INSERT INTO events_event (id, organization_id, type, data, status, tries, last_error)"
+                " SELECT gen_random_uuid(), %s, 'a', '1', %s, 0, '' FROM generate_series(1, %s)",
+                [organization.id, status, count],
+            )
+        for status, count in (("delivered", 20_000), ("failed", 1_000), ("cancelled", 1_000)):
+            cursor.execute(
+                "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, cause,"
+                " tries_used, attempt_count, last_error)"
+                " SELECT gen_random_uuid(), %s, gen_random_uuid(), %s, %s, 'schedule', 1, 1, ''"
+                " FROM generate_series(1, %s)",
+                [organization.id, subscription.id, status, count],
+            )
+    queues = client.get(DETAILED).json()["queues"]
+    assert queues["event_queue_length"] == queues["counted_up_to"] == 10_000
+    assert queues["webhook_queue_length"] == 0
+
+
+def test_workers_live_as_long_as_their_heartbeat_is_fresh(client: Any) -> None:
+    redis = get_redis_connection("default")
+    now = datetime.datetime.now(datetime.UTC)
+    old = now - datetime.timedelta(minutes=5)
+    beats: dict[str, dict[str, str]] = {
+        "fresh": {"last_heartbeat": now.isoformat().replace("+00:00", "Z")},
+        "dead": {"last_heartbeat": now.isoformat(), "death": now.isoformat()},
+        "silent": {"last_heartbeat": old.isoformat()},
+        "odd": {"last_heartbeat": "yesterday"},
+        "naive": {"last_heartbeat": now.replace(tzinfo=None).isoformat()},
+        "binary": {"last_heartbeat": "\udcff"},
+    }
+    for name, fields in beats.items():
+        redis.sadd("rq:workers", f"rq:worker:{name}")
+        for field, value in fields.items():
+            redis.hset(f"rq:worker:{name}", field, value.encode("utf-8", "surrogateescape"))
+    redis.sadd("rq:workers", "rq:worker:gone")
+    assert client.get(DETAILED).json()["workers"] == 2
+
+
+def test_a_part_that_is_down_is_a_503_with_the_reason_and_the_short_page_stays_200(
+    tmp_path: Path,
+) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    cases = [
+        ({"DATABASE_URL": f"postgres://user:hunter2@{nowhere}/none", "REDIS_URL": valkey.url()},
+         ("unhealthy", "down", "up"), ["The database does not answer."]),
+        ({"DATABASE_URL": postgres.url(connection.settings_dict["NAME"]), "REDIS_URL": f"redis://:hunter2@{nowhere}"},
+         ("degraded", "up", "down"), ["Redis does not answer."]),
+    ]  # fmt: skip
+    for number, (environment, state, reasons) in enumerate(cases):
+        log = tmp_path / f"web{number}.log"
+        process, base = processes.web(log, env=environment, workers=1)
+        try:
+            answer = httpx.get(f"{base}{DETAILED}", timeout=60)
+            short = httpx.get(f"{base}/api/health", timeout=60)
+        finally:
+            process.stop()
+        body = answer.json()
+        assert answer.status_code == 503
+        assert (body["status"], body["database"], body["redis"]) == state
+        assert body["reasons"] == reasons
+        assert ("queues" in body) is (body["database"] == "up")
+        assert (body["workers"] is None) is (body["redis"] == "down")
+        assert short.status_code == 200
+        assert "hunter2" not in answer.text + log.read_text()
+
+
+def test_the_config_shows_the_limits_in_force(client: Any, settings: Any) -> None:
+    settings.MAX_CONCURRENT_EVENTS = 7
+    settings.DISABLE_WEBHOOK_DELIVERY = True
+    config = client.get(DETAILED).json()["config"]
+    assert (config["max_concurrent_events"], config["webhook_delivery_disabled"]) == (7, True)
