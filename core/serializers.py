@@ -19,9 +19,14 @@ class StrictSerializer(serializers.Serializer[Any]):
         return super().to_internal_value(data)
 
 
+def is_plain_text(value: str) -> bool:
+    """Tell whether a text is free of control characters, which have no business in a name."""
+    return not any(ord(character) < 32 or ord(character) == 127 for character in value)
+
+
 def validate_plain_text(value: str) -> None:
-    """Refuse control characters, which have no business in a name."""
-    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+    """Refuse control characters."""
+    if not is_plain_text(value):
         raise serializers.ValidationError("must not contain control characters")
 
 

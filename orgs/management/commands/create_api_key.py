@@ -10,6 +10,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from core.ids import parse_id
+from core.serializers import is_plain_text
 from orgs import audit, keys
 from orgs.models import Organization, Scope
 
@@ -35,15 +36,16 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         organization = find_organization(options["org"])
+        name = options["name"].strip()
+        if len(name) > 200 or not is_plain_text(name):
+            raise CommandError("--name must have at most 200 characters and none that is a control character.")
         expires_at = None
         if options["expires_in_days"] is not None:
             if not 0 < options["expires_in_days"] <= 36500:
                 raise CommandError("--expires-in-days must be more than 0 and at most 36500.")
             expires_at = timezone.now() + datetime.timedelta(days=options["expires_in_days"])
         with transaction.atomic():
-            key, text = keys.create_api_key(
-                organization, name=options["name"][:200], scopes=options["scope"], expires_at=expires_at
-            )
+            key, text = keys.create_api_key(organization, name=name, scopes=options["scope"], expires_at=expires_at)
             audit.record(
                 "key.create", actor="command:create_api_key", organization_id=organization.id, target=key.prefix
             )

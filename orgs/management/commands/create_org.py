@@ -7,8 +7,11 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 
+from core.serializers import is_plain_text
 from orgs import audit
 from orgs.models import Organization
+
+MAX_EVENTS_PER_MINUTE = 100_000_000
 
 
 class Command(BaseCommand):
@@ -21,13 +24,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         name = options["name"].strip()
-        if not name or len(name) > 200:
-            raise CommandError("NAME must have 1 to 200 characters.")
+        if not 1 <= len(name) <= 200 or not is_plain_text(name):
+            raise CommandError("NAME must have 1 to 200 characters and none that is a control character.")
         limits = {
             field: options[field] for field in ("events_per_minute", "retention_days") if options[field] is not None
         }
-        if limits.get("events_per_minute", 0) < 0:
-            raise CommandError("--events-per-minute must be 0 or more.")
+        if not 0 <= limits.get("events_per_minute", 0) <= MAX_EVENTS_PER_MINUTE:
+            raise CommandError(f"--events-per-minute must be from 0 to {MAX_EVENTS_PER_MINUTE}.")
         if not 1 <= limits.get("retention_days", 1) <= 3650:
             raise CommandError("--retention-days must be from 1 to 3650.")
         with transaction.atomic():
