@@ -38,7 +38,7 @@ def count() -> int:
 def rekey(
     done: Rekeyed,
     complain: Callable[[str], None],
-    advance: Callable[[int], None] = lambda seen: None,
+    advance: Callable[[int], None] | None = None,
     batch: int = BATCH,
 ) -> None:
     """Bring every subscription's secrets under the newest key, counting into `done`.
@@ -59,7 +59,8 @@ def rekey(
         for subscription_id in ids:
             _rekey_one(subscription_id, done, complain)
             done.seen += 1
-        advance(done.seen)
+        if advance is not None:
+            advance(done.seen)
         cursor = ids[-1]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import io
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from cryptography.fernet import Fernet
 from django.conf import LazySettings
 from django.core.management import CommandError, call_command
-from django.db import connection
+from django.db import connection, transaction
 
 from core.encryption import DecryptionError, decrypt, encrypt
 from orgs.models import AuditEntry, Organization
@@ -109,7 +110,7 @@ def test_a_run_that_was_cut_short_goes_on_where_it_stopped(organization: Organiz
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        rekeying.rekey(done, lambda complaint: None, stop_after_one_batch, batch=2)
+        rekeying.rekey(done, print, stop_after_one_batch, batch=2)
     assert done.values == 2
     assert _rotate()[0] == "5 subscriptions seen, 3 values encrypted with the newest key.\n"
 
@@ -120,51 +121,50 @@ def test_deleted_subscriptions_have_nothing_to_encrypt(organization: Organizatio
     assert _rotate()[0].startswith("0 subscriptions seen")
 
 
-@pytest.mark.django_db(transaction=True)
-def test_secrets_that_are_rotated_and_erased_meanwhile_do_not_come_back(
-    organization: Organization, settings: LazySettings
-) -> None:
-    made = [_make(organization, {"X-Token": "v"})[0] for _ in range(20)]
-    settings.SECRETS_ENCRYPTION_KEYS = [NEW, OLD]
-    current: dict[object, str] = {}
-    failed: list[BaseException] = []
-    stop = threading.Event()
+def _wait_until_blocked() -> None:
+    """Wait until a statement waits for a row that we hold."""
+    ends = time.monotonic() + 60
+    while time.monotonic() < ends:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            if cursor.fetchone()[0]:
+                return
+        time.sleep(0.01)
+    raise AssertionError("nothing waited")
 
-    def disturb() -> None:
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("change", ["rotate", "delete"])
+def test_a_secret_that_changes_under_its_hands_is_not_undone(
+    organization: Organization, settings: LazySettings, change: str
+) -> None:
+    subscription, _ = _make(organization, {"X-Token": "v"})
+    settings.SECRETS_ENCRYPTION_KEYS = [NEW, OLD]
+
+    def command() -> str:
         try:
-            while not stop.is_set():
-                for subscription in made[:-1]:
-                    current[subscription.pk] = subscriptions.rotate_secret(subscription, datetime.timedelta(hours=1))
-        except BaseException as error:
-            failed.append(error)
+            return _rotate()[0]
         finally:
             connection.close()
 
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    try:
-        subscriptions.delete(made[-1])
-        for _ in range(5):
-            # A process that still has the old key first writes beside the command.
-            Subscription.objects.filter(pk=made[0].pk).update(encrypted_headers=_under_old_key())
-            _rotate()
-    finally:
-        stop.set()
-        thread.join()
-    assert not failed
-    _rotate()
+    secret = ""
+    with ThreadPoolExecutor(1) as threads:
+        with transaction.atomic():
+            if change == "rotate":
+                secret = subscriptions.rotate_secret(subscription, datetime.timedelta(hours=1))
+            else:
+                subscriptions.delete(subscription)
+            running = threads.submit(command)
+            _wait_until_blocked()  # it has read the old row and is about to write
+        assert running.result(60).startswith("1 subscriptions seen")
     settings.SECRETS_ENCRYPTION_KEYS = [NEW]
-    for subscription in made[:-1]:
-        subscription.refresh_from_db()
-        assert decrypt(subscription.encrypted_secret) == current[subscription.pk]
-        assert open_headers(subscription.encrypted_headers) == {"X-Token": "v"}
-    made[-1].refresh_from_db()
-    assert made[-1].encrypted_secret == ""
-    assert made[-1].encrypted_headers == ""
-
-
-def _under_old_key() -> str:
-    return Fernet(OLD).encrypt(b'{"X-Token":"v"}').decode()
+    subscription.refresh_from_db()
+    if change == "rotate":
+        assert decrypt(subscription.encrypted_secret) == secret
+        assert open_headers(subscription.encrypted_headers) == {"X-Token": "v"}, "the rest moved all the same"
+    else:
+        assert not subscription.encrypted_secret
+        assert not subscription.encrypted_headers
 
 
 def test_a_process_with_both_keys_reads_what_either_wrote(settings: LazySettings) -> None:
