@@ -13,6 +13,8 @@ import socket
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+import idna
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -147,5 +149,16 @@ def check_url(url: str, allowed_networks: Sequence[Network] = (), allowed_ports:
             raise UrlError(NOT_ALLOWED)
         if address.version == 4 and host != str(address):
             raise UrlError(f"write the address as {address}")
-    elif not _HOST.fullmatch(host) or len(host) > 253:
+    elif not _HOST.fullmatch(host) or len(host) > 253 or not _is_decodable(host):
         raise UrlError("must name a valid host")
+
+
+def _is_decodable(host: str) -> bool:
+    """Tell whether every label that claims to be an encoded Unicode one (`xn--…`) is."""
+    try:
+        for label in host.split("."):
+            if label.startswith("xn--"):
+                idna.decode(label)
+    except idna.IDNAError:
+        return False
+    return True

@@ -244,14 +244,14 @@ def explain(error: BaseException) -> Answer:
     def has(*kinds: type[BaseException]) -> bool:
         return any(isinstance(link, kinds) for link in chain)
 
-    text = " ".join(str(chain[0]).split())[:300]
+    # The texts of the client's exceptions name resolved addresses and proxies, which are the operator's
+    # business.  The tenant reads ours.
     if has(AddressNotAllowed):
         return Answer(failure=Failure.ADDRESS_NOT_ALLOWED, detail=NOT_ALLOWED)
     if has(aiohttp.ClientProxyConnectionError, aiohttp.ClientHttpProxyError):
-        # The exception names the proxy, which is the operator's business and not the tenant's.
         return Answer(failure=Failure.PROXY_FAILED, detail="The way out did not pass the request on.")
     if has(ssl.SSLError, ssl.CertificateError, aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch):
-        return Answer(failure=Failure.TLS_FAILED, detail=text)
+        return Answer(failure=Failure.TLS_FAILED, detail=_tls_detail(chain))
     if has(aiohttp.ClientConnectorDNSError, socket.gaierror):
         return Answer(failure=Failure.DNS_FAILED, detail="The host name has no address.")
     if has(aiohttp.InvalidURL, httpx.InvalidURL, httpx.UnsupportedProtocol):
@@ -259,9 +259,23 @@ def explain(error: BaseException) -> Answer:
     if has(ConnectionRefusedError):
         return Answer(failure=Failure.CONNECTION_REFUSED, detail="The receiver refused the connection.")
     if has(aiohttp.ClientConnectorError):
-        return Answer(failure=Failure.CONNECTION_FAILED, detail=text)
+        return Answer(failure=Failure.CONNECTION_FAILED, detail="No connection to the receiver could be made.")
     if has(aiohttp.ServerDisconnectedError, ConnectionResetError, BrokenPipeError, aiohttp.ClientOSError):
         return Answer(failure=Failure.CONNECTION_LOST, detail="The receiver closed the connection without an answer.")
     if has(aiohttp.ClientResponseError, aiohttp.http_exceptions.HttpProcessingError, aiohttp.ClientPayloadError):
-        return Answer(failure=Failure.INVALID_RESPONSE, detail=f"Not a valid HTTP answer: {text}")
+        messages = [link.message for link in chain if isinstance(link, aiohttp.http_exceptions.HttpProcessingError)]
+        reason = " ".join(messages[0].split())[:200] if messages else "it broke off"
+        return Answer(failure=Failure.INVALID_RESPONSE, detail=f"Not a valid HTTP answer: {reason}")
     return Answer(failure=Failure.INTERNAL_ERROR, detail=f"{type(error).__name__}.")
+
+
+def _tls_detail(chain: Sequence[BaseException]) -> str:
+    """Return what OpenSSL found wrong, without what Python and aiohttp add to it."""
+    for link in chain:
+        # aiohttp's own exception is an SSLCertVerificationError by name only.
+        if isinstance(link, ssl.SSLCertVerificationError) and (found := getattr(link, "verify_message", "")):
+            return f"The certificate was not accepted: {str(found).rstrip('.')}."
+    for link in chain:
+        if isinstance(link, ssl.SSLError) and (found := getattr(link, "reason", "")):
+            return f"The TLS handshake failed: {str(found).replace('_', ' ').lower()}."
+    return "The TLS handshake failed."

@@ -1,0 +1,50 @@
+"""Sending through the real transport, and delivering through the real sender, for the tests of the way out."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import ipaddress
+from typing import Any
+
+from django.conf import settings
+
+from webhooks.fanout import fan_out_batch
+from webhooks.schedule import Answer
+from webhooks.sender import Sender
+from webhooks.transport import Egress, Transport
+
+STRICT = Egress(timeout=10, body_bytes=1024, dns_cache_ttl=0)
+
+
+def allowing(*networks: str, **changes: Any) -> Egress:
+    """Return a way out on which these networks may be called, too."""
+    return dataclasses.replace(
+        STRICT, allowed_networks=tuple(ipaddress.ip_network(text) for text in networks), **changes
+    )
+
+
+def send(egress: Egress, *urls: str, body: bytes = b"{}") -> list[Answer]:
+    """Send to each URL in turn through one transport; return the answers."""
+
+    async def run() -> list[Answer]:
+        transport = Transport(egress)
+        try:
+            return [await transport.send(url, [("x-test", "1")], body) for url in urls]
+        finally:
+            await transport.aclose()
+
+    return asyncio.run(run())
+
+
+def deliver() -> None:
+    """Fan out what was accepted and deliver what is due, as a worker does; returns when nothing is left to do now."""
+    while fan_out_batch(settings.MAX_CONCURRENT_EVENTS):
+        pass
+    sender = Sender(settings.MAX_CONCURRENT_DELIVERIES, 0.1)
+    sender.start()
+    try:
+        sender.wake()
+        assert sender.wait_until_drained(60)
+    finally:
+        sender.stop(10)
