@@ -11,19 +11,10 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
-from core.admin_tools import (
-    LIST_BOUND,
-    ChoiceFilter,
-    SpanFilter,
-    TooMany,
-    badge,
-    chunks,
-    code_block,
-    refuse_too_many,
-    report,
-    selected_ids,
-    short,
-)
+from core.admin_tools.actions import TooMany, chunks, refuse_too_many, report, selected_ids
+from core.admin_tools.filters import ChoiceFilter, SpanFilter
+from core.admin_tools.lists import LIST_BOUND
+from core.admin_tools.text import badge, code_block, short
 from core.ids import parse_id
 from core.wakeups import EVENTS, wake
 from events import repair

@@ -10,7 +10,8 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
-from core.admin_tools import BoundedAdmin, ReadOnlyAdmin, object_link, short
+from core.admin_tools.pages import BoundedAdmin, ReadOnlyAdmin
+from core.admin_tools.text import object_link, short
 from core.ids import parse_id
 from orgs import audit
 from orgs.models import Organization

@@ -83,7 +83,7 @@ def read_figures() -> list[Figure]:
 
 def read_troubled() -> list[dict[str, Any]]:
     """Return the subscriptions that fail or are disabled, those longest in trouble first."""
-    from core.admin_tools import badge, list_link, object_link, short
+    from core.admin_tools.text import badge, list_link, object_link, short
     from webhooks.models import Lane
 
     lanes = (

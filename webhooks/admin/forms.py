@@ -1,4 +1,4 @@
-"""The admin's form for a subscription: text boxes that the API's own serializer judges."""
+"""The admin's forms for a subscription: its fields, which the API's own serializer judges, and its actions' words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.conf import settings
+from django.contrib.admin.helpers import ActionForm
 from rest_framework import serializers
 
 from webhooks import subscriptions
@@ -108,3 +109,15 @@ def _texts(reasons: Any) -> list[str]:
     if isinstance(reasons, list | tuple):
         return [text for inner in reasons for text in _texts(inner)]
     return [str(reasons)]
+
+
+class SubscriptionActionForm(ActionForm):
+    """The action's own words: why a subscription is disabled, or since when it is recovered."""
+
+    reason = forms.CharField(
+        required=False, max_length=300, label="Reason (disable):", widget=forms.TextInput(attrs={"size": 24})
+    )
+    since = forms.CharField(
+        required=False, max_length=40, label="Since (recover):",
+        widget=forms.TextInput(attrs={"size": 20, "placeholder": "2026-01-31T12:00:00Z"}),
+    )  # fmt: skip
