@@ -44,9 +44,10 @@ WHERE l.subscription_id = ANY(%(ids)s::uuid[]) ORDER BY l.subscription_id FOR UP
 """
 
 # A lane that was closed since the fan-out looked has to put the new deliveries on hold.
+# The transaction's time is before any that it gave a delivery, however long the lock was waited for.
 ANNOUNCE_DUE = """
 UPDATE webhooks_lane
-SET next_due_at = least(next_due_at, clock_timestamp() + make_interval(secs => %(delay)s)),
+SET next_due_at = least(next_due_at, now() + make_interval(secs => %(delay)s)),
     needs_resync = needs_resync OR NOT is_open
 WHERE subscription_id IN (
     SELECT subscription_id FROM webhooks_lane WHERE subscription_id = ANY(%(ids)s::uuid[])

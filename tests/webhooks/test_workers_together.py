@@ -1,0 +1,264 @@
+"""Several workers at once, as real transactions on connections of their own: nothing is claimed twice, bounds hold."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections import Counter
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.db.models.functions import Now
+
+from devstack.receiver import Receiver
+from events.ingest import ingest
+from events.models import Event
+from events.payload import NewEvent
+from orgs.models import Organization
+from tests.webhooks.helpers import (
+    accept,
+    fan_out,
+    in_threads,
+    lane_of,
+    result,
+    sending,
+    statuses,
+    subscribe,
+)
+from webhooks import subscriptions
+from webhooks.claiming import Claimed, claim
+from webhooks.fanout import fan_out_batch
+from webhooks.leases import expire, release
+from webhooks.models import Delivery, DeliveryAttempt, Lane
+from webhooks.recording import record
+from webhooks.sweep import recount_lanes, remember_forgotten_lanes
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_no_delivery_is_claimed_twice_by_concurrent_workers(organization: Organization) -> None:
+    lanes = [subscribe(organization) for _ in range(5)]
+    accept(organization, 60)
+    Lane.objects.update(window_size=1000)
+
+    def work(number: int) -> list[Claimed]:
+        mine: list[Claimed] = []
+        while True:
+            taken = claim(7)
+            mine += taken.deliveries
+            if not taken.deliveries and not taken.was_crowded:
+                return mine
+
+    taken = [claimed for mine in in_threads(6, work) for claimed in mine]
+    assert len(taken) == 300
+    assert len({claimed.delivery_id for claimed in taken}) == 300
+    assert statuses() == ["delivering"] * 300
+    assert [lane_of(lane).in_flight for lane in lanes] == [60] * 5
+
+
+def test_a_claim_that_meets_only_locks_says_so_instead_of_sleeping(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    accept(organization, 1)
+    with transaction.atomic():
+        Lane.objects.select_for_update().get(pk=subscription.pk)
+        (elsewhere,) = in_threads(1, lambda _: claim(10))
+    assert (elsewhere.deliveries, elsewhere.was_crowded) == ([], True)
+    assert not claim(10).was_crowded
+    assert not claim(10).was_crowded  # nothing is due
+
+
+def test_workers_that_claim_record_die_and_stop_at_once_leave_every_count_exact(organization: Organization) -> None:
+    lanes = [subscribe(organization) for _ in range(3)]
+    accept(organization, 40)
+    Lane.objects.update(window_size=8)
+
+    def work(number: int) -> int:
+        done = 0
+        for round_number in range(25):
+            taken = claim(5).deliveries
+            kind = (round_number + number) % 5
+            if kind == 3:
+                release({c.lease_id for c in taken})
+            elif kind == 4 and taken:
+                Delivery.objects.filter(id__in=[c.delivery_id for c in taken]).update(
+                    lease_expires_at=Now() - datetime.timedelta(seconds=1)
+                )
+                expire()
+                record([result(c) for c in taken])  # the worker wasn't dead at all
+            elif taken:
+                record([result(c, 500 if kind == 2 and i == 0 else 200) for i, c in enumerate(taken)])
+                done += len(taken)
+        return done
+
+    in_threads(4, work)
+    for lane in lanes:
+        claimed = Delivery.objects.filter(subscription=lane, status="delivering").count()
+        assert lane_of(lane).in_flight == claimed
+    assert recount_lanes() == 0
+    assert remember_forgotten_lanes() == 0
+    assert Delivery.objects.count() == 120
+    numbers: dict[Any, list[int]] = {}
+    for delivery_id, number in DeliveryAttempt.objects.order_by("number").values_list("delivery_id", "number"):
+        numbers.setdefault(delivery_id, []).append(number)
+    for delivery in Delivery.objects.all():
+        assert numbers.get(delivery.id, []) == list(range(1, delivery.attempt_count + 1))
+
+
+def test_a_rate_limit_holds_over_workers_that_claim_at_once(organization: Organization) -> None:
+    subscribe(organization, deliveries_per_second=20.0)
+    accept(organization, 200)
+    Lane.objects.update(window_size=1000)
+    started = time.monotonic()
+
+    def work(number: int) -> int:
+        ends = started + 1.5
+        taken = 0
+        while time.monotonic() < ends:
+            taken += len(claim(50).deliveries)
+            time.sleep(0.005)
+        return taken
+
+    taken = sum(in_threads(4, work))
+    seconds = time.monotonic() - started
+    assert 2 <= taken <= 20 * seconds + 2 + 1  # the rate, a tenth of a second's burst, and the edge
+    assert statuses().count("delivering") == taken
+
+
+def test_a_rate_limit_holds_on_the_wire_over_two_senders(organization: Organization, receiver: Receiver) -> None:
+    subscribe(organization, receiver.url(), deliveries_per_second=20.0)
+    accept(organization, 30)
+    with sending(), sending():
+        requests = receiver.wait_for(30)
+    span = requests[-1].monotonic - requests[0].monotonic
+    # 30 at 20 a second, two of which may go at once.  A slow machine only makes it longer.
+    assert span >= (30 - 2 - 1) / 20 * 0.9
+
+
+def test_organisations_take_turns_over_workers(organization: Organization, other_organization: Organization) -> None:
+    for _ in range(30):
+        subscribe(organization)
+    quiet = subscribe(other_organization)
+    accept(organization, 20)
+    accept(other_organization, 20)
+    for _ in range(10):
+        taken = Counter(c.subscription_id for c in claim(4).deliveries)
+        assert taken[quiet.pk] >= 1 or lane_of(quiet).in_flight >= lane_of(quiet).window_size
+        record([result(c) for c in claim(4).deliveries if c.subscription_id == quiet.pk])
+    assert Delivery.objects.filter(subscription=quiet).exclude(status="pending").count() >= 4
+
+
+def test_an_open_circuit_lets_one_probe_through_whoever_asks(organization: Organization, settings: Any) -> None:
+    settings.CIRCUIT_THRESHOLD = 3
+    subscription = subscribe(organization)
+    accept(organization, 20)
+    record([result(c, 503) for c in claim(4).deliveries])
+    lane = lane_of(subscription)
+    assert (lane.circuit_opened, lane.window_size) == (1, 1)
+    assert claim(50).deliveries == []
+    Lane.objects.update(paused_until=Now() - datetime.timedelta(seconds=1))
+    probes = [c for taken in in_threads(4, lambda _: claim(50).deliveries) for c in taken]
+    assert len(probes) == 1
+    first_pause = lane.paused_until
+    record([result(probes[0], 503)])
+    lane = lane_of(subscription)
+    assert lane.circuit_opened == 2
+    assert lane.paused_until is not None
+    assert first_pause is not None
+    assert claim(50).deliveries == []
+    Lane.objects.update(paused_until=Now() - datetime.timedelta(seconds=1))
+    (probe,) = claim(50).deliveries
+    record([result(probe)])
+    lane = lane_of(subscription)
+    assert (lane.circuit_opened, lane.failures_in_row, lane.paused_until) == (0, 0, None)
+    assert lane.window_size == settings.INITIAL_WINDOW
+    assert len(claim(50).deliveries) == settings.INITIAL_WINDOW
+
+
+def test_concurrent_fan_outs_make_each_delivery_once(organization: Organization) -> None:
+    for _ in range(4):
+        subscribe(organization)
+    for _ in range(200):
+        ingest(organization.id, NewEvent("a.b", "{}", None))
+
+    def work(number: int) -> None:
+        while fan_out_batch(15):
+            pass
+
+    in_threads(5, work)
+    assert Event.objects.filter(status="processed").count() == 200
+    assert Delivery.objects.count() == 800
+    assert Delivery.objects.values("event_id", "subscription_id").distinct().count() == 800
+
+
+def test_a_subscription_that_changes_under_a_fan_out_keeps_no_delivery_in_the_wrong_state(
+    organization: Organization,
+) -> None:
+    switched, deleted = subscribe(organization), subscribe(organization)
+
+    def work(number: int) -> None:
+        if number == 0:
+            for _ in range(15):
+                subscriptions.disable(switched)
+                subscriptions.enable(switched)
+            subscriptions.disable(switched)
+        elif number == 1:
+            time.sleep(0.1)  # somewhere in the middle
+            subscriptions.delete(deleted)
+        else:
+            for _ in range(60):
+                ingest(organization.id, NewEvent("a.b", "{}", None))
+                fan_out_batch(10)
+
+    in_threads(4, work)
+    fan_out()
+    # What the sweep does for a lane that is marked.
+    for lane in Lane.objects.filter(needs_resync=True):
+        while not subscriptions.resync(lane.pk):
+            pass
+    assert set(statuses(subscription=switched)) == {"held"}
+    assert set(statuses(subscription=deleted)) <= {"cancelled"}
+    assert len(statuses(subscription=switched)) == 120
+    subscriptions.enable(switched)
+    assert set(statuses(subscription=switched)) == {"pending"}
+
+
+def test_enabling_a_subscription_that_was_just_deleted_opens_nothing(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    accept(organization, 3)
+    subscriptions.delete(type(subscription).objects.get(pk=subscription.pk))
+    subscriptions.enable(subscription)
+    assert not lane_of(subscription).is_open
+    assert claim(10).deliveries == []
+    assert statuses() == ["cancelled"] * 3
+
+
+def test_no_more_subscriptions_are_made_at_once_than_an_organisation_may_have(
+    organization: Organization, settings: Any
+) -> None:
+    settings.MAX_SUBSCRIPTIONS = 3
+
+    def work(number: int) -> int:
+        try:
+            subscribe(organization)
+            return 1
+        except subscriptions.TooManySubscriptions:
+            return 0
+
+    assert sum(in_threads(8, work)) == 3
+
+
+def test_changing_a_url_while_its_results_disable_it_is_no_deadlock(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    accept(organization, 40)
+
+    def work(number: int) -> None:
+        for round_number in range(20):
+            if number % 2:
+                subscriptions.change(subscription, {"url": f"http://127.0.0.1:9/{round_number}"})
+            else:
+                record([result(c, 410) for c in claim(1).deliveries])
+                subscriptions.enable(subscription)
+
+    in_threads(4, work)
+    assert recount_lanes() == 0
