@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -26,6 +27,9 @@ DEFAULT_RATE = 200.0
 FILTERS = ("delivery", "event", "subscription", "org", "status", "since", "until")
 
 
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
 def _identifier(text: str) -> uuid.UUID:
     value = parse_id(text)
     if value is None:
@@ -35,11 +39,13 @@ def _identifier(text: str) -> uuid.UUID:
 
 def _moment(text: str) -> datetime.datetime:
     """Return an ISO time, or the time that a duration such as 2h, 30m or 1d ago was."""
-    units = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-    if text[:-1].isdigit() and text[-1] in units:
-        return timezone.now() - datetime.timedelta(**{units[text[-1]]: int(text[:-1])})
+    ago = re.fullmatch(r"([0-9]+)([smhd])", text)
     try:
+        if ago:
+            return timezone.now() - datetime.timedelta(seconds=int(ago[1]) * _UNIT_SECONDS[ago[2]])
         return moment(text)
+    except OverflowError:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer ago than the calendar goes back") from None
     except ParameterError as error:
         raise argparse.ArgumentTypeError(f"{text!r} {error}, or a duration such as 2h") from None
 
