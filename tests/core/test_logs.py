@@ -1,0 +1,68 @@
+"""Logs: one JSON line on stderr for each thing, whatever it holds, ours and the libraries' alike."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SCRIPT = """
+import logging, structlog
+from core.logs import configure_logging
+configure_logging("INFO")
+log = structlog.get_logger()
+structlog.contextvars.bind_contextvars(request_id="r1")
+log.info("plain", number=1, text="a\\nb\\u2028\\x1b[31m", nested={"a": [1, None]})
+log.debug("too detailed")
+log.info("surrogate", text="\\ud800")
+log.info("large", number=2**80)
+log.info("odd", value=object, keys={1: 2})
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("fault")
+structlog.contextvars.clear_contextvars()
+logging.getLogger("somebody").warning("hello %s\\nsecond line", "world")
+logging.getLogger("somebody").info("told")
+logging.getLogger("django.request").error("logged by the middleware already")
+logging.getLogger("rq.worker").info("chatter")
+try:
+    1 / 0
+except ZeroDivisionError:
+    logging.getLogger("somebody").exception("theirs")
+"""
+
+
+def lines_of(script: str) -> tuple[list[dict[str, Any]], str]:
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    return [json.loads(line) for line in done.stderr.split("\n")[:-1]], done.stdout
+
+
+def test_each_thing_is_one_json_line_on_stderr() -> None:
+    lines, stdout = lines_of(SCRIPT)
+    assert stdout == ""
+    assert [line["event"] for line in lines] == [
+        "plain", "surrogate", "large", "odd", "fault", "hello world\nsecond line", "told", "theirs",
+    ]  # fmt: skip
+    for line in lines:
+        assert line["level"] in {"info", "warning", "error"}
+        assert line["timestamp"].endswith("Z")
+    ours, theirs = lines[:5], lines[5:]
+    assert {line["request_id"] for line in ours} == {"r1"}
+    assert ours[0]["text"] == "a\nb\u2028\x1b[31m"
+    assert ours[0]["nested"] == {"a": [1, None]}
+    assert ours[2]["number"] == 2**80
+    assert "ZeroDivisionError" in ours[4]["exception"]
+    assert all(line["logger"] == "somebody" for line in theirs)
+    assert "ZeroDivisionError" in theirs[-1]["exception"]
+
+
+def test_the_level_is_the_one_that_was_set() -> None:
+    lines, _ = lines_of(SCRIPT.replace('"INFO"', '"ERROR"'))
+    assert [line["event"] for line in lines] == ["fault", "theirs"]

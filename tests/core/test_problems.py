@@ -1,0 +1,97 @@
+"""Errors: each exception becomes the problem that stands for it, with pointers into the request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse
+from rest_framework import exceptions
+
+from core import problems
+from core.problems import MEDIA_TYPE, Problem, as_problem
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (Problem(418, "teapot", "I am one."), 418, "teapot"),
+        (exceptions.ValidationError({"a": ["x"]}), 400, "invalid"),
+        (exceptions.MethodNotAllowed("PUT"), 405, "method_not_allowed"),
+        (exceptions.UnsupportedMediaType("text/plain"), 415, "unsupported_media_type"),
+        (exceptions.ParseError("x"), 400, "parse_error"),
+        (exceptions.NotAuthenticated(), 401, "not_authenticated"),
+        (exceptions.PermissionDenied(), 403, "permission_denied"),
+        (Http404(), 404, "not_found"),
+        (RequestDataTooBig(), 413, "too_large"),
+        (SuspiciousOperation(), 400, "bad_request"),
+        (OperationalError("gone"), 503, "database_unavailable"),
+        (InterfaceError("closed"), 503, "database_unavailable"),
+        (psycopg.OperationalError("gone"), 503, "database_unavailable"),
+    ],
+)
+def test_an_exception_becomes_a_problem(error: Exception, status: int, code: str) -> None:
+    problem = as_problem(error)
+    assert problem is not None
+    assert (problem.status_code, problem.code) == (status, code)
+    assert problem.sentence
+
+
+@pytest.mark.parametrize("error", [ValueError("secret"), KeyError("secret"), psycopg.errors.UndefinedTable("secret")])
+def test_a_fault_of_ours_stands_for_none(error: Exception) -> None:
+    assert as_problem(error) is None
+
+
+def test_each_leaf_of_a_validation_error_is_pointed_at() -> None:
+    error = exceptions.ValidationError(
+        {"a": ["one", "two"], "b/c~d": {"e": ["three"]}, "list": [{}, {"f": ["four"]}], "non_field_errors": ["five"]}
+    )
+    problem = as_problem(error)
+    assert problem is not None
+    assert [(one["pointer"], one["detail"]) for one in problem.errors] == [
+        ("/a", "one"), ("/a", "two"), ("/b~1c~0d/e", "three"), ("/list/1/f", "four"), ("", "five"),
+    ]  # fmt: skip
+
+
+def request_for(path: str) -> HttpRequest:
+    request = HttpRequest()
+    request.path = request.path_info = path
+    request.method = "GET"
+    return request
+
+
+@pytest.mark.parametrize(
+    ("respond", "status"),
+    [
+        (lambda request: problems.handler400(request, SuspiciousOperation("secret")), 400),
+        (lambda request: problems.handler403(request, PermissionDenied("secret")), 403),
+        (lambda request: problems.handler404(request, Http404("secret")), 404),
+        (lambda request: problems.handler500(request), 500),
+    ],
+)
+def test_django_s_own_pages_are_problems_under_api_and_html_elsewhere(respond: Any, status: int) -> None:
+    for path in ("/api", "/api/x"):
+        answer: HttpResponse = respond(request_for(path))
+        assert (answer.status_code, answer["Content-Type"]) == (status, MEDIA_TYPE)
+        assert json.loads(answer.content)["status"] == status
+        assert b"secret" not in answer.content
+        assert answer["Content-Length"] == str(len(answer.content))
+    page: HttpResponse = respond(request_for("/admin/x"))
+    assert page.status_code == status
+    assert page["Content-Type"].startswith("text/html")
+
+
+def test_the_problem_has_its_members_and_those_on_top() -> None:
+    answer = problems.problem_response(
+        request_for("/api/x"),
+        Problem(409, "taken", "It is taken.", errors=[("/a", "x")], headers={"Location": "/y"}, extra={"by": "z"}),
+    )
+    assert json.loads(answer.content) == {
+        "type": "about:blank", "title": "Conflict", "status": 409, "detail": "It is taken.", "code": "taken",
+        "request_id": None, "errors": [{"pointer": "/a", "detail": "x"}], "by": "z",
+    }  # fmt: skip
+    assert answer["Location"] == "/y"

@@ -1,0 +1,164 @@
+"""What stands on Redis: wake-ups that aren't lost, a fuse for when it is away, rates that are exact."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+
+import pytest
+from django_redis import get_redis_connection
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from core import ratelimits
+from core import redis as core_redis
+from core.ratelimits import Verdict, hit
+from core.redis import RedisUnavailable, call_redis
+from core.wakeups import EVENTS, JOB_FUNCTIONS, WEBHOOKS, ForbiddenJob, WakeUp, wake
+
+
+def queue(name: str) -> Queue:
+    return Queue(name, connection=get_redis_connection("default"), job_class=WakeUp, serializer=JSONSerializer)
+
+
+@pytest.mark.parametrize("name", [EVENTS, WEBHOOKS])
+def test_a_wake_up_names_one_of_our_functions_and_no_row(name: str) -> None:
+    assert wake(name)
+    (job,) = queue(name).jobs
+    assert job.func_name == JOB_FUNCTIONS[name]
+    assert callable(job.func)
+    assert not job.args
+    assert not job.kwargs
+    raw = get_redis_connection("default").hget(job.key, "data")
+    assert json.loads(zlib.decompress(raw)) == [JOB_FUNCTIONS[name], None, [], {}]  # JSON, never a pickle
+
+
+def test_a_wake_up_that_waits_is_not_added_twice_and_one_that_was_taken_is() -> None:
+    for _ in range(5):
+        assert wake(EVENTS)
+    assert queue(EVENTS).count == 1
+    assert queue(WEBHOOKS).count == 0
+    get_redis_connection("default").lpop("rq:queue:events")
+    assert wake(EVENTS)
+    assert queue(EVENTS).count == 1
+
+
+def test_redis_does_not_grow_with_wake_ups() -> None:
+    connection = get_redis_connection("default")
+    for _ in range(50):
+        wake(EVENTS)
+        connection.delete("rq:job:" + connection.lpop("rq:queue:events").decode())
+    assert wake(EVENTS)
+    assert len(connection.keys("rq:job:*")) == 1
+
+
+@pytest.mark.parametrize("name", ["os.system", "triggers_project.jobs.fan_out_for", "builtins.eval", ""])
+def test_a_job_that_names_another_function_is_refused(name: str) -> None:
+    job = WakeUp.create("os.getcwd", connection=get_redis_connection("default"), serializer=JSONSerializer)
+    job._func_name = name
+    with pytest.raises(ForbiddenJob):
+        _ = job.func
+
+
+def test_a_job_with_arguments_or_callbacks_is_refused() -> None:
+    connection = get_redis_connection("default")
+    job = WakeUp.create(JOB_FUNCTIONS[EVENTS], args=(1,), connection=connection, serializer=JSONSerializer)
+    with pytest.raises(ForbiddenJob):
+        _ = job.func
+    assert (job.success_callback, job.failure_callback, job.stopped_callback) == (None, None, None)
+
+
+def test_after_a_failure_redis_is_left_alone_for_a_moment_and_then_asked_again() -> None:
+    asked: list[int] = []
+
+    def fail(connection: Redis) -> None:
+        asked.append(1)
+        raise RedisConnectionError("gone")
+
+    with pytest.raises(RedisUnavailable, match="gone"):
+        call_redis(fail)
+    for _ in range(3):
+        with pytest.raises(RedisUnavailable, match="a moment ago"):
+            call_redis(fail)
+    assert asked == [1]
+    assert wake(EVENTS) is False
+    assert 0 < core_redis._guard._retry_at - time.monotonic() <= core_redis.PAUSE_SECONDS
+    core_redis._guard._retry_at = time.monotonic()
+    assert wake(EVENTS) is True
+
+
+def test_a_fault_that_is_not_redis_s_is_not_swallowed() -> None:
+    def fail(connection: Redis) -> None:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        call_redis(fail)
+    assert wake(EVENTS)
+
+
+def test_a_rate_is_counted_down_and_refused_at_its_end() -> None:
+    verdicts = [hit("p", "a", 3) for _ in range(4)]
+    assert [(verdict.allowed, verdict.remaining) for verdict in verdicts] == [
+        (True, 2), (True, 1), (True, 0), (False, 0),
+    ]  # fmt: skip
+    assert all(0 <= verdict.reset_seconds <= 60 for verdict in verdicts)
+    assert hit("p", "b", 3).allowed
+    assert hit("q", "a", 3).allowed
+
+
+def test_a_cost_passes_whole_or_not_at_all() -> None:
+    assert hit("p", "a", 10, cost=6).remaining == 4
+    assert not hit("p", "a", 10, cost=5).allowed
+    assert hit("p", "a", 10, cost=4).allowed
+    assert not hit("p", "a", 10).allowed
+
+
+@pytest.mark.parametrize("cost", [1, 2])
+def test_callers_at_once_never_get_more_than_the_rate(cost: int) -> None:
+    gate = threading.Barrier(8)
+    allowed: list[bool] = []
+
+    def call() -> None:
+        gate.wait()
+        allowed.extend(hit("p", "a", 40, cost=cost).allowed for _ in range(10))
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(allowed) * cost <= 40
+    assert sum(allowed) > 0
+
+
+def test_a_count_never_outlives_its_minute() -> None:
+    hit("p", "a", 3)
+    connection = get_redis_connection("default")
+    assert all(0 < connection.ttl(key) <= 61 for key in connection.keys("*LIMIT*"))
+    assert connection.keys("*LIMIT*")
+
+
+@pytest.fixture
+def without_redis() -> Iterator[None]:
+    """Leave Redis alone, as after a failure."""
+    core_redis._guard._retry_at = time.monotonic() + 300
+    yield
+    core_redis._guard._retry_at = 0.0
+
+
+def test_without_redis_the_rate_is_counted_in_this_process(without_redis: None) -> None:
+    ratelimits._local.storage.reset()
+    assert [hit("p", "alone", 2).allowed for _ in range(3)] == [True, True, False]
+
+
+def test_the_headers_tell_the_policy_what_is_left_and_when_to_come_back() -> None:
+    assert Verdict(True, 60, 59, 12).headers("events") == {
+        "RateLimit-Policy": '"events";q=60;w=60',
+        "RateLimit": '"events";r=59;t=12',
+    }
+    assert Verdict(False, 60, 0, 0).headers("events")["Retry-After"] == "1"
