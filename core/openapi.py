@@ -221,7 +221,7 @@ REFUSALS: Schema = {
         headers=("WWW-Authenticate",),
     ),
     "403": _refusal(
-        "The key lacks the scope that this operation needs.",
+        "The key lacks the scope that this operation needs, or was asked to give more than it has.",
         _example(
             403, "Forbidden", "missing_scope", "This key lacks the scope events:write.", scope="events:write"
         ),

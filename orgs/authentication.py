@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import cast
 
-from django.conf import settings
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
 from core.middleware import client_address
 from core.problems import Problem
-from core.ratelimits import hit
+from core.ratelimits import Verdict
+from orgs import throttle
 from orgs.keys import Caller, authenticate
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="triggers"'}
@@ -30,26 +30,31 @@ class ApiKeyAuthentication(BaseAuthentication):
             raise self._refusal(
                 request, "not_authenticated", "Give an API key in `X-API-Key` or `Authorization: Bearer`."
             )
+        early = throttle.refuse_early(client_address(request._request), key)
+        if early is not None:
+            raise self._too_many(early)
         caller = authenticate(key)
         if caller is None:
             raise self._refusal(request, "invalid_api_key", "The API key is not valid.")
+        throttle.succeeded(key)
         return caller, None
 
     def authenticate_header(self, request: Request) -> str:
         return _CHALLENGE["WWW-Authenticate"]
 
-    @staticmethod
-    def _refusal(request: Request, code: str, detail: str) -> Problem:
+    def _refusal(self, request: Request, code: str, detail: str) -> Problem:
         """Return the 401, or a 429 for an address that keeps failing."""
-        verdict = hit("auth-failures", client_address(request._request), settings.AUTH_FAILURES_PER_MINUTE)
-        if not verdict.allowed:
-            return Problem(
-                429,
-                "too_many_failures",
-                "Too many failed authentications from this address.",
-                headers=verdict.headers("auth-failures"),
-            )
-        return Problem(401, code, detail, headers=_CHALLENGE)
+        verdict = throttle.failed(client_address(request._request))
+        return Problem(401, code, detail, headers=_CHALLENGE) if verdict.allowed else self._too_many(verdict)
+
+    @staticmethod
+    def _too_many(verdict: Verdict) -> Problem:
+        return Problem(
+            429,
+            "too_many_failures",
+            "Too many failed authentications from this address.",
+            headers=verdict.headers(throttle.POLICY),
+        )
 
 
 def caller_of(request: Request) -> Caller:

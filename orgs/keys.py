@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
 
@@ -28,6 +29,14 @@ class ScopeError(ValueError):
     """A key was asked to give away more than it has."""
 
 
+class ExpiryError(ScopeError):
+    """A key was asked for one that outlives it."""
+
+
+class KeyEnded(ValueError):
+    """The key is revoked or has expired; the message is the word for which."""
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """The key behind a request and the organisation that it speaks for."""
@@ -38,6 +47,7 @@ class Caller:
     organization_id: uuid.UUID
     organization_name: str
     events_per_minute: int
+    expires_at: datetime.datetime | None = None
 
     is_authenticated = True
 
@@ -76,7 +86,7 @@ def create_api_key(
 
 
 _FIND_KEY = """
-SELECT k.id, k.secret_hash, k.scopes, o.id, o.name, o.events_per_minute,
+SELECT k.id, k.secret_hash, k.scopes, o.id, o.name, o.events_per_minute, k.expires_at,
        o.is_active AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp()),
        k.last_used_at IS NULL OR k.last_used_at < clock_timestamp() - interval '1 minute'
 FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
@@ -94,7 +104,7 @@ def authenticate(text: str) -> Caller | None:
         row = cursor.execute(_FIND_KEY, (prefix,)).fetchone()
         if row is None:
             return None
-        key_id, secret_hash, scopes, org_id, org_name, per_minute, usable, touch = row
+        key_id, secret_hash, scopes, org_id, org_name, per_minute, expires_at, usable, touch = row
         if not hmac.compare_digest(bytes(secret_hash), _hash(text)) or not usable:
             return None
         if touch:
@@ -104,7 +114,7 @@ def authenticate(text: str) -> Caller | None:
                 " AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')",
                 (key_id,),
             )
-    return Caller(key_id, prefix, frozenset(scopes), org_id, org_name, per_minute)
+    return Caller(key_id, prefix, frozenset(scopes), org_id, org_name, per_minute, expires_at)
 
 
 def revoke(key: ApiKey) -> bool:
@@ -115,14 +125,22 @@ def revoke(key: ApiKey) -> bool:
 
 
 def rotate(key: ApiKey, overlap: datetime.timedelta) -> tuple[ApiKey, str]:
-    """Make a key with the same name and scopes; the old one ends after `overlap`.
+    """Make a key with the same name, scopes and expiry; the old one ends after `overlap`.
 
     Returns the new key and its full text.  The old key never lives longer than it already would.
+    Raises KeyEnded: a key that was revoked, a moment ago even, gets no successor.
     """
-    new_key, text = create_api_key(key.organization_id, name=key.name, scopes=key.scopes, expires_at=key.expires_at)
-    ApiKey.objects.filter(pk=key.pk).filter(Q(expires_at=None) | Q(expires_at__gt=Now() + overlap)).update(
-        expires_at=Now() + overlap
-    )
+    with transaction.atomic():
+        now = Now()
+        old = ApiKey.objects.select_for_update().annotate(expired=Q(expires_at__lte=now)).get(pk=key.pk)
+        if old.revoked_at is not None:
+            raise KeyEnded("revoked")
+        if old.expired:
+            raise KeyEnded("expired")
+        new_key, text = create_api_key(old.organization_id, name=old.name, scopes=old.scopes, expires_at=old.expires_at)
+        ApiKey.objects.filter(pk=old.pk).filter(Q(expires_at=None) | Q(expires_at__gt=now + overlap)).update(
+            expires_at=now + overlap
+        )
     key.refresh_from_db(fields=["expires_at"])
     return new_key, text
 
@@ -132,3 +150,9 @@ def require_within(wanted: Iterable[str], held: Iterable[str]) -> None:
     beyond = sorted(set(wanted) - set(held))
     if beyond:
         raise ScopeError("a key can't give what it doesn't have: " + ", ".join(beyond))
+
+
+def require_no_longer(wanted: datetime.datetime | None, held: datetime.datetime | None) -> None:
+    """Raise ExpiryError when a key that ends at `wanted` would outlive one that ends at `held` (None is never)."""
+    if held is not None and (wanted is None or wanted > held):
+        raise ExpiryError(f"a key can't give one that outlives it: it ends at {held.isoformat()}")

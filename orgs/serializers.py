@@ -23,7 +23,11 @@ class ApiKeyCreate(StrictSerializer):
         allow_empty=False,
         help_text="Defaults to the scopes of the key that asks; never more than those.",
     )
-    expires_at = serializers.DateTimeField(required=False, allow_null=True, default=None)
+    expires_at = serializers.DateTimeField(
+        required=False,
+        allow_null=True,
+        help_text="Null is never. Defaults to when the key that asks ends; never later than that.",
+    )
 
     def validate_expires_at(self, value: datetime.datetime | None) -> datetime.datetime | None:
         """Refuse a time that has passed."""

@@ -59,6 +59,15 @@ def _require_within(request: Request, scopes: list[str]) -> None:
         raise Problem(403, "missing_scope", f"{str(error).capitalize()}.", errors=[("/scopes", str(error))]) from None
 
 
+def _require_no_longer(request: Request, expires_at: datetime.datetime | None) -> None:
+    try:
+        keys.require_no_longer(expires_at, caller_of(request).expires_at)
+    except keys.ExpiryError as error:
+        raise Problem(
+            403, "outlives_caller", "A key can't give one that outlives it.", errors=[("/expires_at", str(error))]
+        ) from None
+
+
 class KeyListView(APIView):
     """The organisation's keys."""
 
@@ -89,12 +98,14 @@ class KeyListView(APIView):
         wanted = serializer.validated_data
         scopes = wanted.get("scopes") or sorted(caller_of(request).scopes)
         _require_within(request, scopes)
+        expires_at = wanted.get("expires_at", caller_of(request).expires_at)
+        _require_no_longer(request, expires_at)
         with transaction.atomic():
             key, secret = keys.create_api_key(
                 caller_of(request).organization_id,
                 name=wanted["name"],
                 scopes=set(scopes),
-                expires_at=wanted["expires_at"],
+                expires_at=expires_at,
             )
             audit.record_for_caller(request, "key.create", key.prefix, {"scopes": key.scopes})
         key.refresh_from_db()
@@ -139,24 +150,31 @@ class KeyRotateView(APIView):
         request=ApiKeyRotate,
         responses={
             201: schema.ApiKeyWithSecret,
-            **conflict("The key is revoked.", "key_revoked", "The key is revoked; make a new one instead."),
+            **conflict(
+                "The key is revoked or has expired.", "key_revoked", "The key is revoked; make a new one instead."
+            ),
         },
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
     def post(self, request: Request, key_id: uuid.UUID) -> Response:
-        """Make a successor with the same scopes; the old key works on for `overlap_seconds`."""
+        """Make a successor with the same scopes and expiry; the old key works on for `overlap_seconds`."""
         serializer = ApiKeyRotate(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         old = _own_key(request, key_id)
-        if old.revoked_at is not None:
-            raise Problem(409, "key_revoked", "The key is revoked; make a new one instead.")
         _require_within(request, old.scopes)
+        _require_no_longer(request, old.expires_at)
         overlap = datetime.timedelta(seconds=serializer.validated_data["overlap_seconds"])
-        with transaction.atomic():
-            key, secret = keys.rotate(old, overlap)
-            audit.record_for_caller(
-                request, "key.rotate", old.prefix, {"successor": key.prefix, "overlap_seconds": overlap.total_seconds()}
-            )
+        try:
+            with transaction.atomic():
+                key, secret = keys.rotate(old, overlap)
+                audit.record_for_caller(
+                    request,
+                    "key.rotate",
+                    old.prefix,
+                    {"successor": key.prefix, "overlap_seconds": overlap.total_seconds()},
+                )
+        except keys.KeyEnded as ended:
+            raise Problem(409, f"key_{ended}", f"The key is {ended}; make a new one instead.") from None
         key.refresh_from_db()
         return Response({**render_key(key), "key": secret}, status=201, headers={"Location": f"/api/keys/{key.id}"})
 

@@ -13,6 +13,7 @@ from django_redis import get_redis_connection
 from core import redis as core_redis
 from devstack.receiver import Receiver
 from events import backlog
+from orgs import throttle
 from orgs.keys import create_api_key
 from orgs.models import Organization
 from webhooks import subscriptions
@@ -21,9 +22,10 @@ from webhooks.models import Subscription
 
 @pytest.fixture(autouse=True)
 def _clean_slate() -> None:
-    """Forget what processes remember between requests: Redis, the backlog's figure, a Redis outage."""
+    """Forget what processes remember between requests: Redis, the backlog's figure, failed log-ins, a Redis outage."""
     get_redis_connection("default").flushall()
     backlog.forget()
+    throttle.forget()
     core_redis._guard._retry_at = 0.0
 
 

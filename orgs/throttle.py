@@ -1,0 +1,117 @@
+"""Failed authentications, counted for each client address; over the limit they cost no look-up.
+
+A valid key must work from an address that others abuse (an office, a proxy that wasn't announced in
+TRUSTED_PROXIES), so an address over its limit is not simply shut out: keys that this process has seen
+working pass as ever, and the others are looked up at a bounded pace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import threading
+import time
+from collections import OrderedDict
+
+from django.conf import settings
+
+from core.ratelimits import Verdict, hit
+
+POLICY = "auth-failures"
+# For all blocked addresses of a process together: keys that it hasn't seen working are looked up this often.
+LOOKUPS_PER_SECOND = 20
+REMEMBERED = 10_000
+
+
+def subject(address: str) -> str:
+    """Return what failures are counted by: an IPv4 address, or the /64 that one IPv6 client has to itself."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return hashlib.sha256(address.encode()).hexdigest()[:32]
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
+    return str(parsed)
+
+
+class _Memory:
+    """What this process knows; forgetting it costs look-ups, no more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._blocked: OrderedDict[str, float] = OrderedDict()
+        self._working: OrderedDict[bytes, None] = OrderedDict()
+        self._next_lookup = 0.0
+
+    def clear(self) -> None:
+        with self._lock:
+            self._blocked.clear()
+            self._working.clear()
+            self._next_lookup = 0.0
+
+    def block(self, who: str, seconds: float) -> None:
+        with self._lock:
+            self._blocked[who] = time.monotonic() + seconds
+            self._blocked.move_to_end(who)
+            if len(self._blocked) > REMEMBERED:
+                self._blocked.popitem(last=False)
+
+    def blocked_for(self, who: str) -> float:
+        """Return for how many seconds more the address is over its limit; 0 when it isn't, as far as known."""
+        if who not in self._blocked:
+            return 0.0
+        with self._lock:
+            left = self._blocked.get(who, 0.0) - time.monotonic()
+            if left <= 0:
+                self._blocked.pop(who, None)
+            return max(0.0, left)
+
+    def remember(self, key: str) -> None:
+        digest = hashlib.sha256(key.encode()).digest()
+        with self._lock:
+            self._working[digest] = None
+            self._working.move_to_end(digest)
+            if len(self._working) > REMEMBERED:
+                self._working.popitem(last=False)
+
+    def may_look_up(self, key: str) -> bool:
+        with self._lock:
+            if hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() in self._working:
+                return True
+            now = time.monotonic()
+            if now < self._next_lookup:
+                return False
+            self._next_lookup = now + 1 / LOOKUPS_PER_SECOND
+            return True
+
+
+_memory = _Memory()
+
+
+def forget() -> None:
+    """Forget what this process knows, for tests."""
+    _memory.clear()
+
+
+def refuse_early(address: str, key: str) -> Verdict | None:
+    """Return the verdict for an address over its limit whose key shan't be looked up now; else None."""
+    left = _memory.blocked_for(subject(address))
+    if not left or _memory.may_look_up(key):
+        return None
+    return Verdict(False, settings.AUTH_FAILURES_PER_MINUTE, 0, int(left) + 1)
+
+
+def succeeded(key: str) -> None:
+    """Note that the key works."""
+    _memory.remember(key)
+
+
+def failed(address: str) -> Verdict:
+    """Count a failure and tell whether the address is still within its limit."""
+    who = subject(address)
+    verdict = hit(POLICY, who, settings.AUTH_FAILURES_PER_MINUTE)
+    if not verdict.allowed:
+        _memory.block(who, verdict.reset_seconds)
+    return verdict

@@ -1,0 +1,236 @@
+"""Every route of the URL configuration, walked by those who may not."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import uuid
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.core import serializers
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from events.ingest import ingest
+from events.payload import NewEvent
+from orgs.keys import create_api_key
+from orgs.models import ApiKey, Organization, Scope
+from tests.api.helpers import assert_problem
+from tests.conftest import ApiClient
+from webhooks import bulk, subscriptions
+from webhooks.fanout import fan_out_batch
+from webhooks.models import Delivery
+
+E, S, D, R, K = (
+    Scope.EVENTS_WRITE, Scope.SUBSCRIPTIONS_MANAGE, Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY, Scope.KEYS_MANAGE,
+)  # fmt: skip
+EVENT = {"type": "a.b", "data": 1}
+SUBSCRIPTION = {"url": "https://a.example/", "event_types": ["*"]}
+
+# What is known of each route under /api/: the method, the scope that it needs, a body that is good.
+KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
+    "api/me": [("GET", None, None)],
+    "api/keys": [("GET", K, None), ("POST", K, {"name": "x"})],
+    "api/keys/<uuid:key_id>": [("GET", K, None), ("DELETE", K, None)],
+    "api/keys/<uuid:key_id>/rotate": [("POST", K, {"overlap_seconds": 0})],
+    "api/audit": [("GET", K, None)],
+    "api/events": [("GET", Scope.EVENTS_READ, None), ("POST", E, EVENT)],
+    "api/events/batch": [("POST", E, [EVENT])],
+    "api/events/<uuid:event_id>": [("GET", Scope.EVENTS_READ, None)],
+    "api/subscriptions": [("GET", S, None), ("POST", S, SUBSCRIPTION)],
+    "api/subscriptions/<uuid:subscription_id>": [
+        ("GET", S, None), ("PATCH", S, {"description": "mine"}), ("DELETE", S, None),
+    ],
+    "api/subscriptions/<uuid:subscription_id>/enable": [("POST", S, None)],
+    "api/subscriptions/<uuid:subscription_id>/disable": [("POST", S, None)],
+    "api/subscriptions/<uuid:subscription_id>/rotate-secret": [("POST", S, {"overlap_seconds": 0})],
+    "api/subscriptions/<uuid:subscription_id>/recover": [("POST", S, {"since": "2026-01-01T00:00:00Z"})],
+    "api/subscriptions/<uuid:subscription_id>/recoveries/<uuid:run_id>": [("GET", S, None)],
+    "api/deliveries": [("GET", D, None)],
+    "api/deliveries/<uuid:delivery_id>": [("GET", D, None)],
+    "api/deliveries/<uuid:delivery_id>/retry": [("POST", R, None)],
+}  # fmt: skip
+# They say nothing about any organisation.
+OPEN = {"", "api/health", "api/health/detailed", "api/schema", "api/docs"}
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
+OPERATIONS = [
+    pytest.param(route, method, scope, body, id=f"{method} {route}")
+    for route, operations in KNOWN.items()
+    for method, scope, body in operations
+]
+
+
+def _routes(resolver: URLResolver, prefix: str = "") -> set[str]:
+    found = set()
+    for entry in resolver.url_patterns:
+        path = prefix + str(entry.pattern)
+        if isinstance(entry, URLResolver):
+            found |= _routes(entry, path)
+        else:
+            assert isinstance(entry, URLPattern)
+            found.add(path)
+    return found
+
+
+def test_the_walk_knows_every_route() -> None:
+    found = {route for route in _routes(get_resolver()) if not route.startswith("admin/")}
+    assert found == OPEN | set(KNOWN), "a new route needs its line in this walk"
+
+
+def test_the_walk_knows_every_method_of_every_route(api: Any, ids: dict[str, Any]) -> None:
+    for route, operations in KNOWN.items():
+        allowed = {"OPTIONS", *(method for method, _, _ in operations)}
+        allowed |= {"HEAD"} & {"HEAD" if "GET" in allowed else ""}
+        for method in METHODS:
+            if method not in allowed:
+                response = api.request(method, _path(route, ids))
+                assert response.status_code == 405, f"{method} {route}"
+
+
+@pytest.fixture
+def ids(organization: Organization) -> dict[str, Any]:
+    """Return the ids of one row of everything, of `organization`."""
+    subscription, _ = subscriptions.create(organization.id, url="https://a.example/", event_types=["*"])
+    event = ingest(organization.id, NewEvent("a.b", '{"card":"tenant-data"}', None))
+    fan_out_batch(10)
+    run = bulk.start_recovery(subscription, datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
+    return {
+        "key_id": create_api_key(organization, name="tenant-data")[0].id,
+        "event_id": event.event_id,
+        "subscription_id": subscription.id,
+        "delivery_id": Delivery.objects.get().id,
+        "run_id": run.id,
+    }
+
+
+def _path(route: str, ids: dict[str, Any]) -> str:
+    return "/" + re.sub(r"<uuid:(\w+)>", lambda match: str(ids[match[1]]), route)
+
+
+def _everything() -> str:
+    """Return all rows of all our tables, as text, but for when a key was last used."""
+    rows = [
+        row
+        for app in ("orgs", "events", "webhooks")
+        for model in apps.get_app_config(app).get_models()
+        for row in model.objects.order_by("pk")
+    ]
+    for row in rows:
+        if isinstance(row, ApiKey):
+            row.last_used_at = None
+    return serializers.serialize("json", rows)
+
+
+@pytest.mark.parametrize(("route", "method", "scope", "body"), OPERATIONS)
+def test_another_organisation_s_rows_do_not_exist(
+    other_api: Any, ids: dict[str, Any], route: str, method: str, scope: Scope | None, body: Any
+) -> None:
+    before = _everything()
+    response = other_api.request(method, _path(route, ids), body)
+    if "<" not in route:
+        if method == "GET" and "data" in response.json():
+            assert not [row for row in response.json()["data"] if row["id"] in map(str, ids.values())]
+        assert "tenant-data" not in response.content.decode()
+        return
+    theirs = assert_problem(response, 404)
+    assert _everything() == before
+    nowhere = other_api.request(method, _path(route, dict.fromkeys(ids, uuid.uuid4())), body)
+    same = {**assert_problem(nowhere, 404), "request_id": None}
+    assert {**theirs, "request_id": None} == same, "an id that exists elsewhere is told apart from none"
+
+
+def test_a_recovery_is_found_under_its_own_subscription_only(
+    other_api: Any, ids: dict[str, Any], other_organization: Organization
+) -> None:
+    mine, _ = subscriptions.create(other_organization.id, url="https://b.example/", event_types=["*"])
+    assert_problem(other_api.get(f"/api/subscriptions/{mine.id}/recoveries/{ids['run_id']}"), 404)
+
+
+def test_filters_by_another_organisation_s_ids_find_nothing(other_api: Any, ids: dict[str, Any]) -> None:
+    for query in (f"event={ids['event_id']}", f"subscription={ids['subscription_id']}"):
+        response = other_api.get(f"/api/deliveries?{query}")
+        assert response.json() == {"data": [], "next_cursor": None}
+
+
+@pytest.mark.parametrize(("route", "method", "scope", "body"), OPERATIONS)
+def test_a_key_without_the_scope_is_refused_and_changes_nothing(
+    organization: Organization, ids: dict[str, Any], route: str, method: str, scope: Scope | None, body: Any
+) -> None:
+    others = [one.value for one in Scope if one is not scope]
+    key = create_api_key(organization, scopes=others)[1]
+    before = _everything()
+    response = ApiClient(key).request(method, _path(route, ids), body)
+    if scope is None:
+        assert response.status_code == 200
+    else:
+        assert assert_problem(response, 403)["scope"] == scope.value
+    assert _everything() == before
+
+
+@pytest.mark.parametrize(("route", "method", "scope", "body"), OPERATIONS)
+def test_the_scope_alone_is_enough(
+    organization: Organization, ids: dict[str, Any], route: str, method: str, scope: Scope | None, body: Any
+) -> None:
+    key = create_api_key(organization, scopes=[scope.value] if scope else [])[1]
+    if method == "POST" and route.endswith("/rotate"):
+        ids["key_id"] = create_api_key(organization, scopes=[K.value])[0].id
+    response = ApiClient(key).request(method, _path(route, ids), body)
+    assert response.status_code in {200, 201, 202, 204}, response.content
+
+
+BAD_KEYS = {
+    "none": None,
+    "empty": "",
+    "nonsense": "nonsense",
+    "of nobody": "trk_ABCDEFGHJKLM_" + "a" * 43,
+    "U+0000": "trk_a\x00b_c",
+    "SQL": "trk_' OR 1=1 --_x",
+    "very long": "trk_" + "a" * 7000,
+    "not ASCII": "trk_ä_x",
+    "underscores": "____",
+}
+
+
+@pytest.mark.parametrize("kind", [*BAD_KEYS, "half", "another secret", "revoked", "expired", "inactive organisation"])
+def test_nobody_gets_in_without_a_good_key(organization: Organization, ids: dict[str, Any], kind: str) -> None:
+    row, key = create_api_key(organization)
+    given: str | None = BAD_KEYS.get(kind)
+    if kind == "half":
+        given = key[: len(key) // 2]
+    elif kind == "another secret":
+        given = key[:-1] + ("A" if key[-1] != "A" else "B")
+    elif kind in {"revoked", "expired"}:
+        given = key
+        moment = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+        ApiKey.objects.filter(pk=row.pk).update(**{f"{'revoked' if kind == 'revoked' else 'expires'}_at": moment})
+    elif kind == "inactive organisation":
+        given = key
+        Organization.objects.filter(pk=organization.pk).update(is_active=False)
+    before = _everything()
+    for route, operations in KNOWN.items():
+        for method, _, body in [*operations, ("OPTIONS", None, None)]:
+            response = ApiClient(given).request(method, _path(route, ids), body)
+            assert_problem(response, 401)
+            assert response["WWW-Authenticate"] == 'Bearer realm="triggers"'
+            assert "tenant-data" not in response.content.decode()
+    assert _everything() == before
+
+
+def test_head_needs_what_get_needs(organization: Organization, other_api: Any, ids: dict[str, Any]) -> None:
+    for route, operations in KNOWN.items():
+        for scope in [scope for method, scope, _ in operations if method == "GET" and scope]:
+            others = [one.value for one in Scope if one is not scope]
+            client = ApiClient(create_api_key(organization, scopes=others)[1])
+            assert client.request("HEAD", _path(route, ids)).status_code == 403
+            if "<" in route:
+                assert other_api.request("HEAD", _path(route, ids)).status_code == 404
+
+
+@pytest.mark.parametrize("route", sorted(OPEN - {""}))
+def test_open_routes_name_no_organisation(
+    api: Any, ids: dict[str, Any], organization: Organization, route: str
+) -> None:
+    text = ApiClient(None).get(f"/{route}").content.decode()
+    for secret in ("tenant-data", organization.name, *map(str, ids.values())):
+        assert secret not in text
