@@ -48,6 +48,21 @@ def children(pid: int) -> list[int]:
     return [int(text) for text in done.stdout.split()]
 
 
+def in_group(leader: int) -> list[int]:
+    """Return the process ids of a process group, of which the leader may be gone."""
+    if _PROC:
+        found = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError, IndexError):
+                    fields = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                    if int(fields[2]) == leader:
+                        found.append(int(entry.name))
+        return found
+    done = subprocess.run(["pgrep", "-g", str(leader)], capture_output=True, text=True, check=False)
+    return [int(text) for text in done.stdout.split()]
+
+
 def wait_until_gone(pids: Iterable[int], seconds: float) -> bool:
     """Wait until none of the processes runs.  False when one still does after `seconds`."""
     ends = time.monotonic() + seconds

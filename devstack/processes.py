@@ -131,14 +131,23 @@ def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float
     return done.stdout.strip()
 
 
+def web_command() -> list[str]:
+    """Return the command that serves the API."""
+    return [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.wsgi"]
+
+
+def worker_command() -> list[str]:
+    """Return the command that runs a worker."""
+    return [sys.executable, "manage.py", "rqworker", "events", "webhooks"]
+
+
 def web(
     log: Path, port: int | None = None, env: Mapping[str, str] | None = None, workers: int = 2
 ) -> tuple[Process, str]:
     """Start gunicorn on 127.0.0.1 and return it with its base URL, when it answers."""
     port = port or free_port()
     given = {"BIND": f"127.0.0.1:{port}", "WEB_CONCURRENCY": str(workers), **(env or {})}
-    command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.wsgi"]
-    process = Process("gunicorn", command, log, given).start()
+    process = Process("gunicorn", web_command(), log, given).start()
     base = f"http://127.0.0.1:{port}"
     process.wait_for_url(f"{base}/api/health")
     return process, base
@@ -146,4 +155,4 @@ def web(
 
 def worker(log: Path, env: Mapping[str, str] | None = None) -> Process:
     """Start `manage.py rqworker events webhooks`."""
-    return Process("worker", [sys.executable, "manage.py", "rqworker", "events", "webhooks"], log, env).start()
+    return Process("worker", worker_command(), log, env).start()

@@ -1,0 +1,1 @@
+"""Kills processes and servers under load and counts what was lost: `make soak`."""

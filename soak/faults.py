@@ -1,0 +1,371 @@
+"""The faults.  Each has three steps: get to the moment, strike, mend what nobody else would.
+
+A kill "in the middle of" something is a real SIGKILL at a moment that is held still from outside: a
+table lock stops the process inside its transaction, a standby that doesn't exist stops it between
+its commit and the server's answer, a receiver that is silent stops it while its requests are on the
+wire.  The product has no hooks for any of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from soak.receiver import SoakReceiver
+from soak.stack import Stack, wait_for
+from webhooks import sql as webhooks_sql
+
+MOMENT_SECONDS = 20.0
+Row = tuple[str, str]  # the ids of a subscription and of an event
+
+
+class Missed(Exception):
+    """The moment didn't come."""
+
+
+class Fault:
+    """One fault.  in_flight: the deliveries that were claimed when it struck, and may come twice."""
+
+    name = ""
+    stops_database = False
+
+    def __init__(self, stack: Stack, receiver: SoakReceiver, chance: random.Random) -> None:
+        self.stack = stack
+        self.receiver = receiver
+        self.chance = chance
+        self.in_flight: set[Row] = set()
+
+    def prepare(self) -> None:
+        """Get to the moment.  Raises Missed."""
+
+    def strike(self) -> None:
+        """Do it."""
+        raise NotImplementedError
+
+    def mend(self) -> None:
+        """Bring back what no supervisor brings back."""
+
+    # --- for the faults -----------------------------------------------------------------------------
+
+    def _note_in_flight(self) -> None:
+        self.in_flight |= {
+            (str(subscription), str(event))
+            for subscription, event in self.stack.sql(
+                "SELECT subscription_id, event_id FROM webhooks_delivery WHERE status = 'delivering'"
+            )
+        }
+
+    def _kill_frozen(self, *victims: int) -> None:
+        """Freeze the processes, note what is in flight, and kill them: nothing moves in between."""
+        for pid in victims:
+            _send(pid, signal.SIGSTOP)
+        try:
+            self._note_in_flight()
+        finally:
+            for pid in victims:
+                _send(pid, signal.SIGKILL)
+
+    def _wait(self, condition: Callable[[], Any], seconds: float = MOMENT_SECONDS) -> Any:
+        try:
+            return wait_for(condition, "the moment didn't come", seconds, pause=0.005)
+        except TimeoutError:
+            raise Missed(self.name) from None
+
+
+def _send(pid: int, how: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, how)
+
+
+# --- workers -----------------------------------------------------------------------------------------
+
+
+class _KilledInStatement(Fault):
+    """A worker killed inside a transaction that a table lock holds still."""
+
+    table = ""
+    mode = "EXCLUSIVE"  # reading goes on
+    statement = ""
+
+    def prepare(self) -> None:
+        ends = time.monotonic() + MOMENT_SECONDS
+        while True:
+            self._session = self.stack.connect()
+            try:
+                self._session.execute("SET lock_timeout = '3s'")
+                self._session.execute("BEGIN")
+                self._session.execute(f"LOCK TABLE {self.table} IN {self.mode} MODE".encode())
+                self._worker = self._wait(self._find_waiting, 2.0)
+                return
+            except (Missed, psycopg.Error) as error:
+                self._session.close()
+                if time.monotonic() > ends:
+                    raise Missed(self.name) from error
+
+    def _find_waiting(self) -> int:
+        """Return the number of a worker that waits in the statement, or 0."""
+        beginning = self.statement.split("%(")[0]
+        found = self.stack.sql(
+            "SELECT right(usename, 1)::int FROM pg_stat_activity WHERE usename LIKE 'worker%%'"
+            " AND wait_event_type = 'Lock' AND starts_with(query, %s)",
+            (beginning,),
+        )
+        return int(self.chance.choice(found)[0]) if found else 0
+
+    def strike(self) -> None:
+        self._kill_frozen(self.stack.workers[self._worker - 1].pid)
+
+    def mend(self) -> None:
+        self._session.close()
+
+
+class WorkerClaiming(_KilledInStatement):
+    """Lanes are locked, the deliveries are being marked."""
+
+    name = "worker killed while claiming"
+    table = "events_event"
+    mode = "ACCESS EXCLUSIVE"  # a claim only reads this table
+    statement = webhooks_sql.CLAIM_DELIVERIES
+
+
+class WorkerRecording(_KilledInStatement):
+    """Answers came, their lanes are locked, the attempts are being written."""
+
+    name = "worker killed while recording"
+    table = "webhooks_deliveryattempt"
+    statement = webhooks_sql.RECORD
+
+
+class WorkerFanningOut(_KilledInStatement):
+    """Events are locked, their deliveries are being inserted."""
+
+    name = "worker killed while fanning out"
+    table = "webhooks_delivery"
+    statement = webhooks_sql.INSERT_DELIVERIES
+
+
+class WorkerSending(Fault):
+    """Requests are on the wire and no receiver has answered them."""
+
+    name = "worker killed while sending"
+
+    def prepare(self) -> None:
+        self.receiver.hold()
+        try:
+            self._worker = self._wait(self._find_sender)
+        except Missed:
+            self.receiver.release()
+            raise
+
+    def _find_sender(self) -> int:
+        """Return the number of a worker with requests on the wire, or 0."""
+        numbers = list(range(1, len(self.stack.workers) + 1))
+        self.chance.shuffle(numbers)
+        ports = {port for port, _ in self.receiver.unanswered}
+        for number in numbers:
+            if len(ports & _ports_of(self.stack.workers[number - 1].pid)) >= 2:
+                return number
+        return 0
+
+    def strike(self) -> None:
+        self._kill_frozen(self.stack.workers[self._worker - 1].pid)
+
+    def mend(self) -> None:
+        self.receiver.release()
+
+
+def _ports_of(pid: int) -> set[int]:
+    """Return the local TCP ports of a process's connections."""
+    try:
+        sockets = set()
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                sockets.add(os.readlink(entry).removeprefix("socket:[").removesuffix("]"))
+        lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    except OSError:
+        return set()
+    fields = [line.split() for line in lines]
+    return {int(field[1].split(":")[1], 16) for field in fields if field[9] in sockets}
+
+
+class WorkerClockWrong(Fault):
+    """The date of a worker's machine jumps by an hour while it runs."""
+
+    name = "worker's date an hour wrong"
+
+    def strike(self) -> None:
+        self.stack.clock.set(self.chance.choice(["+1h", "-1h"]))
+
+
+class _InDoubt(Fault):
+    """Processes killed when their commit is on the disk and they haven't been told."""
+
+    roles = ""
+    at_least = 1  # sessions that wait for their commit
+
+    def prepare(self) -> None:
+        self.stack.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        self.stack.sql("SELECT pg_reload_conf()")
+        try:
+            self._role = self._wait(self._find_waiting)
+        except Missed:
+            self.mend()
+            raise
+
+    def _find_waiting(self) -> str:
+        """Return the role of a process that waits for its commit, or nothing."""
+        found = self.stack.sql(
+            "SELECT usename FROM pg_stat_activity WHERE starts_with(usename, %s) AND wait_event = 'SyncRep'",
+            (self.roles,),
+        )
+        return str(self.chance.choice(found)[0]) if len(found) >= self.at_least else ""
+
+    def mend(self) -> None:
+        wait_for(self._reset, "PostgreSQL keeps waiting for a standby")
+
+    def _reset(self) -> bool:
+        self.stack.sql("ALTER SYSTEM RESET synchronous_standby_names")
+        self.stack.sql("SELECT pg_reload_conf()")
+        return True
+
+
+class WorkerInDoubt(_InDoubt):
+    """What was sent is recorded, and the worker doesn't know."""
+
+    name = "worker killed with its record in doubt"
+    roles = "worker_"
+
+    def strike(self) -> None:
+        self._kill_frozen(self.stack.workers[int(self._role[-1]) - 1].pid)
+
+
+# --- web ---------------------------------------------------------------------------------------------
+
+
+class WebInDoubt(_InDoubt):
+    """Events are committed, and no 202 was sent."""
+
+    name = "gunicorn workers killed with commits in doubt"
+    roles = "web"
+    at_least = 3
+
+    def strike(self) -> None:
+        for pid in self.stack.web_workers():
+            _send(pid, signal.SIGKILL)
+
+
+class WebWorker(Fault):
+    """One of gunicorn's workers, at any moment."""
+
+    name = "gunicorn worker killed"
+
+    def strike(self) -> None:
+        found = self.stack.web_workers()
+        if not found:
+            raise Missed(self.name)
+        _send(self.chance.choice(found), signal.SIGKILL)
+
+
+class WebMaster(Fault):
+    """gunicorn's master, at any moment."""
+
+    name = "gunicorn master killed"
+
+    def strike(self) -> None:
+        assert self.stack.web is not None
+        _send(self.stack.web.pid, signal.SIGKILL)
+
+
+# --- servers -----------------------------------------------------------------------------------------
+
+
+class ValkeyKilled(Fault):
+    """Valkey is killed and comes back empty after a moment."""
+
+    name = "Valkey killed, back empty"
+
+    def strike(self) -> None:
+        self.stack.valkey.kill()
+
+    def mend(self) -> None:
+        time.sleep(self.chance.uniform(0.2, 2.5))  # how long it is away is part of the fault
+        self.stack.valkey.start()
+
+
+class ValkeyFlushed(Fault):
+    """Valkey forgets everything."""
+
+    name = "FLUSHALL"
+
+    def strike(self) -> None:
+        self.stack.valkey_command("FLUSHALL")
+
+
+class PostgresStopped(Fault):
+    """PostgreSQL stops at once, as in a crash, and comes back after a moment."""
+
+    name = "PostgreSQL stopped immediate"
+    stops_database = True
+
+    def strike(self) -> None:
+        frozen = [supervised.pid for supervised in self.stack.workers]
+        for pid in frozen:
+            _send(pid, signal.SIGSTOP)
+        try:
+            self._note_in_flight()
+            pid = self.stack.postgres.pid
+            if pid is None:
+                raise Missed(self.name)
+            _send(pid, signal.SIGQUIT)
+        finally:
+            for frozen_pid in frozen:
+                _send(frozen_pid, signal.SIGCONT)
+        self.stack.postgres.stop("immediate")
+
+    def mend(self) -> None:
+        time.sleep(self.chance.uniform(0.0, 1.5))
+        self.stack.postgres.start()
+
+
+WORKER_FAULTS: tuple[type[Fault], ...] = (
+    WorkerClaiming, WorkerSending, WorkerRecording, WorkerFanningOut, WorkerInDoubt, WorkerClockWrong,
+)  # fmt: skip
+OTHER_FAULTS: tuple[type[Fault], ...] = (
+    WebWorker, WebMaster, WebInDoubt, ValkeyKilled, ValkeyFlushed, PostgresStopped,
+)  # fmt: skip
+# Both stop whole transactions from outside, and would wait for each other.
+_NOT_TOGETHER = {
+    frozenset({first, WebInDoubt}) for first in (WorkerClaiming, WorkerRecording, WorkerFanningOut, WorkerInDoubt)
+}
+
+
+def plan(rounds: int, seed: int) -> list[tuple[type[Fault], ...]]:
+    """Return the faults of each round, in an order that `seed` decides.
+
+    Every second round has two at once: one of a worker, one of something else.  Twenty rounds hold
+    every fault at least once.
+    """
+    chance = random.Random(f"{seed} plan")
+    every = chance.sample([*WORKER_FAULTS, *OTHER_FAULTS], len(WORKER_FAULTS) + len(OTHER_FAULTS))
+    workers = chance.sample(WORKER_FAULTS, len(WORKER_FAULTS))
+    planned: list[tuple[type[Fault], ...]] = []
+    others: list[type[Fault]] = []
+    for number in range(rounds):
+        turn = number // 2
+        if number % 2 == 0:
+            planned.append((every[turn % len(every)],))
+            continue
+        others = others or chance.sample(OTHER_FAULTS, len(OTHER_FAULTS))
+        worker = workers[turn % len(workers)]
+        other = next((fault for fault in others if frozenset({worker, fault}) not in _NOT_TOGETHER), PostgresStopped)
+        others = [fault for fault in others if fault is not other]
+        planned.append((worker, other))
+    return planned

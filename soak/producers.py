@@ -1,0 +1,137 @@
+"""Producers as real ones are: they retry blindly what has a dedup id, and can't know about the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import random
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+
+REQUEST_SECONDS = 15.0
+# How long a producer goes on trying after it was told to stop.
+LAST_TRIES_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Offered:
+    """An event that was offered.  event_id: what the 202, or the batch's item, called it; None without one."""
+
+    organization: str
+    retried: bool
+    event_id: str | None = None
+
+
+@dataclass
+class Ledger:
+    """What was offered, by the token in its data, and how the requests ended."""
+
+    offered: dict[str, Offered] = field(default_factory=dict)
+    answers: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> int:
+        """Return how many events were promised to be kept."""
+        return sum(1 for offered in list(self.offered.values()) if offered.event_id)
+
+
+class Producer:
+    """One thread that posts events with one key, one by one or in batches."""
+
+    def __init__(self, name: str, port: int, organization: str, key: str, seed: int, ledger: Ledger, *, batch: bool):
+        self.name = name
+        self._port = port
+        self._organization = organization
+        self._key = key
+        self._random = random.Random(f"{seed} {name}")
+        self._ledger = ledger
+        self._batch = batch
+        self._count = 0
+        self._stopping = threading.Event()
+        self._connection: http.client.HTTPConnection | None = None
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to post."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Begin nothing new."""
+        self._stopping.set()
+
+    def join(self) -> None:
+        """Wait until what was begun has an answer, or won't get one."""
+        self._thread.join(LAST_TRIES_SECONDS + REQUEST_SECONDS)
+        if self._thread.is_alive():
+            self._ledger.faults.append(f"{self.name} hangs")
+
+    def _run(self) -> None:
+        while not self._stopping.wait(self._random.expovariate(1 if self._batch else 4)):
+            size = self._random.randint(2, 12) if self._batch else 1
+            with_dedup = self._random.random() < 0.5
+            self._offer([self._new_event(with_dedup) for _ in range(size)], with_dedup)
+
+    def _new_event(self, with_dedup: bool) -> dict[str, object]:
+        self._count += 1
+        token = f"{self.name}-{self._count}"
+        self._ledger.offered[token] = Offered(self._organization, with_dedup)
+        event: dict[str, object] = {"type": "soak.happened", "data": {"token": token, "amount": 12345678901234567890}}
+        if with_dedup:
+            event["dedup_id"] = token
+        return event
+
+    def _offer(self, events: list[dict[str, object]], retry: bool) -> None:
+        """Post until there is a clear answer; without dedup ids only once."""
+        pauses = 0.0
+        while True:
+            status, answer = self._post(events)
+            self._ledger.answers[str(status or "none")] += 1
+            if status in {200, 202}:
+                self._note(events, status, answer)
+                return
+            if status not in {0, 502, 503, 504}:
+                self._ledger.faults.append(f"{self.name} got {status}: {answer[:300]!r}")
+                return
+            if not retry:
+                return
+            pause = self._random.uniform(0.1, 0.5)
+            pauses += pause if self._stopping.is_set() else 0
+            if pauses > LAST_TRIES_SECONDS:
+                self._ledger.faults.append(f"{self.name} got no answer for {LAST_TRIES_SECONDS:g} s")
+                return
+            threading.Event().wait(pause)
+
+    def _note(self, events: list[dict[str, object]], status: int, answer: bytes) -> None:
+        document = json.loads(answer)
+        items = document["data"] if self._batch else [document]
+        for event, item in zip(events, items, strict=True):
+            if item["status"] in {"accepted", "duplicate"}:
+                self._ledger.offered[_token(event)].event_id = item["id"]
+            else:
+                self._ledger.faults.append(f"{self.name} got {item}")
+
+    def _post(self, events: list[dict[str, object]]) -> tuple[int, bytes]:
+        """Return status and body; 0 when no answer came, which says nothing about what was stored."""
+        path, body = ("/api/events/batch", events) if self._batch else ("/api/events", events[0])
+        headers = {"X-API-Key": self._key, "Content-Type": "application/json"}
+        try:
+            if self._connection is None:
+                self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=REQUEST_SECONDS)
+            self._connection.request("POST", path, json.dumps(body), headers)
+            answer = self._connection.getresponse()
+            return answer.status, answer.read()
+        except (OSError, http.client.HTTPException):
+            if self._connection is not None:
+                with contextlib.suppress(OSError):
+                    self._connection.close()
+            self._connection = None
+            return 0, b""
+
+
+def _token(event: dict[str, object]) -> str:
+    data = event["data"]
+    assert isinstance(data, dict)
+    return str(data["token"])

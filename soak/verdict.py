@@ -1,0 +1,198 @@
+"""What is found afterwards, compared with what was promised: plain counting, without repair by hand."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+from soak.faults import Row
+from soak.producers import Ledger
+from soak.receiver import Taken
+from soak.stack import Stack
+
+SHOWN = 20  # violations of one kind that are told one by one
+
+
+@dataclass
+class Verdict:
+    """The figures, and a line for each promise that was broken."""
+
+    accepted: int = 0
+    offered: int = 0
+    unanswered: int = 0
+    stored_without_answer: int = 0
+    deliveries: int = 0
+    attempts: int = 0
+    received: int = 0
+    lost: int = 0
+    stuck: int = 0
+    duplicates: int = 0
+    in_flight_at_kills: int = 0
+    late_answers: int = 0
+    attempts_lost_with_the_worker: int = 0
+    violations: list[str] = field(default_factory=list)
+
+    def broke(self, what: str, rows: list[Any]) -> None:
+        """Note a violation with its first few rows, if there are any."""
+        if rows:
+            self.violations.append(f"{what}: {len(rows)}, such as {rows[:SHOWN]}")
+
+
+def judge(
+    stack: Stack,
+    ledger: Ledger,
+    taken: list[Taken],
+    paths: dict[str, str],
+    organizations: dict[str, list[str]],
+    in_flight: set[Row],
+) -> Verdict:
+    """Compare the ledger, the database and what was received.
+
+    paths: a subscription's id by its path.  organizations: each organisation's paths.  in_flight: the
+    deliveries that may have come twice.
+    """
+    verdict = Verdict(accepted=ledger.accepted, offered=len(ledger.offered), in_flight_at_kills=len(in_flight))
+    verdict.violations += ledger.faults
+    events = _judge_events(stack, ledger, verdict)
+    _judge_received(ledger, taken, paths, organizations, events, verdict)
+    _judge_rows(stack, organizations, verdict)
+    _judge_attempts(stack, taken, paths, in_flight, verdict)
+    return verdict
+
+
+def _judge_events(stack: Stack, ledger: Ledger, verdict: Verdict) -> dict[str, str]:
+    """Check that every promised event is stored once under its id; return the ids of all stored ones by token."""
+    stored: dict[str, list[str]] = defaultdict(list)
+    for event_id, token in stack.sql("SELECT id::text, data::json ->> 'token' FROM events_event"):
+        stored[token].append(event_id)
+    missing, wrong = [], []
+    for token, offered in ledger.offered.items():
+        if offered.event_id is None:
+            verdict.unanswered += 1
+            verdict.stored_without_answer += len(stored[token])
+        elif not stored[token]:
+            missing.append(token)
+        elif stored[token] != [offered.event_id]:
+            wrong.append((token, offered.event_id, stored[token]))
+    verdict.lost += len(missing)
+    verdict.broke("accepted and not stored", missing)
+    verdict.broke("stored under another id than the answer named", wrong)
+    verdict.broke("stored more than once", [token for token, ids in stored.items() if len(ids) > 1])
+    verdict.broke("stored without having been offered", [token for token in stored if token not in ledger.offered])
+    return {token: ids[0] for token, ids in stored.items() if ids}
+
+
+def _judge_received(
+    ledger: Ledger,
+    taken: list[Taken],
+    paths: dict[str, str],
+    organizations: dict[str, list[str]],
+    events: dict[str, str],
+    verdict: Verdict,
+) -> None:
+    """Check that each stored event reached each subscription of its organisation, signed, under its own id."""
+    verdict.received = len(taken)
+    reached: set[tuple[str, str]] = {(request.path, request.token) for request in taken if request.answered}
+    absent = [
+        (path, token)
+        for token, event_id in events.items()
+        if token in ledger.offered
+        for path in organizations[ledger.offered[token].organization]
+        if (path, token) not in reached
+    ]
+    verdict.lost += len({token for _, token in absent})
+    verdict.broke("stored and not received", absent)
+    strangers = [
+        (request.path, request.token)
+        for request in taken
+        if request.token not in ledger.offered
+        or request.path not in organizations[ledger.offered[request.token].organization]
+    ]
+    verdict.broke("received by somebody else", strangers)
+    verdict.broke(
+        "received under another webhook-id than the event's",
+        [(r.path, r.token, r.webhook_id) for r in taken if events.get(r.token) != r.webhook_id],
+    )
+    verdict.broke(
+        "received with a signature or a time that isn't right", [(r.path, r.token) for r in taken if not r.verified]
+    )
+
+
+def _judge_rows(stack: Stack, organizations: dict[str, list[str]], verdict: Verdict) -> None:
+    """Check that nothing is left in between, and that the lanes count right."""
+    verdict.deliveries = int(stack.sql("SELECT count(*) FROM webhooks_delivery")[0][0])
+    delivering = stack.sql("SELECT id::text FROM webhooks_delivery WHERE status = 'delivering'")
+    verdict.stuck = len(delivering)
+    verdict.broke("stuck in delivering", delivering)
+    verdict.broke(
+        "neither delivered nor on its way",
+        stack.sql("SELECT status, count(*) FROM webhooks_delivery WHERE status <> 'delivered' GROUP BY 1"),
+    )
+    verdict.broke(
+        "event not processed", stack.sql("SELECT id::text, status FROM events_event WHERE status <> 'processed'")
+    )
+    verdict.broke(
+        "lane whose in_flight isn't the number of its deliveries that are on their way",
+        stack.sql(
+            "SELECT l.subscription_id::text, l.in_flight FROM webhooks_lane l WHERE l.in_flight <> (SELECT count(*)"
+            " FROM webhooks_delivery d WHERE d.subscription_id = l.subscription_id AND d.status = 'delivering')"
+        ),
+    )
+    verdict.broke(
+        "subscription disabled",
+        stack.sql("SELECT id::text, disabled_reason FROM webhooks_subscription WHERE NOT is_active"),
+    )
+
+
+def _judge_attempts(
+    stack: Stack, taken: list[Taken], paths: dict[str, str], in_flight: set[Row], verdict: Verdict
+) -> None:
+    """Check that attempts are recorded, and that only what was in flight at a kill came twice."""
+    verdict.attempts = int(stack.sql("SELECT count(*) FROM webhooks_deliveryattempt")[0][0])
+    verdict.attempts_lost_with_the_worker = int(
+        stack.sql("SELECT count(*) FROM webhooks_deliveryattempt WHERE error = 'worker_lost'")[0][0]
+    )
+    verdict.broke(
+        "delivery whose attempts aren't numbered 1 to attempt_count",
+        stack.sql(
+            "SELECT d.id::text, d.attempt_count, array_agg(a.number ORDER BY a.number) FROM webhooks_delivery d"
+            " LEFT JOIN webhooks_deliveryattempt a ON a.delivery_id = d.id GROUP BY d.id, d.attempt_count"
+            " HAVING array_agg(a.number ORDER BY a.number)"
+            " IS DISTINCT FROM (SELECT array_agg(n) FROM generate_series(1, d.attempt_count) AS n)"
+        ),
+    )
+    recorded: dict[Row, Counter[str]] = {
+        (subscription, event): Counter(errors)
+        for subscription, event, errors in stack.sql(
+            "SELECT d.subscription_id::text, d.event_id::text, array_agg(a.error) FROM webhooks_delivery d"
+            " JOIN webhooks_deliveryattempt a ON a.delivery_id = d.id GROUP BY 1, 2"
+        )
+    }
+    verdict.broke("delivered without a recorded success", [row for row, errors in recorded.items() if not errors[""]])
+    came: dict[Row, list[Taken]] = defaultdict(list)
+    for request in taken:
+        came[paths[request.path], request.webhook_id].append(request)
+    unexplained, unrecorded = [], []
+    for row, requests in came.items():
+        again = sum(request.answered for request in requests) - 1
+        errors = recorded.get(row, Counter())
+        if again > 0:
+            # Answered in full, but noted as a failure: the answer came when the sender had given up.
+            unanswered = sum(not request.answered and not request.refused for request in requests)
+            late = min(again, errors["timeout"] + errors["connection_lost"] - unanswered)
+            if row in in_flight:
+                verdict.duplicates += again
+            elif late == again:
+                verdict.late_answers += again
+            else:
+                verdict.duplicates += again
+                unexplained.append((row, dict(errors)))
+        if len(requests) > sum(errors.values()) and row not in in_flight:
+            unrecorded.append((row, len(requests), dict(errors)))
+    verdict.broke("received twice without having been in flight at a kill", unexplained)
+    verdict.broke("received and not recorded as an attempt", unrecorded)
+    if verdict.duplicates > verdict.in_flight_at_kills:
+        verdict.violations.append(
+            f"{verdict.duplicates} duplicates, but only {verdict.in_flight_at_kills} were in flight at the kills"
+        )
