@@ -11,7 +11,7 @@ from django.conf import settings
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import FixedWindowRateLimiter
-from redis import Redis
+from redis import ConnectionPool, Redis
 
 from core.redis import RedisUnavailable, call_redis
 
@@ -40,8 +40,7 @@ _local = FixedWindowRateLimiter(MemoryStorage())
 
 
 @lru_cache(maxsize=1)
-def _shared() -> FixedWindowRateLimiter:
-    pool = call_redis(lambda connection: connection.connection_pool)
+def _shared(pool: ConnectionPool) -> FixedWindowRateLimiter:
     return FixedWindowRateLimiter(RedisStorage(settings.REDIS_URL, connection_pool=pool))
 
 
@@ -61,8 +60,8 @@ def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> Verdict:
         stats = limiter.get_window_stats(item, policy, subject)
         return Verdict(allowed, per_minute, max(0, stats.remaining), max(0, math.ceil(stats.reset_time - time.time())))
 
-    def count_in_redis(_: Redis) -> Verdict:
-        return count(_shared())
+    def count_in_redis(connection: Redis) -> Verdict:
+        return count(_shared(connection.connection_pool))
 
     try:
         return call_redis(count_in_redis)

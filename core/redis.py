@@ -30,11 +30,25 @@ class RedisUnavailable(Exception):
 class _Guard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._retry_at = 0.0
+        self._probe = threading.Lock()
+        self._retry_at = 0.0  # 0 while Redis answers
 
     def call(self, command: Callable[[Redis], T]) -> T:
+        if not self._retry_at:
+            return self._try(command)
         if time.monotonic() < self._retry_at:
             raise RedisUnavailable("Redis failed a moment ago")
+        # One thread finds out whether Redis is back; the others must not wait for it, too.
+        if not self._probe.acquire(blocking=False):
+            raise RedisUnavailable("Redis is being asked whether it is back")
+        try:
+            result = self._try(command)
+            self._retry_at = 0.0
+            return result
+        finally:
+            self._probe.release()
+
+    def _try(self, command: Callable[[Redis], T]) -> T:
         try:
             return command(get_redis_connection("default"))
         except (RedisError, OSError) as error:
