@@ -38,7 +38,7 @@ ADMIN = ("bench", "bench-only-password")
 
 _TABLES = (
     "webhooks_deliveryattempt, webhooks_delivery, webhooks_lane, webhooks_bulkrun, webhooks_subscription, "
-    "events_event, events_dedupkey, orgs_apikey, orgs_auditentry, orgs_organization"
+    "events_event, events_dedupkey, orgs_apikey, orgs_organization"
 )
 
 

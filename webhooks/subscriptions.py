@@ -50,6 +50,8 @@ def create(
     with transaction.atomic():
         # Counted under a lock, so that two requests at once don't both get the last place.
         Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
+        # One at a time for an organisation: two that count at once would both find room for one.
+        Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
         if live(organization_id).count() >= settings.MAX_SUBSCRIPTIONS:
             raise TooManySubscriptions
         subscription = Subscription.objects.create(

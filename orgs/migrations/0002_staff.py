@@ -80,7 +80,6 @@ def drop_groups(apps: Apps, editor: BaseDatabaseSchemaEditor) -> None:
 
 
 # A statement that would change or remove entries fails as a whole, even one that finds no row.
-# TRUNCATE isn't refused: it needs the table's owner, who could drop the trigger as well.
 REFUSE_CHANGES = """
 CREATE FUNCTION orgs_auditentry_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
