@@ -142,6 +142,12 @@ BATCH_RECEIPT: Schema = {
         {"status": "invalid", "errors": [{"pointer": "/type", "detail": "is required"}]},
     ],
 }
+NEW_EVENTS: Schema = {
+    "type": "array",
+    "minItems": 1,
+    "items": {"$ref": "#/components/schemas/NewEventRequest"},
+    "description": "At most 1,000 by default. An item that isn't valid is answered as `invalid`; the others are taken.",
+}
 NDJSON: Schema = {
     "type": "string",
     "description": "One event a line, each as in the JSON array; blank lines are skipped.",

@@ -185,7 +185,7 @@ class EventBatchView(APIView):
         parameters=rate_limit(200, 202),
         request={
             "application/json": OpenApiRequest(
-                schema.NewEvent(many=True), examples=[OpenApiExample("array", [schema.ORDER, {"data": 1}])]
+                schema.NEW_EVENTS, examples=[OpenApiExample("array", [schema.ORDER, schema.ORDER_AS_PAYLOAD])]
             ),
             "application/x-ndjson": OpenApiRequest(
                 schema.NDJSON, examples=[OpenApiExample("lines", schema.NDJSON_EXAMPLE)]
@@ -204,7 +204,8 @@ class EventBatchView(APIView):
         """Accept up to MAX_BATCH_EVENTS events in one transaction and answer for each in order.
 
         202 when at least one item was accepted, 200 when none was but all were read: every item's
-        own `status` is what counts.
+        own `status` is what counts. An array that isn't JSON as a whole is refused as a whole; of
+        NDJSON each line is judged alone.
         """
         started = time.perf_counter()
         media_type = require_media_type(request, "application/json", "application/x-ndjson")

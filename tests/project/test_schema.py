@@ -1,0 +1,253 @@
+"""The OpenAPI 3.1 schema: valid, complete, and its examples are what it says they are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from django.urls import URLPattern, URLResolver, get_resolver
+from jsonschema import Draft202012Validator, FormatChecker
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+from orgs.models import Organization
+from tests.conftest import ApiClient
+from webhooks import fanout
+
+METHODS = ("get", "post", "patch", "put", "delete")
+Found = tuple[str, str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    """Return the schema as it is served."""
+    document: dict[str, Any] = ApiClient(None).get("/api/schema").json()
+    return document
+
+
+def operations(schema: dict[str, Any]) -> list[Found]:
+    """Return path, method and operation of everything that is described."""
+    return [
+        (path, method, item[method]) for path, item in schema["paths"].items() for method in METHODS if method in item
+    ]
+
+
+def resolve(schema: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """Follow a local reference."""
+    while "$ref" in part:
+        found: Any = schema
+        for step in part["$ref"].removeprefix("#/").split("/"):
+            found = found[step.replace("~1", "/").replace("~0", "~")]
+        part = found
+    return part
+
+
+def validator(schema: dict[str, Any], part: dict[str, Any]) -> Draft202012Validator:
+    """Return a validator of one of the schema's parts."""
+    registry: Registry[Any] = Registry().with_resource("urn:api", Resource(contents=schema, specification=DRAFT202012))
+    pointed = json.loads(json.dumps(part).replace('"#/', '"urn:api#/'))
+    return Draft202012Validator(pointed, registry=registry, format_checker=FormatChecker())
+
+
+def test_the_schema_is_valid_openapi_3_1(schema: dict[str, Any]) -> None:
+    assert schema["openapi"].startswith("3.1.")
+    assert [error.message for error in OpenAPIV31SpecValidator(schema).iter_errors()] == []
+
+
+def routes(resolver: URLResolver, prefix: str = "") -> Iterator[tuple[str, URLPattern]]:
+    for entry in resolver.url_patterns:
+        path = prefix + str(entry.pattern)
+        if isinstance(entry, URLResolver):
+            yield from routes(entry, path)
+        else:
+            yield path, entry
+
+
+def test_every_route_and_method_is_described_and_nothing_else(schema: dict[str, Any]) -> None:
+    actual = set()
+    for path, entry in routes(get_resolver()):
+        if path.startswith("api/") and path not in {"api/schema", "api/docs"}:
+            shown = "/" + re.sub(r"<uuid:(\w+)>", r"{\1}", path)
+            scopes = getattr(getattr(entry.callback, "view_class", None), "scopes", {"GET": None})
+            actual |= {(shown, method.lower()) for method in scopes}
+    assert {(path, method) for path, method, _ in operations(schema)} == actual
+
+
+def test_every_operation_says_what_it_does_and_every_answer_what_it_means(schema: dict[str, Any]) -> None:
+    ids = [operation["operationId"] for _, _, operation in operations(schema)]
+    assert len(set(ids)) == len(ids)
+    known_tags = {tag["name"] for tag in schema["tags"]}
+    for path, method, operation in operations(schema):
+        where = f"{method} {path}"
+        assert operation["summary"], where
+        assert operation["description"], where
+        assert set(operation["tags"]) <= known_tags, where
+        for status, answer in operation["responses"].items():
+            resolved = resolve(schema, answer)
+            assert resolved["description"], (where, status)
+            assert {"X-Request-Id", "X-Response-Time"} <= set(resolved["headers"]), (where, status)
+            if int(status) >= 400 and "health" not in path:
+                assert set(resolved["content"]) == {"application/problem+json"}, (where, status)
+
+
+def test_every_error_that_an_operation_can_give_is_described(schema: dict[str, Any]) -> None:
+    for path, method, operation in operations(schema):
+        where, statuses = f"{method} {path}", set(operation["responses"])
+        if "health" in path:
+            continue
+        assert {"400", "401", "414", "429", "500", "503"} <= statuses, where
+        assert ("404" in statuses) is ("{" in path), where
+        assert ({"413", "415"} <= statuses) is ("requestBody" in operation), where
+        assert ("403" in statuses) is (path != "/api/me"), where
+        assert operation["security"], where
+        assert any(status.startswith("2") for status in statuses), where
+    conflicts = {operation["operationId"] for _, _, operation in operations(schema) if "409" in operation["responses"]}
+    assert conflicts == {"createEvent", "createSubscription", "retryDelivery", "rotateKey"}
+
+
+def test_every_parameter_and_member_has_a_type(schema: dict[str, Any]) -> None:
+    for path, _, operation in operations(schema):
+        parameters = [resolve(schema, one) for one in operation.get("parameters", [])]
+        assert {one["name"] for one in parameters if one["in"] == "path"} == set(re.findall(r"{(\w+)}", path))
+        for one in parameters:
+            assert one["schema"], (path, one["name"])
+            assert one["in"] == "path" or one["description"], (path, one["name"])
+    for name, component in schema["components"]["schemas"].items():
+        for member, part in component.get("properties", {}).items():
+            assert part, (name, member)
+
+
+def examples(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
+    """Yield where each example stands, the schema that it is of, and the example."""
+
+    def in_content(where: str, holder: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
+        for media_type, media in holder.get("content", {}).items():
+            for name, example in media.get("examples", {}).items():
+                yield f"{where} {media_type} {name}", media["schema"], example["value"]
+            if "example" in media:
+                yield f"{where} {media_type}", media["schema"], media["example"]
+
+    webhooks = [(f"webhook {name}", "post", item["post"]) for name, item in schema["webhooks"].items()]
+    for path, method, operation in [*operations(schema), *webhooks]:
+        yield from in_content(f"{method} {path} request", operation.get("requestBody", {}))
+        for status, answer in operation["responses"].items():
+            yield from in_content(f"{method} {path} {status}", resolve(schema, answer))
+    for name, header in schema["components"]["headers"].items():
+        yield f"header {name}", header["schema"], header["example"]
+
+
+def test_every_example_is_valid_by_its_own_schema(schema: dict[str, Any]) -> None:
+    found = list(examples(schema))
+    assert len(found) > 40
+    for where, part, example in found:
+        errors = [error.message for error in validator(schema, part).iter_errors(example)]
+        assert errors == [], where
+
+
+def test_requests_with_a_body_have_an_example(schema: dict[str, Any]) -> None:
+    shown = {where.split(" request")[0] for where, _, _ in examples(schema) if " request" in where}
+    expected = {f"{method} {path}" for path, method, operation in operations(schema) if "requestBody" in operation}
+    assert expected <= shown
+
+
+def test_the_request_that_a_receiver_gets_is_described(schema: dict[str, Any]) -> None:
+    operation = schema["webhooks"]["event"]["post"]
+    headers = {parameter["name"] for parameter in operation["parameters"]}
+    assert {"webhook-id", "webhook-timestamp", "webhook-signature", "user-agent"} == headers
+    body = resolve(schema, operation["requestBody"]["content"]["application/json"]["schema"])
+    assert set(body["required"]) == {"id", "type", "timestamp", "data"}
+    assert {"2XX", "3XX", "410", "429", "503", "default"} == set(operation["responses"])
+
+
+ANSWERS = [
+    ("/api/events", "/api/events", "200"),
+    ("/api/me", "/api/me", "200"),
+    ("/api/keys", "/api/keys", "200"),
+    ("/api/audit", "/api/audit", "200"),
+    ("/api/subscriptions", "/api/subscriptions", "200"),
+    ("/api/deliveries", "/api/deliveries", "200"),
+    ("/api/health", "/api/health", "200"),
+    ("/api/health/detailed", "/api/health/detailed", "200"),
+    ("/api/events?limit=x", "/api/events", "400"),
+]
+
+
+def test_what_is_answered_is_what_is_described(
+    schema: dict[str, Any], api: ApiClient, organization: Organization
+) -> None:
+    made = api.post(
+        "/api/subscriptions", {"url": "https://example.com/", "event_types": ["*"], "headers": {"X-A": "1"}}
+    )
+    sent = api.post("/api/events", {"type": "a.b", "data": {"n": 1}, "dedup_id": "d"})
+    batch = api.post("/api/events/batch", [{"type": "a", "data": 1}, {"type": ""}])
+    key = api.post("/api/keys", {"name": "k"})
+    assert fanout.fan_out_batch(10) == 2
+    delivery = api.get("/api/deliveries").json()["data"][0]["id"]
+    one = f"/api/subscriptions/{made.json()['id']}"
+    seen = [
+        (made, "/api/subscriptions", "post", "201"),
+        (sent, "/api/events", "post", "202"),
+        (batch, "/api/events/batch", "post", "202"),
+        (key, "/api/keys", "post", "201"),
+        (api.get(sent["Location"]), "/api/events/{event_id}", "get", "200"),
+        (api.get(f"/api/deliveries/{delivery}"), "/api/deliveries/{delivery_id}", "get", "200"),
+        (api.post(f"/api/deliveries/{delivery}/retry"), "/api/deliveries/{delivery_id}/retry", "post", "202"),
+        (api.get(one), "/api/subscriptions/{subscription_id}", "get", "200"),
+        (api.post(f"{one}/disable"), "/api/subscriptions/{subscription_id}/disable", "post", "200"),
+        (api.post(f"{one}/rotate-secret"), "/api/subscriptions/{subscription_id}/rotate-secret", "post", "200"),
+        (api.post(f"{one}/recover", {"since": "2026-01-01T00:00:00Z"}), "/api/subscriptions/{subscription_id}/recover",
+         "post", "202"),
+        *[(api.get(path), described, "get", status) for path, described, status in ANSWERS],
+    ]  # fmt: skip
+    for answer, path, method, status in seen:
+        described = resolve(schema, schema["paths"][path][method]["responses"][status])
+        assert str(answer.status_code) == status, (path, answer.content)
+        media_type = answer["Content-Type"]
+        part = described["content"][media_type]["schema"]
+        errors = [f"{error.json_path}: {error.message}" for error in validator(schema, part).iter_errors(answer.json())]
+        assert errors == [], (method, path)
+        assert set(answer.json()) <= set(resolve(schema, part).get("properties", {})) | {"errors"}, (method, path)
+        for name, header in described["headers"].items():
+            rule = resolve(schema, header)
+            assert name in answer or not rule.get("required"), (method, path, name)
+            if name in answer:
+                assert list(validator(schema, rule["schema"]).iter_errors(answer[name])) == [], (method, path, name)
+
+
+def test_the_schema_is_served_as_json_and_as_yaml(schema: dict[str, Any]) -> None:
+    client = ApiClient(None)
+    assert client.get("/api/schema")["Content-Type"] == "application/json"
+    for answer in (client.get("/api/schema?format=yaml"), client.get("/api/schema", Accept="application/yaml")):
+        assert answer["Content-Type"] == "application/yaml"
+        assert yaml.safe_load(answer.content) == schema
+    assert client.get("/api/schema?format=xml").status_code == 400
+
+
+def test_the_page_shows_the_schema_with_nothing_from_elsewhere() -> None:
+    client = ApiClient(None)
+    page = client.get("/api/docs")
+    assert (page.status_code, page["Content-Type"].split(";")[0]) == (200, "text/html")
+    text = page.content.decode()
+    assert "<script>" not in text
+    linked = re.findall(r'(?:src|href)="([^"]+)"', text)
+    assert linked
+    assert all(target.startswith("/") for target in linked)
+    assert "unsafe" not in page["Content-Security-Policy"]
+    served = {}
+    for target in linked:
+        answer = client.get(target)
+        assert answer.status_code == 200, target
+        served[target] = b"".join(answer) if answer.streaming else answer.content
+    assert any(b"SwaggerUIBundle" in content and b"/api/schema" in content for content in served.values())
+
+
+def test_every_reference_leads_somewhere(schema: dict[str, Any]) -> None:
+    references = set(re.findall(r'"\$ref": ?"([^"]+)"', json.dumps(schema)))
+    assert len(references) > 20
+    for reference in references:
+        assert resolve(schema, {"$ref": reference}), reference
