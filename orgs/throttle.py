@@ -44,6 +44,7 @@ class _Memory:
         self._blocked: OrderedDict[str, float] = OrderedDict()
         self._working: OrderedDict[bytes, None] = OrderedDict()
         self._next_lookup = 0.0
+        self.lookups = 0
 
     def clear(self) -> None:
         with self._lock:
@@ -84,6 +85,7 @@ class _Memory:
             if now < self._next_lookup:
                 return False
             self._next_lookup = now + 1 / LOOKUPS_PER_SECOND
+            self.lookups += 1
             return True
 
 
@@ -93,6 +95,11 @@ _memory = _Memory()
 def forget() -> None:
     """Forget what this process knows, for tests."""
     _memory.clear()
+
+
+def lookups() -> int:
+    """Return how many keys of blocked addresses this process has looked up all the same."""
+    return _memory.lookups
 
 
 def refuse_early(address: str, key: str) -> Verdict | None:
