@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from typing import Any
 
@@ -72,8 +73,6 @@ def test_two_organisations_share_no_dedup_id_even_at_the_same_moment(
 
 def test_whoever_waits_for_another_s_commit_is_accepted_when_that_one_rolls_back(organization: Organization) -> None:
     """The memory of a dedup id never outlives the event that it stands for."""
-    import threading
-
     results: list[Ingested] = []
 
     def other() -> None:

@@ -15,6 +15,7 @@ from core.ids import new_id
 from events.ingest import ingest
 from events.models import Event
 from events.payload import NewEvent
+from events.repair import reprocess
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, result, subscribe
 from webhooks import subscriptions
@@ -169,8 +170,6 @@ def test_an_event_reprocessed_after_its_fix_leaves_the_list_when_it_is_delivered
     subscribe(organization)
     broken = ingest(organization.id, NewEvent("a.b", "1", None)).event_id
     Event.objects.filter(id=broken).update(status="error", due_at=Now())
-    from events.repair import reprocess
-
     assert reprocess(Event.objects.all()) == 1
     accept(organization, 0)
     assert listed(api) == text(broken)

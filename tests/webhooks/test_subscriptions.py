@@ -1,0 +1,169 @@
+"""Subscriptions that change while deliveries are on their way: nothing goes to the wrong place, nothing is lost."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+from django.db.models.functions import Now
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from devstack.receiver import Received, Receiver, Response
+from orgs.models import Organization
+from tests.webhooks.helpers import accept, lane_of, sending, statuses, subscribe, wait_until
+from webhooks import subscriptions
+from webhooks.claiming import claim
+from webhooks.models import Delivery, DeliveryAttempt, Lane, Subscription
+from webhooks.subscriptions import RESYNC_ROWS
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_waits_and_what_comes_for_a_disabled_subscription_is_held_and_delivered_when_it_is_enabled(
+    organization: Organization, receiver: Receiver, api: Any
+) -> None:
+    subscription = subscribe(organization, receiver.url())
+    accept(organization, 3)
+    assert api.post(f"/api/subscriptions/{subscription.pk}/disable").json()["status"] == "disabled"
+    with sending() as sender:
+        accept(organization, 4)
+        sender.wake()
+        assert sender.wait_until_drained(30)
+        assert receiver.count == 0
+        assert statuses() == ["held"] * 7
+        assert api.post(f"/api/subscriptions/{subscription.pk}/enable").json()["status"] == "active"
+        wait_until(lambda: statuses() == ["delivered"] * 7)
+    assert len({request.headers["webhook-id"] for request in receiver.requests}) == 7
+
+
+@pytest.mark.django_db(transaction=True)
+def test_nothing_more_is_sent_to_a_deleted_subscription_and_all_that_is_open_is_cancelled(
+    organization: Organization, receiver: Receiver, api: Any
+) -> None:
+    receiver.behaviour = lambda request, number: Response(503, delay=0.5)
+    subscription = subscribe(organization, receiver.url())
+    accept(organization, 20)
+    with sending() as sender:
+        receiver.wait_for(1)
+        assert api.delete(f"/api/subscriptions/{subscription.pk}").status_code == 204
+        claimed = set(Delivery.objects.filter(status="delivering").values_list("event_id", flat=True))
+        wait_until(lambda: statuses() == ["cancelled"] * 20)
+        accept(organization, 5)
+        sender.wake()
+        assert sender.wait_until_drained(30)
+    # What was on the wire can't be called back; nothing was begun after.
+    attempted = set(DeliveryAttempt.objects.values_list("delivery__event_id", flat=True))
+    assert claimed <= attempted
+    assert receiver.count == DeliveryAttempt.objects.count() <= 4 + len(claimed)
+    assert Delivery.objects.count() == 20
+    assert api.get(f"/api/subscriptions/{subscription.pk}").status_code == 404
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_next_attempt_uses_the_new_url_and_headers(
+    organization: Organization, receiver: Receiver, api: Any, settings: Any
+) -> None:
+    settings.DELIVERY_RETRY_SCHEDULE = (0.0, *[0.2] * 40)
+    receiver.behaviour = lambda request, number: Response(500 if request.path == "/old" else 200)
+    subscription = subscribe(organization, receiver.url("/old"))
+    with sending():
+        accept(organization)
+        receiver.wait_for(1, "/old")
+        changed = api.patch(
+            f"/api/subscriptions/{subscription.pk}", {"url": receiver.url("/new"), "headers": {"X-New": "1"}}
+        )
+        assert changed.status_code == 200
+        (request,) = receiver.wait_for(1, "/new")
+        wait_until(lambda: statuses() == ["delivered"])
+    assert request.headers["x-new"] == "1"
+    assert request.headers["webhook-id"] == receiver.of("/old")[0].headers["webhook-id"]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("overlap", [0, 3600])
+def test_the_next_attempt_is_signed_with_the_new_secret_and_in_the_overlap_with_both(
+    organization: Organization, receiver: Receiver, api: Any, settings: Any, overlap: int
+) -> None:
+    settings.DELIVERY_RETRY_SCHEDULE = (0.0, *[0.2] * 40)
+    answers = iter([500])
+    rotated: list[bool] = []
+
+    def behave(request: Received, number: int) -> Response:
+        return Response(next(answers, 200) if rotated or number == 1 else 500)
+
+    receiver.behaviour = behave
+    subscription, old = subscriptions.create(organization.id, url=receiver.url(), event_types=["*"])
+    with sending():
+        accept(organization)
+        receiver.wait_for(1)
+        answer = api.post(f"/api/subscriptions/{subscription.pk}/rotate-secret", {"overlap_seconds": overlap})
+        new = answer.json()["secret"]
+        rotated.append(True)
+        wait_until(lambda: statuses() == ["delivered"])
+    first, last = receiver.requests[0], receiver.requests[-1]
+    Webhook(old).verify(first.body, first.headers)
+    Webhook(new).verify(last.body, last.headers)
+    if overlap:
+        Webhook(old).verify(last.body, last.headers)
+    else:
+        with pytest.raises(WebhookVerificationError):
+            Webhook(old).verify(last.body, last.headers)
+
+
+@pytest.mark.django_db
+def test_a_new_address_starts_with_a_clean_record(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    accept(organization)
+    Lane.objects.update(
+        paused_until=Now() + datetime.timedelta(hours=1), circuit_opened=3, failures_in_row=30, window_size=1,
+        failing_since=Now(),
+    )  # fmt: skip
+    subscriptions.change(subscription, {"description": "still the same"})
+    assert claim(10).deliveries == []
+    subscriptions.change(subscription, {"url": "http://127.0.0.1:9/new"})
+    (claimed,) = claim(10).deliveries
+    assert claimed.receiver.url.endswith("/new")
+    assert lane_of(subscription).failing_since is None
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("act", "becomes"), [("disable", "held"), ("delete", "cancelled")])
+def test_a_long_queue_changes_in_chunks_and_nothing_of_it_is_sent_meanwhile(
+    organization: Organization, act: str, becomes: str
+) -> None:
+    subscription = subscribe(organization)
+    accept(organization, 25)
+    assert RESYNC_ROWS > 25
+    # The first chunk is done with the change itself; here all of it is left to the sweep.
+    Lane.objects.update(needs_resync=False)
+    if act == "disable":
+        Subscription.objects.update(is_active=False)
+    else:
+        Subscription.objects.update(is_active=False, deleted_at=Now())
+    Lane.objects.update(is_open=False, needs_resync=True)
+    assert claim(100).deliveries == []
+    assert not subscriptions.resync(subscription.pk, 10)
+    assert sorted(statuses()) == sorted([becomes] * 10 + ["pending"] * 15)
+    assert claim(100).deliveries == []
+    assert not subscriptions.resync(subscription.pk, 10)
+    assert subscriptions.resync(subscription.pk, 10)
+    assert statuses() == [becomes] * 25
+    assert not lane_of(subscription).needs_resync
+
+
+@pytest.mark.django_db
+def test_disabling_twice_keeps_the_first_reason(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    subscriptions.disable(subscription, "first")
+    subscriptions.disable(subscription, "second")
+    assert subscription.disabled_reason == "first"
+    subscriptions.enable(subscription)
+    assert (subscription.disabled_reason, subscription.disabled_at) == ("", None)
+
+
+@pytest.mark.django_db
+def test_a_deleted_subscription_keeps_no_secret(organization: Organization) -> None:
+    subscription = subscribe(organization, headers={"X-Token": "t"})
+    subscriptions.delete(subscription)
+    row = Subscription.objects.get(pk=subscription.pk)
+    assert (row.encrypted_secret, row.encrypted_previous_secret, row.encrypted_headers) == ("", "", "")

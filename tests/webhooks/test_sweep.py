@@ -1,0 +1,161 @@
+"""The sweep finds what a crash or a lost wake-up left behind, by itself and one worker at a time."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.models.functions import Now
+
+from events.ingest import ingest
+from events.payload import NewEvent
+from orgs.models import Organization
+from tests.webhooks.helpers import accept, in_threads, lane_of, statuses, subscribe
+from webhooks.claiming import claim
+from webhooks.leases import expire, release
+from webhooks.models import Delivery, DeliveryAttempt, Lane, Subscription
+from webhooks.sweep import SWEEP_LOCK, Sweep, recount_lanes, remember_forgotten_lanes
+
+
+@pytest.mark.django_db
+def test_what_a_dead_worker_had_claimed_is_due_again_with_an_attempt_that_says_so(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    accept(organization, 3)
+    claim(10)
+    assert expire() == 0  # the worker lives as far as anybody knows
+    Delivery.objects.update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
+    Sweep(lambda: None).run()
+    assert statuses() == ["pending"] * 3
+    assert lane_of(subscription).in_flight == 0
+    assert set(DeliveryAttempt.objects.values_list("error", "number")) == {("worker_lost", 1)}
+    assert len(claim(10).deliveries) == 3
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("state", "becomes"), [("active", "pending"), ("disabled", "held"), ("deleted", "cancelled")])
+@pytest.mark.parametrize("how", ["expire", "release"])
+def test_a_lease_that_ends_leaves_the_delivery_as_its_subscription_is_now(
+    organization: Organization, state: str, becomes: str, how: str
+) -> None:
+    subscription = subscribe(organization)
+    accept(organization, 2)
+    taken = claim(10).deliveries
+    if state != "active":
+        Subscription.objects.update(is_active=False, deleted_at=Now() if state == "deleted" else None)
+        Lane.objects.update(is_open=False)
+    if how == "expire":
+        Delivery.objects.update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
+        assert expire() == 2
+    else:
+        assert release({c.lease_id for c in taken}) == 2
+        assert DeliveryAttempt.objects.count() == 0  # nothing was sent
+    assert statuses() == [becomes] * 2
+    assert lane_of(subscription).in_flight == 0
+    assert {d.completed_at is None for d in Delivery.objects.all()} == {becomes != "cancelled"}
+
+
+@pytest.mark.django_db
+def test_releasing_nothing_or_what_was_recorded_changes_nothing(organization: Organization) -> None:
+    subscribe(organization)
+    accept(organization)
+    (claimed,) = claim(10).deliveries
+    assert release([]) == 0
+    assert release([claimed.lease_id]) == 1
+    assert release([claimed.lease_id]) == 0
+
+
+@pytest.mark.django_db
+def test_accepted_events_are_announced_when_their_wake_up_got_lost(organization: Organization) -> None:
+    called: list[bool] = []
+    sweep = Sweep(lambda: called.append(True))
+    sweep.run()
+    assert called == []
+    ingest(organization.id, NewEvent("a.b", "1", None))
+    sweep.run()
+    assert called == [True]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_one_worker_at_a_time_sweeps_and_events_are_announced_by_all(organization: Organization) -> None:
+    subscribe(organization)
+    accept(organization)
+    claim(10)
+    Delivery.objects.update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
+    ingest(organization.id, NewEvent("a.b", "1", None))
+    called: list[bool] = []
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [SWEEP_LOCK])
+    in_threads(1, lambda _: Sweep(lambda: called.append(True)).run())
+    assert statuses() == ["delivering"]
+    assert called == [True]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_unlock(%s)", [SWEEP_LOCK])
+    in_threads(1, lambda _: Sweep(lambda: None).run())
+    assert statuses() == ["pending"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_lock_goes_with_the_worker_that_held_it(organization: Organization) -> None:
+    def die_holding_it(number: int) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", [SWEEP_LOCK])
+            cursor.execute("SELECT pg_backend_pid()")
+            victims.append(cursor.fetchone()[0])
+            ready.wait(30)
+            with pytest.raises(Exception, match=r"terminat|closed"):
+                cursor.execute("SELECT pg_sleep(30)")
+
+    victims: list[int] = []
+    ready = threading.Barrier(2)
+    thread = threading.Thread(target=lambda: in_threads(1, die_holding_it))
+    thread.start()
+    ready.wait(30)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", victims)
+    thread.join(30)
+    subscribe(organization)
+    accept(organization)
+    claim(10)
+    Delivery.objects.update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
+    Sweep(lambda: None).run()
+    assert statuses() == ["pending"]
+
+
+@pytest.mark.django_db
+def test_a_lane_that_forgot_its_due_deliveries_is_reminded(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    accept(organization)
+    assert remember_forgotten_lanes() == 0
+    for wrong in (None, Now() + datetime.timedelta(hours=1)):
+        Lane.objects.update(next_due_at=wrong)
+        assert claim(10).deliveries == []
+        assert remember_forgotten_lanes() == 1
+        assert lane_of(subscription).next_due_at is not None
+    assert len(claim(10).deliveries) == 1
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("wrong", [-3, 0, 4, 1000])
+def test_a_lane_that_miscounts_what_is_in_flight_is_recounted(organization: Organization, wrong: int) -> None:
+    subscription = subscribe(organization)
+    accept(organization, 4)
+    assert len(claim(2).deliveries) == 2
+    Lane.objects.update(in_flight=wrong)
+    assert recount_lanes() == 1
+    assert lane_of(subscription).in_flight == 2
+    assert recount_lanes() == 0
+
+
+@pytest.mark.django_db
+def test_more_expired_leases_than_one_transaction_takes_are_all_found(
+    organization: Organization, settings: Any
+) -> None:
+    subscribe(organization)
+    accept(organization, 25)
+    Lane.objects.update(window_size=1000)
+    assert len(claim(1000).deliveries) == 25
+    Delivery.objects.update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
+    assert [expire(10) for _ in range(4)] == [10, 10, 5, 0]
