@@ -1,0 +1,129 @@
+"""The worker class and the two jobs, in this process: what waits is fanned out and delivered."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.core.management import get_commands
+from django.db import connection
+from django_redis import get_redis_connection
+from django_rq import get_worker
+from rq.serializers import JSONSerializer
+
+from core.wakeups import EVENTS, WEBHOOKS, WakeUp, wake
+from devstack.receiver import Receiver
+from events.models import Event
+from orgs.models import Organization
+from triggers_project import jobs
+from triggers_project.health import count_live_workers
+from triggers_project.worker import TriggersWorker
+from webhooks import subscriptions
+from webhooks.models import Delivery
+from webhooks.sender import current_sender
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait until `condition` holds."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "it never came true"
+        time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was() -> Iterator[None]:
+    """Give back what a worker changes about its process: signals, the threads' turns, open files."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    interval, files = sys.getswitchinterval(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    sys.setswitchinterval(interval)
+    resource.setrlimit(resource.RLIMIT_NOFILE, files)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    sender = current_sender()
+    if sender is not None:
+        sender.stop(5)
+
+
+@pytest.fixture
+def posted(api: Any, organization: Organization, receiver: Receiver) -> list[str]:
+    """Return the ids of events that were posted for one subscription to `receiver`."""
+    subscriptions.create(organization.id, url=receiver.url(), event_types=["*"])
+    return [api.post("/api/events", {"type": "a", "data": number}).json()["id"] for number in range(30)]
+
+
+def test_the_plain_command_gets_our_worker_with_json_jobs_and_both_queues() -> None:
+    worker = get_worker(EVENTS, WEBHOOKS)
+    assert isinstance(worker, TriggersWorker)
+    assert worker.serializer is JSONSerializer
+    assert worker.job_class is WakeUp
+    assert [queue.name for queue in worker.queues] == [EVENTS, WEBHOOKS]
+    assert "rqworker" in get_commands()
+
+
+def test_a_burst_fans_out_and_delivers_all_that_waits(posted: list[str], receiver: Receiver) -> None:
+    assert get_worker(EVENTS, WEBHOOKS).work(burst=True)
+    assert set(Event.objects.values_list("status", flat=True)) == {"processed"}
+    assert set(Delivery.objects.values_list("status", flat=True)) == {"delivered"}
+    assert sorted(request.headers["webhook-id"] for request in receiver.requests) == sorted(posted)
+    assert get_redis_connection("default").llen("rq:queue:events") == 0
+
+
+def test_a_worker_needs_no_job_to_find_what_waits(posted: list[str], receiver: Receiver) -> None:
+    get_redis_connection("default").flushall()
+    worker = get_worker(EVENTS, WEBHOOKS)
+
+    def stop_when_done() -> None:
+        try:
+            until(lambda: len(receiver.requests) == len(posted))
+            until(lambda: get_redis_connection("default").scard("rq:workers") == 1)
+            alive.append(count_live_workers(get_redis_connection("default")))
+            get_redis_connection("default").flushall()  # forgets the worker, which registers again
+            until(lambda: count_live_workers(get_redis_connection("default")) == 1)
+        finally:
+            connection.close()
+            signal.raise_signal(signal.SIGTERM)
+
+    alive: list[int] = []
+    watcher = threading.Thread(target=stop_when_done)
+    watcher.start()
+    worker.work()
+    watcher.join()
+    assert alive == [1]
+    assert set(Delivery.objects.values_list("status", flat=True)) == {"delivered"}
+    assert current_sender() is None
+    assert count_live_workers(get_redis_connection("default")) == 0
+
+
+def test_a_worker_class_without_a_sender_delivers_within_the_job(posted: list[str], receiver: Receiver) -> None:
+    jobs.process_events()
+    assert get_redis_connection("default").llen("rq:queue:webhooks") == 1
+    assert jobs.last_fan_out() <= time.monotonic()
+    jobs.deliver_webhooks()
+    assert len(receiver.requests) == len(posted)
+    assert set(Delivery.objects.values_list("status", flat=True)) == {"delivered"}
+
+
+def test_a_slice_that_leaves_work_wakes_the_next_one(posted: list[str], settings: Any) -> None:
+    settings.MAX_CONCURRENT_EVENTS = 10
+    get_redis_connection("default").flushall()
+    assert jobs.fan_out_for(0) is True
+    assert Event.objects.filter(status="processed").count() == 10
+    jobs.process_events()
+    assert Event.objects.filter(status="processed").count() == 30
+    assert jobs.fan_out_for(0) is False
+
+
+def test_a_burst_with_nothing_to_do_ends() -> None:
+    assert get_worker(EVENTS, WEBHOOKS).work(burst=True) is False
+    assert wake(EVENTS)
+    assert get_worker(EVENTS, WEBHOOKS).work(burst=True) is True
