@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import structlog
@@ -81,6 +83,24 @@ def _log_outcome(request: Request, result: Ingested, event_type: str, started: f
     )
 
 
+@contextmanager
+def _failure_logged(request: Request, events: Sequence[NewEvent], started: float) -> Iterator[None]:
+    """Log each of the events with the outcome `error` when storing them raises."""
+    try:
+        yield
+    except Exception as error:
+        for event in events:
+            log.warning(
+                "event_ingested",
+                outcome="error",
+                error=type(error).__name__,
+                type=event.type,
+                organization_id=str(caller_of(request).organization_id),
+                duration_ms=round((time.perf_counter() - started) * 1000, 3),
+            )
+        raise
+
+
 class EventListView(APIView):
     """Accepting and listing events."""
 
@@ -120,7 +140,8 @@ class EventListView(APIView):
         event = parse_event(read_body(request._request, settings.MAX_EVENT_BYTES))
         verdict = _throttle(request, 1)
         _require_room(1)
-        result = ingest.ingest(caller_of(request).organization_id, event)
+        with _failure_logged(request, [event], started):
+            result = ingest.ingest(caller_of(request).organization_id, event)
         _log_outcome(request, result, event.type, started)
         location = f"/api/events/{result.event_id}"
         headers = {"Location": location, **(verdict.headers("events") if verdict else {})}
@@ -222,7 +243,8 @@ class EventBatchView(APIView):
             verdict = _throttle(request, len(valid))
             headers = verdict.headers("events") if verdict else {}
             _require_room(len(valid))
-            results = ingest.ingest_batch(caller_of(request).organization_id, valid)
+            with _failure_logged(request, valid, started):
+                results = ingest.ingest_batch(caller_of(request).organization_id, valid)
         for event, result in zip(valid, results, strict=True):
             _log_outcome(request, result, event.type, started)
         accepted = sum(result.outcome is Outcome.ACCEPTED for result in results)

@@ -291,7 +291,7 @@ OPTIONS: tuple[Option, ...] = (
         "INITIAL_WINDOW",
         _integer(1, 1000),
         "4",
-        "Deliveries in flight to a subscription that has not answered yet; each success doubles the window's growth.",
+        "Deliveries in flight to a subscription that has not answered yet; each success allows one more.",
     ),
     Option("EVENT_MAX_TRIES", _integer(1, 100), "5", "Failed fan-outs after which an event is `error`."),
     Option("SWEEP_INTERVAL", _duration(0.05, 60), "1s", "How often a worker looks for work that no wake-up announced."),

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.utils.dateparse import parse_datetime
 from structlog.testing import capture_logs
 
@@ -115,6 +116,16 @@ def test_each_item_of_a_batch_is_logged_with_its_outcome(api: Any) -> None:
     lines = [line for line in logged if line["event"] == "event_ingested"]
     assert [line["outcome"] for line in lines] == ["persisted", "duplicate", "already_exists", "persisted"]
     assert all(line["duration_ms"] > 0 for line in lines)
+
+
+def test_an_event_that_could_not_be_stored_is_logged_as_an_error(api: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE events_dedupkey RENAME TO dedupkey_gone")  # undone with the test's transaction
+    with capture_logs() as logged:
+        assert_problem(api.post("/api/events", {"type": "a.b", "data": 1, "dedup_id": "d"}), 500)
+    lines = [line for line in logged if line["event"] == "event_ingested"]
+    assert [(line["outcome"], line["type"], line["error"]) for line in lines] == [("error", "a.b", "UndefinedTable")]
+    assert lines[0]["duration_ms"] > 0
 
 
 def test_the_request_is_logged_once_without_its_body_or_key(api: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 from django_redis import get_redis_connection
 
+from core import redis as core_redis
 from core.db import server_cursor
 from devstack import processes
 from devstack.sockets import free_port
@@ -200,6 +202,17 @@ def test_a_part_that_is_down_is_a_503_with_the_reason_and_the_short_page_stays_2
         assert (body["workers"] is None) is (body["redis"] == "down")
         assert short.status_code == 200
         assert "hunter2" not in answer.text + log.read_text()
+
+
+def test_each_part_that_fails_is_named_in_this_process_too(client: Any) -> None:
+    core_redis._guard._retry_at = time.monotonic() + 60
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE events_event RENAME TO events_event_gone")  # undone with the test's transaction
+    answer = client.get(DETAILED)
+    assert answer.status_code == 503
+    body = answer.json()
+    assert (body["status"], body["database"], body["redis"], body["workers"]) == ("unhealthy", "down", "down", None)
+    assert body["reasons"] == ["The database does not answer.", "Redis does not answer."]
 
 
 def test_the_config_shows_the_limits_in_force(client: Any, settings: Any) -> None:

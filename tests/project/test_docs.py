@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -76,6 +77,24 @@ def test_the_endpoints_table_lists_every_route_with_its_methods_and_scopes() -> 
 def test_every_error_class_is_explained() -> None:
     for failure in Failure:
         assert f"| `{failure.value}` |" in OPERATIONS
+
+
+def _logged_events() -> set[str]:
+    """Return the names of all lines that our code logs."""
+    found = set()
+    for app in ("core", "orgs", "events", "webhooks", "triggers_project"):
+        for path in (ROOT / app).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+                    name = node.args[0]
+                    if ast.unparse(node.func.value) == "log" and isinstance(name, ast.Constant):
+                        found.add(str(name.value))
+    return found
+
+
+def test_every_line_of_the_log_is_explained() -> None:
+    rows = _rows(_section("What to look at").split("**Logs**")[1])
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == _logged_events()
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
