@@ -101,7 +101,7 @@ MIDDLEWARE = [
     "core.middleware.RequestMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "csp.middleware.CSPMiddleware",
+    "core.csp.PolicyMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -135,7 +135,7 @@ DATABASES = {"default": environ.Env.db_url_config(DATABASE_URL)}
 DATABASES["default"].update(
     ENGINE="core.postgresql",
     CONN_MAX_AGE=0,  # the pool keeps connections, Django must not
-    CONN_HEALTH_CHECKS=True,  # checked on borrow
+    CONN_HEALTH_CHECKS=False,  # core.postgresql checks on borrow
 )
 DATABASES["default"].setdefault("OPTIONS", {}).update(
     application_name="triggers-api",

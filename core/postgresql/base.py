@@ -3,22 +3,28 @@
 A pool that is only busy is worth DB_POOL_TIMEOUT of waiting: a connection comes back soon.  A database
 that refuses connections is not: every thread of a web process would wait that long, and nobody would
 hear why.  So the wait ends early once an attempt to connect has failed and none has succeeded since.
+
+A connection is checked when it is borrowed.  Asking the server costs a round trip, so that is done once a
+second for each; in between, looking whether the server closed the connection is enough.
 """
 
 from __future__ import annotations
 
+import select
 import time
 from typing import Any
 
 import psycopg
 from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
-from psycopg_pool import PoolTimeout
+from psycopg_pool import ConnectionPool, PoolTimeout
 
 # How long a wait lasts before the state of the database is looked at again.
 SLICE_SECONDS = 1.0
 # While the database is away, how long a caller waits for one attempt to connect.
 AWAY_SECONDS = 0.25
+# How long a connection whose server answered is believed, as long as nobody closed it.
+BELIEVED_SECONDS = 1.0
 
 
 class _Reach:
@@ -28,7 +34,9 @@ class _Reach:
 
 
 class WatchedConnection(psycopg.Connection[Any]):
-    """A connection that tells whether opening it succeeded."""
+    """A connection that tells whether opening it succeeded, and whether it still works."""
+
+    answered_at = float("-inf")
 
     @classmethod
     def connect(cls, *args: Any, **kwargs: Any) -> WatchedConnection:
@@ -39,7 +47,27 @@ class WatchedConnection(psycopg.Connection[Any]):
             _Reach.away = True
             raise
         _Reach.away = False
+        connection.answered_at = time.monotonic()
         return connection
+
+    def works(self) -> bool:
+        """Tell whether the connection can be used: ask the server, or only look when it answered just now."""
+        if self.closed:
+            return False
+        if time.monotonic() - self.answered_at < BELIEVED_SECONDS and not self._has_something_to_read():
+            return True
+        try:
+            ConnectionPool.check_connection(self)
+        except psycopg.Error:
+            return False
+        self.answered_at = time.monotonic()
+        return True
+
+    def _has_something_to_read(self) -> bool:
+        """Tell whether the server said something unasked, or the end of the stream has come."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
@@ -59,7 +87,11 @@ class DatabaseWrapper(base.DatabaseWrapper):
         while True:
             left = ends - time.monotonic()
             try:
-                return pool.getconn(min(left, AWAY_SECONDS if _Reach.away else SLICE_SECONDS))
+                connection = pool.getconn(min(left, AWAY_SECONDS if _Reach.away else SLICE_SECONDS))
+                if connection.works():
+                    return connection
+                connection.close()
+                pool.putconn(connection)  # which replaces it
             except PoolTimeout:
                 if _Reach.away:
                     raise PoolTimeout("the database refuses connections") from None
