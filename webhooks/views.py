@@ -273,7 +273,11 @@ class SubscriptionRecoverView(APIView):
         examples=[OpenApiExample("since", {"since": "2026-01-31T12:00:00Z"}, request_only=True)],
     )
     def post(self, request: Request, subscription_id: uuid.UUID) -> Response:
-        """Queue every event since `since` that the subscription wants and hasn't received."""
+        """Queue every event since `since` that the subscription wants and hasn't received.
+
+        A subscription has one recovery under way at the most: asking again returns that one, which then
+        reaches back to the earlier of the two times.
+        """
         subscription = _own_subscription(request, subscription_id)
         serializer = Recover(data=read_object(request))
         serializer.is_valid(raise_exception=True)

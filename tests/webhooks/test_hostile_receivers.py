@@ -182,6 +182,7 @@ def test_a_gzip_bomb_is_not_unpacked(organization: Organization, receiver: Recei
     with raw_server(after_request(lambda stream: stream.sendall(head % len(bomb) + bomb))) as port:
         attempt = deliver(organization, receiver, f"http://127.0.0.1:{port}/")
     assert (attempt.error, attempt.status_code) == ("", 200)
+    assert attempt.response_body.startswith("\x1f")  # as it came, packed
     assert len(attempt.response_body) <= 1024
     assert resident_bytes() - before < 100 * 2**20
 

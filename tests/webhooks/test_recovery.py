@@ -190,13 +190,17 @@ def test_a_chunk_that_is_rolled_back_is_done_again(organization: Organization) -
 def test_recoveries_take_turns_and_one_that_cannot_go_on_stops_no_other(
     organization: Organization, other_organization: Organization
 ) -> None:
-    broken = bulk.start_recovery(_missed(organization, 3), LONG_AGO)
-    BulkRun.objects.filter(id=broken.id).update(filters={})  # as only a hand could
-    fine = [bulk.start_recovery(subscribe(other_organization), LONG_AGO) for _ in range(30)]
-    for _ in range(20):
+    accept(organization, 3)
+    broken = [bulk.start_recovery(subscribe(organization), LONG_AGO).id for _ in range(bulk.RECOVERIES_AT_A_TIME + 5)]
+    BulkRun.objects.filter(id__in=broken).update(filters={})  # as only a hand could
+    fine = bulk.start_recovery(_missed(other_organization, 3), LONG_AGO)
+    for _ in range(200):
         _sweep()
-    assert BulkRun.objects.get(id=broken.id).state == "running"
-    assert set(BulkRun.objects.filter(id__in=[run.id for run in fine]).values_list("state", flat=True)) == {"done"}
+        fine.refresh_from_db()
+        if fine.state == "done":
+            break
+    assert (fine.state, fine.queued) == ("done", 3)
+    assert set(BulkRun.objects.filter(id__in=broken).values_list("state", flat=True)) == {"running"}
 
 
 @pytest.mark.django_db
