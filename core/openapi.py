@@ -20,7 +20,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse
 from rest_framework import serializers
 
-from core.problems import MEDIA_TYPE, Problem, invalid, problem_response
+from core.problems import MEDIA_TYPE, invalid, only_get, problem_response
 from core.query import DEFAULT_LIMIT, MAX_LIMIT
 
 Schema = dict[str, Any]
@@ -364,8 +364,8 @@ def rendered_schema(form: str) -> bytes:
 
 def schema_view(request: HttpRequest) -> HttpResponse:
     """Serve the schema: JSON, or YAML for `?format=yaml` or an `Accept` that asks for it."""
-    if request.method not in {"GET", "HEAD"}:
-        return problem_response(request, Problem(405, "method_not_allowed", "Use GET.", headers={"Allow": "GET, HEAD"}))
+    if (refusal := only_get(request)) is not None:
+        return refusal
     wanted = request.GET.get("format") or ("yaml" if "yaml" in request.headers.get("Accept", "") else "json")
     if wanted not in {"json", "yaml"}:
         return problem_response(request, invalid([("?format", "must be json or yaml")]))

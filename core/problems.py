@@ -67,6 +67,13 @@ def database_unavailable() -> Problem:
     )
 
 
+def only_get(request: HttpRequest) -> HttpResponse | None:
+    """Return the 405 of a plain view that only reads, or None for GET and HEAD."""
+    if request.method in {"GET", "HEAD"}:
+        return None
+    return problem_response(request, Problem(405, "method_not_allowed", "Use GET.", headers={"Allow": "GET, HEAD"}))
+
+
 def document(request: Any, problem: Problem) -> dict[str, Any]:
     """Return the problem as the members of RFC 9457 §3.1 plus ours."""
     body: dict[str, Any] = {

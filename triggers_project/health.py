@@ -14,7 +14,7 @@ from psycopg_pool import PoolTimeout
 from redis import Redis
 
 from core.http import JSONRenderer
-from core.problems import Problem, problem_response
+from core.problems import only_get
 from core.redis import RedisUnavailable, call_redis
 from events.backlog import oldest_waiting_seconds, waiting_events
 from webhooks import figures
@@ -34,8 +34,8 @@ def _answer(body: dict[str, Any], status: int = 200) -> HttpResponse:
 def health(request: HttpRequest) -> HttpResponse:
     """Say that this process answers.  It asks nobody else: a load balancer must not drop every web
     process because a part behind them is away."""
-    if request.method not in {"GET", "HEAD"}:
-        return problem_response(request, Problem(405, "method_not_allowed", "Use GET.", headers={"Allow": "GET, HEAD"}))
+    if (refusal := only_get(request)) is not None:
+        return refusal
     return _answer({"status": "healthy", "service": SERVICE})
 
 
@@ -84,8 +84,8 @@ def health_detailed(request: HttpRequest) -> HttpResponse:
     503 when a part is down, with the reason; without Redis the system is `degraded`: events are
     accepted and kept, deliveries are slower.
     """
-    if request.method not in {"GET", "HEAD"}:
-        return problem_response(request, Problem(405, "method_not_allowed", "Use GET.", headers={"Allow": "GET, HEAD"}))
+    if (refusal := only_get(request)) is not None:
+        return refusal
     body: dict[str, Any] = {"status": "healthy", "service": SERVICE, "redis": "up", "database": "up"}
     reasons = []
     try:

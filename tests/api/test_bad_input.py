@@ -366,3 +366,43 @@ def test_a_body_that_was_cut_anywhere_is_refused(api: Any) -> None:
     for cut in range(1, len(whole)):
         assert_problem(api.post("/api/events", raw=whole[:cut]), 400)
     assert rows() == before
+
+
+@pytest.mark.parametrize("body", NOT_AN_OBJECT.values(), ids=NOT_AN_OBJECT.keys())
+def test_a_body_that_is_no_object_changes_nothing_that_is_there(
+    api: Any, subscription: Subscription, body: bytes
+) -> None:
+    one = f"/api/subscriptions/{subscription.id}"
+    key_id = api.get("/api/me").json()["key"]["id"]
+    before, shown = rows(), api.get(one).json()
+    for method, path in (
+        ("PATCH", one),
+        ("POST", f"{one}/rotate-secret"),
+        ("POST", f"{one}/recover"),
+        ("POST", f"/api/keys/{key_id}/rotate"),
+    ):
+        assert_problem(api.request(method, path, raw=body), 400)
+    assert rows() == before
+    assert api.get(one).json() == shown
+
+
+@pytest.mark.parametrize(
+    ("word", "body", "pointer"),
+    [
+        ("recover", {}, "/since"),
+        ("recover", {"since": "2026-01-01T00:00:00Z", "until": "2026-01-02T00:00:00Z"}, "/until"),
+        ("rotate-secret", {"secret": "whsec_x"}, "/secret"),
+    ],
+)
+def test_a_missing_or_unknown_field_of_an_action_is_named(
+    api: Any, subscription: Subscription, word: str, body: Any, pointer: str
+) -> None:
+    before = rows()
+    assert_problem(api.post(f"/api/subscriptions/{subscription.id}/{word}", body), 400, pointer)
+    assert rows() == before
+
+
+def test_no_two_bad_requests_in_a_row_break_a_good_one(api: Any) -> None:
+    for body in list(NOT_AN_OBJECT.values())[:10]:
+        api.post("/api/events", raw=body)
+    assert api.post("/api/events", raw=GOOD).status_code == 202

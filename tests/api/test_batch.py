@@ -117,3 +117,72 @@ def test_over_5_mib_is_413(api: Any) -> None:
 def test_ids_are_in_the_order_of_the_items(api: Any) -> None:
     ids = [uuid.UUID(item["id"]) for item in api.post(PATH, [GOOD] * 100).json()["data"]]
     assert ids == sorted(ids)
+
+
+def ndjson(api: Any, body: bytes) -> Any:
+    return api.post(PATH, raw=body, content_type="application/x-ndjson")
+
+
+@pytest.mark.parametrize(
+    ("body", "statuses"),
+    [
+        (b'{"type":"a","data":1}', ["accepted"]),
+        (b'{"type":"a","data":1}\n', ["accepted"]),
+        (b'\n\n{"type":"a","data":1}\n\n', ["accepted"]),
+        (b'{"type":"a","data":1}\r\n{"type":"b","data":2}\r\n', ["accepted", "accepted"]),
+        (b'{"type":"a",\n"data":1}', ["invalid", "invalid"]),
+        (b'[{"type":"a","data":1}]', ["invalid"]),
+        (b'{"type":"a","data":1}{"type":"b","data":2}', ["invalid"]),
+        (b'{"type":"a","data":"\\n\\u2028"}', ["accepted"]),
+        (b'{"type":"a","data":"\xe2\x80\xa8\xc2\x85"}', ["accepted"]),
+        (b'{"type":"a","data":NaN}\n{"type":"a","data":1}', ["invalid", "accepted"]),
+        (b"[" * 10_000 + b'\n{"type":"a","data":1}', ["invalid", "accepted"]),
+        (b'null\n1\n"a"\ntrue', ["invalid"] * 4),
+        (b'\xef\xbb\xbf{"type":"a","data":1}', ["invalid"]),
+        (b'{"type":"a","data":1,"dedup_id":"\\u0000"}\n{"type":"a","data":1}', ["invalid", "accepted"]),
+    ],
+)
+def test_of_ndjson_each_line_is_judged_alone(api: Any, body: bytes, statuses: list[str]) -> None:
+    response = ndjson(api, body)
+    assert [item["status"] for item in response.json()["data"]] == statuses
+    assert response.json()["accepted"] == statuses.count("accepted") == Event.objects.count()
+    assert response.status_code == (202 if "accepted" in statuses else 200)
+    for item in response.json()["data"]:
+        assert set(item) == ({"status", "errors"} if item["status"] == "invalid" else {"status", "id"})
+
+
+@pytest.mark.parametrize("body", [b"\n", b" \n\t\n", b"\r\n"])
+def test_ndjson_without_an_event_is_refused(api: Any, body: bytes) -> None:
+    assert_problem(ndjson(api, body), 400, "")
+
+
+def test_data_of_a_batch_is_kept_byte_for_byte_in_both_forms(api: Any) -> None:
+    values = ["1.0", "12345678901234567890123", '{ "b" : 1, "a":2 }', '"\\/"', "[1 ,2]", "-0", "1E5"]
+    items = [f'{{"type":"a","data":{value}}}' for value in values]
+    for body, content_type in (("[" + " ,\n".join(items) + " ]", "application/json"),
+                               ("\n".join(items), "application/x-ndjson")):  # fmt: skip
+        answer = api.post(PATH, raw=body.encode(), content_type=content_type)
+        stored = [Event.objects.get(id=item["id"]).data for item in answer.json()["data"]]
+        assert stored == values
+
+
+def test_a_conflict_within_a_batch_names_the_first_event_also_after_a_bad_item(api: Any) -> None:
+    answer = api.post(PATH, [{"type": "!", "dedup_id": "d"}, {**GOOD, "dedup_id": "d"}, {**GOOD, "dedup_id": "d"},
+                             {**GOOD, "dedup_id": "d", "type": "other"}])  # fmt: skip
+    items = answer.json()["data"]
+    assert [item["status"] for item in items] == ["invalid", "accepted", "duplicate", "conflict"]
+    assert items[1]["id"] == items[2]["id"] == items[3]["id"]
+    assert Event.objects.count() == 1
+
+
+def test_another_organisation_s_dedup_ids_are_no_duplicates_in_a_batch(api: Any, other_api: Any) -> None:
+    batch = [{**GOOD, "dedup_id": str(number)} for number in range(3)]
+    assert api.post(PATH, batch).json()["accepted"] == 3
+    assert other_api.post(PATH, batch).json()["accepted"] == 3
+
+
+def test_every_item_invalid_is_a_200_that_stores_nothing(api: Any) -> None:
+    answer = api.post(PATH, [1, {}, {"type": "a"}])
+    assert (answer.status_code, answer.json()["accepted"]) == (200, 0)
+    assert "RateLimit" not in answer
+    assert not Event.objects.exists()

@@ -9,20 +9,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import transaction
 from django.utils import timezone
 
-from core.ids import parse_id
 from core.serializers import is_plain_text
 from orgs import audit, keys
-from orgs.models import Organization, Scope
-
-
-def find_organization(text: str) -> Organization:
-    """Return the organisation with this id or name.  Raises CommandError when there is none."""
-    identifier = parse_id(text)
-    found = Organization.objects.filter(id=identifier).first() if identifier else None
-    found = found or Organization.objects.filter(name=text).first()
-    if found is None:
-        raise CommandError(f"There is no organisation with the id or name {text!r}.")
-    return found
+from orgs.finding import find_organization
+from orgs.models import Scope
 
 
 class Command(BaseCommand):

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from core.ids import parse_id
 from core.query import ParameterError, moment
 from orgs import audit
-from orgs.management.commands.create_api_key import find_organization
+from orgs.finding import find_organization
 from webhooks import bulk
 from webhooks.models import BulkRun
 from webhooks.repair import Repair
