@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -122,13 +123,10 @@ def test_pages_hold_each_event_once_together_with_every_filter(
     assert listed(api, f"undelivered=true&limit=2&type=order.a&until={since}") == text(*odd[4:])
 
 
-def test_one_undelivered_event_behind_a_long_history_is_found_without_walking_it(
-    organization: Organization, api: Any
-) -> None:
-    subscription = subscribe(organization)
-    lost = accept(organization, 2)
+def _add_many(organization: Organization, subscription_id: uuid.UUID, status: str) -> None:
+    """Add 20,000 processed events, newer than all others, each with a delivery in `status`."""
     with connection.cursor() as cursor:
-        # Ids that sort after those of the two, as a history of later events has.
+        # Ids that sort after those of the events that are there, as later events' do.
         top = str(new_id())[:13]
         cursor.execute(
             "INSERT INTO events_event (id, organization_id, type, data, status, tries, last_error, processed_at)"
@@ -138,16 +136,17 @@ def test_one_undelivered_event_behind_a_long_history_is_found_without_walking_it
         )
         cursor.execute(
             "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, cause, tries_used,"
-            " attempt_count, last_error, completed_at, next_attempt_at)"
-            " SELECT gen_random_uuid(), organization_id, id, %s, 'delivered', 'schedule', 1, 1, '', now(), NULL"
+            " attempt_count, last_error) SELECT gen_random_uuid(), organization_id, id, %s, %s, 'schedule', 1, 1, ''"
             " FROM events_event WHERE type = 'a.b'",
-            [subscription.pk],
+            [subscription_id, status],
         )
         cursor.execute("ANALYZE events_event, webhooks_delivery")
-    with CaptureQueriesContext(
-        connection,
-    ) as queries:
-        assert listed(api) == text(*reversed(lost))
+
+
+def _rows_read(work: Callable[[], object]) -> int:
+    """Return how many rows of events and deliveries the queries of `work` touch."""
+    with CaptureQueriesContext(connection) as queries:
+        work()
     seen = 0
     with connection.cursor() as cursor:
         for query in queries.captured_queries:
@@ -155,7 +154,28 @@ def test_one_undelivered_event_behind_a_long_history_is_found_without_walking_it
                 cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query["sql"])
                 plan = cursor.fetchone()[0]
                 seen += _rows_touched((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"])
-    assert 0 < seen < 200, queries.captured_queries
+    return seen
+
+
+def test_one_undelivered_event_behind_a_long_history_is_found_without_walking_it(
+    organization: Organization, api: Any
+) -> None:
+    subscription = subscribe(organization)
+    lost = accept(organization, 2)
+    _add_many(organization, subscription.pk, "delivered")
+    found: list[str] = []
+    assert 0 < _rows_read(lambda: found.extend(listed(api))) < 200
+    assert found == text(*reversed(lost))
+
+
+@pytest.mark.parametrize("status", ["pending", "failed", "held"])
+def test_a_page_of_a_long_backlog_costs_a_page(organization: Organization, api: Any, status: str) -> None:
+    subscription = subscribe(organization)
+    _add_many(organization, subscription.pk, status)
+    first = api.get("/api/events?undelivered=true").json()
+    assert len(first["data"]) == 50
+    assert _rows_read(lambda: api.get("/api/events?undelivered=true")) < 1000
+    assert _rows_read(lambda: api.get(f"/api/events?undelivered=true&cursor={first['next_cursor']}")) < 1000
 
 
 def _rows_touched(plan: dict[str, Any]) -> int:
