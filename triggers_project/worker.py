@@ -18,9 +18,10 @@ import structlog
 from django.conf import settings
 from redis import Redis
 from redis.exceptions import RedisError
-from rq import SimpleWorker
+from rq import SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.serializers import JSONSerializer
+from rq.utils import now
 
 from core.db import borrow_connection
 from core.redis import RedisUnavailable, call_redis
@@ -112,8 +113,21 @@ class TriggersWorker(SimpleWorker):
 
     def register_birth(self) -> None:
         """Register under our name, also when Redis still knows us from before a broken connection."""
-        self.connection.delete(self.key)
-        super().register_birth()
+        self._register(self.connection)
+
+    def _register(self, connection: Redis) -> None:
+        """Tell Redis about this worker.
+
+        RQ's own refuses when it finds anything under the name, be it only a heartbeat that came before
+        the registration; names are random, so what stands there is ours.
+        """
+        self.birth_date = self.last_heartbeat = now()
+        with connection.pipeline() as pipeline:
+            pipeline.delete(self.key)
+            pipeline.hset(self.key, mapping=self.serialize())
+            worker_registration.register(self, pipeline)
+            pipeline.expire(self.key, self.worker_ttl + 60)
+            pipeline.execute()
 
     # --- between jobs -------------------------------------------------------------------------------
 
@@ -130,8 +144,12 @@ class TriggersWorker(SimpleWorker):
                 start_sender()  # the one that runs, as long as it does
             if time.monotonic() - beat_at >= HEARTBEAT_SECONDS:
                 beat_at = time.monotonic()
-                with contextlib.suppress(RedisUnavailable, RedisError, OSError):
+                try:
                     self._beat()
+                except (RedisUnavailable, RedisError, OSError):
+                    pass  # core.redis has told
+                except Exception as error:
+                    log.warning("heartbeat_failed", error=repr(error)[:300])
 
     def _events_waiting(self) -> None:
         """Wake the events queue; without Redis, or when the job loop doesn't move, do the work here."""
@@ -144,16 +162,15 @@ class TriggersWorker(SimpleWorker):
         Asked over the connection with short timeouts: a Redis that hangs must not stop the sweep.
         """
 
-        def beat(connection: Redis) -> bool:
-            known = bool(connection.hexists(self.key, "birth"))
-            if known:
-                pipeline = connection.pipeline()
+        def beat(connection: Redis) -> None:
+            if not connection.hexists(self.key, "birth"):
+                self._register(connection)
+                return
+            with connection.pipeline() as pipeline:
                 self.heartbeat(pipeline=pipeline)
                 pipeline.execute()
-            return known
 
-        if not call_redis(beat):
-            super().register_birth()
+        call_redis(beat)
 
 
 def _raise_file_limit() -> None:
