@@ -56,6 +56,19 @@ class Fault:
     # --- for the faults -----------------------------------------------------------------------------
 
     def _note_in_flight(self) -> None:
+        """Note what is claimed.  The workers are frozen; what they had asked PostgreSQL for comes to its end first."""
+        with contextlib.suppress(TimeoutError):
+            wait_for(
+                lambda: (
+                    not self.stack.sql(
+                        "SELECT 1 FROM pg_stat_activity WHERE usename LIKE 'worker%' AND state = 'active'"
+                        " AND coalesce(wait_event_type, '') <> 'Lock' AND coalesce(wait_event, '') <> 'SyncRep'"
+                    )
+                ),
+                "workers' sessions stay busy",
+                1.0,
+                pause=0.002,
+            )
         self.in_flight |= {
             (str(subscription), str(event))
             for subscription, event in self.stack.sql(
@@ -281,7 +294,13 @@ class WebMaster(Fault):
 
     def strike(self) -> None:
         assert self.stack.web is not None
+        self._restarts = self.stack.web.restarts
         _send(self.stack.web.pid, signal.SIGKILL)
+
+    def mend(self) -> None:
+        web = self.stack.web
+        assert web is not None
+        wait_for(lambda: web.restarts > self._restarts, "gunicorn was not started again")
 
 
 # --- servers -----------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ ORGANIZATIONS = ("first", "second")
 RECOVERY_SECONDS = 90.0
 DRAIN_SECONDS = 180.0
 # Each round begins when the load has gone on for a moment since the last one.
-QUIET_SECONDS = (0.5, 2.0)
+QUIET_SECONDS = (1.0, 4.0)
 
 
 @dataclass
@@ -71,12 +71,15 @@ class Outcome:
 
 
 class Soak:
-    """One run on a stack that is started and empty."""
+    """One run on a stack that is started and empty.  quiet: shortest and longest wait before a round, in seconds."""
 
-    def __init__(self, stack: Stack, seed: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, stack: Stack, seed: int, tell: Callable[[str], None], quiet: tuple[float, float] = QUIET_SECONDS
+    ) -> None:
         self._stack = stack
         self._seed = seed
         self._tell = tell
+        self._quiet = quiet
         self._chance = random.Random(f"{seed} run")
         self._receiver = SoakReceiver(seed)
         self._ledger = Ledger()
@@ -121,9 +124,9 @@ class Soak:
     def _start_system(self) -> None:
         keys: dict[str, list[str]] = {}
         for name in ORGANIZATIONS:
-            organization, key = self._stack.make_organization(name)
-            keys[name] = [key, self._stack.make_key(organization)]
-            self._keys[name] = key
+            organization = self._stack.make_organization(name)
+            keys[name] = [self._stack.make_key(organization), self._stack.make_key(organization)]
+            self._keys[name] = keys[name][0]
         self._stack.start_web()
         for name in ORGANIZATIONS:
             self._organizations[name] = []
@@ -134,8 +137,7 @@ class Soak:
                 self._receiver.secrets[path] = made["secret"]
                 self._receiver.kinds[path] = kind
                 self._organizations[name].append(path)
-        self._stack.start_worker(1, self._stack.clock.environment())
-        self._stack.start_worker(2)
+        self._stack.start_workers(self._stack.clock.environment(), {})
         for name in ORGANIZATIONS:
             for number, key in enumerate(keys[name]):
                 for batch in (False, True):
@@ -160,7 +162,7 @@ class Soak:
         return document
 
     def _round(self, number: int, kinds: tuple[type[Fault], ...]) -> Round:
-        time.sleep(self._chance.uniform(*QUIET_SECONDS))
+        time.sleep(self._chance.uniform(*self._quiet))
         this = Round(number, [kind.name for kind in kinds])
         before = self._ledger.accepted
         chances = [random.Random(f"{self._seed} {number} {position}") for position, _ in enumerate(kinds)]

@@ -1,0 +1,130 @@
+"""The system from outside: an organisation's HTTP calls, and what the database and the logs show."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from devstack.receiver import Received, Response
+from soak.stack import Stack, wait_for
+
+PROBLEM = "application/problem+json"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer; header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    document: Any
+
+
+@dataclass
+class Account:
+    """An organisation with a key that may do everything."""
+
+    stack: Stack
+    id: str
+    key: str
+
+    def call(self, method: str, path: str, body: Any = None, seconds: float = 60.0) -> Answer:
+        """Make one request on a connection of its own.  Raises OSError when it gets no answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.stack.port, timeout=seconds)
+        headers = {"X-API-Key": self.key, "Content-Type": "application/json", "Connection": "close"}
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            raw = response.read()
+        finally:
+            connection.close()
+        return Answer(
+            response.status, {name.lower(): value for name, value in response.getheaders()}, json.loads(raw or b"null")
+        )
+
+    def post_event(self, number: int = 0, **members: Any) -> Answer:
+        """Post one event."""
+        return self.call("POST", "/api/events", {"type": "order.created", "data": {"number": number}, **members})
+
+    def post_batch(self, *numbers: int) -> Answer:
+        """Post several events in one request."""
+        return self.call(
+            "POST", "/api/events/batch", [{"type": "order.created", "data": {"number": number}} for number in numbers]
+        )
+
+    def subscribe(self, url: str) -> str:
+        """Subscribe `url` to everything and return the subscription's id."""
+        made = self.call("POST", "/api/subscriptions", {"url": url, "event_types": ["*"]})
+        assert made.status == 201, made
+        subscription_id: str = made.document["id"]
+        return subscription_id
+
+
+def open_account(stack: Stack, name: str = "Acme") -> Account:
+    """Make an organisation with a key."""
+    organization = stack.make_organization(name)
+    return Account(stack, organization, stack.make_key(organization))
+
+
+class Held:
+    """A receiver's behaviour that answers 200, but nothing while it is closed.
+
+    A request that came while it was closed is answered when it opens.
+    """
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._open.set()
+
+    def close(self) -> None:
+        """Keep requests waiting."""
+        self._open.clear()
+
+    def open(self) -> None:
+        """Answer what comes from now on."""
+        self._open.set()
+
+    def __call__(self, request: Received, number: int) -> Response:
+        return Response() if self._open.is_set() else Response(delay=3600)
+
+
+def events_stored(stack: Stack) -> int:
+    """Return how many events there are."""
+    return int(stack.sql("SELECT count(*) FROM events_event")[0][0])
+
+
+def wait_until_settled(stack: Stack, seconds: float = 60.0) -> None:
+    """Wait until every event is processed and every delivery has come to its end."""
+    wait_for(
+        lambda: (
+            not stack.sql(
+                "SELECT 1 FROM events_event WHERE status = 'accepted' UNION ALL"
+                " SELECT 1 FROM webhooks_delivery WHERE status IN ('pending', 'delivering') LIMIT 1"
+            )
+        ),
+        "deliveries did not settle",
+        seconds,
+    )
+
+
+def log_of(stack: Stack, name: str, start: int = 0) -> str:
+    """Return a process's log (`web`, `worker_1`, `worker_2`) from a byte on."""
+    return (stack.logs / f"{name}.log").read_bytes()[start:].decode("utf-8", "replace")
+
+
+def log_size(stack: Stack, name: str) -> int:
+    """Return how long a process's log is now."""
+    path = stack.logs / f"{name}.log"
+    return path.stat().st_size if path.exists() else 0
+
+
+def assert_unavailable(answer: Answer, code: str = "database_unavailable") -> None:
+    """Check that the answer is the 503 that asks the caller to come back."""
+    assert answer.status == 503, answer
+    assert answer.headers["content-type"] == PROBLEM
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.document["code"] == code
+    assert "Traceback" not in json.dumps(answer.document)

@@ -1,0 +1,109 @@
+"""Without PostgreSQL nothing is accepted and nothing forgotten; workers wait, and go on by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from devstack.receiver import Receiver, Response
+from soak.stack import Stack, wait_for
+from tests.outages.system import (
+    Account,
+    Held,
+    assert_unavailable,
+    events_stored,
+    log_of,
+    log_size,
+    wait_until_settled,
+)  # fmt: skip
+
+
+@pytest.fixture
+def running(stack: Stack) -> Stack:
+    """Return the stack with one web process and one worker."""
+    stack.start_web(workers=1, env={"DB_POOL_TIMEOUT": "3s"})
+    stack.start_workers({"WORKER_SHUTDOWN_GRACE": "1s"})
+    return stack
+
+
+@pytest.fixture
+def held() -> Held:
+    """Return a receiver's behaviour that can keep requests waiting."""
+    return Held()
+
+
+@pytest.fixture
+def receiver(held: Held) -> Iterator[Receiver]:
+    """Return a receiver that answers 200, unless it is held."""
+    with Receiver(held) as running:
+        yield running
+
+
+def test_without_postgresql_the_api_says_503_with_retry_after_and_accepts_nothing(
+    running: Stack, account: Account, receiver: Receiver
+) -> None:
+    account.subscribe(receiver.url())
+    assert account.post_event(1).status == 202
+    receiver.wait_for(1)
+    wait_until_settled(running)
+    started = {name: log_size(running, name) for name in ("web", "worker_1")}
+
+    running.postgres.stop("immediate")
+    for number in range(5):
+        assert_unavailable(account.post_event(number, dedup_id=f"d{number}"))
+        assert_unavailable(account.post_batch(1, 2, 3))
+        assert_unavailable(account.call("GET", "/api/events"))
+    assert account.call("GET", "/api/health").status == 200
+    detailed = account.call("GET", "/api/health/detailed")
+    assert (detailed.status, detailed.document["status"], detailed.document["database"]) == (503, "unhealthy", "down")
+
+    running.postgres.start()
+    answer = wait_for(lambda: (got := account.post_event(0, dedup_id="d0")).status == 202 and got, "no 202 again")
+    receiver.wait_for(2)
+    wait_until_settled(running)
+    # What was answered with 503 isn't there: the same dedup id was new.
+    assert events_stored(running) == 2
+    assert receiver.requests[-1].headers["webhook-id"] == answer.document["id"]
+    assert running.workers[0].restarts == 0
+    for name, start in started.items():
+        assert "Traceback" not in log_of(running, name, start)
+
+
+def test_an_answer_that_comes_while_postgresql_is_away_is_recorded_when_it_is_back(
+    running: Stack, account: Account, receiver: Receiver
+) -> None:
+    account.subscribe(receiver.url())
+    receiver.behaviour = lambda request, number: Response(delay=1.5)
+    started = log_size(running, "worker_1")
+    assert account.post_event(1).status == 202
+    receiver.wait_for(1)
+    running.sql("CHECKPOINT")  # a crash may forget a claim whose commit isn't on the disk yet; not this one
+    running.postgres.stop("immediate")
+    wait_for(lambda: "record_failed" in log_of(running, "worker_1", started), "the result was not kept")
+    running.postgres.start()
+    wait_until_settled(running)
+    assert running.sql("SELECT status, attempt_count FROM webhooks_delivery") == [("delivered", 1)]
+    assert running.sql("SELECT number, status_code, error FROM webhooks_deliveryattempt") == [(1, 200, "")]
+    assert receiver.count == 1
+
+
+def test_no_database_transaction_is_open_while_a_receiver_thinks(
+    running: Stack, account: Account, receiver: Receiver, held: Held
+) -> None:
+    account.subscribe(receiver.url())
+    held.close()
+    assert account.post_event(1).status == 202
+    receiver.wait_for(1)
+    wait_for(
+        lambda: (
+            not running.sql(
+                "SELECT 1 FROM pg_stat_activity WHERE usename = 'worker_1' AND state <> 'idle'"
+                " AND xact_start < clock_timestamp() - interval '500 ms'"
+            )
+        ),
+        "a transaction stays open",
+    )
+    assert running.sql("SELECT status FROM webhooks_delivery") == [("delivering",)]
+    # Nobody holds a lock on its row either.
+    assert running.sql("SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery FOR UPDATE NOWAIT) AS free") == [(1,)]
