@@ -30,6 +30,7 @@ class Purged:
     attempts: int = 0
     dedup_keys: int = 0
     bulk_runs: int = 0
+    subscriptions: int = 0
     is_complete: bool = False
 
 
@@ -57,7 +58,7 @@ class Purge:
         """Go on until the walk is complete, or for `seconds`; return what went."""
         ends = time.monotonic() + seconds if seconds is not None else float("inf")
         total = Purged()
-        keys_left = runs_left = True
+        keys_left = runs_left = subscriptions_left = True
         while True:
             if keys_left:
                 keys = in_transaction(lambda: _delete(events_sql.DELETE_EXPIRED_DEDUP_KEYS, (BATCH,)))
@@ -69,8 +70,12 @@ class Purge:
                 )
                 total.bulk_runs += runs
                 runs_left = runs >= BATCH
+            if subscriptions_left:
+                forgotten = in_transaction(_forget_subscriptions)
+                total.subscriptions += forgotten
+                subscriptions_left = forgotten >= BATCH
             walked = self._step(total)
-            if walked and not keys_left and not runs_left:
+            if walked and not keys_left and not runs_left and not subscriptions_left:
                 total.is_complete = True
                 return total
             if time.monotonic() >= ends:
@@ -133,6 +138,15 @@ def _purge_events(organization: uuid.UUID, place: _Place) -> tuple[_Place | None
         deliveries = cursor.execute(sql.DELETE_DELIVERIES, (chosen,)).rowcount
         events = cursor.execute("DELETE FROM events_event WHERE id = ANY(%s::uuid[])", (chosen,)).rowcount
         return following, events, deliveries, attempts
+
+
+def _forget_subscriptions() -> int:
+    """Delete subscriptions that were deleted long ago and that nothing refers to any more."""
+    with server_cursor() as cursor:
+        ids = [row[0] for row in cursor.execute(sql.FIND_FORGETTABLE_SUBSCRIPTIONS, (BATCH,)).fetchall()]
+        for statement in sql.FORGET_SUBSCRIPTIONS if ids else ():
+            cursor.execute(statement, (ids,))
+    return len(ids)
 
 
 def _delete(statement: str, parameters: tuple[int, ...] | dict[str, int]) -> int:

@@ -381,3 +381,16 @@ DELETE FROM webhooks_bulkrun WHERE id IN (
     LIMIT %(rows)s FOR UPDATE OF r SKIP LOCKED
 )
 """
+
+# Deleted subscriptions stay while deliveries refer to them, and for the organisation's days.
+FIND_FORGETTABLE_SUBSCRIPTIONS = """
+SELECT s.id FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id
+WHERE s.deleted_at < clock_timestamp() - make_interval(days => o.retention_days)
+  AND NOT EXISTS (SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = s.id)
+LIMIT %s FOR UPDATE OF s SKIP LOCKED
+"""
+FORGET_SUBSCRIPTIONS = (
+    "DELETE FROM webhooks_bulkrun WHERE subscription_id = ANY(%s::uuid[])",
+    "DELETE FROM webhooks_lane WHERE subscription_id = ANY(%s::uuid[])",
+    "DELETE FROM webhooks_subscription WHERE id = ANY(%s::uuid[])",
+)

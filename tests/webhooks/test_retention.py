@@ -17,9 +17,9 @@ from events.models import DedupKey, Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, in_threads, result, subscribe
-from webhooks import bulk, repair
+from webhooks import bulk, repair, subscriptions
 from webhooks.claiming import claim
-from webhooks.models import BulkRun, Delivery, DeliveryAttempt, Lane
+from webhooks.models import BulkRun, Delivery, DeliveryAttempt, Lane, Subscription
 from webhooks.recording import record
 from webhooks.repair import Repair
 from webhooks.retention import BATCH, DELIVERIES_AT_A_TIME, Purge, purge_expired
@@ -225,6 +225,24 @@ def test_finished_recoveries_and_replays_go_with_their_organisation_s_days(organ
     BulkRun.objects.filter(id=running.id).update(created_at=Now() - datetime.timedelta(days=400))
     assert purge_expired().bulk_runs == 2
     assert BulkRun.objects.count() == 3
+
+
+@pytest.mark.django_db
+def test_a_deleted_subscription_goes_when_its_last_delivery_has_gone(organization: Organization) -> None:
+    live, old, new = subscribe(organization), subscribe(organization), subscribe(organization)
+    accept(organization, 2)
+    bulk.start_recovery(old, datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+    for one in (old, new):
+        subscriptions.delete(one)
+    Subscription.objects.filter(pk=old.pk).update(deleted_at=Now() - datetime.timedelta(days=60))
+    assert purge_expired().subscriptions == 0  # its deliveries still tell where they would have gone
+    _deliver_all()
+    _age(100)
+    purge_expired()
+    purge_expired()
+    assert set(Subscription.objects.values_list("pk", flat=True)) == {live.pk, new.pk}
+    assert set(Lane.objects.values_list("pk", flat=True)) == {live.pk, new.pk}
+    assert BulkRun.objects.count() == 0
 
 
 @pytest.mark.django_db
