@@ -98,11 +98,13 @@ class _Connection(asyncio.Protocol):
 
 
 class ReceiverProcess:
-    """A running receiver; use as a context manager."""
+    """A running receiver; use as a context manager.  host: the address of this machine that it listens on."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, host: str = "127.0.0.1") -> None:
+        self.host = host
         self.port = free_port()
-        self._process = Process("receiver", [sys.executable, "-m", "bench.receiver", "--port", str(self.port)], log)
+        command = [sys.executable, "-m", "bench.receiver", "--host", host, "--port", str(self.port)]
+        self._process = Process("receiver", command, log)
 
     def __enter__(self) -> ReceiverProcess:
         self._process.start().wait_for_url(self.url("/_count"))
@@ -118,7 +120,7 @@ class ReceiverProcess:
 
     def url(self, path: str) -> str:
         """Return the URL of `path`."""
-        return f"http://127.0.0.1:{self.port}{path}"
+        return f"http://{self.host}:{self.port}{path}"
 
     def _get(self, path: str) -> bytes:
         with urllib.request.urlopen(self.url(path), timeout=30) as answer:
@@ -139,18 +141,20 @@ def duplicates(taken: list[tuple[str, str, float]]) -> int:
     return sum(count - 1 for count in Counter((path, event_id) for path, event_id, _ in taken).values())
 
 
-async def _serve(port: int) -> None:
+async def _serve(host: str, port: int) -> None:
     record = _Record()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: _Connection(record), "127.0.0.1", port, backlog=1024)
+    server = await loop.create_server(lambda: _Connection(record), host, port, backlog=1024)
     await server.serve_forever()
 
 
 def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
-    asyncio.run(_serve(parser.parse_args().port))
+    options = parser.parse_args()
+    asyncio.run(_serve(options.host, options.port))
 
 
 if __name__ == "__main__":
