@@ -246,3 +246,10 @@ def test_the_rate_bounds_how_fast_deliveries_become_due(subscription: Subscripti
     # 40 at 20 a second: the last chunk is due after a second and a half, never before.
     assert time.monotonic() - started >= 1.4
     assert out.getvalue() == "40 deliveries replayed.\n"
+
+
+def test_rows_of_one_moment_are_each_replayed_once_over_the_chunks_edges(subscription: Subscription) -> None:
+    add_many(subscription, 1203)
+    Delivery.objects.update(created_at=NOW - HOUR)
+    assert replay("--subscription", str(subscription.id))[0] == "1203 deliveries replayed.\n"
+    assert len(replayed()) == 1203
