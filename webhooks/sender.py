@@ -24,6 +24,7 @@ from core.db import borrow_connection
 from webhooks import claiming, leases, recording
 from webhooks.claiming import Claimed, Clock
 from webhooks.recording import Result
+from webhooks.schedule import Answer, Failure
 from webhooks.signing import sign
 from webhooks.transport import Egress, Transport, explain
 
@@ -36,10 +37,6 @@ RETRY_SECONDS = 0.5
 CROWDED_SECONDS = 0.03
 # A request isn't begun when its lease would end before it could be recorded: this share of the margin is for that.
 RECORDING_SHARE = 1 / 6
-
-
-class UnusableReceiver(Exception):
-    """Nothing can be sent to a subscription as it stands; the message says why."""
 
 
 def build_body(claimed: Claimed) -> bytes:
@@ -228,12 +225,15 @@ class Sender:
         started_at = clock.now()
         try:
             if claimed.receiver.fault:
-                raise UnusableReceiver(claimed.receiver.fault)
-            body = build_body(claimed)
-            headers = build_headers(claimed, int(started_at), body)
-            answer = await self._transport.send(claimed.receiver.url, headers, body)
+                answer = Answer(failure=Failure.INTERNAL_ERROR, detail=claimed.receiver.fault)
+            else:
+                body = build_body(claimed)
+                headers = build_headers(claimed, int(started_at), body)
+                answer = await self._transport.send(claimed.receiver.url, headers, body)
         except Exception as error:
             answer = explain(error)
+        if answer.failure is Failure.INTERNAL_ERROR:
+            log.error("attempt_failed_here", delivery_id=str(claimed.delivery_id), reason=answer.detail)
         self._keep(Result(claimed, answer, started_at, (time.monotonic() - started) * 1000))
 
     def _keep(self, result: Result) -> None:

@@ -12,9 +12,11 @@ import concurrent.futures
 import ipaddress
 import socket
 import ssl
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -266,7 +268,10 @@ def explain(error: BaseException) -> Answer:
         messages = [link.message for link in chain if isinstance(link, aiohttp.http_exceptions.HttpProcessingError)]
         reason = " ".join(messages[0].split())[:200] if messages else "it broke off"
         return Answer(failure=Failure.INVALID_RESPONSE, detail=f"Not a valid HTTP answer: {reason}")
-    return Answer(failure=Failure.INTERNAL_ERROR, detail=f"{type(error).__name__}.")
+    # Where it was raised, and not what it says, which may be anybody's data.
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return Answer(failure=Failure.INTERNAL_ERROR, detail=f"{type(error).__name__}{place}.")
 
 
 def _tls_detail(chain: Sequence[BaseException]) -> str:

@@ -140,6 +140,7 @@ def test_a_subscription_whose_secret_cannot_be_decrypted_harms_nobody_else(
     attempt = DeliveryAttempt.objects.filter(delivery__subscription=broken).first()
     assert attempt is not None
     assert attempt.error == "internal_error"
+    assert attempt.error_detail.startswith("The subscription's secrets can't be decrypted")
     assert "not a token" not in attempt.error_detail
     assert set(statuses(subscription=broken)) == {"pending"}
 
