@@ -12,11 +12,11 @@ COPY orgs orgs
 COPY events events
 COPY webhooks webhooks
 COPY triggers_project triggers_project
-# Gathering static files needs settings that are well-formed, none that are real.
+# Gathering static files needs settings that are well-formed; these are random and forgotten at once.
 RUN python -m compileall -q core orgs events webhooks triggers_project \
  && DATABASE_URL=postgres://build@localhost/build REDIS_URL=redis://localhost \
-    SECRET_KEY=only-for-this-build-step-0123456789abcdef \
-    SECRETS_ENCRYPTION_KEYS=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= \
+    SECRET_KEY="$(python -c 'import secrets; print(secrets.token_urlsafe(48))')" \
+    SECRETS_ENCRYPTION_KEYS="$(python -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())')" \
     python manage.py collectstatic --noinput --verbosity 0
 
 # Run: no build tools, no root.

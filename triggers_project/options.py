@@ -434,6 +434,20 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
                 Fernet(key)
             except ValueError:
                 problems.append(f"SECRETS_ENCRYPTION_KEYS is wrong: key {position} is not 32 bytes in url-safe base64.")
-    if values["ENVIRONMENT"] == "production" and values["DEBUG"]:
+    if values["ENVIRONMENT"] == "production":
+        problems += _unsafe(values)
+    return problems
+
+
+def _unsafe(values: Mapping[str, Any]) -> list[str]:
+    """Return one line for each setting that is fine on a desk and not in production."""
+    problems = []
+    if values["DEBUG"]:
         problems.append("DEBUG must be false when ENVIRONMENT is production.")
+    secret = values["SECRET_KEY"]
+    if secret.startswith("only-for-") or (secret and len(set(secret)) < 8):
+        problems.append("SECRET_KEY is public or can be guessed: give at least 32 random characters.")
+    for position, key in enumerate(values["SECRETS_ENCRYPTION_KEYS"], start=1):
+        if len(set(key)) < 8:
+            problems.append(f"SECRETS_ENCRYPTION_KEYS is wrong: key {position} is not random.")
     return problems

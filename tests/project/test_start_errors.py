@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -119,7 +120,10 @@ def test_gunicorn_s_own_numbers_are_checked_too(name: str, value: str) -> None:
 
 
 def test_production_refuses_debug() -> None:
-    code, lines = run([sys.executable, "manage.py", "migrate"], ENVIRONMENT="production", DEBUG="true")
+    random_enough = secrets.token_urlsafe(48)
+    code, lines = run(
+        [sys.executable, "manage.py", "migrate"], ENVIRONMENT="production", DEBUG="true", SECRET_KEY=random_enough
+    )
     assert (code, lines) == (1, ["DEBUG must be false when ENVIRONMENT is production."])
 
 
