@@ -22,8 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 class Process:
     """A child process in a session of its own, with its output in a log file."""
 
-    def __init__(self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT
+    ) -> None:
         self.name = name
+        self.cwd = cwd
         self.command = list(command)
         self.log = log
         self.env = {**os.environ, **(env or {})}
@@ -52,7 +55,7 @@ class Process:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
-                cwd=ROOT,
+                cwd=self.cwd,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -301,6 +301,12 @@ OPTIONS: tuple[Option, ...] = (
         "35s",
         "After SIGTERM, how long requests in flight may finish before their leases are released.",
     ),
+    Option(
+        "WORKER_ALIVE_FILE",
+        _text,
+        "",
+        "File that a worker touches while its threads run, for a health check; empty: none.",
+    ),
     # Deliveries
     Option("DISABLE_WEBHOOK_DELIVERY", _boolean, "false", "Keep deliveries pending and send none."),
     Option(

@@ -12,6 +12,7 @@ import resource
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -142,6 +143,7 @@ class TriggersWorker(SimpleWorker):
                 log.warning("sweep_failed", error=repr(error)[:300])
             if not self._asked_to_stop.is_set():
                 start_sender()  # the one that runs, as long as it does
+                _show_life()
             if time.monotonic() - beat_at >= HEARTBEAT_SECONDS:
                 beat_at = time.monotonic()
                 try:
@@ -171,6 +173,15 @@ class TriggersWorker(SimpleWorker):
                 pipeline.execute()
 
         call_redis(beat)
+
+
+def _show_life() -> None:
+    """Touch WORKER_ALIVE_FILE: a supervisor that sees it grow old knows that this process hangs."""
+    if settings.WORKER_ALIVE_FILE:
+        try:
+            Path(settings.WORKER_ALIVE_FILE).touch()
+        except OSError as error:
+            log.warning("alive_file_failed", error=repr(error)[:300])
 
 
 def _raise_file_limit() -> None:
