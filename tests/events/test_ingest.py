@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections import Counter
 from typing import Any
@@ -10,10 +14,12 @@ import pytest
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
+from devstack.processes import ROOT
 from events.ingest import Ingested, Outcome, ingest, ingest_batch
 from events.models import DedupKey, Event
 from events.payload import NewEvent
 from orgs.models import Organization
+from tests.servers import postgres
 from tests.webhooks.helpers import in_threads
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -123,3 +129,25 @@ def test_the_window_is_measured_by_the_database_and_is_the_setting_s(organizatio
     with connection.cursor() as cursor:
         cursor.execute("SELECT extract(epoch FROM expires_at - clock_timestamp()) FROM events_dedupkey")
         assert 30 < float(cursor.fetchone()[0]) <= 90
+
+
+def test_processes_share_no_memory_and_still_accept_each_id_once(organization: Organization) -> None:
+    program = (
+        "import django; django.setup()\n"
+        "import json, sys, uuid\n"
+        "from events.ingest import ingest\n"
+        "from events.payload import NewEvent\n"
+        "made = [ingest(uuid.UUID(sys.argv[1]), NewEvent('a.b', '1', f'd{n}')) for n in range(100)]\n"
+        "print(json.dumps([[one.outcome, str(one.event_id)] for one in made]))\n"
+    )
+    environment = {**os.environ, "DATABASE_URL": postgres.url(connection.settings_dict["NAME"])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(organization.id)],
+            env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    results = [json.loads(process.communicate(timeout=60)[0]) for process in processes]
+    assert Counter(outcome for part in results for outcome, _ in part) == {"accepted": 100, "duplicate": 100}
+    assert [event_id for _, event_id in results[0]] == [event_id for _, event_id in results[1]]
