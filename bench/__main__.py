@@ -5,42 +5,65 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+import traceback
+from pathlib import Path
 
-from bench import figures
+from bench import figures, scale
 from bench.figures import Figure
 from bench.scenarios import SCENARIOS
 from bench.stack import HOME, Stack, stop_on_signals
 from devstack.errors import DevstackError
+from devstack.processes import ROOT
 
 OUTPUT = HOME.parent / "bench.json"
+PAGE = ROOT / "docs" / "performance.md"
 
 
 def main() -> int:
-    """Return the exit code: 0 when every scenario ran, reached or not."""
+    """Return the exit code: 0 when every scenario ran, whether or not it reached its targets."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the system, scenario by scenario.")
     parser.add_argument("scenario", nargs="*", help="which ones; all when none is named")
     parser.add_argument("--list", action="store_true", help="name the scenarios and stop")
+    parser.add_argument("--page", action="store_true", help=f"put the last table into {PAGE.name} and stop")
+    parser.add_argument("--tiny", type=Path, metavar="HOME", help="run at a tiny scale, everything under this folder")
     options = parser.parse_args()
     if options.list:
         for name, scenario in SCENARIOS.items():
             print(f"{name:12} {(scenario.__doc__ or '').strip().splitlines()[0]}")
         return 0
+    if options.page:
+        figures.put_into_page(figures.read(OUTPUT), PAGE)
+        return 0
     unknown = [name for name in options.scenario if name not in SCENARIOS]
     if unknown:
         print(f"There is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}.", file=sys.stderr)
         return 2
+    chosen = options.scenario or list(SCENARIOS)
+    if options.tiny is None:
+        return run(chosen, Stack(), OUTPUT)
+    scale.shrink()
+    return run(chosen, Stack(options.tiny / "stack"), options.tiny / "bench.json")
+
+
+def run(names: list[str], stack: Stack, output: Path) -> int:
+    """Run the scenarios one after the other; one that breaks doesn't keep the others from running."""
     found: list[Figure] = []
-    stack = Stack()
+    broken = 0
     stop_on_signals()
     try:
         stack.start()
-        for name in options.scenario or SCENARIOS:
+        for name in names:
             started = time.monotonic()
             print(f"{name} …", end=" ", file=sys.stderr, flush=True)
             stack.reset()
-            found += SCENARIOS[name](stack)
+            try:
+                found += SCENARIOS[name](stack)
+            except Exception:
+                broken += 1
+                print("broke:", file=sys.stderr)
+                traceback.print_exc()
             print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
-            figures.write(found, OUTPUT)
+            figures.write(found, output)
     except DevstackError as error:
         print(f"\n{error}", file=sys.stderr)
         return 1
@@ -51,7 +74,7 @@ def main() -> int:
         stack.stop()
         if found:
             print(figures.table(found))
-    return 0
+    return 1 if broken else 0
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def as_rows(figures: Sequence[Figure]) -> list[tuple[str, str, str, str, str]]:
     return [(f.scenario, f.metric, f"{_plain(f.value)} {f.unit}".strip(), f.target, words[f.ok]) for f in figures]
 
 
+TABLE_STARTS = "<!-- The table is written by `python -m bench --page`. -->"
+TABLE_ENDS = "<!-- End of the table. -->"
 HEADINGS = ("scenario", "metric", "value", "target", "ok")
 
 
@@ -72,6 +74,21 @@ def table(figures: Sequence[Figure]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
+
+
+def read(path: Path) -> list[Figure]:
+    """Return the figures that `write` left in `path`."""
+    rows = json.loads(path.read_text())
+    return [Figure(r["scenario"], r["metric"], r["value"], r["unit"], r["target"] or "") for r in rows]
+
+
+def put_into_page(figures: Sequence[Figure], page: Path) -> None:
+    """Replace the table between the two marks of a Markdown page.  Raises ValueError when a mark is missing."""
+    before, start, rest = page.read_text().partition(TABLE_STARTS)
+    _, end, after = rest.partition(TABLE_ENDS)
+    if not start or not end:
+        raise ValueError(f"{page} has no place for the table")
+    page.write_text(f"{before}{start}\n\n{table(figures)}\n\n{end}{after}")
 
 
 def write(figures: Sequence[Figure], path: Path) -> None:

@@ -113,7 +113,7 @@ class Stack:
             process.stop(timeout=15)
 
     def _workers_known(self) -> int:
-        return int(self.redis().scard("rq:workers"))  # type: ignore[arg-type]
+        return int(self.redis().scard("rq:workers"))
 
     # --- what scenarios need -------------------------------------------------------------------------
 
@@ -194,20 +194,19 @@ class Stack:
         """Vacuum and analyse, as autovacuum would have after a while."""
         self.sql("VACUUM ANALYZE events_event, webhooks_delivery, webhooks_deliveryattempt, webhooks_lane")
 
-    def wait_until(self, statement: str, parameters: Any = None, seconds: float = DRAIN_SECONDS) -> None:
+    def wait_until(self, statement: str, parameters: Any = None) -> None:
         """Wait until the statement's first value is true.  Raises TimeoutError."""
-        ends = time.monotonic() + seconds
+        ends = time.monotonic() + DRAIN_SECONDS
         while not self.sql(statement, parameters)[0][0]:
             if time.monotonic() > ends:
                 raise TimeoutError(statement)
             time.sleep(0.05)
 
-    def wait_until_delivered(self, seconds: float = DRAIN_SECONDS) -> None:
+    def wait_until_delivered(self) -> None:
         """Wait until nothing is accepted, due or in flight.  Raises TimeoutError."""
         self.wait_until(
             "SELECT NOT EXISTS (SELECT 1 FROM events_event WHERE status = 'accepted') AND NOT EXISTS"
-            " (SELECT 1 FROM webhooks_lane WHERE in_flight > 0 OR next_due_at <= clock_timestamp())",
-            seconds=seconds,
+            " (SELECT 1 FROM webhooks_lane WHERE in_flight > 0 OR next_due_at <= clock_timestamp())"
         )
 
     def processing_times(self) -> list[float]:

@@ -13,6 +13,7 @@ from bench.receiver import ReceiverProcess
 from bench.stack import ADMIN, Stack, Tenant
 from bench.stats import median
 
+WARM_UP = 2_000
 SETTLED = 2_000_000
 PARKED = 200_000
 DELIVERIES = 20_000
@@ -24,7 +25,7 @@ def big_tables(stack: Stack) -> list[Figure]:
     tenant = stack.tenant()
     name = "big-tables"
     with ReceiverProcess(stack.logs / "receiver.log") as receiver, stack.web() as web, stack.worker() as worker:
-        drain(stack, tenant, receiver, deliveries=2000, subscriptions=2, pids=[worker.pid])
+        drain(stack, tenant, receiver, deliveries=WARM_UP, subscriptions=2, pids=[worker.pid])
         empty = [_rate(stack, tenant, receiver, worker.pid) for _ in range(2)]
         _fill(stack, tenant)
         full = [_rate(stack, tenant, receiver, worker.pid) for _ in range(2)]
@@ -93,7 +94,7 @@ def _admin_pages(base: str) -> dict[str, float]:
 
     users = get_user_model()._default_manager
     if not users.filter(username=ADMIN[0]).exists():
-        get_user_model().objects.create_superuser(ADMIN[0], "bench@example.org", ADMIN[1])  # type: ignore[attr-defined]
+        get_user_model().objects.create_superuser(ADMIN[0], "bench@example.org", ADMIN[1])
     jar = http.cookiejar.CookieJar()
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(jar))
     root = f"{base}/{settings.ADMIN_PATH}"

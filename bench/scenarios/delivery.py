@@ -9,6 +9,7 @@ from bench.receiver import ReceiverProcess
 from bench.stack import Stack
 from bench.stats import median
 
+WARM_UP = 2_000
 DELIVERIES = 50_000
 SUBSCRIPTIONS = 10
 CLIENT_REQUESTS = 15_000
@@ -22,7 +23,7 @@ def delivery(stack: Stack) -> list[Figure]:
         urls = [receiver.url(f"/ok/{number}") for number in range(SUBSCRIPTIONS)]
         client = [transport_only.measure(urls, CLIENT_REQUESTS, CONCURRENCY)]
         with stack.worker() as worker:
-            drain(stack, tenant, receiver, deliveries=2000, subscriptions=2, pids=[worker.pid])
+            drain(stack, tenant, receiver, deliveries=WARM_UP, subscriptions=2, pids=[worker.pid])
             sent = drain(stack, tenant, receiver, deliveries=DELIVERIES, subscriptions=SUBSCRIPTIONS, pids=[worker.pid])
             one = drain(stack, tenant, receiver, deliveries=DELIVERIES // 5, subscriptions=1, pids=[worker.pid])
         client.append(transport_only.measure(urls, CLIENT_REQUESTS, CONCURRENCY))

@@ -12,6 +12,7 @@ SUBSCRIPTIONS = 100
 RATE = 200.0
 SECONDS = 20
 ROUNDS = 2
+WARM_UP = 400
 BACKLOG = 200_000
 QUIET_RATE = 50.0
 
@@ -32,10 +33,11 @@ def half_hanging(stack: Stack) -> list[Figure]:
                     path = f"/ok/healthy-{number}" if healthy else f"/{kind}/other-{number}"
                     stack.subscribe(tenant, receiver.url(path), [type_])
                 with stack.worker():
-                    send(Load(web.url, tenant.key, 400, 50, RATE, types=types))
+                    send(Load(web.url, tenant.key, WARM_UP, 50, RATE, types=types))
+                    _wait_until_sent(stack, "/ok/")
                     receiver.take()
                     outcome = send(Load(web.url, tenant.key, int(RATE * SECONDS), 50, RATE, types=types))
-                    _wait_for_healthy(stack)
+                    _wait_until_sent(stack, "/ok/")
                     taken = [row for row in receiver.take() if row[0].startswith("/ok/healthy")]
                 arrived[kind] += stack.arrival_times(taken, "/ok/healthy")
                 lost += outcome.requests // 2 - len({event for _, event, _ in taken})
@@ -48,11 +50,13 @@ def half_hanging(stack: Stack) -> list[Figure]:
     ]
 
 
-def _wait_for_healthy(stack: Stack) -> None:
+def _wait_until_sent(stack: Stack, path: str) -> None:
+    """Wait until no event and no delivery to a URL with this path is left."""
     stack.wait_until(
         "SELECT NOT EXISTS (SELECT 1 FROM events_event WHERE status = 'accepted') AND NOT EXISTS"
         " (SELECT 1 FROM webhooks_delivery d JOIN webhooks_subscription s ON s.id = d.subscription_id"
-        " WHERE d.status IN ('pending', 'delivering') AND s.url LIKE '%%/ok/%%')"
+        " WHERE d.status IN ('pending', 'delivering') AND s.url LIKE %s)",
+        (f"%{path}%",),
     )
 
 
@@ -70,14 +74,17 @@ def backlog(stack: Stack) -> list[Figure]:
             busy = stack.subscribe(tenant, receiver.url(f"/{kind}/busy"), ["busy.event"])
             load = Load(web.url, tenant.key, int(QUIET_RATE * SECONDS), 50, QUIET_RATE, types=("quiet.event",))
             send(load)
+            _wait_until_sent(stack, "/ok/quiet")
             stack.sql("TRUNCATE events_event, webhooks_delivery, webhooks_deliveryattempt")
             receiver.take()
             send(load)
+            _wait_until_sent(stack, "/ok/quiet")
             alone = percentile(stack.arrival_times(receiver.take(), "/ok/quiet"), 0.95)
             stack.make_due(tenant, [busy], BACKLOG)
             stack.settle_tables()
             stack.announce([busy])
             send(load)
+            _wait_until_sent(stack, "/ok/quiet")
             left = stack.sql("SELECT count(*) FROM webhooks_delivery WHERE status = 'pending'")[0][0]
             beside = percentile(stack.arrival_times(receiver.take(), "/ok/quiet"), 0.95)
         found += [

@@ -8,6 +8,7 @@ from bench.stack import Stack
 from bench.stats import percentile
 
 CONNECTIONS = 16
+WARM_UP = 1_000
 SINGLE_REQUESTS = 15_000
 BATCH_REQUESTS = 1_500
 EVENTS_A_BATCH = 100
@@ -17,19 +18,19 @@ def single(stack: Stack) -> list[Figure]:
     """Single POSTs, flat out over 16 connections, committed with fsync, gunicorn with 2 workers."""
     tenant = stack.tenant()
     with stack.web() as web, stack.worker():
-        send(Load(web.url, tenant.key, 1000, CONNECTIONS))  # warms connections, plans and caches
+        send(Load(web.url, tenant.key, WARM_UP, CONNECTIONS))  # warms connections, plans and caches
         before = stack.cpu_seconds(web.process.pid)
         plain = send(Load(web.url, tenant.key, SINGLE_REQUESTS, CONNECTIONS))
         cpu = stack.cpu_seconds(web.process.pid) - before
         once = send(Load(web.url, tenant.key, SINGLE_REQUESTS // 3, CONNECTIONS, with_dedup_id=True))
         stack.wait_until_delivered()
         stored = stack.sql("SELECT count(*) FROM events_event")[0][0]
-    kept = stored - 1000 - plain.statuses[202] - once.statuses[202]
+    surplus = stored - WARM_UP - plain.statuses[202] - once.statuses[202]
     name = "single"
     return [
         Figure(name, "accepted", plain.statuses[202] / plain.seconds, "events/s", ">= 1000"),
         Figure(name, "answered 202", plain.share(202) * 100, "%", ">= 100"),
-        Figure(name, "accepted but not stored", -kept, "events", "= 0"),
+        Figure(name, "accepted but not stored", -surplus, "events", "= 0"),
         Figure(name, "p95 at full load", percentile(plain.latencies, 0.95) * 1000, "ms"),
         Figure(name, "gunicorn's processor time", cpu / plain.requests * 1000, "ms/event"),
         Figure(name, "accepted, each with a dedup id", once.statuses[202] / once.seconds, "events/s"),
@@ -46,14 +47,14 @@ def batch(stack: Stack) -> list[Figure]:
     ):
         with stack.web() as web:
             requests = BATCH_REQUESTS if not with_dedup_id else BATCH_REQUESTS // 3
-            send(Load(web.url, tenant.key, 50, 8, batch=EVENTS_A_BATCH))
+            send(Load(web.url, tenant.key, WARM_UP // 20, 8, batch=EVENTS_A_BATCH))
             outcome = send(Load(web.url, tenant.key, requests, 8, batch=EVENTS_A_BATCH, with_dedup_id=with_dedup_id))
         rate = outcome.statuses[202] * EVENTS_A_BATCH / outcome.seconds
         found.append(Figure("batch", metric, rate, "events/s", target))
         if not with_dedup_id:
             found.append(Figure("batch", "answered 202", outcome.share(202) * 100, "%", ">= 100"))
     with stack.web(workers=1) as web:
-        send(Load(web.url, tenant.key, 50, 8, batch=EVENTS_A_BATCH))
+        send(Load(web.url, tenant.key, WARM_UP // 20, 8, batch=EVENTS_A_BATCH))
         outcome = send(Load(web.url, tenant.key, BATCH_REQUESTS // 3, 8, batch=EVENTS_A_BATCH))
     found.append(
         Figure(

@@ -12,6 +12,7 @@ from bench.stats import percentile
 RATE = 100.0
 SECONDS = 20
 ROUNDS = 2
+WARM_UP = 200
 RECEIVERS = 4
 
 
@@ -68,7 +69,7 @@ def hanging(stack: Stack) -> list[Figure]:
 
 def _warm_up(stack: Stack, url: str, key: str, *, wait: bool = True) -> Outcome:
     """Send a second's worth, so that connections, plans and windows are what they are in a steady state."""
-    outcome = send(Load(url, key, 200, 16, RATE * 2))
+    outcome = send(Load(url, key, WARM_UP, 16, RATE * 2))
     if wait:
         stack.wait_until_delivered()
     return outcome

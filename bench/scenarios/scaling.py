@@ -9,6 +9,7 @@ from bench.rates import drain
 from bench.receiver import ReceiverProcess
 from bench.stack import Stack
 
+WARM_UP = 2_000
 DELIVERIES = 30_000
 SUBSCRIPTIONS = 10
 # PostgreSQL, the receiver and two workers each want one.
@@ -21,11 +22,11 @@ def two_workers(stack: Stack) -> list[Figure]:
     with ReceiverProcess(stack.logs / "receiver.log") as receiver:
         tenant = stack.tenant()
         with stack.worker() as first:
-            drain(stack, tenant, receiver, deliveries=2000, subscriptions=2, pids=[first.pid])
+            drain(stack, tenant, receiver, deliveries=WARM_UP, subscriptions=2, pids=[first.pid])
             one = drain(stack, tenant, receiver, deliveries=DELIVERIES, subscriptions=SUBSCRIPTIONS, pids=[first.pid])
             with stack.worker() as second:
                 pids = [first.pid, second.pid]
-                drain(stack, tenant, receiver, deliveries=2000, subscriptions=2, pids=pids)
+                drain(stack, tenant, receiver, deliveries=WARM_UP, subscriptions=2, pids=pids)
                 two = drain(stack, tenant, receiver, deliveries=DELIVERIES, subscriptions=SUBSCRIPTIONS, pids=pids)
     name = "workers"
     return [

@@ -1,0 +1,27 @@
+"""Every scenario at a tiny scale: shows that it works, within seconds; the figures mean nothing."""
+
+from __future__ import annotations
+
+from bench import stack
+from bench.scenarios import bigtables, delivery, fairness, fanout, ingestion, latency, memory, plainrq, scaling
+
+_SMALL: dict[object, dict[str, object]] = {
+    ingestion: {"WARM_UP": 20, "SINGLE_REQUESTS": 60, "BATCH_REQUESTS": 9, "EVENTS_A_BATCH": 10},
+    latency: {"WARM_UP": 10, "SECONDS": 1, "ROUNDS": 1},
+    fanout: {"EVENTS": 10_000},
+    delivery: {"WARM_UP": 20, "DELIVERIES": 500, "CLIENT_REQUESTS": 100},
+    plainrq: {"EVENTS": 50, "SAMPLES": {"SimpleWorker": 10, "Worker": 3}},
+    fairness: {"WARM_UP": 20, "SUBSCRIPTIONS": 6, "SECONDS": 1, "ROUNDS": 1, "BACKLOG": 1000},
+    bigtables: {"WARM_UP": 20, "SETTLED": 4000, "PARKED": 400, "DELIVERIES": 200},
+    scaling: {"WARM_UP": 20, "DELIVERIES": 400},
+    memory: {"WARM_UP": 50, "ROUND": 100, "ROUNDS": 1, "ENDLESS": 10},
+    stack: {"DRAIN_SECONDS": 60.0},
+}
+
+
+def shrink() -> None:
+    """Make every scenario tiny in this process.  Raises AttributeError for a size that no longer exists."""
+    for module, sizes in _SMALL.items():
+        for name, value in sizes.items():
+            getattr(module, name)
+            setattr(module, name, value)
