@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from core import logs
+
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
@@ -66,3 +68,9 @@ def test_each_thing_is_one_json_line_on_stderr() -> None:
 def test_the_level_is_the_one_that_was_set() -> None:
     lines, _ = lines_of(SCRIPT.replace('"INFO"', '"ERROR"'))
     assert [line["event"] for line in lines] == ["fault", "theirs"]
+
+
+def test_no_value_keeps_a_line_from_being_written() -> None:
+    for value in ("\ud800", 2**80, {1: 2}, object(), float("nan"), b"\xff"):
+        line = json.loads(logs._render(None, "", {"event": "x", "value": value}))
+        assert line["event"] == "x"

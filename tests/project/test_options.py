@@ -6,6 +6,7 @@ import pytest
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
+from tests.project.test_start_errors import WRONG
 from tests.servers import ENVIRONMENT
 from triggers_project.options import OPTIONS, read_options
 
@@ -91,3 +92,42 @@ def test_the_pool_follows_the_threads_unless_it_is_set() -> None:
     assert read_options({**GOOD, "WEB_THREADS": "20"})["DB_POOL_SIZE"] == 20
     assert read_options({**GOOD, "WEB_THREADS": "2"})["DB_POOL_SIZE"] == 4
     assert read_options({**GOOD, "WEB_THREADS": "20", "DB_POOL_SIZE": "5"})["DB_POOL_SIZE"] == 5
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_every_setting_has_a_value_that_it_refuses(name: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=rf"^{name} is wrong: expected "):
+        read_options({**GOOD, name: WRONG[name]})
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("WEBHOOK_DNS_SERVERS", "10.0.0.2, 10.0.0.3:5353,[fd00::2]:53,fd00::3",
+         ("10.0.0.2:53", "10.0.0.3:5353", "[fd00::2]:53", "[fd00::3]:53")),
+        ("WEBHOOK_ALLOWED_PORTS", "443, 8443", frozenset({443, 8443})),
+        ("ALLOWED_HOSTS", " a.example ,.b.example,", ["a.example", ".b.example"]),
+        ("CSRF_TRUSTED_ORIGINS", "https://a.example,http://localhost:8000",
+         ["https://a.example", "http://localhost:8000"]),
+        ("ADMIN_PATH", "/back-office/", "back-office"),
+        ("DELIVERY_RETRY_SCHEDULE", "0, 500ms,1m", (0, 0.5, 60)),
+        ("DEBUG", "Yes", True),
+        ("DISABLE_WEBHOOK_DELIVERY", "", False),
+    ],
+)  # fmt: skip
+def test_lists_and_words_are_read_with_blanks_and_in_any_case(name: str, text: str, value: object) -> None:
+    assert read_options({**GOOD, name: text})[name] == value
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.2:0", "10.0.0.2:99999", "dns.example", "[10.0.0.2", "fd00::2:53:x", "[fd00::zz]:53"]
+)
+def test_a_name_server_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="WEBHOOK_DNS_SERVERS"):
+        read_options({**GOOD, "WEBHOOK_DNS_SERVERS": text})
+
+
+def test_production_speaks_https_unless_it_is_told_not_to() -> None:
+    production = {**GOOD, "ENVIRONMENT": "production"}
+    assert read_options(production)["USE_HTTPS"] is True
+    assert read_options({**production, "USE_HTTPS": "false"})["USE_HTTPS"] is False
