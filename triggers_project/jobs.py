@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 
+import structlog
 from django.conf import settings
 
-from core.db import borrow_connection
+from core.db import borrow_connection, is_transient
 from core.wakeups import EVENTS, WEBHOOKS, wake
 from webhooks.fanout import fan_out_batch
 from webhooks.sender import Sender, current_sender
+
+log = structlog.get_logger()
 
 # A job hands its worker back after this long; the other queue gets its turn.
 SLICE_SECONDS = 0.25
@@ -24,8 +27,18 @@ def last_fan_out() -> float:
 
 
 def process_events() -> None:
-    """Fan out accepted events for a slice of time; enqueue the next slice while work is left."""
-    if borrow_connection(lambda: fan_out_for(SLICE_SECONDS)):
+    """Fan out accepted events for a slice of time; enqueue the next slice while work is left.
+
+    While the database is away nothing is done: the sweep wakes this queue again when it is back.
+    """
+    try:
+        left = borrow_connection(lambda: fan_out_for(SLICE_SECONDS))
+    except Exception as error:
+        if not is_transient(error):
+            raise
+        log.warning("fan_out_waits", error=repr(error)[:300])
+        return
+    if left:
         wake(EVENTS)
 
 

@@ -1,0 +1,175 @@
+"""A deploy costs nobody anything: processes end gently, and the schema changes under running code."""
+
+from __future__ import annotations
+
+import re
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from devstack.receiver import Receiver, Response
+from soak.stack import Stack, wait_for
+from tests.outages.system import Account, Answer, events_stored, log_of, log_size, wait_until_settled
+
+
+def _begin(count: int, work: Callable[[int], Answer]) -> tuple[ThreadPoolExecutor, list[Any]]:
+    """Start `count` calls of `work` at once."""
+    pool = ThreadPoolExecutor(count)
+    return pool, [pool.submit(work, number) for number in range(count)]
+
+
+def test_sigterm_lets_gunicorn_answer_every_request_that_it_has_begun(stack: Stack, account: Account) -> None:
+    web = stack.start_web(workers=2)
+    with stack.connect() as blocker:
+        blocker.execute("BEGIN")
+        blocker.execute("LOCK TABLE events_event IN EXCLUSIVE MODE")
+        pool, answers = _begin(6, account.post_event)
+        wait_for(
+            lambda: (
+                stack.sql("SELECT count(*) FROM pg_stat_activity WHERE usename = 'web' AND wait_event_type = 'Lock'")[
+                    0
+                ][0]
+                == 6
+            ),
+            "six requests don't wait for the lock",
+        )
+        web.unwatch()
+        web.process.signal(signal.SIGTERM)
+        wait_for(lambda: _refuses_connections(account), "gunicorn goes on listening")
+        blocker.execute("COMMIT")
+    assert [answer.result(60).status for answer in answers] == [202] * 6
+    assert web.process.wait(60) == 0
+    assert events_stored(stack) == 6
+    pool.shutdown()
+
+
+def _refuses_connections(account: Account) -> bool:
+    try:
+        account.call("GET", "/api/health", seconds=1)
+    except OSError:
+        return True
+    return False
+
+
+def test_reloading_gunicorn_under_load_drops_no_request(stack: Stack, account: Account) -> None:
+    web = stack.start_web(workers=2)
+    stopping = threading.Event()
+    statuses: Counter[str] = Counter()
+
+    def post_on_and_on() -> None:
+        while not stopping.is_set():
+            try:
+                statuses[str(account.post_event().status)] += 1
+            except OSError as error:
+                statuses[repr(error)] += 1
+
+    threads = [threading.Thread(target=post_on_and_on) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_for(lambda: statuses["202"] >= 20, "no load")
+        old = set(stack.web_workers())
+        web.process.signal(signal.SIGHUP)
+        wait_for(lambda: old.isdisjoint(stack.web_workers()) and stack.web_workers(), "the old workers stay")
+        so_far = statuses["202"]
+        wait_for(lambda: statuses["202"] >= so_far + 20, "the load doesn't go on")
+    finally:
+        stopping.set()
+        for thread in threads:
+            thread.join(60)
+    assert set(statuses) == {"202"}
+    assert events_stored(stack) == statuses["202"]
+
+
+def test_sigterm_lets_a_worker_finish_what_is_on_the_wire_and_nothing_is_sent_twice(
+    stack: Stack, account: Account, receiver: Receiver
+) -> None:
+    receiver.behaviour = lambda request, number: Response(delay=0.3)
+    stack.start_web(workers=1)
+    stack.start_workers({}, {})
+    account.subscribe(receiver.url())
+    for start in range(0, 300, 50):
+        assert account.post_batch(*range(start, start + 50)).status == 202
+    for supervised in list(stack.workers):
+        seen = receiver.count
+        wait_for(lambda seen=seen: receiver.count >= seen + 20, "deliveries don't go on")  # type: ignore[misc]
+        # As in a rolling deploy: each worker ends, and another one takes its place.
+        supervised.process.signal(signal.SIGTERM)
+        wait_for(lambda one=supervised: one.restarts == 1, "the worker doesn't end")  # type: ignore[misc]
+    wait_until_settled(stack)
+    ids = Counter(request.headers["webhook-id"] for request in receiver.requests)
+    assert len(ids) == 300
+    assert set(ids.values()) == {1}
+    assert stack.sql("SELECT DISTINCT status, attempt_count FROM webhooks_delivery") == [("delivered", 1)]
+
+
+def test_a_worker_that_ends_gives_its_leases_back_at_once(stack: Stack, account: Account, receiver: Receiver) -> None:
+    receiver.behaviour = lambda request, number: Response(delay=3600)
+    stack.start_web(workers=1)
+    stack.start_workers({"WORKER_SHUTDOWN_GRACE": "1s"})
+    (worker,) = stack.workers
+    account.subscribe(receiver.url())
+    assert account.post_batch(*range(20)).status == 202
+    wait_for(lambda: receiver.count >= 4, "nothing is on the wire")
+    started = log_size(stack, "worker_1")
+    worker.unwatch()
+    worker.process.signal(signal.SIGTERM)
+    # In flight at SIGTERM; by the settings' defaults their leases last for a minute.
+    ends = stack.sql("SELECT min(lease_expires_at) FROM webhooks_delivery WHERE status = 'delivering'")[0][0]
+    assert worker.process.wait(60) == 0
+    assert stack.sql("SELECT DISTINCT status, lease_id FROM webhooks_delivery") == [("pending", None)]
+    assert stack.sql("SELECT clock_timestamp() < %s", (ends,)) == [(True,)]
+    assert stack.sql("SELECT in_flight FROM webhooks_lane") == [(0,)]
+    assert "leases_released" in log_of(stack, "worker_1", started)
+    # Another worker has them without waiting for anything to expire.
+    receiver.behaviour = lambda request, number: Response()
+    stack.workers.clear()
+    stack.start_workers({})
+    wait_until_settled(stack)
+    assert stack.sql("SELECT clock_timestamp() < %s + interval '1 minute'", (ends,)) == [(True,)]
+    assert {request.headers["webhook-id"] for request in receiver.requests} == {
+        str(row[0]) for row in stack.sql("SELECT id FROM events_event")
+    }
+
+
+def test_workers_are_told_apart_by_random_names_and_not_by_process_ids(stack: Stack) -> None:
+    stack.start_workers({}, {})
+
+    def names() -> set[str]:
+        answer = stack.valkey_command("SMEMBERS", "rq:workers").decode()
+        return set(re.findall(r"rq:worker:(\S+)", answer))
+
+    known = wait_for(lambda: len(names()) == 2 and names(), "two workers aren't known")
+    assert all(re.fullmatch("[0-9a-f]{32}", name) for name in known)
+    # The same process id in another container would be the same number here: a restart takes other names.
+    for supervised in stack.workers:
+        supervised.process.kill()
+    wait_for(lambda: len(names() - known) == 2, "the new workers took no new names")
+
+
+def test_a_recovery_goes_on_when_the_processes_that_began_it_are_killed(
+    stack: Stack, account: Account, receiver: Receiver
+) -> None:
+    web = stack.start_web(workers=1)
+    began = stack.sql("SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')")[0][0]
+    stack.start_workers({})
+    for start in range(0, 1500, 500):
+        assert account.post_batch(*range(start, start + 500)).status == 202
+    wait_until_settled(stack)
+    subscription = account.subscribe(receiver.url())
+    asked = account.call("POST", f"/api/subscriptions/{subscription}/recover", {"since": began})
+    assert asked.status == 202, asked
+    web.process.kill()
+    stack.workers[0].process.kill()
+    wait_for(lambda: web.restarts == 1 and web.alive, "gunicorn is not started again")
+    web.process.wait_for_url(f"{stack.url}/api/health")
+    wait_for(
+        lambda: stack.sql("SELECT state, queued FROM webhooks_bulkrun") == [("done", 1500)], "the recovery doesn't end"
+    )
+    wait_until_settled(stack)
+    assert len({request.headers["webhook-id"] for request in receiver.requests}) == 1500
+    status = account.call("GET", asked.headers["location"])
+    assert (status.status, status.document["status"], status.document["queued"]) == (200, "done", 1500)
