@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+
 import pytest
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
@@ -128,6 +130,6 @@ def test_a_name_server_that_is_none_is_refused(text: str) -> None:
 
 
 def test_production_speaks_https_unless_it_is_told_not_to() -> None:
-    production = {**GOOD, "ENVIRONMENT": "production"}
+    production = {**GOOD, "ENVIRONMENT": "production", "SECRET_KEY": secrets.token_urlsafe(48)}
     assert read_options(production)["USE_HTTPS"] is True
     assert read_options({**production, "USE_HTTPS": "false"})["USE_HTTPS"] is False
