@@ -62,6 +62,7 @@ def configure_logging(level: str) -> None:
         ("rq.job", "WARNING"),
         ("aiohttp", "ERROR"),
         ("asyncio", "ERROR"),
+        ("httpx", "WARNING"),
         ("psycopg.pool", "ERROR"),
         ("django.request", "CRITICAL"),  # core.middleware logs each request, once
         ("axes", "WARNING"),

@@ -17,20 +17,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import aiohttp
-import certifi
+import httpx
 import pycares
 from aiohttp import AsyncResolver
 from aiohttp.abc import AbstractResolver, ResolveResult
-from yarl import URL
+from httpx_aiohttp import AiohttpTransport
 
 from webhooks.addresses import NOT_ALLOWED, Network, UrlError, check_url, is_allowed, is_port_allowed
 from webhooks.schedule import Answer, Failure, judge_status
 
 # A receiver that said 2xx has the webhook; what else it says is waited for this long at the most.
 BODY_GRACE_SECONDS = 5.0
-CHUNK_BYTES = 16384
 
 
 class AddressNotAllowed(OSError):
@@ -114,8 +114,8 @@ def make_resolver(egress: Egress) -> VettingResolver:
 
 
 @lru_cache(maxsize=10_000)
-def _parse_url(url: str) -> URL:
-    return URL(url)
+def _parse_url(url: str) -> httpx.URL:
+    return httpx.URL(url)
 
 
 class Transport:
@@ -124,7 +124,7 @@ class Transport:
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
         self._checked_urls: set[str] = set()
-        context = ssl.create_default_context(cafile=certifi.where())
+        context = httpx.create_ssl_context(verify=True, trust_env=False)
         if egress.ca_file:
             context.load_verify_locations(egress.ca_file)
         # A proxy is the operator's own; what is behind it, it decides.
@@ -148,7 +148,9 @@ class Transport:
             max_line_size=8190,
             max_field_size=8190,
         )
-        self._proxy = URL(egress.proxy_url) if egress.proxy_url else None
+        self._transport = AiohttpTransport(
+            client=self._session, proxy=httpx.Proxy(egress.proxy_url) if egress.proxy_url else None, verify=context
+        )
 
     def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
         """Open the socket for a vetted address: the last look before a connection."""
@@ -162,7 +164,7 @@ class Transport:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._session.close()
+        await self._transport.aclose()
         if self._resolver is not None:
             await self._resolver.close()
 
@@ -176,9 +178,8 @@ class Transport:
         try:
             self._check(url)
             async with asyncio.timeout_at(deadline):
-                response = await self._session.post(
-                    _parse_url(url), headers=headers, data=body, allow_redirects=False, proxy=self._proxy
-                )
+                request = httpx.Request("POST", _parse_url(url), headers=headers, content=body)
+                response = await self._transport.handle_async_request(request)
             return await self._read(response, deadline)
         except UrlError as error:
             return Answer(failure=Failure.ADDRESS_NOT_ALLOWED, detail=str(error))
@@ -195,7 +196,7 @@ class Transport:
                 self._checked_urls.clear()
             self._checked_urls.add(url)
 
-    async def _read(self, response: aiohttp.ClientResponse, deadline: float) -> Answer:
+    async def _read(self, response: httpx.Response, deadline: float) -> Answer:
         """Read as much of the body as is kept; an answer whose body fails is still an answer.
 
         deadline: by the loop's clock, when the whole must be over.
@@ -203,9 +204,10 @@ class Transport:
         kept = bytearray()
         complete = False
         detail = ""
+        stream: Any = response.stream
         try:
             async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + BODY_GRACE_SECONDS)):
-                async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+                async for chunk in stream:
                     kept += chunk
                     if len(kept) > self._egress.body_bytes:
                         break
@@ -217,15 +219,15 @@ class Transport:
             detail = f"The answer's body broke off: {type(error).__name__}."
         finally:
             if complete:
-                response.release()
+                await stream.aclose()
             else:
                 # What is left of the body may never end: the connection goes, unread.
-                response.close()
-        failure = judge_status(response.status)
+                stream._aiohttp_response.close()
+        failure = judge_status(response.status_code)
         if failure is not None:
-            detail = detail or f"The receiver answered {response.status}."
+            detail = detail or f"The receiver answered {response.status_code}."
         text = bytes(kept[: self._egress.body_bytes]).decode("utf-8", "replace").replace("\x00", "\ufffd")
-        return Answer(response.status, failure, detail, text, response.headers.get("retry-after"))
+        return Answer(response.status_code, failure, detail, text, response.headers.get("retry-after"))
 
 
 def explain(error: BaseException) -> Answer:
@@ -254,7 +256,7 @@ def explain(error: BaseException) -> Answer:
         return Answer(failure=Failure.TLS_FAILED, detail=_tls_detail(chain))
     if has(aiohttp.ClientConnectorDNSError, socket.gaierror):
         return Answer(failure=Failure.DNS_FAILED, detail="The host name has no address.")
-    if has(aiohttp.InvalidURL):
+    if has(aiohttp.InvalidURL, httpx.InvalidURL, httpx.UnsupportedProtocol):
         return Answer(failure=Failure.ADDRESS_NOT_ALLOWED, detail=NOT_ALLOWED)
     if has(ConnectionRefusedError):
         return Answer(failure=Failure.CONNECTION_REFUSED, detail="The receiver refused the connection.")
