@@ -17,6 +17,9 @@ from events import backlog
 from orgs import throttle
 from orgs.keys import create_api_key
 from orgs.models import Organization
+from soak.stack import Stack
+from tests.servers import HOME
+from tests.system import Account, open_account
 from webhooks import subscriptions
 from webhooks.models import Subscription
 
@@ -103,3 +106,32 @@ def receiver() -> Iterator[Receiver]:
 def subscription(organization: Organization) -> Subscription:
     """Return a subscription of `organization` to everything, at an address that nobody listens on."""
     return subscriptions.create(organization.id, url="http://127.0.0.1:9/", event_types=["*"])[0]
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Stack]:
+    """Return another PostgreSQL and Valkey, which tests may stop, freeze and kill, with nothing running on them."""
+    stack = Stack(HOME / "system")
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+
+
+@pytest.fixture
+def stack(servers: Stack) -> Iterator[Stack]:
+    """Return the servers, up and empty; what a test starts on them ends with it."""
+    servers.postgres.start()
+    servers.valkey.resume()
+    servers.valkey.start()
+    servers.empty()
+    yield servers
+    servers.postgres.start()
+    servers.stop_processes()
+
+
+@pytest.fixture
+def account(stack: Stack) -> Account:
+    """Return an organisation with a key."""
+    return open_account(stack)

@@ -8,7 +8,7 @@ import pytest
 
 from devstack.receiver import Receiver, Response
 from soak.stack import Stack, wait_for
-from tests.outages.system import (
+from tests.system import (
     Account,
     Held,
     assert_unavailable,

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from soak.stack import Stack, wait_for
-from tests.outages.system import Account, Answer, assert_unavailable, events_stored, log_of, log_size
+from tests.system import Account, Answer, assert_unavailable, events_stored, log_of, log_size
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 
 from devstack.receiver import Receiver, Response
 from soak.stack import Stack, wait_for
-from tests.outages.system import Account, Answer, events_stored, log_of, log_size, wait_until_settled
+from tests.system import Account, Answer, events_stored, log_of, log_size, wait_until_settled
 
 
 def _begin(count: int, work: Callable[[int], Answer]) -> tuple[ThreadPoolExecutor, list[Any]]:

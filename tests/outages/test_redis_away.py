@@ -14,7 +14,7 @@ import pytest
 from core.redis import PAUSE_SECONDS
 from devstack.receiver import Receiver
 from soak.stack import Stack, wait_for
-from tests.outages.system import Account, events_stored, log_of, log_size, open_account, wait_until_settled
+from tests.system import Account, events_stored, log_of, log_size, open_account, wait_until_settled
 
 REQUESTS = 50
 

@@ -7,6 +7,7 @@ import json
 import threading
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from devstack.receiver import Received, Response
 from soak.stack import Stack, wait_for
@@ -25,18 +26,22 @@ class Answer:
 
 @dataclass
 class Account:
-    """An organisation with a key that may do everything."""
+    """An organisation with a key that may do everything.  url: the API's base; id: empty when it isn't known."""
 
-    stack: Stack
-    id: str
+    url: str
     key: str
+    id: str = ""
 
     def call(self, method: str, path: str, body: Any = None, seconds: float = 60.0) -> Answer:
         """Make one request on a connection of its own.  Raises OSError when it gets no answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.stack.port, timeout=seconds)
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=seconds)
         headers = {"X-API-Key": self.key, "Content-Type": "application/json", "Connection": "close"}
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            connection.request(
+                method, parts.path.rstrip("/") + path, None if body is None else json.dumps(body), headers
+            )
             response = connection.getresponse()
             raw = response.read()
         finally:
@@ -55,18 +60,24 @@ class Account:
             "POST", "/api/events/batch", [{"type": "order.created", "data": {"number": number}} for number in numbers]
         )
 
+    def make_subscription(self, url: str, *event_types: str, **options: Any) -> dict[str, Any]:
+        """Subscribe `url` to `event_types` (everything when there is none); return it with its secret."""
+        wanted = {"url": url, "event_types": list(event_types or ["*"]), **options}
+        made = self.call("POST", "/api/subscriptions", wanted)
+        assert made.status == 201, made
+        document: dict[str, Any] = made.document
+        return document
+
     def subscribe(self, url: str) -> str:
         """Subscribe `url` to everything and return the subscription's id."""
-        made = self.call("POST", "/api/subscriptions", {"url": url, "event_types": ["*"]})
-        assert made.status == 201, made
-        subscription_id: str = made.document["id"]
+        subscription_id: str = self.make_subscription(url)["id"]
         return subscription_id
 
 
 def open_account(stack: Stack, name: str = "Acme") -> Account:
     """Make an organisation with a key."""
     organization = stack.make_organization(name)
-    return Account(stack, organization, stack.make_key(organization))
+    return Account(stack.url, stack.make_key(organization), organization)
 
 
 class Held:
