@@ -1,4 +1,8 @@
-"""Statements that the ORM can't say.  Times are the database's."""
+"""Statements that the ORM can't say.  Times are the database's.
+
+Where an index is searched by time it is `statement_timestamp()`: `clock_timestamp()` may change from row to row,
+so no index can be entered by it, and a search would read what is due later, too.
+"""
 
 # Parameters: id, organization_id, type, data.
 INSERT_EVENT = """
@@ -60,7 +64,7 @@ SELECT extract(epoch FROM clock_timestamp() - min(due_at)) FROM events_event WHE
 
 CLAIM_ACCEPTED = """
 SELECT id, organization_id, type FROM events_event
-WHERE status = 'accepted' AND due_at <= clock_timestamp()
+WHERE status = 'accepted' AND due_at <= statement_timestamp()
 ORDER BY due_at LIMIT %s
 FOR UPDATE SKIP LOCKED
 """
@@ -81,10 +85,11 @@ WHERE id = %(id)s AND status = 'accepted'
 RETURNING status
 """
 
+# By the place of the locked rows, because the planner might else read the whole table for the join.
 DELETE_EXPIRED_DEDUP_KEYS = """
-DELETE FROM events_dedupkey WHERE (organization_id, dedup_id) IN (
-    SELECT organization_id, dedup_id FROM events_dedupkey
-    WHERE expires_at <= clock_timestamp() ORDER BY expires_at LIMIT %s
+DELETE FROM events_dedupkey WHERE ctid = ANY (ARRAY (
+    SELECT ctid FROM events_dedupkey
+    WHERE expires_at <= statement_timestamp() ORDER BY expires_at LIMIT %s
     FOR UPDATE SKIP LOCKED
-)
+))
 """

@@ -1,4 +1,4 @@
-"""Statements that the ORM can't say.  Times are the database's."""
+"""Statements that the ORM can't say.  Times are the database's; events/sql.py says which clock and why."""
 
 # --- Fan-out ------------------------------------------------------------------------------------
 
@@ -72,7 +72,7 @@ WITH due AS (
     SELECT l.subscription_id, l.last_served_at,
            row_number() OVER (PARTITION BY l.organization_id ORDER BY l.last_served_at) AS turn
     FROM webhooks_lane l JOIN webhooks_subscription s ON s.id = l.subscription_id
-    WHERE l.is_open AND l.next_due_at <= clock_timestamp()
+    WHERE l.is_open AND l.next_due_at <= statement_timestamp()
       AND (l.paused_until IS NULL OR l.paused_until <= clock_timestamp())
       AND l.in_flight < least(l.window_size, coalesce(s.max_in_flight, %(most)s))
     ORDER BY turn, l.last_served_at LIMIT %(lanes)s
@@ -94,7 +94,7 @@ FOR UPDATE OF l SKIP LOCKED
 ANY_CLAIMABLE = """
 SELECT EXISTS (
     SELECT 1 FROM webhooks_lane l JOIN webhooks_subscription s ON s.id = l.subscription_id
-    WHERE l.is_open AND l.next_due_at <= clock_timestamp()
+    WHERE l.is_open AND l.next_due_at <= statement_timestamp()
       AND (l.paused_until IS NULL OR l.paused_until <= clock_timestamp())
       AND l.in_flight < least(l.window_size, coalesce(s.max_in_flight, %s))
 )
@@ -105,7 +105,7 @@ WITH picked AS (
     SELECT d.id FROM unnest(%(lanes)s::uuid[], %(quotas)s::int[]) AS q(subscription_id, quota)
     CROSS JOIN LATERAL (
         SELECT id FROM webhooks_delivery
-        WHERE subscription_id = q.subscription_id AND status = 'pending' AND next_attempt_at <= clock_timestamp()
+        WHERE subscription_id = q.subscription_id AND status = 'pending' AND next_attempt_at <= statement_timestamp()
         ORDER BY next_attempt_at LIMIT q.quota
         FOR UPDATE SKIP LOCKED
     ) AS d
@@ -194,7 +194,7 @@ WHERE l.subscription_id = v.subscription_id
 
 FIND_EXPIRED = """
 SELECT id, subscription_id FROM webhooks_delivery
-WHERE status = 'delivering' AND lease_expires_at <= clock_timestamp() LIMIT %s
+WHERE status = 'delivering' AND lease_expires_at <= statement_timestamp() LIMIT %s
 """
 FIND_LEASED = (
     "SELECT id, subscription_id FROM webhooks_delivery WHERE status = 'delivering' AND lease_id = ANY(%s::uuid[])"
@@ -260,7 +260,7 @@ WHERE l.is_open AND (
     l.next_due_at IS NULL OR l.next_due_at > clock_timestamp()
 ) AND EXISTS (
     SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = l.subscription_id AND d.status = 'pending'
-      AND d.next_attempt_at < coalesce(l.next_due_at, 'infinity') AND d.next_attempt_at <= clock_timestamp()
+      AND d.next_attempt_at < coalesce(l.next_due_at, 'infinity') AND d.next_attempt_at <= statement_timestamp()
 )
 """
 
@@ -286,15 +286,15 @@ WHERE l.subscription_id = c.id AND l.in_flight <> c.claimed
 COUNT_DUE = """
 SELECT count(*) FROM (
     SELECT 1 FROM webhooks_lane l JOIN webhooks_delivery d ON d.subscription_id = l.subscription_id
-    WHERE l.is_open AND l.next_due_at <= clock_timestamp()
-      AND d.status = 'pending' AND d.next_attempt_at <= clock_timestamp()
+    WHERE l.is_open AND l.next_due_at <= statement_timestamp()
+      AND d.status = 'pending' AND d.next_attempt_at <= statement_timestamp()
     LIMIT %s
 ) AS waiting
 """
 COUNT_DELIVERING = "SELECT coalesce(sum(in_flight), 0) FROM webhooks_lane WHERE in_flight > 0"
 OLDEST_DUE = """
 SELECT extract(epoch FROM clock_timestamp() - min(next_due_at)) FROM webhooks_lane
-WHERE is_open AND next_due_at <= clock_timestamp()
+WHERE is_open AND next_due_at <= statement_timestamp()
 """
 
 # --- Repair by hand -------------------------------------------------------------------------------
@@ -340,10 +340,11 @@ UNSETTLED = ("pending", "delivering", "held")
 # Organisations with anything old enough; the list index answers with one look each.
 FIND_ORGANIZATIONS_WITH_EXPIRED = """
 SELECT o.id FROM orgs_organization o
-WHERE EXISTS (
+CROSS JOIN LATERAL (
     SELECT 1 FROM events_event e WHERE e.organization_id = o.id
-      AND e.created_at < clock_timestamp() - make_interval(days => o.retention_days)
-)
+      AND e.created_at < statement_timestamp() - make_interval(days => o.retention_days)
+    ORDER BY e.created_at, e.id LIMIT 1
+) AS expired
 ORDER BY o.id
 """
 
@@ -357,7 +358,7 @@ SELECT e.id, e.created_at,
        (SELECT count(*) FROM webhooks_delivery d WHERE d.event_id = e.id)
 FROM events_event e JOIN orgs_organization o ON o.id = e.organization_id
 WHERE e.organization_id = %(organization)s
-  AND e.created_at < clock_timestamp() - make_interval(days => o.retention_days)
+  AND e.created_at < statement_timestamp() - make_interval(days => o.retention_days)
   AND (e.created_at, e.id) > (%(after_at)s::timestamptz, %(after_id)s::uuid)
 ORDER BY e.created_at, e.id LIMIT %(rows)s
 """
