@@ -33,15 +33,17 @@ class Account:
     id: str = ""
 
     def call(self, method: str, path: str, body: Any = None, seconds: float = 60.0) -> Answer:
+        """Make one request with a JSON body.  Raises OSError when it gets no answer."""
+        return self.send(method, path, b"" if body is None else json.dumps(body).encode(), seconds)
+
+    def send(self, method: str, path: str, body: bytes = b"", seconds: float = 60.0) -> Answer:
         """Make one request on a connection of its own.  Raises OSError when it gets no answer."""
         parts = urlsplit(self.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         connection = kind(parts.hostname or "", parts.port, timeout=seconds)
         headers = {"X-API-Key": self.key, "Content-Type": "application/json", "Connection": "close"}
         try:
-            connection.request(
-                method, parts.path.rstrip("/") + path, None if body is None else json.dumps(body), headers
-            )
+            connection.request(method, parts.path.rstrip("/") + path, body, headers)
             response = connection.getresponse()
             raw = response.read()
         finally:

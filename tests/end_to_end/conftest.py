@@ -1,0 +1,32 @@
+"""An installation that is driven from outside: the one that TEST_API_URL names, or one of the tests' own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from soak.stack import Stack
+from tests.system import Account, open_account
+
+
+@pytest.fixture(scope="module")
+def installation(request: pytest.FixtureRequest) -> Iterator[Account]:
+    """Return an organisation of a running installation, with web and one worker.
+
+    TEST_API_URL and TEST_API_KEY name one that runs already; its workers must be allowed to call this
+    machine.  Otherwise both are started here.
+    """
+    url, key = os.environ.get("TEST_API_URL"), os.environ.get("TEST_API_KEY")
+    if url and key:
+        yield Account(url.rstrip("/"), key)
+        return
+    servers: Stack = request.getfixturevalue("servers")
+    servers.empty()
+    try:
+        servers.start_web()
+        servers.start_workers({})
+        yield open_account(servers)
+    finally:
+        servers.stop_processes()
