@@ -42,7 +42,11 @@ def main() -> int:
     if options.tiny is None:
         return run(chosen, Stack(), OUTPUT)
     scale.shrink()
-    return run(chosen, Stack(options.tiny / "stack"), options.tiny / "bench.json")
+    stack = Stack(options.tiny / "stack")
+    try:
+        return run(chosen, stack, options.tiny / "bench.json")
+    finally:
+        stack.postgres.destroy()  # its data may lie outside the folder
 
 
 def run(names: list[str], stack: Stack, output: Path) -> int:
