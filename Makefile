@@ -43,4 +43,5 @@ soak: $(STAMP) ## kill processes and servers under load and count what was lost 
 	@exec $(PY) -m soak
 
 clean: ## forget the virtual environment and everything that ran locally
+	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi
 	rm -rf $(VENV) .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -13,7 +13,8 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from devstack.errors import DevstackError
+from devstack.errors import DevstackError, last_line_of, reason
+from devstack.logfiles import open_log
 from devstack.sockets import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,8 +52,7 @@ class Process:
 
     def start(self) -> Process:
         """Start the process."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("ab") as log:
+        with open_log(self.log) as log:
             self._process = subprocess.Popen(
                 self.command,
                 cwd=self.cwd,
@@ -78,8 +78,7 @@ class Process:
 
     def last_line(self) -> str:
         """Return the last line of the log."""
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        return lines[-1].strip()[:300] if lines else "no message"
+        return last_line_of(self.log)
 
     def signal(self, how: signal.Signals) -> None:
         """Send a signal, if the process lives."""
@@ -129,8 +128,7 @@ def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float
         check=False,
     )
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise DevstackError(f"manage.py {arguments[0]} failed: {lines[-1].strip() if lines else 'no message'}")
+        raise DevstackError(f"manage.py {arguments[0]} failed: {reason(done.stderr)}")
     return done.stdout.strip()
 
 

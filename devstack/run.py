@@ -8,21 +8,22 @@ import json
 import os
 import secrets
 import signal
-import socket
 import stat
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from devstack.errors import DevstackError
+from devstack.locks import locked
 from devstack.postgres import Postgres
 from devstack.processes import ROOT, Process, manage, web, worker
 from devstack.receiver import Received, Receiver, verify
+from devstack.sockets import why_port_is_not_free
 from devstack.valkey import Valkey
 
 LOCAL = ROOT / ".local"
@@ -151,7 +152,7 @@ class Run:
             if self.announced:
                 say(f"  receiver got {event_type} {request.headers.get('webhook-id')} ({state})")
 
-        if port and not _port_is_free(port):
+        if port and why_port_is_not_free(port):
             port = 0
         receiver = Receiver(port=port, keep=False)
         receiver.on_request = arrived
@@ -196,24 +197,28 @@ class Run:
         self._stops.clear()
 
 
-def _port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
-
-
 def choose_port() -> int:
-    """Return PORT (default 8000).  Raises DevstackError when it is wrong or taken."""
+    """Return PORT (default 8000).  Raises DevstackError when it is wrong or can't be had."""
     text = os.environ.get("PORT", "8000")
-    if not text.isdigit() or not 1 <= int(text) <= 65535:
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 1 <= int(text) <= 65535:
         raise DevstackError(f"PORT={text} is not a port number.")
-    if not _port_is_free(int(text)):
-        raise DevstackError(f"Port {text} is taken; choose another one: make run PORT={min(int(text) + 1, 65535)}")
-    return int(text)
+    port = int(text)
+    why_not = why_port_is_not_free(port)
+    if why_not:
+        another = port + 1 if 1024 <= port < 65535 else 8000
+        raise DevstackError(f"Port {port} can't be used ({why_not}); choose another one: make run PORT={another}")
+    return port
+
+
+@contextlib.contextmanager
+def only_run() -> Iterator[None]:
+    """Hold this folder for one run at a time: its servers stop with the run that ends first."""
+    LOCAL.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(LOCAL / "run.lock", wait=False):
+            yield
+    except BlockingIOError:
+        raise DevstackError("make run is up in this folder already; another clone can run beside it.") from None
 
 
 def check_servers(env: Mapping[str, str]) -> None:
@@ -322,10 +327,18 @@ def _wait_for_delivery(api: Api, event_id: str) -> Any:
 
 def main() -> int:
     """Run the demo; returns the exit code."""
-    run: Run | None = None
     try:
         port = choose_port()
-        run = Run(port)
+        with only_run():
+            return _run_demo(port)
+    except DevstackError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+
+
+def _run_demo(port: int) -> int:
+    run = Run(port)
+    try:
         _end_on_signals(run)
         say("Starting PostgreSQL and Valkey ...")
         env = run.prepare()
@@ -350,17 +363,13 @@ def main() -> int:
         _report(lines, base, env, api)
         run.announced = True
         return run.stay()
-    except DevstackError as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
     except KeyboardInterrupt:
         return 0
     finally:
-        if run is not None:
-            _ignore_signals()
-            if run.announced:
-                say("Stopping ...")
-            run.stop()
+        _ignore_signals()
+        if run.announced:
+            say("Stopping ...")
+        run.stop()
 
 
 def _report(lines: list[str], base: str, env: Mapping[str, str], api: Api) -> None:
