@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Tests wait more than they compute: for sockets, servers and processes.
+TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format bench soak clean
@@ -25,7 +27,7 @@ run: $(STAMP) ## start everything, send a first webhook, stay up until Ctrl-C (P
 	@exec $(PY) -m devstack.run
 
 test: $(STAMP) ## run every test, on servers of its own
-	@exec $(PY) -m pytest
+	@exec $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 lint: $(STAMP) ## ruff and mypy
 	@$(PY) -m ruff check .

@@ -24,6 +24,8 @@ from soak.stack import Stack, wait_for
 from webhooks import sql as webhooks_sql
 
 MOMENT_SECONDS = 20.0
+# No longer than that is a receiver silent: senders must not give up for it.
+HOLD_SECONDS = 0.4
 Row = tuple[str, str]  # the ids of a subscription and of an event
 
 
@@ -36,6 +38,7 @@ class Fault:
 
     name = ""
     stops_database = False
+    is_brief = False  # its moment doesn't last while another fault gets to its own
 
     def __init__(self, stack: Stack, receiver: SoakReceiver, chance: random.Random) -> None:
         self.stack = stack
@@ -169,14 +172,20 @@ class WorkerSending(Fault):
     """Requests are on the wire and no receiver has answered them."""
 
     name = "worker killed while sending"
+    is_brief = True
 
     def prepare(self) -> None:
-        self.receiver.hold()
-        try:
-            self._worker = self._wait(self._find_sender)
-        except Missed:
-            self.receiver.release()
-            raise
+        ends = time.monotonic() + MOMENT_SECONDS
+        while True:
+            self.receiver.hold()
+            try:
+                self._worker = self._wait(self._find_sender, HOLD_SECONDS)
+                return
+            except Missed:
+                self.receiver.release()
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(HOLD_SECONDS)
 
     def _find_sender(self) -> int:
         """Return the number of a worker with requests on the wire, or 0."""
@@ -189,10 +198,13 @@ class WorkerSending(Fault):
         return 0
 
     def strike(self) -> None:
-        self._kill_frozen(self.stack.workers[self._worker - 1].pid)
+        try:
+            self._kill_frozen(self.stack.workers[self._worker - 1].pid)
+        finally:
+            self.receiver.release()
 
     def mend(self) -> None:
-        self.receiver.release()
+        self.receiver.release()  # also when it didn't come to the strike
 
 
 def _ports_of(pid: int) -> set[int]:

@@ -170,7 +170,7 @@ class Soak:
         ready: list[Fault] = []
         struck_at = time.monotonic()
         try:
-            for fault in faults:
+            for fault in sorted(faults, key=lambda fault: fault.is_brief):
                 fault.prepare()
                 ready.append(fault)
             struck_at = time.monotonic()

@@ -31,6 +31,11 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
         cursor.execute("ALTER TABLE orgs_auditentry DISABLE TRIGGER orgs_auditentry_no_truncate")
 
 
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings_xdist_suffix() -> None:
+    """Leave the database's name alone: each of pytest-xdist's processes has a server for itself."""
+
+
 @pytest.fixture(autouse=True)
 def _clean_slate() -> None:
     """Forget what processes remember between requests: Redis, the backlog's figure, failed log-ins, a Redis outage."""

@@ -1,7 +1,8 @@
 """A pytest plugin, loaded before Django's settings: a PostgreSQL and a Valkey of the tests' own.
 
 They live under .local/test/, listen on sockets there, and stop when the run ends.  What DATABASE_URL
-and REDIS_URL name outside is never touched: tests empty their database and kill their servers.
+and REDIS_URL name outside is never touched: tests empty their database and kill their servers.  Each of
+the processes that pytest-xdist runs tests in has servers for itself; the one that hands tests out has none.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 from devstack.postgres import Postgres
 from devstack.valkey import Valkey
 
 ROOT = Path(__file__).resolve().parent.parent
 # Two runs at a time in one checkout need a folder each.
-HOME = Path(os.environ.get("TRIGGERS_TEST_HOME", ROOT / ".local" / "test"))
+_PROCESS = os.environ.get("PYTEST_XDIST_WORKER", "main")
+HOME = Path(os.environ.get("TRIGGERS_TEST_HOME", ROOT / ".local" / "test")) / _PROCESS
 
 postgres = Postgres(HOME / "postgres", durable=False)
 valkey = Valkey(HOME / "valkey")
@@ -33,11 +37,7 @@ ENVIRONMENT = {
 }
 
 
-def _start() -> None:
-    postgres.start()
-    atexit.register(postgres.stop)
-    valkey.start()
-    atexit.register(valkey.stop)
+def _set_environment() -> None:
     from triggers_project.options import OPTIONS
 
     # Read again under the settings, so that the coverage of its lines is counted.
@@ -49,4 +49,15 @@ def _start() -> None:
     os.environ.update(ENVIRONMENT, DATABASE_URL=postgres.url(), REDIS_URL=valkey.url())
 
 
-_start()
+_set_environment()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Start the servers, except in the process that only hands tests out."""
+    if _PROCESS == "main" and getattr(early_config.known_args_namespace, "numprocesses", None):
+        return
+    postgres.start()
+    atexit.register(postgres.stop)
+    valkey.start()
+    atexit.register(valkey.stop)

@@ -177,6 +177,13 @@ def _readable_file(raw: str) -> str:
     return value
 
 
+def _writable_file(raw: str) -> str:
+    value = raw.strip()
+    if value and (os.path.isdir(value) or not os.access(os.path.dirname(value) or ".", os.W_OK)):
+        raise OptionError("expected the path of a file in a folder that can be written to")
+    return value
+
+
 _POSTGRES = _url_or_empty("postgres", "postgresql")
 _REDIS = _url_or_empty("redis", "rediss", "unix")
 
@@ -303,7 +310,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option(
         "WORKER_ALIVE_FILE",
-        _text,
+        _writable_file,
         "",
         "File that a worker touches while its threads run, for a health check; empty: none.",
     ),

@@ -107,6 +107,25 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def test_every_test_that_the_reliability_page_names_exists() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| promise |")]
+    assert rows
+    for row in rows:
+        cell = re.split(r"(?<!\\) \| ", row.strip("| "))[-1]
+        names = re.findall(r"`((?:[\w/]+\.py|\u2026)(?:::\w+)?)`", cell)
+        assert names, f"no test is named in: {row}"
+        path = ""
+        for name in names:
+            file, _, function = name.partition("::")
+            path = path if file == "\u2026" else file
+            source = ROOT / "tests" / path
+            assert source.is_file(), f"there is no tests/{path}"
+            assert not function or re.search(rf"^def {function}\(", source.read_text(), re.M), (
+                f"{path} has no {function}"
+            )
+
+
 def test_the_readme_s_signature_check_works() -> None:
     from standardwebhooks import Webhook
 

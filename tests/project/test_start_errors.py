@@ -50,6 +50,7 @@ WRONG = {
     "EVENT_MAX_TRIES": "0",
     "SWEEP_INTERVAL": "0",
     "WORKER_SHUTDOWN_GRACE": "-5s",
+    "WORKER_ALIVE_FILE": "/does/not/exist/alive",
     "DISABLE_WEBHOOK_DELIVERY": "maybe",
     "DELIVERY_RETRY_SCHEDULE": "0s,soon",
     "DELIVERY_RETRY_JITTER": "nan",
