@@ -362,7 +362,9 @@ class DeliveryView(APIView):
     def get(self, request: Request, delivery_id: uuid.UUID) -> Response:
         """Return the delivery with every attempt, the oldest first."""
         delivery = _own_delivery(request, delivery_id)
-        attempts = DeliveryAttempt.objects.filter(delivery_id=delivery.id).order_by("number", "id")[:1000]
+        # None that came since the delivery was read: its status doesn't know of them.
+        attempts = DeliveryAttempt.objects.filter(delivery_id=delivery.id, number__lte=delivery.attempt_count)
+        attempts = attempts.order_by("number", "id")[:1000]
         return Response({**render_delivery(delivery), "attempts": [render_attempt(attempt) for attempt in attempts]})
 
 
