@@ -121,6 +121,10 @@ class TriggersAdminSite(AdminSite):
     index_title = "Operations"
     index_template = "admin/operations.html"
 
+    def get_urls(self) -> list[Any]:
+        """Leave out the way to a row's page outside the admin: none has one, and a garbage id is an error there."""
+        return [route for route in super().get_urls() if getattr(route, "name", None) != "view_on_site"]
+
     def index(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
         """Show how things are now; those who may not see deliveries see the list of pages only."""
         context: dict[str, Any] = dict(extra_context or {})

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from django.contrib import admin
-from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse
-from django.urls import re_path
+from django.contrib import admin, messages
+from django.core.exceptions import ImproperlyConfigured, PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import re_path, reverse
 from django_rq import stats_views
 from django_rq.urls import get_admin_urlpatterns
+from redis.exceptions import RedisError
+from rq.exceptions import NoSuchJobError
 
 # The pages' inline scripts and handlers, which our content security policy refuses: the script calls
 # a jQuery plugin that Django's admin no longer has, the handlers double links that are there as well.
@@ -34,7 +36,14 @@ def guard(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
         needed = "webhooks.repair_delivery" if changes else "webhooks.view_delivery"
         if not request.user.has_perm(needed):
             raise PermissionDenied
-        response = view(request, *args, **kwargs)
+        try:
+            response = view(request, *args, **kwargs)
+        except (IndexError, ValueError, ImproperlyConfigured, NoSuchJobError):
+            # A queue, page, job or scheduler that there isn't; the library lets these through.
+            raise Http404 from None
+        except RedisError:
+            messages.error(request, "Redis does not answer, so its queues can't be shown. Deliveries go on without it.")
+            return HttpResponseRedirect(reverse("admin:index"))
         if not response.streaming and response.headers.get("Content-Type", "").startswith("text/html"):
             response.content = _INLINE.sub("", response.content.decode()).encode()
         return response

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from django.contrib.admin.views.main import ChangeList
-from django.core.paginator import Paginator
+from django.core.paginator import Page, Paginator
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
@@ -24,11 +24,23 @@ class BoundedPaginator(_Paginator):
     """Pages of the first LIST_BOUND rows.  Nothing is counted further than that."""
 
     @cached_property
+    def ids(self) -> list[Any]:
+        """Return the ids of the first LIST_BOUND rows, in their order: it lets an index stop early."""
+        rows: Any = self.object_list
+        return list(rows.values_list("pk", flat=True)[:LIST_BOUND])
+
+    @cached_property
     def count(self) -> int:
         """Return how many rows there are, at most LIST_BOUND."""
+        return len(self.ids)
+
+    def page(self, number: int | str) -> Any:
+        """Return a page: its rows alone are read whole and joined with others."""
+        number = self.validate_number(number)
+        chosen = self.ids[(number - 1) * self.per_page : number * self.per_page]
         rows: Any = self.object_list
-        # The order stays: it is what lets an index stop the count early.
-        return len(rows.values_list("pk", flat=True)[:LIST_BOUND])
+        found = {row.pk: row for row in rows.order_by().filter(pk__in=chosen)}
+        return Page([found[pk] for pk in chosen if pk in found], number, self)
 
     @property
     def is_cut(self) -> bool:
@@ -50,4 +62,5 @@ class BoundedChangeList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         """Read the page's rows now."""
         super().get_results(request)
-        self.result_list = list(self.result_list)
+        if isinstance(self.result_list, QuerySet):  # all of them: they fit on one page
+            self.result_list = self.paginator.page(1).object_list

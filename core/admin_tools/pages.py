@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import ValidationError
 from django.db import OperationalError, connection, transaction
 from django.db.models import Model, QuerySet
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
 else:  # the class takes no parameters when the program runs
     _ModelAdmin = admin.ModelAdmin
+
+
+class CarefulSelect(AutocompleteSelect):
+    """A choice of a row by typing; a value that is no id chooses nothing, where Django's would raise."""
+
+    def optgroups(self, name: str, value: Any, attr: Any = None) -> Any:
+        """Return the chosen rows as options."""
+        return super().optgroups(name, [one for one in value if parse_id(str(one))], attr)
 
 
 class BoundedAdmin(_ModelAdmin):
@@ -110,6 +119,14 @@ class BoundedAdmin(_ModelAdmin):
                 reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_change", args=[back])
             )
         return response
+
+    # --- forms --------------------------------------------------------------------------------------
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Return the field of a reference to another row."""
+        if "widget" not in kwargs and db_field.name in self.get_autocomplete_fields(request):
+            kwargs["widget"] = CarefulSelect(db_field, self.admin_site, using=kwargs.get("using"))
+        return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     # --- one object ---------------------------------------------------------------------------------
 

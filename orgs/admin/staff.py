@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar
 
+from django import forms
 from django.contrib import admin
+from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.forms import UsernameField
 from django.contrib.auth.models import Group, User
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -17,6 +20,13 @@ from orgs.admin_tools import AuditedMixin
 STAFF_GROUPS = ("viewer", "operator", "owner")
 
 
+class LoginForm(AdminAuthenticationForm):
+    """The log-in.  A name longer than any user's is refused before anything keeps it."""
+
+    username = UsernameField(max_length=150, widget=forms.TextInput(attrs={"autofocus": True}))
+
+
+admin.site.login_form = LoginForm
 admin.site.unregister(User)
 
 

@@ -1,0 +1,1 @@
+"""The admin as its staff use it."""
