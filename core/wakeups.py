@@ -60,8 +60,8 @@ def wake(queue_name: str) -> bool:
     """Tell the workers that `queue_name` has work.  False when Redis is away: the sweep will find it."""
 
     def enqueue(connection: Redis) -> None:
-        queue = Queue(queue_name, connection=connection, job_class=WakeUp, serializer=JSONSerializer)
-        if connection.llen(queue.key) == 0:
+        if connection.llen(f"{Queue.redis_queue_namespace_prefix}{queue_name}") == 0:
+            queue = Queue(queue_name, connection=connection, job_class=WakeUp, serializer=JSONSerializer)
             queue.enqueue_call(
                 JOB_FUNCTIONS[queue_name],
                 timeout=JOB_TIMEOUT_SECONDS,
