@@ -73,8 +73,11 @@ class _Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         self._receiver.connections += 1
+        self._receiver.connected.add(transport)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._transport is not None:
+            self._receiver.connected.discard(self._transport)
         for handle in self._waiting:
             handle.cancel()
 
@@ -122,6 +125,7 @@ class Receiver:
         self.requests: list[Received] = []
         self.count = 0
         self.connections = 0
+        self.connected: set[asyncio.Transport] = set()
         self.port = port
         self.on_request: Callable[[Received], None] | None = None
         self._numbers: dict[str, int] = {}
@@ -181,6 +185,10 @@ class Receiver:
         self._ready.set()
         await self._stop.wait()
         server.close()
+        for transport in list(self.connected):
+            transport.abort()
+        # The loop tells each connection of its end in the next round.
+        await asyncio.sleep(0)
 
     def __enter__(self) -> Receiver:
         self.start()
