@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from django.conf import settings
@@ -100,13 +101,35 @@ def share_out(rooms: list[int], total: int) -> list[int]:
     return quotas
 
 
-def claim(limit: int) -> Claim:
-    """Claim at most `limit` due deliveries and return them, committed."""
+def leave_free(rooms: list[int], held: list[int], free: int) -> list[int]:
+    """Return what is left of the lanes' rooms when none may hold more of the worker than stays free.
+
+    held: how many places of this worker each lane has already.  free: its places that nobody has.  The bound
+    is found anew with each claim (a "dynamic threshold"): one busy lane gets half of the worker, three get a
+    quarter each, and the next one always finds a place.  A lane that holds nothing may have one in any case.
+    """
+    low, high = 0, free
+    while low < high:
+        most = (low + high + 1) // 2
+        wanted = sum(min(room, max(0, most - has)) for room, has in zip(rooms, held, strict=True))
+        if wanted + most <= free:
+            low = most
+        else:
+            high = most - 1
+    return [min(room, max(low - has, 0 if has else 1)) for room, has in zip(rooms, held, strict=True)]
+
+
+def claim(limit: int, held: Mapping[uuid.UUID, int] | None = None) -> Claim:
+    """Claim at most `limit` due deliveries and return them, committed.
+
+    held: how many deliveries of which subscription the worker has in work; when it is given, no subscription
+    gets more places than stay free.
+    """
     lease_seconds = settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN
-    return in_transaction(lambda: _claim(limit, lease_seconds))
+    return in_transaction(lambda: _claim(limit, held, lease_seconds))
 
 
-def _claim(limit: int, lease_seconds: float) -> Claim:
+def _claim(limit: int, held: Mapping[uuid.UUID, int] | None, lease_seconds: float) -> Claim:
     started = time.monotonic()
     with server_cursor() as cursor:
         # A crash that forgets this commit leaves the deliveries pending, which is what they then are.
@@ -126,7 +149,10 @@ def _claim(limit: int, lease_seconds: float) -> Claim:
         for turn in turns:
             if turn.rate is not None:
                 turn.room = min(turn.room, allowed_now(turn.rate, turn.reserved_until, now))
-        for turn, quota in zip(turns, share_out([turn.room for turn in turns], limit), strict=True):
+        rooms = [turn.room for turn in turns]
+        if held is not None:
+            rooms = leave_free(rooms, [held.get(turn.subscription_id, 0) for turn in turns], limit)
+        for turn, quota in zip(turns, share_out(rooms, limit), strict=True):
             turn.quota = quota
         served = [turn for turn in turns if turn.quota]
         lease_id = new_id()

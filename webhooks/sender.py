@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import random
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -92,7 +94,9 @@ class Sender:
         self._claim_thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="claim")
         self._record_thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="record")
         self._tasks: set[asyncio.Task[None]] = set()
-        self._leases: dict[uuid.UUID, int] = {}
+        # Deliveries that have a place here, by lease and by subscription.
+        self._leases: Counter[uuid.UUID] = Counter()
+        self._held: Counter[uuid.UUID] = Counter()
         self._results: list[Result] = []
         self._unrecorded = 0
 
@@ -183,7 +187,8 @@ class Sender:
                 room = self._room()
                 if room > 0:
                     try:
-                        claim = await self._in(self._claim_thread, lambda room=room: claiming.claim(room))  # type: ignore[misc]
+                        held = dict(self._held)
+                        claim = await self._in(self._claim_thread, functools.partial(claiming.claim, room, held))
                     except Exception as error:
                         log.warning("claim_failed", error=repr(error)[:300])
                         await asyncio.sleep(RETRY_SECONDS)
@@ -211,7 +216,8 @@ class Sender:
 
     def _begin(self, claimed: Claimed, clock: Clock, deadline: float) -> None:
         self._drained.clear()
-        self._leases[claimed.lease_id] = self._leases.get(claimed.lease_id, 0) + 1
+        self._leases[claimed.lease_id] += 1
+        self._held[claimed.subscription_id] += 1
         task = asyncio.get_running_loop().create_task(self._deliver(claimed, clock, deadline))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -219,7 +225,7 @@ class Sender:
     async def _deliver(self, claimed: Claimed, clock: Clock, deadline: float) -> None:
         if time.monotonic() > deadline - settings.DELIVERY_TIMEOUT - settings.LEASE_MARGIN * RECORDING_SHARE:
             # This process was stopped for a while; the lease is as good as over, and its end is noticed.
-            self._forget_lease(claimed.lease_id)
+            self._give_up_place(claimed)
             return
         started = time.monotonic()
         started_at = clock.now()
@@ -253,7 +259,7 @@ class Sender:
                 kept = {id(result) for result in unrecorded}
                 for result in batch:
                     if id(result) not in kept:
-                        self._forget_lease(result.claimed.lease_id)
+                        self._give_up_place(result.claimed)
                 self._work.set()
             if self._stopping and not self._tasks and not self._results:
                 return
@@ -275,12 +281,11 @@ class Sender:
                 await asyncio.sleep(RETRY_SECONDS)
         return left
 
-    def _forget_lease(self, lease_id: uuid.UUID) -> None:
-        left = self._leases.get(lease_id, 0) - 1
-        if left > 0:
-            self._leases[lease_id] = left
-        else:
-            self._leases.pop(lease_id, None)
+    def _give_up_place(self, claimed: Claimed) -> None:
+        for places, key in ((self._leases, claimed.lease_id), (self._held, claimed.subscription_id)):
+            places[key] -= 1
+            if places[key] <= 0:
+                del places[key]
 
     async def _finish_in_flight(self) -> None:
         while self._tasks and time.monotonic() < self._grace_ends:

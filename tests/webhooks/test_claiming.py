@@ -10,7 +10,7 @@ from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
 from webhooks import subscriptions
-from webhooks.claiming import allowed_now, burst, claim, share_out
+from webhooks.claiming import allowed_now, burst, claim, leave_free, share_out
 from webhooks.fanout import fan_out_batch
 from webhooks.models import Delivery, Lane, Subscription
 
@@ -26,6 +26,29 @@ def test_shares_never_exceed_room_or_total_and_leave_nothing_unused(rooms: list[
 def test_shares_are_even_where_room_allows(rooms: list[int]) -> None:
     quotas = share_out(rooms, 10 * len(rooms))
     assert max(quotas) - min(quotas) <= 1
+
+
+LANES = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), max_size=50)
+
+
+@given(LANES, st.integers(0, 2000))
+def test_no_lane_that_holds_something_gets_more_places_than_stay_free(lanes: list[tuple[int, int]], free: int) -> None:
+    rooms, held = [room for room, _ in lanes], [has for _, has in lanes]
+    quotas = share_out(leave_free(rooms, held, free), free)
+    left = free - sum(quotas)
+    for quota, room, has in zip(quotas, rooms, held, strict=True):
+        assert 0 <= quota <= room
+        assert quota == 0 or has + quota <= max(left, 1)
+        # Whoever holds nothing gets a place while there is one.
+        assert quota or has or not room or not left
+
+
+def test_a_lane_alone_gets_half_of_the_places_and_each_further_one_finds_some() -> None:
+    assert leave_free([1000], [0], 512) == [256]
+    assert leave_free([1000], [256], 256) == [0]
+    assert leave_free([1000, 1000, 1000], [0, 0, 0], 512) == [128, 128, 128]
+    assert leave_free([1000, 1000, 1000, 1000], [128, 128, 128, 0], 128) == [0, 0, 0, 64]
+    assert leave_free([1000, 3], [0, 0], 1) == [1, 1]
 
 
 @given(st.floats(0.01, 1000), st.floats(0, 100), st.floats(0, 100))

@@ -89,6 +89,32 @@ def test_a_slow_receiver_holds_up_none_of_the_event_s_other_receivers(
         assert lane_of(slow).in_flight <= lane_of(slow).window_size
 
 
+def test_receivers_that_worked_and_then_all_hang_leave_places_for_a_healthy_one(
+    organization: Organization, receiver: Receiver
+) -> None:
+    receiver.behaviour = lambda request, number: Response(delay=0 if request.path == "/healthy" else 60)
+    hanging = [subscribe(organization, receiver.url("/hangs"), event_types=["old.*"]) for _ in range(3)]
+    healthy = subscribe(organization, receiver.url("/healthy"), event_types=["new.*"])
+    Lane.objects.update(window_size=256)  # they have answered well for a while
+    accept(organization, 60, kind="old.one")
+    with sending(capacity=40):
+        # Each takes what it may, a quarter of the worker.
+        wait_until(lambda: [lane_of(subscription).in_flight for subscription in hanging] == [10, 10, 10])
+        accept(organization, 20, kind="new.one")
+        wait_until(lambda: statuses(subscription=healthy) == ["delivered"] * 20)
+        assert [lane_of(subscription).in_flight for subscription in hanging] == [10, 10, 10]
+        assert not DeliveryAttempt.objects.filter(delivery__subscription__in=hanging).exists()
+
+
+def test_a_place_comes_free_with_its_result(organization: Organization, receiver: Receiver) -> None:
+    subscribe(organization, receiver.url())
+    Lane.objects.update(window_size=256)
+    accept(organization, 300)
+    # Half of six places at a time, a hundred times over: a place that stayed taken would stop it.
+    with sending(capacity=6, poll_seconds=60):
+        wait_until(lambda: statuses() == ["delivered"] * 300)
+
+
 def test_stopping_lets_what_is_in_flight_finish_and_gives_the_rest_back_at_once(
     organization: Organization, receiver: Receiver
 ) -> None:
