@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -149,6 +150,20 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse
     elif problem.status_code >= 500:
         log.warning("request_failed", path=request.path, code=problem.code, error=type(error).__name__)
     return problem_response(request, problem)
+
+
+def log_page_error(sender: Any, request: HttpRequest | None = None, **more: Any) -> None:
+    """Log what Django answers with its 500 page: an error outside DRF's views, which end in `exception_handler`.
+
+    A receiver of Django's signal `got_request_exception`, sent while the exception is handled.
+    """
+    error = sys.exception()
+    path = request.path if request is not None else ""
+    problem = as_problem(error) if isinstance(error, Exception) else None
+    if problem is None:
+        log.error("unhandled_error", path=path, exc_info=error)
+    else:
+        log.warning("request_failed", path=path, code=problem.code, error=type(error).__name__)
 
 
 def _is_api(request: HttpRequest) -> bool:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from django.contrib import admin
 from django.contrib.auth.models import Group, User
+from django.db import connection
 from django.test import Client
 from django.urls import reverse
+from structlog.testing import capture_logs
 
 from orgs.models import Organization
 from tests.admin.conftest import Staff
@@ -137,3 +139,17 @@ def test_an_action_on_a_row_of_another_model_changes_nothing(world: World, opera
     assert "0 to be tried now" in said(answer) or said(answer)
     assert Organization.objects.count() == 1
     assert operator.get(page_url(world.event)).status_code == 200
+
+
+def test_a_fault_of_ours_on_a_page_is_logged_with_its_cause(operator: Client, db: None) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE events_event RENAME TO events_event_gone")  # undone with the test's transaction
+    with capture_logs() as logged:
+        answer = operator.get(reverse("admin:events_event_changelist"))
+    assert answer.status_code == 500
+    assert b"events_event" not in answer.content
+    faults = [line for line in logged if line["event"] == "unhandled_error"]
+    assert [str(line["exc_info"]).split("\n")[0] for line in faults] == ['relation "events_event" does not exist']
+    with capture_logs() as logged:
+        assert operator.get("/admin/nothing/").status_code == 404
+    assert not [line for line in logged if line["event"] == "unhandled_error"]
