@@ -10,15 +10,18 @@ from typing import Any
 from django.contrib import admin, messages
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.templatetags.static import static
 from django.urls import re_path, reverse
 from django_rq import stats_views
 from django_rq.urls import get_admin_urlpatterns
 from redis.exceptions import RedisError
 from rq.exceptions import NoSuchJobError
 
-# The pages' inline scripts and handlers, which our content security policy refuses: the script calls
+# The pages' inline scripts, styles and handlers, which our content security policy refuses: the script calls
 # a jQuery plugin that Django's admin no longer has, the handlers double links that are there as well.
-_INLINE = re.compile(r'<script type="text/javascript">.*?</script>| (?:onclick|style)="[^"]*"', re.DOTALL)
+_INLINE = re.compile(
+    r'<script type="text/javascript">.*?</script>|<style>.*?</style>| (?:onclick|style)="[^"]*"', re.DOTALL
+)
 
 # Pages that change something, whatever the method.
 _CHANGING = frozenset(
@@ -45,7 +48,8 @@ def guard(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
             messages.error(request, "Redis does not answer, so its queues can't be shown. Deliveries go on without it.")
             return HttpResponseRedirect(reverse("admin:index"))
         if not response.streaming and response.headers.get("Content-Type", "").startswith("text/html"):
-            response.content = _INLINE.sub("", response.content.decode()).encode()
+            page = _INLINE.sub("", response.content.decode())
+            response.content = page.replace(static("admin/js/actions.js"), static("core/select_all.js")).encode()
         return response
 
     return admin.site.admin_view(guarded)

@@ -80,6 +80,7 @@ LOGIN_FAILURE_LIMIT: int = _options["LOGIN_FAILURE_LIMIT"]
 LOGIN_COOLOFF: float = _options["LOGIN_COOLOFF"]
 
 INSTALLED_APPS = [
+    "core",  # before the admin, whose templates it changes
     "triggers_project.apps.TriggersAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -92,7 +93,6 @@ INSTALLED_APPS = [
     "django_rq",
     "axes",
     "csp",
-    "core",
     "orgs",
     "events",
     "webhooks",

@@ -13,7 +13,9 @@ from django_rq import get_queue
 from core.wakeups import EVENTS, WEBHOOKS, wake
 from tests.admin.conftest import Staff
 
-INLINE = re.compile(r"<script(?![^>]*\bsrc=)[^>]*>(?!\s*</script>)|\son[a-z]+=\"|\sstyle=\"|javascript:", re.IGNORECASE)
+INLINE = re.compile(
+    r"<script(?![^>]*\bsrc=)[^>]*>(?!\s*</script>)|\son[a-z]+=\"|\sstyle=\"|javascript:|<style", re.IGNORECASE
+)
 # The routes' names, and what they need beside the queue's number.
 PAGES = {
     "home": (), "home_json": (), "jobs": (0,), "queue_details": (0,), "finished_jobs": (0,), "failed_jobs": (0,),
@@ -69,6 +71,12 @@ def test_what_changes_needs_the_permission_to_repair(job: Any, staff: Staff) -> 
     assert get_queue(EVENTS).count == 1
     assert Client().post(url("clear", (0,), job), {"post": "yes"}).status_code == 302
     assert get_queue(EVENTS).count == 1
+
+
+def test_pages_that_ask_again_have_nothing_inline(job: Any, operator: Client) -> None:
+    for name in ("clear", "requeue_all", "delete_failed_jobs", "delete_job", "requeue_job"):
+        page = operator.get(url(name, CHANGES[name], job)).content.decode()
+        assert not INLINE.search(page), (name, INLINE.search(page))
 
 
 def test_an_operator_empties_a_queue_and_deletes_a_job(job: Any, operator: Client) -> None:

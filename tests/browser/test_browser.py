@@ -1,0 +1,197 @@
+"""In a real Chromium: nothing that anybody sends becomes markup on a page, and the pages work under their policy."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import urllib.request
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.urls import reverse
+from django.utils import timezone
+from playwright.sync_api import BrowserContext
+
+from core.wakeups import EVENTS, wake
+from events.models import EventStatus
+from orgs.models import ApiKey, AuditEntry, Organization
+from tests.admin.rows import list_url, make_event, make_world, page_url
+from tests.browser.conftest import Watched, log_in, program_or_reason
+from tests.browser.hostile import (
+    PAYLOADS,
+    Source,
+    make_hostile_jobs,
+    make_hostile_rows,
+    make_log_entries,
+)
+from webhooks.models import Delivery, Subscription
+
+# The first run on a machine may have a browser to download.
+pytestmark = pytest.mark.timeout(900)
+
+TURNS = range(0, len(PAYLOADS), 5)
+
+
+def policy_of(site: str) -> str:
+    with urllib.request.urlopen(f"{site}/admin/login/", timeout=30) as answer:
+        return str(answer.headers["Content-Security-Policy"])
+
+
+@pytest.mark.parametrize("guarded", [False, True], ids=["without_policy", "under_our_policy"])
+def test_each_payload_is_noticed_where_a_page_takes_it_for_its_own(
+    context: BrowserContext, canary: str, site: str, httpserver: Any, db: None, guarded: bool
+) -> None:
+    headers = {"Content-Security-Policy": policy_of(site)} if guarded else {}
+    tab = Watched(context.new_page(), canary)
+    for path in ("/favicon.ico", "/raw/x"):  # what is missing would be an alarm of its own
+        httpserver.expect_request(path).respond_with_data("", content_type="image/png")
+    for number, payload in enumerate(PAYLOADS):
+        text = payload.replace("{c}", canary).replace("\\u003c", "<").replace("\\u003e", ">")
+        shown = html.unescape(text)
+        page = f'<!doctype html><p>{shown}</p><input value="{shown}"><input value=\'{shown}\'><a href="{shown}">x</a>'
+        httpserver.expect_request(f"/raw/{number}").respond_with_data(page, headers=headers, content_type="text/html")
+        tab.page.goto(httpserver.url_for(f"/raw/{number}"))
+        alarms = tab.alarms()
+        assert alarms, payload
+        if guarded:
+            assert not [one for one in alarms if one.startswith(("dialog", "a script ran"))], payload
+
+
+def test_what_others_sent_is_text_on_every_page(staff_tab: Watched, site: str, canary: str, superuser: Any) -> None:
+    rows = [row for turn in TURNS for row in make_hostile_rows(canary, turn)]
+    assert {type(row) for row in rows} == set(admin.site._registry), "a model has no hostile row"
+    make_log_entries(superuser, rows[0], canary)
+    for model in admin.site._registry:
+        staff_tab.visit(site + list_url(model))
+        assert "hostile" in staff_tab.page.inner_text("#changelist"), model
+    for row in rows:
+        staff_tab.visit(site + page_url(row))
+    for row in rows[:10]:
+        staff_tab.visit(site + page_url(row, "history"))
+    for subscription in [row for row in rows if isinstance(row, Subscription)]:
+        staff_tab.visit(site + page_url(subscription, "delete"))
+    for path in (
+        reverse("admin:index"), reverse("admin:app_list", args=["webhooks"]), reverse("admin:password_change"),
+        list_url(Delivery, subscription=rows[2].pk), list_url(Delivery, status="failed"), "/api/docs",
+    ):  # fmt: skip
+        staff_tab.visit(site + path)
+
+
+def test_search_words_come_back_as_text(staff_tab: Watched, site: str, canary: str) -> None:
+    for number, model in enumerate(admin.site._registry):
+        words = Source(canary, number * 3).text(600)
+        staff_tab.visit(site + list_url(model, q=words))
+
+
+def test_rq_pages_show_hostile_jobs_as_text(staff_tab: Watched, site: str, canary: str) -> None:
+    jobs = make_hostile_jobs(canary)
+    for name in (
+        "jobs", "queue_details", "finished_jobs", "failed_jobs", "scheduled_jobs", "started_jobs", "deferred_jobs",
+        "workers", "clear", "requeue_all", "delete_failed_jobs",
+    ):  # fmt: skip
+        staff_tab.visit(site + reverse(f"django_rq:{name}", args=[0]))
+    staff_tab.visit(site + reverse("django_rq:home"))
+    for job in jobs:
+        staff_tab.visit(site + reverse("django_rq:job_detail", args=[0, job.id]))
+        assert "hostile" in staff_tab.page.inner_text("#content")
+        staff_tab.visit(site + reverse("django_rq:delete_job", args=[0, job.id]))
+
+
+def test_failed_log_ins_keep_the_name_as_text(tab: Watched, site: str, canary: str, db: None) -> None:
+    for turn in TURNS:
+        name = Source(canary, turn).text(150)
+        log_in(tab, site, name, "wrong")
+        assert tab.page.input_value("#id_username") == name
+        assert "Please enter the correct" in tab.page.inner_text(".errornote")
+
+
+def test_a_key_is_made_through_the_form_and_shown_once(staff_tab: Watched, site: str, canary: str) -> None:
+    page = staff_tab.page
+    for turn in TURNS:
+        Organization.objects.create(name=f"Acme {turn} " + Source(canary, turn).text(180))
+    staff_tab.visit(site + reverse("admin:orgs_apikey_add"))
+    page.click(".select2-selection")
+    page.fill(".select2-search__field", "Acme")
+    page.wait_for_selector(".select2-results__option[aria-selected] >> nth=3")
+    staff_tab.check()
+    page.click(".select2-results__option[aria-selected] >> nth=0")
+    staff_tab.check()
+    name = Source(canary, 2).text(200)
+    page.fill("#id_name", name)
+    with page.expect_navigation():
+        page.click("[name=_save]")
+    staff_tab.check()
+    made = ApiKey.objects.get()
+    assert made.name == name
+    assert re.search(rf"trk_{made.prefix}_\w+", page.inner_text("body"))
+
+
+def test_an_action_on_a_list_and_a_button_on_a_page_work(staff_tab: Watched, site: str) -> None:
+    organization = Organization.objects.create(name="Acme")
+    world, page = make_world(organization), staff_tab.page
+    failed = world.deliveries["failed"]
+    staff_tab.visit(site + list_url(Delivery, status="failed"))
+    page.check(f'[name=_selected_action][value="{failed.pk}"]')
+    page.select_option("[name=action]", "replay")
+    with page.expect_navigation():
+        page.click(".actions [type=submit]")
+    staff_tab.check()
+    failed.refresh_from_db()
+    assert failed.status == "pending"
+    broken = make_event(organization, status=EventStatus.ERROR, last_error="ValueError", processed_at=timezone.now())
+    staff_tab.visit(site + page_url(broken))
+    with page.expect_navigation():
+        page.click("text=/reprocess/i >> visible=true")
+    staff_tab.check()
+    broken.refresh_from_db()
+    assert broken.status == EventStatus.ACCEPTED
+    assert AuditEntry.objects.filter(actor="user:olga").count() >= 2
+
+
+def test_the_box_above_a_list_ticks_all_of_it(staff_tab: Watched, site: str) -> None:
+    world, page = make_world(Organization.objects.create(name="Acme")), staff_tab.page
+    staff_tab.visit(site + list_url(Delivery))
+    page.check("#action-toggle")
+    assert page.locator("tr.selected").count() == len(world.deliveries)
+    staff_tab.check()
+
+
+def test_rqs_buttons_work(staff_tab: Watched, site: str) -> None:
+    assert wake(EVENTS)
+    page = staff_tab.page
+    staff_tab.visit(site + reverse("django_rq:jobs", args=[0]))
+    page.check("#action-toggle")
+    assert page.locator("input.action-select:checked").count() == 1
+    staff_tab.check()
+    staff_tab.visit(site + reverse("django_rq:clear", args=[0]))
+    with page.expect_navigation():
+        page.click("#content [type=submit]")
+    staff_tab.check()
+    assert wake(EVENTS), "the queue was emptied, so that a wake-up fits in"
+
+
+def test_the_api_page_shows_every_operation_and_opens_one(tab: Watched, site: str, db: None) -> None:
+    page = tab.page
+    page.goto(f"{site}/api/docs")
+    page.wait_for_selector(".opblock >> nth=20")
+    tab.check()
+    with urllib.request.urlopen(f"{site}/api/schema?format=json", timeout=30) as answer:
+        paths = json.load(answer)["paths"]
+    operations = sum(len(set(path) & {"get", "post", "patch", "put", "delete"}) for path in paths.values())
+    assert page.locator(".opblock").count() >= operations
+    page.click(".opblock-summary >> nth=0")
+    page.wait_for_selector(".opblock-body")
+    tab.check()
+    assert page.locator(".authorize").count() >= 1
+
+
+@pytest.mark.parametrize("ci", [False, True])
+def test_a_missing_browser_is_said_and_fails_where_ci_is_set(monkeypatch: pytest.MonkeyPatch, ci: bool) -> None:
+    monkeypatch.setenv("CHROMIUM", "/nothing/here")
+    monkeypatch.delenv("CI", raising=False)
+    if ci:
+        monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception if ci else pytest.skip.Exception, match="/nothing/here"):
+        program_or_reason()
