@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.db.models.functions import Now
 
 from events import backlog, ingest
 from events.models import Event
@@ -196,6 +197,16 @@ def test_fan_out_claim_and_record_read_what_is_due_and_nothing_else(history: His
         Lane.objects.update(window_size=20)
         for status in (200, 500, 200, 404, 200, 200, 200):
             record([result(claimed, status) for claimed in claim(20).deliveries])
+
+
+@pytest.mark.django_db
+def test_a_claim_from_a_backlog_that_fills_the_table_reads_what_it_takes(history: History) -> None:
+    _run("UPDATE webhooks_delivery SET status = 'pending', next_attempt_at = now() - interval '1 hour'")
+    _run("ANALYZE webhooks_delivery")
+    Lane.objects.update(window_size=20, next_due_at=Now())
+    with _checked(history, "webhooks_delivery_pending"):
+        for _ in range(7):
+            record([result(claimed, 200) for claimed in claim(40).deliveries])
 
 
 @pytest.mark.django_db
