@@ -28,6 +28,7 @@ from httpx_aiohttp import AiohttpTransport
 
 from webhooks.addresses import NOT_ALLOWED, Network, UrlError, check_url, is_allowed, is_port_allowed
 from webhooks.schedule import Answer, Failure, judge_status
+from webhooks.tls import resume_sessions
 
 # A receiver that said 2xx has the webhook; what else it says is waited for this long at the most.
 BODY_GRACE_SECONDS = 5.0
@@ -127,6 +128,7 @@ class Transport:
         context = httpx.create_ssl_context(verify=True, trust_env=False)
         if egress.ca_file:
             context.load_verify_locations(egress.ca_file)
+        resume_sessions(context)
         # A proxy is the operator's own; what is behind it, it decides.
         self._resolver = None if egress.proxy_url else make_resolver(egress)
         connector = aiohttp.TCPConnector(

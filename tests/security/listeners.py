@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import threading
@@ -32,6 +33,7 @@ class Listener:
     connections: int = 0
     requests: list[Seen] = field(default_factory=list)
     server_names: list[str | None] = field(default_factory=list)
+    resumed: list[bool] = field(default_factory=list)
     answer: bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 
 
@@ -104,31 +106,39 @@ def listen(host: str, port: int = 0, context: ssl.SSLContext | None = None) -> I
 
 
 @contextlib.contextmanager
-def proxy(host: str = "127.0.0.1") -> Iterator[Listener]:
-    """Run a forward proxy: absolute-form requests and CONNECT.  It keeps what it was asked for."""
+def proxy(host: str = "127.0.0.1", context: ssl.SSLContext | None = None) -> Iterator[Listener]:
+    """Run a forward proxy, behind TLS if there is a context: absolute-form requests and CONNECT.
+
+    It keeps what it was asked for, and which of its TLS sessions were resumed.
+    """
     listener = Listener(host, 0)
 
-    def pipe(source: socket.socket, target: socket.socket) -> None:
+    def tunnel(near: socket.socket, far: socket.socket) -> None:
+        # On one thread: two must not be within one TLS connection.
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
+            while True:
+                waiting = isinstance(near, ssl.SSLSocket) and near.pending()
+                for source in [near] if waiting else select.select([near, far], [], [])[0]:
+                    if not (data := source.recv(65536)):
+                        return
+                    (far if source is near else near).sendall(data)
 
     def handle(stream: socket.socket) -> None:
         listener.connections += 1
+        if context is not None:
+            stream = context.wrap_socket(stream, server_side=True)
         read = read_request(stream)
         if read is None:
             return
+        if isinstance(stream, ssl.SSLSocket):
+            listener.resumed.append(bool(stream.session_reused))
         request, _ = read
         listener.requests.append(request)
         method, target, _ = request.line.split(" ")
         if method == "CONNECT":
             with socket.create_connection(("127.0.0.1", int(target.rpartition(":")[2]))) as onward:
                 stream.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                back = threading.Thread(target=pipe, args=(onward, stream), daemon=True)
-                back.start()
-                pipe(stream, onward)
-                back.join(10)
+                tunnel(stream, onward)
         else:
             stream.sendall(listener.answer)
 
