@@ -161,10 +161,11 @@ class Delivery(models.Model):
             models.Index(
                 fields=["lease_expires_at"], condition=Q(status="delivering"), name="webhooks_delivery_leased"
             ),
+            # For the lists by state: the rows wanted may be older than millions of delivered ones.
             models.Index(
-                fields=["organization", "created_at", "id"],
-                condition=Q(status__in=["failed", "held"]),
-                name="webhooks_delivery_stopped",
+                fields=["organization", "status", "created_at", "id"],
+                condition=Q(status__in=["pending", "held", "failed", "cancelled"]),
+                name="webhooks_delivery_by_status",
             ),
             models.Index(fields=["subscription"], condition=Q(status="held"), name="webhooks_delivery_held"),
             # For `GET /api/events?undelivered=true`, which must not walk the history.
