@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from devstack import processes
+from devstack.pids import children
 from devstack.postgres import Postgres
 from devstack.processes import ROOT, Process
 from devstack.valkey import Valkey
@@ -237,7 +238,7 @@ class Stack:
     def cpu_seconds(self, *roots: int) -> float:
         """Return the processor time that these processes, their children and PostgreSQL have used so far."""
         ticks = os.sysconf("SC_CLK_TCK")
-        return sum(_ticks(pid) for root in roots for pid in (root, *_children(root))) / ticks
+        return sum(_ticks(pid) for root in roots for pid in (root, *children(root))) / ticks
 
 
 @dataclass(frozen=True)
@@ -259,13 +260,6 @@ class WebServer:
         return taken[1:]
 
 
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
 def _ticks(pid: int) -> int:
     """Return user and system time of a process and of its children that ended, in clock ticks."""
     try:
@@ -275,12 +269,14 @@ def _ticks(pid: int) -> int:
     return sum(int(fields[position]) for position in (11, 12, 13, 14))
 
 
-def resident_mib(pid: int) -> float:
-    """Return the resident memory of a process in MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+def resident_mib(pid: int) -> list[float]:
+    """Return the resident memory of a process and of each of its children, in MiB."""
+    return [
+        int(line.split()[1]) / 1024
+        for one in (pid, *children(pid))
+        for line in Path(f"/proc/{one}/status").read_text().splitlines()
+        if line.startswith("VmRSS:")
+    ]
 
 
 def stop_on_signals() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -33,6 +34,21 @@ def server_cursor() -> psycopg.Cursor[Any]:
     connection.ensure_connection()
     raw: Any = connection.connection
     return psycopg.Cursor(raw)
+
+
+@contextmanager
+def pipelined() -> Iterator[None]:
+    """Send the statements inside without waiting for the answer of each; for use within a transaction.
+
+    A round trip costs little by itself, but a thread that waits for one loses the interpreter to a busy one.
+    Fetching waits for the rows; a statement that nothing is fetched from raises its error where the block ends
+    or, if that comes first, where something else is fetched.  A cursor keeps one statement's results, so each
+    statement whose results count needs its own.
+    """
+    connection.ensure_connection()
+    raw: Any = connection.connection
+    with raw.pipeline():
+        yield
 
 
 def in_transaction(work: Callable[[], T]) -> T:

@@ -137,7 +137,7 @@ class _KilledInStatement(Fault):
         return int(self.chance.choice(found)[0]) if found else 0
 
     def strike(self) -> None:
-        self._kill_frozen(self.stack.workers[self._worker - 1].pid)
+        self._kill_frozen(*self.stack.worker_processes(self._worker))
 
     def mend(self) -> None:
         self._session.close()
@@ -193,13 +193,13 @@ class WorkerSending(Fault):
         self.chance.shuffle(numbers)
         ports = {port for port, _ in self.receiver.unanswered}
         for number in numbers:
-            if len(ports & _ports_of(self.stack.workers[number - 1].pid)) >= 2:
+            if len(ports & {port for pid in self.stack.worker_processes(number) for port in _ports_of(pid)}) >= 2:
                 return number
         return 0
 
     def strike(self) -> None:
         try:
-            self._kill_frozen(self.stack.workers[self._worker - 1].pid)
+            self._kill_frozen(*self.stack.worker_processes(self._worker))
         finally:
             self.receiver.release()
 
@@ -219,6 +219,23 @@ def _ports_of(pid: int) -> set[int]:
         return set()
     fields = [line.split() for line in lines]
     return {int(field[1].split(":")[1], 16) for field in fields if field[9] in sockets}
+
+
+class BusyLanesKilled(Fault):
+    """A worker loses its process for the busy lanes; the worker itself goes on."""
+
+    name = "process for the busy lanes killed"
+
+    def prepare(self) -> None:
+        self._victim = self._wait(self._find)
+
+    def _find(self) -> int:
+        numbers = range(1, len(self.stack.workers) + 1)
+        found = [pid for number in numbers for pid in self.stack.worker_processes(number)[1:]]
+        return self.chance.choice(found) if found else 0
+
+    def strike(self) -> None:
+        self._kill_frozen(self._victim)
 
 
 class WorkerClockWrong(Fault):
@@ -269,7 +286,7 @@ class WorkerInDoubt(_InDoubt):
     roles = "worker_"
 
     def strike(self) -> None:
-        self._kill_frozen(self.stack.workers[int(self._role[-1]) - 1].pid)
+        self._kill_frozen(*self.stack.worker_processes(int(self._role[-1])))
 
 
 # --- web ---------------------------------------------------------------------------------------------
@@ -347,7 +364,8 @@ class PostgresStopped(Fault):
     stops_database = True
 
     def strike(self) -> None:
-        frozen = [supervised.pid for supervised in self.stack.workers]
+        numbers = range(1, len(self.stack.workers) + 1)
+        frozen = [pid for number in numbers for pid in self.stack.worker_processes(number)]
         for pid in frozen:
             _send(pid, signal.SIGSTOP)
         try:
@@ -367,7 +385,7 @@ class PostgresStopped(Fault):
 
 
 WORKER_FAULTS: tuple[type[Fault], ...] = (
-    WorkerClaiming, WorkerSending, WorkerRecording, WorkerFanningOut, WorkerInDoubt, WorkerClockWrong,
+    WorkerClaiming, WorkerSending, WorkerRecording, WorkerFanningOut, WorkerInDoubt, WorkerClockWrong, BusyLanesKilled,
 )  # fmt: skip
 OTHER_FAULTS: tuple[type[Fault], ...] = (
     WebWorker, WebMaster, WebInDoubt, ValkeyKilled, ValkeyFlushed, PostgresStopped,

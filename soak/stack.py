@@ -148,6 +148,11 @@ class Stack:
             seconds,
         )
 
+    def worker_processes(self, number: int) -> list[int]:
+        """Return the process ids of worker `number`: its own, and that of its process for the busy lanes."""
+        pid = self.workers[number - 1].pid
+        return [pid, *children(pid)]
+
     def web_workers(self) -> list[int]:
         """Return the process ids of gunicorn's workers."""
         return children(self.web.pid) if self.web is not None else []

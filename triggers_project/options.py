@@ -286,7 +286,10 @@ OPTIONS: tuple[Option, ...] = (
     # Workers
     Option("MAX_CONCURRENT_EVENTS", _integer(1, 10_000), "1000", "Events that a worker claims and fans out at a time."),
     Option(
-        "MAX_CONCURRENT_DELIVERIES", _integer(1, 10_000), "512", "Deliveries that one worker process holds in flight."
+        "MAX_CONCURRENT_DELIVERIES",
+        _integer(1, 10_000),
+        "512",
+        "Deliveries that each of a worker's two processes holds in flight.",
     ),
     Option(
         "MAX_IN_FLIGHT_PER_SUBSCRIPTION",

@@ -8,8 +8,6 @@ hour or forgets everything.
 from __future__ import annotations
 
 import contextlib
-import resource
-import sys
 import threading
 import time
 from pathlib import Path
@@ -25,6 +23,7 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 
 from core.db import borrow_connection
+from core.process import prepare
 from core.redis import RedisUnavailable, call_redis
 from core.wakeups import EVENTS, WakeUp, wake
 from triggers_project.jobs import fan_out_for, last_fan_out
@@ -55,6 +54,7 @@ class TriggersWorker(SimpleWorker):
         kwargs["worker_ttl"] = REDIS_PATIENCE_SECONDS
         super().__init__(*args, **kwargs)
         self._asked_to_stop = threading.Event()
+        self._ends = False
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -63,16 +63,17 @@ class TriggersWorker(SimpleWorker):
 
         The sender and the housekeeping run all the time, whatever Redis does.
         """
-        _raise_file_limit()
-        # Threads share the interpreter: a shorter turn keeps the event loop prompt beside a busy fan-out.
-        sys.setswitchinterval(0.001)
+        prepare(sockets=settings.MAX_CONCURRENT_DELIVERIES)
         self._install_signal_handlers()
-        sender = start_sender()
+        # A worker that is to end by itself ends when nothing is due, which one process alone can tell.
+        self._ends = bool(kwargs.get("burst")) or any(
+            kwargs.get(key) is not None for key in ("max_jobs", "max_idle_time")
+        )
+        sender = start_sender(with_busy_lanes=not self._ends)
         housekeeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         housekeeping.start()
         kwargs["logging_level"] = "WARNING"  # RQ tells of every job; ours tell what they did
         worked = False
-        burst = bool(kwargs.get("burst")) or kwargs.get("max_jobs") is not None
         try:
             while not self._asked_to_stop.is_set():
                 try:
@@ -80,7 +81,7 @@ class TriggersWorker(SimpleWorker):
                 except (RedisError, OSError) as error:
                     log.warning("worker_reconnecting", error=type(error).__name__)
                 else:
-                    if burst or kwargs.get("max_idle_time") is not None:
+                    if self._ends:
                         sender.wake()
                         sender.wait_until_drained()
                         break
@@ -142,7 +143,7 @@ class TriggersWorker(SimpleWorker):
             except Exception as error:
                 log.warning("sweep_failed", error=repr(error)[:300])
             if not self._asked_to_stop.is_set():
-                start_sender()  # the one that runs, as long as it does
+                start_sender(with_busy_lanes=not self._ends)  # the one that runs, as long as it does
                 _show_life()
             if time.monotonic() - beat_at >= HEARTBEAT_SECONDS:
                 beat_at = time.monotonic()
@@ -182,12 +183,3 @@ def _show_life() -> None:
             Path(settings.WORKER_ALIVE_FILE).touch()
         except OSError as error:
             log.warning("alive_file_failed", error=repr(error)[:300])
-
-
-def _raise_file_limit() -> None:
-    """Allow as many open files as the system lets us: each request in flight is a socket."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.MAX_CONCURRENT_DELIVERIES * 2 + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))

@@ -7,16 +7,28 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from django.conf import settings
 
-from core.db import in_transaction, server_cursor
+from core.db import in_transaction, pipelined, server_cursor
 from core.ids import new_id
 from webhooks import sql
 from webhooks.secrets import Receiver, open_or_explain
 
 # A claim looks at this many lanes at the most; the next one goes on with the others.
 LANES_AT_A_TIME = 200
+
+
+class Lanes(Enum):
+    """Which lanes a claim looks at; the value is what `is_busy` may be.
+
+    A lane is busy when its last claim took all that it might: more may be due.
+    """
+
+    ALL = (False, True)
+    QUIET = (False,)
+    BUSY = (True,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +63,16 @@ class Clock:
 class Claim:
     """What a claim brought.
 
-    more: lanes had more than was taken.  was_crowded: it brought nothing because others held the lanes
-    that are due, which takes them milliseconds.  deadline: monotonic end of the leases.
+    more: another claim at once may bring more.  busy: the lanes that gave all that they might.
+    wait: seconds until the first rate limit allows the next one, None without any.  was_crowded: it brought
+    nothing because others held the lanes that are due, which takes them milliseconds.  deadline: monotonic
+    end of the leases.
     """
 
     deliveries: list[Claimed] = field(default_factory=list)
     more: bool = False
+    busy: frozenset[uuid.UUID] = frozenset()
+    wait: float | None = None
     was_crowded: bool = False
     clock: Clock = field(default_factory=lambda: Clock(time.time(), time.monotonic()))
     deadline: float = 0.0
@@ -119,27 +135,26 @@ def leave_free(rooms: list[int], held: list[int], free: int) -> list[int]:
     return [min(room, max(low - has, 0 if has else 1)) for room, has in zip(rooms, held, strict=True)]
 
 
-def claim(limit: int, held: Mapping[uuid.UUID, int] | None = None) -> Claim:
+def claim(limit: int, held: Mapping[uuid.UUID, int] | None = None, lanes: Lanes = Lanes.ALL) -> Claim:
     """Claim at most `limit` due deliveries and return them, committed.
 
     held: how many deliveries of which subscription the worker has in work; when it is given, no subscription
     gets more places than stay free.
     """
     lease_seconds = settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN
-    return in_transaction(lambda: _claim(limit, held, lease_seconds))
+    return in_transaction(lambda: _claim(limit, held, lanes, lease_seconds))
 
 
-def _claim(limit: int, held: Mapping[uuid.UUID, int] | None, lease_seconds: float) -> Claim:
+def _claim(limit: int, held: Mapping[uuid.UUID, int] | None, lanes: Lanes, lease_seconds: float) -> Claim:
     started = time.monotonic()
-    with server_cursor() as cursor:
+    with server_cursor() as cursor, server_cursor() as other, pipelined():
         # A crash that forgets this commit leaves the deliveries pending, which is what they then are.
-        cursor.execute("SET LOCAL synchronous_commit = off")
-        cursor.execute(
-            sql.CLAIM_LANES, {"most": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION, "lanes": min(LANES_AT_A_TIME, limit)}
-        )
+        other.execute("SET LOCAL synchronous_commit = off")
+        which = {"most": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION, "busy": list(lanes.value)}
+        cursor.execute(sql.CLAIM_LANES, {**which, "lanes": min(LANES_AT_A_TIME, limit)})
         rows = cursor.fetchall()
         if not rows:
-            claimable = cursor.execute(sql.ANY_CLAIMABLE, (settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION,)).fetchone()
+            claimable = cursor.execute(sql.ANY_CLAIMABLE, which).fetchone()
             return Claim(was_crowded=bool(claimable and claimable[0]))
         now = rows[0][4]
         turns = [
@@ -176,7 +191,7 @@ def _claim(limit: int, held: Mapping[uuid.UUID, int] | None, lease_seconds: floa
         for turn in turns:
             if turn.rate is not None:
                 _reserve(turn, turn.rate, taken[turn.subscription_id], now)
-        cursor.execute(
+        other.execute(
             sql.SERVE_LANES,
             {
                 "lanes": list(taken),
@@ -186,10 +201,14 @@ def _claim(limit: int, held: Mapping[uuid.UUID, int] | None, lease_seconds: floa
                 "waits": [turn.wait_until for turn in turns],
             },
         )
-    more = any(taken[turn.subscription_id] >= turn.quota and turn.wait_until is None for turn in turns)
+    busy = {turn.subscription_id: turn.wait_until for turn in turns if taken[turn.subscription_id] >= turn.quota}
+    # What a claim of the quiet lanes left behind is busy now, and another's.
+    more = lanes is not Lanes.QUIET and None in busy.values()
     return Claim(
         deliveries,
         more=more or len(rows) >= LANES_AT_A_TIME,
+        busy=frozenset(busy),
+        wait=min((until - now for until in busy.values() if until is not None), default=None),
         clock=Clock(now, started),
         deadline=started + lease_seconds,
     )

@@ -12,11 +12,13 @@ import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import psycopg
 import structlog
 from django.conf import settings
 
-from core.db import in_transaction, is_transient, server_cursor
+from core.db import in_transaction, is_transient, pipelined, server_cursor
 from core.ids import new_ids
 from events import sql as events_sql
 from webhooks import sql
@@ -64,14 +66,14 @@ def fan_out_batch(limit: int) -> int:
 
 
 def _claim_and_process(limit: int) -> tuple[int, list[tuple[AcceptedEvent, bool]]]:
-    with server_cursor() as cursor:
+    with server_cursor() as cursor, server_cursor() as other, pipelined():
         # A crash that forgets this commit leaves the events accepted, and they are processed again.
-        cursor.execute("SET LOCAL synchronous_commit = off")
+        other.execute("SET LOCAL synchronous_commit = off")
         cursor.execute(events_sql.CLAIM_ACCEPTED, (limit,))
         events = [AcceptedEvent(*row) for row in cursor.fetchall()]
         if not events:
             return 0, []
-        cursor.execute(sql.ANNOUNCE_FAN_OUT, (len(events),))
+        other.execute(sql.ANNOUNCE_FAN_OUT, (len(events),))
     try:
         done = _process(events)
     except Exception as error:
@@ -87,6 +89,17 @@ def _process(events: Sequence[AcceptedEvent]) -> list[tuple[AcceptedEvent, bool]
     Stops before the first event that would make it more than DELIVERIES_AT_A_TIME; that one and those
     after it aren't returned, and stay accepted.
     """
+    with server_cursor() as inserting, server_cursor() as other, pipelined():
+        wanted_by, wanted = _insert(events, inserting, other)
+    # Without a conflict every delivery is new; with one, only a batch of one can tell whose it was.
+    new = not wanted or inserting.rowcount == wanted or len(wanted_by) > 1
+    return [(event, new or not count) for event, count in zip(events, wanted_by, strict=False)]
+
+
+def _insert(
+    events: Sequence[AcceptedEvent], inserting: psycopg.Cursor[Any], other: psycopg.Cursor[Any]
+) -> tuple[list[int], int]:
+    """Send the statements; return how many deliveries each of the first events has, and all of them together."""
     matchers = _load_matchers({event.organization_id for event in events})
     organizations: list[uuid.UUID] = []
     event_ids: list[uuid.UUID] = []
@@ -108,31 +121,25 @@ def _process(events: Sequence[AcceptedEvent]) -> list[tuple[AcceptedEvent, bool]
             # A disabled subscription loses nothing: what it would have got waits until it is enabled.
             statuses.append("pending" if subscription.is_active else "held")
             (due_lanes if subscription.is_active else held_lanes).add(subscription.subscription_id)
-    events = events[: len(wanted_by)]
-    inserted = 0
-    with server_cursor() as cursor:
-        if event_ids:
-            cursor.execute(
-                sql.INSERT_DELIVERIES,
-                {
-                    "ids": new_ids(len(event_ids)),
-                    "organizations": organizations,
-                    "events": event_ids,
-                    "subscriptions": subscriptions,
-                    "statuses": statuses,
-                    "delay": settings.DELIVERY_RETRY_SCHEDULE[0],
-                },
-            )
-            inserted = cursor.rowcount
-        cursor.execute(events_sql.MARK_PROCESSED, ([event.id for event in events],))
-        # Last, because the lanes' locks are what claims wait for.
-        if held_lanes:
-            cursor.execute(sql.ANNOUNCE_HELD, (list(held_lanes),))
-        if due_lanes:
-            cursor.execute(sql.ANNOUNCE_DUE, {"ids": list(due_lanes), "delay": settings.DELIVERY_RETRY_SCHEDULE[0]})
-    # Without a conflict every delivery is new; with one, only a batch of one can tell whose it was.
-    new = inserted == len(event_ids) or len(events) > 1
-    return [(event, new or not wanted) for event, wanted in zip(events, wanted_by, strict=True)]
+    if event_ids:
+        inserting.execute(
+            sql.INSERT_DELIVERIES,
+            {
+                "ids": new_ids(len(event_ids)),
+                "organizations": organizations,
+                "events": event_ids,
+                "subscriptions": subscriptions,
+                "statuses": statuses,
+                "delay": settings.DELIVERY_RETRY_SCHEDULE[0],
+            },
+        )
+    other.execute(events_sql.MARK_PROCESSED, ([event.id for event in events[: len(wanted_by)]],))
+    # Last, because the lanes' locks are what claims wait for.
+    if held_lanes:
+        other.execute(sql.ANNOUNCE_HELD, (list(held_lanes),))
+    if due_lanes:
+        other.execute(sql.ANNOUNCE_DUE, {"ids": list(due_lanes), "delay": settings.DELIVERY_RETRY_SCHEDULE[0]})
+    return wanted_by, len(event_ids)
 
 
 def _load_matchers(organization_ids: set[uuid.UUID]) -> dict[uuid.UUID, Matcher]:

@@ -88,6 +88,9 @@ class Lane(models.Model):
     last_served_at = models.DateTimeField(db_default=Now())
     rate_reserved_until = models.DateTimeField(null=True, help_text="Rate limit: theoretical arrival time (GCRA).")
     needs_resync = models.BooleanField(default=False, help_text="Waiting deliveries must change status.")
+    is_busy = models.BooleanField(
+        default=False, db_default=False, help_text="The last claim took all that it might, so more may be due."
+    )
 
     class Meta:
         indexes: ClassVar = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import structlog
 from django.conf import settings
 
-from core.db import in_transaction, is_transient, server_cursor
+from core.db import in_transaction, is_transient, pipelined, server_cursor
 from webhooks import health, schedule, sql
 from webhooks.claiming import Claimed
 from webhooks.schedule import Answer, Verdict
@@ -114,11 +114,11 @@ def _record(results: list[Result]) -> list[tuple[uuid.UUID, str]]:
     by_lane: dict[uuid.UUID, list[Result]] = defaultdict(list)
     for result in results:
         by_lane[result.claimed.subscription_id].append(result)
-    with server_cursor() as cursor:
-        cursor.execute(sql.LOCK_LANES, {"ids": list(by_lane), "most": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION})
+    with server_cursor() as locking, server_cursor() as cursor, server_cursor() as settling, pipelined():
+        locking.execute(sql.LOCK_LANES, {"ids": list(by_lane), "most": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION})
         lanes = {
             row[0]: _Lane(row[1], row[2], health.Health(row[3], row[4], row[5], row[6] or 0.0), row[7], row[8])
-            for row in cursor.fetchall()
+            for row in locking.fetchall()
         }
         statuses, delays = [], []
         for result in results:
@@ -148,7 +148,7 @@ def _record(results: list[Result]) -> list[tuple[uuid.UUID, str]]:
                 lane.due = due if lane.due is None else min(lane.due, due)
         for subscription_id, lane_results in by_lane.items():
             _judge(lanes[subscription_id], lane_results)
-        cursor.execute(
+        settling.execute(
             sql.SETTLE_LANES,
             {
                 "lanes": list(lanes),
@@ -162,7 +162,7 @@ def _record(results: list[Result]) -> list[tuple[uuid.UUID, str]]:
                 "due": [lane.due for lane in lanes.values()],
             },
         )
-        return _disable_failing(lanes)
+    return _disable_failing(lanes)
 
 
 def _next_step(result: Result, lane: _Lane) -> tuple[str, float | None]:

@@ -24,7 +24,8 @@ from django.conf import settings
 
 from core.db import borrow_connection
 from webhooks import claiming, leases, recording
-from webhooks.claiming import Claimed, Clock
+from webhooks.busylanes import BusyLanes
+from webhooks.claiming import Claim, Claimed, Clock, Lanes
 from webhooks.recording import Result
 from webhooks.schedule import Answer, Failure
 from webhooks.signing import sign
@@ -37,6 +38,10 @@ USER_AGENT = "TriggersAPI/1.0"
 RECORD_AT_A_TIME = 500
 RETRY_SECONDS = 0.5
 CROWDED_SECONDS = 0.03
+# How long what a rate limit allows is gathered at the least: a claim costs the same for one delivery as for ten.
+RATE_SECONDS = 0.02
+# After its own grace, how long the process for the busy lanes may take to record and to end.
+BUSY_LANES_END_SECONDS = 10.0
 # A request isn't begun when its lease would end before it could be recorded: this share of the margin is for that.
 RECORDING_SHARE = 1 / 6
 
@@ -79,11 +84,22 @@ def egress_from_settings() -> Egress:
 
 
 class Sender:
-    """One per worker process.  `start`, `wake` as often as there may be work, `stop`."""
+    """One per process.  `start`, `wake` as often as there may be work, `stop`.
 
-    def __init__(self, capacity: int, poll_seconds: float) -> None:
+    capacity: deliveries in work at a time.  poll_seconds: how often it looks without being woken.  lanes: those
+    it claims from.  with_busy_lanes: whether it may start a process for the busy ones and leave them to it.
+    """
+
+    def __init__(
+        self, capacity: int, poll_seconds: float, lanes: Lanes = Lanes.ALL, *, with_busy_lanes: bool = False
+    ) -> None:
         self._capacity = capacity
         self._poll_seconds = poll_seconds
+        self._lanes = lanes
+        self._busy_lanes = BusyLanes(on_end=self.wake) if with_busy_lanes else None
+        # Lanes that a claim left busy while requests to them are in flight here: each result may let the other go on.
+        self._left_busy: set[uuid.UUID] = set()
+        self._rate_allows_at = float("inf")
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
@@ -117,7 +133,7 @@ class Sender:
         """Say that deliveries may be due."""
         self._wakes += 1
         self._drained.clear()
-        self._call(lambda: self._work.set())
+        self._call(self._look)
 
     def has_room(self) -> bool:
         """Tell whether this sender could take more now."""
@@ -126,7 +142,7 @@ class Sender:
     def stop_claiming(self) -> None:
         """Claim nothing more; what is in flight goes on."""
         self._stopping = True
-        self._call(lambda: self._work.set())
+        self._call(self._look)
 
     def wait_until_drained(self, timeout: float | None = None) -> bool:
         """Wait until nothing is due or in flight; False when `timeout` seconds passed first."""
@@ -147,6 +163,15 @@ class Sender:
 
     # --- on the sender's own thread ---------------------------------------------------------------
 
+    def _look(self) -> None:
+        """Look for work, here and in the process for the busy lanes; or stop there, too."""
+        self._work.set()
+        if self._busy_lanes is not None:
+            if self._stopping:
+                self._busy_lanes.close()
+            else:
+                self._busy_lanes.wake()
+
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.Event()
@@ -159,8 +184,11 @@ class Sender:
             await self._finish_in_flight()
         finally:
             self._stopping = True  # whatever ended the loop: the recorder ends when all is recorded
+            self._look()
             self._recordable.set()
             await recorder
+            if self._busy_lanes is not None:
+                await self._busy_lanes.join(max(0.0, self._grace_ends - time.monotonic()) + BUSY_LANES_END_SECONDS)
             await self._transport.aclose()
             await self._release(set(self._leases))
             self._claim_thread.shutdown()
@@ -182,37 +210,53 @@ class Sender:
         while not self._stopping:
             self._work.clear()
             wakes = self._wakes
-            more = crowded = False
-            if not settings.DISABLE_WEBHOOK_DELIVERY:
-                room = self._room()
-                if room > 0:
-                    try:
-                        held = dict(self._held)
-                        claim = await self._in(self._claim_thread, functools.partial(claiming.claim, room, held))
-                    except Exception as error:
-                        log.warning("claim_failed", error=repr(error)[:300])
-                        await asyncio.sleep(RETRY_SECONDS)
-                        continue
-                    if not self._may_claim():
-                        # The order to stop came meanwhile: other workers can have these at once.
-                        await self._release({claimed.lease_id for claimed in claim.deliveries})
-                        return
-                    for claimed in claim.deliveries:
-                        self._begin(claimed, claim.clock, claim.deadline)
-                    more = claim.more and bool(claim.deliveries)
-                    crowded = claim.was_crowded
-            if not self._tasks and not self._unrecorded and not more and not crowded and wakes == self._wakes:
+            claim = Claim()
+            room = self._room()
+            if room > 0 and not settings.DISABLE_WEBHOOK_DELIVERY:
+                try:
+                    claim = await self._claim(room)
+                except Exception as error:
+                    log.warning("claim_failed", error=repr(error)[:300])
+                    await asyncio.sleep(RETRY_SECONDS)
+                    continue
+                if not self._may_claim():
+                    # The order to stop came meanwhile: other workers can have these at once.
+                    await self._release({claimed.lease_id for claimed in claim.deliveries})
+                    return
+                for claimed in claim.deliveries:
+                    self._begin(claimed, claim.clock, claim.deadline)
+                self._leave_busy(claim.busy)
+            more = claim.more and bool(claim.deliveries)
+            in_work = self._tasks or self._unrecorded or more or claim.was_crowded
+            if not in_work and wakes == self._wakes:
                 self._drained.set()
             if more and self._room() > 0:
                 continue
-            wait = self._poll_seconds
-            if crowded:  # others hold the lanes for a moment; not all must come back at the same one
+            wait = min(self._poll_seconds, max(0.0, self._rate_allows_at - time.monotonic()))
+            if claim.was_crowded:  # others hold the lanes for a moment; not all must come back at the same one
                 wait = min(wait, CROWDED_SECONDS * random.uniform(0.5, 1.5))
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self._work.wait()
-            except TimeoutError:
-                pass
+
+    async def _claim(self, room: int) -> Claim:
+        lanes = self._lanes
+        if self._busy_lanes is not None and self._busy_lanes.is_ready:
+            lanes = Lanes.QUIET
+        if self._rate_allows_at <= time.monotonic():
+            self._rate_allows_at = float("inf")
+        claim = await self._in(self._claim_thread, functools.partial(claiming.claim, room, dict(self._held), lanes))
+        if claim.wait is not None and lanes is not Lanes.QUIET:
+            wait = max(RATE_SECONDS, claim.wait)
+            self._rate_allows_at = min(self._rate_allows_at, time.monotonic() + wait)
+        return claim
+
+    def _leave_busy(self, lanes: frozenset[uuid.UUID]) -> None:
+        """Leave what these lanes have left to the process for busy lanes, which is started if need be."""
+        if lanes and self._busy_lanes is not None:
+            self._left_busy |= lanes & self._held.keys()
+            self._busy_lanes.start()
+            self._busy_lanes.wake()
 
     def _begin(self, claimed: Claimed, clock: Clock, deadline: float) -> None:
         self._drained.clear()
@@ -257,6 +301,8 @@ class Sender:
                 unrecorded = await self._record(batch)
                 self._unrecorded -= len(batch)
                 kept = {id(result) for result in unrecorded}
+                if self._busy_lanes and any(result.claimed.subscription_id in self._left_busy for result in batch):
+                    self._busy_lanes.wake()
                 for result in batch:
                     if id(result) not in kept:
                         self._give_up_place(result.claimed)
@@ -286,6 +332,8 @@ class Sender:
             places[key] -= 1
             if places[key] <= 0:
                 del places[key]
+        if claimed.subscription_id not in self._held:
+            self._left_busy.discard(claimed.subscription_id)
 
     async def _finish_in_flight(self) -> None:
         while self._tasks and time.monotonic() < self._grace_ends:
@@ -309,11 +357,11 @@ class Sender:
 _current: Sender | None = None
 
 
-def start_sender() -> Sender:
+def start_sender(*, with_busy_lanes: bool) -> Sender:
     """Start this process's sender, or return the one that runs."""
     global _current
     if _current is None or not _current.is_alive:
-        _current = Sender(settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL)
+        _current = Sender(settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL, with_busy_lanes=with_busy_lanes)
         _current.start()
     return _current
 

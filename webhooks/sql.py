@@ -75,6 +75,7 @@ WITH due AS (
     WHERE l.is_open AND l.next_due_at <= statement_timestamp()
       AND (l.paused_until IS NULL OR l.paused_until <= clock_timestamp())
       AND l.in_flight < least(l.window_size, coalesce(s.max_in_flight, %(most)s))
+      AND l.is_busy = ANY(%(busy)s)
     ORDER BY turn, l.last_served_at LIMIT %(lanes)s
 )
 SELECT l.subscription_id, least(l.window_size, coalesce(s.max_in_flight, %(most)s)) - l.in_flight,
@@ -84,7 +85,8 @@ SELECT l.subscription_id, least(l.window_size, coalesce(s.max_in_flight, %(most)
        CASE WHEN s.previous_secret_expires_at > clock_timestamp() THEN s.encrypted_previous_secret ELSE '' END
 FROM due JOIN webhooks_lane l ON l.subscription_id = due.subscription_id
 JOIN webhooks_subscription s ON s.id = l.subscription_id
-WHERE l.is_open AND l.in_flight < least(l.window_size, coalesce(s.max_in_flight, %(most)s))
+WHERE l.is_open AND l.is_busy = ANY(%(busy)s)
+  AND l.in_flight < least(l.window_size, coalesce(s.max_in_flight, %(most)s))
   AND (l.paused_until IS NULL OR l.paused_until <= clock_timestamp())
 ORDER BY due.turn, due.last_served_at
 FOR UPDATE OF l SKIP LOCKED
@@ -96,7 +98,7 @@ SELECT EXISTS (
     SELECT 1 FROM webhooks_lane l JOIN webhooks_subscription s ON s.id = l.subscription_id
     WHERE l.is_open AND l.next_due_at <= statement_timestamp()
       AND (l.paused_until IS NULL OR l.paused_until <= clock_timestamp())
-      AND l.in_flight < least(l.window_size, coalesce(s.max_in_flight, %s))
+      AND l.in_flight < least(l.window_size, coalesce(s.max_in_flight, %(most)s)) AND l.is_busy = ANY(%(busy)s)
 )
 """
 
@@ -125,6 +127,7 @@ SERVE_LANES = """
 UPDATE webhooks_lane l
 SET in_flight = l.in_flight + v.taken,
     last_served_at = clock_timestamp(),
+    is_busy = v.taken >= v.quota,
     rate_reserved_until = to_timestamp(v.reserved_until),
     next_due_at = CASE
         WHEN v.wait_until IS NOT NULL THEN to_timestamp(v.wait_until)

@@ -10,7 +10,7 @@ from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
 from webhooks import subscriptions
-from webhooks.claiming import allowed_now, burst, claim, leave_free, share_out
+from webhooks.claiming import Lanes, allowed_now, burst, claim, leave_free, share_out
 from webhooks.fanout import fan_out_batch
 from webhooks.models import Delivery, Lane, Subscription
 
@@ -110,6 +110,42 @@ def test_an_organisation_with_many_subscriptions_does_not_keep_another_one_waiti
     # Served a moment ago, and still its organisation's first lane goes before the other's second.
     taken = claim(2).deliveries
     assert quiet.pk in {delivery.subscription_id for delivery in taken}
+
+
+@pytest.mark.django_db
+def test_a_lane_is_busy_while_a_claim_takes_all_that_it_might(organization: Organization) -> None:
+    busy, quiet = _subscribe(organization), _subscribe(organization)
+    _accept(organization, 5)
+    Lane.objects.filter(pk=busy.pk).update(window_size=2)
+    Lane.objects.filter(pk=quiet.pk).update(window_size=10)
+    first = claim(100, lanes=Lanes.QUIET)  # none is busy yet
+    assert len(first.deliveries) == 7
+    assert first.busy == {busy.pk}
+    assert not first.more  # what is left isn't for a claim of this kind
+    Lane.objects.update(window_size=10)
+    assert [Lane.objects.get(pk=lane.pk).is_busy for lane in (busy, quiet)] == [True, False]
+    _accept(organization, 1)
+    assert {claimed.subscription_id for claimed in claim(100, lanes=Lanes.QUIET).deliveries} == {quiet.pk}
+    last = claim(100, lanes=Lanes.BUSY)
+    assert [claimed.subscription_id for claimed in last.deliveries] == [busy.pk] * 4
+    assert last.busy == frozenset()
+    assert not Lane.objects.filter(is_busy=True).exists()
+    _accept(organization, 1)
+    assert claim(100, lanes=Lanes.BUSY).deliveries == []
+    assert len(claim(100).deliveries) == 2
+
+
+@pytest.mark.django_db
+def test_a_claim_tells_when_a_rate_limit_allows_the_next(organization: Organization) -> None:
+    _subscribe(organization, deliveries_per_second=2.0)
+    _accept(organization, 3)
+    first = claim(100)
+    assert len(first.deliveries) == 1
+    assert first.wait is not None
+    assert 0 < first.wait <= 0.5
+    assert not first.more
+    _subscribe(organization)
+    assert claim(100).wait is None  # it isn't due, so nobody looked at it
 
 
 @pytest.mark.django_db

@@ -25,6 +25,7 @@ from tests.webhooks.helpers import (
     sending,
     statuses,
     subscribe,
+    wait_until,
 )
 from webhooks import subscriptions
 from webhooks.claiming import Claimed, claim
@@ -133,6 +134,13 @@ def test_a_rate_limit_holds_on_the_wire_over_two_senders(organization: Organizat
     span = requests[-1].monotonic - requests[0].monotonic
     # 30 at 20 a second, two of which may go at once.  A slow machine only makes it longer.
     assert span >= (30 - 2 - 1) / 20 * 0.9
+
+
+def test_a_rate_limited_backlog_goes_on_without_being_woken(organization: Organization, receiver: Receiver) -> None:
+    subscribe(organization, receiver.url(), deliveries_per_second=20.0)
+    accept(organization, 40)
+    with sending(poll_seconds=3600):
+        wait_until(lambda: statuses() == ["delivered"] * 40)
 
 
 def test_organisations_take_turns_over_workers(organization: Organization, other_organization: Organization) -> None:
