@@ -153,6 +153,8 @@ def _path_segment(raw: str) -> str:
     value = raw.strip().strip("/")
     if not re.fullmatch(r"[A-Za-z0-9_-]+", value):
         raise OptionError("expected one path segment of letters, digits, - and _")
+    if value in {"api", "static"}:
+        raise OptionError("expected a path segment other than api and static, which are taken")
     return value
 
 

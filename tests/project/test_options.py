@@ -51,6 +51,7 @@ def test_every_option_is_a_setting() -> None:
         ("WEBHOOK_PROXY_URL", "socks5://x"),
         ("WEBHOOK_CA_FILE", "/does/not/exist.pem"),
         ("ADMIN_PATH", "a/b"),
+        ("ADMIN_PATH", "api"),
         ("LOG_LEVEL", "verbose"),
     ],
 )

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connection
 from django.test import Client, override_settings
+from django.test.utils import CaptureQueriesContext
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -122,6 +124,32 @@ def test_plain_http_is_redirected_and_https_bears_hsts(production: Client, setti
     assert production.get("/api/health").status_code == 200, "load balancers ask inside"
     secure = production.get(login, secure=True)
     assert secure["Strict-Transport-Security"] == "max-age=31536000; includeSubDomains"
+
+
+def test_so_is_the_api(production: Client) -> None:
+    plain = production.post("/api/events", b"{}", content_type="application/json")
+    assert plain.status_code == 301
+    assert plain["Location"] == "https://testserver/api/events"
+    assert "Strict-Transport-Security" not in production.get("/api/health")
+    for path in ("/api/health", "/api/me", "/api/nothing"):
+        secure = production.get(path, secure=True)
+        assert secure["Strict-Transport-Security"] == "max-age=31536000; includeSubDomains"
+        assert secure["Content-Length"] == str(len(secure.content))
+
+
+def test_the_api_answers_a_foreign_host_with_the_same_headers_and_leaves_sessions_alone(db: None) -> None:
+    client = Client(raise_request_exception=False)
+    client.cookies["sessionid"] = "x" * 32
+    for host, status in (("testserver", 401), ("evil.example", 400)):
+        with CaptureQueriesContext(connection) as queries:
+            response = client.get("/api/me", headers={"Host": host})
+        assert response.status_code == status
+        assert "frame-ancestors 'none'" in response["Content-Security-Policy"]
+        assert response["X-Frame-Options"] == "DENY"
+        assert response["X-Content-Type-Options"] == "nosniff"
+        assert not queries.captured_queries
+        assert "Vary" not in response
+        assert not response.cookies
 
 
 @pytest.mark.parametrize("path", ["/api/docs", "/{admin}/login/", "/nothing", "/api/nothing", "/api/me", "/api/health"])
