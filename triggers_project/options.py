@@ -294,6 +294,12 @@ OPTIONS: tuple[Option, ...] = (
         "Deliveries that each of a worker's two processes holds in flight.",
     ),
     Option(
+        "MAX_CONNECTIONS_PER_HOST",
+        _integer(1, 10_000),
+        "256",
+        "Requests that each of a worker's two processes has in flight to one host and port.",
+    ),
+    Option(
         "MAX_IN_FLIGHT_PER_SUBSCRIPTION",
         _integer(1, 10_000),
         "256",

@@ -5,9 +5,13 @@ from __future__ import annotations
 import datetime
 import time
 import uuid
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 from django.conf import settings
 
@@ -15,6 +19,8 @@ from core.db import in_transaction, pipelined, server_cursor
 from core.ids import new_id
 from webhooks import sql
 from webhooks.secrets import Receiver, open_or_explain
+
+T = TypeVar("T")
 
 # A claim looks at this many lanes at the most; the next one goes on with the others.
 LANES_AT_A_TIME = 200
@@ -45,6 +51,34 @@ class Claimed:
     event_created_at: datetime.datetime
     event_data: str
     receiver: Receiver
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How many deliveries a sender has in work, by subscription and by the host that they go to."""
+
+    by_subscription: Counter[uuid.UUID] = field(default_factory=Counter)
+    by_host: Counter[str] = field(default_factory=Counter)
+
+    def add(self, claimed: Claimed) -> None:
+        """Count a delivery in."""
+        self.by_subscription[claimed.subscription_id] += 1
+        self.by_host[host_of(claimed.receiver.url)] += 1
+
+    def remove(self, claimed: Claimed) -> None:
+        """Count a delivery out."""
+        _take_one(self.by_subscription, claimed.subscription_id)
+        _take_one(self.by_host, host_of(claimed.receiver.url))
+
+    def copy(self) -> Held:
+        """Return it as it is now."""
+        return Held(self.by_subscription.copy(), self.by_host.copy())
+
+
+def _take_one(counts: Counter[T], key: T) -> None:
+    counts[key] -= 1
+    if counts[key] <= 0:
+        del counts[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +151,30 @@ def share_out(rooms: list[int], total: int) -> list[int]:
     return quotas
 
 
+@lru_cache(maxsize=10_000)
+def host_of(url: str) -> str:
+    """Return the host and port that a URL leads to."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or {'http': 80}.get(parts.scheme, 443)}"
+
+
+def bound_hosts(rooms: list[int], hosts: list[str], held: Mapping[str, int], most: int) -> list[int]:
+    """Return what is left of the lanes' rooms when no host may have more than `most` requests.
+
+    hosts: each lane's.  held: how many the worker has in work for each host.  What a host may have yet is
+    shared evenly by its lanes.
+    """
+    lanes_of: dict[str, list[int]] = defaultdict(list)
+    for position, host in enumerate(hosts):
+        lanes_of[host].append(position)
+    bounded = list(rooms)
+    for host, positions in lanes_of.items():
+        shares = share_out([rooms[position] for position in positions], max(0, most - held.get(host, 0)))
+        for position, share in zip(positions, shares, strict=True):
+            bounded[position] = share
+    return bounded
+
+
 def leave_free(rooms: list[int], held: list[int], free: int) -> list[int]:
     """Return what is left of the lanes' rooms when none may hold more of the worker than stays free.
 
@@ -135,17 +193,17 @@ def leave_free(rooms: list[int], held: list[int], free: int) -> list[int]:
     return [min(room, max(low - has, 0 if has else 1)) for room, has in zip(rooms, held, strict=True)]
 
 
-def claim(limit: int, held: Mapping[uuid.UUID, int] | None = None, lanes: Lanes = Lanes.ALL) -> Claim:
+def claim(limit: int, held: Held | None = None, lanes: Lanes = Lanes.ALL) -> Claim:
     """Claim at most `limit` due deliveries and return them, committed.
 
-    held: how many deliveries of which subscription the worker has in work; when it is given, no subscription
-    gets more places than stay free.
+    held: what the sender has in work; when it is given, no subscription gets more places than stay free, and no
+    host more than MAX_CONNECTIONS_PER_HOST.
     """
     lease_seconds = settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN
     return in_transaction(lambda: _claim(limit, held, lanes, lease_seconds))
 
 
-def _claim(limit: int, held: Mapping[uuid.UUID, int] | None, lanes: Lanes, lease_seconds: float) -> Claim:
+def _claim(limit: int, held: Held | None, lanes: Lanes, lease_seconds: float) -> Claim:
     started = time.monotonic()
     with server_cursor() as cursor, server_cursor() as other, pipelined():
         # A crash that forgets this commit leaves the deliveries pending, which is what they then are.
@@ -166,7 +224,9 @@ def _claim(limit: int, held: Mapping[uuid.UUID, int] | None, lanes: Lanes, lease
                 turn.room = min(turn.room, allowed_now(turn.rate, turn.reserved_until, now))
         rooms = [turn.room for turn in turns]
         if held is not None:
-            rooms = leave_free(rooms, [held.get(turn.subscription_id, 0) for turn in turns], limit)
+            hosts = [host_of(turn.receiver.url) for turn in turns]
+            rooms = bound_hosts(rooms, hosts, held.by_host, settings.MAX_CONNECTIONS_PER_HOST)
+            rooms = leave_free(rooms, [held.by_subscription[turn.subscription_id] for turn in turns], limit)
         for turn, quota in zip(turns, share_out(rooms, limit), strict=True):
             turn.quota = quota
         served = [turn for turn in turns if turn.quota]

@@ -25,7 +25,7 @@ from django.conf import settings
 from core.db import borrow_connection
 from webhooks import claiming, leases, recording
 from webhooks.busylanes import BusyLanes
-from webhooks.claiming import Claim, Claimed, Clock, Lanes
+from webhooks.claiming import Claim, Claimed, Clock, Held, Lanes
 from webhooks.recording import Result
 from webhooks.schedule import Answer, Failure
 from webhooks.signing import sign
@@ -110,9 +110,9 @@ class Sender:
         self._claim_thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="claim")
         self._record_thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="record")
         self._tasks: set[asyncio.Task[None]] = set()
-        # Deliveries that have a place here, by lease and by subscription.
+        # Deliveries that have a place here.
         self._leases: Counter[uuid.UUID] = Counter()
-        self._held: Counter[uuid.UUID] = Counter()
+        self._held = Held()
         self._results: list[Result] = []
         self._unrecorded = 0
 
@@ -245,7 +245,7 @@ class Sender:
             lanes = Lanes.QUIET
         if self._rate_allows_at <= time.monotonic():
             self._rate_allows_at = float("inf")
-        claim = await self._in(self._claim_thread, functools.partial(claiming.claim, room, dict(self._held), lanes))
+        claim = await self._in(self._claim_thread, functools.partial(claiming.claim, room, self._held.copy(), lanes))
         if claim.wait is not None and lanes is not Lanes.QUIET:
             wait = max(RATE_SECONDS, claim.wait)
             self._rate_allows_at = min(self._rate_allows_at, time.monotonic() + wait)
@@ -254,14 +254,14 @@ class Sender:
     def _leave_busy(self, lanes: frozenset[uuid.UUID]) -> None:
         """Leave what these lanes have left to the process for busy lanes, which is started if need be."""
         if lanes and self._busy_lanes is not None:
-            self._left_busy |= lanes & self._held.keys()
+            self._left_busy |= lanes & self._held.by_subscription.keys()
             self._busy_lanes.start()
             self._busy_lanes.wake()
 
     def _begin(self, claimed: Claimed, clock: Clock, deadline: float) -> None:
         self._drained.clear()
         self._leases[claimed.lease_id] += 1
-        self._held[claimed.subscription_id] += 1
+        self._held.add(claimed)
         task = asyncio.get_running_loop().create_task(self._deliver(claimed, clock, deadline))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -328,11 +328,11 @@ class Sender:
         return left
 
     def _give_up_place(self, claimed: Claimed) -> None:
-        for places, key in ((self._leases, claimed.lease_id), (self._held, claimed.subscription_id)):
-            places[key] -= 1
-            if places[key] <= 0:
-                del places[key]
-        if claimed.subscription_id not in self._held:
+        self._leases[claimed.lease_id] -= 1
+        if self._leases[claimed.lease_id] <= 0:
+            del self._leases[claimed.lease_id]
+        self._held.remove(claimed)
+        if claimed.subscription_id not in self._held.by_subscription:
             self._left_busy.discard(claimed.subscription_id)
 
     async def _finish_in_flight(self) -> None:

@@ -10,7 +10,7 @@ from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
 from webhooks import subscriptions
-from webhooks.claiming import Lanes, allowed_now, burst, claim, leave_free, share_out
+from webhooks.claiming import Lanes, allowed_now, bound_hosts, burst, claim, host_of, leave_free, share_out
 from webhooks.fanout import fan_out_batch
 from webhooks.models import Delivery, Lane, Subscription
 
@@ -49,6 +49,30 @@ def test_a_lane_alone_gets_half_of_the_places_and_each_further_one_finds_some() 
     assert leave_free([1000, 1000, 1000], [0, 0, 0], 512) == [128, 128, 128]
     assert leave_free([1000, 1000, 1000, 1000], [128, 128, 128, 0], 128) == [0, 0, 0, 64]
     assert leave_free([1000, 3], [0, 0], 1) == [1, 1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.sampled_from("abc")), max_size=50), st.integers(0, 400))
+def test_no_host_gets_more_than_it_may_have_and_leaves_nothing_unused(lanes: list[tuple[int, str]], most: int) -> None:
+    rooms, hosts = [room for room, _ in lanes], [host for _, host in lanes]
+    bounded = bound_hosts(rooms, hosts, {"a": 100}, most)
+    assert all(0 <= left <= room for left, room in zip(bounded, rooms, strict=True))
+    for host, held in (("a", 100), ("b", 0), ("c", 0)):
+        wanted = sum(room for room, of in lanes if of == host)
+        given_ = sum(left for left, of in zip(bounded, hosts, strict=True) if of == host)
+        assert given_ == min(wanted, max(0, most - held))
+
+
+def test_hosts_are_told_apart_by_port_and_not_by_path() -> None:
+    urls = [
+        "https://a.example/x",
+        "https://A.example:443/y",
+        "http://a.example/",
+        "http://a.example:80",
+        "https://b.example",
+    ]
+    assert [host_of(url) for url in urls] == [
+        "a.example:443", "a.example:443", "a.example:80", "a.example:80", "b.example:443",
+    ]  # fmt: skip
 
 
 @given(st.floats(0.01, 1000), st.floats(0, 100), st.floats(0, 100))

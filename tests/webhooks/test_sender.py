@@ -106,6 +106,22 @@ def test_receivers_that_worked_and_then_all_hang_leave_places_for_a_healthy_one(
         assert not DeliveryAttempt.objects.filter(delivery__subscription__in=hanging).exists()
 
 
+def test_no_host_has_more_requests_at_a_time_than_it_may(
+    organization: Organization, receiver: Receiver, settings: Any
+) -> None:
+    settings.MAX_CONNECTIONS_PER_HOST = 6
+    receiver.behaviour = lambda request, number: Response(delay=60)
+    for number in range(3):
+        subscribe(organization, receiver.url(f"/{number}"))
+    with Receiver() as other, sending():
+        subscribe(organization, other.url())
+        accept(organization, 20)
+        other.wait_for(20)
+        receiver.wait_for(6)
+        assert sorted(Lane.objects.filter(in_flight__gt=0).values_list("in_flight", flat=True)) == [2, 2, 2]
+        assert receiver.connections == 6
+
+
 def test_a_place_comes_free_with_its_result(organization: Organization, receiver: Receiver) -> None:
     subscribe(organization, receiver.url())
     Lane.objects.update(window_size=256)
