@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
-from redis import Redis
-from redis.commands.core import Script
+from redis.exceptions import NoScriptError
 
-from core.redis import RedisUnavailable, call_redis
+from core.redis import Ask, RedisUnavailable, ask_redis
 
 WINDOW_SECONDS = 60
 
@@ -33,6 +32,7 @@ if left < 0 then
 end
 return {allowed, used, left}
 """
+_COUNT_SHA = hashlib.sha1(_COUNT.encode()).hexdigest()  # noqa: S324  what Redis calls a script by
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,6 @@ class Verdict:
 _local = FixedWindowRateLimiter(MemoryStorage())
 
 
-@lru_cache(maxsize=1)
-def _script() -> Script:
-    return call_redis(lambda connection: connection.register_script(_COUNT))
-
-
 def _count_here(policy: str, subject: str, per_minute: int, cost: int) -> Verdict:
     item = RateLimitItemPerMinute(per_minute)
     allowed = _local.test(item, policy, subject, cost=cost) and _local.hit(item, policy, subject, cost=cost)
@@ -77,14 +72,15 @@ def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> Verdict:
     that is refused uses up nobody's rate.
     """
 
-    def count(connection: Redis) -> Verdict:
-        key = f"triggers:rate:{policy}:{subject}"
-        allowed, used, left_ms = _script()(
-            keys=[key], args=[cost, per_minute, WINDOW_SECONDS * 1000], client=connection
-        )
+    def count(ask: Ask) -> Verdict:
+        words = (1, f"triggers:rate:{policy}:{subject}", cost, per_minute, WINDOW_SECONDS * 1000)
+        try:
+            allowed, used, left_ms = ask("EVALSHA", _COUNT_SHA, *words)
+        except NoScriptError:  # Redis is new, or forgot it
+            allowed, used, left_ms = ask("EVAL", _COUNT, *words)
         return Verdict(bool(allowed), per_minute, max(0, per_minute - used), math.ceil(left_ms / 1000))
 
     try:
-        return call_redis(count)
+        return ask_redis(count)
     except RedisUnavailable:
         return _count_here(policy, subject, per_minute, cost)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 from django_redis import get_redis_connection
@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 log = structlog.get_logger()
 T = TypeVar("T")
+Ask = Callable[..., Any]
 
 PAUSE_SECONDS = 1.0
 
@@ -27,13 +28,51 @@ class RedisUnavailable(Exception):
     """Redis did not answer, or did not a moment ago."""
 
 
+class _Line:
+    """A connection of one thread, for single commands.
+
+    redis-py's client takes a connection from its pool for each command, measures that, and gives it back: for what
+    every POST asks, that costs as much as asking. The connection is redis-py's, with the settings of the pool.
+    """
+
+    def __init__(self) -> None:
+        pool = get_redis_connection("default").connection_pool
+        self._connection = pool.connection_class(**pool.connection_kwargs)
+
+    def ask(self, *words: str | int) -> Any:
+        """Return the answer to a command.  Raises RedisError (also what Redis answers as an error) or OSError."""
+        connection = self._connection
+        try:
+            # What is idle has nothing to say but that it was closed.
+            if connection.is_connected and connection.can_read():
+                connection.disconnect()
+        except (RedisError, OSError):
+            connection.disconnect()
+        connection.send_packed_command(connection.pack_command(*words))  # connects, where need be
+        return connection.read_response()
+
+
 class _Guard:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._probe = threading.Lock()
         self._retry_at = 0.0  # 0 while Redis answers
+        self._own = threading.local()
 
     def call(self, command: Callable[[Redis], T]) -> T:
+        return self._guarded(lambda: command(get_redis_connection("default")))
+
+    def ask(self, question: Callable[[Ask], T]) -> T:
+        return self._guarded(lambda: question(self._line().ask))
+
+    def _line(self) -> _Line:
+        try:
+            line: _Line = self._own.line
+        except AttributeError:
+            line = self._own.line = _Line()
+        return line
+
+    def _guarded(self, command: Callable[[], T]) -> T:
         if not self._retry_at:
             return self._try(command)
         if time.monotonic() < self._retry_at:
@@ -48,9 +87,9 @@ class _Guard:
         finally:
             self._probe.release()
 
-    def _try(self, command: Callable[[Redis], T]) -> T:
+    def _try(self, command: Callable[[], T]) -> T:
         try:
-            return command(get_redis_connection("default"))
+            return command()
         except (RedisError, OSError) as error:
             with self._lock:
                 first = time.monotonic() >= self._retry_at
@@ -70,3 +109,11 @@ def call_redis(command: Callable[[Redis], T]) -> T:
     PAUSE_SECONDS ago.
     """
     return _guard.call(command)
+
+
+def ask_redis(question: Callable[[Ask], T]) -> T:
+    """Return what `question` makes of a function that sends one command, given as its words, and returns the answer.
+
+    The cheap way, for what every request asks.  Raises RedisUnavailable as `call_redis` does.
+    """
+    return _guard.ask(question)

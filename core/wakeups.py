@@ -14,7 +14,7 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from core.redis import RedisUnavailable, call_redis
+from core.redis import RedisUnavailable, ask_redis, call_redis
 
 EVENTS = "events"
 WEBHOOKS = "webhooks"
@@ -60,18 +60,18 @@ def wake(queue_name: str) -> bool:
     """Tell the workers that `queue_name` has work.  False when Redis is away: the sweep will find it."""
 
     def enqueue(connection: Redis) -> None:
-        if connection.llen(f"{Queue.redis_queue_namespace_prefix}{queue_name}") == 0:
-            queue = Queue(queue_name, connection=connection, job_class=WakeUp, serializer=JSONSerializer)
-            queue.enqueue_call(
-                JOB_FUNCTIONS[queue_name],
-                timeout=JOB_TIMEOUT_SECONDS,
-                result_ttl=0,
-                failure_ttl=3600,
-                description=f"wake {queue_name}",
-            )
+        queue = Queue(queue_name, connection=connection, job_class=WakeUp, serializer=JSONSerializer)
+        queue.enqueue_call(
+            JOB_FUNCTIONS[queue_name],
+            timeout=JOB_TIMEOUT_SECONDS,
+            result_ttl=0,
+            failure_ttl=3600,
+            description=f"wake {queue_name}",
+        )
 
     try:
-        call_redis(enqueue)
+        if ask_redis(lambda ask: ask("LLEN", f"{Queue.redis_queue_namespace_prefix}{queue_name}")) == 0:
+            call_redis(enqueue)
     except RedisUnavailable:
         return False
     return True

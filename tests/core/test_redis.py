@@ -92,6 +92,26 @@ def test_after_a_failure_redis_is_left_alone_for_a_moment_and_then_asked_again()
     assert wake(EVENTS) is True
 
 
+@pytest.mark.parametrize("command", ["CLIENT KILL TYPE normal", "SCRIPT FLUSH"])
+def test_a_redis_that_closed_idle_connections_or_forgot_our_script_goes_on_counting(command: str) -> None:
+    assert hit("p", "a", 5).remaining == 4
+    assert wake(EVENTS)
+    get_redis_connection("default").execute_command(command)
+    assert hit("p", "a", 5).remaining == 3
+    assert wake(EVENTS)
+    assert core_redis._guard._retry_at == 0.0
+    assert get_redis_connection("default").get("triggers:rate:p:a") == b"2"
+
+
+def test_what_redis_refuses_leaves_the_connection_in_order() -> None:
+    hit("p", "a", 5)
+    get_redis_connection("default").lpush("triggers:rate:p:b", "x")
+    assert hit("p", "b", 5).allowed, "counted here"
+    assert core_redis._guard._retry_at > 0
+    core_redis._guard._retry_at = 0.0
+    assert hit("p", "a", 5).remaining == 3
+
+
 def test_a_fault_that_is_not_redis_s_is_not_swallowed() -> None:
     def fail(connection: Redis) -> None:
         raise ValueError("mine")
