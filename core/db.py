@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import structlog
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connection, connections, transaction
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -31,8 +31,10 @@ def server_cursor() -> psycopg.Cursor[Any]:
     Django's own cursor writes parameters into the text; arrays of thousands of values are cheaper
     bound, and the statement's plan is kept.  Takes part in Django's current transaction.
     """
-    connection.ensure_connection()
-    raw: Any = connection.connection
+    wrapper = connections[DEFAULT_DB_ALIAS]
+    if wrapper.connection is None:
+        wrapper.ensure_connection()
+    raw: Any = wrapper.connection
     return psycopg.Cursor(raw)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 from django.conf import settings
+from django.http import HttpResponse
 from rest_framework.metadata import BaseMetadata
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser
@@ -31,6 +32,11 @@ class JSONRenderer(BaseRenderer):
         if data is None:
             return b""
         return orjson.dumps(data, default=_default, option=orjson.OPT_UTC_Z)
+
+
+def json_response(body: Any, status: int, headers: Mapping[str, str]) -> HttpResponse:
+    """Return an answer that is rendered already: the cheap way past DRF's Response, which is made for templates."""
+    return HttpResponse(JSONRenderer().render(body), status=status, content_type="application/json", headers=headers)
 
 
 def _default(value: Any) -> Any:
@@ -80,7 +86,6 @@ def read_body(request: Any, limit: int) -> bytes:
     meta = request.META
     if meta.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise Problem(415, "unsupported_content_encoding", "Send the body without Content-Encoding.")
-    too_large = Problem(413, "too_large", f"The body is over the limit of {limit} bytes.", extra={"limit_bytes": limit})
     if "chunked" in meta.get("HTTP_TRANSFER_ENCODING", "").lower():
         body: bytes = meta["wsgi.input"].read(limit + 1)
     else:
@@ -89,13 +94,17 @@ def read_body(request: Any, limit: int) -> bytes:
         except ValueError:
             raise Problem(400, "bad_request", "Content-Length is not a number.") from None
         if length > limit:
-            raise too_large
+            raise _too_large(limit)
         body = request.read(length) if length > 0 else b""
         if len(body) < length:
             raise Problem(400, "incomplete_body", "The body ended before its Content-Length.")
     if len(body) > limit:
-        raise too_large
+        raise _too_large(limit)
     return body
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem(413, "too_large", f"The body is over the limit of {limit} bytes.", extra={"limit_bytes": limit})
 
 
 def check_json(body: bytes, value: Any) -> None:

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 
 import structlog
 from django.conf import settings
+from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiRequest, OpenApiResponse, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from core.http import JSONBody, NDJSONBody, read_body, require_media_type
+from core.http import JSONBody, NDJSONBody, json_response, read_body, require_media_type
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
@@ -133,7 +134,7 @@ class EventListView(APIView):
             OpenApiExample("payload for data", schema.ORDER_AS_PAYLOAD, request_only=True),
         ],
     )
-    def post(self, request: Request) -> Response:
+    def post(self, request: Request) -> HttpResponse:
         """Accept one event: 202 when it is committed, 200 for a retry, 409 for a reused dedup id."""
         started = time.perf_counter()
         require_media_type(request, "application/json")
@@ -156,10 +157,10 @@ class EventListView(APIView):
             )
         if result.outcome is Outcome.DUPLICATE:
             body = {"id": str(result.event_id), "status": "duplicate", "message": "Event was accepted before"}
-            return Response(body, status=200, headers=headers)
+            return json_response(body, status=200, headers=headers)
         wake(EVENTS)
         body = {"id": str(result.event_id), "status": "accepted", "message": "Event queued for processing"}
-        return Response(body, status=202, headers=headers)
+        return json_response(body, status=202, headers=headers)
 
     @extend_schema(
         operation_id="listEvents",

@@ -59,6 +59,9 @@ class _Memory:
             if len(self._blocked) > REMEMBERED:
                 self._blocked.popitem(last=False)
 
+    def blocks_anybody(self) -> bool:
+        return bool(self._blocked)
+
     def blocked_for(self, who: str) -> float:
         """Return for how many seconds more the address is over its limit; 0 when it isn't, as far as known."""
         if who not in self._blocked:
@@ -104,6 +107,8 @@ def lookups() -> int:
 
 def refuse_early(address: str, key: str) -> Verdict | None:
     """Return the verdict for an address over its limit whose key shan't be looked up now; else None."""
+    if not _memory.blocks_anybody():
+        return None
     left = _memory.blocked_for(subject(address))
     if not left or _memory.may_look_up(key):
         return None

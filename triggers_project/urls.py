@@ -18,13 +18,13 @@ def index(request: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [
+    path("api/", include("events.urls")),  # first: nothing is asked for so often
     path("", index, name="index"),
     path("api/health", health.health, name="health"),
     path("api/health/detailed", health.health_detailed, name="health-detailed"),
     path("api/schema", schema_view, name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(template_name="core/api_docs.html"), name="docs"),
     path("api/", include("orgs.urls")),
-    path("api/", include("events.urls")),
     path("api/", include("webhooks.urls")),
     path(f"{settings.ADMIN_PATH}/rq/", include("triggers_project.rq_pages")),
     path(f"{settings.ADMIN_PATH}/", admin.site.urls),
