@@ -5,21 +5,41 @@ stderr, because some commands print a result on stdout that a script captures.
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import sys
+import uuid
 from typing import Any
 
 import orjson
 import structlog
 
 
-def _render(_: Any, __: str, event_dict: structlog.typing.EventDict) -> str:
+def _render_bytes(_: Any, __: str, event_dict: structlog.typing.EventDict) -> bytes:
     try:
-        return orjson.dumps(event_dict, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+        return orjson.dumps(event_dict, default=repr, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
     except TypeError:
         # A lone surrogate, or an integer of more than 64 bits: writing a line must never be what fails.
-        return json.dumps(event_dict, default=repr, skipkeys=True)
+        return json.dumps(event_dict, default=_text, skipkeys=True).encode()
+
+
+def _render(logger: Any, name: str, event_dict: structlog.typing.EventDict) -> str:
+    return _render_bytes(logger, name, event_dict).decode()
+
+
+def _text(value: Any) -> str:
+    """Return what orjson would write for what the standard library can't."""
+    if isinstance(value, uuid.UUID):
+        return str(value)
+    if isinstance(value, datetime.datetime):
+        return value.isoformat().replace("+00:00", "Z")
+    return repr(value)
+
+
+def _stamp(_: Any, __: str, event_dict: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    event_dict["timestamp"] = datetime.datetime.now(datetime.UTC)  # which orjson writes faster than Python
+    return event_dict
 
 
 def configure_logging(level: str) -> None:
@@ -34,13 +54,13 @@ def configure_logging(level: str) -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _stamp,
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
-            _render,
+            _render_bytes,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level)),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.BytesLoggerFactory(file=sys.stderr.buffer),
         cache_logger_on_first_use=True,
     )
     formatter = structlog.stdlib.ProcessorFormatter(

@@ -7,6 +7,7 @@ connect timeout.
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -38,18 +39,24 @@ class _Line:
     def __init__(self) -> None:
         pool = get_redis_connection("default").connection_pool
         self._connection = pool.connection_class(**pool.connection_kwargs)
+        self._idle: select.poll | None = None
 
     def ask(self, *words: str | int) -> Any:
         """Return the answer to a command.  Raises RedisError (also what Redis answers as an error) or OSError."""
         connection = self._connection
-        try:
-            # What is idle has nothing to say but that it was closed.
-            if connection.is_connected and connection.can_read():
-                connection.disconnect()
-        except (RedisError, OSError):
-            connection.disconnect()
-        connection.send_packed_command(connection.pack_command(*words))  # connects, where need be
+        # What is idle has nothing to say but that it was closed.
+        if self._idle is None or not connection.is_connected or self._idle.poll(0):
+            self._connect()
+        connection.send_packed_command(connection.pack_command(*words))
         return connection.read_response()
+
+    def _connect(self) -> None:
+        self._idle = None
+        self._connection.disconnect()
+        self._connection.connect()
+        poll = select.poll()
+        poll.register(self._connection._sock, select.POLLIN)
+        self._idle = poll
 
 
 class _Guard:

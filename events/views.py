@@ -77,9 +77,9 @@ def _log_outcome(request: Request, result: Ingested, event_type: str, started: f
     log.info(
         "event_ingested",
         outcome=_LOGGED[result.outcome],
-        event_id=str(result.event_id),
+        event_id=result.event_id,
         type=event_type,
-        organization_id=str(caller_of(request).organization_id),
+        organization_id=caller_of(request).organization_id,
         duration_ms=round((time.perf_counter() - started) * 1000, 3),
     )
 

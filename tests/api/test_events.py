@@ -101,8 +101,8 @@ def test_each_way_to_answer_is_logged_with_its_outcome_and_duration(api: Any, or
     event_id = str(Event.objects.get().id)
     assert [line["outcome"] for line in lines] == ["persisted", "duplicate", "already_exists"]
     for line in lines:
-        assert (line["event_id"], line["type"], line["log_level"]) == (event_id, "a.b", "info")
-        assert line["organization_id"] == str(organization.id)
+        assert (str(line["event_id"]), line["type"], line["log_level"]) == (event_id, "a.b", "info")
+        assert str(line["organization_id"]) == str(organization.id)
         assert line["duration_ms"] > 0
         assert "data" not in line
 

@@ -13,7 +13,7 @@ from core import logs
 ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
-import logging, structlog
+import logging, structlog, uuid
 from core.logs import configure_logging
 configure_logging("INFO")
 log = structlog.get_logger()
@@ -23,6 +23,8 @@ log.debug("too detailed")
 log.info("surrogate", text="\\ud800")
 log.info("large", number=2**80)
 log.info("odd", value=object, keys={1: 2})
+log.info("ids", id=uuid.UUID(int=1))
+log.info("ids", id=uuid.UUID(int=1), number=2**80)
 try:
     1 / 0
 except ZeroDivisionError:
@@ -50,17 +52,18 @@ def test_each_thing_is_one_json_line_on_stderr() -> None:
     lines, stdout = lines_of(SCRIPT)
     assert stdout == ""
     assert [line["event"] for line in lines] == [
-        "plain", "surrogate", "large", "odd", "fault", "hello world\nsecond line", "told", "theirs",
+        "plain", "surrogate", "large", "odd", "ids", "ids", "fault", "hello world\nsecond line", "told", "theirs",
     ]  # fmt: skip
     for line in lines:
         assert line["level"] in {"info", "warning", "error"}
         assert line["timestamp"].endswith("Z")
-    ours, theirs = lines[:5], lines[5:]
+    ours, theirs = lines[:7], lines[7:]
     assert {line["request_id"] for line in ours} == {"r1"}
     assert ours[0]["text"] == "a\nb\u2028\x1b[31m"
     assert ours[0]["nested"] == {"a": [1, None]}
     assert ours[2]["number"] == 2**80
-    assert "ZeroDivisionError" in ours[4]["exception"]
+    assert ours[4]["id"] == ours[5]["id"] == "00000000-0000-0000-0000-000000000001"
+    assert "ZeroDivisionError" in ours[6]["exception"]
     assert all(line["logger"] == "somebody" for line in theirs)
     assert "ZeroDivisionError" in theirs[-1]["exception"]
 
