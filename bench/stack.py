@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from devstack import processes
 from devstack.pids import children
 from devstack.postgres import Postgres
@@ -125,6 +127,17 @@ class Stack:
         with connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return list(cursor.fetchall()) if cursor.description else []
+
+    @contextlib.contextmanager
+    def snapshot(self, *, held: bool = True) -> Iterator[None]:
+        """Keep a snapshot of now open, as a dump or a long report does: vacuum removes nothing younger."""
+        if not held:
+            yield
+            return
+        with psycopg.connect(self.postgres.url()) as reader:
+            reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            reader.execute("SELECT 1")
+            yield
 
     def redis(self) -> Any:
         """Return a connection to Valkey."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.figures import Figure
-from bench.scenarios import bigtables, delivery, fairness, fanout, ingestion, latency, memory, plainrq, scaling
+from bench.scenarios import bigtables, churn, delivery, fairness, fanout, ingestion, latency, memory, plainrq, scaling
 from bench.stack import Stack
 
 SCENARIOS: dict[str, Callable[[Stack], list[Figure]]] = {
@@ -19,6 +19,7 @@ SCENARIOS: dict[str, Callable[[Stack], list[Figure]]] = {
     "half-hanging": fairness.half_hanging,
     "backlog": fairness.backlog,
     "big-tables": bigtables.big_tables,
+    "churn": churn.churn,
     "workers": scaling.two_workers,
     "memory": memory.memory,
 }
