@@ -53,7 +53,7 @@ def fan_out_for(seconds: float) -> bool:
         seen = fan_out_batch(settings.MAX_CONCURRENT_EVENTS)
         sender = current_sender()
         if seen and sender is not None:
-            sender.wake()
+            sender.wake(busy_lanes=False)
         if seen and (sender is None or not sender.has_room()):
             wake(WEBHOOKS)  # for the other workers
         if not seen:

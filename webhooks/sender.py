@@ -129,11 +129,14 @@ class Sender:
         """Tell whether the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
-    def wake(self) -> None:
-        """Say that deliveries may be due."""
+    def wake(self, *, busy_lanes: bool = True) -> None:
+        """Say that deliveries may be due.  busy_lanes: whether those of busy lanes may be, too.
+
+        What a fan-out adds to a busy lane need not be told: a lane stays busy only as long as somebody will look.
+        """
         self._wakes += 1
         self._drained.clear()
-        self._call(self._look)
+        self._call(self._look if busy_lanes else self._look_here)
 
     def has_room(self) -> bool:
         """Tell whether this sender could take more now."""
@@ -162,6 +165,9 @@ class Sender:
                 loop.call_soon_threadsafe(action)
 
     # --- on the sender's own thread ---------------------------------------------------------------
+
+    def _look_here(self) -> None:
+        self._work.set()
 
     def _look(self) -> None:
         """Look for work, here and in the process for the busy lanes; or stop there, too."""
