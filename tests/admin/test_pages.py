@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 
 import pytest
@@ -13,7 +14,7 @@ from django.urls import reverse
 from orgs.models import ApiKey, AuditEntry, Organization
 from tests.admin.conftest import Staff
 from tests.admin.rows import HEADER_SECRET, URL, World, list_url, make_attempt, make_event, nobody, page_url
-from webhooks.models import BulkRun, Delivery, DeliveryAttempt, Subscription
+from webhooks.models import BulkRun, Delivery, DeliveryAttempt, Lane, Subscription
 
 FOR_OWNERS = {User, Group}
 ADDABLE = {Organization, ApiKey, Subscription, User}
@@ -112,6 +113,16 @@ def test_an_event_leads_to_its_deliveries_their_attempts_and_back(world: World, 
     assert f'href="{page_url(world.subscription)}"' in run_page
     index = viewer.get(reverse("admin:index")).content.decode()
     assert reverse("django_rq:home") in index
+
+
+def test_a_subscription_s_page_shows_times_to_the_second_and_a_dash_for_none(world: World, viewer: Client) -> None:
+    subscription = Subscription.objects.get(lane__isnull=False, url=URL)
+    when = datetime.datetime(2026, 3, 4, 5, 6, 7, 89, tzinfo=datetime.UTC)
+    Lane.objects.filter(pk=subscription.pk).update(last_success_at=when, paused_until=None, is_busy=True)
+    page = viewer.get(page_url(subscription)).content.decode()
+    assert "2026-03-04 05:06:07<" in page
+    assert ">None<" not in page
+    assert "Busy (more may be due" in page
 
 
 def test_why_a_delivery_failed_stands_in_the_list_and_on_its_page(world: World, viewer: Client) -> None:

@@ -20,6 +20,7 @@ from core.query import ParameterError, moment
 from orgs.admin_tools import OrganizationFilter, TenantAdmin
 from webhooks import bulk, subscriptions
 from webhooks.admin.forms import SubscriptionActionForm, SubscriptionForm
+from webhooks.admin.shown import time_shown
 from webhooks.models import Lane, Subscription
 
 
@@ -77,7 +78,8 @@ class SubscriptionAdmin(TenantAdmin):
         "previous_secret_expires_at", "created_at", "updated_at", "deleted_at",
     )  # fmt: skip
     _lane_fields = (
-        "in_flight", "window", "paused_until", "failing_since", "failures_in_row", "last_success_at", "next_due_at",
+        "in_flight", "window", "busy", "paused_until", "failing_since", "failures_in_row", "last_success_at",
+        "next_due_at",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Subscription]:
@@ -187,17 +189,23 @@ class SubscriptionAdmin(TenantAdmin):
         lane = _lane(row)
         return lane.window_size if lane else "-"
 
+    @admin.display(description="busy (more may be due than one claim takes)", boolean=True)
+    def busy(self, row: Subscription) -> bool:
+        """Return whether a worker's second process sends for it."""
+        lane = _lane(row)
+        return bool(lane and lane.is_busy)
+
     @admin.display(description="paused until")
-    def paused_until(self, row: Subscription) -> object:
+    def paused_until(self, row: Subscription) -> str:
         """Return the end of an open circuit's or Retry-After's pause."""
         lane = _lane(row)
-        return lane.paused_until if lane else None
+        return time_shown(lane.paused_until if lane else None)
 
     @admin.display(description="failing since")
-    def failing_since(self, row: Subscription) -> object:
+    def failing_since(self, row: Subscription) -> str:
         """Return since when nothing has succeeded."""
         lane = _lane(row)
-        return lane.failing_since if lane else None
+        return time_shown(lane.failing_since if lane else None)
 
     @admin.display(description="failures in a row")
     def failures_in_row(self, row: Subscription) -> object:
@@ -206,16 +214,16 @@ class SubscriptionAdmin(TenantAdmin):
         return lane.failures_in_row if lane else "-"
 
     @admin.display(description="last success")
-    def last_success_at(self, row: Subscription) -> object:
+    def last_success_at(self, row: Subscription) -> str:
         """Return when."""
         lane = _lane(row)
-        return lane.last_success_at if lane else None
+        return time_shown(lane.last_success_at if lane else None)
 
     @admin.display(description="next due")
-    def next_due_at(self, row: Subscription) -> object:
+    def next_due_at(self, row: Subscription) -> str:
         """Return when its earliest delivery may be due."""
         lane = _lane(row)
-        return lane.next_due_at if lane else None
+        return time_shown(lane.next_due_at if lane else None)
 
     @admin.display(description="deliveries")
     def deliveries_shown(self, row: Subscription) -> SafeString:
