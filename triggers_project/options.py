@@ -239,7 +239,7 @@ OPTIONS: tuple[Option, ...] = (
         "0",
         "How many reverse proxies in front append to `X-Forwarded-For`; 0 takes the peer's address.",
     ),
-    Option("ADMIN_PATH", _path_segment, "admin", "Path segment of the Django admin."),
+    Option("ADMIN_PATH", _path_segment, "admin", "Path segment of the Django admin; not `api` or `static`."),
     Option("LOG_LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "Level of the JSON log on stderr."),
     # Database connections
     Option(
