@@ -32,7 +32,7 @@ if left < 0 then
 end
 return {allowed, used, left}
 """
-_COUNT_SHA = hashlib.sha1(_COUNT.encode()).hexdigest()  # noqa: S324  what Redis calls a script by
+_COUNT_SHA = hashlib.sha1(_COUNT.encode(), usedforsecurity=False).hexdigest()  # what Redis calls a script by
 
 
 @dataclass(frozen=True)
