@@ -111,14 +111,13 @@ def test_no_host_has_more_requests_at_a_time_than_it_may(
 ) -> None:
     settings.MAX_CONNECTIONS_PER_HOST = 6
     receiver.behaviour = lambda request, number: Response(delay=60)
-    for number in range(3):
-        subscribe(organization, receiver.url(f"/{number}"))
+    hanging = [subscribe(organization, receiver.url(f"/{number}")) for number in range(3)]
     with Receiver() as other, sending():
-        subscribe(organization, other.url())
+        healthy = subscribe(organization, other.url())
         accept(organization, 20)
-        other.wait_for(20)
+        wait_until(lambda: statuses(subscription=healthy) == ["delivered"] * 20)
         receiver.wait_for(6)
-        assert sorted(Lane.objects.filter(in_flight__gt=0).values_list("in_flight", flat=True)) == [2, 2, 2]
+        assert [lane_of(subscription).in_flight for subscription in hanging] == [2, 2, 2]
         assert receiver.connections == 6
 
 
