@@ -98,15 +98,15 @@ class Claim:
     """What a claim brought.
 
     more: another claim at once may bring more.  busy: the lanes that gave all that they might.
-    wait: seconds until the first rate limit allows the next one, None without any.  was_crowded: it brought
-    nothing because others held the lanes that are due, which takes them milliseconds.  deadline: monotonic
-    end of the leases.
+    waits: for each lane that its rate limit holds up, the seconds until it allows the next one.  was_crowded: it
+    brought nothing because others held the lanes that are due, which takes them milliseconds.  deadline:
+    monotonic end of the leases.
     """
 
     deliveries: list[Claimed] = field(default_factory=list)
     more: bool = False
     busy: frozenset[uuid.UUID] = frozenset()
-    wait: float | None = None
+    waits: tuple[float, ...] = ()
     was_crowded: bool = False
     clock: Clock = field(default_factory=lambda: Clock(time.time(), time.monotonic()))
     deadline: float = 0.0
@@ -268,7 +268,7 @@ def _claim(limit: int, held: Held | None, lanes: Lanes, lease_seconds: float) ->
         deliveries,
         more=more or len(rows) >= LANES_AT_A_TIME,
         busy=frozenset(busy),
-        wait=min((until - now for until in busy.values() if until is not None), default=None),
+        waits=tuple(until - now for until in busy.values() if until is not None),
         clock=Clock(now, started),
         deadline=started + lease_seconds,
     )

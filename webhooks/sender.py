@@ -10,6 +10,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import functools
+import heapq
 import random
 import threading
 import time
@@ -103,7 +104,7 @@ class Sender:
         self._busy_lanes = BusyLanes(on_end=self.wake) if with_busy_lanes else None
         # Lanes that a claim left busy while requests to them are in flight here: each result may let the other go on.
         self._left_busy: set[uuid.UUID] = set()
-        self._rate_allows_at = float("inf")
+        self._looks: list[float] = []  # a heap: when rate limits allow more, by the monotonic clock
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
@@ -243,7 +244,9 @@ class Sender:
             if more and self._room() > 0:
                 await self._gather()
                 continue
-            wait = min(self._poll_seconds, max(0.0, self._rate_allows_at - time.monotonic()))
+            wait = self._poll_seconds
+            if self._looks:
+                wait = min(wait, max(0.0, self._looks[0] - time.monotonic()))
             if claim.was_crowded:  # others hold the lanes for a moment; not all must come back at the same one
                 wait = min(wait, CROWDED_SECONDS * random.uniform(0.5, 1.5))
             with contextlib.suppress(TimeoutError):
@@ -260,12 +263,14 @@ class Sender:
         lanes = self._lanes
         if self._busy_lanes is not None and self._busy_lanes.is_ready:
             lanes = Lanes.QUIET
-        if self._rate_allows_at <= time.monotonic():
-            self._rate_allows_at = float("inf")
+        while self._looks and self._looks[0] <= time.monotonic():
+            heapq.heappop(self._looks)
+            if self._busy_lanes is not None:
+                self._busy_lanes.wake()  # if it is there, the lane is its by now
         claim = await self._in(self._claim_thread, functools.partial(claiming.claim, room, self._held.copy(), lanes))
-        if claim.wait is not None and lanes is not Lanes.QUIET:
-            wait = max(RATE_SECONDS, claim.wait)
-            self._rate_allows_at = min(self._rate_allows_at, time.monotonic() + wait)
+        for wait in claim.waits:
+            if wait < self._poll_seconds:
+                heapq.heappush(self._looks, time.monotonic() + max(RATE_SECONDS, wait))
         return claim
 
     def _leave_busy(self, lanes: frozenset[uuid.UUID]) -> None:
