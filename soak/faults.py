@@ -72,6 +72,10 @@ class Fault:
                 1.0,
                 pause=0.002,
             )
+        self._note()
+
+    def _note(self) -> None:
+        """Note what is claimed at this moment."""
         self.in_flight |= {
             (str(subscription), str(event))
             for subscription, event in self.stack.sql(
@@ -235,7 +239,12 @@ class BusyLanesKilled(Fault):
         return self.chance.choice(found) if found else 0
 
     def strike(self) -> None:
-        self._kill_frozen(self._victim)
+        # The others go on: what this one holds is noted at once, before its leases end, and again for a commit
+        # that was on its way.
+        _send(self._victim, signal.SIGSTOP)
+        self._note()
+        _send(self._victim, signal.SIGKILL)
+        self._note()
 
 
 class WorkerClockWrong(Fault):

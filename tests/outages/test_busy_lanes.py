@@ -63,26 +63,15 @@ def test_each_of_a_worker_s_two_processes_sends_for_its_own_lanes(
 ) -> None:
     helper = _with_backlog(stack, account, receiver, PATIENT)
     busy, quiet = _counter(receiver, "/busy"), _counter(receiver, "/quiet")
-    # What the worker had begun for the busy lane before the process was there comes to its end.
     os.kill(helper, signal.SIGSTOP)
     try:
-        account.call("POST", "/api/events", {"type": "quiet", "data": 1})
-        wait_for(lambda: quiet() == 1, "the quiet lane waits for the busy one's process")
-        wait_for(
-            lambda: (
-                stack.sql("SELECT l.is_busy FROM webhooks_lane l ORDER BY l.subscription_id") == [(True,), (False,)]
-            ),
-            "the wrong lane is busy",
-        )
+        for number in range(1, 4):
+            account.call("POST", "/api/events", {"type": "quiet", "data": number})
+            wait_for(lambda n=number: quiet() == n, "the quiet lane waits for the busy one's process")  # type: ignore[misc]
+        assert busy() < BACKLOG  # which goes on with its own process
     finally:
         os.kill(helper, signal.SIGCONT)
-    worker = stack.workers[0].pid
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        for _ in range(5):
-            _grows(busy)
-    finally:
-        os.kill(worker, signal.SIGCONT)
+    _grows(busy)
     wait_until_settled(stack)
     assert busy() == BACKLOG
     assert not stack.sql("SELECT 1 FROM webhooks_lane WHERE is_busy AND next_due_at IS NOT NULL")

@@ -9,7 +9,7 @@ from soak.run import SETTINGS, Soak
 from soak.stack import Stack
 
 SEED = 20
-QUICK = {**SETTINGS, "DELIVERY_TIMEOUT": "1s", "LEASE_MARGIN": "2s"}
+QUICK = {**SETTINGS, "DELIVERY_TIMEOUT": "1s", "LEASE_MARGIN": "4s"}
 
 PLANS: dict[str, list[tuple[type[faults.Fault], ...]]] = {
     "claiming and sending": [
