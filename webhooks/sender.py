@@ -109,6 +109,7 @@ class Sender:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = threading.Event()
         self._drained = threading.Event()
+        self._drained_lock = threading.Lock()
         self._wakes = 0
         self._stopping = False
         self._grace_ends = float("inf")
@@ -139,8 +140,9 @@ class Sender:
 
         What a fan-out adds to a busy lane need not be told: a lane stays busy only as long as somebody will look.
         """
-        self._wakes += 1
-        self._drained.clear()
+        with self._drained_lock:
+            self._wakes += 1
+            self._drained.clear()
         self._call(self._look if busy_lanes else self._look_here)
 
     def has_room(self) -> bool:
@@ -238,9 +240,12 @@ class Sender:
                     self._begin(claimed, claim.clock, claim.deadline)
                 self._leave_busy(claim.busy)
             more = claim.more and bool(claim.deliveries)
-            in_work = self._tasks or self._unrecorded or more or claim.was_crowded
-            if not in_work and wakes == self._wakes:
-                self._drained.set()
+            # A result recorded meanwhile may have made room that this claim hasn't seen.
+            recorded = self._work.is_set()
+            in_work = self._tasks or self._unrecorded or more or claim.was_crowded or recorded
+            with self._drained_lock:
+                if not in_work and wakes == self._wakes:
+                    self._drained.set()
             if more and self._room() > 0:
                 await self._gather()
                 continue

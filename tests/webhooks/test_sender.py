@@ -210,6 +210,19 @@ def test_a_sender_that_is_drained_says_so_and_can_be_stopped_twice(
     sender.wake()
 
 
+def test_a_sender_is_not_drained_while_a_result_makes_room_for_the_next(
+    organization: Organization, receiver: Receiver, settings: Any
+) -> None:
+    settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION = 1
+    subscribe(organization, receiver.url())
+    for posted in range(100, 700, 100):
+        accept(organization, 100)
+        with sending(poll_seconds=60.0) as sender:
+            sender.wake()
+            assert sender.wait_until_drained(60)
+            assert statuses() == ["delivered"] * posted
+
+
 def test_a_result_that_the_database_refuses_stops_no_other_of_its_sender(
     organization: Organization, receiver: Receiver
 ) -> None:
