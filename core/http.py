@@ -78,11 +78,13 @@ class NoMetadata(BaseMetadata):
 
 
 def read_body(request: Any, limit: int) -> bytes:
-    """Return the request's body.
+    """Return the request's body, also when it was read before.
 
     limit: the most bytes that are read.  Raises Problem: 413 for a longer body, 415 for a
     compressed one, 400 for one that ends early or a wrong Content-Length.
     """
+    if hasattr(request, "_body"):  # where Django keeps it, too
+        return bytes(request._body)
     meta = request.META
     if meta.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
         raise Problem(415, "unsupported_content_encoding", "Send the body without Content-Encoding.")
@@ -100,6 +102,7 @@ def read_body(request: Any, limit: int) -> bytes:
             raise Problem(400, "incomplete_body", "The body ended before its Content-Length.")
     if len(body) > limit:
         raise _too_large(limit)
+    request._body = body
     return body
 
 

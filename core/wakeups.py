@@ -7,14 +7,19 @@ job has committed its row before that job's claim begins.
 
 from __future__ import annotations
 
+import threading
+import time
 from typing import Any
 
+import structlog
 from redis import Redis
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from core.redis import RedisUnavailable, ask_redis, call_redis
+
+log = structlog.get_logger()
 
 EVENTS = "events"
 WEBHOOKS = "webhooks"
@@ -25,6 +30,8 @@ JOB_FUNCTIONS = {
     WEBHOOKS: "triggers_project.jobs.deliver_webhooks",
 }
 JOB_TIMEOUT_SECONDS = 180
+# Between two looks at a queue on behalf of requests: what was committed meanwhile shares the next one.
+SHARE_SECONDS = 0.005
 
 
 class ForbiddenJob(Exception):
@@ -75,3 +82,58 @@ def wake(queue_name: str) -> bool:
     except RedisUnavailable:
         return False
     return True
+
+
+class _Teller:
+    """A thread that wakes one queue for whoever asked since it last did."""
+
+    def __init__(self, queue_name: str) -> None:
+        self._queue_name = queue_name
+        self._changed = threading.Condition()
+        self._asked = self._telling = False
+        self._thread: threading.Thread | None = None
+
+    def ask(self) -> None:
+        if self._asked:
+            return  # whoever asked is told of after this moment, too
+        with self._changed:
+            self._asked = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._tell_on_and_on, name="wake-ups", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._asked and not self._telling, seconds)
+
+    def _tell_on_and_on(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._asked)
+                # Before the look: who asks from now on may have committed after it.
+                self._asked, self._telling = False, True
+            try:
+                wake(self._queue_name)
+            except Exception as error:
+                log.warning("wake_up_failed", error=repr(error)[:300])
+            with self._changed:
+                self._telling = False
+                self._changed.notify_all()
+            time.sleep(SHARE_SECONDS)
+
+
+_tellers = {name: _Teller(name) for name in JOB_FUNCTIONS}
+
+
+def wake_soon(queue_name: str) -> None:
+    """Have a thread of this process `wake` the queue in a moment: the caller doesn't wait for Redis.
+
+    A process that is killed in that moment leaves the work to the workers' sweep, as one without Redis does.
+    """
+    _tellers[queue_name].ask()
+
+
+def wait_until_told(seconds: float) -> bool:
+    """Wait until what `wake_soon` was asked for is done; False when that takes longer than `seconds`."""
+    return all(teller.wait(seconds) for teller in _tellers.values())

@@ -17,6 +17,8 @@ from core.db import in_transaction, server_cursor
 from core.ids import new_id, new_ids
 from events import sql
 from events.payload import NewEvent
+from orgs.keys import Caller
+from orgs.models import Scope
 
 
 class Outcome(StrEnum):
@@ -45,32 +47,42 @@ def ingest(organization_id: uuid.UUID, event: NewEvent) -> Ingested:
     Same id and same content is a DUPLICATE, same id and other content a CONFLICT; neither changes
     anything.
     """
-    event_id = new_id()
-    with server_cursor() as cursor:
-        if event.dedup_id is None:
-            cursor.execute(sql.INSERT_EVENT, (event_id, organization_id, event.type, event.data))
+    while True:
+        event_id = _insert(organization_id, event)
+        if event_id is not None:
             return Ingested(Outcome.ACCEPTED, event_id)
-        fingerprint = event.fingerprint()
-        while True:
-            cursor.execute(
-                sql.INSERT_EVENT_ONCE,
-                {
-                    "id": event_id,
-                    "organization_id": organization_id,
-                    "type": event.type,
-                    "data": event.data,
-                    "dedup_id": event.dedup_id,
-                    "fingerprint": fingerprint,
-                    "window": _window(),
-                },
-            )
-            if cursor.rowcount:
-                return Ingested(Outcome.ACCEPTED, event_id)
+        with server_cursor() as cursor:
             first = cursor.execute(sql.FIND_DEDUP_KEY, (organization_id, event.dedup_id)).fetchone()
-            if first is not None:
-                same = bytes(first[1]) == fingerprint
-                return Ingested(Outcome.DUPLICATE if same else Outcome.CONFLICT, first[0])
-            # The key's window ended between the two statements, so the id is new again.
+        if first is not None:
+            same = bytes(first[1]) == event.fingerprint()
+            return Ingested(Outcome.DUPLICATE if same else Outcome.CONFLICT, first[0])
+        # The key's window ended between the two statements, so the id is new again.
+
+
+def ingest_for(caller: Caller, event: NewEvent) -> Ingested | None:
+    """Store `event` if its dedup id is new and the caller's key still holds; None, and nothing done, if not.
+
+    For a caller that was only recalled: the statement that stores the event makes sure of the key.
+    """
+    event_id = _insert(caller.organization_id, event, caller)
+    return None if event_id is None else Ingested(Outcome.ACCEPTED, event_id)
+
+
+def _insert(organization_id: uuid.UUID, event: NewEvent, caller: Caller | None = None) -> uuid.UUID | None:
+    """Insert an event and return its id; None if its dedup id is taken or the caller's key doesn't hold."""
+    event_id = new_id()
+    parameters = {"id": event_id, "organization_id": organization_id, "type": event.type, "data": event.data}
+    if event.dedup_id is not None:
+        parameters |= {"dedup_id": event.dedup_id, "fingerprint": event.fingerprint(), "window": _window()}
+    if caller is not None:
+        parameters |= {
+            "key_id": caller.key_id,
+            "scope": Scope.EVENTS_WRITE.value,
+            "events_per_minute": caller.events_per_minute,
+        }
+    with server_cursor() as cursor:
+        cursor.execute(sql.INSERT_EVENT[event.dedup_id is not None, caller is not None], parameters)
+        return event_id if cursor.rowcount else None
 
 
 def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent]) -> list[Ingested]:

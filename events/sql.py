@@ -4,18 +4,19 @@ Where an index is searched by time it is `statement_timestamp()`: `clock_timesta
 so no index can be entered by it, and a search would read what is due later, too.
 """
 
-# Parameters: id, organization_id, type, data.
-INSERT_EVENT = """
+from orgs import keys
+
+_INSERT_EVENT = """
 INSERT INTO events_event (id, organization_id, type, data, status, tries, last_error, due_at, created_at)
-SELECT %s, %s, %s, %s, 'accepted', 0, '', t, t FROM clock_timestamp() AS t
+SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, 'accepted', 0, '', t, t FROM clock_timestamp() AS t
 """
 
 # One statement, so that no crash can separate the memory of the dedup id from the event.  A key that is
 # held by an uncommitted transaction is waited for; one whose window has ended is taken over.
-INSERT_EVENT_ONCE = """
+_INSERT_EVENT_ONCE = """
 WITH claimed AS (
     INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
-    VALUES (%(organization_id)s, %(dedup_id)s, %(id)s, %(fingerprint)s, clock_timestamp() + %(window)s)
+    SELECT %(organization_id)s, %(dedup_id)s, %(id)s, %(fingerprint)s, clock_timestamp() + %(window)s {condition}
     ON CONFLICT (organization_id, dedup_id) DO UPDATE
         SET event_id = EXCLUDED.event_id, fingerprint = EXCLUDED.fingerprint, expires_at = EXCLUDED.expires_at
         WHERE k.expires_at <= clock_timestamp()
@@ -25,6 +26,13 @@ INSERT INTO events_event (id, organization_id, type, data, dedup_id, status, tri
 SELECT claimed.event_id, %(organization_id)s, %(type)s, %(data)s, %(dedup_id)s, 'accepted', 0, '', t, t
 FROM claimed, clock_timestamp() AS t
 """
+# By whether the dedup id has to be new, and whether the key has to hold.
+INSERT_EVENT = {
+    (False, False): _INSERT_EVENT,
+    (False, True): f"{_INSERT_EVENT} WHERE {keys.HOLDS}",
+    (True, False): _INSERT_EVENT_ONCE.format(condition=""),
+    (True, True): _INSERT_EVENT_ONCE.format(condition=f"WHERE {keys.HOLDS}"),
+}
 
 FIND_DEDUP_KEY = "SELECT event_id, fingerprint FROM events_dedupkey WHERE organization_id = %s AND dedup_id = %s"
 

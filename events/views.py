@@ -13,6 +13,7 @@ from django.conf import settings
 from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiRequest, OpenApiResponse, extend_schema
+from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -22,12 +23,12 @@ from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_lim
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
 from core.ratelimits import Verdict, hit
-from core.wakeups import EVENTS, wake
+from core.wakeups import EVENTS, wake_soon
 from events import backlog, ingest, reading, schema
 from events.ingest import Ingested, Outcome
 from events.models import Event, EventStatus
 from events.payload import NewEvent, parse_batch, parse_event
-from orgs.authentication import caller_of
+from orgs.authentication import ApiKeyAuthentication, ask_again, caller_of, recalled_caller_of
 from orgs.models import Scope
 
 log = structlog.get_logger()
@@ -136,13 +137,28 @@ class EventListView(APIView):
     )
     def post(self, request: Request) -> HttpResponse:
         """Accept one event: 202 when it is committed, 200 for a retry, 409 for a reused dedup id."""
+        try:
+            return self._accept(request)
+        except Problem:
+            # Was it refused for what its key was a moment ago?
+            if not ask_again(request, self):
+                raise
+        return self._accept(request)
+
+    def get_authenticators(self) -> list[BaseAuthentication]:
+        """Let a POST recall its key: the statement that stores the event makes sure of it."""
+        if self.request is not None and self.request.method == "POST":  # None: for the OpenAPI description
+            return [ApiKeyAuthentication(recall_for=Scope.EVENTS_WRITE)]
+        return super().get_authenticators()
+
+    def _accept(self, request: Request) -> HttpResponse:
         started = time.perf_counter()
         require_media_type(request, "application/json")
         event = parse_event(read_body(request._request, settings.MAX_EVENT_BYTES))
         verdict = _throttle(request, 1)
         _require_room(1)
         with _failure_logged(request, [event], started):
-            result = ingest.ingest(caller_of(request).organization_id, event)
+            result = self._ingest(request, event)
         _log_outcome(request, result, event.type, started)
         location = f"/api/events/{result.event_id}"
         headers = {"Location": location, **(verdict.headers("events") if verdict else {})}
@@ -158,9 +174,17 @@ class EventListView(APIView):
         if result.outcome is Outcome.DUPLICATE:
             body = {"id": str(result.event_id), "status": "duplicate", "message": "Event was accepted before"}
             return json_response(body, status=200, headers=headers)
-        wake(EVENTS)
+        wake_soon(EVENTS)
         body = {"id": str(result.event_id), "status": "accepted", "message": "Event queued for processing"}
         return json_response(body, status=202, headers=headers)
+
+    def _ingest(self, request: Request, event: NewEvent) -> Ingested:
+        recalled = recalled_caller_of(request)
+        result = ingest.ingest_for(recalled, event) if recalled else None
+        if result is None:
+            ask_again(request, self)
+            result = ingest.ingest(caller_of(request).organization_id, event)
+        return result
 
     @extend_schema(
         operation_id="listEvents",
@@ -250,7 +274,7 @@ class EventBatchView(APIView):
             _log_outcome(request, result, event.type, started)
         accepted = sum(result.outcome is Outcome.ACCEPTED for result in results)
         if accepted:
-            wake(EVENTS)
+            wake_soon(EVENTS)
         remaining = iter(results)
         data: list[dict[str, Any]] = []
         for item in items:

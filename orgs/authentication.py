@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.authentication import BaseAuthentication
@@ -11,21 +11,43 @@ from rest_framework.request import Request
 from core.middleware import client_address
 from core.problems import Problem
 from core.ratelimits import Verdict
-from orgs import throttle
+from orgs import known, throttle
 from orgs.keys import Caller, authenticate
+from orgs.models import Scope
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="triggers"'}
 
 
-class ApiKeyAuthentication(BaseAuthentication):
-    """Set `request.user` to the Caller.  No endpoint that uses this is open to nobody."""
+_RECALLED = object()  # what DRF keeps as `request.auth` for a caller that was only recalled
 
-    def authenticate(self, request: Request) -> tuple[Caller, None]:
-        key = request.META.get("HTTP_X_API_KEY", "").strip()
-        if not key:
-            scheme, _, credentials = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
-            if scheme.lower() == "bearer":
-                key = credentials.strip()
+
+def presented_key(request: Request) -> str:
+    """Return the key that a request presents; empty when there is none."""
+    key: str = request.META.get("HTTP_X_API_KEY", "").strip()
+    if not key:
+        scheme, _, credentials = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
+        if scheme.lower() == "bearer":
+            key = credentials.strip()
+    return key
+
+
+class ApiKeyAuthentication(BaseAuthentication):
+    """Set `request.user` to the Caller.  No endpoint that uses this is open to nobody.
+
+    recall_for: the scope of a view that does one thing in one statement, with `keys.HOLDS` in it. There a caller is
+    recalled, if this process can, instead of asking the database. Before the view refuses anything, and when its
+    statement did nothing, it calls `ask_again`: only then is certain what the key may do.
+    """
+
+    def __init__(self, recall_for: Scope | None = None) -> None:
+        self._recall_for = recall_for
+
+    def authenticate(self, request: Request) -> tuple[Caller, object]:
+        key = presented_key(request)
+        if self._recall_for is not None:
+            recalled = known.recall(key)
+            if recalled is not None and self._recall_for.value in recalled.scopes:
+                return recalled, _RECALLED
         if not key:
             raise self._refusal(
                 request, "not_authenticated", "Give an API key in `X-API-Key` or `Authorization: Bearer`."
@@ -36,7 +58,7 @@ class ApiKeyAuthentication(BaseAuthentication):
         caller = authenticate(key)
         if caller is None:
             raise self._refusal(request, "invalid_api_key", "The API key is not valid.")
-        throttle.succeeded(key)
+        known.note(key, caller)
         return caller, None
 
     def authenticate_header(self, request: Request) -> str:
@@ -60,6 +82,26 @@ class ApiKeyAuthentication(BaseAuthentication):
 def caller_of(request: Request) -> Caller:
     """Return who makes an authenticated request."""
     return cast(Caller, request.user)
+
+
+def recalled_caller_of(request: Request) -> Caller | None:
+    """Return the caller if it was only recalled."""
+    return caller_of(request) if request.auth is _RECALLED else None
+
+
+def ask_again(request: Request, view: Any) -> bool:
+    """Find out whose the key of a recalled caller is now; tell whether anything about it has changed.
+
+    Raises Problem 401, 403 or 429 when it may no longer do what `view` does. Without effect on a caller that the
+    database was asked for.
+    """
+    recalled = recalled_caller_of(request)
+    if recalled is None:
+        return False
+    caller, request.auth = ApiKeyAuthentication().authenticate(request)
+    request.user = caller  # type: ignore[assignment]
+    view.check_permissions(request)
+    return caller_of(request) != recalled
 
 
 class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
 """API keys: making, checking, rotating and revoking them.
 
 A key reads `trk_<prefix>_<secret>`.  The database is asked on every request, so a revocation takes
-effect on the next one, on every process, whatever became of any cache.
+effect on the next one, on every process, whatever became of any cache: by a look-up, or by the statement that does
+what is asked for (`HOLDS`).
 """
 
 from __future__ import annotations
@@ -85,13 +86,21 @@ def create_api_key(
     return row, key
 
 
-_FIND_KEY = """
-SELECT k.id, k.secret_hash, k.scopes, o.id, o.name, o.events_per_minute, k.expires_at,
-       o.is_active AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp()),
+_USABLE = "o.is_active AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())"
+_FIND_KEY = f"""
+SELECT k.id, k.secret_hash, k.scopes, o.id, o.name, o.events_per_minute, k.expires_at, {_USABLE},
        k.last_used_at IS NULL OR k.last_used_at < clock_timestamp() - interval '1 minute'
 FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
 WHERE k.prefix = %s
-"""
+"""  # noqa: S608
+
+# The condition under which a key still lets `scope` be done, at the rate that was known for its organisation.
+# Parameters: key_id, scope, events_per_minute.
+HOLDS = f"""EXISTS (
+    SELECT 1 FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
+    WHERE k.id = %(key_id)s AND {_USABLE} AND %(scope)s = ANY (k.scopes)
+      AND o.events_per_minute = %(events_per_minute)s
+)"""  # noqa: S608
 
 
 def authenticate(text: str) -> Caller | None:

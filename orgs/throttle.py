@@ -16,6 +16,7 @@ from collections import OrderedDict
 from django.conf import settings
 
 from core.ratelimits import Verdict, hit
+from orgs import known
 
 POLICY = "auth-failures"
 # For all blocked addresses of a process together: keys that it hasn't seen working are looked up this often.
@@ -42,14 +43,12 @@ class _Memory:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._blocked: OrderedDict[str, float] = OrderedDict()
-        self._working: OrderedDict[bytes, None] = OrderedDict()
         self._next_lookup = 0.0
         self.lookups = 0
 
     def clear(self) -> None:
         with self._lock:
             self._blocked.clear()
-            self._working.clear()
             self._next_lookup = 0.0
 
     def block(self, who: str, seconds: float) -> None:
@@ -72,18 +71,10 @@ class _Memory:
                 self._blocked.pop(who, None)
             return max(0.0, left)
 
-    def remember(self, key: str) -> None:
-        digest = hashlib.sha256(key.encode()).digest()
-        with self._lock:
-            self._working[digest] = None
-            self._working.move_to_end(digest)
-            if len(self._working) > REMEMBERED:
-                self._working.popitem(last=False)
-
     def may_look_up(self, key: str) -> bool:
+        if known.is_known(key):
+            return True
         with self._lock:
-            if hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest() in self._working:
-                return True
             now = time.monotonic()
             if now < self._next_lookup:
                 return False
@@ -113,11 +104,6 @@ def refuse_early(address: str, key: str) -> Verdict | None:
     if not left or _memory.may_look_up(key):
         return None
     return Verdict(False, settings.AUTH_FAILURES_PER_MINUTE, 0, int(left) + 1)
-
-
-def succeeded(key: str) -> None:
-    """Note that the key works."""
-    _memory.remember(key)
 
 
 def failed(address: str) -> Verdict:

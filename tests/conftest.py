@@ -11,10 +11,11 @@ from django.db import connection
 from django.test import Client
 from django_redis import get_redis_connection
 
+from core import ratelimits, wakeups
 from core import redis as core_redis
 from devstack.receiver import Receiver
 from events import backlog
-from orgs import throttle
+from orgs import known, throttle
 from orgs.keys import create_api_key
 from orgs.models import Organization
 from soak.stack import Stack
@@ -38,8 +39,11 @@ def django_db_modify_db_settings_xdist_suffix() -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_slate() -> None:
-    """Forget what processes remember between requests: Redis, the backlog's figure, failed log-ins, a Redis outage."""
+    """Forget what processes remember between requests: Redis, keys, rates, the backlog, a Redis outage."""
+    assert wakeups.wait_until_told(30)
     get_redis_connection("default").flushall()
+    ratelimits.forget()
+    known.forget()
     backlog.forget()
     throttle.forget()
     core_redis._guard._retry_at = 0.0
@@ -69,7 +73,9 @@ class ApiClient:
         given = {"X-API-Key": self.key} if self.key else {}
         content_type = headers.pop("content_type", "application/json")
         data = raw if raw is not None else (json.dumps(body).encode() if body is not None else b"")
-        return self._client.generic(method, path, data, content_type=content_type, headers={**given, **headers})
+        answer = self._client.generic(method, path, data, content_type=content_type, headers={**given, **headers})
+        assert wakeups.wait_until_told(30)
+        return answer
 
     def get(self, path: str, **headers: str) -> Any:
         """GET."""

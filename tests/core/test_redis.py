@@ -19,7 +19,7 @@ from core import ratelimits
 from core import redis as core_redis
 from core.ratelimits import Verdict, hit
 from core.redis import RedisUnavailable, call_redis
-from core.wakeups import EVENTS, JOB_FUNCTIONS, WEBHOOKS, ForbiddenJob, WakeUp, wake
+from core.wakeups import EVENTS, JOB_FUNCTIONS, WEBHOOKS, ForbiddenJob, WakeUp, wait_until_told, wake, wake_soon
 
 
 def queue(name: str) -> Queue:
@@ -45,6 +45,35 @@ def test_a_wake_up_that_waits_is_not_added_twice_and_one_that_was_taken_is() -> 
     assert queue(WEBHOOKS).count == 0
     get_redis_connection("default").lpop("rq:queue:events")
     assert wake(EVENTS)
+    assert queue(EVENTS).count == 1
+
+
+def test_a_wake_up_for_a_request_comes_from_another_thread_and_after_what_it_is_about() -> None:
+    connection = get_redis_connection("default")
+    for _ in range(30):
+        wake_soon(EVENTS)
+        assert wait_until_told(30)
+        assert connection.llen("rq:queue:events") == 1
+        connection.delete("rq:queue:events")  # as a worker takes it, before it looks
+
+
+def test_many_requests_share_a_wake_up() -> None:
+    before = get_redis_connection("default").info("commandstats")["cmdstat_llen"]["calls"]
+    for _ in range(5000):
+        wake_soon(EVENTS)
+    assert wait_until_told(30)
+    assert queue(EVENTS).count == 1
+    assert get_redis_connection("default").info("commandstats")["cmdstat_llen"]["calls"] - before < 2500
+
+
+def test_requests_don_t_wait_for_a_redis_that_is_away_and_wake_it_up_again_when_it_is_back() -> None:
+    core_redis._guard._retry_at = time.monotonic() + 3600
+    wake_soon(EVENTS)
+    assert wait_until_told(30)
+    assert queue(EVENTS).count == 0
+    core_redis._guard._retry_at = 0.0
+    wake_soon(EVENTS)
+    assert wait_until_told(30)
     assert queue(EVENTS).count == 1
 
 

@@ -20,6 +20,7 @@ from events import backlog, ingest
 from events.models import Event
 from events.payload import NewEvent
 from events.repair import reprocess
+from orgs.keys import authenticate, create_api_key
 from orgs.models import Organization
 from tests.webhooks.helpers import NOWHERE, fan_out, result, subscribe
 from triggers_project.health import COUNT_TO
@@ -179,10 +180,14 @@ def test_the_check_itself_sees_a_sequential_scan_and_a_walk_along_an_index(histo
 
 @pytest.mark.django_db
 def test_accepting_an_event_or_a_batch_reads_no_history(history: History) -> None:
+    caller = authenticate(create_api_key(history.organization)[1])
+    assert caller is not None
     with _checked(history):
         for number in range(8):  # often enough for a generic plan
             ingest.ingest(history.organization.id, NewEvent("order.1", "{}", None))
             ingest.ingest(history.organization.id, NewEvent("order.1", "{}", f"d-{number}"))
+            for dedup_id in (None, f"for-{number}"):
+                assert ingest.ingest_for(caller, NewEvent("order.1", "{}", dedup_id)) is not None
             ingest.ingest_batch(
                 history.organization.id, [NewEvent("order.1", "{}", f"d-{n}") for n in range(number, 100)]
             )
