@@ -99,8 +99,8 @@ class Claim:
 
     more: another claim at once may bring more.  busy: the lanes that gave all that they might.
     waits: for each lane that its rate limit holds up, the seconds until it allows the next one.  was_crowded: it
-    brought nothing because others held the lanes that are due, which takes them milliseconds.  deadline:
-    monotonic end of the leases.
+    passed over lanes that are due because others held them, which takes milliseconds.  deadline: monotonic end of
+    the leases.
     """
 
     deliveries: list[Claimed] = field(default_factory=list)
@@ -269,6 +269,7 @@ def _claim(limit: int, held: Held | None, lanes: Lanes, lease_seconds: float) ->
         more=more or len(rows) >= LANES_AT_A_TIME,
         busy=frozenset(busy),
         waits=tuple(until - now for until in busy.values() if until is not None),
+        was_crowded=len(rows) < rows[0][9],
         clock=Clock(now, started),
         deadline=started + lease_seconds,
     )

@@ -38,6 +38,7 @@ class _Lane:
     standing: health.Health
     failing_seconds: float | None
     most: int
+    was_full: bool
     settled: int = 0
     succeeded: bool = False
     failing: bool = False
@@ -53,14 +54,16 @@ def policy() -> health.Policy:
     )
 
 
-def record(results: list[Result]) -> None:
-    """Store the results, committed when this returns.
+def record(results: list[Result]) -> bool:
+    """Store the results, committed when this returns; tell whether something may be due that no claim could take.
 
     A result whose lease was lost adds its attempt and changes nothing else.
     """
-    disabled = in_transaction(lambda: [one for part in _rounds(results) for one in _record(part)])
-    for subscription_id, reason in disabled:
-        log.warning("subscription_disabled", subscription_id=str(subscription_id), reason=reason)
+    parts = in_transaction(lambda: [_record(part) for part in _rounds(results)])
+    for disabled, _ in parts:
+        for subscription_id, reason in disabled:
+            log.warning("subscription_disabled", subscription_id=str(subscription_id), reason=reason)
+    return any(made_room for _, made_room in parts)
 
 
 def _rounds(results: list[Result]) -> list[list[Result]]:
@@ -76,20 +79,19 @@ def _rounds(results: list[Result]) -> list[list[Result]]:
     return [list(part.values()) for part in rounds]
 
 
-def record_each(results: list[Result]) -> list[Result]:
+def record_each(results: list[Result]) -> tuple[list[Result], bool]:
     """Store the results; one that can't be stored as it is holds back none of the others.
 
-    Returns those that are not stored because the database or the moment is at fault; the caller tries
-    them again.  One that the database refuses whatever is left out of it is logged and dropped: its
+    Returns those that are not stored because the database or the moment is at fault, for the caller to try
+    again, and what `record` tells.  One that the database refuses whatever is left out of it is logged and dropped: its
     lease runs out, which is recorded as a lost worker.
     """
     try:
-        record(results)
-        return []
+        return [], record(results)
     except Exception as error:
         if is_transient(error):
             log.warning("record_failed", results=len(results), error=repr(error)[:300])
-            return results
+            return results, False
         log.error("record_batch_failed", results=len(results), error=repr(error)[:300])
     for position, result in enumerate(results):
         # What the receiver said is the only part that is not ours: leave it out, keep what it means.
@@ -100,9 +102,9 @@ def record_each(results: list[Result]) -> list[Result]:
                 break
             except Exception as error:
                 if is_transient(error):
-                    return results[position:]
+                    return results[position:], True
                 log.error("record_failed_alone", delivery_id=str(result.claimed.delivery_id), error=repr(error)[:300])
-    return []
+    return [], True
 
 
 def storable(text: str) -> str:
@@ -110,14 +112,15 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
 
 
-def _record(results: list[Result]) -> list[tuple[uuid.UUID, str]]:
+def _record(results: list[Result]) -> tuple[list[tuple[uuid.UUID, str]], bool]:
+    """Store results of different deliveries; return the lanes that were disabled, and whether one has room again."""
     by_lane: dict[uuid.UUID, list[Result]] = defaultdict(list)
     for result in results:
         by_lane[result.claimed.subscription_id].append(result)
     with server_cursor() as locking, server_cursor() as cursor, server_cursor() as settling, pipelined():
         locking.execute(sql.LOCK_LANES, {"ids": list(by_lane), "most": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION})
         lanes = {
-            row[0]: _Lane(row[1], row[2], health.Health(row[3], row[4], row[5], row[6] or 0.0), row[7], row[8])
+            row[0]: _Lane(row[1], row[2], health.Health(row[3], row[4], row[5], row[6] or 0.0), row[7], row[8], row[9])
             for row in locking.fetchall()
         }
         statuses, delays = [], []
@@ -162,7 +165,8 @@ def _record(results: list[Result]) -> list[tuple[uuid.UUID, str]]:
                 "due": [lane.due for lane in lanes.values()],
             },
         )
-    return _disable_failing(lanes)
+    made_room = any(lane.was_full for lane in lanes.values()) or any(delay == 0 for delay in delays)
+    return _disable_failing(lanes), made_room
 
 
 def _next_step(result: Result, lane: _Lane) -> tuple[str, float | None]:

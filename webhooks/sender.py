@@ -104,6 +104,8 @@ class Sender:
         self._busy_lanes = BusyLanes(on_end=self.wake) if with_busy_lanes else None
         # Lanes that a claim left busy while requests to them are in flight here: each result may let the other go on.
         self._left_busy: set[uuid.UUID] = set()
+        self._left_behind = False  # whether a claim runs, or the last one may have left something
+        self._seen_wakes = 0  # of the last claim
         self._looks: list[float] = []  # a heap: when rate limits allow more, by the monotonic clock
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -225,6 +227,7 @@ class Sender:
             wakes = self._wakes
             claim = Claim()
             room = self._room()
+            self._left_behind = True
             if room > 0 and not settings.DISABLE_WEBHOOK_DELIVERY:
                 try:
                     claim = await self._claim(room)
@@ -239,13 +242,10 @@ class Sender:
                 for claimed in claim.deliveries:
                     self._begin(claimed, claim.clock, claim.deadline)
                 self._leave_busy(claim.busy)
+            self._left_behind = claim.more or claim.was_crowded or room <= 0
+            self._seen_wakes = wakes
+            self._tell_if_drained()
             more = claim.more and bool(claim.deliveries)
-            # A result recorded meanwhile may have made room that this claim hasn't seen.
-            recorded = self._work.is_set()
-            in_work = self._tasks or self._unrecorded or more or claim.was_crowded or recorded
-            with self._drained_lock:
-                if not in_work and wakes == self._wakes:
-                    self._drained.set()
             if more and self._room() > 0:
                 await self._gather()
                 continue
@@ -258,6 +258,13 @@ class Sender:
                 async with asyncio.timeout(wait):
                     await self._work.wait()
             await self._gather()
+
+    def _tell_if_drained(self) -> None:
+        """Say so when nothing is in work and nothing can be due that no claim has seen."""
+        with self._drained_lock:
+            seen = self._seen_wakes == self._wakes and not self._left_behind and not self._work.is_set()
+            if seen and not self._tasks and not self._unrecorded:
+                self._drained.set()
 
     async def _gather(self) -> None:
         """Wait for more results or places, where a backlog is worked off and many requests are in flight."""
@@ -326,7 +333,7 @@ class Sender:
             self._recordable.clear()
             while self._results:
                 batch, self._results = self._results[:RECORD_AT_A_TIME], self._results[RECORD_AT_A_TIME:]
-                unrecorded = await self._record(batch)
+                unrecorded, made_room = await self._record(batch)
                 self._unrecorded -= len(batch)
                 kept = {id(result) for result in unrecorded}
                 if self._busy_lanes and any(result.claimed.subscription_id in self._left_busy for result in batch):
@@ -334,26 +341,34 @@ class Sender:
                 for result in batch:
                     if id(result) not in kept:
                         self._give_up_place(result.claimed)
-                self._work.set()
+                if made_room or self._left_behind:
+                    self._work.set()  # a claim that runs may not have seen the room
+                self._tell_if_drained()
             if self._stopping and not self._tasks and not self._results:
                 return
 
-    async def _record(self, batch: list[Result]) -> list[Result]:
+    async def _record(self, batch: list[Result]) -> tuple[list[Result], bool]:
         """Record a batch, again and again while the database is away: an answer isn't forgotten.
 
-        Returns what could not be recorded when the grace was over; its leases are given back.
+        Returns what could not be recorded when the grace was over, whose leases are given back, and whether there
+        is room in a lane that had none.
         """
         left = batch
+        made_room = False
         while left:
             try:
-                left = await self._in(self._record_thread, lambda results=left: recording.record_each(results))  # type: ignore[misc]
+                left, has_room = await self._in(
+                    self._record_thread,
+                    lambda results=left: recording.record_each(results),  # type: ignore[misc]
+                )
+                made_room = made_room or has_room
             except Exception as error:
                 log.warning("record_failed", results=len(left), error=repr(error)[:300])
             if left:
                 if time.monotonic() > self._grace_ends:
                     break
                 await asyncio.sleep(RETRY_SECONDS)
-        return left
+        return left, made_room
 
     def _give_up_place(self, claimed: Claimed) -> None:
         self._leases[claimed.lease_id] -= 1

@@ -38,7 +38,7 @@ LOCK_LANES = """
 SELECT l.subscription_id, l.is_open, s.deleted_at IS NOT NULL, l.window_size, l.failures_in_row, l.circuit_opened,
        greatest(0, extract(epoch FROM l.paused_until - clock_timestamp()))::float8,
        extract(epoch FROM clock_timestamp() - l.failing_since)::float8,
-       coalesce(s.max_in_flight, %(most)s)
+       coalesce(s.max_in_flight, %(most)s), l.in_flight >= least(l.window_size, coalesce(s.max_in_flight, %(most)s))
 FROM webhooks_lane l JOIN webhooks_subscription s ON s.id = l.subscription_id
 WHERE l.subscription_id = ANY(%(ids)s::uuid[]) ORDER BY l.subscription_id FOR UPDATE OF l
 """
@@ -82,7 +82,8 @@ SELECT l.subscription_id, least(l.window_size, coalesce(s.max_in_flight, %(most)
        s.deliveries_per_second, extract(epoch FROM l.rate_reserved_until)::float8,
        extract(epoch FROM clock_timestamp())::float8,
        s.url, s.encrypted_headers, s.encrypted_secret,
-       CASE WHEN s.previous_secret_expires_at > clock_timestamp() THEN s.encrypted_previous_secret ELSE '' END
+       CASE WHEN s.previous_secret_expires_at > clock_timestamp() THEN s.encrypted_previous_secret ELSE '' END,
+       (SELECT count(*) FROM due)
 FROM due JOIN webhooks_lane l ON l.subscription_id = due.subscription_id
 JOIN webhooks_subscription s ON s.id = l.subscription_id
 WHERE l.is_open AND l.is_busy = ANY(%(busy)s)

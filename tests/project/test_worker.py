@@ -15,6 +15,7 @@ from django.core.management import get_commands
 from django.db import connection
 from django_redis import get_redis_connection
 from django_rq import get_worker
+from rq import Queue
 from rq.serializers import JSONSerializer
 
 from core.wakeups import EVENTS, WEBHOOKS, WakeUp, wake
@@ -76,6 +77,31 @@ def test_a_burst_fans_out_and_delivers_all_that_waits(posted: list[str], receive
     assert set(Delivery.objects.values_list("status", flat=True)) == {"delivered"}
     assert sorted(request.headers["webhook-id"] for request in receiver.requests) == sorted(posted)
     assert get_redis_connection("default").llen("rq:queue:events") == 0
+    assert not get_redis_connection("default").keys("rq:job:*"), "a wake-up that was followed leaves nothing"
+    assert not get_redis_connection("default").keys("rq:wip:*")
+
+
+def test_wake_ups_that_were_followed_are_counted_and_one_that_failed_is_kept() -> None:
+    worker = get_worker(EVENTS, WEBHOOKS)
+    redis = get_redis_connection("default")
+    worker.register_birth()
+    for name in (EVENTS, WEBHOOKS, EVENTS):
+        assert wake(name)
+        job, queue = worker.dequeue_job_and_maintain_ttl(timeout=None)
+        if name == WEBHOOKS:
+            job.timeout = 1
+            job._func_name = "os.getcwd"
+        worker.execute_job(job, queue)
+    worker._beat()
+    assert redis.hget(worker.key, "successful_job_count") == b"2"
+    assert redis.hget(worker.key, "failed_job_count") == b"1"
+    assert redis.hget(worker.key, "state") == b"idle"
+    (failed,) = Queue(WEBHOOKS, connection=redis, job_class=WakeUp).failed_job_registry.get_job_ids()
+    assert redis.keys("rq:job:*") == [f"rq:job:{failed}".encode()]
+    assert (
+        "ForbiddenJob" in WakeUp.fetch(failed, connection=redis, serializer=JSONSerializer).latest_result().exc_string
+    )
+    worker.register_death()
 
 
 def test_a_worker_needs_no_job_to_find_what_waits(posted: list[str], receiver: Receiver) -> None:

@@ -103,7 +103,7 @@ class Deliveries(RuleBasedStateMachine):
     def answer(self, worker: int, count: int, good: bool, how: dict[str, Any]) -> None:
         self.doing = "record"
         batch, self.workers[worker] = self.workers[worker][:count], self.workers[worker][count:]
-        assert record_each([result(c, **({} if good else how)) for c in batch]) == []
+        assert record_each([result(c, **({} if good else how)) for c in batch])[0] == []
 
     @precondition(lambda self: any(self.workers))
     @rule(worker=st.integers(0, 1))

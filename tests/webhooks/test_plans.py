@@ -323,4 +323,4 @@ def test_the_indexes_of_the_claim_hold_what_waits_and_not_the_history(history: H
         )
         sizes = dict(cursor.fetchall())
     assert len(sizes) == 3
-    assert max(sizes.values()) <= PARKED + 300
+    assert max(sizes.values()) < 2 * PARKED  # ANALYZE counts a sample

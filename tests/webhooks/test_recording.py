@@ -35,6 +35,21 @@ def test_an_attempt_says_when_how_long_what_and_why(organization: Organization) 
     assert (delivery.last_status_code, delivery.last_error, delivery.lease_id) == (503, "http_status", None)
 
 
+def test_recording_tells_whether_a_lane_had_no_room_for_what_may_wait(
+    organization: Organization, settings: Any
+) -> None:
+    subscription = subscribe(organization)
+    accept(organization, 5)
+    Lane.objects.update(window_size=3)
+    taken = claim(10).deliveries
+    assert len(taken) == 3
+    assert record([result(taken[0])]) is True, "three of three places were taken"
+    assert lane_of(subscription).in_flight == 2
+    assert record([result(taken[1], 500)]) is False, "two of four were"
+    settings.DELIVERY_RETRY_SCHEDULE = (0.0, 0.0, 5.0)
+    assert record([result(taken[2], 500)]) is True, "it is due again at once"
+
+
 def test_every_entry_of_the_schedule_is_used_and_then_it_has_failed(organization: Organization, settings: Any) -> None:
     settings.DELIVERY_RETRY_SCHEDULE = (0.0, 5.0, 300.0)
     settings.DELIVERY_RETRY_JITTER = 0.0
@@ -107,7 +122,7 @@ def test_an_answer_that_the_database_refuses_is_recorded_without_its_words(organ
     _refuse_attempts("response_body LIKE '%poison%'")
     taken = claim(10).deliveries
     results = [result(c, 500 if n == 1 else 200, body="poison" if n == 1 else "ok") for n, c in enumerate(taken)]
-    assert record_each(results) == []
+    assert record_each(results)[0] == []
     assert statuses() == ["delivered", "delivered", "pending"]
     attempt = DeliveryAttempt.objects.get(status_code=500)
     assert (attempt.response_body, attempt.error_detail) == ("", "The answer could not be stored.")
@@ -122,7 +137,7 @@ def test_a_result_that_the_database_refuses_altogether_holds_back_no_other_and_h
     _refuse_attempts("status_code = 418")
     taken = claim(10).deliveries
     poison = taken[1].delivery_id
-    assert record_each([result(c, 418 if n == 1 else 200) for n, c in enumerate(taken)]) == []
+    assert record_each([result(c, 418 if n == 1 else 200) for n, c in enumerate(taken)])[0] == []
     assert statuses() == ["delivered", "delivered", "delivering"]
     # Recorded once each: what went well isn't written again because a neighbour can't be.
     assert DeliveryAttempt.objects.count() == 2
@@ -224,7 +239,7 @@ def test_what_postgresql_cannot_hold_is_replaced(organization: Organization, tex
     subscribe(organization)
     accept(organization)
     (claimed,) = claim(10).deliveries
-    assert record_each([result(claimed, 500, body=text, detail=text)]) == []
+    assert record_each([result(claimed, 500, body=text, detail=text)])[0] == []
     attempt = DeliveryAttempt.objects.get()
     assert "\x00" not in attempt.response_body + attempt.error_detail
     assert attempt.error_detail != "The answer could not be stored."

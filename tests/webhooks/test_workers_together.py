@@ -69,6 +69,21 @@ def test_a_claim_that_meets_only_locks_says_so_instead_of_sleeping(organization:
     assert not claim(10).was_crowded  # nothing is due
 
 
+def test_a_claim_that_passes_over_one_lane_because_of_its_lock_says_so_beside_what_it_brings(
+    organization: Organization,
+) -> None:
+    held, free = subscribe(organization), subscribe(organization)
+    accept(organization, 1)
+    with transaction.atomic():
+        Lane.objects.select_for_update().get(pk=held.pk)
+        (elsewhere,) = in_threads(1, lambda _: claim(10))
+    assert [claimed.subscription_id for claimed in elsewhere.deliveries] == [free.pk]
+    assert elsewhere.was_crowded
+    rest = claim(10)
+    assert [claimed.subscription_id for claimed in rest.deliveries] == [held.pk]
+    assert not rest.was_crowded
+
+
 def test_workers_that_claim_record_die_and_stop_at_once_leave_every_count_exact(organization: Organization) -> None:
     lanes = [subscribe(organization) for _ in range(3)]
     accept(organization, 40)
