@@ -83,6 +83,7 @@ class BusyLanes:
                 "send_busy_lanes",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,  # so that it can be put behind others (core.process.give_way)
             )
         except OSError as error:
             log.error("busy_lanes_not_started", error=repr(error)[:300])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from core.process import NICENESS
 from devstack import pids
 from devstack.receiver import Received, Receiver, Response
 from soak.stack import Stack, wait_for
@@ -63,6 +64,8 @@ def test_each_of_a_worker_s_two_processes_sends_for_its_own_lanes(
 ) -> None:
     helper = _with_backlog(stack, account, receiver, PATIENT)
     busy, quiet = _counter(receiver, "/busy"), _counter(receiver, "/quiet")
+    own = os.getpriority(os.PRIO_PROCESS, stack.workers[0].pid)
+    assert os.getpriority(os.PRIO_PROCESS, helper) == min(19, own + NICENESS), "it gives way"
     os.kill(helper, signal.SIGSTOP)
     try:
         for number in range(1, 4):

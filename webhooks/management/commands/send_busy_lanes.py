@@ -11,7 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from core.process import prepare
+from core.process import give_way, prepare
 from webhooks.busylanes import ALIVE, READY, SIGN_OF_LIFE_SECONDS
 from webhooks.claiming import Lanes
 from webhooks.sender import Sender
@@ -25,6 +25,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         prepare(sockets=settings.MAX_CONCURRENT_DELIVERIES)
+        give_way()
         sender = Sender(settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL, Lanes.BUSY)
         told_to_stop = False
 
