@@ -10,8 +10,8 @@ from pathlib import Path
 
 from core import memory
 
-# A third of the usual share where the processors don't suffice for all, as nice(2) has it.
-NICENESS = 5
+# A tenth of the usual share where the processors don't suffice for all, as nice(2) has it.
+NICENESS = 10
 
 
 def prepare(sockets: int) -> None:
