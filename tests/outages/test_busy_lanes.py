@@ -77,7 +77,10 @@ def test_each_of_a_worker_s_two_processes_sends_for_its_own_lanes(
     _grows(busy)
     wait_until_settled(stack)
     assert busy() == BACKLOG
-    assert not stack.sql("SELECT 1 FROM webhooks_lane WHERE is_busy AND next_due_at IS NOT NULL")
+    wait_for(
+        lambda: not stack.sql("SELECT 1 FROM webhooks_lane WHERE is_busy AND next_due_at IS NOT NULL"),
+        "no claim finds that nothing is left",
+    )
 
 
 def test_a_worker_whose_second_process_is_killed_sends_for_all_and_starts_another(
