@@ -11,7 +11,6 @@ import hashlib
 import math
 import threading
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from limits import RateLimitItemPerMinute
@@ -19,6 +18,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from redis.exceptions import NoScriptError
 
+from core.recent import Recent
 from core.redis import Ask, RedisUnavailable, ask_redis
 
 WINDOW_SECONDS = 60
@@ -26,7 +26,6 @@ WINDOW_SECONDS = 60
 # What is booked at a time, as a share of the limit, and up to which share of the limit.
 SHARE_BOOKED = 1 / 1000
 BOOKED_UP_TO = 1 / 2
-REMEMBERED = 10_000
 
 # Counts, if there is room for all of it, and tells the rest of the window: one round trip, where the library
 # needs three.  A key without an end gets one, however it came to be.  Answers how many it has counted: the cost,
@@ -98,7 +97,7 @@ class _Bookings:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._bookings: OrderedDict[tuple[str, str], _Booking] = OrderedDict()
+        self._bookings: Recent[tuple[str, str], _Booking] = Recent()
 
     def take(self, key: tuple[str, str], per_minute: int, cost: int) -> Verdict | None:
         """Take `cost` of what is booked; None when it isn't there."""
@@ -120,9 +119,6 @@ class _Bookings:
                 new.left += old.left
                 new.ends_at = min(new.ends_at, old.ends_at)
             self._bookings[key] = new
-            self._bookings.move_to_end(key)
-            if len(self._bookings) > REMEMBERED:
-                self._bookings.popitem(last=False)
             return new.left
 
     def clear(self) -> None:

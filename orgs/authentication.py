@@ -21,7 +21,7 @@ _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="triggers"'}
 _RECALLED = object()  # what DRF keeps as `request.auth` for a caller that was only recalled
 
 
-def presented_key(request: Request) -> str:
+def _presented_key(request: Request) -> str:
     """Return the key that a request presents; empty when there is none."""
     key: str = request.META.get("HTTP_X_API_KEY", "").strip()
     if not key:
@@ -43,7 +43,7 @@ class ApiKeyAuthentication(BaseAuthentication):
         self._recall_for = recall_for
 
     def authenticate(self, request: Request) -> tuple[Caller, object]:
-        key = presented_key(request)
+        key = _presented_key(request)
         if self._recall_for is not None:
             recalled = known.recall(key)
             if recalled is not None and self._recall_for.value in recalled.scopes:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections import OrderedDict
 
+from core.recent import Recent
 from orgs.keys import Caller
 
-REMEMBERED = 10_000
 # So long a caller is recalled, for statements that make sure of it themselves; then the database is asked again,
 # which also keeps the key's time of last use.
 RECALL_SECONDS = 10.0
@@ -24,15 +23,12 @@ class _KnownKeys:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._callers: OrderedDict[bytes, tuple[Caller, float]] = OrderedDict()
+        self._callers: Recent[bytes, tuple[Caller, float]] = Recent()
 
     def note(self, key: str, caller: Caller) -> None:
         digest = _digest(key)
         with self._lock:
             self._callers[digest] = caller, time.monotonic() + RECALL_SECONDS
-            self._callers.move_to_end(digest)
-            if len(self._callers) > REMEMBERED:
-                self._callers.popitem(last=False)
 
     def recall(self, key: str) -> Caller | None:
         caller, until = self._callers.get(_digest(key), (None, 0.0))

@@ -11,17 +11,16 @@ import hashlib
 import ipaddress
 import threading
 import time
-from collections import OrderedDict
 
 from django.conf import settings
 
 from core.ratelimits import Verdict, hit
+from core.recent import Recent
 from orgs import known
 
 POLICY = "auth-failures"
 # For all blocked addresses of a process together: keys that it hasn't seen working are looked up this often.
 LOOKUPS_PER_SECOND = 20
-REMEMBERED = 10_000
 
 
 def subject(address: str) -> str:
@@ -42,7 +41,7 @@ class _Memory:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._blocked: OrderedDict[str, float] = OrderedDict()
+        self._blocked: Recent[str, float] = Recent()
         self._next_lookup = 0.0
         self.lookups = 0
 
@@ -54,9 +53,6 @@ class _Memory:
     def block(self, who: str, seconds: float) -> None:
         with self._lock:
             self._blocked[who] = time.monotonic() + seconds
-            self._blocked.move_to_end(who)
-            if len(self._blocked) > REMEMBERED:
-                self._blocked.popitem(last=False)
 
     def blocks_anybody(self) -> bool:
         return bool(self._blocked)

@@ -148,8 +148,10 @@ class TriggersWorker(SimpleWorker):
         """Do what a wake-up asks for.
 
         A lost wake-up costs nothing, so of RQ's bookkeeping around a job, a dozen round trips that took longer than
-        most wake-ups do, only that of a failed one is left: operators find it in its registry.
+        most wake-ups do, only that of a failed one is left: operators find it in its registry. It is forgotten
+        before it is followed, so that a worker that is killed meanwhile leaves nothing behind.
         """
+        self.connection.delete(job.key)
         self._state = WorkerStatus.BUSY  # SIGTERM's handler lets a job finish
         started = time.monotonic()
         try:
@@ -158,7 +160,6 @@ class TriggersWorker(SimpleWorker):
         except Exception:
             self._keep_failure(job, queue)
         else:
-            self.connection.delete(job.key)
             with self._done_lock:
                 self._done += 1
                 self._done_seconds += time.monotonic() - started
@@ -167,6 +168,7 @@ class TriggersWorker(SimpleWorker):
 
     def _keep_failure(self, job: Job, queue: Queue) -> None:
         error = sys.exc_info()
+        job.save()
         execution = self.prepare_execution(job)
         self.prepare_job_execution(job)
         job.started_at = now()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import threading
 import time
 import zlib
@@ -20,6 +21,7 @@ from core import redis as core_redis
 from core.ratelimits import Verdict, hit
 from core.redis import RedisUnavailable, call_redis
 from core.wakeups import EVENTS, JOB_FUNCTIONS, WEBHOOKS, ForbiddenJob, WakeUp, wait_until_told, wake, wake_soon
+from devstack.processes import ROOT
 
 
 def queue(name: str) -> Queue:
@@ -55,6 +57,16 @@ def test_a_wake_up_for_a_request_comes_from_another_thread_and_after_what_it_is_
         assert wait_until_told(30)
         assert connection.llen("rq:queue:events") == 1
         connection.delete("rq:queue:events")  # as a worker takes it, before it looks
+
+
+def test_a_web_process_wakes_the_workers_before_it_ends() -> None:
+    worker_exit = runpy.run_path(str(ROOT / "gunicorn.conf.py"))["worker_exit"]
+    connection = get_redis_connection("default")
+    for _ in range(30):
+        wake_soon(EVENTS)
+        worker_exit(None, None)
+        assert connection.llen("rq:queue:events") == 1
+        connection.delete("rq:queue:events")
 
 
 def test_many_requests_share_a_wake_up() -> None:

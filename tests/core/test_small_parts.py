@@ -15,6 +15,7 @@ from pytest_django import Settings
 
 from core import db, encryption, ids
 from core.middleware import client_address
+from core.recent import REMEMBERED, Recent
 from core.serializers import (
     StrictCharField,
     StrictFloatField,
@@ -23,6 +24,17 @@ from core.serializers import (
     validate_plain_text,
 )
 from orgs.models import Organization
+
+
+def test_the_last_keys_that_were_set_are_remembered_and_no_more() -> None:
+    recent: Recent[int, int] = Recent()
+    for number in range(REMEMBERED):
+        recent[number] = number
+    recent[0] = -1
+    recent[REMEMBERED] = 0
+    assert len(recent) == REMEMBERED
+    assert 1 not in recent
+    assert recent[0] == -1
 
 
 def test_ids_are_uuid_7_unique_and_in_the_order_of_time() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from soak import faults
 from soak.run import SETTINGS, Soak
-from soak.stack import Stack
+from soak.stack import Stack, wait_for
+from tests.system import Account
 
 SEED = 20
 QUICK = {**SETTINGS, "DELIVERY_TIMEOUT": "1s", "LEASE_MARGIN": "4s"}
@@ -46,6 +47,24 @@ def test_every_accepted_event_arrives_whatever_is_killed(
     assert verdict.deliveries == 3 * (verdict.accepted + verdict.stored_without_answer)
     assert verdict.in_flight_at_kills > 0
     assert verdict.duplicates <= verdict.in_flight_at_kills
+
+
+def test_a_worker_killed_in_a_wake_up_leaves_nothing_of_it_in_redis(stack: Stack, account: Account) -> None:
+    stack.start_web(workers=1)
+    assert account.post_event().status == 202
+    with stack.connect() as blocker:
+        blocker.execute("BEGIN")
+        blocker.execute("LOCK TABLE events_event IN EXCLUSIVE MODE")
+        stack.start_workers({})
+        wait_for(
+            lambda: stack.sql("SELECT 1 FROM pg_stat_activity WHERE usename = 'worker_1' AND wait_event_type = 'Lock'"),
+            "no fan-out waits for the lock",
+        )
+        wait_for(lambda: stack.valkey_command("LLEN", "rq:queue:events") == b":0\r\n", "no wake-up is followed")
+        stack.workers[0].unwatch()
+        stack.workers[0].process.kill()
+        blocker.execute("ROLLBACK")
+    assert stack.valkey_command("KEYS", "rq:job:*") == b"*0\r\n"
 
 
 def test_every_fault_of_the_soak_is_made_here_too_and_twenty_rounds_hold_each() -> None:
