@@ -89,10 +89,12 @@ def _process(events: Sequence[AcceptedEvent]) -> list[tuple[AcceptedEvent, bool]
     Stops before the first event that would make it more than DELIVERIES_AT_A_TIME; that one and those
     after it aren't returned, and stay accepted.
     """
-    with server_cursor() as inserting, server_cursor() as other, pipelined():
-        wanted_by, wanted = _insert(events, inserting, other)
+    with server_cursor() as inserting, server_cursor() as other:
+        with pipelined():
+            wanted_by, wanted = _insert(events, inserting, other)
+        inserted = inserting.rowcount  # a closed cursor has forgotten it
     # Without a conflict every delivery is new; with one, only a batch of one can tell whose it was.
-    new = not wanted or inserting.rowcount == wanted or len(wanted_by) > 1
+    new = not wanted or inserted == wanted or len(wanted_by) > 1
     return [(event, new or not count) for event, count in zip(events, wanted_by, strict=False)]
 
 

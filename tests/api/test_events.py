@@ -12,7 +12,9 @@ from django.utils.dateparse import parse_datetime
 from structlog.testing import capture_logs
 
 from events import repair
+from events.ingest import ingest
 from events.models import Event
+from events.payload import NewEvent
 from orgs.models import Organization
 from tests.api.helpers import assert_problem
 from webhooks import fanout, subscriptions
@@ -89,6 +91,21 @@ def test_an_event_in_error_shows_why_and_can_be_reprocessed(api: Any) -> None:
     shown = api.get(f"/api/events/{event_id}").json()
     assert shown["status"] == "processed"
     assert "error" not in shown
+
+
+def test_each_fan_out_is_logged_with_whether_its_deliveries_were_new(organization: Organization) -> None:
+    subscriptions.create(organization.id, url="http://127.0.0.1:9/", event_types=["*"])
+    event = ingest(organization.id, NewEvent("a.b", "1", None))
+
+    def outcomes() -> list[str]:
+        with capture_logs() as logged:
+            assert fanout.fan_out_batch(10) == 1
+        return [line["outcome"] for line in logged if line["event"] == "event_processed"]
+
+    assert outcomes() == ["persisted"]
+    Event.objects.update(status="accepted")
+    assert outcomes() == ["already_exists"]
+    assert Event.objects.get().id == event.event_id
 
 
 def test_each_way_to_answer_is_logged_with_its_outcome_and_duration(api: Any, organization: Organization) -> None:
