@@ -11,9 +11,10 @@ COPY core core
 COPY orgs orgs
 COPY events events
 COPY webhooks webhooks
+COPY console console
 COPY triggers_project triggers_project
 # Gathering static files needs settings that are well-formed; these are random and forgotten at once.
-RUN python -m compileall -q core orgs events webhooks triggers_project \
+RUN python -m compileall -q core orgs events webhooks console triggers_project \
  && DATABASE_URL=postgres://build@localhost/build REDIS_URL=redis://localhost \
     SECRET_KEY="$(python -c 'import secrets; print(secrets.token_urlsafe(48))')" \
     SECRETS_ENCRYPTION_KEYS="$(python -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())')" \

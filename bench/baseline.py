@@ -33,12 +33,12 @@ def process_event(event_id: str) -> None:
     from rq import Queue
 
     from events.models import Event
-    from webhooks.matching import Matcher, Wanting
     from webhooks.models import Delivery, Subscription
+    from webhooks.routing.matching import Matcher, SubscribedTypes
 
     event = Event.objects.get(id=event_id)
     subscriptions = Subscription.objects.filter(organization_id=event.organization_id, deleted_at=None)
-    matcher = Matcher(Wanting(s.id, tuple(s.event_types), s.is_active) for s in subscriptions)
+    matcher = Matcher(SubscribedTypes(s.id, tuple(s.event_types), s.is_active) for s in subscriptions)
     queue = Queue(QUEUE, connection=_redis())
     for wanting in matcher.match(event.type):
         delivery = Delivery.objects.create(
@@ -53,13 +53,13 @@ def deliver(delivery_id: str) -> None:
     import orjson
     from django.utils import timezone
 
+    from webhooks.destinations.http.endpoint import open_endpoint
+    from webhooks.destinations.http.signing import sign
     from webhooks.models import Delivery, DeliveryAttempt
-    from webhooks.secrets import open_receiver
-    from webhooks.signing import sign
 
     delivery = Delivery.objects.select_related("event", "subscription").get(id=delivery_id)
     event, subscription = delivery.event, delivery.subscription
-    receiver = open_receiver(subscription.url, subscription.encrypted_headers, subscription.encrypted_secret, "")
+    receiver = open_endpoint(subscription.url, subscription.encrypted_headers, subscription.encrypted_secret, "")
     head = orjson.dumps({"id": event.id, "type": event.type, "timestamp": event.created_at}, option=orjson.OPT_UTC_Z)
     body = head[:-1] + b',"data":' + event.data.encode() + b"}"
     now = timezone.now()
@@ -79,7 +79,7 @@ def deliver(delivery_id: str) -> None:
     )  # fmt: skip
     Delivery.objects.filter(id=delivery.id).update(
         status="delivered" if answer.is_success else "failed", completed_at=timezone.now(), attempt_count=1,
-        tries_used=1, last_status_code=answer.status_code,
+        attempts_used=1, last_status_code=answer.status_code,
     )  # fmt: skip
 
 

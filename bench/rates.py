@@ -34,7 +34,7 @@ def drain(
     started = float(stack.sql("SELECT extract(epoch FROM clock_timestamp())")[0][0])
     stack.announce(chosen)
     stack.wait_until(
-        "SELECT NOT EXISTS (SELECT 1 FROM webhooks_lane WHERE subscription_id = ANY(%s)"
+        "SELECT NOT EXISTS (SELECT 1 FROM webhooks_subscriptionqueue WHERE subscription_id = ANY(%s)"
         " AND (in_flight > 0 OR next_due_at <= clock_timestamp()))",
         (chosen,),
     )

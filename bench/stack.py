@@ -40,14 +40,14 @@ DRAIN_SECONDS = 600.0
 ADMIN = ("bench", "bench-only-password")
 
 _TABLES = (
-    "webhooks_deliveryattempt, webhooks_delivery, webhooks_lane, webhooks_bulkrun, webhooks_subscription, "
+    "webhooks_deliveryattempt, webhooks_delivery, webhooks_subscriptionqueue, webhooks_bulkrun, webhooks_subscription, "
     "events_event, events_dedupkey, orgs_apikey, orgs_organization"
 )
 
 
 @dataclass(frozen=True)
 class Tenant:
-    """An organisation with a key."""
+    """An organization with a key."""
 
     id: uuid.UUID
     key: str
@@ -146,7 +146,7 @@ class Stack:
         return get_redis_connection("default")
 
     def tenant(self, name: str = "Bench") -> Tenant:
-        """Make an organisation whose rate limit is counted and never met, with a key."""
+        """Make an organization whose rate limit is counted and never met, with a key."""
         from orgs.keys import create_api_key
         from orgs.models import Organization
 
@@ -164,7 +164,8 @@ class Stack:
     def accept_events(self, tenant: Tenant, count: int, type_: str = "order.created") -> None:
         """Insert accepted events as the API would, without it; nobody is woken."""
         self.sql(
-            "INSERT INTO events_event (id, organization_id, type, data, status, tries, last_error, due_at, created_at)"
+            "INSERT INTO events_event"
+            " (id, organization_id, type, data, status, failed_attempts, last_error, due_at, created_at)"
             " SELECT uuidv7(), %s, %s, %s, 'accepted', 0, '', clock_timestamp(), clock_timestamp()"
             " FROM generate_series(1, %s)",
             (tenant.id, type_, '{"order": 4711, "customer": "c_1029384756", "total": "19.90"}', count),
@@ -175,11 +176,11 @@ class Stack:
         self.sql(
             "WITH event AS ("
             " INSERT INTO events_event"
-            " (id, organization_id, type, data, status, tries, last_error, due_at, created_at, processed_at)"
+            " (id, organization_id, type, data, status, failed_attempts, last_error, due_at, created_at, processed_at)"
             " SELECT uuidv7(), %s, 'order.created', %s, 'processed', 0, '', now(), clock_timestamp(), now()"
             " FROM generate_series(1, %s) RETURNING id"
             ") INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at,"
-            " cause, tries_used, attempt_count, last_error, created_at)"
+            " cause, attempts_used, attempt_count, last_error, created_at)"
             " SELECT uuidv7(), %s, event.id, s, 'pending', clock_timestamp(), 'schedule', 0, 0, '', clock_timestamp()"
             " FROM event, unnest(%s::uuid[]) AS s",
             (
@@ -193,7 +194,7 @@ class Stack:
         from core.wakeups import WEBHOOKS, wake
 
         self.sql(
-            "UPDATE webhooks_lane SET next_due_at = clock_timestamp() WHERE subscription_id = ANY(%s)",
+            "UPDATE webhooks_subscriptionqueue SET next_due_at = clock_timestamp() WHERE subscription_id = ANY(%s)",
             (list(subscriptions),),
         )
         wake(WEBHOOKS)
@@ -205,8 +206,8 @@ class Stack:
         wake(EVENTS)
 
     def settle_tables(self) -> None:
-        """Vacuum and analyse, as autovacuum would have after a while."""
-        self.sql("VACUUM ANALYZE events_event, webhooks_delivery, webhooks_deliveryattempt, webhooks_lane")
+        """Vacuum and analyze, as autovacuum would have after a while."""
+        self.sql("VACUUM ANALYZE events_event, webhooks_delivery, webhooks_deliveryattempt, webhooks_subscriptionqueue")
 
     def wait_until(self, statement: str, parameters: Any = None) -> None:
         """Wait until the statement's first value is true.  Raises TimeoutError."""
@@ -220,7 +221,7 @@ class Stack:
         """Wait until nothing is accepted, due or in flight.  Raises TimeoutError."""
         self.wait_until(
             "SELECT NOT EXISTS (SELECT 1 FROM events_event WHERE status = 'accepted') AND NOT EXISTS"
-            " (SELECT 1 FROM webhooks_lane WHERE in_flight > 0 OR next_due_at <= clock_timestamp())"
+            " (SELECT 1 FROM webhooks_subscriptionqueue WHERE in_flight > 0 OR next_due_at <= clock_timestamp())"
         )
 
     def processing_times(self) -> list[float]:

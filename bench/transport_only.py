@@ -1,4 +1,4 @@
-"""The HTTP client with no database around it: webhooks.transport at a worker's concurrency, in its own process."""
+"""The HTTP client alone, with no database around it, at a worker's concurrency, in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import sys
 import time
 
 from devstack.processes import ROOT
-from webhooks.transport import Egress, Transport
+from webhooks.destinations.http.client import HttpClient
+from webhooks.destinations.http.egress import Egress
 
 HEADERS = [
     ("content-type", "application/json"),
@@ -26,7 +27,7 @@ BODY = b'{"id":"0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e90","type":"order.created","da
 async def send(urls: list[str], requests: int, concurrency: int) -> float:
     """Send `requests` requests and return how many succeeded per second."""
     egress = Egress(timeout=30, body_bytes=1024, allowed_networks=(ipaddress.ip_network("127.0.0.0/8"),))
-    transport = Transport(egress)
+    transport = HttpClient(egress)
     numbers = iter(range(requests))
     succeeded = 0
 

@@ -6,18 +6,20 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import psycopg
 import structlog
 from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connection, connections, transaction
+from psycopg.rows import RowFactory, tuple_row
 
 log = structlog.get_logger()
 T = TypeVar("T")
+R = TypeVar("R")
 
 # A deadlock or a serialization failure means "try the transaction again" (PostgreSQL docs §13.5).
 _TRY_AGAIN = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
-MAX_TRIES = 5
+MAX_ATTEMPTS = 5
 
 
 def is_transient(error: BaseException) -> bool:
@@ -25,8 +27,14 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OperationalError | InterfaceError | psycopg.OperationalError | psycopg.InterfaceError)
 
 
-def server_cursor() -> psycopg.Cursor[Any]:
+@overload
+def server_cursor() -> psycopg.Cursor[Any]: ...
+@overload
+def server_cursor(row_factory: RowFactory[R]) -> psycopg.Cursor[R]: ...
+def server_cursor(row_factory: Any = tuple_row) -> psycopg.Cursor[Any]:
     """Return a psycopg cursor on Django's connection, with parameters bound by the server.
+
+    row_factory: what a row becomes, such as `psycopg.rows.class_row(SomeDataclass)`; by default a tuple.
 
     Django's own cursor writes parameters into the text; arrays of thousands of values are cheaper
     bound, and the statement's plan is kept.  Takes part in Django's current transaction.
@@ -35,7 +43,7 @@ def server_cursor() -> psycopg.Cursor[Any]:
     if wrapper.connection is None:
         wrapper.ensure_connection()
     raw: Any = wrapper.connection
-    return psycopg.Cursor(raw)
+    return psycopg.Cursor(raw, row_factory=row_factory)
 
 
 @contextmanager
@@ -56,15 +64,15 @@ def pipelined() -> Iterator[None]:
 def in_transaction(work: Callable[[], T]) -> T:
     """Run `work` in a transaction and return its result; try again after a deadlock.
 
-    Raises what `work` raises; after MAX_TRIES also the deadlock itself.
+    Raises what `work` raises; after MAX_ATTEMPTS also the deadlock itself.
     """
-    for attempt in range(1, MAX_TRIES + 1):
+    for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             with transaction.atomic():
                 return work()
         except (OperationalError, *_TRY_AGAIN) as error:
             cause = error if isinstance(error, _TRY_AGAIN) else error.__cause__
-            if not isinstance(cause, _TRY_AGAIN) or attempt == MAX_TRIES:
+            if not isinstance(cause, _TRY_AGAIN) or attempt == MAX_ATTEMPTS:
                 raise
             log.info("transaction_retried", error=type(cause).__name__, attempt=attempt)
             time.sleep(random.uniform(0, 0.02 * attempt))

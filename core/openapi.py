@@ -132,12 +132,12 @@ HEADERS: Schema = {
     },
     "RateLimit": {
         "description": "What is left of the quota (`r`) and the seconds until it is whole again (`t`); "
-        "IETF draft-ietf-httpapi-ratelimit-headers. Absent when the organisation has no limit.",
+        "IETF draft-ietf-httpapi-ratelimit-headers. Absent when the organization has no limit.",
         "schema": {"type": "string"},
         "example": '"events";r=59999;t=42',
     },
     "RateLimit-Policy": {
-        "description": "The quota (`q`) in a window of `w` seconds. Absent when the organisation has no limit.",
+        "description": "The quota (`q`) in a window of `w` seconds. Absent when the organization has no limit.",
         "schema": {"type": "string"},
         "example": '"events";q=60000;w=60',
     },
@@ -227,7 +227,7 @@ REFUSALS: Schema = {
         ),
     ),
     "404": _refusal(
-        "There is no such resource in this organisation.",
+        "There is no such resource in this organization.",
         _example(404, "Not Found", "not_found", "There is no such resource."),
     ),
     "413": _refusal(
@@ -248,9 +248,9 @@ REFUSALS: Schema = {
         ),
     ),
     "429": _refusal(
-        "Too many failed authentications from this address or, for events, over the organisation's rate. "
+        "Too many failed authentications from this address or, for events, over the organization's rate. "
         "Nothing was stored.",
-        _example(429, "Too Many Requests", "rate_limited", "The organisation may send 60000 events a minute."),
+        _example(429, "Too Many Requests", "rate_limited", "The organization may send 60000 events a minute."),
         headers=("Retry-After", *RATE_LIMIT_FIELDS),
     ),
     "500": _refusal(

@@ -54,7 +54,7 @@ def invalid(errors: Iterable[tuple[str, str]], detail: str = "The request is not
 
 
 def not_found() -> Problem:
-    """Return the 404 that also stands for another organisation's rows."""
+    """Return the 404 that also stands for another organization's rows."""
     return Problem(404, "not_found", "There is no such resource.")
 
 

@@ -8,7 +8,7 @@ import resource
 import sys
 from pathlib import Path
 
-from core import memory
+from core import garbage_collection
 
 # A tenth of the usual share where the processors don't suffice for all, as nice(2) has it.
 NICENESS = 10
@@ -19,10 +19,10 @@ def prepare(sockets: int) -> None:
     _raise_file_limit(sockets * 2 + 256)
     # Threads share the interpreter: a shorter turn keeps the event loop prompt beside a busy thread.
     sys.setswitchinterval(0.001)
-    memory.settle()
+    garbage_collection.settle()
 
 
-def give_way() -> None:
+def lower_priority() -> None:
     """Let others have the processor first when they want it; what nobody else wants is had as ever.
 
     For a process that leads a session of its own. By default Linux shares the processors out between sessions

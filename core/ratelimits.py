@@ -53,7 +53,7 @@ _COUNT_SHA = hashlib.sha1(_COUNT.encode(), usedforsecurity=False).hexdigest()  #
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RateLimitDecision:
     """Whether a request may pass, how much is left in the window, and the seconds until it ends."""
 
     allowed: bool
@@ -75,11 +75,13 @@ class Verdict:
 _local = FixedWindowRateLimiter(MemoryStorage())
 
 
-def _count_here(policy: str, subject: str, per_minute: int, cost: int) -> Verdict:
+def _count_here(policy: str, subject: str, per_minute: int, cost: int) -> RateLimitDecision:
     item = RateLimitItemPerMinute(per_minute)
     allowed = _local.test(item, policy, subject, cost=cost) and _local.hit(item, policy, subject, cost=cost)
     window = _local.get_window_stats(item, policy, subject)
-    return Verdict(allowed, per_minute, max(0, window.remaining), max(0, math.ceil(window.reset_time - time.time())))
+    return RateLimitDecision(
+        allowed, per_minute, max(0, window.remaining), max(0, math.ceil(window.reset_time - time.time()))
+    )
 
 
 @dataclass(slots=True)
@@ -99,7 +101,7 @@ class _Bookings:
         self._lock = threading.Lock()
         self._bookings: Recent[tuple[str, str], _Booking] = Recent()
 
-    def take(self, key: tuple[str, str], per_minute: int, cost: int) -> Verdict | None:
+    def take(self, key: tuple[str, str], per_minute: int, cost: int) -> RateLimitDecision | None:
         """Take `cost` of what is booked; None when it isn't there."""
         now = time.monotonic()
         with self._lock:
@@ -108,7 +110,7 @@ class _Bookings:
                 return None
             booking.left -= cost
             remaining = booking.remaining + booking.left
-        return Verdict(True, per_minute, remaining, math.ceil(booking.ends_at - now))
+        return RateLimitDecision(True, per_minute, remaining, math.ceil(booking.ends_at - now))
 
     def add(self, key: tuple[str, str], new: _Booking) -> int:
         """Keep a booking, together with what is left of one in the same window; return what is left of both."""
@@ -135,7 +137,7 @@ def forget() -> None:
     _bookings.clear()
 
 
-def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> Verdict:
+def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> RateLimitDecision:
     """Count `cost` against `subject` and tell whether it may pass.
 
     per_minute: at least 1.  cost: it is only counted when there is room for all of it, so that a batch
@@ -148,7 +150,7 @@ def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> Verdict:
         if verdict is not None:
             return verdict
 
-    def count(ask: Ask) -> Verdict:
+    def count(ask: Ask) -> RateLimitDecision:
         words = (
             1, f"triggers:rate:{policy}:{subject}", cost, per_minute, WINDOW_SECONDS * 1000,
             booking, int(per_minute * BOOKED_UP_TO),
@@ -162,7 +164,7 @@ def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> Verdict:
         if booking:
             spare = max(0, counted - cost)
             ours = _bookings.add(key, _Booking(per_minute, spare, remaining, asked_at + left_ms / 1000))
-        return Verdict(counted >= cost, per_minute, remaining + ours, math.ceil(left_ms / 1000))
+        return RateLimitDecision(counted >= cost, per_minute, remaining + ours, math.ceil(left_ms / 1000))
 
     try:
         return ask_redis(count)

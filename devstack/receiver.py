@@ -43,7 +43,7 @@ class Response:
     delay: float = 0.0
 
 
-Behaviour = Callable[[Received, int], Response]
+Behavior = Callable[[Received, int], Response]
 
 
 def always_ok(request: Received, number: int) -> Response:
@@ -115,12 +115,12 @@ class _Connection(asyncio.Protocol):
 class Receiver:
     """A receiver in a thread of this process; use as a context manager.
 
-    behaviour: decides each answer from the request and its number on that path (from 1).  keep: whether
+    behavior: decides each answer from the request and its number on that path (from 1).  keep: whether
     requests are kept in `requests`; the count always is.
     """
 
-    def __init__(self, behaviour: Behaviour = always_ok, *, port: int = 0, keep: bool = True) -> None:
-        self.behaviour = behaviour
+    def __init__(self, behavior: Behavior = always_ok, *, port: int = 0, keep: bool = True) -> None:
+        self.behavior = behavior
         self.keep = keep
         self.requests: list[Received] = []
         self.count = 0
@@ -146,7 +146,7 @@ class Receiver:
             self.requests.append(request)
         if self.on_request is not None:
             self.on_request(request)
-        return self.behaviour(request, number)
+        return self.behavior(request, number)
 
     def of(self, path: str) -> list[Received]:
         """Return the requests that came to `path`."""

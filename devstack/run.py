@@ -67,7 +67,7 @@ def read_env_file() -> dict[str, str]:
 
 
 def read_demo() -> dict[str, str]:
-    """Return what an earlier run remembered of its demo organisation."""
+    """Return what an earlier run remembered of its demo organization."""
     try:
         remembered: dict[str, str] = json.loads(DEMO_FILE.read_text())
     except (OSError, ValueError):
@@ -248,7 +248,7 @@ def ensure_admin(password: str) -> None:
 
 
 def ensure_key(base: str) -> Api:
-    """Return the API with a key of the demo organisation, the remembered one if it still works."""
+    """Return the API with a key of the demo organization, the remembered one if it still works."""
     remembered = read_demo()
     if remembered.get("key"):
         api = Api(base, remembered["key"])

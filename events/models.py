@@ -31,7 +31,7 @@ class Event(models.Model):
     data = models.TextField()
     dedup_id = models.CharField(max_length=255, null=True, blank=True)
     status = models.CharField(max_length=10, choices=EventStatus.choices, default=EventStatus.ACCEPTED)
-    tries = models.PositiveSmallIntegerField(default=0, help_text="Fan-outs that failed.")
+    failed_attempts = models.PositiveSmallIntegerField(default=0, help_text="Fan-outs that failed.")
     due_at = models.DateTimeField(db_default=Now(), help_text="When the fan-out is due.")
     processed_at = models.DateTimeField(null=True)
     last_error = models.TextField(blank=True, default="")

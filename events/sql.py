@@ -7,7 +7,7 @@ so no index can be entered by it, and a search would read what is due later, too
 from orgs import keys
 
 _INSERT_EVENT = """
-INSERT INTO events_event (id, organization_id, type, data, status, tries, last_error, due_at, created_at)
+INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error, due_at, created_at)
 SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, 'accepted', 0, '', t, t FROM clock_timestamp() AS t
 """
 
@@ -22,7 +22,9 @@ WITH claimed AS (
         WHERE k.expires_at <= clock_timestamp()
     RETURNING event_id
 )
-INSERT INTO events_event (id, organization_id, type, data, dedup_id, status, tries, last_error, due_at, created_at)
+INSERT INTO events_event (
+    id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at
+)
 SELECT claimed.event_id, %(organization_id)s, %(type)s, %(data)s, %(dedup_id)s, 'accepted', 0, '', t, t
 FROM claimed, clock_timestamp() AS t
 """
@@ -51,7 +53,9 @@ WITH item AS (
         WHERE k.expires_at <= clock_timestamp()
     RETURNING event_id
 )
-INSERT INTO events_event (id, organization_id, type, data, dedup_id, status, tries, last_error, due_at, created_at)
+INSERT INTO events_event (
+    id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at
+)
 SELECT item.id, %(organization_id)s, item.type, item.data, item.dedup_id, 'accepted', 0, '', t, t
 FROM item, clock_timestamp() AS t
 WHERE item.dedup_id IS NULL OR item.id IN (SELECT event_id FROM claimed)
@@ -82,13 +86,13 @@ UPDATE events_event SET status = 'processed', processed_at = clock_timestamp(), 
 WHERE id = ANY(%s::uuid[])
 """
 
-# Parameters: most tries, reason, id.
+# Parameters: max_attempts, reason, id.
 MARK_FAILED = """
 UPDATE events_event SET
-    tries = tries + 1,
+    failed_attempts = failed_attempts + 1,
     last_error = %(reason)s,
-    status = CASE WHEN tries + 1 >= %(max_tries)s THEN 'error' ELSE 'accepted' END,
-    due_at = clock_timestamp() + make_interval(secs => least(60, power(2, tries)))
+    status = CASE WHEN failed_attempts + 1 >= %(max_attempts)s THEN 'error' ELSE 'accepted' END,
+    due_at = clock_timestamp() + make_interval(secs => least(60, power(2, failed_attempts)))
 WHERE id = %(id)s AND status = 'accepted'
 RETURNING status
 """

@@ -5,7 +5,7 @@ from django.apps import AppConfig
 
 class OrgsConfig(AppConfig):
     name = "orgs"
-    verbose_name = "Organisations"
+    verbose_name = "Organizations"
 
     def ready(self) -> None:
         import_module("orgs.signals")  # connects its receivers

@@ -10,8 +10,8 @@ from rest_framework.request import Request
 
 from core.middleware import client_address
 from core.problems import Problem
-from core.ratelimits import Verdict
-from orgs import known, throttle
+from core.ratelimits import RateLimitDecision
+from orgs import key_cache, throttle
 from orgs.keys import Caller, authenticate
 from orgs.models import Scope
 
@@ -45,7 +45,7 @@ class ApiKeyAuthentication(BaseAuthentication):
     def authenticate(self, request: Request) -> tuple[Caller, object]:
         key = _presented_key(request)
         if self._recall_for is not None:
-            recalled = known.recall(key)
+            recalled = key_cache.recall(key)
             if recalled is not None and self._recall_for.value in recalled.scopes:
                 return recalled, _RECALLED
         if not key:
@@ -58,7 +58,7 @@ class ApiKeyAuthentication(BaseAuthentication):
         caller = authenticate(key)
         if caller is None:
             raise self._refusal(request, "invalid_api_key", "The API key is not valid.")
-        known.note(key, caller)
+        key_cache.note(key, caller)
         return caller, None
 
     def authenticate_header(self, request: Request) -> str:
@@ -70,7 +70,7 @@ class ApiKeyAuthentication(BaseAuthentication):
         return Problem(401, code, detail, headers=_CHALLENGE) if verdict.allowed else self._too_many(verdict)
 
     @staticmethod
-    def _too_many(verdict: Verdict) -> Problem:
+    def _too_many(verdict: RateLimitDecision) -> Problem:
         return Problem(
             429,
             "too_many_failures",

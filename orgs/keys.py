@@ -40,7 +40,7 @@ class KeyEnded(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The key behind a request and the organisation that it speaks for."""
+    """The key behind a request and the organization that it speaks for."""
 
     key_id: uuid.UUID
     prefix: str
@@ -94,7 +94,7 @@ FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
 WHERE k.prefix = %s
 """  # noqa: S608
 
-# The condition under which a key still lets `scope` be done, at the rate that was known for its organisation.
+# The condition under which a key still lets `scope` be done, at the rate that was known for its organization.
 # Parameters: key_id, scope, events_per_minute.
 HOLDS = f"""EXISTS (
     SELECT 1 FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id

@@ -1,4 +1,4 @@
-"""Who may call: organisations, their API keys, and the record of who did what."""
+"""Who may call: organizations, their API keys, and the record of who did what."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Organization(models.Model):
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     name = models.CharField(max_length=200, unique=True)
-    is_active = models.BooleanField(default=True, help_text="An inactive organisation's keys are refused.")
+    is_active = models.BooleanField(default=True, help_text="An inactive organization's keys are refused.")
     events_per_minute = models.PositiveIntegerField(
         default=default_events_per_minute, help_text="Most events accepted in a minute; 0 is no limit."
     )
@@ -40,7 +40,7 @@ class Organization(models.Model):
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:
-        verbose_name = "organisation"
+        verbose_name = "organization"
         ordering: ClassVar = ["name"]
 
     def __str__(self) -> str:

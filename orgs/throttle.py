@@ -14,9 +14,9 @@ import time
 
 from django.conf import settings
 
-from core.ratelimits import Verdict, hit
+from core.ratelimits import RateLimitDecision, hit
 from core.recent import Recent
-from orgs import known
+from orgs import key_cache
 
 POLICY = "auth-failures"
 # For all blocked addresses of a process together: keys that it hasn't seen working are looked up this often.
@@ -68,7 +68,7 @@ class _Memory:
             return max(0.0, left)
 
     def may_look_up(self, key: str) -> bool:
-        if known.is_known(key):
+        if key_cache.is_known(key):
             return True
         with self._lock:
             now = time.monotonic()
@@ -92,17 +92,17 @@ def lookups() -> int:
     return _memory.lookups
 
 
-def refuse_early(address: str, key: str) -> Verdict | None:
+def refuse_early(address: str, key: str) -> RateLimitDecision | None:
     """Return the verdict for an address over its limit whose key shan't be looked up now; else None."""
     if not _memory.blocks_anybody():
         return None
     left = _memory.blocked_for(subject(address))
     if not left or _memory.may_look_up(key):
         return None
-    return Verdict(False, settings.AUTH_FAILURES_PER_MINUTE, 0, int(left) + 1)
+    return RateLimitDecision(False, settings.AUTH_FAILURES_PER_MINUTE, 0, int(left) + 1)
 
 
-def failed(address: str) -> Verdict:
+def failed(address: str) -> RateLimitDecision:
     """Count a failure and tell whether the address is still within its limit."""
     who = subject(address)
     verdict = hit(POLICY, who, settings.AUTH_FAILURES_PER_MINUTE)

@@ -82,7 +82,7 @@ def call(url: str, key: str, method: str, path: str, body: Any = None) -> Any:
 
 
 class Run:
-    """A measurement of the installation at `url` with the key's organisation."""
+    """A measurement of the installation at `url` with the key's organization."""
 
     def __init__(self, url: str, key: str, receiver: ReceiverProcess, options: argparse.Namespace) -> None:
         self.url = url.rstrip("/")

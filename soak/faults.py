@@ -21,7 +21,9 @@ import psycopg
 
 from soak.receiver import SoakReceiver
 from soak.stack import Stack, wait_for
-from webhooks import sql as webhooks_sql
+from webhooks.dispatch.claim import LEASE_DELIVERIES
+from webhooks.dispatch.record import RECORD_ATTEMPTS
+from webhooks.routing.insert import INSERT_DELIVERIES
 
 MOMENT_SECONDS = 20.0
 # No longer than that is a receiver silent: senders must not give up for it.
@@ -148,20 +150,20 @@ class _KilledInStatement(Fault):
 
 
 class WorkerClaiming(_KilledInStatement):
-    """Lanes are locked, the deliveries are being marked."""
+    """Queues are locked, the deliveries are being marked."""
 
     name = "worker killed while claiming"
     table = "events_event"
     mode = "ACCESS EXCLUSIVE"  # a claim only reads this table
-    statement = webhooks_sql.CLAIM_DELIVERIES
+    statement = LEASE_DELIVERIES
 
 
 class WorkerRecording(_KilledInStatement):
-    """Answers came, their lanes are locked, the attempts are being written."""
+    """Answers came, their queues are locked, the attempts are being written."""
 
     name = "worker killed while recording"
     table = "webhooks_deliveryattempt"
-    statement = webhooks_sql.RECORD
+    statement = RECORD_ATTEMPTS
 
 
 class WorkerFanningOut(_KilledInStatement):
@@ -169,7 +171,7 @@ class WorkerFanningOut(_KilledInStatement):
 
     name = "worker killed while fanning out"
     table = "webhooks_delivery"
-    statement = webhooks_sql.INSERT_DELIVERIES
+    statement = INSERT_DELIVERIES
 
 
 class WorkerSending(Fault):
@@ -225,10 +227,10 @@ def _ports_of(pid: int) -> set[int]:
     return {int(field[1].split(":")[1], 16) for field in fields if field[9] in sockets}
 
 
-class BusyLanesKilled(Fault):
-    """A worker loses its process for the busy lanes; the worker itself goes on."""
+class BacklogSenderKilled(Fault):
+    """A worker loses its process for the busy queues; the worker itself goes on."""
 
-    name = "process for the busy lanes killed"
+    name = "process for the busy queues killed"
 
     def prepare(self) -> None:
         self._victim = self._wait(self._find)
@@ -394,7 +396,8 @@ class PostgresStopped(Fault):
 
 
 WORKER_FAULTS: tuple[type[Fault], ...] = (
-    WorkerClaiming, WorkerSending, WorkerRecording, WorkerFanningOut, WorkerInDoubt, WorkerClockWrong, BusyLanesKilled,
+    WorkerClaiming, WorkerSending, WorkerRecording, WorkerFanningOut, WorkerInDoubt, WorkerClockWrong,
+    BacklogSenderKilled,
 )  # fmt: skip
 OTHER_FAULTS: tuple[type[Fault], ...] = (
     WebWorker, WebMaster, WebInDoubt, ValkeyKilled, ValkeyFlushed, PostgresStopped,

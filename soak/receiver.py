@@ -83,7 +83,7 @@ class _Connection(asyncio.Protocol):
 class SoakReceiver:
     """Listens on a port of its own in a thread.
 
-    secrets: signing secret by path; kinds: behaviour by path.  seed: decides what the flaky one does.
+    secrets: signing secret by path; kinds: behavior by path.  seed: decides what the flaky one does.
     """
 
     def __init__(self, seed: int) -> None:

@@ -23,8 +23,8 @@ SETTINGS = {
     "DELIVERY_TIMEOUT": "2s",
     "LEASE_MARGIN": "4s",
     "DELIVERY_RETRY_SCHEDULE": "0s," + ",".join(["500ms"] * 30),
-    "CIRCUIT_BASE_DELAY": "200ms",
-    "CIRCUIT_MAX_DELAY": "1s",
+    "BREAKER_BASE_DELAY": "200ms",
+    "BREAKER_MAX_DELAY": "1s",
     "WORKER_SHUTDOWN_GRACE": "5s",
     "DB_POOL_TIMEOUT": "5s",
     "WEB_THREADS": "4",
@@ -192,7 +192,7 @@ class Soak:
         return this
 
     def _wait_for_recovery(self, number: int) -> None:
-        """Wait until every organisation gets a new event accepted and delivered, and no lease is overdue."""
+        """Wait until every organization gets a new event accepted and delivered, and no lease is overdue."""
         known = set(self._ledger.offered)
 
         def arrived() -> bool:

@@ -45,7 +45,7 @@ SCOPES = (
 )  # fmt: skip
 
 _TABLES = (
-    "webhooks_deliveryattempt, webhooks_delivery, webhooks_lane, webhooks_bulkrun, webhooks_subscription, "
+    "webhooks_deliveryattempt, webhooks_delivery, webhooks_subscriptionqueue, webhooks_bulkrun, webhooks_subscription, "
     "events_event, events_dedupkey, orgs_apikey, orgs_auditentry, orgs_organization"
 )
 
@@ -149,7 +149,7 @@ class Stack:
         )
 
     def worker_processes(self, number: int) -> list[int]:
-        """Return the process ids of worker `number`: its own, and that of its process for the busy lanes."""
+        """Return the process ids of worker `number`: its own, and that of its process for the busy queues."""
         pid = self.workers[number - 1].pid
         return [pid, *children(pid)]
 
@@ -204,7 +204,7 @@ class Stack:
             return connection.recv(65536)
 
     def make_organization(self, name: str) -> str:
-        """Make an organisation and return its id."""
+        """Make an organization and return its id."""
         organization = str(uuid.uuid4())
         self.sql(
             "INSERT INTO orgs_organization (id, name, is_active, events_per_minute, retention_days)"
@@ -214,7 +214,7 @@ class Stack:
         return organization
 
     def make_key(self, organization: str) -> str:
-        """Return a new key of an organisation that may do everything."""
+        """Return a new key of an organization that may do everything."""
         prefix = uuid.uuid4().hex[:12]
         key = f"trk_{prefix}_{uuid.uuid4().hex}"
         self.sql(

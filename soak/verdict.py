@@ -49,7 +49,7 @@ def judge(
 ) -> Verdict:
     """Compare the ledger, the database and what was received.
 
-    paths: a subscription's id by its path.  organizations: each organisation's paths.  in_flight: the
+    paths: a subscription's id by its path.  organizations: each organization's paths.  in_flight: the
     deliveries that may have come twice.
     """
     verdict = Verdict(accepted=ledger.accepted, offered=len(ledger.offered), in_flight_at_kills=len(in_flight))
@@ -91,7 +91,7 @@ def _judge_received(
     events: dict[str, str],
     verdict: Verdict,
 ) -> None:
-    """Check that each stored event reached each subscription of its organisation, signed, under its own id."""
+    """Check that each stored event reached each subscription of its organization, signed, under its own id."""
     verdict.received = len(taken)
     reached: set[tuple[str, str]] = {(request.path, request.token) for request in taken if request.answered}
     absent = [
@@ -120,7 +120,7 @@ def _judge_received(
 
 
 def _judge_rows(stack: Stack, organizations: dict[str, list[str]], verdict: Verdict) -> None:
-    """Check that nothing is left in between, and that the lanes count right."""
+    """Check that nothing is left in between, and that the queues count right."""
     verdict.deliveries = int(stack.sql("SELECT count(*) FROM webhooks_delivery")[0][0])
     delivering = stack.sql("SELECT id::text FROM webhooks_delivery WHERE status = 'delivering'")
     verdict.stuck = len(delivering)
@@ -133,9 +133,10 @@ def _judge_rows(stack: Stack, organizations: dict[str, list[str]], verdict: Verd
         "event not processed", stack.sql("SELECT id::text, status FROM events_event WHERE status <> 'processed'")
     )
     verdict.broke(
-        "lane whose in_flight isn't the number of its deliveries that are on their way",
+        "queue whose in_flight isn't the number of its deliveries that are on their way",
         stack.sql(
-            "SELECT l.subscription_id::text, l.in_flight FROM webhooks_lane l WHERE l.in_flight <> (SELECT count(*)"
+            "SELECT l.subscription_id::text, l.in_flight FROM webhooks_subscriptionqueue l"
+            " WHERE l.in_flight <> (SELECT count(*)"
             " FROM webhooks_delivery d WHERE d.subscription_id = l.subscription_id AND d.status = 'delivering')"
         ),
     )

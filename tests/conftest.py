@@ -1,4 +1,4 @@
-"""Fixtures for every test: organisations, keys, an API client, receivers."""
+"""Fixtures for every test: organizations, keys, an API client, receivers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from core import ratelimits, wakeups
 from core import redis as core_redis
 from devstack.receiver import Receiver
 from events import backlog
-from orgs import known, throttle
+from orgs import key_cache, throttle
 from orgs.keys import create_api_key
 from orgs.models import Organization
 from soak.stack import Stack
@@ -43,7 +43,7 @@ def _clean_slate() -> None:
     assert wakeups.wait_until_told(30)
     get_redis_connection("default").flushall()
     ratelimits.forget()
-    known.forget()
+    key_cache.forget()
     backlog.forget()
     throttle.forget()
     core_redis._guard._retry_at = 0.0
@@ -51,13 +51,13 @@ def _clean_slate() -> None:
 
 @pytest.fixture
 def organization(db: None) -> Organization:
-    """Return an organisation."""
+    """Return an organization."""
     return Organization.objects.create(name="Acme")
 
 
 @pytest.fixture
 def other_organization(db: None) -> Organization:
-    """Return another organisation, whose rows are nobody else's business."""
+    """Return another organization, whose rows are nobody else's business."""
     return Organization.objects.create(name="Other")
 
 
@@ -102,7 +102,7 @@ def api(organization: Organization) -> ApiClient:
 
 @pytest.fixture
 def other_api(other_organization: Organization) -> ApiClient:
-    """Return a client of the other organisation."""
+    """Return a client of the other organization."""
     return ApiClient(create_api_key(other_organization)[1])
 
 
@@ -144,5 +144,5 @@ def stack(servers: Stack) -> Iterator[Stack]:
 
 @pytest.fixture
 def account(stack: Stack) -> Account:
-    """Return an organisation with a key."""
+    """Return an organization with a key."""
     return open_account(stack)

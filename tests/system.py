@@ -1,4 +1,4 @@
-"""The system from outside: an organisation's HTTP calls, and what the database and the logs show."""
+"""The system from outside: an organization's HTTP calls, and what the database and the logs show."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Answer:
 
 @dataclass
 class Account:
-    """An organisation with a key that may do everything.  url: the API's base; id: empty when it isn't known."""
+    """An organization with a key that may do everything.  url: the API's base; id: empty when it isn't known."""
 
     url: str
     key: str
@@ -77,13 +77,13 @@ class Account:
 
 
 def open_account(stack: Stack, name: str = "Acme") -> Account:
-    """Make an organisation with a key."""
+    """Make an organization with a key."""
     organization = stack.make_organization(name)
     return Account(stack.url, stack.make_key(organization), organization)
 
 
 class Held:
-    """A receiver's behaviour that answers 200, but nothing while it is closed.
+    """A receiver's behavior that answers 200, but nothing while it is closed.
 
     A request that came while it was closed is answered when it opens.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 import structlog
@@ -11,20 +10,19 @@ from django.db import Error as DatabaseError
 from django.http import HttpRequest, HttpResponse
 from psycopg import Error as PsycopgError
 from psycopg_pool import PoolTimeout
-from redis import Redis
 
 from core.http import JSONRenderer
 from core.problems import only_get
 from core.redis import RedisUnavailable, call_redis
+from core.workers import count_live_workers
 from events.backlog import oldest_waiting_seconds, waiting_events
-from webhooks import figures
+from webhooks import stats
 
 log = structlog.get_logger()
 
 SERVICE = "Zapier Triggers API"
 # Counting stops here: the page must stay cheap however long the queues are.
 COUNT_TO = 10_000
-ALIVE_SECONDS = 30.0
 
 
 def _answer(body: dict[str, Any], status: int = 200) -> HttpResponse:
@@ -40,42 +38,21 @@ def health(request: HttpRequest) -> HttpResponse:
 
 
 def _database_figures() -> dict[str, Any]:
-    due = figures.due_deliveries(COUNT_TO)
+    due = stats.due_deliveries(COUNT_TO)
     waiting = waiting_events(COUNT_TO)
     return {
         "queues": {
             "event_queue_length": waiting,
             "webhook_queue_length": due,
-            "event_pending_processing": figures.events_in_fan_out(),
-            "webhook_pending_processing": figures.deliveries_in_flight(),
+            "event_pending_processing": stats.events_in_fan_out(),
+            "webhook_pending_processing": stats.deliveries_in_flight(),
             "counted_up_to": COUNT_TO,
         },
         "oldest_waiting_seconds": {
             "event": round(oldest_waiting_seconds(), 3) if waiting else 0.0,
-            "webhook": round(figures.oldest_due_seconds(), 3) if due else 0.0,
+            "webhook": round(stats.oldest_due_seconds(), 3) if due else 0.0,
         },
     }
-
-
-def count_live_workers(connection: Redis) -> int:
-    """Count the workers whose last heartbeat is fresh."""
-    now = datetime.datetime.now(datetime.UTC)
-    keys = list(connection.smembers("rq:workers"))
-    pipeline = connection.pipeline(transaction=False)
-    for key in keys:
-        pipeline.hmget(key, "last_heartbeat", "death")
-    return sum(_is_fresh(beat, now) for beat, death in pipeline.execute() if beat and not death)
-
-
-def _is_fresh(heartbeat: bytes, now: datetime.datetime) -> bool:
-    """Tell whether a heartbeat, as RQ writes it into Redis, is less than ALIVE_SECONDS away from `now`."""
-    try:
-        beaten_at = datetime.datetime.fromisoformat(heartbeat.decode())
-    except ValueError:
-        return False
-    if beaten_at.tzinfo is None:
-        beaten_at = beaten_at.replace(tzinfo=datetime.UTC)
-    return abs((now - beaten_at).total_seconds()) < ALIVE_SECONDS
 
 
 def health_detailed(request: HttpRequest) -> HttpResponse:

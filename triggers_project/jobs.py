@@ -9,8 +9,8 @@ from django.conf import settings
 
 from core.db import borrow_connection, is_transient
 from core.wakeups import EVENTS, WEBHOOKS, wake
-from webhooks.fanout import fan_out_batch
-from webhooks.sender import Sender, current_sender
+from webhooks.dispatch.sender import Sender, current_sender
+from webhooks.routing.fan_out import fan_out_batch
 
 log = structlog.get_logger()
 
@@ -53,7 +53,7 @@ def fan_out_for(seconds: float) -> bool:
         seen = fan_out_batch(settings.MAX_CONCURRENT_EVENTS)
         sender = current_sender()
         if seen and sender is not None:
-            sender.wake(busy_lanes=False)
+            sender.wake(backlog=False)
         if seen and (sender is None or not sender.has_room()):
             wake(WEBHOOKS)  # for the other workers
         if not seen:

@@ -273,10 +273,10 @@ OPTIONS: tuple[Option, ...] = (
         "DEFAULT_EVENTS_PER_MINUTE",
         _integer(0, 100_000_000),
         "60000",
-        "Rate limit of a new organisation; 0 is no limit.",
+        "Rate limit of a new organization; 0 is no limit.",
     ),
     Option(
-        "DEFAULT_RETENTION_DAYS", _integer(1, 3650), "30", "Days that a new organisation's settled events are kept."
+        "DEFAULT_RETENTION_DAYS", _integer(1, 3650), "30", "Days that a new organization's settled events are kept."
     ),
     Option(
         "AUTH_FAILURES_PER_MINUTE",
@@ -284,7 +284,7 @@ OPTIONS: tuple[Option, ...] = (
         "60",
         "Failed authentications per client address and minute; beyond it 429.",
     ),
-    Option("MAX_SUBSCRIPTIONS", _integer(1, 1_000_000), "1000", "Most subscriptions of one organisation."),
+    Option("MAX_SUBSCRIPTIONS", _integer(1, 1_000_000), "1000", "Most subscriptions of one organization."),
     # Workers
     Option("MAX_CONCURRENT_EVENTS", _integer(1, 10_000), "1000", "Events that a worker claims and fans out at a time."),
     Option(
@@ -306,12 +306,12 @@ OPTIONS: tuple[Option, ...] = (
         "Deliveries in flight to one subscription, over all workers; a subscription may override it.",
     ),
     Option(
-        "INITIAL_WINDOW",
+        "INITIAL_CONCURRENCY_WINDOW",
         _integer(1, 1000),
         "4",
         "Deliveries in flight to a subscription that has not answered yet; each success allows one more.",
     ),
-    Option("EVENT_MAX_TRIES", _integer(1, 100), "5", "Failed fan-outs after which an event is `error`."),
+    Option("EVENT_MAX_ATTEMPTS", _integer(1, 100), "5", "Failed fan-outs after which an event is `error`."),
     Option("SWEEP_INTERVAL", _duration(0.05, 60), "1s", "How often a worker looks for work that no wake-up announced."),
     Option(
         "WORKER_SHUTDOWN_GRACE",
@@ -320,7 +320,7 @@ OPTIONS: tuple[Option, ...] = (
         "After SIGTERM, how long requests in flight may finish before their leases are released.",
     ),
     Option(
-        "WORKER_ALIVE_FILE",
+        "WORKER_HEARTBEAT_FILE",
         _writable_file,
         "",
         "File that a worker touches while its threads run, for a health check; empty: none.",
@@ -346,7 +346,7 @@ OPTIONS: tuple[Option, ...] = (
         "30s",
         "Beyond DELIVERY_TIMEOUT, how long a worker's claim on a delivery lasts; a worker that died is noticed then.",
     ),
-    Option("RETRY_AFTER_MAX", _duration(1, 86400), "1h", "Longest `Retry-After` of a receiver that is honoured."),
+    Option("RETRY_AFTER_MAX", _duration(1, 86400), "1h", "Longest `Retry-After` of a receiver that is honored."),
     Option("RESPONSE_BODY_BYTES", _integer(0, 65536), "1024", "Bytes of a receiver's answer kept with an attempt."),
     Option(
         "DISABLE_AFTER_FAILING_FOR",
@@ -355,18 +355,18 @@ OPTIONS: tuple[Option, ...] = (
         "A subscription that has only failed for this long is disabled.",
     ),
     Option(
-        "CIRCUIT_THRESHOLD",
+        "BREAKER_THRESHOLD",
         _integer(0, 10_000),
         "10",
         "Failures in a row after which a subscription is backed off as a whole; 0 never.",
     ),
     Option(
-        "CIRCUIT_BASE_DELAY",
+        "BREAKER_BASE_DELAY",
         _duration(0.01, 3600),
         "5s",
         "First pause of a subscription whose circuit opened; doubles.",
     ),
-    Option("CIRCUIT_MAX_DELAY", _duration(0.01, 86400), "60s", "Longest pause between probes of an open circuit."),
+    Option("BREAKER_MAX_DELAY", _duration(0.01, 86400), "60s", "Longest pause between probes of an open circuit."),
     Option("DNS_CACHE_TTL", _duration(0, 300), "10s", "How long a worker keeps a resolved address."),
     Option(
         "WEBHOOK_DNS_SERVERS",

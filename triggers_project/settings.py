@@ -55,11 +55,11 @@ MAX_CONCURRENT_EVENTS: int = _options["MAX_CONCURRENT_EVENTS"]
 MAX_CONCURRENT_DELIVERIES: int = _options["MAX_CONCURRENT_DELIVERIES"]
 MAX_CONNECTIONS_PER_HOST: int = _options["MAX_CONNECTIONS_PER_HOST"]
 MAX_IN_FLIGHT_PER_SUBSCRIPTION: int = _options["MAX_IN_FLIGHT_PER_SUBSCRIPTION"]
-INITIAL_WINDOW: int = _options["INITIAL_WINDOW"]
-EVENT_MAX_TRIES: int = _options["EVENT_MAX_TRIES"]
+INITIAL_CONCURRENCY_WINDOW: int = _options["INITIAL_CONCURRENCY_WINDOW"]
+EVENT_MAX_ATTEMPTS: int = _options["EVENT_MAX_ATTEMPTS"]
 SWEEP_INTERVAL: float = _options["SWEEP_INTERVAL"]
 WORKER_SHUTDOWN_GRACE: float = _options["WORKER_SHUTDOWN_GRACE"]
-WORKER_ALIVE_FILE: str = _options["WORKER_ALIVE_FILE"]
+WORKER_HEARTBEAT_FILE: str = _options["WORKER_HEARTBEAT_FILE"]
 DISABLE_WEBHOOK_DELIVERY: bool = _options["DISABLE_WEBHOOK_DELIVERY"]
 DELIVERY_RETRY_SCHEDULE: tuple[float, ...] = _options["DELIVERY_RETRY_SCHEDULE"]
 DELIVERY_RETRY_JITTER: float = _options["DELIVERY_RETRY_JITTER"]
@@ -68,9 +68,9 @@ LEASE_MARGIN: float = _options["LEASE_MARGIN"]
 RETRY_AFTER_MAX: float = _options["RETRY_AFTER_MAX"]
 RESPONSE_BODY_BYTES: int = _options["RESPONSE_BODY_BYTES"]
 DISABLE_AFTER_FAILING_FOR: float = _options["DISABLE_AFTER_FAILING_FOR"]
-CIRCUIT_THRESHOLD: int = _options["CIRCUIT_THRESHOLD"]
-CIRCUIT_BASE_DELAY: float = _options["CIRCUIT_BASE_DELAY"]
-CIRCUIT_MAX_DELAY: float = _options["CIRCUIT_MAX_DELAY"]
+BREAKER_THRESHOLD: int = _options["BREAKER_THRESHOLD"]
+BREAKER_BASE_DELAY: float = _options["BREAKER_BASE_DELAY"]
+BREAKER_MAX_DELAY: float = _options["BREAKER_MAX_DELAY"]
 DNS_CACHE_TTL: float = _options["DNS_CACHE_TTL"]
 WEBHOOK_DNS_SERVERS: tuple[str, ...] = _options["WEBHOOK_DNS_SERVERS"]
 WEBHOOK_ALLOWED_SUBNETS: tuple[Network, ...] = _options["WEBHOOK_ALLOWED_SUBNETS"]
@@ -81,8 +81,9 @@ LOGIN_FAILURE_LIMIT: int = _options["LOGIN_FAILURE_LIMIT"]
 LOGIN_COOLOFF: float = _options["LOGIN_COOLOFF"]
 
 INSTALLED_APPS = [
-    "core",  # before the admin, whose templates it changes
-    "triggers_project.apps.TriggersAdminConfig",
+    "console.apps.ConsoleConfig",  # before the admin, whose templates it changes
+    "console.apps.TriggersAdminConfig",
+    "core",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -101,10 +102,10 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "core.middleware.RequestMiddleware",
-    "core.layers.ApiMiddleware",  # what follows is for the site alone
+    "core.fast_paths.api_middleware.ApiMiddleware",  # what follows is for the site alone
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
-    "core.csp.PolicyMiddleware",
+    "core.fast_paths.content_security_policy.PolicyMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -221,10 +222,10 @@ SPECTACULAR_SETTINGS = {
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
     "POSTPROCESSING_HOOKS": [
         "core.openapi.add_shared_components",
-        "webhooks.schema.add_webhook_body",
-        "triggers_project.schema.add_health",
+        "webhooks.api.openapi.add_webhook_body",
+        "triggers_project.openapi.add_health",
     ],
-    "WEBHOOKS": ["webhooks.schema.event_webhook"],
+    "WEBHOOKS": ["webhooks.api.openapi.event_webhook"],
     "SERVE_AUTHENTICATION": [],
     "SERVE_PERMISSIONS": [],
     "SWAGGER_UI_DIST": "SIDECAR",

@@ -18,15 +18,15 @@ def index(request: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [
-    path("api/", include("events.urls")),  # first: nothing is asked for so often
+    path("api/", include("events.api.urls")),  # first: nothing is asked for so often
     path("", index, name="index"),
     path("api/health", health.health, name="health"),
     path("api/health/detailed", health.health_detailed, name="health-detailed"),
     path("api/schema", schema_view, name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(template_name="core/api_docs.html"), name="docs"),
-    path("api/", include("orgs.urls")),
-    path("api/", include("webhooks.urls")),
-    path(f"{settings.ADMIN_PATH}/rq/", include("triggers_project.rq_pages")),
+    path("api/", include("orgs.api.urls")),
+    path("api/", include("webhooks.api.urls")),
+    path(f"{settings.ADMIN_PATH}/rq/", include("console.rq_pages")),
     path(f"{settings.ADMIN_PATH}/", admin.site.urls),
 ]
 

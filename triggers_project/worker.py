@@ -32,8 +32,8 @@ from core.process import prepare
 from core.redis import RedisUnavailable, call_redis
 from core.wakeups import EVENTS, JOB_TIMEOUT_SECONDS, WakeUp, wake
 from triggers_project.jobs import fan_out_for, last_fan_out
-from webhooks.sender import current_sender, start_sender
-from webhooks.sweep import Sweep
+from webhooks.dispatch.sender import current_sender, start_sender
+from webhooks.upkeep.sweep import Sweep
 
 log = structlog.get_logger()
 
@@ -80,7 +80,7 @@ class TriggersWorker(SimpleWorker):
         self._ends = bool(kwargs.get("burst")) or any(
             kwargs.get(key) is not None for key in ("max_jobs", "max_idle_time")
         )
-        sender = start_sender(with_busy_lanes=not self._ends)
+        sender = start_sender(with_backlog_sender=not self._ends)
         housekeeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         housekeeping.start()
         kwargs["logging_level"] = "WARNING"  # RQ tells of every job; ours tell what they did
@@ -201,7 +201,7 @@ class TriggersWorker(SimpleWorker):
             except Exception as error:
                 log.warning("sweep_failed", error=repr(error)[:300])
             if not self._asked_to_stop.is_set():
-                start_sender(with_busy_lanes=not self._ends)  # the one that runs, as long as it does
+                start_sender(with_backlog_sender=not self._ends)  # the one that runs, as long as it does
                 _show_life()
             if time.monotonic() - beat_at >= HEARTBEAT_SECONDS:
                 beat_at = time.monotonic()
@@ -242,9 +242,9 @@ class TriggersWorker(SimpleWorker):
 
 
 def _show_life() -> None:
-    """Touch WORKER_ALIVE_FILE: a supervisor that sees it grow old knows that this process hangs."""
-    if settings.WORKER_ALIVE_FILE:
+    """Touch WORKER_HEARTBEAT_FILE: a supervisor that sees it grow old knows that this process hangs."""
+    if settings.WORKER_HEARTBEAT_FILE:
         try:
-            Path(settings.WORKER_ALIVE_FILE).touch()
+            Path(settings.WORKER_HEARTBEAT_FILE).touch()
         except OSError as error:
-            log.warning("alive_file_failed", error=repr(error)[:300])
+            log.warning("heartbeat_file_failed", error=repr(error)[:300])

@@ -5,7 +5,7 @@ import os
 from django.core.wsgi import get_wsgi_application
 from django.urls import resolve
 
-from core.memory import settle
+from core.garbage_collection import settle
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "triggers_project.settings")
 

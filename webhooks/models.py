@@ -1,4 +1,4 @@
-"""Where events go: subscriptions, their lanes, deliveries and attempts."""
+"""Where events go: subscriptions, their queues, deliveries and attempts."""
 
 from __future__ import annotations
 
@@ -65,41 +65,43 @@ class Subscription(models.Model):
         return self.url
 
 
-class Lane(models.Model):
+class SubscriptionQueue(models.Model):
     """A subscription's place in the queue: what the claim needs to be fair, in one small row.
 
     Whoever changes a delivery's status to or from `delivering` holds this row's lock, so that
     `in_flight` is exact.  `next_due_at` is never later than the earliest pending delivery's time.
     """
 
-    subscription = models.OneToOneField(Subscription, primary_key=True, on_delete=models.CASCADE, related_name="lane")
+    subscription = models.OneToOneField(Subscription, primary_key=True, on_delete=models.CASCADE, related_name="queue")
     organization_id = models.UUIDField()
-    is_open = models.BooleanField(default=True, help_text="False while the subscription is disabled or deleted.")
+    accepts_deliveries = models.BooleanField(
+        default=True, help_text="False while the subscription is disabled or deleted."
+    )
     next_due_at = models.DateTimeField(null=True)
     in_flight = models.IntegerField(default=0)
-    window_size = models.IntegerField(
+    concurrency_window = models.IntegerField(
         help_text="Most requests at a time now; grows with successes, shrinks with failures."
     )
     paused_until = models.DateTimeField(null=True, help_text="Open circuit or the receiver's Retry-After.")
-    failures_in_row = models.IntegerField(default=0)
-    circuit_opened = models.IntegerField(default=0, help_text="How often in a row the circuit opened.")
+    consecutive_failures = models.IntegerField(default=0)
+    breaker_trips = models.IntegerField(default=0, help_text="How often in a row the circuit opened.")
     failing_since = models.DateTimeField(null=True)
     last_success_at = models.DateTimeField(null=True)
-    last_served_at = models.DateTimeField(db_default=Now())
+    last_claimed_at = models.DateTimeField(db_default=Now())
     rate_reserved_until = models.DateTimeField(null=True, help_text="Rate limit: theoretical arrival time (GCRA).")
     needs_resync = models.BooleanField(default=False, help_text="Waiting deliveries must change status.")
-    is_busy = models.BooleanField(
+    has_backlog = models.BooleanField(
         default=False, db_default=False, help_text="The last claim took all that it might, so more may be due."
     )
 
     class Meta:
         indexes: ClassVar = [
-            models.Index(fields=["next_due_at"], condition=Q(is_open=True), name="webhooks_lane_due"),
-            models.Index(fields=["subscription"], condition=Q(needs_resync=True), name="webhooks_lane_resync"),
+            models.Index(fields=["next_due_at"], condition=Q(accepts_deliveries=True), name="webhooks_queue_due"),
+            models.Index(fields=["subscription"], condition=Q(needs_resync=True), name="webhooks_queue_resync"),
         ]
 
     def __str__(self) -> str:
-        return f"lane of {self.subscription_id}"
+        return f"queue of {self.subscription_id}"
 
 
 class DeliveryStatus(models.TextChoices):
@@ -140,7 +142,7 @@ class Delivery(models.Model):
     status = models.CharField(max_length=10, choices=DeliveryStatus.choices, default=DeliveryStatus.PENDING)
     next_attempt_at = models.DateTimeField(null=True, db_default=Now())
     cause = models.CharField(max_length=10, choices=Cause.choices, default=Cause.SCHEDULE)
-    tries_used = models.PositiveSmallIntegerField(default=0, help_text="Entries of the retry schedule used up.")
+    attempts_used = models.PositiveSmallIntegerField(default=0, help_text="Entries of the retry schedule used up.")
     attempt_count = models.PositiveIntegerField(default=0)
     lease_id = models.UUIDField(null=True)
     lease_expires_at = models.DateTimeField(null=True)
@@ -151,7 +153,7 @@ class Delivery(models.Model):
 
     class Meta:
         verbose_name_plural = "deliveries"
-        permissions: ClassVar = [("repair_delivery", "Can retry, replay, hold and resume deliveries")]
+        permissions: ClassVar = [("manage_delivery", "Can retry, replay, hold and resume deliveries")]
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["event", "subscription"], name="webhooks_delivery_once"),
         ]
@@ -179,7 +181,7 @@ class Delivery(models.Model):
             ),
             models.Index(fields=["organization", "created_at", "id"], name="webhooks_delivery_list"),
             models.Index(fields=["subscription", "created_at", "id"], name="webhooks_delivery_sub_list"),
-            # For the admin, over all organisations.  Deliveries that go well never enter these two.
+            # For the admin, over all organizations.  Deliveries that go well never enter these two.
             models.Index(
                 fields=["status", "id"],
                 condition=Q(status__in=["failed", "held", "cancelled"]),

@@ -15,20 +15,20 @@ from django.db.models.functions import Now
 from core.encryption import encrypt
 from core.wakeups import WEBHOOKS, wake
 from orgs.models import Organization
-from webhooks.models import Delivery, DeliveryStatus, Lane, Subscription
-from webhooks.secrets import seal_headers
-from webhooks.signing import new_secret
+from webhooks.destinations.http.endpoint import seal_headers
+from webhooks.destinations.http.signing import new_secret
+from webhooks.models import Delivery, DeliveryStatus, Subscription, SubscriptionQueue
 
 RESYNC_ROWS = 5000
 DISABLED_BY_REQUEST = "Disabled by request."
 
 
 class TooManySubscriptions(Exception):
-    """The organisation has as many subscriptions as it may."""
+    """The organization has as many subscriptions as it may."""
 
 
 def live(organization_id: uuid.UUID) -> Any:
-    """Return the organisation's subscriptions that aren't deleted."""
+    """Return the organization's subscriptions that aren't deleted."""
     return Subscription.objects.filter(organization_id=organization_id, deleted_at=None)
 
 
@@ -50,7 +50,7 @@ def create(
     with transaction.atomic():
         # Counted under a lock, so that two requests at once don't both get the last place.
         Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
-        # One at a time for an organisation: two that count at once would both find room for one.
+        # One at a time for an organization: two that count at once would both find room for one.
         Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
         if live(organization_id).count() >= settings.MAX_SUBSCRIPTIONS:
             raise TooManySubscriptions
@@ -65,8 +65,10 @@ def create(
             max_in_flight=max_in_flight,
             deliveries_per_second=deliveries_per_second,
         )
-        Lane.objects.create(
-            subscription=subscription, organization_id=organization_id, window_size=settings.INITIAL_WINDOW
+        SubscriptionQueue.objects.create(
+            subscription=subscription,
+            organization_id=organization_id,
+            concurrency_window=settings.INITIAL_CONCURRENCY_WINDOW,
         )
     subscription.refresh_from_db()
     return subscription, secret
@@ -81,37 +83,41 @@ def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
         fields["header_names"] = sorted(headers)
     with transaction.atomic():
         if "url" in fields:
-            # The lane first, as everywhere.  What went wrong at the old address says nothing about the new one.
+            # The queue first, as everywhere.  What went wrong at the old address says nothing about the new one.
             _forgive(subscription.pk)
         Subscription.objects.filter(pk=subscription.pk).update(**fields, updated_at=Now())
     subscription.refresh_from_db()
 
 
 def _forgive(subscription_id: uuid.UUID) -> None:
-    Lane.objects.filter(pk=subscription_id).update(
-        paused_until=None, circuit_opened=0, failures_in_row=0, failing_since=None, window_size=settings.INITIAL_WINDOW
+    SubscriptionQueue.objects.filter(pk=subscription_id).update(
+        paused_until=None,
+        breaker_trips=0,
+        consecutive_failures=0,
+        failing_since=None,
+        concurrency_window=settings.INITIAL_CONCURRENCY_WINDOW,
     )
 
 
-def disable_rows(subscription_ids: Iterable[uuid.UUID], reason: str) -> int:
+def disable_in_transaction(subscription_ids: Iterable[uuid.UUID], reason: str) -> int:
     """Disable active subscriptions, in the caller's transaction; return how many.
 
     Nothing more is sent at once; what waits is marked as held by `resync`.
     """
     ids = list(subscription_ids)
-    # The lane first: everybody locks it before anything else of the subscription.
-    list(Lane.objects.select_for_update().filter(pk__in=ids).order_by("pk").values_list("pk"))
+    # The queue first: everybody locks it before anything else of the subscription.
+    list(SubscriptionQueue.objects.select_for_update().filter(pk__in=ids).order_by("pk").values_list("pk"))
     changed = Subscription.objects.filter(pk__in=ids, is_active=True, deleted_at=None).update(
         is_active=False, disabled_at=Now(), disabled_reason=reason[:500], updated_at=Now()
     )
-    Lane.objects.filter(pk__in=ids).update(is_open=False, needs_resync=True)
+    SubscriptionQueue.objects.filter(pk__in=ids).update(accepts_deliveries=False, needs_resync=True)
     return changed
 
 
 def disable(subscription: Subscription, reason: str = DISABLED_BY_REQUEST) -> None:
     """Stop sending to the subscription; it loses nothing, what waits is held until `enable`."""
     with transaction.atomic():
-        disable_rows([subscription.pk], reason)
+        disable_in_transaction([subscription.pk], reason)
     resync(subscription.pk)
     subscription.refresh_from_db()
 
@@ -119,13 +125,15 @@ def disable(subscription: Subscription, reason: str = DISABLED_BY_REQUEST) -> No
 def enable(subscription: Subscription) -> None:
     """Send to the subscription again, with a clean record; what was held is due now."""
     with transaction.atomic():
-        Lane.objects.select_for_update().filter(pk=subscription.pk).first()
+        SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
         enabled = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
             is_active=True, disabled_at=None, disabled_reason="", updated_at=Now()
         )
         if enabled:  # and not deleted a moment ago
             _forgive(subscription.pk)
-            Lane.objects.filter(pk=subscription.pk).update(is_open=True, needs_resync=True, next_due_at=Now())
+            SubscriptionQueue.objects.filter(pk=subscription.pk).update(
+                accepts_deliveries=True, needs_resync=True, next_due_at=Now()
+            )
     resync(subscription.pk)
     wake(WEBHOOKS)
     subscription.refresh_from_db()
@@ -134,7 +142,7 @@ def enable(subscription: Subscription) -> None:
 def delete(subscription: Subscription) -> None:
     """Send nothing more, cancel what waits, and hide the subscription; its secrets are erased."""
     with transaction.atomic():
-        Lane.objects.select_for_update().filter(pk=subscription.pk).first()
+        SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
         Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
             deleted_at=Now(),
             is_active=False,
@@ -143,7 +151,7 @@ def delete(subscription: Subscription) -> None:
             encrypted_previous_secret="",
             encrypted_headers="",
         )
-        Lane.objects.filter(pk=subscription.pk).update(is_open=False, needs_resync=True)
+        SubscriptionQueue.objects.filter(pk=subscription.pk).update(accepts_deliveries=False, needs_resync=True)
     resync(subscription.pk)
 
 
@@ -166,11 +174,11 @@ def resync(subscription_id: uuid.UUID, rows: int = RESYNC_ROWS) -> bool:
     """Bring up to `rows` waiting deliveries in line with their subscription; True when all are.
 
     Waiting means `pending` for an active subscription, `held` for a disabled one, and the end
-    (`cancelled`) for a deleted one.  A crash in between leaves the lane marked, and the sweep goes on.
+    (`cancelled`) for a deleted one.  A crash in between leaves the queue marked, and the sweep goes on.
     """
     with transaction.atomic():
-        lane = Lane.objects.select_for_update().filter(pk=subscription_id, needs_resync=True).first()
-        if lane is None:
+        queue = SubscriptionQueue.objects.select_for_update().filter(pk=subscription_id, needs_resync=True).first()
+        if queue is None:
             return True
         subscription = Subscription.objects.get(pk=subscription_id)
         changes: dict[str, Any]
@@ -190,5 +198,5 @@ def resync(subscription_id: uuid.UUID, rows: int = RESYNC_ROWS) -> bool:
         fields: dict[str, Any] = {"needs_resync": not done}
         if ids and subscription.is_active and subscription.deleted_at is None:
             fields["next_due_at"] = Now()
-        Lane.objects.filter(pk=subscription_id).update(**fields)
+        SubscriptionQueue.objects.filter(pk=subscription_id).update(**fields)
     return done

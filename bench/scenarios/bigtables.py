@@ -54,7 +54,7 @@ def _fill(stack: Stack, tenant: Tenant) -> None:
     events = SETTLED // len(chosen)
     stack.sql(
         "INSERT INTO events_event"
-        " (id, organization_id, type, data, status, tries, last_error, due_at, created_at, processed_at)"
+        " (id, organization_id, type, data, status, failed_attempts, last_error, due_at, created_at, processed_at)"
         " SELECT uuidv7(t - now()), %(org)s, 'order.created', '{\"order\": 4711}', 'processed', 0, '', t, t, t"
         " FROM (SELECT now() - interval '30 days' + n * (interval '29 days' / %(events)s) AS t"
         " FROM generate_series(1, %(events)s) AS n)",
@@ -62,7 +62,7 @@ def _fill(stack: Stack, tenant: Tenant) -> None:
     )
     stack.sql(
         "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at,"
-        " cause, tries_used, attempt_count, last_status_code, last_error, completed_at, created_at)"
+        " cause, attempts_used, attempt_count, last_status_code, last_error, completed_at, created_at)"
         " SELECT uuidv7(e.created_at - now()), %(org)s, e.id, s, 'delivered', e.created_at, 'schedule', 1, 1, 200, '',"
         " e.created_at, e.created_at FROM events_event e, unnest(%(subscriptions)s::uuid[]) AS s"
         " WHERE e.organization_id = %(org)s AND e.created_at < now() - interval '12 hours'",
@@ -77,12 +77,15 @@ def _fill(stack: Stack, tenant: Tenant) -> None:
     parked = stack.subscribe(tenant, "http://127.0.0.1:9/parked", ["nothing"])
     stack.sql(
         "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at,"
-        " cause, tries_used, attempt_count, last_error, created_at)"
+        " cause, attempts_used, attempt_count, last_error, created_at)"
         " SELECT uuidv7(), %(org)s, id, %(parked)s, 'pending', now() + interval '5 hours', 'schedule', 5, 5, 'timeout',"
         " now() FROM events_event WHERE organization_id = %(org)s ORDER BY created_at DESC LIMIT %(count)s",
         {"org": tenant.id, "parked": parked, "count": PARKED},
     )
-    stack.sql("UPDATE webhooks_lane SET next_due_at = now() + interval '5 hours' WHERE subscription_id = %s", (parked,))
+    stack.sql(
+        "UPDATE webhooks_subscriptionqueue SET next_due_at = now() + interval '5 hours' WHERE subscription_id = %s",
+        (parked,),
+    )
     stack.settle_tables()
     stack.sql("CHECKPOINT")
 

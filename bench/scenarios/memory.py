@@ -1,4 +1,4 @@
-"""Whether a worker's memory stays flat, its own and that of its process for the busy lanes."""
+"""Whether a worker's memory stays flat, its own and that of its process for the busy queues."""
 
 from __future__ import annotations
 

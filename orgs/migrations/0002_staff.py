@@ -1,4 +1,4 @@
-"""Least-privilege staff groups, and an audit log that the database itself keeps append-only."""
+"""Least-privilege staff groups, and triggers that make the audit log append-only."""
 
 from django.apps.registry import Apps
 from django.db import migrations
@@ -8,11 +8,10 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 SPECIAL = {
     ("orgs", "apikey", "revoke_apikey"): "Can revoke API keys",
     ("events", "event", "reprocess_event"): "Can give events in error a new fan-out",
-    ("webhooks", "delivery", "repair_delivery"): "Can retry, replay, hold and resume deliveries",
+    ("webhooks", "delivery", "manage_delivery"): "Can retry, replay, hold and resume deliveries",
     ("webhooks", "subscription", "switch_subscription"): "Can disable, enable and recover subscriptions",
 }
 READABLE = {
-    "organization": "organisation",
     "apikey": "API key",
     "auditentry": "audit entry",
     "deliveryattempt": "delivery attempt",
@@ -32,7 +31,7 @@ VIEWER = [
 OPERATOR = [
     *VIEWER,
     ("events", "event", "reprocess_event"),
-    ("webhooks", "delivery", "repair_delivery"),
+    ("webhooks", "delivery", "manage_delivery"),
     ("webhooks", "subscription", "switch_subscription"),
 ]
 OWNER = [
@@ -87,8 +86,12 @@ BEGIN
 END $$;
 CREATE TRIGGER orgs_auditentry_append_only BEFORE UPDATE OR DELETE ON orgs_auditentry
 FOR EACH STATEMENT EXECUTE FUNCTION orgs_auditentry_refuse();
+-- A role can have the privilege to TRUNCATE without owning the table.
+CREATE TRIGGER orgs_auditentry_no_truncate BEFORE TRUNCATE ON orgs_auditentry
+FOR EACH STATEMENT EXECUTE FUNCTION orgs_auditentry_refuse();
 """
 ALLOW_CHANGES = """
+DROP TRIGGER orgs_auditentry_no_truncate ON orgs_auditentry;
 DROP TRIGGER orgs_auditentry_append_only ON orgs_auditentry;
 DROP FUNCTION orgs_auditentry_refuse();
 """
@@ -102,14 +105,6 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        migrations.AlterModelOptions(
-            name="apikey",
-            options={
-                "ordering": ["-created_at"],
-                "permissions": [("revoke_apikey", "Can revoke API keys")],
-                "verbose_name": "API key",
-            },
-        ),
         migrations.RunPython(make_groups, drop_groups),
         migrations.RunSQL(REFUSE_CHANGES, ALLOW_CHANGES),
     ]

@@ -1,4 +1,4 @@
-"""POST /api/events/batch: an answer for each item, in order, and no item that harms its neighbours."""
+"""POST /api/events/batch: an answer for each item, in order, and no item that harms its neighbors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATH = "/api/events/batch"
 GOOD: dict[str, Any] = {"type": "order.created", "data": 1}
 
 
-def test_items_are_answered_in_order_and_a_bad_one_leaves_its_neighbours_alone(api: Any) -> None:
+def test_items_are_answered_in_order_and_a_bad_one_leaves_its_neighbors_alone(api: Any) -> None:
     first = api.post("/api/events", {**GOOD, "dedup_id": "old"}).json()["id"]
     response = api.post(PATH, [
         {**GOOD, "data": "first"},
@@ -87,7 +87,7 @@ def test_a_body_that_is_no_array_is_refused_as_a_whole(api: Any, body: bytes) ->
     assert not Event.objects.exists()
 
 
-def test_a_deep_or_large_item_is_invalid_and_its_neighbours_are_accepted(api: Any) -> None:
+def test_a_deep_or_large_item_is_invalid_and_its_neighbors_are_accepted(api: Any) -> None:
     deep = b'{"type":"a","data":' + b"[" * 200 + b"]" * 200 + b"}"
     large = b'{"type":"a","data":"' + b"x" * 262144 + b'"}'
     body = b"[" + b",".join([b'{"type":"a","data":1}', deep, large, b'{"type":"a","data":2}']) + b"]"
@@ -175,7 +175,7 @@ def test_a_conflict_within_a_batch_names_the_first_event_also_after_a_bad_item(a
     assert Event.objects.count() == 1
 
 
-def test_another_organisation_s_dedup_ids_are_no_duplicates_in_a_batch(api: Any, other_api: Any) -> None:
+def test_another_organization_s_dedup_ids_are_no_duplicates_in_a_batch(api: Any, other_api: Any) -> None:
     batch = [{**GOOD, "dedup_id": str(number)} for number in range(3)]
     assert api.post(PATH, batch).json()["accepted"] == 3
     assert other_api.post(PATH, batch).json()["accepted"] == 3

@@ -109,7 +109,7 @@ def test_a_retry_does_not_prolong_the_window(api: Any) -> None:
     assert DedupKey.objects.get().expires_at == before
 
 
-def test_ids_are_scoped_to_the_organisation(api: Any, other_api: Any) -> None:
+def test_ids_are_scoped_to_the_organization(api: Any, other_api: Any) -> None:
     mine = send(api, "1").json()["id"]
     theirs = send(other_api, "2")
     assert theirs.status_code == 202

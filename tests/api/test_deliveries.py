@@ -10,15 +10,16 @@ from django.utils import timezone
 
 from orgs.models import AuditEntry, Organization
 from tests.api.helpers import assert_problem
-from webhooks import fanout, subscriptions
+from webhooks import subscriptions
 from webhooks.models import Delivery, DeliveryAttempt, Subscription
+from webhooks.routing import fan_out
 
 
 @pytest.fixture
 def delivery(api: Any, subscription: Subscription) -> Delivery:
     """Return a delivery that is due."""
     api.post("/api/events", {"type": "a", "data": 1})
-    assert fanout.fan_out_batch(10) == 1
+    assert fan_out.fan_out_batch(10) == 1
     return Delivery.objects.get()
 
 
@@ -68,7 +69,7 @@ def test_filters_are_joined_and_each_narrows(api: Any, delivery: Delivery) -> No
 @pytest.mark.parametrize("status", ["pending", "failed", "delivered"])
 def test_a_retry_makes_the_delivery_due_now(api: Any, delivery: Delivery, status: str) -> None:
     hour = timezone.now() + datetime.timedelta(hours=1)
-    Delivery.objects.update(status=status, next_attempt_at=hour, tries_used=3, completed_at=timezone.now())
+    Delivery.objects.update(status=status, next_attempt_at=hour, attempts_used=3, completed_at=timezone.now())
     answer = api.post(f"/api/deliveries/{delivery.id}/retry")
     assert answer.status_code == 202
     shown = answer.json()
@@ -105,7 +106,7 @@ def test_a_retry_to_a_disabled_or_deleted_subscription_is_a_409(
         assert problem["detail"]
 
 
-def test_another_organisation_s_delivery_does_not_exist(api: Any, other_api: Any, delivery: Delivery) -> None:
+def test_another_organization_s_delivery_does_not_exist(api: Any, other_api: Any, delivery: Delivery) -> None:
     assert_problem(other_api.get(f"/api/deliveries/{delivery.id}"), 404)
     assert_problem(other_api.post(f"/api/deliveries/{delivery.id}/retry"), 404)
     assert Delivery.objects.get().cause == "schedule"

@@ -22,8 +22,12 @@ from events.models import Event
 from orgs.models import Organization
 from tests.conftest import ApiClient
 from tests.servers import postgres, valkey
-from webhooks import claiming, fanout, leases, sql, subscriptions
-from webhooks.models import Delivery, Lane, Subscription
+from webhooks import subscriptions
+from webhooks.dispatch import leases
+from webhooks.dispatch.claim import claim
+from webhooks.models import Delivery, Subscription, SubscriptionQueue
+from webhooks.routing import fan_out
+from webhooks.routing.fan_out import ANNOUNCE_FAN_OUT
 
 DETAILED = "/api/health/detailed"
 
@@ -72,7 +76,7 @@ def test_waiting_events_are_counted_with_rq_empty(api: Any, client: Any) -> None
     body = client.get(DETAILED).json()
     assert body["queues"]["event_queue_length"] == 3
     assert 90 <= body["oldest_waiting_seconds"]["event"] < 600
-    fanout.fan_out_batch(10)
+    fan_out.fan_out_batch(10)
     body = client.get(DETAILED).json()
     assert body["queues"]["event_queue_length"] == 0
     assert body["oldest_waiting_seconds"]["event"] == 0
@@ -81,22 +85,22 @@ def test_waiting_events_are_counted_with_rq_empty(api: Any, client: Any) -> None
 def test_due_deliveries_are_waiting_and_claimed_ones_in_work(api: Any, client: Any, subscription: Subscription) -> None:
     for number in range(6):
         api.post("/api/events", {"type": "a", "data": number})
-    fanout.fan_out_batch(10)
+    fan_out.fan_out_batch(10)
     long_ago = timezone.now() - datetime.timedelta(seconds=90)
     later = timezone.now() + datetime.timedelta(hours=1)
     ids = list(Delivery.objects.values_list("id", flat=True))
     Delivery.objects.filter(id=ids[0]).update(next_attempt_at=later)
     Delivery.objects.filter(id=ids[1]).update(status="failed")
     Delivery.objects.exclude(id=ids[0]).update(next_attempt_at=long_ago)
-    Lane.objects.update(next_due_at=long_ago)
+    SubscriptionQueue.objects.update(next_due_at=long_ago)
     queues = client.get(DETAILED).json()
     assert queues["queues"]["webhook_queue_length"] == 4
     assert 90 <= queues["oldest_waiting_seconds"]["webhook"] < 600
-    claim = claiming.claim(3)
-    assert len(claim.deliveries) == 3
+    claimed = claim(3)
+    assert len(claimed.deliveries) == 3
     queues = client.get(DETAILED).json()["queues"]
     assert (queues["webhook_queue_length"], queues["webhook_pending_processing"]) == (1, 3)
-    leases.release({claimed.lease_id for claimed in claim.deliveries})
+    leases.release({delivery.lease_id for delivery in claimed.deliveries})
     queues = client.get(DETAILED).json()["queues"]
     assert (queues["webhook_queue_length"], queues["webhook_pending_processing"]) == (4, 0)
 
@@ -105,7 +109,7 @@ def test_what_is_held_for_a_disabled_subscription_is_no_queue(
     api: Any, client: Any, subscription: Subscription
 ) -> None:
     api.post("/api/events", {"type": "a", "data": 1})
-    fanout.fan_out_batch(10)
+    fan_out.fan_out_batch(10)
     subscriptions.disable(subscription)
     assert client.get(DETAILED).json()["queues"]["webhook_queue_length"] == 0
 
@@ -117,7 +121,7 @@ def test_events_in_a_running_fan_out_are_in_work_and_no_longer_when_it_ends(clie
     def fan_out() -> None:
         try:
             with transaction.atomic(), server_cursor() as cursor:
-                cursor.execute(sql.ANNOUNCE_FAN_OUT, (17,))
+                cursor.execute(ANNOUNCE_FAN_OUT, (17,))
                 announced.set()
                 seen.wait(30)
         finally:
@@ -139,14 +143,14 @@ def test_settled_rows_are_in_no_figure_and_counting_stops_at_the_bound(
     with connection.cursor() as cursor:
         for status, count in (("processed", 20_000), ("error", 1_000), ("accepted", 10_500)):
             cursor.execute(
-                "INSERT INTO events_event (id, organization_id, type, data, status, tries, last_error)"
+                "INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error)"
                 " SELECT gen_random_uuid(), %s, 'a', '1', %s, 0, '' FROM generate_series(1, %s)",
                 [organization.id, status, count],
             )
         for status, count in (("delivered", 20_000), ("failed", 1_000), ("cancelled", 1_000)):
             cursor.execute(
                 "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, cause,"
-                " tries_used, attempt_count, last_error)"
+                " attempts_used, attempt_count, last_error)"
                 " SELECT gen_random_uuid(), %s, gen_random_uuid(), %s, %s, 'schedule', 1, 1, ''"
                 " FROM generate_series(1, %s)",
                 [organization.id, subscription.id, status, count],

@@ -16,7 +16,7 @@ from events import backlog
 from events.models import Event
 from orgs.models import Organization
 from tests.api.helpers import assert_problem
-from webhooks import fanout
+from webhooks.routing import fan_out
 
 GOOD = {"type": "a", "data": 1}
 LIMIT = re.compile(r'"events";r=(\d+);t=(\d+)')
@@ -32,7 +32,7 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 @pytest.fixture
 def limited(organization: Organization) -> Organization:
-    """Return the organisation with a rate of 5 events a minute."""
+    """Return the organization with a rate of 5 events a minute."""
     organization.events_per_minute = 5
     organization.save()
     return organization
@@ -70,7 +70,7 @@ def test_the_rate_ends_with_its_minute(api: Any, limited: Organization) -> None:
     assert api.post("/api/events", GOOD).status_code == 202
 
 
-def test_the_rate_is_the_organisation_s_not_the_key_s_and_nobody_else_s(
+def test_the_rate_is_the_organization_s_not_the_key_s_and_nobody_else_s(
     api: Any, other_api: Any, limited: Organization
 ) -> None:
     second = api.post("/api/keys", {"name": "second"}).json()["key"]
@@ -149,7 +149,7 @@ def test_over_the_backlog_s_bound_is_503_and_it_passes_when_workers_catch_up(api
     assert_problem(api.post("/api/events/batch", [GOOD]), 503)
     assert Event.objects.count() == 3
     assert api.get("/api/events").status_code == 200
-    assert fanout.fan_out_batch(10) == 3
+    assert fan_out.fan_out_batch(10) == 3
     until(lambda: api.post("/api/events", GOOD).status_code == 202)
     assert Event.objects.count() == 4
 

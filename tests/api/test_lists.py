@@ -1,4 +1,4 @@
-"""Lists: every row once, newest first, whatever is added meanwhile; filters; other organisations' rows."""
+"""Lists: every row once, newest first, whatever is added meanwhile; filters; other organizations' rows."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_events_are_filtered_by_type_status_and_time(api: Any, organization: Org
     hour = datetime.timedelta(hours=1)
     a = str(add_event(organization, NOW - hour, type="order.paid").id)
     b = str(add_event(organization, NOW, status="processed").id)
-    c = str(add_event(organization, NOW + hour, status="error", last_error="broken", tries=5).id)
+    c = str(add_event(organization, NOW + hour, status="error", last_error="broken", failed_attempts=5).id)
     assert ids(api.get("/api/events?type=order.paid")) == {a}
     assert ids(api.get("/api/events?type=order")) == set()
     assert ids(api.get("/api/events?status=processed")) == {b}
@@ -104,7 +104,7 @@ def test_events_are_filtered_by_type_status_and_time(api: Any, organization: Org
         assert ids(api.get(f"/api/events?since={spelling}&until=2026-01-31T12:30:00Z")) == {b}
     assert ids(api.get("/api/events?status=error&type=order.paid")) == set()
     shown = api.get(f"/api/events/{c}").json()
-    assert (shown["error"], shown["tries"]) == ("broken", 5)
+    assert (shown["error"], shown["failed_attempts"]) == ("broken", 5)
 
 
 def test_undelivered_lists_what_some_subscription_has_not_received(
@@ -143,7 +143,7 @@ def test_deliveries_are_filtered_by_event_subscription_status_and_time(
     assert ids(api.get(f"/api/deliveries?until={hour_ago}")) == set()
 
 
-def test_another_organisations_rows_are_in_no_list_and_no_filter(
+def test_another_organizations_rows_are_in_no_list_and_no_filter(
     api: Any, other_api: Any, organization: Organization, subscription: Subscription
 ) -> None:
     event = add_event(organization)
@@ -157,7 +157,7 @@ def test_another_organisations_rows_are_in_no_list_and_no_filter(
     assert len(other_api.get("/api/keys").json()["data"]) == 1
 
 
-def test_another_organisations_cursor_opens_nothing(api: Any, other_api: Any, organization: Organization) -> None:
+def test_another_organizations_cursor_opens_nothing(api: Any, other_api: Any, organization: Organization) -> None:
     for _ in range(3):
         add_event(organization)
     cursor = api.get("/api/events?limit=1").json()["next_cursor"]

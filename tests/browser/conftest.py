@@ -13,13 +13,13 @@ from django.db import connection, connections
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
+from console.pages.staff import STAFF_GROUPS
 from devstack.browser import NoBrowser, find_chromium
 from devstack.processes import web
-from orgs.admin.staff import STAFF_GROUPS
 from tests.servers import postgres
 
 _TABLES = (
-    "webhooks_deliveryattempt, webhooks_delivery, webhooks_lane, webhooks_bulkrun, webhooks_subscription, "
+    "webhooks_deliveryattempt, webhooks_delivery, webhooks_subscriptionqueue, webhooks_bulkrun, webhooks_subscription, "
     "events_event, events_dedupkey, orgs_apikey, orgs_auditentry, orgs_organization, "
     "auth_user, django_admin_log, django_session, axes_accessattempt"
 )

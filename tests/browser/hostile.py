@@ -19,9 +19,9 @@ from core.wakeups import EVENTS
 from events.models import EventStatus
 from orgs.keys import create_api_key
 from orgs.models import ApiKey, AuditEntry, Organization
-from tests.admin.rows import make_attempt, make_delivery, make_event
+from tests.console.rows import make_attempt, make_delivery, make_event
 from webhooks import subscriptions
-from webhooks.models import BulkRun, Delivery, Lane, Subscription
+from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 
 # `{c}` is the address that must get no request.  What has no script bears the class `hostile`.
 PAYLOADS = (
@@ -100,8 +100,8 @@ def make_hostile_rows(canary: str, turn: int) -> list[Model]:
         is_active=turn % 2 == 0,
         disabled_at=timezone.now(),
     )
-    Lane.objects.filter(pk=subscription.pk).update(
-        failing_since=timezone.now(), next_due_at=timezone.now(), is_open=turn % 2 == 0
+    SubscriptionQueue.objects.filter(pk=subscription.pk).update(
+        failing_since=timezone.now(), next_due_at=timezone.now(), accepts_deliveries=turn % 2 == 0
     )
     event = make_event(
         organization, type=source.text(255), data=whole, dedup_id=source.text(255), status=EventStatus.ERROR,

@@ -17,7 +17,6 @@ from playwright.sync_api import BrowserContext
 from core.wakeups import EVENTS, wake
 from events.models import EventStatus
 from orgs.models import ApiKey, AuditEntry, Organization
-from tests.admin.rows import list_url, make_event, make_world, page_url
 from tests.browser.conftest import Watched, log_in, program_or_reason
 from tests.browser.hostile import (
     PAYLOADS,
@@ -26,6 +25,7 @@ from tests.browser.hostile import (
     make_hostile_rows,
     make_log_entries,
 )
+from tests.console.rows import list_url, make_event, make_world, page_url
 from webhooks.models import Delivery, Subscription
 
 # The first run on a machine may have a browser to download.

@@ -18,7 +18,7 @@ from rq.serializers import JSONSerializer
 
 from core import ratelimits
 from core import redis as core_redis
-from core.ratelimits import Verdict, hit
+from core.ratelimits import RateLimitDecision, hit
 from core.redis import RedisUnavailable, call_redis
 from core.wakeups import EVENTS, JOB_FUNCTIONS, WEBHOOKS, ForbiddenJob, WakeUp, wait_until_told, wake, wake_soon
 from devstack.processes import ROOT
@@ -218,8 +218,8 @@ def test_without_redis_the_rate_is_counted_in_this_process(without_redis: None) 
 
 
 def test_the_headers_tell_the_policy_what_is_left_and_when_to_come_back() -> None:
-    assert Verdict(True, 60, 59, 12).headers("events") == {
+    assert RateLimitDecision(True, 60, 59, 12).headers("events") == {
         "RateLimit-Policy": '"events";q=60;w=60',
         "RateLimit": '"events";r=59;t=12',
     }
-    assert Verdict(False, 60, 0, 0).headers("events")["Retry-After"] == "1"
+    assert RateLimitDecision(False, 60, 0, 0).headers("events")["Retry-After"] == "1"

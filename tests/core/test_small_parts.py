@@ -147,7 +147,7 @@ def test_a_deadlock_that_does_not_end_is_raised_after_five_tries() -> None:
 
     with pytest.raises(OperationalError, match="deadlock"):
         db.in_transaction(always)
-    assert len(tries) == db.MAX_TRIES
+    assert len(tries) == db.MAX_ATTEMPTS
 
 
 @pytest.mark.django_db

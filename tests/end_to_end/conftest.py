@@ -13,7 +13,7 @@ from tests.system import Account, open_account
 
 @pytest.fixture(scope="module")
 def installation(request: pytest.FixtureRequest) -> Iterator[Account]:
-    """Return an organisation of a running installation, with web and one worker.
+    """Return an organization of a running installation, with web and one worker.
 
     TEST_API_URL and TEST_API_KEY name one that runs already; its workers must be allowed to call this
     machine.  Otherwise both are started here.

@@ -135,7 +135,7 @@ class Running:
 
     @property
     def account(self) -> Account:
-        """Return the demo's organisation, by the key in the printed curl line."""
+        """Return the demo's organization, by the key in the printed curl line."""
         found = self.wait_for(r"X-API-Key: (trk_\w+?_[\w-]+)'")
         return Account(f"http://127.0.0.1:{self.port}", found[1])
 

@@ -62,7 +62,7 @@ def test_a_replay_after_a_receiver_s_outage_delivers_exactly_what_failed(stack: 
 
     stack.start_web()
     # Two tries, close together: the outage outlasts them.
-    stack.start_workers({"DELIVERY_RETRY_SCHEDULE": "0s,100ms", "CIRCUIT_THRESHOLD": "0"})
+    stack.start_workers({"DELIVERY_RETRY_SCHEDULE": "0s,100ms", "BREAKER_THRESHOLD": "0"})
     with Receiver(goes_down) as broken, Receiver() as steady:
         account.subscribe(broken.url("/broken"))
         account.subscribe(steady.url("/steady"))

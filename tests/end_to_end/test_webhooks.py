@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from devstack.receiver import Behaviour, Received, Receiver, Response, always_ok
+from devstack.receiver import Behavior, Received, Receiver, Response, always_ok
 from tests.system import Account
 
 pytestmark = pytest.mark.end_to_end
@@ -26,8 +26,8 @@ PATIENCE_SECONDS = 60.0
 class Subscriber:
     """A receiver with a subscription to one event type of its own test."""
 
-    def __init__(self, account: Account, event_type: str, behaviour: Behaviour = always_ok) -> None:
-        self.receiver = Receiver(behaviour)
+    def __init__(self, account: Account, event_type: str, behavior: Behavior = always_ok) -> None:
+        self.receiver = Receiver(behavior)
         self._account = account
         self._type = event_type
 
@@ -53,7 +53,7 @@ def event_type() -> str:
 def subscribe(installation: Account, event_type: str) -> Iterator[Callable[..., Subscriber]]:
     """Return a function that subscribes a new receiver to `event_type`; all end with the test."""
     with contextlib.ExitStack() as stack:
-        yield lambda behaviour=always_ok: stack.enter_context(Subscriber(installation, event_type, behaviour))
+        yield lambda behavior=always_ok: stack.enter_context(Subscriber(installation, event_type, behavior))
 
 
 def _post(account: Account, event_type: str, data: Any = None) -> str:

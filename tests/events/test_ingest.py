@@ -68,7 +68,7 @@ def test_at_the_end_of_the_window_one_of_many_threads_takes_the_id_over(organiza
     assert DedupKey.objects.count() == 1
 
 
-def test_two_organisations_share_no_dedup_id_even_at_the_same_moment(
+def test_two_organizations_share_no_dedup_id_even_at_the_same_moment(
     organization: Organization, other_organization: Organization
 ) -> None:
     ids = (organization.id, other_organization.id)

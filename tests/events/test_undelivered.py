@@ -16,13 +16,13 @@ from core.ids import new_id
 from events.ingest import ingest
 from events.models import Event
 from events.payload import NewEvent
-from events.repair import reprocess
+from events.reprocessing import reprocess
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, result, subscribe
 from webhooks import subscriptions
-from webhooks.claiming import claim
+from webhooks.dispatch.claim import claim
+from webhooks.dispatch.record import record_results
 from webhooks.models import Delivery
-from webhooks.recording import record
 
 pytestmark = pytest.mark.django_db
 
@@ -78,7 +78,7 @@ def test_what_a_disabled_subscription_would_have_got_is_listed_until_it_has_it(
     assert listed(api) == text(event)
     subscriptions.enable(subscription)
     assert listed(api) == text(event)
-    record([result(c) for c in claim(10).deliveries])
+    record_results([result(c) for c in claim(10).deliveries])
     assert listed(api) == []
 
 
@@ -129,13 +129,15 @@ def _add_many(organization: Organization, subscription_id: uuid.UUID, status: st
         # Ids that sort after those of the events that are there, as later events' do.
         top = str(new_id())[:13]
         cursor.execute(
-            "INSERT INTO events_event (id, organization_id, type, data, status, tries, last_error, processed_at)"
+            "INSERT INTO events_event"
+            " (id, organization_id, type, data, status, failed_attempts, last_error, processed_at)"
             " SELECT (%s || substr(gen_random_uuid()::text, 14))::uuid, %s, 'a.b', '{}', 'processed', 0, '', now()"
             " FROM generate_series(1, 20000)",
             [top, organization.id],
         )
         cursor.execute(
-            "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, cause, tries_used,"
+            "INSERT INTO webhooks_delivery"
+            " (id, organization_id, event_id, subscription_id, status, cause, attempts_used,"
             " attempt_count, last_error) SELECT gen_random_uuid(), organization_id, id, %s, %s, 'schedule', 1, 1, ''"
             " FROM events_event WHERE type = 'a.b'",
             [subscription_id, status],
@@ -193,5 +195,5 @@ def test_an_event_reprocessed_after_its_fix_leaves_the_list_when_it_is_delivered
     assert reprocess(Event.objects.all()) == 1
     accept(organization, 0)
     assert listed(api) == text(broken)
-    record([result(c) for c in claim(10).deliveries])
+    record_results([result(c) for c in claim(10).deliveries])
     assert listed(api) == []

@@ -70,7 +70,7 @@ def test_create_org_refuses_what_is_wrong_and_makes_nothing(arguments: list[str]
     assert not AuditEntry.objects.exists()
 
 
-def test_create_org_names_the_organisation_that_is_there(organization: Organization) -> None:
+def test_create_org_names_the_organization_that_is_there(organization: Organization) -> None:
     with pytest.raises(CommandError, match=str(organization.id)):
         run("create_org", organization.name)
     assert Organization.objects.count() == 1
@@ -102,7 +102,7 @@ def test_create_api_key_takes_a_name_scopes_and_an_expiry(organization: Organiza
     ("arguments", "word"),
     [
         (["Nobody"], "Nobody"),
-        ([str(uuid.UUID(int=0))], "no organisation"),
+        ([str(uuid.UUID(int=0))], "no organization"),
         (["Acme", "--scope", "root"], "root"),
         (["Acme", "--expires-in-days", "0"], "--expires-in-days"),
         (["Acme", "--expires-in-days", "nan"], "--expires-in-days"),
@@ -119,7 +119,7 @@ def test_create_api_key_refuses_what_is_wrong_and_makes_nothing(
     assert not ApiKey.objects.exists()
 
 
-def test_an_organisation_whose_name_is_another_s_id_is_not_mistaken_for_it(organization: Organization) -> None:
+def test_an_organization_whose_name_is_another_s_id_is_not_mistaken_for_it(organization: Organization) -> None:
     Organization.objects.create(name=str(organization.id))
     run("create_api_key", str(organization.id))
     assert ApiKey.objects.get().organization == organization

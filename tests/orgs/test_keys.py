@@ -29,13 +29,13 @@ def test_a_key_has_a_public_prefix_and_256_bits_that_only_their_hash_is_kept_of(
     assert str(row) == f"{prefix}… shop"
 
 
-def test_an_organisation_has_as_many_keys_as_it_likes_and_no_two_are_alike(organization: Organization) -> None:
+def test_an_organization_has_as_many_keys_as_it_likes_and_no_two_are_alike(organization: Organization) -> None:
     made = [create_api_key(organization)[1] for _ in range(20)]
     assert len(set(made)) == len({text.split("_")[1] for text in made}) == 20
     assert all(authenticate(text) is not None for text in made)
 
 
-def test_a_key_speaks_for_its_organisation_with_its_scopes(organization: Organization) -> None:
+def test_a_key_speaks_for_its_organization_with_its_scopes(organization: Organization) -> None:
     row, text = create_api_key(organization, scopes=["events:write"])
     caller = authenticate(text)
     assert caller is not None
@@ -100,7 +100,7 @@ def test_a_key_ends_at_its_expiry(organization: Organization) -> None:
     assert authenticate(create_api_key(organization, expires_at=now - HOUR)[1]) is None
 
 
-def test_the_keys_of_an_inactive_organisation_are_refused(organization: Organization) -> None:
+def test_the_keys_of_an_inactive_organization_are_refused(organization: Organization) -> None:
     text = create_api_key(organization)[1]
     Organization.objects.update(is_active=False)
     assert authenticate(text) is None
@@ -148,7 +148,7 @@ def test_no_key_can_give_more_than_it_has() -> None:
         require_within(["keys:manage", "events:write", "events:read"], ["events:read"])
 
 
-def test_an_organisation_shows_its_name_and_an_entry_what_it_is_about(organization: Organization) -> None:
+def test_an_organization_shows_its_name_and_an_entry_what_it_is_about(organization: Organization) -> None:
     audit.record("key.create", actor="key:x", organization_id=organization.id, target="y" * 300)
     entry = AuditEntry.objects.get()
     assert str(organization) == "Acme"

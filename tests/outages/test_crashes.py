@@ -28,7 +28,7 @@ PLANS: dict[str, list[tuple[type[faults.Fault], ...]]] = {
     "servers": [
         (faults.WebMaster,),
         (faults.WorkerSending, faults.PostgresStopped),
-        (faults.BusyLanesKilled,),
+        (faults.BacklogSenderKilled,),
     ],
 }
 

@@ -29,7 +29,7 @@ def running(stack: Stack) -> Stack:
 
 @pytest.fixture
 def held() -> Held:
-    """Return a receiver's behaviour that can keep requests waiting."""
+    """Return a receiver's behavior that can keep requests waiting."""
     return Held()
 
 
@@ -74,7 +74,7 @@ def test_an_answer_that_comes_while_postgresql_is_away_is_recorded_when_it_is_ba
     running: Stack, account: Account, receiver: Receiver
 ) -> None:
     account.subscribe(receiver.url())
-    receiver.behaviour = lambda request, number: Response(delay=1.5)
+    receiver.behavior = lambda request, number: Response(delay=1.5)
     started = log_size(running, "worker_1")
     assert account.post_event(1).status == 202
     receiver.wait_for(1)

@@ -87,7 +87,7 @@ def test_reloading_gunicorn_under_load_drops_no_request(stack: Stack, account: A
 def test_sigterm_lets_a_worker_finish_what_is_on_the_wire_and_nothing_is_sent_twice(
     stack: Stack, account: Account, receiver: Receiver
 ) -> None:
-    receiver.behaviour = lambda request, number: Response(delay=0.3)
+    receiver.behavior = lambda request, number: Response(delay=0.3)
     stack.start_web(workers=1)
     stack.start_workers({}, {})
     account.subscribe(receiver.url())
@@ -110,7 +110,7 @@ def test_sigterm_lets_a_worker_finish_what_is_on_the_wire_and_nothing_is_sent_tw
 
 
 def test_a_worker_that_ends_gives_its_leases_back_at_once(stack: Stack, account: Account, receiver: Receiver) -> None:
-    receiver.behaviour = lambda request, number: Response(delay=3600)
+    receiver.behavior = lambda request, number: Response(delay=3600)
     stack.start_web(workers=1)
     stack.start_workers({"WORKER_SHUTDOWN_GRACE": "1s"})
     (worker,) = stack.workers
@@ -125,10 +125,10 @@ def test_a_worker_that_ends_gives_its_leases_back_at_once(stack: Stack, account:
     assert worker.process.wait(60) == 0
     assert stack.sql("SELECT DISTINCT status, lease_id FROM webhooks_delivery") == [("pending", None)]
     assert stack.sql("SELECT clock_timestamp() < %s", (ends,)) == [(True,)]
-    assert stack.sql("SELECT in_flight FROM webhooks_lane") == [(0,)]
+    assert stack.sql("SELECT in_flight FROM webhooks_subscriptionqueue") == [(0,)]
     assert "leases_released" in log_of(stack, "worker_1", started)
     # Another worker has them without waiting for anything to expire.
-    receiver.behaviour = lambda request, number: Response()
+    receiver.behavior = lambda request, number: Response()
     stack.workers.clear()
     stack.start_workers({})
     wait_until_settled(stack)

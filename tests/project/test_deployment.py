@@ -149,8 +149,8 @@ class Container:
 
         given = {name: fill(str(value)) for name, value in SERVICES[service]["environment"].items()}
         given |= {"DATABASE_URL": postgres.url("deployment"), "REDIS_URL": valkey.url(db=7)}
-        if "WORKER_ALIVE_FILE" in given:
-            given["WORKER_ALIVE_FILE"] = str(self.app / "worker-alive")
+        if "WORKER_HEARTBEAT_FILE" in given:
+            given["WORKER_HEARTBEAT_FILE"] = str(self.app / "worker-alive")
         return {**self.path, **given, "PORT": str(self.port), "BIND": f"127.0.0.1:{self.port}"}
 
     def start(self, service: str, command: list[str]) -> Process:

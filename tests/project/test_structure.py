@@ -1,4 +1,4 @@
-"""Imports go one way: core ← orgs ← events ← webhooks ← triggers_project."""
+"""Imports go one way: core ← orgs ← events ← webhooks ← console ← triggers_project."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LAYERS = ["core", "orgs", "events", "webhooks", "triggers_project"]
+LAYERS = ["core", "orgs", "events", "webhooks", "console", "triggers_project"]
 
 
 def _imported_packages(path: Path) -> set[str]:

@@ -19,15 +19,15 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from core.wakeups import EVENTS, WEBHOOKS, WakeUp, wake
+from core.workers import count_live_workers
 from devstack.receiver import Receiver
 from events.models import Event
 from orgs.models import Organization
 from triggers_project import jobs
-from triggers_project.health import count_live_workers
 from triggers_project.worker import TriggersWorker
 from webhooks import subscriptions
+from webhooks.dispatch.sender import current_sender
 from webhooks.models import Delivery
-from webhooks.sender import current_sender
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from django.conf import settings
 
-from webhooks.fanout import fan_out_batch
-from webhooks.schedule import Answer
-from webhooks.sender import Sender
-from webhooks.transport import Egress, Transport
+from webhooks.destinations.http.client import HttpClient
+from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.outcome import Outcome
+from webhooks.dispatch.sender import Sender
+from webhooks.routing.fan_out import fan_out_batch
 
 STRICT = Egress(timeout=10, body_bytes=1024, dns_cache_ttl=0)
 
@@ -24,11 +25,11 @@ def allowing(*networks: str, **changes: Any) -> Egress:
     )
 
 
-def send(egress: Egress, *urls: str, body: bytes = b"{}") -> list[Answer]:
+def send(egress: Egress, *urls: str, body: bytes = b"{}") -> list[Outcome]:
     """Send to each URL in turn through one transport; return the answers."""
 
-    async def run() -> list[Answer]:
-        transport = Transport(egress)
+    async def run() -> list[Outcome]:
+        transport = HttpClient(egress)
         try:
             return [await transport.send(url, [("x-test", "1")], body) for url in urls]
         finally:

@@ -44,7 +44,7 @@ CHECKS = [
 
 @pytest.fixture
 def key(organization: Organization) -> str:
-    """Return a key that may do everything, of an organisation without a rate limit."""
+    """Return a key that may do everything, of an organization without a rate limit."""
     Organization.objects.filter(pk=organization.pk).update(events_per_minute=0)
     return create_api_key(organization)[1]
 

@@ -25,9 +25,10 @@ from orgs.models import Organization
 from tests.security.egress import STRICT, allowing, deliver, send
 from tests.security.listeners import Listener, Names, listen, proxy, serve
 from tests.security.test_addresses import LOOPBACK_SPELLINGS, METADATA, METADATA_SPELLINGS, REFUSED_RANGES
-from webhooks.addresses import NOT_ALLOWED
-from webhooks.schedule import Failure
-from webhooks.transport import Egress, Transport
+from webhooks.destinations.http.addresses import NOT_ALLOWED
+from webhooks.destinations.http.client import HttpClient
+from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.outcome import Failure
 
 PUBLIC, INSIDE = "127.0.0.2", "127.0.0.1"
 OUT = f"{PUBLIC}/32"
@@ -148,7 +149,7 @@ def test_a_name_that_turns_inward_between_two_connections_of_one_worker_is_refus
         answers = []
 
         async def run() -> None:
-            transport = Transport(_asking(names, OUT))
+            transport = HttpClient(_asking(names, OUT))
             for address in (PUBLIC, INSIDE, INSIDE, PUBLIC):
                 names.records["rebind.example"] = [address]
                 answers.append(await transport.send(f"http://rebind.example:{out.port}/", [], b"{}"))

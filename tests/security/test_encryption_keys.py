@@ -16,9 +16,10 @@ from django.db import connection, transaction
 from core.encryption import DecryptionError, decrypt, encrypt
 from orgs.models import AuditEntry, Organization
 from tests.servers import ENVIRONMENT
-from webhooks import rekeying, subscriptions
+from webhooks import subscriptions
+from webhooks.destinations.http.endpoint import open_endpoint, open_headers
 from webhooks.models import Subscription
-from webhooks.secrets import open_headers, open_receiver
+from webhooks.upkeep import key_rotation
 
 OLD = ENVIRONMENT["SECRETS_ENCRYPTION_KEYS"]
 NEW = Fernet.generate_key().decode()
@@ -101,7 +102,7 @@ def test_a_run_that_was_cut_short_goes_on_where_it_stopped(organization: Organiz
     for _ in range(5):
         _make(organization)
     settings.SECRETS_ENCRYPTION_KEYS = [NEW, OLD]
-    done = rekeying.Rekeyed()
+    done = key_rotation.Rekeyed()
 
     class Interrupted(Exception):
         pass
@@ -110,7 +111,7 @@ def test_a_run_that_was_cut_short_goes_on_where_it_stopped(organization: Organiz
         raise Interrupted
 
     with pytest.raises(Interrupted):
-        rekeying.rekey(done, print, stop_after_one_batch, batch=2)
+        key_rotation.rekey(done, print, stop_after_one_batch, batch=2)
     assert done.values == 2
     assert _rotate()[0] == "5 subscriptions seen, 3 values encrypted with the newest key.\n"
 
@@ -182,6 +183,6 @@ def test_a_process_with_both_keys_reads_what_either_wrote(settings: LazySettings
 
 def test_what_is_in_memory_shows_no_secret(organization: Organization) -> None:
     subscription, secret = _make(organization, {"X-Token": "very hidden"})
-    receiver = open_receiver(subscription.url, subscription.encrypted_headers, subscription.encrypted_secret, "")
+    receiver = open_endpoint(subscription.url, subscription.encrypted_headers, subscription.encrypted_secret, "")
     assert "very hidden" not in repr(receiver)
     assert secret not in repr(receiver)

@@ -17,7 +17,7 @@ from tests.api.helpers import assert_problem
 from tests.security.egress import STRICT, allowing, send
 from tests.security.listeners import Names, listen
 from tests.servers import postgres
-from webhooks.schedule import Failure
+from webhooks.destinations.outcome import Failure
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,7 @@ def test_fault_10_inner_addresses_redirects_and_names_that_only_begin_like_a_pub
     assert inside.connections == 0
 
 
-def test_fault_15_a_dedup_id_is_the_organisation_s_and_its_content_is_compared(
+def test_fault_15_a_dedup_id_is_the_organization_s_and_its_content_is_compared(
     api: Any, other_api: Any, organization: Organization, other_organization: Organization
 ) -> None:
     event = {"type": "a", "data": {"n": 1}, "dedup_id": "same"}

@@ -40,7 +40,7 @@ def test_no_secret_key_or_payload_reaches_a_log_or_redis(organization: Organizat
         "LOG_LEVEL": "DEBUG",
         "GUNICORN_LOG_LEVEL": "debug",
         "DELIVERY_RETRY_SCHEDULE": "0s,100ms,100ms",
-        "CIRCUIT_THRESHOLD": "0",
+        "BREAKER_THRESHOLD": "0",
         "SECRETS_ENCRYPTION_KEYS": f"{new_key},{ENVIRONMENT['SECRETS_ENCRYPTION_KEYS']}",
     }
     _, key = create_api_key(organization)

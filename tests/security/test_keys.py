@@ -166,7 +166,7 @@ def test_a_rotation_that_meets_a_revocation_makes_no_successor(organization: Org
     assert ApiKey.objects.count() == 1
 
 
-def test_an_organisation_that_is_switched_off_is_out_and_comes_back(organization: Organization, api: Any) -> None:
+def test_an_organization_that_is_switched_off_is_out_and_comes_back(organization: Organization, api: Any) -> None:
     Organization.objects.filter(pk=organization.pk).update(is_active=False)
     assert api.get("/api/me").status_code == 401
     Organization.objects.filter(pk=organization.pk).update(is_active=True)

@@ -18,9 +18,10 @@ from orgs.keys import create_api_key
 from orgs.models import ApiKey, Organization, Scope
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
-from webhooks import bulk, subscriptions
-from webhooks.fanout import fan_out_batch
+from webhooks import subscriptions
 from webhooks.models import Delivery
+from webhooks.routing.fan_out import fan_out_batch
+from webhooks.upkeep import recovery
 
 E, S, D, R, K = (
     Scope.EVENTS_WRITE, Scope.SUBSCRIPTIONS_MANAGE, Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY, Scope.KEYS_MANAGE,
@@ -51,7 +52,7 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/deliveries/<uuid:delivery_id>": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>/retry": [("POST", R, None)],
 }  # fmt: skip
-# They say nothing about any organisation.
+# They say nothing about any organization.
 OPEN = {"", "api/health", "api/health/detailed", "api/schema", "api/docs"}
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 OPERATIONS = [
@@ -94,7 +95,7 @@ def ids(organization: Organization) -> dict[str, Any]:
     subscription, _ = subscriptions.create(organization.id, url="https://a.example/", event_types=["*"])
     event = ingest(organization.id, NewEvent("a.b", '{"card":"tenant-data"}', None))
     fan_out_batch(10)
-    run = bulk.start_recovery(subscription, datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
+    run = recovery.start(subscription, datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
     return {
         "key_id": create_api_key(organization, name="tenant-data")[0].id,
         "event_id": event.event_id,
@@ -123,7 +124,7 @@ def _everything() -> str:
 
 
 @pytest.mark.parametrize(("route", "method", "scope", "body"), OPERATIONS)
-def test_another_organisation_s_rows_do_not_exist(
+def test_another_organization_s_rows_do_not_exist(
     other_api: Any, ids: dict[str, Any], route: str, method: str, scope: Scope | None, body: Any
 ) -> None:
     before = _everything()
@@ -147,7 +148,7 @@ def test_a_recovery_is_found_under_its_own_subscription_only(
     assert_problem(other_api.get(f"/api/subscriptions/{mine.id}/recoveries/{ids['run_id']}"), 404)
 
 
-def test_filters_by_another_organisation_s_ids_find_nothing(other_api: Any, ids: dict[str, Any]) -> None:
+def test_filters_by_another_organization_s_ids_find_nothing(other_api: Any, ids: dict[str, Any]) -> None:
     for query in (f"event={ids['event_id']}", f"subscription={ids['subscription_id']}"):
         response = other_api.get(f"/api/deliveries?{query}")
         assert response.json() == {"data": [], "next_cursor": None}
@@ -192,7 +193,7 @@ BAD_KEYS = {
 }
 
 
-@pytest.mark.parametrize("kind", [*BAD_KEYS, "half", "another secret", "revoked", "expired", "inactive organisation"])
+@pytest.mark.parametrize("kind", [*BAD_KEYS, "half", "another secret", "revoked", "expired", "inactive organization"])
 def test_nobody_gets_in_without_a_good_key(organization: Organization, ids: dict[str, Any], kind: str) -> None:
     row, key = create_api_key(organization)
     given: str | None = BAD_KEYS.get(kind)
@@ -204,7 +205,7 @@ def test_nobody_gets_in_without_a_good_key(organization: Organization, ids: dict
         given = key
         moment = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
         ApiKey.objects.filter(pk=row.pk).update(**{f"{'revoked' if kind == 'revoked' else 'expires'}_at": moment})
-    elif kind == "inactive organisation":
+    elif kind == "inactive organization":
         given = key
         Organization.objects.filter(pk=organization.pk).update(is_active=False)
     before = _everything()
@@ -228,7 +229,7 @@ def test_head_needs_what_get_needs(organization: Organization, other_api: Any, i
 
 
 @pytest.mark.parametrize("route", sorted(OPEN - {""}))
-def test_open_routes_name_no_organisation(
+def test_open_routes_name_no_organization(
     api: Any, ids: dict[str, Any], organization: Organization, route: str
 ) -> None:
     text = ApiClient(None).get(f"/{route}").content.decode()

@@ -17,12 +17,11 @@ from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
 from webhooks import subscriptions
-from webhooks.claiming import Claimed
-from webhooks.fanout import fan_out_batch
-from webhooks.models import Delivery, Lane, Subscription
-from webhooks.recording import Result
-from webhooks.schedule import Answer, Failure
-from webhooks.sender import Sender
+from webhooks.destinations.outcome import Failure, Outcome
+from webhooks.dispatch.delivery import AttemptResult, ClaimedDelivery
+from webhooks.dispatch.sender import Sender
+from webhooks.models import Delivery, Subscription, SubscriptionQueue
+from webhooks.routing.fan_out import fan_out_batch
 
 T = TypeVar("T")
 
@@ -49,16 +48,18 @@ def fan_out() -> None:
         pass
 
 
-def result(claimed: Claimed, status: int | None = 200, failure: Failure | None = None, **answer: Any) -> Result:
+def result(
+    claimed: ClaimedDelivery, status: int | None = 200, failure: Failure | None = None, **answer: Any
+) -> AttemptResult:
     """Return a result for a claimed delivery."""
     if failure is None and status is not None and not 200 <= status <= 299:
         failure = Failure.HTTP_STATUS
-    return Result(claimed, Answer(status, failure, **answer), time.time(), 1.5)
+    return AttemptResult(claimed, Outcome(status, failure, **answer), time.time(), 1.5)
 
 
-def lane_of(subscription: Subscription) -> Lane:
-    """Return the subscription's lane as it is now."""
-    return Lane.objects.get(pk=subscription.pk)
+def queue_of(subscription: Subscription) -> SubscriptionQueue:
+    """Return the subscription's queue as it is now."""
+    return SubscriptionQueue.objects.get(pk=subscription.pk)
 
 
 def statuses(**filters: Any) -> list[str]:

@@ -11,9 +11,9 @@ from events import backlog
 from events.models import Event
 from orgs.models import Organization
 from tests.webhooks.helpers import fan_out, result, subscribe
-from webhooks.claiming import claim
-from webhooks.models import Delivery, Lane
-from webhooks.recording import record
+from webhooks.dispatch.claim import claim
+from webhooks.dispatch.record import record_results
+from webhooks.models import Delivery, SubscriptionQueue
 
 
 def _post(api: Any, count: int) -> None:
@@ -44,9 +44,9 @@ def test_redis_does_not_grow_with_the_backlog_or_the_history(organization: Organ
     assert many[1] <= few[1] + 4096
 
     fan_out()
-    Lane.objects.update(window_size=100_000)
+    SubscriptionQueue.objects.update(concurrency_window=100_000)
     while taken := claim(2000).deliveries:
-        record([result(c) for c in taken])
+        record_results([result(c) for c in taken])
     assert Delivery.objects.filter(status="delivered").count() == 10_100
     history = _measure()
     assert history[0] <= few[0] + 2

@@ -27,7 +27,7 @@ from devstack.receiver import Receiver
 from devstack.sockets import free_port
 from orgs.models import Organization
 from tests.security.listeners import Names
-from tests.webhooks.helpers import accept, lane_of, raw_server, read_request, sending, subscribe, wait_until
+from tests.webhooks.helpers import accept, queue_of, raw_server, read_request, sending, subscribe, wait_until
 from webhooks.models import Delivery, DeliveryAttempt, Subscription
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -60,7 +60,7 @@ def deliver(organization: Organization, receiver: Receiver, url: str, data: str 
         assert first_attempt(good).error == ""
     assert len(receiver.of("/good")) == 1
     assert Delivery.objects.get(subscription=good).status == "delivered"
-    assert lane_of(hostile).in_flight == 0
+    assert queue_of(hostile).in_flight == 0
     assert attempt.duration_ms < 30_000
     return attempt
 
@@ -114,7 +114,7 @@ def test_who_never_finishes_a_head_is_a_timeout_after_the_total_time(
         attempt = deliver(organization, receiver, f"http://127.0.0.1:{port}/")
     assert (attempt.error, attempt.status_code) == ("timeout", None)
     assert attempt.duration_ms >= 1400
-    assert Delivery.objects.filter(status="pending", attempt_count=1, tries_used=1).count() == 1
+    assert Delivery.objects.filter(status="pending", attempt_count=1, attempts_used=1).count() == 1
 
 
 def test_a_socket_that_nobody_accepts_from_is_a_timeout(
@@ -398,7 +398,7 @@ def test_410_disables_the_subscription_and_loses_nothing(organization: Organizat
         attempt = deliver(organization, receiver, f"http://127.0.0.1:{port}/")
     assert (attempt.error, attempt.status_code) == ("http_status", 410)
     subscription = Subscription.objects.get(is_active=False)
-    assert subscription.disabled_reason == "The receiver answered 410 Gone."
+    assert subscription.disabled_reason == "The endpoint answered 410 Gone."
     assert Delivery.objects.get(subscription=subscription).status == "held"
 
 
@@ -414,7 +414,7 @@ def test_410_disables_the_subscription_and_loses_nothing(organization: Organizat
         pytest.param("Thu, 99 Foo 99999 99:99:99 GMT", 0, 600, id="a date that is none"),
     ],
 )
-def test_retry_after_is_honoured_within_bounds_for_the_whole_subscription(
+def test_retry_after_is_honored_within_bounds_for_the_whole_subscription(
     organization: Organization, receiver: Receiver, header: str, least: int, most: int
 ) -> None:
     if header == "date":
@@ -426,13 +426,13 @@ def test_retry_after_is_honoured_within_bounds_for_the_whole_subscription(
         attempt = deliver(organization, receiver, f"http://127.0.0.1:{port}/")
     assert (attempt.error, attempt.status_code) == ("http_status", 429)
     delivery = Delivery.objects.get(id=attempt.delivery_id)
-    lane = lane_of(delivery.subscription)
+    queue = queue_of(delivery.subscription)
     assert delivery.next_attempt_at is not None
     waits = (delivery.next_attempt_at - attempt.started_at).total_seconds()
     assert waits >= max(600, least)  # the schedule's own delay is the least
     if least:
-        assert lane.paused_until is not None
-        paused = (lane.paused_until - attempt.started_at).total_seconds()
+        assert queue.paused_until is not None
+        paused = (queue.paused_until - attempt.started_at).total_seconds()
         assert least <= paused <= most + 30
     else:
-        assert lane.paused_until is None
+        assert queue.paused_until is None

@@ -23,14 +23,17 @@ from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import result, subscribe
-from webhooks import bulk, leases, repair, subscriptions
-from webhooks.claiming import Claimed, claim
-from webhooks.fanout import fan_out_batch
-from webhooks.models import Delivery, DeliveryAttempt, Lane, Subscription
-from webhooks.recording import record_each
-from webhooks.repair import Repair
-from webhooks.schedule import Failure
-from webhooks.sweep import recount_lanes, remember_forgotten_lanes
+from webhooks import delivery_actions, subscriptions
+from webhooks.delivery_actions import DeliveryAction
+from webhooks.destinations.outcome import Failure
+from webhooks.dispatch import leases
+from webhooks.dispatch.claim import claim
+from webhooks.dispatch.delivery import ClaimedDelivery
+from webhooks.dispatch.record import record_each
+from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
+from webhooks.routing.fan_out import fan_out_batch
+from webhooks.upkeep import recovery
+from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 
 # From which status to which each happening may lead; staying as it is is always allowed.
 LEGAL: dict[str, set[tuple[str, str]]] = {
@@ -68,8 +71,8 @@ class Deliveries(RuleBasedStateMachine):
         self._undo.__enter__()
         self.organization = Organization.objects.create(name="Stateful")
         self.subs = [subscribe(self.organization), subscribe(self.organization)]
-        self.workers: list[list[Claimed]] = [[], []]
-        self.lost: list[Claimed] = []
+        self.workers: list[list[ClaimedDelivery]] = [[], []]
+        self.lost: list[ClaimedDelivery] = []
         self.doing = "fan_out"
         self.before: dict[uuid.UUID, Any] = {}
         self.events = 0
@@ -94,8 +97,8 @@ class Deliveries(RuleBasedStateMachine):
         assert len(taken) <= limit
         held_by_others = {c.delivery_id for c in itertools.chain(*self.workers)}
         assert not held_by_others & {c.delivery_id for c in taken}, "claimed twice"
-        closed = set(Lane.objects.filter(is_open=False).values_list("pk", flat=True))
-        assert not closed & {c.subscription_id for c in taken}, "claimed for a closed lane"
+        closed = set(SubscriptionQueue.objects.filter(accepts_deliveries=False).values_list("pk", flat=True))
+        assert not closed & {c.subscription_id for c in taken}, "claimed for a closed queue"
         self.workers[worker] += taken
 
     @precondition(lambda self: any(self.workers))
@@ -145,7 +148,7 @@ class Deliveries(RuleBasedStateMachine):
                 "UPDATE webhooks_delivery SET next_attempt_at = next_attempt_at - make_interval(secs => %s)", [seconds]
             )
             cursor.execute(
-                "UPDATE webhooks_lane SET next_due_at = next_due_at - make_interval(secs => %s),"
+                "UPDATE webhooks_subscriptionqueue SET next_due_at = next_due_at - make_interval(secs => %s),"
                 " paused_until = paused_until - make_interval(secs => %s)",
                 [seconds, seconds],
             )
@@ -171,17 +174,17 @@ class Deliveries(RuleBasedStateMachine):
         self.doing = "resync"
         subscriptions.resync(self.subs[which].pk, rows)
 
-    @rule(what=st.sampled_from(list(Repair)), offset=st.integers(0, 10), count=st.integers(1, 5))
-    def operator(self, what: Repair, offset: int, count: int) -> None:
-        self.doing = what.word
+    @rule(what=st.sampled_from(list(DeliveryAction)), offset=st.integers(0, 10), count=st.integers(1, 5))
+    def operator(self, what: DeliveryAction, offset: int, count: int) -> None:
+        self.doing = what.verb
         ids = list(Delivery.objects.order_by("id").values_list("id", flat=True)[offset : offset + count])
-        repair.apply(what, ids)
+        delivery_actions.apply(what, ids)
 
     @rule(which=st.integers(0, 1), rows=st.integers(1, 6))
     def recover(self, which: int, rows: int) -> None:
         self.doing = "recover"
-        run = bulk.start_recovery(self.subs[which], datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
-        bulk.advance(run.id, rows)
+        run = recovery.start(self.subs[which], datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+        recovery.advance(run.id, rows)
 
     # --- what is always true ----------------------------------------------------------------------
 
@@ -192,7 +195,7 @@ class Deliveries(RuleBasedStateMachine):
         self.columns_agree_with_the_status()
         self.workers_have_what_is_delivering()
         self.in_flight_is_exact()
-        self.no_lane_wakes_too_late()
+        self.no_queue_wakes_too_late()
         self.attempts_are_numbered_without_gap()
 
     def every_step_is_legal(self) -> None:
@@ -226,11 +229,11 @@ class Deliveries(RuleBasedStateMachine):
 
     def in_flight_is_exact(self) -> None:
         claimed = Counter(d.subscription_id for d in self.before.values() if d.status == "delivering")
-        for lane in Lane.objects.all():
-            assert lane.in_flight == claimed[lane.pk]
-        assert recount_lanes() == 0
+        for queue in SubscriptionQueue.objects.all():
+            assert queue.in_flight == claimed[queue.pk]
+        assert recount_in_flight() == 0
 
-    def no_lane_wakes_too_late(self) -> None:
+    def no_queue_wakes_too_late(self) -> None:
         earliest = dict(
             Delivery.objects.filter(status="pending")
             .values_list("subscription_id")
@@ -240,13 +243,13 @@ class Deliveries(RuleBasedStateMachine):
         with connection.cursor() as cursor:
             cursor.execute("SELECT clock_timestamp()")
             now = cursor.fetchone()[0]
-        for lane in Lane.objects.all():
-            if lane.is_open and lane.pk in earliest:
-                assert lane.next_due_at is not None
-                assert lane.next_due_at <= max(earliest[lane.pk], now)
-            if not lane.is_open and lane.pk in earliest:
-                assert lane.needs_resync, "pending for a closed lane, and nobody will see to it"
-        assert remember_forgotten_lanes() == 0
+        for queue in SubscriptionQueue.objects.all():
+            if queue.accepts_deliveries and queue.pk in earliest:
+                assert queue.next_due_at is not None
+                assert queue.next_due_at <= max(earliest[queue.pk], now)
+            if not queue.accepts_deliveries and queue.pk in earliest:
+                assert queue.needs_resync, "pending for a closed queue, and nobody will see to it"
+        assert repair_next_due_at() == 0
 
     def attempts_are_numbered_without_gap(self) -> None:
         numbers: dict[uuid.UUID, list[int]] = {}
@@ -268,7 +271,9 @@ class Deliveries(RuleBasedStateMachine):
             for _ in range(200):
                 for sub in self.subs:
                     subscriptions.resync(sub.pk)
-                repair.apply(Repair.RESUME, Delivery.objects.filter(status="held").values_list("id", flat=True))
+                delivery_actions.apply(
+                    DeliveryAction.RESUME, Delivery.objects.filter(status="held").values_list("id", flat=True)
+                )
                 self.time_passes(36_000)
                 record_each([result(c) for c in claim(50).deliveries])
                 if not Delivery.objects.exclude(status__in=SETTLED).exists():
@@ -283,7 +288,7 @@ class Deliveries(RuleBasedStateMachine):
 @pytest.mark.django_db
 def test_no_order_of_happenings_breaks_a_delivery(settings: Any) -> None:
     settings.DELIVERY_RETRY_SCHEDULE = (0.0, 5.0, 60.0)
-    settings.CIRCUIT_THRESHOLD = 3
+    settings.BREAKER_THRESHOLD = 3
     run_state_machine_as_test(Deliveries, settings=PROFILE)  # type: ignore[no-untyped-call]
 
 

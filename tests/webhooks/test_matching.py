@@ -6,11 +6,11 @@ import uuid
 
 import pytest
 
-from webhooks.matching import Matcher, Wanting, pattern_error
+from webhooks.routing.matching import Matcher, SubscribedTypes, pattern_error
 
 
 def _matches(patterns: list[str], event_type: str) -> bool:
-    return bool(Matcher([Wanting(uuid.uuid4(), tuple(patterns), True)]).match(event_type))
+    return bool(Matcher([SubscribedTypes(uuid.uuid4(), tuple(patterns), True)]).match(event_type))
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_exact_prefix_and_everything_match_as_documented(pattern: str, event_typ
 
 
 def test_a_subscription_that_matches_in_several_ways_gets_the_event_once() -> None:
-    subscription = Wanting(uuid.uuid4(), ("*", "order.*", "order.created"), True)
+    subscription = SubscribedTypes(uuid.uuid4(), ("*", "order.*", "order.created"), True)
     assert Matcher([subscription]).match("order.created") == [subscription]
 
 
 def test_each_of_several_subscriptions_is_found() -> None:
     exact, prefix, other = (
-        Wanting(uuid.uuid4(), (pattern,), True) for pattern in ("order.created", "order.*", "invoice.*")
+        SubscribedTypes(uuid.uuid4(), (pattern,), True) for pattern in ("order.created", "order.*", "invoice.*")
     )
     assert set(Matcher([exact, prefix, other]).match("order.created")) == {exact, prefix}
 

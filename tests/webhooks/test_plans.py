@@ -19,17 +19,19 @@ from django.db.models.functions import Now
 from events import backlog, ingest
 from events.models import Event
 from events.payload import NewEvent
-from events.repair import reprocess
+from events.reprocessing import reprocess
 from orgs.keys import authenticate, create_api_key
 from orgs.models import Organization
 from tests.webhooks.helpers import NOWHERE, fan_out, result, subscribe
 from triggers_project.health import COUNT_TO
-from webhooks import bulk, figures, leases, subscriptions, sweep
-from webhooks.claiming import claim
-from webhooks.models import Delivery, Lane, Subscription
-from webhooks.recording import record
-from webhooks.retention import purge_expired
-from webhooks.schedule import Failure
+from webhooks import stats, subscriptions
+from webhooks.destinations.outcome import Failure
+from webhooks.dispatch import leases
+from webhooks.dispatch.claim import claim
+from webhooks.dispatch.record import record_results
+from webhooks.models import Delivery, Subscription, SubscriptionQueue
+from webhooks.upkeep import queue_repair, recovery
+from webhooks.upkeep.retention import purge_expired
 
 BIG = {"events_event", "webhooks_delivery", "webhooks_deliveryattempt", "events_dedupkey"}
 HISTORY = 20_000  # settled events, with two deliveries each
@@ -55,7 +57,7 @@ def _run(statement: str, *parameters: Any) -> None:
 
 _EVENTS = """
 INSERT INTO events_event
-    (id, organization_id, type, data, dedup_id, status, tries, last_error, due_at, created_at, processed_at)
+    (id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at, processed_at)
 SELECT uuidv7(t - now()), %s, 'order.' || n %% 20, '{"n": 1}', 'd-' || n, 'processed', 0, '', t, t, t
 FROM (SELECT n, now() - interval '20 days' + n * interval '20 days' / %s AS t FROM generate_series(1, %s) AS n)
 """
@@ -65,7 +67,7 @@ SELECT organization_id, dedup_id, id, '\\x00', now() + interval '1 day' FROM eve
 """
 _DELIVERIES = """
 INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
-    tries_used, attempt_count, last_status_code, last_error, completed_at, created_at)
+    attempts_used, attempt_count, last_status_code, last_error, completed_at, created_at)
 SELECT uuidv7(e.created_at - now()), e.organization_id, e.id, s, 'delivered', e.created_at, 'schedule', 1, 1, 200, '',
     e.created_at, e.created_at FROM events_event e, unnest(%s::uuid[]) AS s
 """
@@ -83,7 +85,7 @@ FROM (
     FROM webhooks_delivery WHERE subscription_id = %s ORDER BY created_at DESC LIMIT 300
 ) AS v WHERE d.id = v.id
 """
-# In the lane that the claims read: what waits for a retry isn't looked at.
+# In the queue that the claims read: what waits for a retry isn't looked at.
 _PARKED = """
 UPDATE webhooks_delivery SET status = 'pending', next_attempt_at = now() + interval '5 hours', completed_at = NULL
 WHERE id IN (SELECT id FROM webhooks_delivery WHERE subscription_id = %s ORDER BY created_at DESC LIMIT %s)
@@ -102,7 +104,9 @@ def history(organization: Organization) -> Iterator[History]:
     _run(_PARKED, due.id, PARKED)
     for _ in range(150):
         ingest.ingest(organization.id, NewEvent("order.1", "{}", None))
-    _run("ANALYZE events_event, events_dedupkey, webhooks_delivery, webhooks_deliveryattempt, webhooks_lane")
+    _run(
+        "ANALYZE events_event, events_dedupkey, webhooks_delivery, webhooks_deliveryattempt, webhooks_subscriptionqueue"
+    )
     found = History(organization, busy, due)
 
     def keep(diagnostic: Any) -> None:
@@ -199,31 +203,31 @@ def test_accepting_an_event_or_a_batch_reads_no_history(history: History) -> Non
 def test_fan_out_claim_and_record_read_what_is_due_and_nothing_else(history: History) -> None:
     with _checked(history, "events_event_accepted", "webhooks_delivery_pending"):
         fan_out()
-        Lane.objects.update(window_size=20)
+        SubscriptionQueue.objects.update(concurrency_window=20)
         for status in (200, 500, 200, 404, 200, 200, 200):
-            record([result(claimed, status) for claimed in claim(20).deliveries])
+            record_results([result(claimed, status) for claimed in claim(20).deliveries])
 
 
 @pytest.mark.django_db
 def test_a_claim_from_a_backlog_that_fills_the_table_reads_what_it_takes(history: History) -> None:
     _run("UPDATE webhooks_delivery SET status = 'pending', next_attempt_at = now() - interval '1 hour'")
     _run("ANALYZE webhooks_delivery")
-    Lane.objects.update(window_size=20, next_due_at=Now())
+    SubscriptionQueue.objects.update(concurrency_window=20, next_due_at=Now())
     with _checked(history, "webhooks_delivery_pending"):
         for _ in range(7):
-            record([result(claimed, 200) for claimed in claim(40).deliveries])
+            record_results([result(claimed, 200) for claimed in claim(40).deliveries])
 
 
 @pytest.mark.django_db
 def test_leases_that_end_are_found_by_their_index(history: History) -> None:
     fan_out()
-    Lane.objects.update(window_size=20)
+    SubscriptionQueue.objects.update(concurrency_window=20)
     for _ in range(5):
         claimed = claim(20).deliveries
         with _checked(history, "webhooks_delivery_leased"):
             leases.expire()
             leases.release({one.lease_id for one in claimed})
-            record([result(one, None, Failure.TIMEOUT) for one in claimed])
+            record_results([result(one, None, Failure.TIMEOUT) for one in claimed])
 
 
 @pytest.mark.django_db
@@ -231,10 +235,10 @@ def test_the_figures_of_the_health_page_count_what_waits(history: History) -> No
     fan_out()
     with _checked(history):
         for _ in range(7):
-            assert figures.due_deliveries(COUNT_TO) == 150
-            figures.deliveries_in_flight()
-            figures.events_in_fan_out()
-            figures.oldest_due_seconds()
+            assert stats.due_deliveries(COUNT_TO) == 150
+            stats.deliveries_in_flight()
+            stats.events_in_fan_out()
+            stats.oldest_due_seconds()
 
 
 @pytest.mark.django_db
@@ -303,9 +307,9 @@ def test_looking_after_things_walks_no_history(history: History) -> None:
     fan_out()
     rounds: list[Callable[[], object]] = [
         purge_expired,
-        sweep.remember_forgotten_lanes,
-        sweep.recount_lanes,
-        lambda: bulk.advance_recoveries(0.1),
+        queue_repair.repair_next_due_at,
+        queue_repair.recount_in_flight,
+        lambda: recovery.advance_all(0.1),
         lambda: subscriptions.resync(history.busy.pk),
         lambda: reprocess(Event.objects.filter(status="error", organization_id=history.organization.id)),
     ]

@@ -9,15 +9,15 @@ from django.db import connection
 from django.db.models.functions import Now
 
 from devstack.receiver import Receiver
-from events import repair
+from events import reprocessing
 from events.ingest import ingest, ingest_batch
 from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, sending, statuses, subscribe, wait_until
-from webhooks.fanout import DELIVERIES_AT_A_TIME, fan_out_batch
-from webhooks.models import Delivery, DeliveryAttempt, Lane, Subscription
-from webhooks.sweep import Sweep
+from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
+from webhooks.routing.fan_out import DELIVERIES_AT_A_TIME, fan_out_batch
+from webhooks.upkeep.sweep import Sweep
 
 
 def _sql(statement: str, *parameters: Any) -> None:
@@ -39,10 +39,10 @@ def _event(organization: Organization, kind: str = "a.b") -> Any:
 
 
 @pytest.mark.django_db
-def test_a_poison_event_s_neighbours_go_through_and_it_ends_in_error_with_its_reason(
+def test_a_poison_event_s_neighbors_go_through_and_it_ends_in_error_with_its_reason(
     organization: Organization, api: Any, settings: Any
 ) -> None:
-    settings.EVENT_MAX_TRIES = 3
+    settings.EVENT_MAX_ATTEMPTS = 3
     subscribe(organization)
     before = [_event(organization) for _ in range(5)]
     poison = _event(organization)
@@ -53,9 +53,9 @@ def test_a_poison_event_s_neighbours_go_through_and_it_ends_in_error_with_its_re
     assert Event.objects.filter(id__in=before + after, status="processed").count() == 10
     assert Delivery.objects.count() == 10
     waits = []
-    for tries in (1, 2):
+    for attempts in (1, 2):
         event = Event.objects.get(id=poison)
-        assert (event.status, event.tries) == ("accepted", tries)
+        assert (event.status, event.failed_attempts) == ("accepted", attempts)
         assert "poison" in event.last_error
         with connection.cursor() as cursor:
             cursor.execute(
@@ -68,16 +68,16 @@ def test_a_poison_event_s_neighbours_go_through_and_it_ends_in_error_with_its_re
     assert waits[1] > waits[0] > 0
 
     event = Event.objects.get(id=poison)
-    assert (event.status, event.tries) == ("error", 3)
+    assert (event.status, event.failed_attempts) == ("error", 3)
     _due_again()
     assert fan_out_batch(100) == 0
     (listed,) = api.get("/api/events?status=error").json()["data"]
-    assert (listed["id"], listed["tries"]) == (str(poison), 3)
+    assert (listed["id"], listed["failed_attempts"]) == (str(poison), 3)
     assert "poison" in listed["error"]
     assert [e["id"] for e in api.get("/api/events?undelivered=true").json()["data"]][-6] == str(poison)
 
     _sql("ALTER TABLE webhooks_delivery DROP CONSTRAINT poison")
-    assert repair.reprocess(Event.objects.filter(organization=organization)) == 1
+    assert reprocessing.reprocess(Event.objects.filter(organization=organization)) == 1
     assert fan_out_batch(100) == 1
     shown = api.get(f"/api/events/{poison}").json()
     assert shown["status"] == "processed"
@@ -86,10 +86,10 @@ def test_a_poison_event_s_neighbours_go_through_and_it_ends_in_error_with_its_re
 
 
 @pytest.mark.django_db
-def test_a_subscription_that_breaks_the_fan_out_stops_no_other_organisation(
+def test_a_subscription_that_breaks_the_fan_out_stops_no_other_organization(
     organization: Organization, other_organization: Organization, settings: Any
 ) -> None:
-    settings.EVENT_MAX_TRIES = 2
+    settings.EVENT_MAX_ATTEMPTS = 2
     broken = subscribe(organization)
     good = subscribe(other_organization)
     # A row that only a hand could make: an event type that is null.
@@ -105,7 +105,7 @@ def test_a_subscription_that_breaks_the_fan_out_stops_no_other_organisation(
     assert all(Event.objects.filter(organization=organization).values_list("last_error", flat=True))
 
     _sql("UPDATE webhooks_subscription SET event_types = ARRAY['*'] WHERE id = %s", broken.pk)
-    assert repair.reprocess(Event.objects.all()) == 3
+    assert reprocessing.reprocess(Event.objects.all()) == 3
     fan_out_batch(100)
     assert statuses(subscription=broken) == ["pending"] * 3
     assert statuses(subscription=good) == ["pending"] * 3
@@ -146,14 +146,14 @@ def test_a_subscription_whose_secret_cannot_be_decrypted_harms_nobody_else(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_lane_that_cannot_be_resynced_stops_no_other_part_of_the_sweep(
+def test_a_queue_that_cannot_be_resynced_stops_no_other_part_of_the_sweep(
     organization: Organization, other_organization: Organization
 ) -> None:
     bad, fine = subscribe(organization), subscribe(other_organization)
     accept(organization, 2)
     accept(other_organization, 2)
     Subscription.objects.update(is_active=False)
-    Lane.objects.update(is_open=False, needs_resync=True)
+    SubscriptionQueue.objects.update(accepts_deliveries=False, needs_resync=True)
     _poison(f"subscription_id = '{bad.pk}' AND status = 'held'")
     woken: list[bool] = []
     _event(organization)

@@ -16,12 +16,13 @@ from devstack.processes import Process
 from events.models import Event
 from orgs.models import Organization
 from tests.servers import postgres
-from tests.webhooks.helpers import accept, in_threads, lane_of, result, statuses, subscribe, wait_until
-from webhooks import bulk, subscriptions
-from webhooks.claiming import claim
-from webhooks.models import BulkRun, Delivery, Lane
-from webhooks.recording import record
-from webhooks.sweep import Sweep
+from tests.webhooks.helpers import accept, in_threads, queue_of, result, statuses, subscribe, wait_until
+from webhooks import subscriptions
+from webhooks.dispatch.claim import claim
+from webhooks.dispatch.record import record_results
+from webhooks.models import BulkRun, Delivery, SubscriptionQueue
+from webhooks.upkeep import recovery
+from webhooks.upkeep.sweep import Sweep
 
 LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 
@@ -44,7 +45,7 @@ def test_what_was_missed_is_queued_once_and_progress_is_shown(organization: Orga
     run = uuid.UUID(answer.json()["id"])
     assert answer.json()["status"] == "running"
     assert Delivery.objects.count() == 0  # not in the request
-    bulk.advance(run, 3)
+    recovery.advance(run, 3)
     shown = api.get(answer["Location"]).json()
     assert (shown["status"], shown["queued"]) == ("running", 3)
     _sweep()
@@ -65,9 +66,9 @@ def test_only_what_it_wants_since_then_and_has_not_received_is_queued(organizati
     other = subscribe(organization)
     accept(organization, 1, kind="order.received")
     for claimed in claim(100).deliveries:
-        record([result(claimed)])
-    run = bulk.start_recovery(subscription, LONG_AGO + datetime.timedelta(days=1))
-    bulk.advance(run.id)
+        record_results([result(claimed)])
+    run = recovery.start(subscription, LONG_AGO + datetime.timedelta(days=1))
+    recovery.advance(run.id)
     types = Delivery.objects.filter(subscription=subscription).values_list("event__type", "status")
     assert sorted(types) == [("order.new", "pending"), ("order.new", "pending"), ("order.received", "delivered")]
     assert statuses(subscription=other) == ["delivered"]
@@ -81,41 +82,41 @@ def test_what_failed_for_good_is_queued_anew_and_held_while_the_subscription_is_
     settings.DELIVERY_RETRY_SCHEDULE = (0.0,)
     subscription = subscribe(organization)
     accept(organization, 3)
-    record([result(c, 500) for c in claim(100).deliveries])
+    record_results([result(c, 500) for c in claim(100).deliveries])
     assert statuses() == ["failed"] * 3
     if not active:
         subscriptions.disable(subscription)
-    run = bulk.advance(bulk.start_recovery(subscription, LONG_AGO).id)
+    run = recovery.advance(recovery.start(subscription, LONG_AGO).id)
     assert run is not None
     assert run.queued == 3
     assert statuses() == ["pending" if active else "held"] * 3
     subscriptions.enable(subscription)
-    Lane.objects.update(window_size=100, paused_until=None)
+    SubscriptionQueue.objects.update(concurrency_window=100, paused_until=None)
     taken = claim(100).deliveries
-    assert [(c.cause, c.tries_used) for c in taken] == [("replay", 0)] * 3
+    assert [(c.cause, c.attempts_used) for c in taken] == [("replay", 0)] * 3
 
 
 @pytest.mark.django_db
 def test_a_second_request_joins_the_recovery_that_runs_and_may_reach_further_back(organization: Organization) -> None:
     subscription = _missed(organization, 6)
     now = datetime.datetime.now(datetime.UTC)
-    first = bulk.start_recovery(subscription, now - datetime.timedelta(hours=1))
-    bulk.advance(first.id, 2)
-    again = bulk.start_recovery(subscription, now - datetime.timedelta(minutes=30))
+    first = recovery.start(subscription, now - datetime.timedelta(hours=1))
+    recovery.advance(first.id, 2)
+    again = recovery.start(subscription, now - datetime.timedelta(minutes=30))
     assert (again.id, again.cursor_id is None) == (first.id, False)
-    further = bulk.start_recovery(subscription, LONG_AGO)
+    further = recovery.start(subscription, LONG_AGO)
     assert (further.id, further.cursor_id) == (first.id, None)
     assert datetime.datetime.fromisoformat(further.filters["since"]) == LONG_AGO
-    bulk.advance(first.id)
+    recovery.advance(first.id)
     assert BulkRun.objects.get().queued == 6
     assert Delivery.objects.count() == 6
-    assert bulk.start_recovery(subscription, LONG_AGO).id != first.id  # that one is done
+    assert recovery.start(subscription, LONG_AGO).id != first.id  # that one is done
 
 
 @pytest.mark.django_db(transaction=True)
 def test_of_concurrent_requests_one_recovery_is_begun(organization: Organization) -> None:
     subscription = _missed(organization, 1)
-    runs = in_threads(6, lambda _: bulk.start_recovery(subscription, LONG_AGO).id)
+    runs = in_threads(6, lambda _: recovery.start(subscription, LONG_AGO).id)
     assert len(set(runs)) == 1
     assert BulkRun.objects.count() == 1
 
@@ -123,11 +124,11 @@ def test_of_concurrent_requests_one_recovery_is_begun(organization: Organization
 @pytest.mark.django_db(transaction=True)
 def test_concurrent_workers_take_no_chunk_twice(organization: Organization) -> None:
     subscription = _missed(organization, 60)
-    run = bulk.start_recovery(subscription, LONG_AGO)
+    run = recovery.start(subscription, LONG_AGO)
 
     def work(number: int) -> None:
         while BulkRun.objects.get(id=run.id).state == "running":
-            bulk.advance(run.id, 5)
+            recovery.advance(run.id, 5)
 
     in_threads(3, work)
     run.refresh_from_db()
@@ -139,19 +140,19 @@ def test_a_recovery_whose_process_is_killed_in_a_chunk_goes_on_where_it_was(
     organization: Organization, tmp_path: Path
 ) -> None:
     subscription = _missed(organization, 40)
-    run = bulk.start_recovery(subscription, LONG_AGO)
+    run = recovery.start(subscription, LONG_AGO)
     program = (
         "import django; django.setup()\n"
         "import sys, uuid\n"
-        "from webhooks import bulk\n"
-        "while bulk.advance(uuid.UUID(sys.argv[1]), 5).state == 'running': pass\n"
+        "from webhooks.upkeep import recovery\n"
+        "while recovery.advance(uuid.UUID(sys.argv[1]), 5).state == 'running': pass\n"
     )
     environment = {**os.environ, "DATABASE_URL": postgres.url(connection.settings_dict["NAME"])}
-    bulk.advance(run.id, 5)
+    recovery.advance(run.id, 5)
     process = Process("recovery", [sys.executable, "-c", program, str(run.id)], tmp_path / "log", environment)
     with transaction.atomic():
-        # The chunk needs the lane at its end: so the process waits with its deliveries made and not committed.
-        Lane.objects.select_for_update().get(pk=subscription.pk)
+        # The chunk needs the queue at its end: so the process waits with its deliveries made and not committed.
+        SubscriptionQueue.objects.select_for_update().get(pk=subscription.pk)
         process.start()
 
         def is_waiting() -> bool:
@@ -161,7 +162,7 @@ def test_a_recovery_whose_process_is_killed_in_a_chunk_goes_on_where_it_was(
 
         wait_until(is_waiting, timeout=50)
         process.kill()
-    wait_until(lambda: bulk.advance(run.id, 5) is not None)  # the server noticed that the process is gone
+    wait_until(lambda: recovery.advance(run.id, 5) is not None)  # the server noticed that the process is gone
     run.refresh_from_db()
     assert run.state == "running"
     assert (run.queued, Delivery.objects.count()) == (10, 10)
@@ -174,13 +175,13 @@ def test_a_recovery_whose_process_is_killed_in_a_chunk_goes_on_where_it_was(
 @pytest.mark.django_db
 def test_a_chunk_that_is_rolled_back_is_done_again(organization: Organization) -> None:
     subscription = _missed(organization, 10)
-    run = bulk.start_recovery(subscription, LONG_AGO)
-    bulk.advance(run.id, 4)
+    run = recovery.start(subscription, LONG_AGO)
+    recovery.advance(run.id, 4)
     with transaction.atomic():
-        bulk.advance(run.id, 4)
+        recovery.advance(run.id, 4)
         transaction.set_rollback(True)
     assert Delivery.objects.count() == 4
-    while bulk.advance(run.id, 4).state == "running":  # type: ignore[union-attr]
+    while recovery.advance(run.id, 4).state == "running":  # type: ignore[union-attr]
         pass
     run.refresh_from_db()
     assert (run.queued, Delivery.objects.count()) == (10, 10)
@@ -191,9 +192,9 @@ def test_recoveries_take_turns_and_one_that_cannot_go_on_stops_no_other(
     organization: Organization, other_organization: Organization
 ) -> None:
     accept(organization, 3)
-    broken = [bulk.start_recovery(subscribe(organization), LONG_AGO).id for _ in range(bulk.RECOVERIES_AT_A_TIME + 5)]
+    broken = [recovery.start(subscribe(organization), LONG_AGO).id for _ in range(recovery.RECOVERIES_AT_A_TIME + 5)]
     BulkRun.objects.filter(id__in=broken).update(filters={})  # as only a hand could
-    fine = bulk.start_recovery(_missed(other_organization, 3), LONG_AGO)
+    fine = recovery.start(_missed(other_organization, 3), LONG_AGO)
     for _ in range(200):
         _sweep()
         fine.refresh_from_db()
@@ -206,10 +207,10 @@ def test_recoveries_take_turns_and_one_that_cannot_go_on_stops_no_other(
 @pytest.mark.django_db
 def test_a_recovery_of_a_subscription_that_was_deleted_ends(organization: Organization) -> None:
     subscription = _missed(organization, 3)
-    run = bulk.start_recovery(subscription, LONG_AGO)
+    run = recovery.start(subscription, LONG_AGO)
     subscriptions.delete(subscription)
-    bulk.advance(run.id)
+    recovery.advance(run.id)
     run.refresh_from_db()
     assert run.state == "done"
     assert Delivery.objects.count() == 0
-    assert not lane_of(subscription).is_open
+    assert not queue_of(subscription).accepts_deliveries

@@ -24,7 +24,7 @@ from events.models import Event
 from orgs.models import AuditEntry, Organization
 from tests.servers import postgres
 from webhooks import subscriptions
-from webhooks.models import BulkRun, Delivery, Lane, Subscription
+from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 
 ROOT = Path(__file__).resolve().parents[2]
 NOW = datetime.datetime.now(datetime.UTC)
@@ -42,7 +42,7 @@ def add(subscription: Subscription, status: str = "failed", at: datetime.datetim
     event = Event.objects.create(organization=subscription.organization, type="a", data="1", status="processed")
     return Delivery.objects.create(
         organization=subscription.organization, event=event, subscription=subscription, status=status, created_at=at,
-        completed_at=at, tries_used=8, attempt_count=8, next_attempt_at=at,
+        completed_at=at, attempts_used=8, attempt_count=8, next_attempt_at=at,
     )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def add_many(subscription: Subscription, count: int, status: str = "failed") -> 
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, cause,"
-            " tries_used, attempt_count, last_error, created_at)"
+            " attempts_used, attempt_count, last_error, created_at)"
             " SELECT gen_random_uuid(), %s, gen_random_uuid(), %s, %s, 'schedule', 8, 8, '',"
             "        clock_timestamp() - make_interval(secs => n) FROM generate_series(1, %s) AS n",
             [subscription.organization_id, subscription.pk, status, count],
@@ -59,7 +59,7 @@ def add_many(subscription: Subscription, count: int, status: str = "failed") -> 
 
 @pytest.fixture
 def other_subscription(other_organization: Organization) -> Subscription:
-    """Return a subscription of the other organisation."""
+    """Return a subscription of the other organization."""
     return subscriptions.create(other_organization.id, url="http://127.0.0.1:9/", event_types=["*"])[0]
 
 
@@ -75,13 +75,13 @@ def test_a_replay_starts_the_schedule_anew_and_says_how_many_it_did(subscription
     assert f"--resume {run.id}" in err
     for delivery in deliveries:
         delivery.refresh_from_db()
-        assert (delivery.status, delivery.cause, delivery.tries_used) == ("pending", "replay", 0)
+        assert (delivery.status, delivery.cause, delivery.attempts_used) == ("pending", "replay", 0)
         assert (delivery.completed_at, delivery.attempt_count) == (None, 8)
         assert delivery.next_attempt_at is not None
         assert delivery.next_attempt_at >= NOW
-    lane = Lane.objects.get(subscription=subscription)
-    assert lane.next_due_at is not None
-    assert lane.next_due_at <= timezone.now()
+    queue = SubscriptionQueue.objects.get(subscription=subscription)
+    assert queue.next_due_at is not None
+    assert queue.next_due_at <= timezone.now()
     assert (run.state, run.queued) == ("done", 3)
     entry = AuditEntry.objects.get()
     assert (entry.action, entry.target, entry.detail) == ("delivery.replay", str(run.id), {"status": "failed"})

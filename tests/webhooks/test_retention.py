@@ -1,4 +1,4 @@
-"""What is settled goes after its organisation's days; what is not settled never does; nothing else grows unseen."""
+"""What is settled goes after its organization's days; what is not settled never does; nothing else grows unseen."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from events.models import DedupKey, Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, in_threads, result, subscribe
-from webhooks import bulk, repair, subscriptions
-from webhooks.claiming import claim
-from webhooks.models import BulkRun, Delivery, DeliveryAttempt, Lane, Subscription
-from webhooks.recording import record
-from webhooks.repair import Repair
-from webhooks.retention import BATCH, DELIVERIES_AT_A_TIME, Purge, purge_expired
-from webhooks.sweep import PURGE_EVERY_SECONDS, Sweep
+from webhooks import delivery_actions, subscriptions
+from webhooks.delivery_actions import DeliveryAction
+from webhooks.dispatch.claim import claim
+from webhooks.dispatch.record import record_results
+from webhooks.models import BulkRun, Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
+from webhooks.upkeep import recovery
+from webhooks.upkeep.retention import BATCH, DELIVERIES_AT_A_TIME, Purge, purge_expired
+from webhooks.upkeep.sweep import PURGE_EVERY_SECONDS, Sweep
 
 
 def _age(days: float, **filters: Any) -> None:
@@ -31,13 +32,13 @@ def _age(days: float, **filters: Any) -> None:
 
 
 def _deliver_all(status: int = 200) -> None:
-    Lane.objects.update(window_size=10_000)
+    SubscriptionQueue.objects.update(concurrency_window=10_000)
     while taken := claim(10_000).deliveries:
-        record([result(c, status) for c in taken])
+        record_results([result(c, status) for c in taken])
 
 
 @pytest.mark.django_db
-def test_settled_events_go_with_their_deliveries_and_attempts_after_their_organisation_s_days(
+def test_settled_events_go_with_their_deliveries_and_attempts_after_their_organization_s_days(
     organization: Organization, other_organization: Organization
 ) -> None:
     Organization.objects.filter(id=organization.id).update(retention_days=10)
@@ -128,7 +129,8 @@ def test_a_transaction_deletes_a_bounded_number_of_rows(organization: Organizati
     Event.objects.update(status="processed")
     with connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, cause, tries_used,"
+            "INSERT INTO webhooks_delivery"
+            " (id, organization_id, event_id, subscription_id, status, cause, attempts_used,"
             " attempt_count, last_error) SELECT gen_random_uuid(), %s, e.id, gen_random_uuid(), 'delivered', 'replay',"
             " 1, 0, '' FROM events_event e, generate_series(1, 1000)",
             [organization.id],
@@ -154,7 +156,7 @@ def test_a_delivery_that_is_replayed_while_it_would_go_keeps_its_event(organizat
     _age(100)
     delivery = Delivery.objects.get()
     with transaction.atomic():
-        assert repair.apply(Repair.REPLAY, [delivery.id]) == 1
+        assert delivery_actions.apply(DeliveryAction.REPLAY, [delivery.id]) == 1
         # Its own snapshot still sees a delivered one; it has to wait for the row, and look again.
         purged: list[Any] = []
         thread = threading.Thread(target=lambda: purged.append(in_threads(1, lambda _: purge_expired())))
@@ -172,12 +174,12 @@ def test_a_recovery_never_makes_a_delivery_of_an_event_that_is_going(organizatio
     accept(organization, 50)
     subscription = subscribe(organization)
     _age(100)
-    run = bulk.start_recovery(subscription, datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+    run = recovery.start(subscription, datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
 
     def work(number: int) -> None:
         if number:
             while BulkRun.objects.get(id=run.id).state == "running":
-                bulk.advance(run.id, 3)
+                recovery.advance(run.id, 3)
         else:
             for _ in range(10):
                 Purge().run(0)
@@ -213,7 +215,7 @@ def test_dedup_ids_go_when_their_window_ends_and_not_before(organization: Organi
 
 
 @pytest.mark.django_db
-def test_finished_recoveries_and_replays_go_with_their_organisation_s_days(organization: Organization) -> None:
+def test_finished_recoveries_and_replays_go_with_their_organization_s_days(organization: Organization) -> None:
     subscription = subscribe(organization)
     for days in (1, 29, 31):
         BulkRun.objects.create(
@@ -231,7 +233,7 @@ def test_finished_recoveries_and_replays_go_with_their_organisation_s_days(organ
 def test_a_deleted_subscription_goes_when_its_last_delivery_has_gone(organization: Organization) -> None:
     live, old, new = subscribe(organization), subscribe(organization), subscribe(organization)
     accept(organization, 2)
-    bulk.start_recovery(old, datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+    recovery.start(old, datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
     for one in (old, new):
         subscriptions.delete(one)
     Subscription.objects.filter(pk=old.pk).update(deleted_at=Now() - datetime.timedelta(days=60))
@@ -241,7 +243,7 @@ def test_a_deleted_subscription_goes_when_its_last_delivery_has_gone(organizatio
     purge_expired()
     purge_expired()
     assert set(Subscription.objects.values_list("pk", flat=True)) == {live.pk, new.pk}
-    assert set(Lane.objects.values_list("pk", flat=True)) == {live.pk, new.pk}
+    assert set(SubscriptionQueue.objects.values_list("pk", flat=True)) == {live.pk, new.pk}
     assert BulkRun.objects.count() == 0
 
 
@@ -274,5 +276,5 @@ def test_what_is_kept_of_an_answer_is_bounded_in_the_database(organization: Orga
     subscribe(organization)
     accept(organization)
     (claimed,) = claim(1).deliveries
-    record([result(claimed, 500, detail="x" * 10_000)])
+    record_results([result(claimed, 500, detail="x" * 10_000)])
     assert len(DeliveryAttempt.objects.get().error_detail) == 500

@@ -14,16 +14,16 @@ from devstack.receiver import Received, Receiver, Response
 from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
-from tests.webhooks.helpers import accept, fan_out, lane_of, sending, statuses, subscribe, wait_until
+from tests.webhooks.helpers import accept, fan_out, queue_of, sending, statuses, subscribe, wait_until
 from webhooks import subscriptions
-from webhooks.models import Delivery, DeliveryAttempt, Lane
-from webhooks.sender import Sender
+from webhooks.dispatch.sender import Sender
+from webhooks.models import Delivery, DeliveryAttempt, SubscriptionQueue
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 class Gate:
-    """A receiver's behaviour that answers when it is opened."""
+    """A receiver's behavior that answers when it is opened."""
 
     def __init__(self, status: int = 200) -> None:
         self.status = status
@@ -54,7 +54,7 @@ def test_what_is_sent_is_what_the_producer_sent_signed_and_named(
 
 
 def test_no_transaction_is_open_while_a_request_is_on_the_wire(organization: Organization, receiver: Receiver) -> None:
-    receiver.behaviour = lambda request, number: Response(delay=60)
+    receiver.behavior = lambda request, number: Response(delay=60)
     subscribe(organization, receiver.url())
     accept(organization)
 
@@ -78,7 +78,7 @@ def test_a_slow_receiver_holds_up_none_of_the_event_s_other_receivers(
     def behave(request: Received, number: int) -> Response:
         return Response(delay=30.0 if request.path == "/slow" else 0.0)
 
-    receiver.behaviour = behave
+    receiver.behavior = behave
     slow = subscribe(organization, receiver.url("/slow"))
     quick = [subscribe(organization, receiver.url(f"/quick/{n}")) for n in range(3)]
     with sending():
@@ -86,23 +86,23 @@ def test_a_slow_receiver_holds_up_none_of_the_event_s_other_receivers(
         for subscription in quick:
             wait_until(lambda s=subscription: statuses(subscription=s) == ["delivered"] * 20)  # type: ignore[misc]
         assert set(statuses(subscription=slow)) == {"pending", "delivering"}
-        assert lane_of(slow).in_flight <= lane_of(slow).window_size
+        assert queue_of(slow).in_flight <= queue_of(slow).concurrency_window
 
 
 def test_receivers_that_worked_and_then_all_hang_leave_places_for_a_healthy_one(
     organization: Organization, receiver: Receiver
 ) -> None:
-    receiver.behaviour = lambda request, number: Response(delay=0 if request.path == "/healthy" else 60)
+    receiver.behavior = lambda request, number: Response(delay=0 if request.path == "/healthy" else 60)
     hanging = [subscribe(organization, receiver.url("/hangs"), event_types=["old.*"]) for _ in range(3)]
     healthy = subscribe(organization, receiver.url("/healthy"), event_types=["new.*"])
-    Lane.objects.update(window_size=256)  # they have answered well for a while
+    SubscriptionQueue.objects.update(concurrency_window=256)  # they have answered well for a while
     accept(organization, 60, kind="old.one")
     with sending(capacity=40):
         # Each takes what it may, a quarter of the worker.
-        wait_until(lambda: [lane_of(subscription).in_flight for subscription in hanging] == [10, 10, 10])
+        wait_until(lambda: [queue_of(subscription).in_flight for subscription in hanging] == [10, 10, 10])
         accept(organization, 20, kind="new.one")
         wait_until(lambda: statuses(subscription=healthy) == ["delivered"] * 20)
-        assert [lane_of(subscription).in_flight for subscription in hanging] == [10, 10, 10]
+        assert [queue_of(subscription).in_flight for subscription in hanging] == [10, 10, 10]
         assert not DeliveryAttempt.objects.filter(delivery__subscription__in=hanging).exists()
 
 
@@ -110,20 +110,20 @@ def test_no_host_has_more_requests_at_a_time_than_it_may(
     organization: Organization, receiver: Receiver, settings: Any
 ) -> None:
     settings.MAX_CONNECTIONS_PER_HOST = 6
-    receiver.behaviour = lambda request, number: Response(delay=60)
+    receiver.behavior = lambda request, number: Response(delay=60)
     hanging = [subscribe(organization, receiver.url(f"/{number}")) for number in range(3)]
     with Receiver() as other, sending():
         healthy = subscribe(organization, other.url())
         accept(organization, 20)
         wait_until(lambda: statuses(subscription=healthy) == ["delivered"] * 20)
         receiver.wait_for(6)
-        assert [lane_of(subscription).in_flight for subscription in hanging] == [2, 2, 2]
+        assert [queue_of(subscription).in_flight for subscription in hanging] == [2, 2, 2]
         assert receiver.connections == 6
 
 
 def test_a_place_comes_free_with_its_result(organization: Organization, receiver: Receiver) -> None:
     subscribe(organization, receiver.url())
-    Lane.objects.update(window_size=256)
+    SubscriptionQueue.objects.update(concurrency_window=256)
     accept(organization, 300)
     # Half of six places at a time, a hundred times over: a place that stayed taken would stop it.
     with sending(capacity=6, poll_seconds=60):
@@ -133,7 +133,7 @@ def test_a_place_comes_free_with_its_result(organization: Organization, receiver
 def test_stopping_lets_what_is_in_flight_finish_and_gives_the_rest_back_at_once(
     organization: Organization, receiver: Receiver
 ) -> None:
-    gate = receiver.behaviour = Gate()
+    gate = receiver.behavior = Gate()
     subscription = subscribe(organization, receiver.url())
     accept(organization, 30)
     with sending(grace_seconds=30):
@@ -141,28 +141,28 @@ def test_stopping_lets_what_is_in_flight_finish_and_gives_the_rest_back_at_once(
     done = Delivery.objects.filter(status="delivered").count()
     assert done == receiver.count >= 1
     assert statuses() == ["delivered"] * done + ["pending"] * (30 - done)
-    assert lane_of(subscription).in_flight == 0
+    assert queue_of(subscription).in_flight == 0
 
 
 def test_what_is_not_done_within_the_grace_is_released_and_not_left_to_its_lease(
     organization: Organization, receiver: Receiver
 ) -> None:
-    receiver.behaviour = lambda request, number: Response(delay=60)
+    receiver.behavior = lambda request, number: Response(delay=60)
     subscription = subscribe(organization, receiver.url())
     accept(organization, 3)
     with sending(grace_seconds=0.1):
         receiver.wait_for(3)
     assert statuses() == ["pending"] * 3
-    assert lane_of(subscription).in_flight == 0
+    assert queue_of(subscription).in_flight == 0
     assert not Delivery.objects.exclude(lease_id=None).exists()
 
 
 def test_a_sender_holds_no_more_than_its_capacity(organization: Organization, receiver: Receiver) -> None:
-    receiver.behaviour = lambda request, number: Response(delay=0.05)
+    receiver.behavior = lambda request, number: Response(delay=0.05)
     for _ in range(5):
         subscribe(organization, receiver.url())
     accept(organization, 10)
-    Lane.objects.update(window_size=100)
+    SubscriptionQueue.objects.update(concurrency_window=100)
     most = 0
     with sending(capacity=7):
         while statuses() != ["delivered"] * 50:
@@ -226,7 +226,7 @@ def test_a_sender_is_not_drained_while_a_result_makes_room_for_the_next(
 def test_a_result_that_the_database_refuses_stops_no_other_of_its_sender(
     organization: Organization, receiver: Receiver
 ) -> None:
-    receiver.behaviour = lambda request, number: Response(418 if request.path == "/poison" else 200)
+    receiver.behavior = lambda request, number: Response(418 if request.path == "/poison" else 200)
     poison = subscribe(organization, receiver.url("/poison"))
     good = subscribe(organization, receiver.url("/good"))
     with connection.cursor() as cursor:

@@ -7,7 +7,7 @@ import base64
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from webhooks.signing import new_secret, secret_key, sign
+from webhooks.destinations.http.signing import new_secret, secret_key, sign
 
 
 def test_the_published_vector_is_reproduced() -> None:

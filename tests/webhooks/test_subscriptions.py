@@ -11,10 +11,10 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from devstack.receiver import Received, Receiver, Response
 from orgs.models import Organization
-from tests.webhooks.helpers import accept, lane_of, sending, statuses, subscribe, wait_until
+from tests.webhooks.helpers import accept, queue_of, sending, statuses, subscribe, wait_until
 from webhooks import subscriptions
-from webhooks.claiming import claim
-from webhooks.models import Delivery, DeliveryAttempt, Lane, Subscription
+from webhooks.dispatch.claim import claim
+from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.subscriptions import RESYNC_ROWS
 
 
@@ -40,7 +40,7 @@ def test_what_waits_and_what_comes_for_a_disabled_subscription_is_held_and_deliv
 def test_nothing_more_is_sent_to_a_deleted_subscription_and_all_that_is_open_is_cancelled(
     organization: Organization, receiver: Receiver, api: Any
 ) -> None:
-    receiver.behaviour = lambda request, number: Response(503, delay=0.5)
+    receiver.behavior = lambda request, number: Response(503, delay=0.5)
     subscription = subscribe(organization, receiver.url())
     accept(organization, 20)
     with sending() as sender:
@@ -64,7 +64,7 @@ def test_the_next_attempt_uses_the_new_url_and_headers(
     organization: Organization, receiver: Receiver, api: Any, settings: Any
 ) -> None:
     settings.DELIVERY_RETRY_SCHEDULE = (0.0, *[0.2] * 40)
-    receiver.behaviour = lambda request, number: Response(500 if request.path == "/old" else 200)
+    receiver.behavior = lambda request, number: Response(500 if request.path == "/old" else 200)
     subscription = subscribe(organization, receiver.url("/old"))
     with sending():
         accept(organization)
@@ -90,7 +90,7 @@ def test_the_next_attempt_is_signed_with_the_new_secret_and_in_the_overlap_with_
     def behave(request: Received, number: int) -> Response:
         return Response(200 if before and number > before[0] else 500)
 
-    receiver.behaviour = behave
+    receiver.behavior = behave
     subscription, old = subscriptions.create(organization.id, url=receiver.url(), event_types=["*"])
     with sending():
         accept(organization)
@@ -113,16 +113,17 @@ def test_the_next_attempt_is_signed_with_the_new_secret_and_in_the_overlap_with_
 def test_a_new_address_starts_with_a_clean_record(organization: Organization) -> None:
     subscription = subscribe(organization)
     accept(organization)
-    Lane.objects.update(
-        paused_until=Now() + datetime.timedelta(hours=1), circuit_opened=3, failures_in_row=30, window_size=1,
+    SubscriptionQueue.objects.update(
+        paused_until=Now() + datetime.timedelta(hours=1), breaker_trips=3, consecutive_failures=30,
+        concurrency_window=1,
         failing_since=Now(),
     )  # fmt: skip
     subscriptions.change(subscription, {"description": "still the same"})
     assert claim(10).deliveries == []
     subscriptions.change(subscription, {"url": "http://127.0.0.1:9/new"})
     (claimed,) = claim(10).deliveries
-    assert claimed.receiver.url.endswith("/new")
-    assert lane_of(subscription).failing_since is None
+    assert claimed.endpoint.url.endswith("/new")
+    assert queue_of(subscription).failing_since is None
 
 
 @pytest.mark.django_db
@@ -134,12 +135,12 @@ def test_a_long_queue_changes_in_chunks_and_nothing_of_it_is_sent_meanwhile(
     accept(organization, 25)
     assert RESYNC_ROWS > 25
     # The first chunk is done with the change itself; here all of it is left to the sweep.
-    Lane.objects.update(needs_resync=False)
+    SubscriptionQueue.objects.update(needs_resync=False)
     if act == "disable":
         Subscription.objects.update(is_active=False)
     else:
         Subscription.objects.update(is_active=False, deleted_at=Now())
-    Lane.objects.update(is_open=False, needs_resync=True)
+    SubscriptionQueue.objects.update(accepts_deliveries=False, needs_resync=True)
     assert claim(100).deliveries == []
     assert not subscriptions.resync(subscription.pk, 10)
     assert sorted(statuses()) == sorted([becomes] * 10 + ["pending"] * 15)
@@ -147,7 +148,7 @@ def test_a_long_queue_changes_in_chunks_and_nothing_of_it_is_sent_meanwhile(
     assert not subscriptions.resync(subscription.pk, 10)
     assert subscriptions.resync(subscription.pk, 10)
     assert statuses() == [becomes] * 25
-    assert not lane_of(subscription).needs_resync
+    assert not queue_of(subscription).needs_resync
 
 
 @pytest.mark.django_db

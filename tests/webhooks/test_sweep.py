@@ -13,11 +13,12 @@ from django.db.models.functions import Now
 from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
-from tests.webhooks.helpers import accept, in_threads, lane_of, statuses, subscribe
-from webhooks.claiming import claim
-from webhooks.leases import expire, release
-from webhooks.models import Delivery, DeliveryAttempt, Lane, Subscription
-from webhooks.sweep import SWEEP_LOCK, Sweep, recount_lanes, remember_forgotten_lanes
+from tests.webhooks.helpers import accept, in_threads, queue_of, statuses, subscribe
+from webhooks.dispatch.claim import claim
+from webhooks.dispatch.leases import expire, release
+from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
+from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
+from webhooks.upkeep.sweep import SWEEP_LOCK, Sweep
 
 
 @pytest.mark.django_db
@@ -29,7 +30,7 @@ def test_what_a_dead_worker_had_claimed_is_due_again_with_an_attempt_that_says_s
     Delivery.objects.update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
     Sweep(lambda: None).run()
     assert statuses() == ["pending"] * 3
-    assert lane_of(subscription).in_flight == 0
+    assert queue_of(subscription).in_flight == 0
     assert set(DeliveryAttempt.objects.values_list("error", "number")) == {("worker_lost", 1)}
     assert len(claim(10).deliveries) == 3
 
@@ -45,7 +46,7 @@ def test_a_lease_that_ends_leaves_the_delivery_as_its_subscription_is_now(
     taken = claim(10).deliveries
     if state != "active":
         Subscription.objects.update(is_active=False, deleted_at=Now() if state == "deleted" else None)
-        Lane.objects.update(is_open=False)
+        SubscriptionQueue.objects.update(accepts_deliveries=False)
     if how == "expire":
         Delivery.objects.update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
         assert expire() == 2
@@ -53,7 +54,7 @@ def test_a_lease_that_ends_leaves_the_delivery_as_its_subscription_is_now(
         assert release({c.lease_id for c in taken}) == 2
         assert DeliveryAttempt.objects.count() == 0  # nothing was sent
     assert statuses() == [becomes] * 2
-    assert lane_of(subscription).in_flight == 0
+    assert queue_of(subscription).in_flight == 0
     assert {d.completed_at is None for d in Delivery.objects.all()} == {becomes != "cancelled"}
 
 
@@ -125,28 +126,28 @@ def test_the_lock_goes_with_the_worker_that_held_it(organization: Organization) 
 
 
 @pytest.mark.django_db
-def test_a_lane_that_forgot_its_due_deliveries_is_reminded(organization: Organization) -> None:
+def test_a_queue_that_forgot_its_due_deliveries_is_reminded(organization: Organization) -> None:
     subscription = subscribe(organization)
     accept(organization)
-    assert remember_forgotten_lanes() == 0
+    assert repair_next_due_at() == 0
     for wrong in (None, Now() + datetime.timedelta(hours=1)):
-        Lane.objects.update(next_due_at=wrong)
+        SubscriptionQueue.objects.update(next_due_at=wrong)
         assert claim(10).deliveries == []
-        assert remember_forgotten_lanes() == 1
-        assert lane_of(subscription).next_due_at is not None
+        assert repair_next_due_at() == 1
+        assert queue_of(subscription).next_due_at is not None
     assert len(claim(10).deliveries) == 1
 
 
 @pytest.mark.django_db
 @pytest.mark.parametrize("wrong", [-3, 0, 4, 1000])
-def test_a_lane_that_miscounts_what_is_in_flight_is_recounted(organization: Organization, wrong: int) -> None:
+def test_a_queue_that_miscounts_what_is_in_flight_is_recounted(organization: Organization, wrong: int) -> None:
     subscription = subscribe(organization)
     accept(organization, 4)
     assert len(claim(2).deliveries) == 2
-    Lane.objects.update(in_flight=wrong)
-    assert recount_lanes() == 1
-    assert lane_of(subscription).in_flight == 2
-    assert recount_lanes() == 0
+    SubscriptionQueue.objects.update(in_flight=wrong)
+    assert recount_in_flight() == 1
+    assert queue_of(subscription).in_flight == 2
+    assert recount_in_flight() == 0
 
 
 @pytest.mark.django_db
@@ -155,7 +156,7 @@ def test_more_expired_leases_than_one_transaction_takes_are_all_found(
 ) -> None:
     subscribe(organization)
     accept(organization, 25)
-    Lane.objects.update(window_size=1000)
+    SubscriptionQueue.objects.update(concurrency_window=1000)
     assert len(claim(1000).deliveries) == 25
     Delivery.objects.update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
     assert [expire(10) for _ in range(4)] == [10, 10, 5, 0]

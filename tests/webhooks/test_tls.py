@@ -18,8 +18,9 @@ import trustme
 
 from tests.security.listeners import proxy
 from tests.webhooks.helpers import raw_server, read_request
-from webhooks.schedule import Answer, Failure
-from webhooks.tls import (
+from webhooks.destinations.http.client import HttpClient
+from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.tls import (
     MAX_AGE_SECONDS,
     MAX_CERTIFICATES_BYTES,
     PATIENCE_SECONDS,
@@ -28,7 +29,7 @@ from webhooks.tls import (
     reading_leaks,
     resume_sessions,
 )
-from webhooks.transport import Egress, Transport
+from webhooks.destinations.outcome import Failure, Outcome
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok"
@@ -97,11 +98,11 @@ def server(certificate: trustme.LeafCert) -> Iterator[Server]:
         yield server
 
 
-def through(ca_file: Path, *steps: Any, **egress: Any) -> list[Answer]:
+def through(ca_file: Path, *steps: Any, **egress: Any) -> list[Outcome]:
     """Do the steps with one transport: send to a URL, send to a list of them at once, or call a function."""
 
-    async def run() -> list[Answer]:
-        transport = Transport(
+    async def run() -> list[Outcome]:
+        transport = HttpClient(
             Egress(timeout=20, body_bytes=1024, allowed_networks=LOOPBACK, ca_file=str(ca_file), **egress)
         )
         answers = []
@@ -215,7 +216,7 @@ def test_nothing_is_kept_of_a_transport_that_is_gone(server: Server, ca_file: Pa
     contexts: list[Any] = []
 
     async def run() -> None:
-        transport = Transport(Egress(timeout=20, body_bytes=1024, allowed_networks=LOOPBACK, ca_file=str(ca_file)))
+        transport = HttpClient(Egress(timeout=20, body_bytes=1024, allowed_networks=LOOPBACK, ca_file=str(ca_file)))
         contexts.append(weakref.ref(transport._transport.ssl_context))
         for _ in range(2):
             await transport.send(server.url(), [], b"{}")

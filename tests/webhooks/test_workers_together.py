@@ -20,7 +20,7 @@ from tests.webhooks.helpers import (
     accept,
     fan_out,
     in_threads,
-    lane_of,
+    queue_of,
     result,
     sending,
     statuses,
@@ -28,66 +28,67 @@ from tests.webhooks.helpers import (
     wait_until,
 )
 from webhooks import subscriptions
-from webhooks.claiming import Claimed, claim
-from webhooks.fanout import fan_out_batch
-from webhooks.leases import expire, release
-from webhooks.models import Delivery, DeliveryAttempt, Lane
-from webhooks.recording import record
-from webhooks.sweep import recount_lanes, remember_forgotten_lanes
+from webhooks.dispatch.claim import claim
+from webhooks.dispatch.delivery import ClaimedDelivery
+from webhooks.dispatch.leases import expire, release
+from webhooks.dispatch.record import record_results
+from webhooks.models import Delivery, DeliveryAttempt, SubscriptionQueue
+from webhooks.routing.fan_out import fan_out_batch
+from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def test_no_delivery_is_claimed_twice_by_concurrent_workers(organization: Organization) -> None:
-    lanes = [subscribe(organization) for _ in range(5)]
+    queues = [subscribe(organization) for _ in range(5)]
     accept(organization, 60)
-    Lane.objects.update(window_size=1000)
+    SubscriptionQueue.objects.update(concurrency_window=1000)
 
-    def work(number: int) -> list[Claimed]:
-        mine: list[Claimed] = []
+    def work(number: int) -> list[ClaimedDelivery]:
+        mine: list[ClaimedDelivery] = []
         while True:
             taken = claim(7)
             mine += taken.deliveries
-            if not taken.deliveries and not taken.was_crowded:
+            if not taken.deliveries and not taken.skipped_locked:
                 return mine
 
     taken = [claimed for mine in in_threads(6, work) for claimed in mine]
     assert len(taken) == 300
     assert len({claimed.delivery_id for claimed in taken}) == 300
     assert statuses() == ["delivering"] * 300
-    assert [lane_of(lane).in_flight for lane in lanes] == [60] * 5
+    assert [queue_of(queue).in_flight for queue in queues] == [60] * 5
 
 
 def test_a_claim_that_meets_only_locks_says_so_instead_of_sleeping(organization: Organization) -> None:
     subscription = subscribe(organization)
     accept(organization, 1)
     with transaction.atomic():
-        Lane.objects.select_for_update().get(pk=subscription.pk)
+        SubscriptionQueue.objects.select_for_update().get(pk=subscription.pk)
         (elsewhere,) = in_threads(1, lambda _: claim(10))
-    assert (elsewhere.deliveries, elsewhere.was_crowded) == ([], True)
-    assert not claim(10).was_crowded
-    assert not claim(10).was_crowded  # nothing is due
+    assert (elsewhere.deliveries, elsewhere.skipped_locked) == ([], True)
+    assert not claim(10).skipped_locked
+    assert not claim(10).skipped_locked  # nothing is due
 
 
-def test_a_claim_that_passes_over_one_lane_because_of_its_lock_says_so_beside_what_it_brings(
+def test_a_claim_that_passes_over_one_queue_because_of_its_lock_says_so_beside_what_it_brings(
     organization: Organization,
 ) -> None:
     held, free = subscribe(organization), subscribe(organization)
     accept(organization, 1)
     with transaction.atomic():
-        Lane.objects.select_for_update().get(pk=held.pk)
+        SubscriptionQueue.objects.select_for_update().get(pk=held.pk)
         (elsewhere,) = in_threads(1, lambda _: claim(10))
     assert [claimed.subscription_id for claimed in elsewhere.deliveries] == [free.pk]
-    assert elsewhere.was_crowded
+    assert elsewhere.skipped_locked
     rest = claim(10)
     assert [claimed.subscription_id for claimed in rest.deliveries] == [held.pk]
-    assert not rest.was_crowded
+    assert not rest.skipped_locked
 
 
 def test_workers_that_claim_record_die_and_stop_at_once_leave_every_count_exact(organization: Organization) -> None:
-    lanes = [subscribe(organization) for _ in range(3)]
+    queues = [subscribe(organization) for _ in range(3)]
     accept(organization, 40)
-    Lane.objects.update(window_size=8)
+    SubscriptionQueue.objects.update(concurrency_window=8)
 
     def work(number: int) -> int:
         done = 0
@@ -101,18 +102,18 @@ def test_workers_that_claim_record_die_and_stop_at_once_leave_every_count_exact(
                     lease_expires_at=Now() - datetime.timedelta(seconds=1)
                 )
                 expire()
-                record([result(c) for c in taken])  # the worker wasn't dead at all
+                record_results([result(c) for c in taken])  # the worker wasn't dead at all
             elif taken:
-                record([result(c, 500 if kind == 2 and i == 0 else 200) for i, c in enumerate(taken)])
+                record_results([result(c, 500 if kind == 2 and i == 0 else 200) for i, c in enumerate(taken)])
                 done += len(taken)
         return done
 
     in_threads(4, work)
-    for lane in lanes:
-        claimed = Delivery.objects.filter(subscription=lane, status="delivering").count()
-        assert lane_of(lane).in_flight == claimed
-    assert recount_lanes() == 0
-    assert remember_forgotten_lanes() == 0
+    for queue in queues:
+        claimed = Delivery.objects.filter(subscription=queue, status="delivering").count()
+        assert queue_of(queue).in_flight == claimed
+    assert recount_in_flight() == 0
+    assert repair_next_due_at() == 0
     assert Delivery.objects.count() == 120
     numbers: dict[Any, list[int]] = {}
     for delivery_id, number in DeliveryAttempt.objects.order_by("number").values_list("delivery_id", "number"):
@@ -124,7 +125,7 @@ def test_workers_that_claim_record_die_and_stop_at_once_leave_every_count_exact(
 def test_a_rate_limit_holds_over_workers_that_claim_at_once(organization: Organization) -> None:
     subscribe(organization, deliveries_per_second=20.0)
     accept(organization, 200)
-    Lane.objects.update(window_size=1000)
+    SubscriptionQueue.objects.update(concurrency_window=1000)
     started = time.monotonic()
 
     def work(number: int) -> int:
@@ -158,7 +159,7 @@ def test_a_rate_limited_backlog_goes_on_without_being_woken(organization: Organi
         wait_until(lambda: statuses() == ["delivered"] * 40)
 
 
-def test_organisations_take_turns_over_workers(organization: Organization, other_organization: Organization) -> None:
+def test_organizations_take_turns_over_workers(organization: Organization, other_organization: Organization) -> None:
     for _ in range(30):
         subscribe(organization)
     quiet = subscribe(other_organization)
@@ -166,36 +167,36 @@ def test_organisations_take_turns_over_workers(organization: Organization, other
     accept(other_organization, 20)
     for _ in range(10):
         taken = Counter(c.subscription_id for c in claim(4).deliveries)
-        assert taken[quiet.pk] >= 1 or lane_of(quiet).in_flight >= lane_of(quiet).window_size
-        record([result(c) for c in claim(4).deliveries if c.subscription_id == quiet.pk])
+        assert taken[quiet.pk] >= 1 or queue_of(quiet).in_flight >= queue_of(quiet).concurrency_window
+        record_results([result(c) for c in claim(4).deliveries if c.subscription_id == quiet.pk])
     assert Delivery.objects.filter(subscription=quiet).exclude(status="pending").count() >= 4
 
 
 def test_an_open_circuit_lets_one_probe_through_whoever_asks(organization: Organization, settings: Any) -> None:
-    settings.CIRCUIT_THRESHOLD = 3
+    settings.BREAKER_THRESHOLD = 3
     subscription = subscribe(organization)
     accept(organization, 20)
-    record([result(c, 503) for c in claim(4).deliveries])
-    lane = lane_of(subscription)
-    assert (lane.circuit_opened, lane.window_size) == (1, 1)
+    record_results([result(c, 503) for c in claim(4).deliveries])
+    queue = queue_of(subscription)
+    assert (queue.breaker_trips, queue.concurrency_window) == (1, 1)
     assert claim(50).deliveries == []
-    Lane.objects.update(paused_until=Now() - datetime.timedelta(seconds=1))
+    SubscriptionQueue.objects.update(paused_until=Now() - datetime.timedelta(seconds=1))
     probes = [c for taken in in_threads(4, lambda _: claim(50).deliveries) for c in taken]
     assert len(probes) == 1
-    first_pause = lane.paused_until
-    record([result(probes[0], 503)])
-    lane = lane_of(subscription)
-    assert lane.circuit_opened == 2
-    assert lane.paused_until is not None
+    first_pause = queue.paused_until
+    record_results([result(probes[0], 503)])
+    queue = queue_of(subscription)
+    assert queue.breaker_trips == 2
+    assert queue.paused_until is not None
     assert first_pause is not None
     assert claim(50).deliveries == []
-    Lane.objects.update(paused_until=Now() - datetime.timedelta(seconds=1))
+    SubscriptionQueue.objects.update(paused_until=Now() - datetime.timedelta(seconds=1))
     (probe,) = claim(50).deliveries
-    record([result(probe)])
-    lane = lane_of(subscription)
-    assert (lane.circuit_opened, lane.failures_in_row, lane.paused_until) == (0, 0, None)
-    assert lane.window_size == settings.INITIAL_WINDOW
-    assert len(claim(50).deliveries) == settings.INITIAL_WINDOW
+    record_results([result(probe)])
+    queue = queue_of(subscription)
+    assert (queue.breaker_trips, queue.consecutive_failures, queue.paused_until) == (0, 0, None)
+    assert queue.concurrency_window == settings.INITIAL_CONCURRENCY_WINDOW
+    assert len(claim(50).deliveries) == settings.INITIAL_CONCURRENCY_WINDOW
 
 
 def test_concurrent_fan_outs_make_each_delivery_once(organization: Organization) -> None:
@@ -235,9 +236,9 @@ def test_a_subscription_that_changes_under_a_fan_out_keeps_no_delivery_in_the_wr
 
     in_threads(4, work)
     fan_out()
-    # What the sweep does for a lane that is marked.
-    for lane in Lane.objects.filter(needs_resync=True):
-        while not subscriptions.resync(lane.pk):
+    # What the sweep does for a queue that is marked.
+    for queue in SubscriptionQueue.objects.filter(needs_resync=True):
+        while not subscriptions.resync(queue.pk):
             pass
     assert set(statuses(subscription=switched)) == {"held"}
     assert set(statuses(subscription=deleted)) <= {"cancelled"}
@@ -251,12 +252,12 @@ def test_enabling_a_subscription_that_was_just_deleted_opens_nothing(organizatio
     accept(organization, 3)
     subscriptions.delete(type(subscription).objects.get(pk=subscription.pk))
     subscriptions.enable(subscription)
-    assert not lane_of(subscription).is_open
+    assert not queue_of(subscription).accepts_deliveries
     assert claim(10).deliveries == []
     assert statuses() == ["cancelled"] * 3
 
 
-def test_no_more_subscriptions_are_made_at_once_than_an_organisation_may_have(
+def test_no_more_subscriptions_are_made_at_once_than_an_organization_may_have(
     organization: Organization, settings: Any
 ) -> None:
     settings.MAX_SUBSCRIPTIONS = 3
@@ -280,8 +281,8 @@ def test_changing_a_url_while_its_results_disable_it_is_no_deadlock(organization
             if number % 2:
                 subscriptions.change(subscription, {"url": f"http://127.0.0.1:9/{round_number}"})
             else:
-                record([result(c, 410) for c in claim(1).deliveries])
+                record_results([result(c, 410) for c in claim(1).deliveries])
                 subscriptions.enable(subscription)
 
     in_threads(4, work)
-    assert recount_lanes() == 0
+    assert recount_in_flight() == 0

@@ -11,15 +11,15 @@ from django.utils import timezone
 
 from core.serializers import is_plain_text
 from orgs import audit, keys
-from orgs.finding import find_organization
+from orgs.lookups import find_organization
 from orgs.models import Scope
 
 
 class Command(BaseCommand):
-    help = "Make an API key for an organisation and print it; it is not shown again."
+    help = "Make an API key for an organization and print it; it is not shown again."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("org", help="id or name of the organisation")
+        parser.add_argument("org", help="id or name of the organization")
         parser.add_argument("--name", default="", help="what the key is for")
         parser.add_argument("--scope", action="append", choices=Scope.values, help="repeatable; default all")
         parser.add_argument("--expires-in-days", type=float, help="default never")

@@ -1,4 +1,4 @@
-"""`manage.py create_org NAME`: make an organisation; its id alone goes to stdout."""
+"""`manage.py create_org NAME`: make an organization; its id alone goes to stdout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_EVENTS_PER_MINUTE = 100_000_000
 
 
 class Command(BaseCommand):
-    help = "Make an organisation and print its id."
+    help = "Make an organization and print its id."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", help="unique name")
@@ -36,6 +36,6 @@ class Command(BaseCommand):
         with transaction.atomic():
             organization, created = Organization.objects.get_or_create(name=name, defaults=limits)
             if not created:
-                raise CommandError(f"There already is an organisation named {name!r}: {organization.id}")
+                raise CommandError(f"There already is an organization named {name!r}: {organization.id}")
             audit.record("org.create", actor="command:create_org", organization_id=organization.id, target=name)
         self.stdout.write(str(organization.id))

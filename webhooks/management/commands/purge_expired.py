@@ -1,4 +1,4 @@
-"""`manage.py purge_expired`: delete settled events past their organisation's retention, and old dedup ids."""
+"""`manage.py purge_expired`: delete settled events past their organization's retention, and old dedup ids."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from orgs import audit
-from webhooks.retention import purge_expired
+from webhooks.upkeep.retention import purge_expired
 
 
 class Command(BaseCommand):
     help = (
         "Delete processed events whose deliveries are all settled, with their deliveries and attempts, once they are "
-        "older than their organisation's retention_days; and dedup ids whose window has ended. Workers do this too."
+        "older than their organization's retention_days; and dedup ids whose window has ended. Workers do this too."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:

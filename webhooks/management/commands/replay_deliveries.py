@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from core.ids import parse_id
 from core.query import ParameterError, moment
 from orgs import audit
-from orgs.finding import find_organization
-from webhooks import bulk
+from orgs.lookups import find_organization
+from webhooks.delivery_actions import DeliveryAction
 from webhooks.models import BulkRun
-from webhooks.repair import Repair
+from webhooks.upkeep import bulk_runs, replay
 
 DEFAULT_RATE = 200.0
 FILTERS = ("delivery", "event", "subscription", "org", "status", "since", "until")
@@ -60,8 +60,8 @@ class Command(BaseCommand):
         parser.add_argument("--delivery", type=_identifier, help="one delivery, by id")
         parser.add_argument("--event", type=_identifier, help="deliveries of this event")
         parser.add_argument("--subscription", type=_identifier, help="deliveries to this subscription")
-        parser.add_argument("--org", help="deliveries of this organisation, by id or name")
-        parser.add_argument("--status", choices=Repair.REPLAY.states, help="only those that ended this way")
+        parser.add_argument("--org", help="deliveries of this organization, by id or name")
+        parser.add_argument("--status", choices=DeliveryAction.REPLAY.states, help="only those that ended this way")
         parser.add_argument("--since", type=_moment, help="made at this time (ISO 8601) or 2h, 30m, 1d ago, or later")
         parser.add_argument("--until", type=_moment, help="made before this time")
         parser.add_argument("--dry-run", action="store_true", help="only count")
@@ -86,9 +86,9 @@ class Command(BaseCommand):
             if "org" in filters:
                 filters["org"] = find_organization(filters["org"]).id
             if options["dry_run"]:
-                self.stdout.write(f"{bulk.replayable(filters).count()} deliveries would be replayed.")
+                self.stdout.write(f"{replay.replayable(filters).count()} deliveries would be replayed.")
                 return
-            run = bulk.start_replay(filters, filters.get("org"))
+            run = replay.start(filters, filters.get("org"))
             audit.record(
                 "delivery.replay",
                 actor="command:replay_deliveries",
@@ -101,7 +101,7 @@ class Command(BaseCommand):
     def _run(self, run: BulkRun, rate: float) -> None:
         """Advance the run to its end at `rate` deliveries a second, showing how far it is."""
         # Half a second's worth at a time keeps the pace even and each transaction short.
-        rows = max(1, min(bulk.CHUNK, int(rate / 2)))
+        rows = max(1, min(bulk_runs.CHUNK, int(rate / 2)))
         self.stderr.write(f"Replay {run.id}; if it is interrupted: manage.py replay_deliveries --resume {run.id}")
         console = Console(stderr=True)
         with Progress(
@@ -114,7 +114,7 @@ class Command(BaseCommand):
         ) as progress:
             total = None
             if console.is_terminal:
-                total = run.queued + bulk.remaining(run)
+                total = run.queued + replay.remaining(run)
             task = progress.add_task("replay", total=total, completed=run.queued)
             state = _advance_paced(run, rows, rate, lambda queued: progress.update(task, completed=queued))
         self.stdout.write(f"{state.queued} deliveries replayed.")
@@ -126,7 +126,7 @@ def _advance_paced(run: BulkRun, rows: int, rate: float, show: Callable[[int], N
     while state.state != BulkRun.State.DONE:
         started = time.monotonic()
         before = state.queued
-        following = bulk.advance(run.id, rows)
+        following = replay.advance(run.id, rows)
         if following is None:
             raise CommandError(f"Another process works on replay {run.id}.")
         state = following

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from orgs import audit
-from webhooks.rekeying import Rekeyed, count, rekey
+from webhooks.upkeep.key_rotation import Rekeyed, count, rekey
 
 
 class Command(BaseCommand):

@@ -1,0 +1,1 @@
+"""The Django admin: its site, its dashboard, and a page for each model."""

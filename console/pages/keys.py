@@ -1,0 +1,150 @@
+"""The admin's pages for API keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+
+from console.actions import TooMany, refuse_too_many, report, selected_ids
+from console.formatting import badge, lines, short
+from console.model_admin import shown_once
+from console.tenant_admin import OrganizationFilter, TenantAdmin
+from core.ids import parse_id
+from orgs import audit, keys
+from orgs.models import ApiKey, Scope, all_scopes
+
+if TYPE_CHECKING:
+    _ApiKeyForm = forms.ModelForm[ApiKey]
+else:
+    _ApiKeyForm = forms.ModelForm
+
+
+class ApiKeyForm(_ApiKeyForm):
+    """A key's name, scopes and end."""
+
+    scopes = forms.MultipleChoiceField(
+        choices=[(scope.value, scope.value) for scope in Scope],
+        widget=forms.CheckboxSelectMultiple,
+        initial=all_scopes,
+        help_text="What the key may do.",
+    )
+
+    class Meta:
+        model = ApiKey
+        fields = ("organization", "name", "scopes", "expires_at")
+
+    def clean_expires_at(self) -> Any:
+        """Refuse a new key that has already ended."""
+        expires_at = self.cleaned_data["expires_at"]
+        if self.instance._state.adding and expires_at is not None and expires_at <= timezone.now():
+            raise forms.ValidationError("Must be in the future.")
+        return expires_at
+
+
+class KeyStateFilter(admin.SimpleListFilter):
+    """Keys that work, or that don't any more."""
+
+    title = "state"
+    parameter_name = "state"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Return the two."""
+        return [("live", "not revoked"), ("revoked", "revoked")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        """Keep the keys in the state."""
+        value = self.value()
+        return queryset if value is None else queryset.filter(revoked_at__isnull=value == "live")
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(TenantAdmin):
+    """Keys: shown once when made, never again."""
+
+    audit_word = "key"
+    form = ApiKeyForm
+    list_display = ("prefix", "name_shown", "organization_link", "state", "scopes_shown", "last_used_at", "created_at")
+    list_select_related = ("organization",)
+    list_filter = (OrganizationFilter, KeyStateFilter)
+    search_fields = ("prefix",)
+    search_help_text = "A key's prefix (the middle part of trk_<prefix>_…), or its id."
+    ordering = ("-created_at", "-id")
+    autocomplete_fields = ("organization",)
+    actions = ("revoke",)
+    object_actions = ("revoke",)
+    _facts = ("id", "prefix", "state", "revoked_at", "last_used_at", "created_at")
+
+    def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
+        """Return the form's fields and, of a key that exists, the facts."""
+        return ("organization", "name", "scopes", "expires_at", *(self._facts if obj else ()))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
+        """A key stays with its organization."""
+        return (*self._facts, "organization") if obj else ()
+
+    @admin.display(description="name")
+    def name_shown(self, row: ApiKey) -> str:
+        """Return the name with invisible characters shown."""
+        return short(row.name)
+
+    @admin.display(description="state")
+    def state(self, row: ApiKey) -> SafeString:
+        """Return whether the key works."""
+        if row.revoked_at is not None:
+            return badge("failed", "revoked")
+        if row.expires_at is not None and row.expires_at <= timezone.now():
+            return badge("held", "expired")
+        return badge("active")
+
+    @admin.display(description="scopes")
+    def scopes_shown(self, row: ApiKey) -> SafeString:
+        """Return the scopes below each other."""
+        return lines(["all"] if set(row.scopes) >= set(all_scopes()) else row.scopes)
+
+    def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
+        """Find by id or prefix."""
+        row_id = parse_id(term)
+        if row_id:
+            return queryset.filter(pk=row_id)
+        parts = term.split("_")
+        return queryset.filter(prefix=parts[1] if parts[0] == "trk" and len(parts) > 1 else term.rstrip("…"))
+
+    def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
+        """Make the key, or keep the changed fields and no others."""
+        if change:
+            obj.save(update_fields=["name", "scopes", "expires_at"])
+            return
+        made, text = keys.create_api_key(
+            obj.organization_id, name=obj.name, scopes=form.cleaned_data["scopes"], expires_at=obj.expires_at
+        )
+        obj.__dict__.update(made.__dict__)
+        obj.shown_once = text  # type: ignore[attr-defined]
+
+    def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
+        """Show the key in this answer: it is kept nowhere that could show it again."""
+        return shown_once(self, request, obj, "API key", obj.shown_once)  # type: ignore[attr-defined]
+
+    def has_revoke_permission(self, request: HttpRequest) -> bool:
+        """Tell whether the member of staff may revoke keys."""
+        return request.user.has_perm("orgs.revoke_apikey")
+
+    @admin.action(description="Revoke", permissions=["revoke"])
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        """Refuse the chosen keys from the next request on."""
+        try:
+            chosen = selected_ids(queryset)
+        except TooMany:
+            refuse_too_many(self, request, "Filter by organization, or make the organization inactive.")
+            return
+        changed = 0
+        for key in ApiKey.objects.filter(pk__in=chosen):
+            if keys.revoke(key):
+                changed += 1
+                audit.record_for_user(request, "key.revoke", key.organization_id, key.pk, {"prefix": key.prefix})
+        report(self, request, "revoked", changed, {"already were": len(chosen) - changed})

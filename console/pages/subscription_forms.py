@@ -1,0 +1,123 @@
+"""The admin's forms for a subscription: its fields, which the API's own serializer judges, and its actions' words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.conf import settings
+from django.contrib.admin.helpers import ActionForm
+from rest_framework import serializers
+
+from webhooks import subscriptions
+from webhooks.api.serializers import SubscriptionChange, SubscriptionCreate
+from webhooks.models import Subscription
+
+if TYPE_CHECKING:
+    _SubscriptionForm = forms.ModelForm[Subscription]
+else:
+    _SubscriptionForm = forms.ModelForm
+
+_BOXES = {"event_types": "event_types_text", "headers": "headers_text"}
+_NAMES = {"event_types_text": "event_types", "headers_text": "headers", "remove_headers": "headers"}
+
+
+def read_headers(text: str) -> dict[str, str]:
+    """Return headers from lines of `Name: value`.  Raises ValidationError for a line that is none."""
+    headers: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise forms.ValidationError(f"Line {number} is not “Name: value”.")
+        if name.strip() in headers:
+            raise forms.ValidationError(f"Line {number} names a header for the second time.")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+class SubscriptionForm(_SubscriptionForm):
+    """What can be given for a subscription.  `values` holds it after validation, as the API would take it."""
+
+    url = forms.CharField(max_length=2048, strip=False, label="URL", widget=forms.TextInput(attrs={"size": 100}))
+    event_types_text = forms.CharField(
+        label="Event types", widget=forms.Textarea(attrs={"rows": 4, "cols": 60}),
+        help_text="One a line: order.created, order.* for all that begin so, * for everything.",
+    )  # fmt: skip
+    headers_text = forms.CharField(
+        label="Custom headers", required=False, widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
+        help_text="One a line: “Name: value”. Values are stored encrypted and never shown; what stands here replaces "
+        "all custom headers, empty keeps them.",
+    )  # fmt: skip
+    remove_headers = forms.BooleanField(label="Remove all custom headers", required=False)
+
+    class Meta:
+        model = Subscription
+        fields = ("organization", "url", "description", "max_in_flight", "deliveries_per_second")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.values: dict[str, Any] = {}
+        if not self.instance._state.adding and "event_types_text" in self.fields:
+            self.initial["event_types_text"] = "\n".join(self.instance.event_types)
+
+    def clean_headers_text(self) -> dict[str, str]:
+        """Return the headers by name."""
+        return read_headers(self.cleaned_data["headers_text"])
+
+    def clean(self) -> dict[str, Any]:
+        """Let the API's serializer judge, and put its complaints at their boxes."""
+        cleaned: dict[str, Any] = super().clean() or self.cleaned_data
+        adding = self.instance._state.adding
+        wanted: dict[str, Any] = {
+            name: cleaned[name]
+            for name in ("url", "description", "max_in_flight", "deliveries_per_second")
+            if name in cleaned and not (adding and cleaned[name] is None)
+        }
+        if "event_types_text" in cleaned:
+            wanted["event_types"] = cleaned["event_types_text"].split()
+        if cleaned.get("remove_headers"):
+            wanted["headers"] = {}
+        elif cleaned.get("headers_text"):
+            wanted["headers"] = cleaned["headers_text"]
+        if not adding:
+            # Only what was changed: a new URL, say, clears the record of failures at the old one.
+            given = {_NAMES.get(name, name) for name in self.changed_data}
+            wanted = {name: value for name, value in wanted.items() if name in given}
+        if self.errors:
+            return cleaned
+        serializer: serializers.Serializer[Any] = (
+            SubscriptionCreate(data=wanted) if adding else SubscriptionChange(data=wanted, partial=True)
+        )
+        if not serializer.is_valid():
+            for name, reasons in serializer.errors.items():
+                box = _BOXES.get(name, name)
+                self.add_error(box if box in self.fields else None, _texts(reasons))
+            return cleaned
+        self.values = dict(serializer.validated_data)
+        organization = cleaned.get("organization")
+        if adding and organization and subscriptions.live(organization.pk).count() >= settings.MAX_SUBSCRIPTIONS:
+            self.add_error("organization", "The organization has as many subscriptions as it may.")
+        return cleaned
+
+
+def _texts(reasons: Any) -> list[str]:
+    """Return the serializer's complaints, however nested, as sentences."""
+    if isinstance(reasons, dict):
+        return [f"{name}: {text}" if name else text for name, inner in reasons.items() for text in _texts(inner)]
+    if isinstance(reasons, list | tuple):
+        return [text for inner in reasons for text in _texts(inner)]
+    return [str(reasons)]
+
+
+class SubscriptionActionForm(ActionForm):
+    """The action's own words: why a subscription is disabled, or since when it is recovered."""
+
+    reason = forms.CharField(
+        required=False, max_length=300, label="Reason (disable):", widget=forms.TextInput(attrs={"size": 24})
+    )
+    since = forms.CharField(
+        required=False, max_length=40, label="Since (recover):",
+        widget=forms.TextInput(attrs={"size": 20, "placeholder": "2026-01-31T12:00:00Z"}),
+    )  # fmt: skip

@@ -1,0 +1,205 @@
+"""`/api/me`, `/api/keys` and `/api/audit`."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from typing import Any, ClassVar
+
+from django.db import transaction
+from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from core.http import read_object
+from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
+from core.problems import Problem, not_found
+from core.query import PAGE_PARAMETERS, moment, page, parse_parameters, text
+from orgs import audit, keys
+from orgs.api import openapi
+from orgs.api.serializers import ApiKeyCreate, ApiKeyOut, ApiKeyRotate, AuditEntryOut
+from orgs.authentication import caller_of
+from orgs.models import ApiKey, AuditEntry, Scope
+
+
+def render_key(key: ApiKey) -> dict[str, Any]:
+    """Return the key as the API shows it, without its secret."""
+    return dict(ApiKeyOut(key).data)
+
+
+class MeView(APIView):
+    """Who the key is and what it may do."""
+
+    scopes: ClassVar = {"GET": None}
+
+    @extend_schema(operation_id="getCaller", tags=["Account"], summary="Who am I?", responses=openapi.Me)
+    def get(self, request: Request) -> Response:
+        """Return the organization and the key that the request bears."""
+        caller = caller_of(request)
+        return Response(
+            {
+                "organization": {"id": str(caller.organization_id), "name": caller.organization_name},
+                "key": {"id": str(caller.key_id), "prefix": caller.prefix, "scopes": sorted(caller.scopes)},
+                "events_per_minute": caller.events_per_minute,
+            }
+        )
+
+
+def _own_key(request: Request, key_id: uuid.UUID) -> ApiKey:
+    key = ApiKey.objects.filter(organization_id=caller_of(request).organization_id, id=key_id).first()
+    if key is None:
+        raise not_found()
+    return key
+
+
+def _require_within(request: Request, scopes: list[str]) -> None:
+    try:
+        keys.require_within(scopes, caller_of(request).scopes)
+    except keys.ScopeError as error:
+        raise Problem(403, "missing_scope", f"{str(error).capitalize()}.", errors=[("/scopes", str(error))]) from None
+
+
+def _require_no_longer(request: Request, expires_at: datetime.datetime | None) -> None:
+    try:
+        keys.require_no_longer(expires_at, caller_of(request).expires_at)
+    except keys.ExpiryError as error:
+        raise Problem(
+            403, "outlives_caller", "A key can't give one that outlives it.", errors=[("/expires_at", str(error))]
+        ) from None
+
+
+class KeyListView(APIView):
+    """The organization's keys."""
+
+    scopes: ClassVar = {"GET": Scope.KEYS_MANAGE, "POST": Scope.KEYS_MANAGE}
+
+    @extend_schema(
+        operation_id="listKeys", tags=["Keys"], summary="List keys", parameters=PAGE, responses=openapi.KeyPage
+    )
+    def get(self, request: Request) -> Response:
+        """List keys, newest first."""
+        parameters = parse_parameters(request, PAGE_PARAMETERS)
+        rows = ApiKey.objects.filter(organization_id=caller_of(request).organization_id)
+        return Response(page(rows, parameters, render_key))
+
+    @extend_schema(
+        operation_id="createKey",
+        tags=["Keys"],
+        summary="Make a key",
+        parameters=[location(201)],
+        request=ApiKeyCreate,
+        responses={201: openapi.ApiKeyWithSecret},
+        examples=[OpenApiExample("key", openapi.KEY_EXAMPLE, request_only=True)],
+    )
+    def post(self, request: Request) -> Response:
+        """Make a key; its text is in this answer and nowhere else."""
+        serializer = ApiKeyCreate(data=read_object(request))
+        serializer.is_valid(raise_exception=True)
+        wanted = serializer.validated_data
+        scopes = wanted.get("scopes") or sorted(caller_of(request).scopes)
+        _require_within(request, scopes)
+        expires_at = wanted.get("expires_at", caller_of(request).expires_at)
+        _require_no_longer(request, expires_at)
+        with transaction.atomic():
+            key, secret = keys.create_api_key(
+                caller_of(request).organization_id,
+                name=wanted["name"],
+                scopes=set(scopes),
+                expires_at=expires_at,
+            )
+            audit.record_for_caller(request, "key.create", key.prefix, {"scopes": key.scopes})
+        key.refresh_from_db()
+        return Response({**render_key(key), "key": secret}, status=201, headers={"Location": f"/api/keys/{key.id}"})
+
+
+class KeyView(APIView):
+    """One key."""
+
+    scopes: ClassVar = {"GET": Scope.KEYS_MANAGE, "DELETE": Scope.KEYS_MANAGE}
+
+    @extend_schema(operation_id="getKey", tags=["Keys"], summary="Read a key", responses=ApiKeyOut)
+    def get(self, request: Request, key_id: uuid.UUID) -> Response:
+        """Return the key without its secret."""
+        return Response(render_key(_own_key(request, key_id)))
+
+    @extend_schema(
+        operation_id="revokeKey",
+        tags=["Keys"],
+        summary="Revoke a key",
+        responses={204: OpenApiResponse(None, "Revoked.")},
+    )
+    def delete(self, request: Request, key_id: uuid.UUID) -> Response:
+        """Revoke the key; it is refused from the next request on."""
+        key = _own_key(request, key_id)
+        with transaction.atomic():
+            if keys.revoke(key):
+                audit.record_for_caller(request, "key.revoke", key.prefix)
+        return Response(status=204)
+
+
+class KeyRotateView(APIView):
+    """Replacing a key."""
+
+    scopes: ClassVar = {"POST": Scope.KEYS_MANAGE}
+
+    @extend_schema(
+        operation_id="rotateKey",
+        tags=["Keys"],
+        summary="Replace a key",
+        parameters=[location(201)],
+        request=ApiKeyRotate,
+        responses={
+            201: openapi.ApiKeyWithSecret,
+            **conflict(
+                "The key is revoked or has expired.", "key_revoked", "The key is revoked; make a new one instead."
+            ),
+        },
+        examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
+    )
+    def post(self, request: Request, key_id: uuid.UUID) -> Response:
+        """Make a successor with the same scopes and expiry; the old key works on for `overlap_seconds`."""
+        serializer = ApiKeyRotate(data=read_object(request))
+        serializer.is_valid(raise_exception=True)
+        old = _own_key(request, key_id)
+        _require_within(request, old.scopes)
+        _require_no_longer(request, old.expires_at)
+        overlap = datetime.timedelta(seconds=serializer.validated_data["overlap_seconds"])
+        try:
+            with transaction.atomic():
+                key, secret = keys.rotate(old, overlap)
+                audit.record_for_caller(
+                    request,
+                    "key.rotate",
+                    old.prefix,
+                    {"successor": key.prefix, "overlap_seconds": overlap.total_seconds()},
+                )
+        except keys.KeyEnded as ended:
+            raise Problem(409, f"key_{ended}", f"The key is {ended}; make a new one instead.") from None
+        key.refresh_from_db()
+        return Response({**render_key(key), "key": secret}, status=201, headers={"Location": f"/api/keys/{key.id}"})
+
+
+class AuditListView(APIView):
+    """Who did what in the organization."""
+
+    scopes: ClassVar = {"GET": Scope.KEYS_MANAGE}
+
+    @extend_schema(
+        operation_id="listAuditEntries",
+        tags=["Account"],
+        summary="Who did what",
+        parameters=[query("action", "Only this action, such as `key.create`."), SINCE, UNTIL, *PAGE],
+        responses=openapi.AuditPage,
+    )
+    def get(self, request: Request) -> Response:
+        """List audit entries, newest first."""
+        parameters = parse_parameters(request, {"action": text, "since": moment, "until": moment, **PAGE_PARAMETERS})
+        rows = AuditEntry.objects.filter(organization_id=caller_of(request).organization_id)
+        if "action" in parameters:
+            rows = rows.filter(action=parameters["action"])
+        if "since" in parameters:
+            rows = rows.filter(created_at__gte=parameters["since"])
+        if "until" in parameters:
+            rows = rows.filter(created_at__lt=parameters["until"])
+        return Response(page(rows, parameters, lambda entry: dict(AuditEntryOut(entry).data)))

@@ -1,0 +1,257 @@
+"""What an operator repairs: each action does what it says, in bounds, for whom it is, and is written down."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib.messages import get_messages
+from django.forms.models import model_to_dict
+from django.test import Client
+from django.urls import reverse
+
+from console import actions
+from orgs.keys import authenticate
+from orgs.models import ApiKey, AuditEntry
+from tests.console.conftest import Staff
+from tests.console.rows import World, act, list_url, make_delivery, make_event, page_url, said
+from webhooks import subscriptions
+from webhooks.models import BulkRun, Delivery, SubscriptionQueue
+
+
+def status_of(row: Any) -> str:
+    """Return the row's status now."""
+    row.refresh_from_db()
+    return str(row.status)
+
+
+@pytest.mark.parametrize(
+    ("action", "changes"),
+    [
+        ("retry", {"failed": "pending", "delivered": "pending", "pending": "pending"}),
+        ("replay", {"failed": "pending", "delivered": "pending"}),
+        ("hold", {"pending": "held"}),
+        ("resume", {"held": "pending"}),
+    ],
+)
+def test_a_repair_takes_the_deliveries_that_it_fits_and_says_why_it_left_the_others(
+    world: World, operator: Client, action: str, changes: dict[str, str]
+) -> None:
+    answer = act(operator, action, list(world.deliveries.values()))
+    for before, row in world.deliveries.items():
+        assert status_of(row) == changes.get(before, before)
+    assert said(answer).startswith(f"{len(changes)} ")
+    assert f"{6 - len(changes)} left alone" in said(answer)
+    assert "being sent right now" in said(answer)
+    entry = AuditEntry.objects.get(action=f"delivery.{action}")
+    assert entry.actor == "user:operator-1"
+    assert entry.organization_id == world.organization.pk
+    assert set(entry.detail["deliveries"]) == {str(world.deliveries[name].pk) for name in changes}
+
+
+def test_retry_makes_one_more_try_and_replay_starts_the_schedule_anew(
+    world: World, operator: Client, settings: Any
+) -> None:
+    failed = world.deliveries["failed"]
+    Delivery.objects.filter(pk=failed.pk).update(attempts_used=8)
+    SubscriptionQueue.objects.filter(pk=world.subscription.pk).update(
+        paused_until="2999-01-01T00:00:00Z", next_due_at=None
+    )
+    act(operator, "retry", [failed])
+    failed.refresh_from_db()
+    assert (failed.attempts_used, failed.cause) == (len(settings.DELIVERY_RETRY_SCHEDULE) - 1, "manual")
+    queue = SubscriptionQueue.objects.get(pk=world.subscription.pk)
+    assert queue.paused_until is None
+    assert queue.next_due_at is not None
+    Delivery.objects.filter(pk=failed.pk).update(status="failed", attempts_used=8, next_attempt_at=None)
+    act(operator, "replay", [failed])
+    failed.refresh_from_db()
+    assert (failed.attempts_used, failed.cause) == (0, "replay")
+
+
+def test_deliveries_of_a_disabled_or_deleted_subscription_are_left_alone(world: World, operator: Client) -> None:
+    subscriptions.disable(world.subscription)
+    answer = act(operator, "retry", [world.deliveries["failed"]])
+    assert "disabled subscription" in said(answer)
+    subscriptions.delete(world.subscription)
+    answer = act(operator, "replay", [world.deliveries["failed"]])
+    assert "deleted subscription" in said(answer)
+    assert status_of(world.deliveries["failed"]) == "failed"
+
+
+def test_an_events_replay_sends_its_settled_deliveries_again(world: World, operator: Client) -> None:
+    other, _ = subscriptions.create(world.organization.pk, url="http://127.0.0.1:9/b", event_types=["*"])
+    second = make_delivery(world.event, other, "delivered")
+    answer = act(operator, "replay", [world.event])
+    assert said(answer).startswith("2 ")
+    assert status_of(second) == status_of(world.deliveries["failed"]) == "pending"
+    assert status_of(world.deliveries["delivered"]) == "delivered"
+
+
+def test_reprocess_takes_events_in_error(world: World, operator: Client) -> None:
+    answer = act(operator, "reprocess", [world.error_event, world.event])
+    assert "1 queued" in said(answer)
+    assert "1 are processed, not in error" in said(answer)
+    assert status_of(world.error_event) == "accepted"
+    assert world.error_event.failed_attempts == 0
+    assert status_of(world.event) == "processed"
+    entry = AuditEntry.objects.get(action="event.reprocess")
+    assert (entry.target, entry.actor) == (str(world.error_event.pk), "user:operator-1")
+
+
+def test_a_subscription_is_disabled_with_a_reason_and_enabled_again(world: World, operator: Client) -> None:
+    answer = act(operator, "disable", [world.subscription], reason="their\n deploy")
+    assert "1 disabled" in said(answer)
+    world.subscription.refresh_from_db()
+    assert not world.subscription.is_active
+    assert world.subscription.disabled_reason == "Disabled by operator-1: their deploy"
+    assert status_of(world.deliveries["pending"]) == "held"
+    assert "their deploy" in operator.get(page_url(world.subscription)).content.decode()
+    assert "their deploy" in operator.get(reverse("admin:index")).content.decode()
+    assert "already disabled" in said(act(operator, "disable", [world.subscription]))
+    answer = act(operator, "enable", [world.subscription])
+    assert "1 enabled" in said(answer)
+    assert status_of(world.deliveries["pending"]) == "pending"
+    assert "already enabled" in said(act(operator, "enable", [world.subscription]))
+    words = AuditEntry.objects.filter(actor="user:operator-1", target=str(world.subscription.pk))
+    assert set(words.values_list("action", flat=True)) == {"subscription.disable", "subscription.enable"}
+
+
+def test_recover_needs_a_time_and_starts_a_run(world: World, operator: Client) -> None:
+    for wrong in ("", "yesterday", "2026-13-01T00:00:00Z", "1e9"):
+        assert "needs a time" in said(act(operator, "recover", [world.subscription], since=wrong))
+    assert BulkRun.objects.count() == 1
+    BulkRun.objects.update(state="done")
+    answer = act(operator, "recover", [world.subscription], since="2026-01-01T00:00:00Z")
+    assert "1 being recovered" in said(answer)
+    run = BulkRun.objects.exclude(pk=world.run.pk).get()
+    assert (run.kind, run.subscription_id) == ("recover", world.subscription.pk)
+    assert AuditEntry.objects.get(action="subscription.recover").detail["run"] == str(run.pk)
+
+
+def test_a_revoked_key_is_refused_at_once(world: World, owner: Client) -> None:
+    assert authenticate(world.key_text) is not None
+    assert "1 revoked" in said(act(owner, "revoke", [world.key]))
+    assert authenticate(world.key_text) is None
+    assert "already were" in said(act(owner, "revoke", [world.key]))
+    assert AuditEntry.objects.get(action="key.revoke").detail == {"prefix": world.key.prefix}
+
+
+ACTIONS: list[tuple[str, Callable[[World], Any], str]] = [
+    ("retry", lambda world: world.deliveries["failed"], "operator"),
+    ("replay", lambda world: world.deliveries["failed"], "operator"),
+    ("hold", lambda world: world.deliveries["pending"], "operator"),
+    ("resume", lambda world: world.deliveries["held"], "operator"),
+    ("replay", lambda world: world.event, "operator"),
+    ("reprocess", lambda world: world.error_event, "operator"),
+    ("disable", lambda world: world.subscription, "operator"),
+    ("enable", lambda world: world.subscription, "operator"),
+    ("recover", lambda world: world.subscription, "operator"),
+    ("revoke", lambda world: world.key, "owner"),
+]
+
+
+@pytest.mark.parametrize(("action", "pick", "least"), ACTIONS)
+def test_an_action_is_offered_and_done_only_with_its_permission(
+    world: World, staff: Staff, action: str, pick: Callable[[World], Any], least: str
+) -> None:
+    row = pick(world)
+    row.refresh_from_db()
+    before = AuditEntry.objects.exclude(action="login").count()
+    for group in ("viewer", "operator", "owner")[: ("viewer", "operator", "owner").index(least)]:
+        client = staff(group)
+        answer = act(client, action, [row], since="2026-01-01T00:00:00Z")
+        assert answer.status_code == 200
+        assert model_to_dict(pick(world)) == model_to_dict(type(row).objects.get(pk=row.pk))
+        assert f'value="{action}"' not in client.get(page_url(row)).content.decode()
+        assert AuditEntry.objects.exclude(action="login").count() == before
+    client = staff(least)
+    assert f'name="action" value="{action}"' in client.get(page_url(row)).content.decode()
+    assert f'<option value="{action}"' in client.get(list_url(row)).content.decode()
+
+
+def test_a_button_on_a_rows_page_does_it_to_this_row_and_comes_back(world: World, operator: Client) -> None:
+    failed = world.deliveries["failed"]
+    answer = operator.post(
+        list_url(Delivery),
+        {"action": "retry", "_selected_action": str(failed.pk), "index": "0", "select_across": "0",
+         "back": str(failed.pk)},
+    )  # fmt: skip
+    assert answer["Location"] == page_url(failed)
+    assert status_of(failed) == "pending"
+    assert [str(message) for message in get_messages(answer.wsgi_request)]
+
+
+def test_all_that_match_are_taken_across_pages_in_chunks(world: World, operator: Client) -> None:
+    events = [make_event(world.organization) for _ in range(actions.ACTION_CHUNK + 20)]
+    for event in events:
+        make_delivery(event, world.subscription, "failed")
+    answer = operator.post(
+        list_url(Delivery, status="failed"),
+        {"action": "replay", "_selected_action": str(world.deliveries["failed"].pk), "select_across": "1",
+         "index": "0"}, follow=True,
+    )  # fmt: skip
+    assert f"{len(events) + 1} to be sent again" in said(answer)
+    assert not Delivery.objects.filter(status="failed").exists()
+    entries = AuditEntry.objects.filter(action="delivery.replay")
+    assert sum(len(entry.detail["deliveries"]) for entry in entries) == len(events) + 1
+    assert len(entries) == 2
+
+
+def test_more_than_the_bound_is_refused_as_a_whole(world: World, operator: Client, owner: Client) -> None:
+    from django.db import connection
+
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO webhooks_delivery"
+            " (id, organization_id, event_id, subscription_id, status, cause, attempts_used,"
+            " attempt_count, last_error) SELECT gen_random_uuid(), %s, gen_random_uuid(), %s, 'failed', 'schedule', 0,"
+            " 0, '' FROM generate_series(1, %s)",
+            [world.organization.pk, world.subscription.pk, actions.ACTION_BOUND + 1],
+        )
+        cursor.execute(
+            "INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error)"
+            " SELECT gen_random_uuid(), %s, 'a', '1', 'error', 0, '' FROM generate_series(1, %s)",
+            [world.organization.pk, actions.ACTION_BOUND + 1],
+        )
+    for action, row in (("replay", world.deliveries["failed"]), ("reprocess", world.error_event)):
+        answer = act(operator, action, [row], every=True)
+        assert "too many for one request" in said(answer)
+        assert status_of(row) in {"failed", "error"}
+    assert "replay_deliveries" in said(act(operator, "replay", [world.deliveries["failed"]], every=True))
+    assert not Delivery.objects.filter(status="pending", cause="replay").exists()
+    assert not AuditEntry.objects.filter(action__in=["delivery.replay", "event.reprocess"]).exists()
+    page = operator.get(list_url(Delivery))
+    assert "There are more" in page.content.decode()
+    assert page.context["cl"].result_count == 1000
+
+
+def test_an_organization_is_changed_and_the_change_is_written_down(world: World, owner: Client) -> None:
+    answer = owner.post(
+        page_url(world.organization),
+        {"name": "Acme Ltd", "is_active": "on", "events_per_minute": "5", "retention_days": "7"},
+    )
+    assert answer.status_code == 302
+    world.organization.refresh_from_db()
+    assert (world.organization.name, world.organization.events_per_minute) == ("Acme Ltd", 5)
+    entry = AuditEntry.objects.get(action="organization.change")
+    assert entry.target == str(world.organization.pk)
+    assert "Name" in str(entry.detail) or "name" in str(entry.detail)
+
+
+def test_the_audit_log_cannot_be_changed_even_by_the_program(world: World) -> None:
+    from django.db import DatabaseError, transaction
+
+    for change in (lambda: AuditEntry.objects.all().delete(), lambda: AuditEntry.objects.update(actor="user:nobody")):
+        with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
+            change()
+
+
+def test_ids_that_are_not_there_change_nothing(world: World, operator: Client) -> None:
+    answer = operator.post(
+        list_url(Delivery), {"action": "retry", "_selected_action": [str(uuid.uuid4())], "index": "0"}, follow=True
+    )
+    assert answer.status_code == 200
+    assert ApiKey.objects.count() == 1

@@ -1,0 +1,138 @@
+"""A backlog is sent by a worker's second process: it may hang, be killed or outlive the worker, and nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from core.process import NICENESS
+from devstack import pids
+from devstack.receiver import Received, Receiver, Response
+from soak.stack import Stack, wait_for
+from tests.system import Account, log_of, wait_until_settled
+from webhooks.dispatch.backlog_sender import BacklogSender
+
+BACKLOG = 400
+QUICK = {"DELIVERY_TIMEOUT": "1s", "LEASE_MARGIN": "2s", "WORKER_SHUTDOWN_GRACE": "5s"}
+PATIENT = {"DELIVERY_TIMEOUT": "30s", "LEASE_MARGIN": "600s", "WORKER_SHUTDOWN_GRACE": "5s"}
+
+
+def _behave(request: Received, number: int) -> Response:
+    return Response(delay=0.05 if request.path == "/busy" else 0.0)
+
+
+def _with_backlog(stack: Stack, account: Account, receiver: Receiver, env: dict[str, str]) -> int:
+    """Start everything with a backlog that lasts for ten seconds; return the busy queues' process."""
+    (stack.logs / "worker_1.log").unlink(missing_ok=True)  # of the test before
+    receiver.behavior = _behave
+    stack.start_web()
+    account.make_subscription(receiver.url("/busy"), "order.created", max_in_flight=2)
+    account.make_subscription(receiver.url("/quiet"), "quiet")
+    stack.start_workers(env)
+    account.post_batch(*range(BACKLOG))
+    wait_for(lambda: _told(stack, "started"), "no process for the busy queues")
+    (pid,) = stack.worker_processes(1)[1:]
+    return pid
+
+
+def _told(stack: Stack, what: str) -> int:
+    """Return how often the worker has logged that the process has started, or ended."""
+    return log_of(stack, "worker_1").count(f'"backlog_sender_{what}"')
+
+
+def _counter(receiver: Receiver, path: str) -> Callable[[], int]:
+    return lambda: sum(request.path == path for request in list(receiver.requests))
+
+
+def _grows(count: Callable[[], int]) -> None:
+    before = count()
+    wait_for(lambda: count() > before, "nothing more comes")
+
+
+def _claimed(stack: Stack) -> int:
+    return int(stack.sql("SELECT count(*) FROM webhooks_delivery WHERE status = 'delivering'")[0][0])
+
+
+def test_each_of_a_worker_s_two_processes_sends_for_its_own_queues(
+    stack: Stack, account: Account, receiver: Receiver
+) -> None:
+    helper = _with_backlog(stack, account, receiver, PATIENT)
+    busy, quiet = _counter(receiver, "/busy"), _counter(receiver, "/quiet")
+    own = os.getpriority(os.PRIO_PROCESS, stack.workers[0].pid)
+    assert os.getpriority(os.PRIO_PROCESS, helper) == min(19, own + NICENESS), "it gives way"
+    os.kill(helper, signal.SIGSTOP)
+    try:
+        for number in range(1, 4):
+            account.call("POST", "/api/events", {"type": "quiet", "data": number})
+            wait_for(lambda n=number: quiet() == n, "the quiet queue waits for the busy one's process")  # type: ignore[misc]
+        assert busy() < BACKLOG  # which goes on with its own process
+    finally:
+        os.kill(helper, signal.SIGCONT)
+    _grows(busy)
+    wait_until_settled(stack)
+    assert busy() == BACKLOG
+    wait_for(
+        lambda: not stack.sql("SELECT 1 FROM webhooks_subscriptionqueue WHERE has_backlog AND next_due_at IS NOT NULL"),
+        "no claim finds that nothing is left",
+    )
+
+
+def test_a_worker_whose_second_process_is_killed_sends_for_all_and_starts_another(
+    stack: Stack, account: Account, receiver: Receiver
+) -> None:
+    helper = _with_backlog(stack, account, receiver, QUICK)
+    worker = stack.workers[0].pid
+    os.kill(helper, signal.SIGKILL)
+    wait_for(lambda: _told(stack, "ended"), "nobody noticed")
+    _grows(_counter(receiver, "/busy"))
+    wait_until_settled(stack)
+    assert _told(stack, "started") >= 2
+    assert stack.workers[0].pid == worker
+    assert _counter(receiver, "/busy")() <= BACKLOG + 2  # what was on the wire at the kill came again
+    assert stack.sql("SELECT count(*) FROM webhooks_delivery WHERE status = 'delivered'") == [(BACKLOG,)]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_whose_worker_ends_gives_back_what_it_has_claimed_and_ends(
+    stack: Stack, account: Account, receiver: Receiver, how: signal.Signals
+) -> None:
+    helper = _with_backlog(stack, account, receiver, PATIENT)
+    for _ in range(10):  # so that the worker itself has nothing claimed any more
+        _grows(_counter(receiver, "/busy"))
+    wait_for(
+        lambda: stack.sql("SELECT 1 FROM webhooks_subscriptionqueue WHERE has_backlog AND in_flight > 0"),
+        "nothing is sent",
+    )
+    stack.workers[0].unwatch()
+    os.kill(stack.workers[0].pid, how)
+    wait_for(lambda: not pids.alive(helper), "the process stays")
+    if how == signal.SIGTERM:
+        assert stack.workers[0].process.wait(30) == 0
+    assert _claimed(stack) == 0
+    assert stack.sql("SELECT count(*) FROM webhooks_delivery WHERE status = 'pending'")[0][0] > 0
+    assert stack.sql("SELECT sum(in_flight) FROM webhooks_subscriptionqueue") == [(0,)]
+
+
+def test_a_process_that_gives_no_sign_of_life_is_killed() -> None:
+    async def run() -> list[Any]:
+        ended = asyncio.Event()
+        backlog_sender = BacklogSender(on_end=ended.set, silence_seconds=2.5)
+        backlog_sender.start()
+        async with asyncio.timeout(60):
+            while not backlog_sender.is_ready:
+                await asyncio.sleep(0.05)
+            assert backlog_sender._process is not None
+            pid = backlog_sender._process.pid
+            os.kill(pid, signal.SIGSTOP)
+            await ended.wait()
+        return [backlog_sender.is_ready, backlog_sender._process, pids.alive(pid)]
+
+    started = time.monotonic()
+    assert asyncio.run(run()) == [False, None, False]
+    assert time.monotonic() - started >= 2.5

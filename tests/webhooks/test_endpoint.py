@@ -1,0 +1,51 @@
+"""What a subscription keeps secret: sealed at rest, opened in memory, in no text about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+
+from core.encryption import encrypt
+from webhooks.destinations.http.endpoint import open_endpoint, open_headers, seal_headers
+from webhooks.destinations.http.signing import new_secret, secret_key
+
+
+def test_headers_come_back_as_they_were_and_none_take_no_room() -> None:
+    headers = {"X-Token": "t=1; ä", "X-Empty": ""}
+    sealed = seal_headers(headers)
+    assert "X-Token" not in sealed
+    assert open_headers(sealed) == headers
+    assert seal_headers({}) == ""
+    assert open_headers("") == {}
+
+
+def test_both_secrets_sign_during_an_overlap() -> None:
+    old, new = new_secret(), new_secret()
+    endpoint = open_endpoint("http://a.example/", "", encrypt(new), encrypt(old))
+    assert endpoint.keys == (secret_key(new), secret_key(old))
+    assert open_endpoint("http://a.example/", "", encrypt(new), "").keys == (secret_key(new),)
+
+
+def test_nothing_secret_is_in_a_endpoint_s_text() -> None:
+    secret = new_secret()
+    endpoint = open_endpoint("http://a.example/", seal_headers({"X-Token": "hunter2"}), encrypt(secret), "")
+    assert "hunter2" not in repr(endpoint)
+    assert secret not in repr(endpoint)
+    assert repr(secret_key(secret)) not in repr(endpoint)
+
+
+@pytest.mark.parametrize("sealed", ["nonsense", "gAAAAABnonsense", "\x00"])
+def test_what_no_key_opens_is_explained_and_nothing_raises(sealed: str) -> None:
+    endpoint = open_endpoint("http://a.example/", "", sealed, "")
+    assert endpoint.keys == ()
+    assert "SECRETS_ENCRYPTION_KEYS" in endpoint.fault
+    assert sealed not in endpoint.fault
+
+
+def test_a_key_that_was_dropped_no_longer_opens_what_it_sealed(settings: Any) -> None:
+    settings.SECRETS_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    sealed = encrypt(new_secret())
+    settings.SECRETS_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    assert open_endpoint("http://a.example/", "", sealed, "").fault

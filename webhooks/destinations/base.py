@@ -1,0 +1,40 @@
+"""The interface of a kind of destination that is pushed to."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from typing import Protocol
+
+from webhooks.destinations.http.endpoint import Endpoint
+from webhooks.destinations.outcome import Outcome
+
+
+class Outgoing(Protocol):
+    """An event on its way to one destination.  event_data: the producer's JSON text."""
+
+    @property
+    def event_id(self) -> uuid.UUID: ...
+    @property
+    def event_type(self) -> str: ...
+    @property
+    def event_created_at(self) -> datetime.datetime: ...
+    @property
+    def event_data(self) -> str: ...
+    @property
+    def endpoint(self) -> Endpoint: ...
+
+
+class Destination(Protocol):
+    """Sends events to destinations of one kind.  Made, used, and closed on one event loop."""
+
+    async def send(self, outgoing: Outgoing, timestamp: float) -> Outcome:
+        """Make one attempt and return what came of it.  Raises nothing but cancellation.
+
+        timestamp: when the attempt starts, in seconds since the epoch, by the database's clock.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close every connection."""
+        ...

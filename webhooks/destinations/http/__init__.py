@@ -1,0 +1,1 @@
+"""Webhooks over HTTP: one signed POST for each attempt."""

@@ -1,0 +1,78 @@
+"""A subscription's endpoint: its URL, custom headers, and signing secrets, sealed at rest and opened in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from urllib.parse import urlsplit
+
+import orjson
+
+from core.encryption import DecryptionError, decrypt, encrypt
+from webhooks.destinations.http.signing import secret_key
+
+UNREADABLE_SECRETS = "The subscription's secrets can't be decrypted with SECRETS_ENCRYPTION_KEYS."
+UNREADABLE_URL = "The subscription's URL can't be parsed."
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where and how to send.  host: the host and port that the URL leads to, for limits by host.
+
+    fault: why nothing can be sent; empty if all is well.  A faulty endpoint fails its own deliveries only.
+    """
+
+    url: str
+    host: str
+    headers: tuple[tuple[str, str], ...]
+    keys: tuple[bytes, ...]
+    fault: str = ""
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.url!r})"  # the rest is secret and must not reach a log
+
+
+def seal_headers(headers: Mapping[str, str]) -> str:
+    """Return the headers encrypted, as text; empty for none."""
+    return encrypt(orjson.dumps(dict(headers)).decode()) if headers else ""
+
+
+def open_headers(sealed: str) -> dict[str, str]:
+    """Return what `seal_headers` was given.  Raises DecryptionError if no key fits."""
+    return dict(orjson.loads(decrypt(sealed))) if sealed else {}
+
+
+def host_of(url: str) -> str:
+    """Return the host and port that a URL leads to.  Raises ValueError if it can't be parsed."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or {'http': 80}.get(parts.scheme, 443)}"
+
+
+def open_endpoint(url: str, sealed_headers: str, sealed_secret: str, sealed_previous: str) -> Endpoint:
+    """Return the endpoint opened; if it can't be, one whose `fault` says why.
+
+    sealed_previous: the secret before the current one while both sign, else empty.  Never raises: one tenant's
+    row must not stop a claim that serves others, too.
+    """
+    try:
+        return _open(url, sealed_headers, sealed_secret, sealed_previous)
+    except (DecryptionError, TypeError):
+        return Endpoint(url, "", (), (), UNREADABLE_SECRETS)
+    except ValueError as error:
+        fault = UNREADABLE_URL if isinstance(error, _UrlUnreadable) else UNREADABLE_SECRETS
+        return Endpoint(url, "", (), (), fault)
+
+
+class _UrlUnreadable(ValueError):
+    """`urlsplit` refuses the URL."""
+
+
+@lru_cache(maxsize=10_000)
+def _open(url: str, sealed_headers: str, sealed_secret: str, sealed_previous: str) -> Endpoint:
+    try:
+        host = host_of(url)
+    except ValueError:
+        raise _UrlUnreadable from None
+    keys = tuple(secret_key(decrypt(sealed)) for sealed in (sealed_secret, sealed_previous) if sealed)
+    return Endpoint(url, host, tuple(open_headers(sealed_headers).items()), keys)

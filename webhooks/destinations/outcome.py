@@ -1,0 +1,66 @@
+"""What one attempt brought, whatever kind of destination it went to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Failure(StrEnum):
+    """Why an attempt failed, as the API, the admin, and the logs name it."""
+
+    HTTP_STATUS = "http_status"
+    REDIRECT = "redirect"
+    TIMEOUT = "timeout"
+    DNS_FAILED = "dns_failed"
+    CONNECTION_REFUSED = "connection_refused"
+    CONNECTION_FAILED = "connection_failed"
+    CONNECTION_LOST = "connection_lost"
+    TLS_FAILED = "tls_failed"
+    INVALID_RESPONSE = "invalid_response"
+    ADDRESS_NOT_ALLOWED = "address_not_allowed"
+    PROXY_FAILED = "proxy_failed"
+    INTERNAL_ERROR = "internal_error"
+    WORKER_LOST = "worker_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The result of an attempt: a status code, or the failure that kept one from arriving.
+
+    detail: a sentence for the tenant.  body: the first bytes of the response, as text.  retry_after: the value of
+    the `Retry-After` header, if there was one.
+    """
+
+    status_code: int | None = None
+    failure: Failure | None = None
+    detail: str = ""
+    body: str = ""
+    retry_after: str | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Tell whether the endpoint accepted the webhook, which only a 2xx means."""
+        return self.failure is None
+
+    @property
+    def is_gone(self) -> bool:
+        """Tell whether the endpoint asked to be unsubscribed (410 Gone, Standard Webhooks)."""
+        return self.status_code == 410
+
+    @property
+    def is_overload(self) -> bool:
+        """Tell whether a failure is about load or reachability, and not about this one event.
+
+        A 4xx other than 429 says that the endpoint dislikes the event, which is no reason to send it less.
+        """
+        return self.failure is not Failure.HTTP_STATUS or self.status_code == 429 or (self.status_code or 0) >= 500
+
+
+def classify_response(status_code: int) -> Failure | None:
+    """Return the failure that an HTTP status stands for, or None for a 2xx.  Redirects are never followed."""
+    if 200 <= status_code <= 299:
+        return None
+    if 300 <= status_code <= 399:
+        return Failure.REDIRECT
+    return Failure.HTTP_STATUS

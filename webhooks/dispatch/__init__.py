@@ -1,0 +1,1 @@
+"""From a pending delivery to a recorded attempt: claim, send, record."""

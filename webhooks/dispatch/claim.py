@@ -1,0 +1,328 @@
+"""Claiming due deliveries: fair between organizations and subscriptions, bounded, under a lease.
+
+A claim is one transaction of three steps: lock the queues whose turn it is, take due deliveries from each of them,
+and write back where each queue stands.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+import psycopg
+from django.conf import settings
+from psycopg.rows import class_row
+
+from core.db import in_transaction, pipelined, server_cursor
+from core.ids import new_id
+from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
+from webhooks.dispatch import rate_limit
+from webhooks.dispatch.allocation import keep_room_for_others, limit_hosts, share_out
+from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
+
+# A claim looks at no more queues than this; the next one goes on with the others.
+QUEUES_AT_A_TIME = 200
+
+
+class QueueFilter(Enum):
+    """Which queues a claim looks at; the value is what `has_backlog` may be.
+
+    A queue has a backlog while each claim takes as much from it as it may: more may be due.
+    """
+
+    ALL = (False, True)
+    WITHOUT_BACKLOG = (False,)
+    WITH_BACKLOG = (True,)
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """How many places of this worker are taken, by subscription and by host."""
+
+    by_subscription: Counter[uuid.UUID]
+    by_host: Counter[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a claim brought.
+
+    more: another claim at once may bring more.
+    backlog: the subscriptions whose queues gave all that they might.
+    rate_waits: for each of those that its rate limit holds up, the seconds until it allows the next delivery.
+    skipped_locked: queues that are due were passed over because others had them locked, which takes milliseconds.
+    clock: the database's time.  lease_ends: when the leases end, by this machine's monotonic clock.
+    """
+
+    deliveries: list[ClaimedDelivery] = field(default_factory=list)
+    more: bool = False
+    backlog: frozenset[uuid.UUID] = frozenset()
+    rate_waits: tuple[float, ...] = ()
+    skipped_locked: bool = False
+    clock: DatabaseClock = field(default_factory=lambda: DatabaseClock(time.time(), time.monotonic()))
+    lease_ends: float = 0.0
+
+
+# Queues take turns: first every organization's longest-unclaimed queue, then every second one, and so on.
+# due_queues counts those that were due before the locks: fewer rows than that means that some were locked.
+_LOCK_DUE_QUEUES = """
+WITH due AS (
+    SELECT q.subscription_id, q.last_claimed_at,
+           row_number() OVER (PARTITION BY q.organization_id ORDER BY q.last_claimed_at) AS turn
+    FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
+    WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp()
+      AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
+      AND q.in_flight < least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))
+      AND q.has_backlog = ANY(%(has_backlog)s)
+    ORDER BY turn, q.last_claimed_at LIMIT %(queues)s
+)
+SELECT q.subscription_id,
+       least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
+       s.deliveries_per_second, extract(epoch FROM q.rate_reserved_until)::float8 AS rate_reserved_until,
+       extract(epoch FROM clock_timestamp())::float8 AS now,
+       s.url, s.encrypted_headers, s.encrypted_secret,
+       CASE WHEN s.previous_secret_expires_at > clock_timestamp() THEN s.encrypted_previous_secret ELSE '' END
+           AS encrypted_previous_secret,
+       (SELECT count(*) FROM due) AS due_queues
+FROM due JOIN webhooks_subscriptionqueue q ON q.subscription_id = due.subscription_id
+JOIN webhooks_subscription s ON s.id = q.subscription_id
+WHERE q.accepts_deliveries AND q.has_backlog = ANY(%(has_backlog)s)
+  AND q.in_flight < least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))
+  AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
+ORDER BY due.turn, due.last_claimed_at
+FOR UPDATE OF q SKIP LOCKED
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _DueQueue:
+    """A row of _LOCK_DUE_QUEUES.  Times are seconds since the epoch."""
+
+    subscription_id: uuid.UUID
+    room: int
+    deliveries_per_second: float | None
+    rate_reserved_until: float | None
+    now: float
+    url: str
+    encrypted_headers: str
+    encrypted_secret: str
+    encrypted_previous_secret: str
+    due_queues: int
+
+
+# Whether a claim that found nothing met only locks.
+_ANY_CLAIMABLE = """
+SELECT EXISTS (
+    SELECT 1 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
+    WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp()
+      AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
+      AND q.in_flight < least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))
+      AND q.has_backlog = ANY(%(has_backlog)s)
+)
+"""
+
+# `= ANY (ARRAY (...))`, because the planner takes a LIMIT that it doesn't know for a tenth of the index and would
+# join that many rows by reading both tables from end to end; an array it takes for ten rows.
+LEASE_DELIVERIES = """
+WITH picked AS (
+    SELECT d.id FROM unnest(%(queues)s::uuid[], %(quotas)s::int[]) AS q(subscription_id, quota)
+    CROSS JOIN LATERAL (
+        SELECT id FROM webhooks_delivery
+        WHERE subscription_id = q.subscription_id AND status = 'pending' AND next_attempt_at <= statement_timestamp()
+        ORDER BY next_attempt_at LIMIT q.quota
+        FOR UPDATE SKIP LOCKED
+    ) AS d
+)
+UPDATE webhooks_delivery d
+SET status = 'delivering', lease_id = %(lease)s,
+    lease_expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+FROM events_event e
+WHERE d.id = ANY (ARRAY (SELECT id FROM picked)) AND e.id = d.event_id
+RETURNING d.id AS delivery_id, d.subscription_id, d.attempts_used, d.cause, e.id AS event_id, e.type AS event_type,
+          e.created_at AS event_created_at, e.data AS event_data
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _LeasedDelivery:
+    """A row of LEASE_DELIVERIES."""
+
+    delivery_id: uuid.UUID
+    subscription_id: uuid.UUID
+    attempts_used: int
+    cause: str
+    event_id: uuid.UUID
+    event_type: str
+    event_created_at: datetime.datetime
+    event_data: str
+
+
+# A queue that gave all that was asked may have more due; only one that ran dry needs a look at the index.
+_UPDATE_CLAIMED_QUEUES = """
+UPDATE webhooks_subscriptionqueue q
+SET in_flight = q.in_flight + v.taken,
+    last_claimed_at = clock_timestamp(),
+    has_backlog = v.taken >= v.quota,
+    rate_reserved_until = to_timestamp(v.reserved_until),
+    next_due_at = CASE
+        WHEN v.wait_until IS NOT NULL THEN to_timestamp(v.wait_until)
+        WHEN v.taken >= v.quota THEN q.next_due_at
+        ELSE (SELECT min(d.next_attempt_at) FROM webhooks_delivery d
+              WHERE d.subscription_id = q.subscription_id AND d.status = 'pending')
+    END
+FROM unnest(%(queues)s::uuid[], %(taken)s::int[], %(quotas)s::int[], %(reserved)s::float8[], %(waits)s::float8[])
+     AS v(subscription_id, taken, quota, reserved_until, wait_until)
+WHERE q.subscription_id = v.subscription_id
+"""
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A queue in this claim: how many deliveries it may give, how many it gave, and what its rate limit says."""
+
+    subscription_id: uuid.UUID
+    endpoint: Endpoint
+    room: int
+    rate: float | None
+    reserved_until: float | None
+    quota: int = 0
+    taken: int = 0
+    wait_until: float | None = None
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Tell whether the queue gave all that it might, so that more may be due."""
+        return self.taken >= self.quota
+
+
+def claim(limit: int, occupancy: Occupancy | None = None, queues: QueueFilter = QueueFilter.ALL) -> Claim:
+    """Claim at most `limit` due deliveries and return them; the claim is committed.
+
+    occupancy: this worker's.  If it is given, no subscription gets more places than stay free, and no host more than
+    MAX_CONNECTIONS_PER_HOST.
+    """
+    return in_transaction(lambda: _claim(limit, occupancy, queues))
+
+
+def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Claim:
+    """Lock queues, share the places out, lease deliveries, write the queues back: four statements, pipelined."""
+    started = time.monotonic()
+    lease_seconds = settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN
+    selection = {
+        "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION,
+        "has_backlog": list(queues.value),
+        "queues": min(QUEUES_AT_A_TIME, limit),
+    }
+    with (
+        server_cursor(class_row(_DueQueue)) as locking,
+        server_cursor(class_row(_LeasedDelivery)) as leasing,
+        server_cursor() as other,
+        pipelined(),
+    ):
+        # A crash that forgets this commit leaves the deliveries pending, which is what they then are.
+        other.execute("SET LOCAL synchronous_commit = off")
+        rows = locking.execute(_LOCK_DUE_QUEUES, selection).fetchall()
+        if not rows:
+            claimable = other.execute(_ANY_CLAIMABLE, selection).fetchone()
+            return Claim(skipped_locked=bool(claimable and claimable[0]))
+        now = rows[0].now
+        turns = [_turn(row) for row in rows]
+        _allocate(turns, limit, occupancy)
+        deliveries = _lease(turns, lease_seconds, leasing)
+        for turn in turns:
+            _reserve_rate(turn, now)
+        other.execute(
+            _UPDATE_CLAIMED_QUEUES,
+            {
+                "queues": [turn.subscription_id for turn in turns],
+                "taken": [turn.taken for turn in turns],
+                "quotas": [turn.quota for turn in turns],
+                "reserved": [turn.reserved_until for turn in turns],
+                "waits": [turn.wait_until for turn in turns],
+            },
+        )
+    exhausted = [turn for turn in turns if turn.is_exhausted]
+    # What a claim of the queues without a backlog left behind has one now, and is the backlog sender's.
+    may_go_on = queues is not QueueFilter.WITHOUT_BACKLOG and any(turn.wait_until is None for turn in exhausted)
+    return Claim(
+        deliveries,
+        more=may_go_on or len(rows) >= QUEUES_AT_A_TIME,
+        backlog=frozenset(turn.subscription_id for turn in exhausted),
+        rate_waits=tuple(turn.wait_until - now for turn in exhausted if turn.wait_until is not None),
+        skipped_locked=len(rows) < rows[0].due_queues,
+        clock=DatabaseClock(now, started),
+        lease_ends=started + lease_seconds,
+    )
+
+
+def _turn(row: _DueQueue) -> _Turn:
+    """Return the queue's turn, its room bounded by its rate limit."""
+    endpoint = open_endpoint(row.url, row.encrypted_headers, row.encrypted_secret, row.encrypted_previous_secret)
+    rate = row.deliveries_per_second
+    if rate is None:
+        return _Turn(row.subscription_id, endpoint, row.room, None, None)
+    reserved_until = row.rate_reserved_until or 0.0
+    room = max(0, min(row.room, rate_limit.allowed_now(rate, reserved_until, row.now)))
+    return _Turn(row.subscription_id, endpoint, room, rate, reserved_until)
+
+
+def _allocate(turns: Sequence[_Turn], limit: int, occupancy: Occupancy | None) -> None:
+    """Give each turn its quota of the worker's `limit` free places."""
+    rooms = [turn.room for turn in turns]
+    if occupancy is not None:
+        hosts = [turn.endpoint.host for turn in turns]
+        rooms = limit_hosts(rooms, hosts, occupancy.by_host, settings.MAX_CONNECTIONS_PER_HOST)
+        in_flight = [occupancy.by_subscription[turn.subscription_id] for turn in turns]
+        rooms = keep_room_for_others(rooms, in_flight, limit)
+    for turn, quota in zip(turns, share_out(rooms, limit), strict=True):
+        turn.quota = quota
+
+
+def _lease(
+    turns: Sequence[_Turn], lease_seconds: float, cursor: psycopg.Cursor[_LeasedDelivery]
+) -> list[ClaimedDelivery]:
+    """Lease each turn's due deliveries, up to its quota, and count them."""
+    served: Mapping[uuid.UUID, _Turn] = {turn.subscription_id: turn for turn in turns if turn.quota}
+    lease_id = new_id()
+    cursor.execute(
+        LEASE_DELIVERIES,
+        {
+            "queues": list(served),
+            "quotas": [turn.quota for turn in served.values()],
+            "lease": lease_id,
+            "lease_seconds": lease_seconds,
+        },
+    )
+    deliveries = []
+    for row in cursor.fetchall():
+        turn = served[row.subscription_id]
+        turn.taken += 1
+        deliveries.append(
+            ClaimedDelivery(
+                row.delivery_id,
+                row.subscription_id,
+                lease_id,
+                row.attempts_used,
+                row.cause,
+                row.event_id,
+                row.event_type,
+                row.event_created_at,
+                row.event_data,
+                turn.endpoint,
+            )
+        )
+    return deliveries
+
+
+def _reserve_rate(turn: _Turn, now: float) -> None:
+    """Count what was taken against the queue's rate limit; if that is used up, note when it allows the next."""
+    if turn.rate is None:
+        return
+    turn.reserved_until = rate_limit.reserve(turn.rate, turn.reserved_until or 0.0, now, turn.taken)
+    if turn.is_exhausted and rate_limit.allowed_now(turn.rate, turn.reserved_until, now) < 1:
+        turn.wait_until = rate_limit.next_allowed_at(turn.rate, turn.reserved_until)

@@ -1,0 +1,58 @@
+"""What one sender has in work: by subscription, by host, and by lease."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Hashable
+from typing import TypeVar
+
+from webhooks.dispatch.claim import Occupancy
+from webhooks.dispatch.delivery import ClaimedDelivery
+
+K = TypeVar("K", bound=Hashable)
+
+
+class InFlight:
+    """Counts deliveries from their claim until their result is recorded.  Changed on one thread, the sender's."""
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._by_subscription: Counter[uuid.UUID] = Counter()
+        self._by_host: Counter[str] = Counter()
+        self._by_lease: Counter[uuid.UUID] = Counter()
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __contains__(self, subscription_id: uuid.UUID) -> bool:
+        return subscription_id in self._by_subscription
+
+    @property
+    def leases(self) -> set[uuid.UUID]:
+        """The leases under which deliveries are in work."""
+        return set(self._by_lease)
+
+    def add(self, delivery: ClaimedDelivery) -> None:
+        """Count a delivery in."""
+        self._total += 1
+        self._by_subscription[delivery.subscription_id] += 1
+        self._by_host[delivery.endpoint.host] += 1
+        self._by_lease[delivery.lease_id] += 1
+
+    def remove(self, delivery: ClaimedDelivery) -> None:
+        """Count a delivery out."""
+        self._total -= 1
+        _decrement(self._by_subscription, delivery.subscription_id)
+        _decrement(self._by_host, delivery.endpoint.host)
+        _decrement(self._by_lease, delivery.lease_id)
+
+    def occupancy(self) -> Occupancy:
+        """Return a copy of the counts, for a claim on another thread."""
+        return Occupancy(self._by_subscription.copy(), self._by_host.copy())
+
+
+def _decrement(counts: Counter[K], key: K) -> None:
+    counts[key] -= 1
+    if counts[key] <= 0:
+        del counts[key]

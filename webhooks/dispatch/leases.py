@@ -1,0 +1,156 @@
+"""Leases that end without a result: expired ones are found, and a stopping worker gives its own back."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import structlog
+from psycopg.rows import class_row
+
+from core.db import in_transaction, server_cursor
+from webhooks.queues import lock_queues
+
+log = structlog.get_logger()
+
+# A delivery whose worker died this often in a row is given up: it may be what they die of.
+MAX_WORKERS_LOST = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Leased:
+    """A delivery under a lease, and whose it is."""
+
+    id: uuid.UUID
+    subscription_id: uuid.UUID
+
+
+_FIND_EXPIRED = """
+SELECT id, subscription_id FROM webhooks_delivery
+WHERE status = 'delivering' AND lease_expires_at <= statement_timestamp() LIMIT %s
+"""
+_FIND_LEASED = """
+SELECT id, subscription_id FROM webhooks_delivery WHERE status = 'delivering' AND lease_id = ANY(%s::uuid[])
+"""
+
+# leases: those that may be ended, or NULL for those that have expired.
+_END_LEASES = """
+UPDATE webhooks_delivery d SET
+    status = CASE WHEN s.deleted_at IS NOT NULL THEN 'cancelled' WHEN s.is_active THEN 'pending' ELSE 'held' END,
+    next_attempt_at = clock_timestamp(), lease_id = NULL, lease_expires_at = NULL,
+    completed_at = CASE WHEN s.deleted_at IS NOT NULL THEN clock_timestamp() END
+FROM webhooks_subscription s
+WHERE s.id = d.subscription_id AND d.id = ANY(%(ids)s::uuid[]) AND d.status = 'delivering'
+  AND CASE WHEN %(leases)s::uuid[] IS NULL THEN d.lease_expires_at <= clock_timestamp()
+           ELSE d.lease_id = ANY(%(leases)s::uuid[]) END
+RETURNING d.id, d.subscription_id
+"""
+
+_RETURN_TO_QUEUES = """
+UPDATE webhooks_subscriptionqueue q
+SET in_flight = q.in_flight - v.returned, next_due_at = least(q.next_due_at, clock_timestamp())
+FROM unnest(%(queues)s::uuid[], %(returned)s::int[]) AS v(subscription_id, returned)
+WHERE q.subscription_id = v.subscription_id
+"""
+
+# Adds an attempt for each lost worker; answers how many workers in a row each delivery has lost before this one.
+_NOTE_LOST_ATTEMPTS = """
+WITH lost AS (
+    UPDATE webhooks_delivery SET attempt_count = attempt_count + 1, last_error = 'worker_lost', last_status_code = NULL
+    WHERE id = ANY(%s::uuid[]) RETURNING id, attempt_count, cause
+), noted AS (
+    INSERT INTO webhooks_deliveryattempt (
+        delivery_id, number, cause, started_at, duration_ms, error, error_detail, response_body
+    )
+    SELECT id, attempt_count, cause, clock_timestamp(), 0, 'worker_lost',
+           'The worker that had claimed this delivery stopped. Whether the request was sent is unknown.', ''
+    FROM lost
+)
+SELECT lost.id, (
+    SELECT count(*) FROM webhooks_deliveryattempt a WHERE a.delivery_id = lost.id AND a.number > coalesce((
+        SELECT max(b.number) FROM webhooks_deliveryattempt b
+        WHERE b.delivery_id = lost.id AND b.error <> 'worker_lost'
+    ), 0)
+) AS lost_before FROM lost
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _LostDelivery:
+    """A row of _NOTE_LOST_ATTEMPTS."""
+
+    id: uuid.UUID
+    lost_before: int
+
+
+# After the first loss each further one in a row waits twice as long; after the last one allowed it is given up.
+_DELAY_LOST = """
+UPDATE webhooks_delivery d SET
+    next_attempt_at = clock_timestamp() + make_interval(secs => least(3600, power(2, v.before))),
+    status = CASE WHEN d.status = 'pending' AND v.before + 1 >= %(most)s THEN 'failed' ELSE d.status END,
+    completed_at = CASE WHEN d.status = 'pending' AND v.before + 1 >= %(most)s THEN clock_timestamp()
+                   ELSE d.completed_at END
+FROM unnest(%(ids)s::uuid[], %(before)s::int[]) AS v(id, before)
+WHERE d.id = v.id AND d.status IN ('pending', 'held')
+"""
+
+
+def release(lease_ids: Iterable[uuid.UUID]) -> int:
+    """Give back what is still claimed under these leases, at once; return how many deliveries."""
+    leases = list(lease_ids)
+
+    def work() -> int:
+        with server_cursor(class_row(_Leased)) as cursor:
+            found = cursor.execute(_FIND_LEASED, (leases,)).fetchall()
+        return len(_return(found, leases))
+
+    return in_transaction(work) if leases else 0
+
+
+def expire(limit: int = 1000) -> int:
+    """Take back deliveries whose lease has ended, because their worker died.  Return how many."""
+
+    def work() -> list[uuid.UUID]:
+        with server_cursor(class_row(_Leased)) as cursor:
+            found = cursor.execute(_FIND_EXPIRED, (limit,)).fetchall()
+        returned = _return(found, None)
+        if returned:
+            _note_lost(returned)
+        return returned
+
+    returned = in_transaction(work)
+    if returned:
+        log.warning("leases_expired", deliveries=len(returned))
+    return len(returned)
+
+
+def _note_lost(delivery_ids: list[uuid.UUID]) -> None:
+    """Add an attempt that says what happened; a delivery that keeps losing its workers waits longer each time."""
+    with server_cursor(class_row(_LostDelivery)) as cursor:
+        lost = [row for row in cursor.execute(_NOTE_LOST_ATTEMPTS, (delivery_ids,)).fetchall() if row.lost_before]
+    if lost:
+        with server_cursor() as cursor:
+            cursor.execute(
+                _DELAY_LOST,
+                {
+                    "ids": [row.id for row in lost],
+                    "before": [row.lost_before for row in lost],
+                    "most": MAX_WORKERS_LOST,
+                },
+            )
+
+
+def _return(found: Sequence[_Leased], leases: list[uuid.UUID] | None) -> list[uuid.UUID]:
+    """Return to their queues those deliveries that are still claimed; the queues are locked first."""
+    if not found:
+        return []
+    lock_queues({row.subscription_id for row in found})
+    with server_cursor(class_row(_Leased)) as cursor:
+        cursor.execute(_END_LEASES, {"ids": [row.id for row in found], "leases": leases})
+        returned = cursor.fetchall()
+    by_queue = Counter(row.subscription_id for row in returned)
+    with server_cursor() as cursor:
+        cursor.execute(_RETURN_TO_QUEUES, {"queues": list(by_queue), "returned": list(by_queue.values())})
+    return [row.id for row in returned]

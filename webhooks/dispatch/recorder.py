@@ -1,0 +1,85 @@
+"""The recorder: gathers results while the last batch is being written, and writes them together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+
+from webhooks.dispatch.delivery import AttemptResult
+from webhooks.dispatch.record import record_each
+
+log = structlog.get_logger()
+
+RESULTS_AT_A_TIME = 500
+RETRY_SECONDS = 0.5
+
+RunInThread = Callable[[Callable[[], tuple[list[AttemptResult], bool]]], Awaitable[tuple[list[AttemptResult], bool]]]
+
+
+class Recorder:
+    """Records results on the sender's event loop until it is closed.
+
+    run_in_thread: runs database work on a thread of its own.
+    gather: awaited before each batch; a sender with a backlog waits there for more results.
+    on_recorded: called with each batch's recorded results, and with whether they made room that no claim has seen.
+    gives_up: tells whether results may be left unrecorded while the database is away; their leases then expire.
+    """
+
+    def __init__(
+        self,
+        run_in_thread: RunInThread,
+        gather: Callable[[], Awaitable[None]],
+        on_recorded: Callable[[Sequence[AttemptResult], bool], None],
+        gives_up: Callable[[], bool],
+    ) -> None:
+        self._run_in_thread = run_in_thread
+        self._gather = gather
+        self._on_recorded = on_recorded
+        self._gives_up = gives_up
+        self._results: list[AttemptResult] = []
+        self._changed = asyncio.Event()
+        self._closed = False
+
+    def add(self, result: AttemptResult) -> None:
+        """Take a result to be recorded."""
+        self._results.append(result)
+        self._changed.set()
+
+    def close(self) -> None:
+        """Let `run` end once everything is recorded."""
+        self._closed = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Record what is added; what is added meanwhile makes the next batch."""
+        while self._results or not self._closed:
+            await self._changed.wait()
+            await self._gather()
+            self._changed.clear()
+            while self._results:
+                batch, self._results = self._results[:RESULTS_AT_A_TIME], self._results[RESULTS_AT_A_TIME:]
+                unrecorded, made_room = await self._record(batch)
+                left_out = {id(result) for result in unrecorded}
+                self._on_recorded([result for result in batch if id(result) not in left_out], made_room)
+            if self._closed:
+                return
+
+    async def _record(self, batch: list[AttemptResult]) -> tuple[list[AttemptResult], bool]:
+        """Record a batch, again and again while the database is away: a response isn't forgotten.
+
+        Returns what is still unrecorded once `gives_up` says so, and whether the others made room.
+        """
+        left, made_room = batch, False
+        while left:
+            try:
+                left, has_room = await self._run_in_thread(lambda results=left: record_each(results))  # type: ignore[misc]
+                made_room = made_room or has_room
+            except Exception as error:
+                log.warning("record_failed", results=len(left), error=repr(error)[:300])
+            if left:
+                if self._gives_up():
+                    break
+                await asyncio.sleep(RETRY_SECONDS)
+        return left, made_room

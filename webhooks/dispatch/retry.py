@@ -1,0 +1,55 @@
+"""What happens to a delivery after an attempt, and when it is tried again: decisions without I/O."""
+
+from __future__ import annotations
+
+import email.utils
+import random
+from collections.abc import Sequence
+from enum import StrEnum
+
+from webhooks.destinations.outcome import Outcome
+
+
+class NextStep(StrEnum):
+    """What becomes of a delivery after an attempt."""
+
+    DELIVERED = "delivered"
+    RETRY = "retry"
+    FAILED = "failed"
+
+
+def decide_next_step(outcome: Outcome, attempts_used: int, schedule: Sequence[float]) -> NextStep:
+    """Return what becomes of the delivery.
+
+    attempts_used: entries of the retry schedule that are used up, this attempt included.
+    """
+    if outcome.succeeded:
+        return NextStep.DELIVERED
+    return NextStep.RETRY if attempts_used < len(schedule) else NextStep.FAILED
+
+
+def retry_delay(attempts_used: int, schedule: Sequence[float], jitter: float) -> float:
+    """Return the seconds until the next attempt, drawn evenly from the schedule's delay ± `jitter` of it.
+
+    jitter: a share from 0 to 1.  It keeps deliveries that failed together from coming back together.
+    """
+    return schedule[attempts_used] * (1 + jitter * random.uniform(-1, 1))
+
+
+def retry_after_seconds(outcome: Outcome, now: float, most: float) -> float | None:
+    """Return how many seconds a 429 or 503 asks us to wait, at most `most`; None if it doesn't ask.
+
+    now: seconds since the epoch.  `Retry-After` holds seconds or an HTTP date (RFC 9110 §10.2.3).  A value that is
+    neither, or that lies in the past, counts as absent.
+    """
+    if outcome.status_code not in {429, 503} or outcome.retry_after is None:
+        return None
+    text = outcome.retry_after.strip()
+    if text.isascii() and text.isdigit():
+        wait = float(text[:12])
+    else:
+        try:
+            wait = email.utils.parsedate_to_datetime(text).timestamp() - now
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return min(wait, most) if wait > 0 else None

@@ -1,0 +1,54 @@
+"""`manage.py send_backlog`: a worker's second process (webhooks/dispatch/backlog_sender.py)."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand
+
+from core.process import lower_priority, prepare
+from webhooks.dispatch.backlog_sender import HEARTBEAT, HEARTBEAT_SECONDS, READY
+from webhooks.dispatch.claim import QueueFilter
+from webhooks.dispatch.sender import Sender
+
+
+class Command(BaseCommand):
+    help = (
+        "Send the webhooks of subscriptions that have more waiting than one claim takes, until stdin ends. "
+        "`rqworker` starts this by itself when it is needed."
+    )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        prepare(sockets=settings.MAX_CONCURRENT_DELIVERIES)
+        lower_priority()
+        sender = Sender(settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL, QueueFilter.WITH_BACKLOG)
+        told_to_stop = False
+
+        def stop(signum: int, frame: object) -> None:
+            nonlocal told_to_stop
+            told_to_stop = True
+            sender.stop_claiming()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's, which then closes our stdin
+        sender.start()
+        sender.wake()
+        says = READY
+        while not told_to_stop:
+            try:
+                os.write(sys.stdout.fileno(), says)
+            except OSError:
+                break  # the worker is gone
+            says = HEARTBEAT
+            if not sender.is_alive:
+                sys.exit("The sender's thread ended.")
+            if select.select([sys.stdin], [], [], HEARTBEAT_SECONDS)[0]:
+                if not os.read(sys.stdin.fileno(), 4096):
+                    break
+                sender.wake()
+        sender.stop(settings.WORKER_SHUTDOWN_GRACE)

@@ -1,0 +1,62 @@
+"""What replays and recoveries of many deliveries share: a place that is kept in the database.
+
+A run walks rows from the oldest to the newest that existed when it began, chunk by chunk.  A chunk and the place
+behind it are one transaction, so that the run goes on after a crash, never takes a row twice, and holds one chunk in
+memory.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Now
+
+from core.wakeups import WEBHOOKS, wake
+from webhooks.models import BulkRun
+
+CHUNK = 500
+
+
+def advance(run_id: uuid.UUID, step: Callable[[BulkRun, int], None], rows: int) -> BulkRun | None:
+    """Do the next `rows` rows of a run and return where it stands; None if another process is at it.
+
+    step: works on the rows behind the run's place and moves the place on.
+    """
+    with transaction.atomic():
+        run = BulkRun.objects.select_for_update(skip_locked=True).filter(pk=run_id).first()
+        if run is None:
+            return None
+        if run.state == BulkRun.State.RUNNING:
+            step(run, rows)
+            run.save(update_fields=["queued", "cursor_at", "cursor_id", "state", "finished_at"])
+            run.refresh_from_db()
+    wake(WEBHOOKS)
+    return run
+
+
+def from_place(run: BulkRun, rows: QuerySet[Any]) -> QuerySet[Any]:
+    """Return the rows that the run has still to see, in its order."""
+    rows = rows.filter(created_at__lte=run.before)
+    if run.cursor_at is not None:
+        rows = rows.filter(created_at__gte=run.cursor_at).filter(
+            Q(created_at__gt=run.cursor_at) | Q(id__gt=run.cursor_id)
+        )
+    return rows.order_by("created_at", "id")
+
+
+def move_on(run: BulkRun, seen: Sequence[tuple[Any, ...]], rows: int) -> None:
+    """Keep the place behind the last row seen, as (id, created_at, ...); a short chunk was the last one."""
+    if seen:
+        run.cursor_id, run.cursor_at = seen[-1][0], seen[-1][1]
+    if len(seen) < rows:
+        finish(run)
+
+
+def finish(run: BulkRun) -> None:
+    """Mark the run as done."""
+    run.state = BulkRun.State.DONE
+    run.finished_at = Now()

@@ -1,0 +1,89 @@
+"""Rotating the encryption key: every stored secret encrypted anew with the newest of SECRETS_ENCRYPTION_KEYS."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.db.models import Q, QuerySet
+
+from core.encryption import DecryptionError, is_newest, reencrypt
+from webhooks.models import Subscription
+
+BATCH = 500
+COLUMNS = ("encrypted_secret", "encrypted_previous_secret", "encrypted_headers")
+# A row that changed under our hands is read again this often.  Each change is somebody's request.
+MAX_ATTEMPTS = 10
+
+
+@dataclass(slots=True)
+class Rekeyed:
+    """What a run did.  seen: subscriptions looked at.  values: encrypted anew.  unreadable: no key fits."""
+
+    seen: int = 0
+    values: int = 0
+    unreadable: int = 0
+
+
+def _holding_secrets() -> QuerySet[Subscription]:
+    return Subscription.objects.exclude(Q(**dict.fromkeys(COLUMNS, "")))
+
+
+def count() -> int:
+    """Return how many subscriptions hold something encrypted."""
+    return _holding_secrets().count()
+
+
+def rekey(
+    done: Rekeyed,
+    complain: Callable[[str], None],
+    advance: Callable[[int], None] | None = None,
+    batch: int = BATCH,
+) -> None:
+    """Bring every subscription's secrets under the newest key, counting into `done`.
+
+    complain: told of each value that no key decrypts, by subscription and column; the others go on.
+    advance: told how many were seen, after each batch.  No lock is held from one row to the next, and
+    a row is written only if it still holds what was read, so requests and workers go on meanwhile.
+    What is under the newest key already is left alone: to go on after an interruption, run it again.
+    """
+    cursor: uuid.UUID | None = None
+    while True:
+        rows = _holding_secrets().order_by("id")
+        if cursor is not None:
+            rows = rows.filter(id__gt=cursor)
+        ids = list(rows.values_list("id", flat=True)[:batch])
+        if not ids:
+            return
+        for subscription_id in ids:
+            _rekey_one(subscription_id, done, complain)
+            done.seen += 1
+        if advance is not None:
+            advance(done.seen)
+        cursor = ids[-1]
+
+
+def _rekey_one(subscription_id: uuid.UUID, done: Rekeyed, complain: Callable[[str], None]) -> None:
+    for _ in range(MAX_ATTEMPTS):
+        stored = Subscription.objects.filter(pk=subscription_id).values(*COLUMNS).first()
+        if stored is None:
+            return
+        fresh: dict[str, str] = {}
+        unreadable = []
+        for column, token in stored.items():
+            if not token or is_newest(token):
+                continue
+            try:
+                fresh[column] = reencrypt(token)
+            except DecryptionError:
+                unreadable.append(column)
+        # Compare and swap: a secret that was rotated or erased meanwhile must not come back.
+        if not fresh or Subscription.objects.filter(pk=subscription_id, **stored).update(**fresh):
+            done.values += len(fresh)
+            done.unreadable += len(unreadable)
+            for column in unreadable:
+                complain(f"Subscription {subscription_id}: no key decrypts {column}.")
+            return
+    done.unreadable += 1
+    complain(f"Subscription {subscription_id} was changed {MAX_ATTEMPTS} times meanwhile; run the command again.")

@@ -1,0 +1,71 @@
+"""Queues whose bookkeeping is wrong, as after changes by hand, are put right here.  The code never leaves one so."""
+
+from __future__ import annotations
+
+import structlog
+
+from core.db import in_transaction, server_cursor
+from webhooks.queues import lock_queues, mark_due
+
+log = structlog.get_logger()
+
+_FIND_OVERDUE_QUEUES = """
+SELECT q.subscription_id FROM webhooks_subscriptionqueue q
+WHERE q.accepts_deliveries AND (
+    q.next_due_at IS NULL OR q.next_due_at > clock_timestamp()
+) AND EXISTS (
+    SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = q.subscription_id AND d.status = 'pending'
+      AND d.next_attempt_at < coalesce(q.next_due_at, 'infinity') AND d.next_attempt_at <= statement_timestamp()
+)
+"""
+
+# More or fewer in flight than are claimed: the queue would stay shut, or let too many through.
+_FIND_MISCOUNTED_QUEUES = """
+SELECT q.subscription_id FROM webhooks_subscriptionqueue q LEFT JOIN (
+    SELECT subscription_id, count(*) AS claimed FROM webhooks_delivery WHERE status = 'delivering' GROUP BY 1
+) AS c ON c.subscription_id = q.subscription_id
+WHERE q.in_flight <> coalesce(c.claimed, 0)
+"""
+_RECOUNT_QUEUES = """
+UPDATE webhooks_subscriptionqueue q SET in_flight = c.claimed
+FROM (
+    SELECT one.id, (
+        SELECT count(*) FROM webhooks_delivery d WHERE d.subscription_id = one.id AND d.status = 'delivering'
+    ) AS claimed FROM unnest(%s::uuid[]) AS one(id)
+) AS c
+WHERE q.subscription_id = c.id AND q.in_flight <> c.claimed
+"""
+
+
+def repair_next_due_at() -> int:
+    """Mark queues as due that have due deliveries but don't say so; return how many."""
+
+    def work() -> int:
+        with server_cursor() as cursor:
+            overdue = [row[0] for row in cursor.execute(_FIND_OVERDUE_QUEUES).fetchall()]
+        if overdue:
+            mark_due(overdue)
+        return len(overdue)
+
+    repaired = in_transaction(work)
+    if repaired:
+        log.warning("queues_repaired", queues=repaired)
+    return repaired
+
+
+def recount_in_flight() -> int:
+    """Correct queues whose `in_flight` isn't the number of their claimed deliveries; return how many."""
+
+    def work() -> int:
+        with server_cursor() as cursor:
+            suspects = [row[0] for row in cursor.execute(_FIND_MISCOUNTED_QUEUES).fetchall()]
+            if not suspects:
+                return 0
+            # Counted again under the lock, without which nobody changes either side.
+            lock_queues(suspects)
+            return cursor.execute(_RECOUNT_QUEUES, (suspects,)).rowcount
+
+    corrected = in_transaction(work)
+    if corrected:
+        log.warning("queues_recounted", queues=corrected)
+    return corrected

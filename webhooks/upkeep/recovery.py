@@ -1,0 +1,137 @@
+"""Recoveries: queueing for a subscription what it wants and hasn't received."""
+
+from __future__ import annotations
+
+import datetime
+import time
+import uuid
+
+import structlog
+from django.db import transaction
+from django.db.models.functions import Now
+
+from core.db import is_transient, server_cursor
+from events.models import Event, EventStatus
+from webhooks.models import BulkRun, Cause, Delivery, DeliveryStatus, Subscription
+from webhooks.queues import lock_queues, mark_due
+from webhooks.routing.insert import NewDeliveries
+from webhooks.routing.matching import Matcher, SubscribedTypes
+from webhooks.upkeep import bulk_runs
+from webhooks.upkeep.bulk_runs import CHUNK
+
+log = structlog.get_logger()
+
+RECOVERIES_AT_A_TIME = 20
+
+
+def start(subscription: Subscription, since: datetime.datetime) -> BulkRun:
+    """Begin to queue for `subscription` every event since `since` that it wants and hasn't received.
+
+    A subscription has at most one recovery under way: that one is returned, and starts over from `since` if it began
+    later.  Looking at an event twice queues nothing twice.
+    """
+    with transaction.atomic():
+        # Two requests at once must not begin two.
+        Subscription.objects.select_for_update(no_key=True).filter(pk=subscription.pk).first()
+        run = (
+            BulkRun.objects.select_for_update()
+            .filter(subscription=subscription, kind=BulkRun.Kind.RECOVER, state=BulkRun.State.RUNNING)
+            .first()
+        )
+        if run is None:
+            run = BulkRun.objects.create(
+                kind=BulkRun.Kind.RECOVER,
+                subscription=subscription,
+                organization_id=subscription.organization_id,
+                filters={"since": since.isoformat()},
+            )
+        elif since < datetime.datetime.fromisoformat(run.filters["since"]):
+            run.filters = {"since": since.isoformat()}
+            run.cursor_at = run.cursor_id = None
+            run.save(update_fields=["filters", "cursor_at", "cursor_id"])
+    run.refresh_from_db()
+    return run
+
+
+def advance(run_id: uuid.UUID, rows: int = CHUNK) -> BulkRun | None:
+    """Look at the next `rows` events and return where the run stands; None if another process is at it."""
+    return bulk_runs.advance(run_id, _step, rows)
+
+
+def advance_all(seconds: float) -> None:
+    """Move on with the recoveries that are under way, taking turns, for about `seconds`; the sweep calls this.
+
+    One that raises is left where it is, and holds up no other.
+    """
+    ends = time.monotonic() + seconds
+    running = BulkRun.objects.filter(state=BulkRun.State.RUNNING, kind=BulkRun.Kind.RECOVER)
+    # In no order: everyone's turn comes, however many there are.
+    waiting = list(running.order_by("?").values_list("id", flat=True)[:RECOVERIES_AT_A_TIME])
+    while waiting:
+        run_id = waiting.pop(0)
+        try:
+            run = advance(run_id)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            log.error("recovery_failed", run=str(run_id), error=repr(error)[:300])
+            continue
+        if run is not None and run.state == BulkRun.State.RUNNING:
+            waiting.append(run_id)
+        if time.monotonic() >= ends:
+            return
+
+
+def _step(run: BulkRun, rows: int) -> None:
+    subscription = run.subscription
+    if subscription is None or subscription.deleted_at is not None:
+        bulk_runs.finish(run)
+        return
+    events = Event.objects.filter(
+        organization_id=subscription.organization_id,
+        created_at__gte=run.filters["since"],
+        status=EventStatus.PROCESSED,
+    )
+    seen = list(bulk_runs.from_place(run, events).values_list("id", "created_at", "type")[:rows])
+    matcher = Matcher([SubscribedTypes(subscription.pk, tuple(subscription.event_types), subscription.is_active)])
+    wanted = [row[0] for row in seen if matcher.match(row[2])]
+    # Locked, because retention may be about to delete them: no delivery must outlive its event.
+    locked = Event.objects.select_for_update(no_key=True).filter(id__in=wanted).order_by("id")
+    wanted = list(locked.values_list("id", flat=True))
+    existing = set(
+        Delivery.objects.filter(event_id__in=wanted, subscription=subscription).values_list("event_id", flat=True)
+    )
+    run.queued += _requeue_failed(subscription, list(existing))
+    run.queued += _add_deliveries(subscription, [event_id for event_id in wanted if event_id not in existing])
+    bulk_runs.move_on(run, seen, rows)
+
+
+def _requeue_failed(subscription: Subscription, event_ids: list[uuid.UUID]) -> int:
+    """Give the failed deliveries of these events a fresh schedule; held ones for a disabled subscription."""
+    if not event_ids:
+        return 0
+    queue = lock_queues([subscription.pk])[subscription.pk]
+    failed = Delivery.objects.filter(event_id__in=event_ids, subscription=subscription, status=DeliveryStatus.FAILED)
+    changed = failed.update(
+        status=DeliveryStatus.PENDING if queue.accepts_deliveries else DeliveryStatus.HELD,
+        next_attempt_at=Now(),
+        cause=Cause.REPLAY,
+        completed_at=None,
+        attempts_used=0,
+    )
+    if changed:
+        mark_due([subscription.pk])
+    return changed
+
+
+def _add_deliveries(subscription: Subscription, event_ids: list[uuid.UUID]) -> int:
+    """Make deliveries of events that were fanned out before the subscription wanted them."""
+    if not event_ids:
+        return 0
+    deliveries = NewDeliveries()
+    deliveries.add(subscription.organization_id, event_ids, subscription.pk, subscription.is_active)
+    with server_cursor() as inserting, server_cursor() as other:
+        deliveries.insert(0.0, inserting)
+        added = inserting.rowcount
+        deliveries.mark_queues(0.0, other)
+    return added

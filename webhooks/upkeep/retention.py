@@ -1,0 +1,238 @@
+"""Deleting what is old: settled events with their deliveries and attempts, past the organization's days."""
+
+from __future__ import annotations
+
+import datetime
+import time
+import uuid
+from dataclasses import dataclass, field
+
+from psycopg.rows import class_row
+
+from core.db import in_transaction, server_cursor
+from webhooks.models import DeliveryStatus
+
+BATCH = 500
+# An event may have a delivery for each of a thousand subscriptions: a transaction deletes about this many.
+DELIVERIES_AT_A_TIME = 5000
+# Finished replays and recoveries that belong to no organization.
+RUNS_KEPT_DAYS = 30
+
+
+# Cheaper than the ORM's DELETE of a sliced query: by the place of the locked rows, because the planner might else read
+# the whole table for the join.
+_DELETE_EXPIRED_DEDUP_KEYS = """
+DELETE FROM events_dedupkey WHERE ctid = ANY (ARRAY (
+    SELECT ctid FROM events_dedupkey
+    WHERE expires_at <= statement_timestamp() ORDER BY expires_at LIMIT %s
+    FOR UPDATE SKIP LOCKED
+))
+"""
+
+# Organizations with anything old enough; the list index answers with one look each.
+_FIND_ORGANIZATIONS_WITH_EXPIRED = """
+SELECT o.id FROM orgs_organization o
+CROSS JOIN LATERAL (
+    SELECT 1 FROM events_event e WHERE e.organization_id = o.id
+      AND e.created_at < statement_timestamp() - make_interval(days => o.retention_days)
+    ORDER BY e.created_at, e.id LIMIT 1
+) AS expired
+ORDER BY o.id
+"""
+
+# The next events of one organization past its days, settled or not, from a place on: what stays is looked at once in
+# a pass, however much of it there is.
+_FIND_EXPIRED_EVENTS = """
+SELECT e.id, e.created_at,
+       e.status = 'processed' AND NOT EXISTS (
+           SELECT 1 FROM webhooks_delivery d WHERE d.event_id = e.id AND d.status IN ('pending', 'delivering', 'held')
+       ) AS is_settled,
+       (SELECT count(*) FROM webhooks_delivery d WHERE d.event_id = e.id) AS deliveries
+FROM events_event e JOIN orgs_organization o ON o.id = e.organization_id
+WHERE e.organization_id = %(organization)s
+  AND e.created_at < statement_timestamp() - make_interval(days => o.retention_days)
+  AND (e.created_at, e.id) > (%(after_at)s::timestamptz, %(after_id)s::uuid)
+ORDER BY e.created_at, e.id LIMIT %(rows)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _ExpiredEvent:
+    """A row of _FIND_EXPIRED_EVENTS."""
+
+    id: uuid.UUID
+    created_at: datetime.datetime
+    is_settled: bool
+    deliveries: int
+
+
+_LOCK_EVENTS = """
+SELECT id FROM events_event WHERE id = ANY(%s::uuid[]) AND status = 'processed' ORDER BY id FOR UPDATE SKIP LOCKED
+"""
+_LOCK_DELIVERIES = """
+SELECT event_id, status FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[]) FOR UPDATE
+"""
+_DELETE_ATTEMPTS = """
+DELETE FROM webhooks_deliveryattempt WHERE delivery_id IN (
+    SELECT id FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[])
+)
+"""
+_DELETE_DELIVERIES = "DELETE FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[])"
+_DELETE_FINISHED_RUNS = """
+DELETE FROM webhooks_bulkrun WHERE id IN (
+    SELECT r.id FROM webhooks_bulkrun r LEFT JOIN orgs_organization o ON o.id = r.organization_id
+    WHERE r.state = 'done'
+      AND r.finished_at < clock_timestamp() - make_interval(days => coalesce(o.retention_days, %(days)s))
+    LIMIT %(rows)s FOR UPDATE OF r SKIP LOCKED
+)
+"""
+
+# Deleted subscriptions stay while deliveries refer to them, and for the organization's days.
+_FIND_FORGETTABLE_SUBSCRIPTIONS = """
+SELECT s.id FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id
+WHERE s.deleted_at < clock_timestamp() - make_interval(days => o.retention_days)
+  AND NOT EXISTS (SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = s.id)
+LIMIT %s FOR UPDATE OF s SKIP LOCKED
+"""
+_FORGET_SUBSCRIPTIONS = (
+    "DELETE FROM webhooks_bulkrun WHERE subscription_id = ANY(%s::uuid[])",
+    "DELETE FROM webhooks_subscriptionqueue WHERE subscription_id = ANY(%s::uuid[])",
+    "DELETE FROM webhooks_subscription WHERE id = ANY(%s::uuid[])",
+)
+
+_UNSETTLED = (DeliveryStatus.PENDING, DeliveryStatus.DELIVERING, DeliveryStatus.HELD)
+
+_Place = tuple[datetime.datetime | str, uuid.UUID]
+_START: _Place = ("-infinity", uuid.UUID(int=0))
+
+
+@dataclass
+class Purged:
+    """How many rows went.  is_complete: a whole pass was made, nothing expired is left."""
+
+    events: int = 0
+    deliveries: int = 0
+    attempts: int = 0
+    dedup_keys: int = 0
+    bulk_runs: int = 0
+    subscriptions: int = 0
+    is_complete: bool = False
+
+
+@dataclass
+class _Pass:
+    """A walk over all that is old enough: the organizations still to come, and the place in the first."""
+
+    organizations: list[uuid.UUID]
+    place: _Place = field(default=_START)
+
+
+class Purge:
+    """Deletes expired rows in small transactions, and remembers its place from one slice to the next.
+
+    An event goes when it is older than its organization's `retention_days`, is processed, and all its
+    deliveries are settled (delivered, failed or cancelled).  Nothing unsettled is ever deleted: an event
+    in `error` was never fanned out and stays until somebody reprocesses it.  What stays is passed over
+    once in a walk, so that any amount of it keeps nothing else from going.
+    """
+
+    def __init__(self) -> None:
+        self._pass: _Pass | None = None
+
+    def run(self, seconds: float | None = None) -> Purged:
+        """Go on until the walk is complete, or for `seconds`; return what went."""
+        ends = time.monotonic() + seconds if seconds is not None else float("inf")
+        total = Purged()
+        keys_left = runs_left = subscriptions_left = True
+        while True:
+            if keys_left:
+                keys = in_transaction(lambda: _delete(_DELETE_EXPIRED_DEDUP_KEYS, (BATCH,)))
+                total.dedup_keys += keys
+                keys_left = keys >= BATCH
+            if runs_left:
+                runs = in_transaction(lambda: _delete(_DELETE_FINISHED_RUNS, {"days": RUNS_KEPT_DAYS, "rows": BATCH}))
+                total.bulk_runs += runs
+                runs_left = runs >= BATCH
+            if subscriptions_left:
+                forgotten = in_transaction(_forget_subscriptions)
+                total.subscriptions += forgotten
+                subscriptions_left = forgotten >= BATCH
+            walked = self._step(total)
+            if walked and not keys_left and not runs_left and not subscriptions_left:
+                total.is_complete = True
+                return total
+            if time.monotonic() >= ends:
+                return total
+
+    def _step(self, total: Purged) -> bool:
+        """Look at the next events; True when the walk is at its end."""
+        if self._pass is None:
+            with server_cursor() as cursor:
+                found = cursor.execute(_FIND_ORGANIZATIONS_WITH_EXPIRED).fetchall()
+            self._pass = _Pass([row[0] for row in found])
+        if not self._pass.organizations:
+            self._pass = None
+            return True
+        organization, place = self._pass.organizations[0], self._pass.place
+        following, events, deliveries, attempts = in_transaction(lambda: _purge_events(organization, place))
+        total.events += events
+        total.deliveries += deliveries
+        total.attempts += attempts
+        if following is None:
+            self._pass.organizations.pop(0)
+        self._pass.place = following or _START
+        return False
+
+
+def purge_expired() -> Purged:
+    """Delete everything that is expired; return how many rows went."""
+    return Purge().run()
+
+
+def _purge_events(organization: uuid.UUID, place: _Place) -> tuple[_Place | None, int, int, int]:
+    """Delete what may go of an organization's next events.
+
+    Returns the place to go on from (None at the end) and the numbers of events, deliveries and attempts.
+    """
+    with server_cursor(class_row(_ExpiredEvent)) as cursor:
+        parameters = {"organization": organization, "after_at": place[0], "after_id": place[1], "rows": BATCH}
+        found = cursor.execute(_FIND_EXPIRED_EVENTS, parameters).fetchall()
+    chosen: list[uuid.UUID] = []
+    following: _Place | None = None
+    deliveries = 0
+    for event in found:
+        if chosen and deliveries + event.deliveries > DELIVERIES_AT_A_TIME:
+            break
+        following = (event.created_at, event.id)
+        if event.is_settled:
+            chosen.append(event.id)
+            deliveries += event.deliveries
+    else:
+        if len(found) < BATCH:
+            following = None
+    with server_cursor() as cursor:
+        chosen = [row[0] for row in cursor.execute(_LOCK_EVENTS, (chosen,)).fetchall()]
+        # Locked and looked at again: a delivery may have been replayed since.
+        cursor.execute(_LOCK_DELIVERIES, (chosen,))
+        unsettled = {event_id for event_id, status in cursor.fetchall() if status in _UNSETTLED}
+        chosen = [event_id for event_id in chosen if event_id not in unsettled]
+        if not chosen:
+            return following, 0, 0, 0
+        attempts = cursor.execute(_DELETE_ATTEMPTS, (chosen,)).rowcount
+        deliveries = cursor.execute(_DELETE_DELIVERIES, (chosen,)).rowcount
+        events = cursor.execute("DELETE FROM events_event WHERE id = ANY(%s::uuid[])", (chosen,)).rowcount
+        return following, events, deliveries, attempts
+
+
+def _forget_subscriptions() -> int:
+    """Delete subscriptions that were deleted long ago and that nothing refers to any more."""
+    with server_cursor() as cursor:
+        ids = [row[0] for row in cursor.execute(_FIND_FORGETTABLE_SUBSCRIPTIONS, (BATCH,)).fetchall()]
+        for statement in _FORGET_SUBSCRIPTIONS if ids else ():
+            cursor.execute(statement, (ids,))
+    return len(ids)
+
+
+def _delete(statement: str, parameters: tuple[int, ...] | dict[str, int]) -> int:
+    with server_cursor() as cursor:
+        return cursor.execute(statement, parameters).rowcount

@@ -1,0 +1,104 @@
+"""The sweep: what every worker looks after between jobs, so that a lost wake-up costs seconds.
+
+One worker at a time does it; a PostgreSQL advisory lock decides which.  None of it needs Redis.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from core.db import is_transient, server_cursor
+from events.backlog import waiting_events
+from webhooks.dispatch import leases
+from webhooks.models import SubscriptionQueue
+from webhooks.subscriptions import resync
+from webhooks.upkeep import recovery
+from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
+from webhooks.upkeep.retention import Purge
+
+log = structlog.get_logger()
+
+SWEEP_LOCK = 71_002
+PURGE_EVERY_SECONDS = 60.0
+QUEUE_REPAIR_SECONDS = 30.0
+PURGE_SLICE_SECONDS = 2.0
+RECOVERY_SLICE_SECONDS = 1.0
+
+
+@contextmanager
+def _only_one() -> Iterator[bool]:
+    """Hold the sweep's lock if it is free; it ends with the session, so no crash keeps it."""
+    with server_cursor() as cursor:
+        row = cursor.execute("SELECT pg_try_advisory_lock(%s)", (SWEEP_LOCK,)).fetchone()
+    held = bool(row and row[0])
+    try:
+        yield held
+    finally:
+        if held:
+            with server_cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_unlock(%s)", (SWEEP_LOCK,))
+
+
+class Sweep:
+    """Remembers when its rarer parts ran last.  events_waiting: called when accepted events wait."""
+
+    def __init__(self, events_waiting: Callable[[], None]) -> None:
+        self._events_waiting = events_waiting
+        self._purge = Purge()
+        self._purged_at = time.monotonic()
+        self._repaired_queues_at = float("-inf")
+
+    def run(self) -> None:
+        """Do one round.  Raises what the database raises; the next round starts afresh."""
+        with _only_one() as mine:
+            if mine:
+                self._tidy()
+        # Not under the lock: processing may take a while, and any worker can help.
+        if waiting_events(1):
+            self._events_waiting()
+
+    def _tidy(self) -> None:
+        _part("leases", _expire_leases)
+        _part("resync", _resync_queues)
+        _part("recoveries", lambda: recovery.advance_all(RECOVERY_SLICE_SECONDS))
+        now = time.monotonic()
+        if now - self._repaired_queues_at >= QUEUE_REPAIR_SECONDS:
+            self._repaired_queues_at = now
+            _part("overdue queues", repair_next_due_at)
+            _part("miscounted queues", recount_in_flight)
+        if now - self._purged_at >= PURGE_EVERY_SECONDS:
+            _part("purge", self._purge_a_slice)
+
+    def _purge_a_slice(self) -> None:
+        before, self._purged_at = self._purged_at, time.monotonic()
+        purged = self._purge.run(PURGE_SLICE_SECONDS)
+        if not purged.is_complete:
+            self._purged_at = before  # the next round goes on
+        if purged.events or purged.dedup_keys:
+            log.info("purged", events=purged.events, deliveries=purged.deliveries, dedup_keys=purged.dedup_keys)
+
+
+def _part(name: str, work: Callable[[], object]) -> None:
+    """Do one part of a round; a fault of its data must not keep the other parts from being done."""
+    try:
+        work()
+    except Exception as error:
+        if is_transient(error):
+            raise
+        log.error("sweep_part_failed", part=name, error=repr(error)[:300])
+
+
+def _expire_leases() -> None:
+    while leases.expire() >= 1000:
+        pass
+
+
+def _resync_queues() -> None:
+    # In no order: queues with much to do, or that can't be done, must not be the first ones every time.
+    marked = SubscriptionQueue.objects.filter(needs_resync=True).order_by("?").values_list("pk", flat=True)
+    for subscription_id in list(marked[:100]):
+        _part("resync of a queue", lambda queue=subscription_id: resync(queue))  # type: ignore[misc]
