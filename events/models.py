@@ -42,7 +42,10 @@ class Event(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["organization", "created_at", "id"], name="events_event_list"),
             models.Index(fields=["organization", "type", "created_at", "id"], name="events_event_type_list"),
-            models.Index(fields=["due_at"], condition=Q(status="accepted"), name="events_event_accepted"),
+            # For the fan-out, which takes turns between organizations.
+            models.Index(
+                fields=["organization", "due_at"], condition=Q(status="accepted"), name="events_event_accepted"
+            ),
             models.Index(
                 fields=["organization", "created_at", "id"], condition=Q(status="error"), name="events_event_error"
             ),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
+import uuid
 
 import structlog
+from cachetools import TTLCache
 from django.conf import settings
 
 from core.db import borrow_connection, is_transient
 from core.wakeups import EVENTS, WEBHOOKS, wake
 from webhooks.dispatch.sender import Sender, current_sender
-from webhooks.routing.fan_out import fan_out_batch
+from webhooks.routing.fan_out import FanOut
 
 log = structlog.get_logger()
 
@@ -21,6 +24,22 @@ SLICE_SECONDS = 0.25
 GATHER_SECONDS = 0.01
 
 _fanned_out_at = float("-inf")
+LEFT_TO_BACKLOG_SECONDS = 1.0
+
+
+class _FanOutState(threading.local):
+    """A thread's fan-out: the job loop has one, and the housekeeping thread, which steps in without Redis.
+
+    left_to_backlog: organizations whose events the backlog sender's process fans out; this process looks at them
+    again after a while.
+    """
+
+    def __init__(self) -> None:
+        self.fan_out = FanOut()
+        self.left_to_backlog: TTLCache[uuid.UUID, bool] = TTLCache(maxsize=1_000, ttl=LEFT_TO_BACKLOG_SECONDS)
+
+
+_state = _FanOutState()
 
 
 def last_fan_out() -> float:
@@ -50,17 +69,19 @@ def fan_out_for(seconds: float) -> bool:
     ends = time.monotonic() + seconds
     while True:
         _fanned_out_at = time.monotonic()
-        seen = fan_out_batch(settings.MAX_CONCURRENT_EVENTS)
         sender = current_sender()
-        if seen and sender is not None:
+        result = _state.fan_out.run_round(settings.MAX_CONCURRENT_EVENTS, skip=list(_state.left_to_backlog))
+        if result.left_behind and sender is not None and sender.take_over_fan_out():
+            _state.left_to_backlog.update(dict.fromkeys(result.left_behind, True))
+        if result.seen and sender is not None:
             sender.wake(backlog=False)
-        if seen and (sender is None or not sender.has_room()):
+        if result.seen and (sender is None or not sender.has_room()):
             wake(WEBHOOKS)  # for the other workers
-        if not seen:
+        if not result.seen:
             return False
         if time.monotonic() >= ends:
             return True
-        if seen < settings.MAX_CONCURRENT_EVENTS:
+        if not result.more:
             time.sleep(GATHER_SECONDS)
 
 

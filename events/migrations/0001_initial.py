@@ -85,7 +85,9 @@ class Migration(migrations.Migration):
                     models.Index(fields=["organization", "created_at", "id"], name="events_event_list"),
                     models.Index(fields=["organization", "type", "created_at", "id"], name="events_event_type_list"),
                     models.Index(
-                        condition=models.Q(("status", "accepted")), fields=["due_at"], name="events_event_accepted"
+                        condition=models.Q(("status", "accepted")),
+                        fields=["organization", "due_at"],
+                        name="events_event_accepted",
                     ),
                     models.Index(
                         condition=models.Q(("status", "error")),

@@ -176,6 +176,9 @@ def test_many_events_for_many_subscriptions_are_cut_into_bounded_transactions(or
     ingest_batch(organization.id, [NewEvent("a.b", "{}", None)] * 700)
     assert fan_out_batch(1000) == 1000  # more wait
     assert DELIVERIES_AT_A_TIME - 30 < Delivery.objects.count() <= DELIVERIES_AT_A_TIME < 21_000
-    assert fan_out_batch(1000) == 700 - DELIVERIES_AT_A_TIME // 30
+    rounds = 1
+    while fan_out_batch(1000):
+        rounds += 1
+    assert rounds == -(-700 // (DELIVERIES_AT_A_TIME // 30))
     assert Delivery.objects.count() == 21_000
     assert Event.objects.filter(status="processed").count() == 700

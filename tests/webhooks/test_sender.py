@@ -98,11 +98,11 @@ def test_receivers_that_worked_and_then_all_hang_leave_places_for_a_healthy_one(
     SubscriptionQueue.objects.update(concurrency_window=256)  # they have answered well for a while
     accept(organization, 60, kind="old.one")
     with sending(capacity=40):
-        # Each takes what it may, a quarter of the worker.
-        wait_until(lambda: [queue_of(subscription).in_flight for subscription in hanging] == [10, 10, 10])
+        # Each takes what it may: a quarter of what its organization may take, which is three quarters of the worker.
+        wait_until(lambda: [queue_of(subscription).in_flight for subscription in hanging] == [7, 7, 7])
         accept(organization, 20, kind="new.one")
         wait_until(lambda: statuses(subscription=healthy) == ["delivered"] * 20)
-        assert [queue_of(subscription).in_flight for subscription in hanging] == [10, 10, 10]
+        assert [queue_of(subscription).in_flight for subscription in hanging] == [7, 7, 7]
         assert not DeliveryAttempt.objects.filter(delivery__subscription__in=hanging).exists()
 
 

@@ -7,7 +7,10 @@ deliveries it may have in flight.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
+
+K = TypeVar("K", bound=Hashable)
 
 
 def share_out(rooms: Sequence[int], total: int) -> list[int]:
@@ -42,19 +45,69 @@ def limit_hosts(rooms: Sequence[int], hosts: Sequence[str], in_flight: Mapping[s
     return bounded
 
 
-def keep_room_for_others(rooms: Sequence[int], in_flight: Sequence[int], free: int) -> list[int]:
-    """Return the rooms that are left when no queue may occupy more of the worker than stays free.
+def fair_limit(rooms: Sequence[int], in_flight: Sequence[int], free: int, times_free: int = 1) -> int:
+    """Return how many places of the worker each may occupy at most: `times_free` times what then stays free.
 
-    in_flight: places of this worker that each queue occupies.  free: places that nobody occupies.  The bound adapts
-    to each claim (a "dynamic threshold"): one queue with a backlog gets half of the worker, three get a quarter
-    each, and the next one always finds a place.  A queue with nothing in flight may have one place in any case.
+    in_flight: places of this worker that each occupies.  free: places that nobody occupies.  The limit adapts to each
+    claim (a "dynamic threshold"): with times_free 1, one queue with a backlog gets half of the worker, three get a
+    quarter each, and the next one always finds a place.
     """
-    low, high = 0, free
+    low, high = 0, free * times_free
     while low < high:
         most = (low + high + 1) // 2
         wanted = sum(min(room, max(0, most - has)) for room, has in zip(rooms, in_flight, strict=True))
-        if wanted + most <= free:
+        if wanted * times_free + most <= free * times_free:
             low = most
         else:
             high = most - 1
-    return [min(room, max(low - has, 0 if has else 1)) for room, has in zip(rooms, in_flight, strict=True)]
+    return low
+
+
+def keep_room_for_others(rooms: Sequence[int], in_flight: Sequence[int], free: int) -> list[int]:
+    """Return the rooms that are left when no queue may occupy more of the worker than stays free (`fair_limit`).
+
+    A queue with nothing in flight may have one place in any case.
+    """
+    most = fair_limit(rooms, in_flight, free)
+    return [min(room, max(most - has, 0 if has else 1)) for room, has in zip(rooms, in_flight, strict=True)]
+
+
+def share_between_organizations(
+    rooms: Sequence[int],
+    organizations: Sequence[K],
+    in_flight: Sequence[int],
+    in_flight_by_organization: Mapping[K, int],
+    free: int,
+) -> list[int]:
+    """Return how many of the worker's `free` places each queue gets: first a share for each organization, then queues.
+
+    in_flight: places of this worker that each queue occupies.  No organization may occupy more than three times what
+    stays free, so that one with a thousand slow endpoints leaves places for the others: alone it gets three quarters
+    of the worker.  Of what its organization may still get, no queue may occupy more than stays free.
+    """
+    positions_of: dict[K, list[int]] = defaultdict(list)
+    for position, organization in enumerate(organizations):
+        positions_of[organization].append(position)
+    names = list(positions_of)
+    sums = [sum(rooms[position] for position in positions_of[name]) for name in names]
+    occupied = [in_flight_by_organization.get(name, 0) for name in names]
+    most = fair_limit(sums, occupied, free, times_free=3)
+    allowed = [min(free, max(most - has, 0 if has else 1)) for has in occupied]
+    bounded = list(rooms)
+    for name, limit in zip(names, allowed, strict=True):
+        positions = positions_of[name]
+        own_rooms = [rooms[position] for position in positions]
+        own_in_flight = [in_flight[position] for position in positions]
+        for position, room in zip(positions, keep_room_for_others(own_rooms, own_in_flight, limit), strict=True):
+            bounded[position] = room
+    wanted = [
+        min(limit, sum(bounded[position] for position in positions_of[name]))
+        for name, limit in zip(names, allowed, strict=True)
+    ]
+    quotas = [0] * len(rooms)
+    for name, share in zip(names, share_out(wanted, free), strict=True):
+        positions = positions_of[name]
+        shares = share_out([bounded[position] for position in positions], share)
+        for position, quota in zip(positions, shares, strict=True):
+            quotas[position] = quota
+    return quotas

@@ -1,12 +1,15 @@
-"""A worker's second process, which sends for the queues with a backlog.
+"""A worker's second process, which works off backlogs: of queues, and of events that wait for their fan-out.
 
 Working off a backlog keeps an interpreter busy from end to end.  In the same process, the fan-out and the claims of
 queues that have next to nothing waiting would take turns with it, and an event that could be delivered in ten
 milliseconds would take two hundred.  So a worker whose claims leave something behind starts this process and leaves
-the queues with a backlog to it (`claim.QueueFilter`).  Without it, the worker sends for all queues.
+the queues with a backlog to it (`claim.QueueFilter`), and so it does with organizations whose events want more
+deliveries than a round of the fan-out makes (`routing.fan_out.Round.left_behind`).  Without the process, the worker
+does everything.
 
-The two talk over pipes: a byte on the process's stdin wakes it, and the end of stdin tells it to stop; a byte on its
-stdout is a heartbeat, and the end of stdout is the process's own.  So each notices at once if the other was killed.
+The two talk over pipes: a byte on the process's stdin wakes it, and the end of stdin tells it to stop; a line on its
+stdout is a heartbeat, or says that the process is ready or has made deliveries due, and the end of stdout is the
+process's own.  So each notices at once if the other was killed.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from webhooks.dispatch.in_flight import InFlight
 log = structlog.get_logger()
 
 READY = b"ready\n"
+DUE = b"due\n"
 HEARTBEAT = b"\n"
 WAKE = b"\n"
 HEARTBEAT_SECONDS = 1.0
@@ -37,15 +41,22 @@ class BacklogSender:
     """The process as the sender's event loop sees it.  All methods are called there.
 
     on_end: called when the process ended, after which nobody sends for the queues with a backlog.
+    on_due: called when the process has fanned events out, of which some may be due for queues without a backlog.
     enabled: False for a sender that keeps all queues to itself; then nothing is ever started.
     silence_seconds: after two such spans without a heartbeat the process is killed.  Two, because after a pause of
     this process the clock is looked at before the pipe.
     """
 
     def __init__(
-        self, on_end: Callable[[], None], *, enabled: bool = True, silence_seconds: float = SILENCE_SECONDS
+        self,
+        on_end: Callable[[], None],
+        on_due: Callable[[], None] = lambda: None,
+        *,
+        enabled: bool = True,
+        silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
         self._on_end = on_end
+        self._on_due = on_due
         self._silence_seconds = silence_seconds
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
@@ -142,6 +153,8 @@ class BacklogSender:
             if not said:
                 return
             silences = 0
+            if DUE in said:
+                self._on_due()
             if READY in said:
                 self.is_ready = True
                 log.info("backlog_sender_started", pid=process.pid)

@@ -52,8 +52,9 @@ def after_failure(health: EndpointHealth, policy: BreakerPolicy, is_overload: bo
     """
     failures = health.consecutive_failures + 1
     if policy.threshold and failures >= policy.threshold:
-        if health.pause:
-            # The rest of what was in flight when the breaker opened must not prolong the pause.
+        if health.pause and health.breaker_trips:
+            # The rest of what was in flight when the breaker opened must not prolong the pause.  (A pause without a
+            # trip is the endpoint's Retry-After, during which the breaker may open.)
             return replace(health, consecutive_failures=failures)
         trips = health.breaker_trips + 1
         pause = min(policy.max_delay, policy.base_delay * 2 ** min(trips - 1, 30))

@@ -22,7 +22,7 @@ from core.db import in_transaction, pipelined, server_cursor
 from core.ids import new_id
 from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
 from webhooks.dispatch import rate_limit
-from webhooks.dispatch.allocation import keep_room_for_others, limit_hosts, share_out
+from webhooks.dispatch.allocation import limit_hosts, share_between_organizations, share_out
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 
 # A claim looks at no more queues than this; the next one goes on with the others.
@@ -42,8 +42,9 @@ class QueueFilter(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Occupancy:
-    """How many places of this worker are taken, by subscription and by host."""
+    """How many places of this worker are taken, by organization, by subscription, and by host."""
 
+    by_organization: Counter[uuid.UUID]
     by_subscription: Counter[uuid.UUID]
     by_host: Counter[str]
 
@@ -81,7 +82,7 @@ WITH due AS (
       AND q.has_backlog = ANY(%(has_backlog)s)
     ORDER BY turn, q.last_claimed_at LIMIT %(queues)s
 )
-SELECT q.subscription_id,
+SELECT q.subscription_id, q.organization_id,
        least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
        s.deliveries_per_second, extract(epoch FROM q.rate_reserved_until)::float8 AS rate_reserved_until,
        extract(epoch FROM clock_timestamp())::float8 AS now,
@@ -104,6 +105,7 @@ class _DueQueue:
     """A row of _LOCK_DUE_QUEUES.  Times are seconds since the epoch."""
 
     subscription_id: uuid.UUID
+    organization_id: uuid.UUID
     room: int
     deliveries_per_second: float | None
     rate_reserved_until: float | None
@@ -186,6 +188,7 @@ class _Turn:
     """A queue in this claim: how many deliveries it may give, how many it gave, and what its rate limit says."""
 
     subscription_id: uuid.UUID
+    organization_id: uuid.UUID
     endpoint: Endpoint
     room: int
     rate: float | None
@@ -203,8 +206,8 @@ class _Turn:
 def claim(limit: int, occupancy: Occupancy | None = None, queues: QueueFilter = QueueFilter.ALL) -> Claim:
     """Claim at most `limit` due deliveries and return them; the claim is committed.
 
-    occupancy: this worker's.  If it is given, no subscription gets more places than stay free, and no host more than
-    MAX_CONNECTIONS_PER_HOST.
+    occupancy: this worker's.  If it is given, no organization gets more than three times the places that stay free, no
+    subscription more than stay free of its organization's, and no host more than MAX_CONNECTIONS_PER_HOST.
     """
     return in_transaction(lambda: _claim(limit, occupancy, queues))
 
@@ -265,21 +268,28 @@ def _turn(row: _DueQueue) -> _Turn:
     endpoint = open_endpoint(row.url, row.encrypted_headers, row.encrypted_secret, row.encrypted_previous_secret)
     rate = row.deliveries_per_second
     if rate is None:
-        return _Turn(row.subscription_id, endpoint, row.room, None, None)
+        return _Turn(row.subscription_id, row.organization_id, endpoint, row.room, None, None)
     reserved_until = row.rate_reserved_until or 0.0
     room = max(0, min(row.room, rate_limit.allowed_now(rate, reserved_until, row.now)))
-    return _Turn(row.subscription_id, endpoint, room, rate, reserved_until)
+    return _Turn(row.subscription_id, row.organization_id, endpoint, room, rate, reserved_until)
 
 
 def _allocate(turns: Sequence[_Turn], limit: int, occupancy: Occupancy | None) -> None:
     """Give each turn its quota of the worker's `limit` free places."""
     rooms = [turn.room for turn in turns]
-    if occupancy is not None:
+    if occupancy is None:
+        quotas = share_out(rooms, limit)
+    else:
         hosts = [turn.endpoint.host for turn in turns]
         rooms = limit_hosts(rooms, hosts, occupancy.by_host, settings.MAX_CONNECTIONS_PER_HOST)
-        in_flight = [occupancy.by_subscription[turn.subscription_id] for turn in turns]
-        rooms = keep_room_for_others(rooms, in_flight, limit)
-    for turn, quota in zip(turns, share_out(rooms, limit), strict=True):
+        quotas = share_between_organizations(
+            rooms,
+            [turn.organization_id for turn in turns],
+            [occupancy.by_subscription[turn.subscription_id] for turn in turns],
+            occupancy.by_organization,
+            limit,
+        )
+    for turn, quota in zip(turns, quotas, strict=True):
         turn.quota = quota
 
 
@@ -306,6 +316,7 @@ def _lease(
             ClaimedDelivery(
                 row.delivery_id,
                 row.subscription_id,
+                turn.organization_id,
                 lease_id,
                 row.attempts_used,
                 row.cause,

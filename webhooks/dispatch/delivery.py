@@ -17,6 +17,7 @@ class ClaimedDelivery:
 
     delivery_id: uuid.UUID
     subscription_id: uuid.UUID
+    organization_id: uuid.UUID
     lease_id: uuid.UUID
     attempts_used: int
     cause: str

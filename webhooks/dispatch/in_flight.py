@@ -1,4 +1,4 @@
-"""What one sender has in work: by subscription, by host, and by lease."""
+"""What one sender has in work: by organization, by subscription, by host, and by lease."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class InFlight:
 
     def __init__(self) -> None:
         self._total = 0
+        self._by_organization: Counter[uuid.UUID] = Counter()
         self._by_subscription: Counter[uuid.UUID] = Counter()
         self._by_host: Counter[str] = Counter()
         self._by_lease: Counter[uuid.UUID] = Counter()
@@ -36,6 +37,7 @@ class InFlight:
     def add(self, delivery: ClaimedDelivery) -> None:
         """Count a delivery in."""
         self._total += 1
+        self._by_organization[delivery.organization_id] += 1
         self._by_subscription[delivery.subscription_id] += 1
         self._by_host[delivery.endpoint.host] += 1
         self._by_lease[delivery.lease_id] += 1
@@ -43,13 +45,14 @@ class InFlight:
     def remove(self, delivery: ClaimedDelivery) -> None:
         """Count a delivery out."""
         self._total -= 1
+        _decrement(self._by_organization, delivery.organization_id)
         _decrement(self._by_subscription, delivery.subscription_id)
         _decrement(self._by_host, delivery.endpoint.host)
         _decrement(self._by_lease, delivery.lease_id)
 
     def occupancy(self) -> Occupancy:
         """Return a copy of the counts, for a claim on another thread."""
-        return Occupancy(self._by_subscription.copy(), self._by_host.copy())
+        return Occupancy(self._by_organization.copy(), self._by_subscription.copy(), self._by_host.copy())
 
 
 def _decrement(counts: Counter[K], key: K) -> None:

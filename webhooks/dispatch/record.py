@@ -43,8 +43,8 @@ WITH result AS (
         cause = CASE own.one WHEN 1 THEN 'schedule' ELSE d.cause END,
         lease_id = CASE own.one WHEN 1 THEN NULL ELSE d.lease_id END,
         lease_expires_at = CASE own.one WHEN 1 THEN NULL ELSE d.lease_expires_at END,
-        last_status_code = r.code,
-        last_error = r.error
+        last_status_code = CASE own.one WHEN 1 THEN r.code ELSE d.last_status_code END,
+        last_error = CASE own.one WHEN 1 THEN r.error ELSE d.last_error END
     FROM result r, webhooks_delivery b,
          LATERAL (SELECT CASE WHEN b.status = 'delivering' AND b.lease_id = r.lease_id THEN 1 ELSE 0 END AS one) AS own
     WHERE d.id = r.delivery_id AND b.id = d.id
@@ -57,7 +57,9 @@ WITH result AS (
            r.detail, r.body
     FROM result r JOIN changed ON changed.id = r.delivery_id
 )
-SELECT subscription_id, held_lease, status, extract(epoch FROM next_attempt_at)::float8 AS next_attempt_at FROM changed
+SELECT id AS delivery_id, subscription_id, held_lease, status,
+       extract(epoch FROM next_attempt_at)::float8 AS next_attempt_at
+FROM changed
 """
 
 
@@ -65,6 +67,7 @@ SELECT subscription_id, held_lease, status, extract(epoch FROM next_attempt_at):
 class _RecordedAttempt:
     """A row of RECORD_ATTEMPTS.  held_lease: the delivery was still the worker's own, and has changed."""
 
+    delivery_id: uuid.UUID
     subscription_id: uuid.UUID
     held_lease: bool
     status: str
@@ -219,10 +222,15 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         queues = {key: _QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking).items()}
         steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
         recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
+        in_time = set()
         for row in recording.fetchall():
             queues[row.subscription_id].count_row(row)
+            if row.held_lease:
+                in_time.add(row.delivery_id)
         for subscription_id, queue_results in by_queue.items():
-            queues[subscription_id].count_results(queue_results, policy)
+            # A result that comes after its lease says nothing about the endpoint now.
+            timely = [result for result in queue_results if result.delivery.delivery_id in in_time]
+            queues[subscription_id].count_results(timely, policy)
         updating.execute(_UPDATE_QUEUES, _queue_columns(queues))
     disabled = {
         key: update.disable_reason

@@ -104,6 +104,16 @@ class Sender:
         self._progress.request()
         self._call(self._look if backlog else self._look_here)
 
+    def take_over_fan_out(self) -> bool:
+        """Start the backlog sender's process or wake it, because a fan-out left events behind; tell whether it runs.
+
+        False means that the caller has to go on with those events itself.
+        """
+        if not self._with_backlog_sender or not self.is_alive:
+            return False
+        self._call(self._start_backlog_sender)
+        return self._backlog_sender.is_ready
+
     def has_room(self) -> bool:
         """Tell whether this sender could take more now."""
         return self.is_alive and not self._stopping and len(self._in_flight) < self._capacity
@@ -139,6 +149,10 @@ class Sender:
         self._claim_loop.look()
         self._backlog_sender.wake()
 
+    def _start_backlog_sender(self) -> None:
+        self._backlog_sender.start()
+        self._backlog_sender.wake()
+
     def _stop_claiming(self) -> None:
         self._claim_loop.stop()
         self._backlog_sender.close()
@@ -172,7 +186,9 @@ class Sender:
     def _build_parts(self) -> None:
         """Make what belongs to the running event loop."""
         self._destination: Destination = HttpDestination()
-        self._backlog_sender = BacklogSender(on_end=self.wake, enabled=self._with_backlog_sender)
+        self._backlog_sender = BacklogSender(
+            on_end=self.wake, on_due=lambda: self.wake(backlog=False), enabled=self._with_backlog_sender
+        )
         self._recorder = Recorder(
             run_in_thread=lambda work: self._in_thread(self._record_thread, work),
             gather=self._gather,

@@ -1,7 +1,10 @@
 """Fan-out: from accepted events to one delivery for each subscription that wants them.
 
-A batch is one transaction, and its row locks are the claim: a worker that dies gives its events back by dying.  If a
-batch fails, its events are tried one by one, so that one bad event or subscription stops nobody else's.
+A round is one transaction, and its row locks are the claim: a worker that dies gives its events back by dying.  If a
+round fails, its events are tried one by one, so that one bad event or subscription stops nobody else's.
+
+Rounds are short and fair: organizations that want few deliveries come first, and one that wants many gets what is
+left of the round.  Its other events wait for the next round or, in a worker with a backlog sender, for that process.
 """
 
 from __future__ import annotations
@@ -9,36 +12,32 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import psycopg
 import structlog
 from django.conf import settings
-from psycopg.rows import class_row
 
 from core.db import in_transaction, is_transient, pipelined, server_cursor
-from webhooks.models import Subscription
+from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_cursor
 from webhooks.routing.insert import NewDeliveries
-from webhooks.routing.matching import Matcher, SubscribedTypes
+from webhooks.routing.subscribers import Subscribers
 
 log = structlog.get_logger()
 
 MAX_REASON_CHARACTERS = 1000
-# A transaction makes about this many deliveries; the events beyond wait for the next one.
-DELIVERIES_AT_A_TIME = 20_000
+# A round makes about this many deliveries, some 25 ms of work: that long a newly accepted event may have to wait.
+DELIVERIES_AT_A_TIME = 1_000
+# A round that several organizations share is this many times shorter: most of them have next to nothing waiting.
+SHARED_ROUND = 4
+# A process that only works off backlogs makes fewer, larger transactions.
+BACKLOG_DELIVERIES_AT_A_TIME = 5_000
 
 # How many events each running fan-out holds is told as a shared advisory lock whose second key is the number
 # (`webhooks.stats` adds them up).  It is true at every moment, because it goes with the transaction.
 FAN_OUT_LOCK = 71_001
 ANNOUNCE_FAN_OUT = f"SELECT pg_advisory_xact_lock_shared({FAN_OUT_LOCK}, %s)"
-
-CLAIM_ACCEPTED = """
-SELECT id, organization_id, type FROM events_event
-WHERE status = 'accepted' AND due_at <= statement_timestamp()
-ORDER BY due_at LIMIT %s
-FOR UPDATE SKIP LOCKED
-"""
 
 MARK_PROCESSED = """
 UPDATE events_event SET status = 'processed', processed_at = clock_timestamp(), last_error = ''
@@ -58,122 +57,180 @@ RETURNING status
 
 
 @dataclass(frozen=True, slots=True)
-class AcceptedEvent:
-    """An event whose row this transaction has locked."""
+class Round:
+    """What a round of the fan-out did.
 
-    id: uuid.UUID
-    organization_id: uuid.UUID
-    type: str
+    seen: events that it claimed.  left_behind: organizations of which it processed fewer events than it claimed,
+    because they want so many deliveries.  passed_over: those of which it processed none.  more: whether another round
+    at once may find more.
+    """
+
+    seen: int = 0
+    left_behind: frozenset[uuid.UUID] = frozenset()
+    passed_over: frozenset[uuid.UUID] = frozenset()
+    more: bool = False
 
 
-class _BatchFailed(Exception):
-    """The batch raised after its events were locked."""
+@dataclass(frozen=True, slots=True)
+class _Processed:
+    """An event that is fanned out, and whether any of its deliveries is new."""
+
+    event: AcceptedEvent
+    is_new: bool
+
+
+class _RoundFailed(Exception):
+    """The round raised after its events were locked."""
 
     def __init__(self, events: Sequence[AcceptedEvent]) -> None:
         super().__init__("fan-out failed")
         self.events = events
 
 
-def fan_out_batch(limit: int) -> int:
-    """Process up to `limit` accepted events that are due; return how many were seen.
+class FanOut:
+    """Fans accepted events out, round by round, for one thread.
 
-    That is `limit` if more may wait, even if fewer were processed because they have so many deliveries.
+    deliveries: most that a round makes, unless a single event has more.  waited: only events that have been due for
+    so many seconds, for a process that leaves the newer ones to another.
     """
-    started = time.perf_counter()
-    try:
-        seen, events = in_transaction(lambda: _claim_and_process(limit))
-    except _BatchFailed as failed:
-        log.warning("fan_out_batch_failed", events=len(failed.events), error=repr(failed.__cause__)[:300])
-        for event in failed.events:
-            _process_alone(event)
-        return len(failed.events)
-    _log_outcomes(events, started)
-    return seen
+
+    def __init__(self, deliveries: int = DELIVERIES_AT_A_TIME, waited: float = 0.0) -> None:
+        self._deliveries = deliveries
+        self._claims = EventClaims(waited)
+        self._subscribers = Subscribers()
+        # Organizations that the last round passed over: an event of theirs comes first in the next one.
+        self._overdue: frozenset[uuid.UUID] = frozenset()
+
+    def run_round(self, limit: int, skip: Collection[uuid.UUID] = ()) -> Round:
+        """Process up to `limit` accepted events that are due, and none of organizations in `skip`."""
+        started = time.perf_counter()
+        try:
+            result, processed = in_transaction(lambda: self._claim_and_process(limit, skip))
+        except _RoundFailed as failed:
+            log.warning("fan_out_batch_failed", events=len(failed.events), error=repr(failed.__cause__)[:300])
+            for event in failed.events:
+                self._process_alone(event)
+            return Round(len(failed.events), more=len(failed.events) >= limit)
+        self._overdue = result.passed_over
+        _log_outcomes(processed, started)
+        return result
+
+    def _claim_and_process(self, limit: int, skip: Collection[uuid.UUID]) -> tuple[Round, list[_Processed]]:
+        with claiming_cursor() as claiming, server_cursor() as other, pipelined():
+            # A crash that forgets this commit leaves the events accepted, and they are processed again.
+            other.execute("SET LOCAL synchronous_commit = off")
+            events = self._claims.claim(limit, skip, claiming)
+            if not events:
+                return Round(), []
+            other.execute(ANNOUNCE_FAN_OUT, (len(events),))
+        try:
+            processed = self._process(events)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            raise _RoundFailed(events) from error
+        done = {entry.event.id for entry in processed}
+        served = {entry.event.organization_id for entry in processed}
+        left = frozenset(event.organization_id for event in events if event.id not in done)
+        return Round(len(events), left, left - served, more=bool(left) or len(events) >= limit), processed
+
+    def _process(self, events: Sequence[AcceptedEvent]) -> list[_Processed]:
+        """Insert the deliveries of locked events, as many as a round may; the other events stay accepted."""
+        with server_cursor() as inserting, server_cursor() as other:
+            with pipelined():
+                chosen, wanted = self._insert(events, inserting, other)
+            inserted = inserting.rowcount  # a closed cursor has forgotten it
+        # Without a conflict every delivery is new; with one, only a round of one event can tell whose it was.
+        new = not wanted or inserted == wanted or len(chosen) > 1
+        return [_Processed(event, new or not deliveries) for event, deliveries in chosen]
+
+    def _insert(
+        self, events: Sequence[AcceptedEvent], inserting: psycopg.Cursor[object], other: psycopg.Cursor[object]
+    ) -> tuple[list[tuple[AcceptedEvent, int]], int]:
+        """Send the statements; return the events of this round, each with its number of deliveries, and the sum."""
+        matchers = self._subscribers.matchers({event.organization_id for event in events})
+        wanting = {
+            event.id: matchers[event.organization_id].match(event.type) if event.organization_id in matchers else []
+            for event in events
+        }
+        chosen = choose_events(
+            events, {event_id: len(found) for event_id, found in wanting.items()}, self._deliveries, self._overdue
+        )
+        deliveries = NewDeliveries()
+        for event in chosen:
+            for subscription in wanting[event.id]:
+                deliveries.add(event.organization_id, [event.id], subscription.subscription_id, subscription.is_active)
+        delay = settings.DELIVERY_RETRY_SCHEDULE[0]
+        deliveries.insert(delay, inserting)
+        other.execute(MARK_PROCESSED, ([event.id for event in chosen],))
+        deliveries.mark_queues(delay, other)
+        return [(event, len(wanting[event.id])) for event in chosen], len(deliveries)
+
+    def _process_alone(self, event: AcceptedEvent) -> None:
+        """Process one event of a failed round in its own transaction; count a failure against it alone."""
+        started = time.perf_counter()
+
+        def again() -> list[_Processed]:
+            with server_cursor() as cursor:
+                cursor.execute(
+                    "SELECT 1 FROM events_event WHERE id = %s AND status = 'accepted' FOR UPDATE SKIP LOCKED",
+                    (event.id,),
+                )
+                if cursor.fetchone() is None:
+                    return []
+            return self._process([event])
+
+        try:
+            _log_outcomes(in_transaction(again), started)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            _count_failure(event, error, started)
 
 
-def _claim_and_process(limit: int) -> tuple[int, list[tuple[AcceptedEvent, bool]]]:
-    with server_cursor(class_row(AcceptedEvent)) as claiming, server_cursor() as other, pipelined():
-        # A crash that forgets this commit leaves the events accepted, and they are processed again.
-        other.execute("SET LOCAL synchronous_commit = off")
-        events = claiming.execute(CLAIM_ACCEPTED, (limit,)).fetchall()
-        if not events:
-            return 0, []
-        other.execute(ANNOUNCE_FAN_OUT, (len(events),))
-    try:
-        done = _process(events)
-    except Exception as error:
-        if is_transient(error):
-            raise
-        raise _BatchFailed(events) from error
-    return len(events) if len(done) == len(events) else limit, done
+def choose_events(
+    events: Sequence[AcceptedEvent],
+    wanted: dict[uuid.UUID, int],
+    most: int,
+    overdue: Collection[uuid.UUID] = (),
+) -> list[AcceptedEvent]:
+    """Return the events of a round that makes about `most` deliveries.
 
+    wanted: how many deliveries each event has.  overdue: organizations that an earlier round passed over.
 
-def _process(events: Sequence[AcceptedEvent]) -> list[tuple[AcceptedEvent, bool]]:
-    """Insert the deliveries of locked events; return each event with whether any of its deliveries was new.
-
-    Stops before the first event that would make it more than DELIVERIES_AT_A_TIME; that one and those after it
-    aren't returned, and stay accepted.
+    Organizations share the round evenly, and what one doesn't use is the others'.  Those that want least come first,
+    so that an event with a thousand subscriptions doesn't hold up one with a single subscription; but an overdue one
+    comes first of all for one event, so that it is never put off for good.  Each organization's events stay in order.
     """
-    with server_cursor() as inserting, server_cursor() as other:
-        with pipelined():
-            wanted_by, wanted = _insert(events, inserting, other)
-        inserted = inserting.rowcount  # a closed cursor has forgotten it
-    # Without a conflict every delivery is new; with one, only a batch of one can tell whose it was.
-    new = not wanted or inserted == wanted or len(wanted_by) > 1
-    return [(event, new or not count) for event, count in zip(events, wanted_by, strict=False)]
-
-
-def _insert(
-    events: Sequence[AcceptedEvent], inserting: psycopg.Cursor[object], other: psycopg.Cursor[object]
-) -> tuple[list[int], int]:
-    """Send the statements; return how many deliveries each of the first events has, and all of them together."""
-    matchers = _load_matchers({event.organization_id for event in events})
-    deliveries = NewDeliveries()
-    wanted_by: list[int] = []
+    by_organization: dict[uuid.UUID, list[AcceptedEvent]] = defaultdict(list)
     for event in events:
-        matcher = matchers.get(event.organization_id)
-        wanting = matcher.match(event.type) if matcher is not None else []
-        if deliveries and len(deliveries) + len(wanting) > DELIVERIES_AT_A_TIME:
-            break
-        wanted_by.append(len(wanting))
-        for subscription in wanting:
-            deliveries.add(event.organization_id, [event.id], subscription.subscription_id, subscription.is_active)
-    delay = settings.DELIVERY_RETRY_SCHEDULE[0]
-    deliveries.insert(delay, inserting)
-    other.execute(MARK_PROCESSED, ([event.id for event in events[: len(wanted_by)]],))
-    deliveries.mark_queues(delay, other)
-    return wanted_by, len(deliveries)
+        by_organization[event.organization_id].append(event)
+    totals = {key: sum(wanted[event.id] for event in waiting) for key, waiting in by_organization.items()}
+    order = sorted(by_organization, key=lambda key: (key not in overdue, totals[key]))
+    chosen: list[AcceptedEvent] = []
+    left = most if len(order) == 1 else max(1, most // SHARED_ROUND)
+    for position, key in enumerate(order):
+        share = left if len(order) == 1 else left // (len(order) - position)
+        used = 0
+        for number, event in enumerate(by_organization[key]):
+            is_its_turn = number == 0 and (key in overdue or not chosen)
+            if used + wanted[event.id] > share and not is_its_turn:
+                break
+            chosen.append(event)
+            used += wanted[event.id]
+        left = max(0, left - used)
+    return chosen
 
 
-def _load_matchers(organization_ids: set[uuid.UUID]) -> dict[uuid.UUID, Matcher]:
-    found: dict[uuid.UUID, list[SubscribedTypes]] = defaultdict(list)
-    rows = Subscription.objects.filter(organization_id__in=organization_ids, deleted_at=None).order_by("id")
-    for organization_id, subscription_id, event_types, is_active in rows.values_list(
-        "organization_id", "id", "event_types", "is_active"
-    ):
-        found[organization_id].append(SubscribedTypes(subscription_id, tuple(event_types), is_active))
-    return {organization_id: Matcher(subscribed) for organization_id, subscribed in found.items()}
+_default: FanOut | None = None
 
 
-def _process_alone(event: AcceptedEvent) -> None:
-    """Process one event of a failed batch in its own transaction; count a failure against it alone."""
-    started = time.perf_counter()
-
-    def again() -> list[tuple[AcceptedEvent, bool]]:
-        with server_cursor() as cursor:
-            cursor.execute(
-                "SELECT 1 FROM events_event WHERE id = %s AND status = 'accepted' FOR UPDATE SKIP LOCKED", (event.id,)
-            )
-            if cursor.fetchone() is None:
-                return []
-        return _process([event])
-
-    try:
-        _log_outcomes(in_transaction(again), started)
-    except Exception as error:
-        if is_transient(error):
-            raise
-        _count_failure(event, error, started)
+def fan_out_batch(limit: int) -> int:
+    """Run one round; return how many events it claimed, or `limit` if more may wait.  For one thread."""
+    global _default
+    _default = _default or FanOut()
+    result = _default.run_round(limit)
+    return limit if result.more else result.seen
 
 
 def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> None:
@@ -193,15 +250,15 @@ def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> No
     )
 
 
-def _log_outcomes(events: Sequence[tuple[AcceptedEvent, bool]], started: float) -> None:
-    """Log one line for each event; its duration is the batch's, which is how long it took."""
+def _log_outcomes(processed: Sequence[_Processed], started: float) -> None:
+    """Log one line for each event; its duration is the round's, which is how long it took."""
     duration_ms = round((time.perf_counter() - started) * 1000, 3)
-    for event, new in events:
+    for entry in processed:
         log.info(
             "event_processed",
-            outcome="persisted" if new else "already_exists",
-            event_id=str(event.id),
-            organization_id=str(event.organization_id),
-            type=event.type,
+            outcome="persisted" if entry.is_new else "already_exists",
+            event_id=str(entry.event.id),
+            organization_id=str(entry.event.organization_id),
+            type=entry.event.type,
             duration_ms=duration_ms,
         )

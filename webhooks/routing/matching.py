@@ -8,7 +8,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cachetools import LRUCache
+
 EVERYTHING = "*"
+# Event types whose subscriptions are remembered; a producer may invent any number of them.
+REMEMBERED_TYPES = 1_000
 PATTERN = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*(\.\*)?")
 
 
@@ -39,7 +43,7 @@ class Matcher:
         self._everything: list[SubscribedTypes] = []
         self._exact: dict[str, list[SubscribedTypes]] = defaultdict(list)
         self._prefix: dict[str, list[SubscribedTypes]] = defaultdict(list)
-        self._found: dict[str, list[SubscribedTypes]] = {}
+        self._found: LRUCache[str, list[SubscribedTypes]] = LRUCache(REMEMBERED_TYPES)
         for subscription in subscriptions:
             for pattern in subscription.event_types:
                 if pattern == EVERYTHING:

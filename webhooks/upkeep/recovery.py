@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import random
 import time
 import uuid
 
@@ -64,9 +65,7 @@ def advance_all(seconds: float) -> None:
     One that raises is left where it is, and holds up no other.
     """
     ends = time.monotonic() + seconds
-    running = BulkRun.objects.filter(state=BulkRun.State.RUNNING, kind=BulkRun.Kind.RECOVER)
-    # In no order: everyone's turn comes, however many there are.
-    waiting = list(running.order_by("?").values_list("id", flat=True)[:RECOVERIES_AT_A_TIME])
+    waiting = _one_of_each_organization()
     while waiting:
         run_id = waiting.pop(0)
         try:
@@ -80,6 +79,16 @@ def advance_all(seconds: float) -> None:
             waiting.append(run_id)
         if time.monotonic() >= ends:
             return
+
+
+def _one_of_each_organization() -> list[uuid.UUID]:
+    """Return running recoveries, one for each organization, in no order: everyone has a turn."""
+    running = BulkRun.objects.filter(state=BulkRun.State.RUNNING, kind=BulkRun.Kind.RECOVER)
+    runs = list(running.values_list("organization_id", "id"))
+    random.shuffle(runs)
+    chosen = list(dict(runs).values())
+    random.shuffle(chosen)
+    return chosen[:RECOVERIES_AT_A_TIME]
 
 
 def _step(run: BulkRun, rows: int) -> None:

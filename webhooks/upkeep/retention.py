@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import time
 import uuid
-from dataclasses import dataclass, field
+from collections import deque
+from dataclasses import dataclass
 
 from psycopg.rows import class_row
 
@@ -121,10 +122,9 @@ class Purged:
 
 @dataclass
 class _Pass:
-    """A walk over all that is old enough: the organizations still to come, and the place in the first."""
+    """A walk over all that is old enough: the organizations still to come, in turn, and the place in each."""
 
-    organizations: list[uuid.UUID]
-    place: _Place = field(default=_START)
+    places: deque[tuple[uuid.UUID, _Place]]
 
 
 class Purge:
@@ -169,18 +169,18 @@ class Purge:
         if self._pass is None:
             with server_cursor() as cursor:
                 found = cursor.execute(_FIND_ORGANIZATIONS_WITH_EXPIRED).fetchall()
-            self._pass = _Pass([row[0] for row in found])
-        if not self._pass.organizations:
+            self._pass = _Pass(deque((row[0], _START) for row in found))
+        if not self._pass.places:
             self._pass = None
             return True
-        organization, place = self._pass.organizations[0], self._pass.place
+        organization, place = self._pass.places[0]
         following, events, deliveries, attempts = in_transaction(lambda: _purge_events(organization, place))
         total.events += events
         total.deliveries += deliveries
         total.attempts += attempts
-        if following is None:
-            self._pass.organizations.pop(0)
-        self._pass.place = following or _START
+        self._pass.places.popleft()
+        if following is not None:  # behind the others: one with millions of rows must not hold up their turn
+            self._pass.places.append((organization, following))
         return False
 
 

@@ -5,9 +5,13 @@ One worker at a time does it; a PostgreSQL advisory lock decides which.  None of
 
 from __future__ import annotations
 
+import random
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import structlog
 
@@ -21,12 +25,14 @@ from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 from webhooks.upkeep.retention import Purge
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 SWEEP_LOCK = 71_002
 PURGE_EVERY_SECONDS = 60.0
 QUEUE_REPAIR_SECONDS = 30.0
 PURGE_SLICE_SECONDS = 2.0
 RECOVERY_SLICE_SECONDS = 1.0
+RESYNC_SLICE_SECONDS = 1.0
 
 
 @contextmanager
@@ -98,7 +104,23 @@ def _expire_leases() -> None:
 
 
 def _resync_queues() -> None:
+    """Bring deliveries in line with their subscriptions for a while, a chunk of each queue, organizations in turn."""
+    ends = time.monotonic() + RESYNC_SLICE_SECONDS
+    marked = list(SubscriptionQueue.objects.filter(needs_resync=True).values_list("organization_id", "pk"))
     # In no order: queues with much to do, or that can't be done, must not be the first ones every time.
-    marked = SubscriptionQueue.objects.filter(needs_resync=True).order_by("?").values_list("pk", flat=True)
-    for subscription_id in list(marked[:100]):
+    random.shuffle(marked)
+    for subscription_id in take_turns(marked):
         _part("resync of a queue", lambda queue=subscription_id: resync(queue))  # type: ignore[misc]
+        if time.monotonic() >= ends:
+            return
+
+
+def take_turns(owned: Iterable[tuple[uuid.UUID, T]]) -> Iterator[T]:
+    """Return the second of each pair: first one of every owner, then a second one of every owner, and so on."""
+    by_owner: dict[uuid.UUID, list[T]] = defaultdict(list)
+    for owner, item in owned:
+        by_owner[owner].append(item)
+    for position in range(max(map(len, by_owner.values()), default=0)):
+        for items in by_owner.values():
+            if position < len(items):
+                yield items[position]

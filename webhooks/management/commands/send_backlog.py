@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -12,7 +13,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand
 
 from core.process import lower_priority, prepare
-from webhooks.dispatch.backlog_sender import HEARTBEAT, HEARTBEAT_SECONDS, READY
+from webhooks.dispatch.backlog_fan_out import BacklogFanOut
+from webhooks.dispatch.backlog_sender import DUE, HEARTBEAT, HEARTBEAT_SECONDS, READY
 from webhooks.dispatch.claim import QueueFilter
 from webhooks.dispatch.sender import Sender
 
@@ -38,6 +40,15 @@ class Command(BaseCommand):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's, which then closes our stdin
         sender.start()
         sender.wake()
+
+        def deliveries_due() -> None:
+            sender.wake()
+            with contextlib.suppress(OSError):  # the worker is gone, which the loop below notices
+                os.write(sys.stdout.fileno(), DUE)
+
+        fan_out = BacklogFanOut(deliveries_due)
+        fan_out.start()
+        fan_out.wake()
         says = READY
         while not told_to_stop:
             try:
@@ -51,4 +62,6 @@ class Command(BaseCommand):
                 if not os.read(sys.stdin.fileno(), 4096):
                     break
                 sender.wake()
+                fan_out.wake()
+        fan_out.stop()
         sender.stop(settings.WORKER_SHUTDOWN_GRACE)

@@ -1,0 +1,81 @@
+"""Claiming accepted events for a fan-out: fair between organizations, however many events one of them has waiting."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.rows import class_row
+
+from core.db import server_cursor
+
+# A fan-out looks at no more organizations than this; the next one goes on behind the last of them.
+ORGANIZATIONS_AT_A_TIME = 50
+NOBODY = uuid.UUID(int=0)
+
+# Jumps from one organization to the next through the index of accepted events, so that it costs what organizations
+# are waiting and not what events are.  Each of them gives the same number of events, the oldest first.
+CLAIM_ACCEPTED = """
+WITH RECURSIVE waiting AS (
+    (SELECT organization_id, 1 AS number FROM events_event
+     WHERE status = 'accepted' AND organization_id > %(after)s AND organization_id <> ALL(%(skip)s::uuid[])
+     ORDER BY organization_id LIMIT 1)
+    UNION ALL
+    (SELECT (SELECT e.organization_id FROM events_event e
+             WHERE e.status = 'accepted' AND e.organization_id > waiting.organization_id
+               AND e.organization_id <> ALL(%(skip)s::uuid[])
+             ORDER BY e.organization_id LIMIT 1), number + 1
+     FROM waiting WHERE waiting.organization_id IS NOT NULL AND number < %(organizations)s)
+), turn AS (
+    SELECT organization_id FROM waiting WHERE organization_id IS NOT NULL
+)
+SELECT e.id, e.organization_id, e.type, (SELECT count(*) FROM turn) AS organizations
+FROM turn CROSS JOIN LATERAL (
+    SELECT id, organization_id, type FROM events_event
+    WHERE organization_id = turn.organization_id AND status = 'accepted'
+      AND due_at <= statement_timestamp() - make_interval(secs => %(waited)s)
+    ORDER BY due_at LIMIT greatest(1, %(events)s / (SELECT count(*) FROM turn))
+    FOR UPDATE SKIP LOCKED
+) AS e
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedEvent:
+    """An event whose row this transaction has locked.  organizations: how many had events waiting."""
+
+    id: uuid.UUID
+    organization_id: uuid.UUID
+    type: str
+    organizations: int = 1
+
+
+class EventClaims:
+    """Claims events for one thread, organization after organization.  waited: only events that have waited so long."""
+
+    def __init__(self, waited: float = 0.0) -> None:
+        self._waited = waited
+        self._after = NOBODY
+
+    def claim(
+        self, limit: int, skip: Collection[uuid.UUID], cursor: psycopg.Cursor[AcceptedEvent]
+    ) -> list[AcceptedEvent]:
+        """Lock up to `limit` events that are due, and return them; none of organizations in `skip`."""
+        parameters = {
+            "after": self._after,
+            "skip": list(skip),
+            "organizations": ORGANIZATIONS_AT_A_TIME,
+            "waited": self._waited,
+            "events": limit,
+        }
+        events = cursor.execute(CLAIM_ACCEPTED, parameters).fetchall()
+        went_round = not events or events[0].organizations < ORGANIZATIONS_AT_A_TIME
+        self._after = NOBODY if went_round else max(event.organization_id for event in events)
+        return events
+
+
+def claiming_cursor() -> psycopg.Cursor[AcceptedEvent]:
+    """Return a cursor for `EventClaims.claim`."""
+    return server_cursor(class_row(AcceptedEvent))
