@@ -86,6 +86,12 @@ class SubscriptionQueue(models.Model):
     consecutive_failures = models.IntegerField(default=0)
     breaker_trips = models.IntegerField(default=0, help_text="How often in a row the circuit opened.")
     failing_since = models.DateTimeField(null=True)
+    recent_failures = ArrayField(
+        models.DateTimeField(),
+        default=list,
+        db_default=[],
+        help_text="When the last attempts failed, as many as the retry schedule holds; empty after a success.",
+    )
     last_success_at = models.DateTimeField(null=True)
     last_claimed_at = models.DateTimeField(db_default=Now())
     rate_reserved_until = models.DateTimeField(null=True, help_text="Rate limit: theoretical arrival time (GCRA).")

@@ -20,7 +20,10 @@ from core.db import server_cursor
 
 @dataclass(frozen=True, slots=True)
 class LockedQueue:
-    """A queue's state under its lock.  paused_for and failing_for in seconds; failing_for is None when it isn't."""
+    """A queue's state under its lock.  paused_for and failing_for in seconds; failing_for is None when it isn't.
+
+    failures_in_period: recent failures within DISABLE_AFTER_FAILING_FOR.
+    """
 
     subscription_id: uuid.UUID
     accepts_deliveries: bool
@@ -30,6 +33,7 @@ class LockedQueue:
     breaker_trips: int
     paused_for: float
     failing_for: float | None
+    failures_in_period: int
     max_in_flight: int
     is_full: bool
 
@@ -39,6 +43,8 @@ SELECT q.subscription_id, q.accepts_deliveries, s.deleted_at IS NOT NULL AS is_d
        q.consecutive_failures, q.breaker_trips,
        coalesce(greatest(0, extract(epoch FROM q.paused_until - clock_timestamp())), 0)::float8 AS paused_for,
        extract(epoch FROM clock_timestamp() - q.failing_since)::float8 AS failing_for,
+       (SELECT count(*) FROM unnest(q.recent_failures) AS failed_at
+        WHERE failed_at >= clock_timestamp() - make_interval(secs => %(failing_period)s)) AS failures_in_period,
        coalesce(s.max_in_flight, %(max_in_flight)s) AS max_in_flight,
        q.in_flight >= least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) AS is_full
 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
@@ -76,7 +82,11 @@ def lock_queues(
     ids = list(subscription_ids)
     if not ids:
         return {}
-    parameters = {"ids": ids, "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION}
+    parameters = {
+        "ids": ids,
+        "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION,
+        "failing_period": settings.DISABLE_AFTER_FAILING_FOR,
+    }
     if cursor is not None:
         rows = cursor.execute(_LOCK_QUEUES, parameters).fetchall()
     else:

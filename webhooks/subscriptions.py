@@ -95,6 +95,7 @@ def _forgive(subscription_id: uuid.UUID) -> None:
         breaker_trips=0,
         consecutive_failures=0,
         failing_since=None,
+        recent_failures=[],
         concurrency_window=settings.INITIAL_CONCURRENCY_WINDOW,
     )
 

@@ -429,7 +429,8 @@ def test_retry_after_is_honored_within_bounds_for_the_whole_subscription(
     queue = queue_of(delivery.subscription)
     assert delivery.next_attempt_at is not None
     waits = (delivery.next_attempt_at - attempt.started_at).total_seconds()
-    assert waits >= max(600, least)  # the schedule's own delay is the least
+    # The schedule's own delay is the least; the two times are of two clocks, some milliseconds apart.
+    assert waits >= max(600, least) - 1
     if least:
         assert queue.paused_until is not None
         paused = (queue.paused_until - attempt.started_at).total_seconds()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, queue_of, result, statuses, subscribe
@@ -190,6 +191,7 @@ def test_failures_for_long_enough_disable_the_subscription_and_a_success_starts_
     organization: Organization, settings: Any
 ) -> None:
     settings.DISABLE_AFTER_FAILING_FOR = 3600.0
+    settings.DELIVERY_RETRY_SCHEDULE = (0.0, 5.0)
     subscription = subscribe(organization)
     accept(organization, 4)
     taken = claim(10).deliveries
@@ -199,6 +201,7 @@ def test_failures_for_long_enough_disable_the_subscription_and_a_success_starts_
     subscription.refresh_from_db()
     assert subscription.is_active
     assert queue_of(subscription).failing_since is None
+    assert queue_of(subscription).recent_failures == []
     record_results([result(taken[2], 500)])
     SubscriptionQueue.objects.update(failing_since=Now() - datetime.timedelta(hours=2))
     record_results([result(taken[3], failure=Failure.TIMEOUT, status=None)])
@@ -206,6 +209,71 @@ def test_failures_for_long_enough_disable_the_subscription_and_a_success_starts_
     assert not subscription.is_active
     assert subscription.disabled_reason == "Every delivery failed for 0.1 days."
     assert not queue_of(subscription).accepts_deliveries
+
+
+def test_failures_of_long_ago_do_not_let_the_first_one_after_a_silence_disable_the_subscription(
+    organization: Organization, settings: Any
+) -> None:
+    settings.DISABLE_AFTER_FAILING_FOR = 3600.0
+    settings.DELIVERY_RETRY_SCHEDULE = (0.0, 5.0, 5.0)
+    settings.BREAKER_THRESHOLD = 0
+    subscription = subscribe(organization)
+    SubscriptionQueue.objects.update(concurrency_window=100)
+    accept(organization, 7)
+    taken = claim(10).deliveries
+    for claimed in taken[:4]:
+        record_results([result(claimed, 500)])
+    assert len(queue_of(subscription).recent_failures) == 3  # as many as the schedule holds
+    long_ago = timezone.now() - datetime.timedelta(hours=2)
+    SubscriptionQueue.objects.update(failing_since=long_ago, recent_failures=[long_ago] * 3)
+    for claimed, still_active in zip(taken[4:], [True, True, False], strict=True):
+        record_results([result(claimed, 500)])
+        subscription.refresh_from_db()
+        assert subscription.is_active is still_active
+
+
+def test_a_late_result_says_nothing_about_the_delivery_or_its_endpoint(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    accept(organization)
+    (late,) = claim(10).deliveries
+    Delivery.objects.update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
+    expire()
+    (good,) = claim(10).deliveries
+    record_results([result(good)])
+    before = queue_of(subscription)
+    record_results([result(late, 410, body="gone")])
+    delivery = Delivery.objects.get()
+    assert (delivery.status, delivery.last_status_code, delivery.last_error) == ("delivered", 200, "")
+    after = queue_of(subscription)
+    assert (after.consecutive_failures, after.failing_since, after.accepts_deliveries) == (0, None, True)
+    assert after.concurrency_window == before.concurrency_window
+    assert DeliveryAttempt.objects.filter(status_code=410).count() == 1
+
+
+def test_the_breaker_opens_while_the_endpoint_s_retry_after_runs(organization: Organization, settings: Any) -> None:
+    settings.BREAKER_THRESHOLD = 3
+    subscription = subscribe(organization)
+    SubscriptionQueue.objects.update(concurrency_window=100)
+    accept(organization, 4)
+    for claimed in claim(10).deliveries:
+        record_results([result(claimed, 503, retry_after="30")])
+    assert queue_of(subscription).breaker_trips == 1
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.5])
+def test_a_retry_is_spread_by_the_jitter_of_the_settings(
+    organization: Organization, settings: Any, jitter: float
+) -> None:
+    settings.DELIVERY_RETRY_SCHEDULE = (0.0, 10_000.0)
+    settings.DELIVERY_RETRY_JITTER = jitter
+    settings.BREAKER_THRESHOLD = 0
+    subscribe(organization)
+    SubscriptionQueue.objects.update(concurrency_window=100)
+    accept(organization, 40)
+    record_results([result(claimed, 500) for claimed in claim(100).deliveries])
+    times = sorted(Delivery.objects.values_list("next_attempt_at", flat=True))
+    spread = (times[-1] - times[0]).total_seconds()
+    assert spread < 60 if jitter == 0.0 else spread > 1_000
 
 
 @pytest.mark.parametrize(("status", "becomes"), [(200, "delivered"), (500, "cancelled"), (410, "cancelled")])

@@ -82,11 +82,17 @@ UPDATE webhooks_subscriptionqueue q SET
     breaker_trips = v.trips,
     paused_until = CASE WHEN v.pause > 0 THEN clock_timestamp() + make_interval(secs => v.pause) END,
     failing_since = CASE WHEN v.failing THEN coalesce(q.failing_since, clock_timestamp()) END,
+    recent_failures = (
+        SELECT failures[greatest(1, cardinality(failures) - %(failures_kept)s + 1):]
+        FROM (SELECT CASE WHEN v.succeeded THEN '{}' ELSE q.recent_failures END
+                     || array_fill(clock_timestamp(), ARRAY[v.new_failures])) AS kept(failures)
+    ),
     last_success_at = CASE WHEN v.succeeded THEN clock_timestamp() ELSE q.last_success_at END,
     next_due_at = least(q.next_due_at, to_timestamp(v.due))
 FROM unnest(%(queues)s::uuid[], %(finished)s::int[], %(windows)s::int[], %(failures)s::int[], %(trips)s::int[],
-            %(pauses)s::float8[], %(failing)s::bool[], %(succeeded)s::bool[], %(due)s::float8[])
-     AS v(subscription_id, finished, win, failures, trips, pause, failing, succeeded, due)
+            %(pauses)s::float8[], %(failing)s::bool[], %(new_failures)s::int[], %(succeeded)s::bool[],
+            %(due)s::float8[])
+     AS v(subscription_id, finished, win, failures, trips, pause, failing, new_failures, succeeded, due)
 WHERE q.subscription_id = v.subscription_id
 """
 
@@ -100,6 +106,8 @@ class _QueueUpdate:
             queue.concurrency_window, queue.consecutive_failures, queue.breaker_trips, queue.paused_for
         )
         self.failing_for = queue.failing_for
+        self.failures_in_period = queue.failures_in_period
+        self.new_failures = 0
         self.is_failing = queue.failing_for is not None
         self.succeeded = False
         self.retry_after = 0.0
@@ -122,15 +130,20 @@ class _QueueUpdate:
             if outcome.succeeded:
                 self.health = after_success(self.health, policy, self.queue.max_in_flight)
                 self.succeeded, self.is_failing, self.failing_for = True, False, None
+                self.failures_in_period = self.new_failures = 0
                 continue
             self.health = after_failure(self.health, policy, outcome.is_overload)
             self.is_failing = True
+            self.failures_in_period += 1
+            self.new_failures += 1
             asked = retry_after_seconds(outcome, result.started_at, settings.RETRY_AFTER_MAX)
             self.retry_after = max(self.retry_after, asked or 0.0)
             if outcome.is_gone:
                 self.disable_reason = GONE
         failing_for = self.failing_for or 0.0
-        if self.is_failing and failing_for >= settings.DISABLE_AFTER_FAILING_FOR:
+        # An endpoint that was left in peace for days is not disabled by the first failure after that.
+        is_persistent = self.failures_in_period >= len(settings.DELIVERY_RETRY_SCHEDULE)
+        if self.is_failing and is_persistent and failing_for >= settings.DISABLE_AFTER_FAILING_FOR:
             self.disable_reason = self.disable_reason or f"Every delivery failed for {failing_for / 86400:.1f} days."
         self.health = replace(self.health, window=min(self.health.window, max(self.queue.max_in_flight, 1)))
 
@@ -281,10 +294,13 @@ def _attempt_columns(
     }
 
 
-def _queue_columns(queues: Mapping[uuid.UUID, _QueueUpdate]) -> dict[str, list[object]]:
+def _queue_columns(queues: Mapping[uuid.UUID, _QueueUpdate]) -> dict[str, object]:
     """Return the parameters of _UPDATE_QUEUES."""
     updates = queues.values()
+    kept = len(settings.DELIVERY_RETRY_SCHEDULE)
     return {
+        "failures_kept": kept,
+        "new_failures": [min(update.new_failures, kept) for update in updates],
         "queues": list(queues),
         "finished": [update.finished for update in updates],
         "windows": [update.health.window for update in updates],
