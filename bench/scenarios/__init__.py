@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.figures import Figure
-from bench.scenarios import bigtables, churn, delivery, fairness, fanout, ingestion, latency, memory, plainrq, scaling
+from bench.scenarios import (
+    bigtables,
+    churn,
+    delivery,
+    fairness,
+    fanout,
+    ingestion,
+    latency,
+    memory,
+    neighbors,
+    plainrq,
+    scaling,
+)
 from bench.stack import Stack
 
 SCENARIOS: dict[str, Callable[[Stack], list[Figure]]] = {
@@ -18,6 +30,7 @@ SCENARIOS: dict[str, Callable[[Stack], list[Figure]]] = {
     "plain-rq": plainrq.plain_rq,
     "half-hanging": fairness.half_hanging,
     "backlog": fairness.backlog,
+    "greedy-neighbor": neighbors.greedy_neighbor,
     "big-tables": bigtables.big_tables,
     "churn": churn.churn,
     "workers": scaling.two_workers,

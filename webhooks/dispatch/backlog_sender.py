@@ -67,6 +67,11 @@ class BacklogSender:
         self._waiting_for_room: set[uuid.UUID] = set()
         self.is_ready = False
 
+    @property
+    def is_running(self) -> bool:
+        """Tell whether the process runs, or is being started."""
+        return self._task is not None
+
     def start(self) -> None:
         """Start the process unless it runs, or ended a moment ago; it is ready some time later."""
         if self._task is None and not self._closed and time.monotonic() >= self._start_again_at:

@@ -107,12 +107,12 @@ class Sender:
     def take_over_fan_out(self) -> bool:
         """Start the backlog sender's process or wake it, because a fan-out left events behind; tell whether it runs.
 
-        False means that the caller has to go on with those events itself.
+        False means that the caller has to go on with those events itself; True may also mean that it is starting.
         """
         if not self._with_backlog_sender or not self.is_alive:
             return False
         self._call(self._start_backlog_sender)
-        return self._backlog_sender.is_ready
+        return self._backlog_sender.is_running
 
     def has_room(self) -> bool:
         """Tell whether this sender could take more now."""

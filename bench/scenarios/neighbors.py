@@ -1,0 +1,91 @@
+"""What a greedy organization, within its limits, costs another."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import urllib.error
+import urllib.request
+
+from bench.client import Outcome
+from bench.figures import Figure
+from bench.load import Load, send
+from bench.receiver import ReceiverProcess
+from bench.stack import Stack, Tenant
+from bench.stats import percentile
+
+SUBSCRIPTIONS = 985
+BATCHES = 5
+BATCH_EVENTS = 1_000
+RATE = 50.0
+SECONDS = 20
+# The first batch makes the worker start its second process; what is measured is life beside the neighbor.
+SETTLE_SECONDS = 4.0
+
+
+def greedy_neighbor(stack: Stack) -> list[Figure]:
+    """985 subscriptions of one organization to one type and batches of 1,000 events, beside another's 50 events/s."""
+    stack.reset()
+    greedy, quiet = stack.tenant("Greedy"), stack.tenant("Quiet")
+    with ReceiverProcess(stack.logs / "receiver.log") as receiver, stack.web() as web, stack.worker():
+        for number in range(SUBSCRIPTIONS):
+            stack.subscribe(greedy, receiver.url(f"/slow/100/greedy-{number}"), ["greedy.event"])
+        stack.subscribe(quiet, receiver.url("/ok/quiet"), ["quiet.event"])
+        load = Load(web.url, quiet.key, int(RATE * SECONDS), 50, RATE, types=("quiet.event",))
+        send(load)
+        _wait_until_quiet(stack, quiet)
+        receiver.take()
+        alone_outcome = send(load)
+        _wait_until_quiet(stack, quiet)
+        alone = percentile(stack.arrival_times(receiver.take(), "/ok/quiet"), 0.95)
+        answers: list[int] = []
+        greed = threading.Thread(target=_post_batches, args=(web.url, greedy, answers), daemon=True)
+        greed.start()
+        time.sleep(SETTLE_SECONDS)
+        beside_outcome = send(load)
+        _wait_until_quiet(stack, quiet)
+        greed.join(60)
+        left = stack.sql(
+            "SELECT (SELECT count(*) FROM events_event WHERE status = 'accepted'),"
+            " (SELECT count(*) FROM webhooks_delivery WHERE status = 'pending')"
+        )[0]
+        times = stack.arrival_times(receiver.take(), "/ok/quiet")
+    beside = percentile(times, 0.95)
+    name = "greedy-neighbor"
+    return [
+        Figure(name, "accept to received p95, alone", alone, "ms"),
+        Figure(name, "the same beside the greedy neighbor", beside, "ms"),
+        Figure(name, "ratio of the two", beside / alone, "", "<= 2"),
+        Figure(name, "the slowest beside it", max(times), "ms"),
+        Figure(
+            name, "POSTs of the quiet one that were not accepted", _refused(alone_outcome, beside_outcome), "", "= 0"
+        ),
+        Figure(name, "batches of the greedy one that were accepted", sum(status == 202 for status in answers), ""),
+        Figure(name, "its events and deliveries that still wait", sum(left), "", "> 0"),
+    ]
+
+
+def _refused(*outcomes: Outcome) -> int:
+    return sum(outcome.requests - outcome.statuses[202] for outcome in outcomes)
+
+
+def _wait_until_quiet(stack: Stack, tenant: Tenant) -> None:
+    stack.wait_until(
+        "SELECT NOT EXISTS (SELECT 1 FROM events_event WHERE organization_id = %s AND status = 'accepted')"
+        " AND NOT EXISTS (SELECT 1 FROM webhooks_delivery WHERE organization_id = %s"
+        " AND status IN ('pending', 'delivering'))",
+        (tenant.id, tenant.id),
+    )
+
+
+def _post_batches(url: str, tenant: Tenant, answers: list[int]) -> None:
+    body = json.dumps([{"type": "greedy.event", "data": {"number": number}} for number in range(BATCH_EVENTS)]).encode()
+    headers = {"X-API-Key": tenant.key, "Content-Type": "application/json"}
+    for _ in range(BATCHES):
+        request = urllib.request.Request(f"{url}/api/events/batch", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                answers.append(response.status)
+        except urllib.error.HTTPError as error:
+            answers.append(error.code)
