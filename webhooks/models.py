@@ -264,3 +264,18 @@ class BulkRun(models.Model):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.id}"
+
+
+class TaskLease(models.Model):
+    """Which process does a task that one of them does at a time, and until when it has the task to itself.
+
+    A row and not an advisory lock: that belongs to a session, and a connection pooler in transaction mode, such as
+    PgBouncer, gives each transaction another session.
+    """
+
+    task = models.CharField(primary_key=True, max_length=40)
+    holder = models.UUIDField()
+    expires_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.task} held by {self.holder}"

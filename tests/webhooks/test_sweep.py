@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import threading
 from typing import Any
 
 import pytest
-from django.db import connection
 from django.db.models.functions import Now
 
 from events.ingest import ingest
@@ -16,9 +14,10 @@ from orgs.models import Organization
 from tests.webhooks.helpers import accept, in_threads, queue_of, statuses, subscribe
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.leases import expire, release
-from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
+from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue, TaskLease
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
-from webhooks.upkeep.sweep import SWEEP_LOCK, Sweep
+from webhooks.upkeep.sweep import SWEEP, Sweep
+from webhooks.upkeep.task_lease import Lease
 
 
 @pytest.mark.django_db
@@ -87,36 +86,28 @@ def test_one_worker_at_a_time_sweeps_and_events_are_announced_by_all(organizatio
     Delivery.objects.update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
     ingest(organization.id, NewEvent("a.b", "1", None))
     called: list[bool] = []
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", [SWEEP_LOCK])
-    in_threads(1, lambda _: Sweep(lambda: called.append(True)).run())
+    other = Lease(SWEEP)
+    assert other.take()
+    Sweep(lambda: called.append(True)).run()
     assert statuses() == ["delivering"]
     assert called == [True]
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_unlock(%s)", [SWEEP_LOCK])
-    in_threads(1, lambda _: Sweep(lambda: None).run())
+    other.give_back()
+    Sweep(lambda: None).run()
     assert statuses() == ["pending"]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_lock_goes_with_the_worker_that_held_it(organization: Organization) -> None:
-    def die_holding_it(number: int) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_lock(%s)", [SWEEP_LOCK])
-            cursor.execute("SELECT pg_backend_pid()")
-            victims.append(cursor.fetchone()[0])
-            ready.wait(30)
-            with pytest.raises(Exception, match=r"terminat|closed"):
-                cursor.execute("SELECT pg_sleep(30)")
+def test_of_many_workers_at_once_one_gets_the_lease() -> None:
+    assert sum(in_threads(8, lambda _: Lease(SWEEP).take())) == 1
 
-    victims: list[int] = []
-    ready = threading.Barrier(2)
-    thread = threading.Thread(target=lambda: in_threads(1, die_holding_it))
-    thread.start()
-    ready.wait(30)
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_terminate_backend(%s)", victims)
-    thread.join(30)
+
+@pytest.mark.django_db(transaction=True)
+def test_the_lease_of_a_worker_that_died_is_taken_over_and_that_one_notices(organization: Organization) -> None:
+    dead = Lease(SWEEP)
+    assert dead.take()
+    assert dead.keep()
+    assert not Lease(SWEEP).take()
+    TaskLease.objects.update(expires_at=Now() - datetime.timedelta(seconds=1))
     subscribe(organization)
     accept(organization)
     claim(10)

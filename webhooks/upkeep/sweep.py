@@ -1,6 +1,6 @@
 """The sweep: what every worker looks after between jobs, so that a lost wake-up costs seconds.
 
-One worker at a time does it; a PostgreSQL advisory lock decides which.  None of it needs Redis.
+One worker at a time does it; a lease in the database decides which.  None of it needs Redis.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 import structlog
 
-from core.db import is_transient, server_cursor
+from core.db import is_transient
 from events.backlog import waiting_events
 from webhooks.dispatch import leases
 from webhooks.models import SubscriptionQueue
@@ -23,11 +22,12 @@ from webhooks.subscriptions import resync
 from webhooks.upkeep import recovery
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 from webhooks.upkeep.retention import Purge
+from webhooks.upkeep.task_lease import Lease
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
-SWEEP_LOCK = 71_002
+SWEEP = "sweep"
 PURGE_EVERY_SECONDS = 60.0
 QUEUE_REPAIR_SECONDS = 30.0
 PURGE_SLICE_SECONDS = 2.0
@@ -35,49 +35,44 @@ RECOVERY_SLICE_SECONDS = 1.0
 RESYNC_SLICE_SECONDS = 1.0
 
 
-@contextmanager
-def _only_one() -> Iterator[bool]:
-    """Hold the sweep's lock if it is free; it ends with the session, so no crash keeps it."""
-    with server_cursor() as cursor:
-        row = cursor.execute("SELECT pg_try_advisory_lock(%s)", (SWEEP_LOCK,)).fetchone()
-    held = bool(row and row[0])
-    try:
-        yield held
-    finally:
-        if held:
-            with server_cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s)", (SWEEP_LOCK,))
-
-
 class Sweep:
     """Remembers when its rarer parts ran last.  events_waiting: called when accepted events wait."""
 
     def __init__(self, events_waiting: Callable[[], None]) -> None:
         self._events_waiting = events_waiting
+        self._lease = Lease(SWEEP)
         self._purge = Purge()
         self._purged_at = time.monotonic()
         self._repaired_queues_at = float("-inf")
 
     def run(self) -> None:
         """Do one round.  Raises what the database raises; the next round starts afresh."""
-        with _only_one() as mine:
-            if mine:
+        if self._lease.take():
+            try:
                 self._tidy()
-        # Not under the lock: processing may take a while, and any worker can help.
+            finally:
+                self._lease.give_back()
+        # Not under the lease: processing may take a while, and any worker can help.
         if waiting_events(1):
             self._events_waiting()
 
     def _tidy(self) -> None:
-        _part("leases", _expire_leases)
-        _part("resync", _resync_queues)
-        _part("recoveries", lambda: recovery.advance_all(RECOVERY_SLICE_SECONDS))
+        """Do the parts in turn, as long as this process holds the lease."""
+        parts: list[tuple[str, Callable[[], object]]] = [
+            ("leases", _expire_leases),
+            ("resync", _resync_queues),
+            ("recoveries", lambda: recovery.advance_all(RECOVERY_SLICE_SECONDS)),
+        ]
         now = time.monotonic()
         if now - self._repaired_queues_at >= QUEUE_REPAIR_SECONDS:
             self._repaired_queues_at = now
-            _part("overdue queues", repair_next_due_at)
-            _part("miscounted queues", recount_in_flight)
+            parts += [("overdue queues", repair_next_due_at), ("miscounted queues", recount_in_flight)]
         if now - self._purged_at >= PURGE_EVERY_SECONDS:
-            _part("purge", self._purge_a_slice)
+            parts.append(("purge", self._purge_a_slice))
+        for name, work in parts:
+            if not self._lease.keep():
+                return  # the last part took so long that another worker does this now
+            _part(name, work)
 
     def _purge_a_slice(self) -> None:
         before, self._purged_at = self._purged_at, time.monotonic()
