@@ -1,10 +1,11 @@
 """Reads one HTTP/1.1 response out of bytes as they arrive, without any I/O (RFC 9110, RFC 9112).
 
-Why our own: the rules that matter to us are about what a reader must *not* do.  A final status line with valid
-headers is the outcome, so nothing that comes later may raise; everything before it is bounded by bytes, headers, and
-interim responses; and the reader must know whether the connection may carry another request.  h11 refuses a 2xx for
-framing that comes after its head and takes several times as long; httptools bounds nothing.  Where the two readings
-may not differ, the tests compare this one with h11.
+Why our own: the rules that matter here say what a reader must not do.  A final status line with valid headers is the
+outcome, so nothing that comes after it may raise; everything before it is bounded in bytes, headers, and interim
+responses; and the reader has to know whether the connection may carry another request.  h11 bounds the bytes of each
+message but not the number of messages, calls valid responses errors for what follows their heads, and takes four
+times as long.  httptools bounds nothing, and what it tolerates isn't ours to choose.  The tests compare this reader
+with h11, so that no connection is used again where the two disagree about where a response ends.
 """
 
 from __future__ import annotations
