@@ -6,22 +6,24 @@ import asyncio
 import contextlib
 import ipaddress
 import itertools
-import os
 import socket
 import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 
+from devstack.sockets import free_port
 from tests.security.listeners import Listener, Names, listen, proxy
 from tests.webhooks.helpers import raw_server, read_request
 from webhooks.destinations.http.client import HttpClient
+from webhooks.destinations.http.connect import open_socket
 from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.errors import ConnectFailed
+from webhooks.destinations.http.resolver import MAX_ADDRESSES
 from webhooks.destinations.outcome import Failure, Outcome
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -127,7 +129,6 @@ TARGETS = {
     "/x?": "/x?",
     "/x??a?b": "/x??a?b",
     "/a;b;c=d?e;f": "/a;b;c=d?e;f",
-    ";": "invalid",
     "/a+b%20c?d+e%20f": "/a+b%20c?d+e%20f",
     "/a|b^c`d{e}\"<f>": "/a|b^c`d{e}\"<f>",
     "/a[0]?b[]=c": "/a[0]?b[]=c",
@@ -135,7 +136,6 @@ TARGETS = {
     "/?http://other.example/@x": "/?http://other.example/@x",
     "/x#": "/x",
 }  # fmt: skip
-TARGETS.pop(";")
 
 
 def lines(listener: Listener) -> list[str]:
@@ -612,28 +612,20 @@ def test_idle_connections_are_closed_after_a_while(monkeypatch: pytest.MonkeyPat
     assert endpoint.connections == 2
 
 
-def test_nothing_is_left_open_after_closing_the_client() -> None:
-    def open_sockets() -> int:
-        return sum(os.path.islink(path) and os.readlink(path).startswith("socket:") for path in files())
+def test_closing_the_client_closes_its_connections() -> None:
+    ended = threading.Semaphore(0)
 
-    def files() -> list[str]:
-        return [str(path) for path in Path("/proc/self/fd").iterdir()]
-
-    async def work() -> int:
-        before = open_sockets()
-        client = HttpClient(Egress(timeout=20, body_bytes=1024, allowed_networks=LOOPBACK))
-        await asyncio.gather(*(client.send(f"http://127.0.0.1:{port}/", [], b"{}") for _ in range(5)))
-        await client.aclose()
-        await asyncio.sleep(0.01)
-        return open_sockets() - before
-
-    def silent(stream: socket.socket) -> None:
+    def respond(stream: socket.socket) -> None:
         while read_request(stream):
             stream.sendall(OK)
+        ended.release()
 
-    with raw_server(silent) as port:
-        # The endpoint's own halves live in this process, too, and go when it sees the end.
-        assert asyncio.run(work()) <= 5
+    async def send(client: HttpClient) -> None:
+        await asyncio.gather(*(client.send(f"http://127.0.0.1:{port}/", [], b"{}") for _ in range(5)))
+
+    with raw_server(respond) as port:
+        run(send)
+        assert all(ended.acquire(timeout=20) for _ in range(5))
 
 
 # --- names and addresses ------------------------------------------------------------------------------
@@ -664,15 +656,15 @@ def test_the_next_address_is_called_when_one_refuses_or_hangs(names: Any) -> Non
     assert [outcome.status_code for outcome in outcomes] == [200] * 6, outcomes
 
 
-def test_not_all_of_many_addresses_are_called(names: Any) -> None:
-    names.records["many.example"] = [f"127.0.1.{number}" for number in range(1, 30)]
-    with contextlib.ExitStack() as stack:
-        port = stack.enter_context(listen("127.0.0.1")).port
-        [outcome] = run(f"http://many.example:{port}/", dns_servers=(names.server,))
-        last = stack.enter_context(listen("127.0.1.29", port))
-        names.records["many.example"].sort()
-    assert outcome.failure is Failure.CONNECTION_REFUSED
-    assert last.connections == 0
+def test_not_all_of_many_addresses_are_called() -> None:
+    called: list[str] = []
+    of_4 = [f"127.0.1.{number}" for number in range(1, 30)]
+    of_6 = [f"::ffff:127.0.1.{number}" for number in range(1, 30)]
+    addresses = [ipaddress.ip_address(text) for text in of_4 + of_6]
+    with pytest.raises(ConnectFailed):
+        asyncio.run(open_socket(addresses, free_port(), lambda address, port: called.append(str(address))))
+    assert len(called) == 2 * MAX_ADDRESSES
+    assert set(called) == {str(address) for address in addresses[:MAX_ADDRESSES] + addresses[29 : 29 + MAX_ADDRESSES]}
 
 
 def test_addresses_are_remembered_for_their_time_and_asked_for_once(names: Any) -> None:
