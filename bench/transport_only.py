@@ -27,20 +27,20 @@ BODY = b'{"id":"0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e90","type":"order.created","da
 async def send(urls: list[str], requests: int, concurrency: int) -> float:
     """Send `requests` requests and return how many succeeded per second."""
     egress = Egress(timeout=30, body_bytes=1024, allowed_networks=(ipaddress.ip_network("127.0.0.0/8"),))
-    transport = HttpClient(egress)
+    client = HttpClient(egress)
     numbers = iter(range(requests))
     succeeded = 0
 
     async def work() -> None:
         nonlocal succeeded
         for number in numbers:
-            answer = await transport.send(urls[number % len(urls)], HEADERS, BODY)
-            succeeded += answer.succeeded
+            outcome = await client.send(urls[number % len(urls)], HEADERS, BODY)
+            succeeded += outcome.succeeded
 
     started = time.perf_counter()
     await asyncio.gather(*(work() for _ in range(concurrency)))
     seconds = time.perf_counter() - started
-    await transport.aclose()
+    await client.aclose()
     return succeeded / seconds
 
 

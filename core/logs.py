@@ -80,7 +80,6 @@ def configure_logging(level: str) -> None:
         ("rq", "WARNING"),
         ("rq.worker", "WARNING"),
         ("rq.job", "WARNING"),
-        ("aiohttp", "ERROR"),
         ("asyncio", "ERROR"),
         ("httpx", "WARNING"),
         ("psycopg.pool", "ERROR"),

@@ -66,6 +66,50 @@ def test_neither_the_secret_nor_a_header_s_value_is_ever_shown_again(api: Any) -
     assert "aHVudGVyMg==" not in str(row)
 
 
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("  https://example.com/hook \t\r\n", "https://example.com/hook"),
+        ("\u00a0https://example.com/hook\u2003", "https://example.com/hook"),
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("https://BÜCHER.Example:8443/Ä?x=ö&y=%C3%B6", "https://xn--bcher-kva.example:8443/%C3%84?x=%C3%B6&y=%C3%B6"),
+        ("https://faß.example/", "https://xn--fa-hia.example/"),
+        ("https://例え。テスト/", "https://xn--r8jz45g.xn--zckzah/"),
+        ("https://my_hooks.bücher.example/", "https://my_hooks.xn--bcher-kva.example/"),
+        ("https://ｅｘａｍｐｌｅ.com/", "https://example.com/"),
+        ("https://example.com/日本?🙂", "https://example.com/%E6%97%A5%E6%9C%AC?%F0%9F%99%82"),
+        # What is ASCII stays as it is.
+        ("HTTPS://Example.COM:443/a/../%7e?sig=a%2Fb&t=%zz", "HTTPS://Example.COM:443/a/../%7e?sig=a%2Fb&t=%zz"),
+        ("https://example.com/a/../%7e?sig=a%2Fb&t=é", "https://example.com/a/../%7e?sig=a%2Fb&t=%C3%A9"),
+        ("https://example.com?", "https://example.com?"),
+    ],
+)
+def test_a_pasted_url_is_converted_once_and_shown_as_it_is_stored(api: Any, given: str, stored: str) -> None:
+    shown = make(api, url=given)
+    assert shown["url"] == stored
+    assert Subscription.objects.get().url == stored
+    again = api.patch(f"{PATH}/{shown['id']}", {"url": stored})
+    assert (again.status_code, again.json()["url"]) == (200, stored)
+    assert api.patch(f"{PATH}/{shown['id']}", {"url": given}).json()["url"] == stored
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://exam ple.com/", "https://example.com/a b", "https://example.com/\u00a0 x", "https://.ü.example/",
+        "https://ü..example/", "https://-ü.example/", "https://ü.exam ple/", "https://a\u200db.example/",
+        "https://\u2100.example/", "https://example.com／@ü.example/", "https://ü@example.com/",
+        "https://example.com：443/", "https://１２７.０.０.１/", "https://①②⑦.⓪.⓪.①/", "https://127。0。0。1/",
+        "https://[::１]/", "https://example.com:８０/", "httpş://example.com/", "ü",
+        "https://" + "ü" * 64 + ".example/", "https://example.com/" + "ü" * 700, "https://ü\\@127.0.0.1/",
+    ],
+)  # fmt: skip
+def test_a_url_that_has_no_one_meaning_is_refused(api: Any, url: str) -> None:
+    answer = api.post(PATH, {"url": url, "event_types": ["*"]})
+    assert_problem(answer, 400, "/url")
+    assert not Subscription.objects.exists()
+
+
 def test_what_is_not_given_has_a_default(api: Any) -> None:
     shown = make(api)
     assert (shown["description"], shown["header_names"]) == ("", [])

@@ -1,4 +1,4 @@
-"""Sending through the real transport, and delivering through the real sender, for the tests of the way out."""
+"""Sending through the real client, and delivering through the real sender, for the tests of egress."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ STRICT = Egress(timeout=10, body_bytes=1024, dns_cache_ttl=0)
 
 
 def allowing(*networks: str, **changes: Any) -> Egress:
-    """Return a way out on which these networks may be called, too."""
+    """Return an egress policy that allows these networks, too."""
     return dataclasses.replace(
         STRICT, allowed_networks=tuple(ipaddress.ip_network(text) for text in networks), **changes
     )
 
 
 def send(egress: Egress, *urls: str, body: bytes = b"{}") -> list[Outcome]:
-    """Send to each URL in turn through one transport; return the answers."""
+    """Send to each URL in turn through one client; return the outcomes."""
 
     async def run() -> list[Outcome]:
-        transport = HttpClient(egress)
+        client = HttpClient(egress)
         try:
-            return [await transport.send(url, [("x-test", "1")], body) for url in urls]
+            return [await client.send(url, [("x-test", "1")], body) for url in urls]
         finally:
-            await transport.aclose()
+            await client.aclose()
 
     return asyncio.run(run())
 

@@ -409,4 +409,4 @@ def test_a_proxy_that_refuses_or_is_away_is_told_apart_and_not_named() -> None:
     [away] = send(allowing(proxy_url=f"http://u:proxy-secret@127.0.0.1:{port}"), "http://shop.example/")
     for answer in (refused, away):
         assert answer.failure is Failure.PROXY_FAILED
-        assert answer.detail == "The way out did not pass the request on."
+        assert answer.detail == "The egress proxy did not pass the request on."

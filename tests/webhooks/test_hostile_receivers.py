@@ -138,7 +138,7 @@ def test_a_2xx_counts_although_its_body_comes_a_byte_a_second(
     with raw_server(after_request(act)) as port:
         attempt = deliver(organization, receiver, f"http://127.0.0.1:{port}/")
     assert (attempt.error, attempt.status_code) == ("", 200)
-    assert attempt.error_detail == "The answer's body did not end in time."
+    assert attempt.error_detail == "The response's body did not end in time."
     assert set(attempt.response_body) <= {"x"}
 
 
@@ -198,7 +198,7 @@ def test_a_content_length_that_is_too_long_is_still_the_answer_that_its_status_s
     with raw_server(after_request(lambda stream: stream.sendall(answer))) as port:
         attempt = deliver(organization, receiver, f"http://127.0.0.1:{port}/")
     assert (attempt.error, attempt.status_code, attempt.response_body) == ("", 200, "short")
-    assert attempt.error_detail.startswith("The answer's body broke off")
+    assert attempt.error_detail.startswith("The response's body broke off")
 
 
 def test_bytes_after_a_content_length_that_is_too_short_never_answer_another_request(
@@ -302,7 +302,7 @@ def test_200_and_then_a_reset_is_delivered_and_says_so(organization: Organizatio
     with raw_server(after_request(act)) as port:
         attempt = deliver(organization, receiver, f"http://127.0.0.1:{port}/")
     assert (attempt.error, attempt.status_code, attempt.response_body) == ("", 200, "half of")
-    assert attempt.error_detail.startswith("The answer's body broke off")
+    assert attempt.error_detail.startswith("The response's body broke off")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

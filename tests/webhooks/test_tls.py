@@ -217,7 +217,7 @@ def test_nothing_is_kept_of_a_transport_that_is_gone(server: Server, ca_file: Pa
 
     async def run() -> None:
         transport = HttpClient(Egress(timeout=20, body_bytes=1024, allowed_networks=LOOPBACK, ca_file=str(ca_file)))
-        contexts.append(weakref.ref(transport._transport.ssl_context))
+        contexts.append(weakref.ref(transport.tls_context))
         for _ in range(2):
             await transport.send(server.url(), [], b"{}")
         await transport.aclose()

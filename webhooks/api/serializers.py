@@ -15,7 +15,7 @@ from core.serializers import (
     StrictSerializer,
     validate_plain_text,
 )
-from webhooks.destinations.http.addresses import UrlError, check_url
+from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.models import BulkRun, Subscription
 from webhooks.routing.matching import pattern_error
 
@@ -77,8 +77,9 @@ class UrlField(StrictCharField):
     """A webhook URL that the policy lets through as far as its text tells."""
 
     def to_internal_value(self, data: Any) -> str:
-        url = super().to_internal_value(data)
+        text = super().to_internal_value(data)
         try:
+            url = normalize_url(text)
             check_url(url, settings.WEBHOOK_ALLOWED_SUBNETS, settings.WEBHOOK_ALLOWED_PORTS)
         except UrlError as error:
             raise serializers.ValidationError(str(error)) from None
@@ -88,7 +89,16 @@ class UrlField(StrictCharField):
 class SubscriptionChange(StrictSerializer):
     """What `PATCH /api/subscriptions/{id}` takes."""
 
-    url = UrlField(max_length=2048, trim_whitespace=False)
+    url = UrlField(
+        max_length=2048,
+        trim_whitespace=False,
+        help_text=(
+            "Where webhooks are sent: an absolute `http` or `https` URL. Whitespace around it is removed, an "
+            "internationalized host name is converted to its ASCII form (`https://bücher.example` to "
+            "`https://xn--bcher-kva.example`), and other non-ASCII characters are percent-encoded. The response shows "
+            "the stored URL, and its path and query are what requests use, byte for byte."
+        ),
+    )
     event_types = EventTypesField()
     description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
     headers = HeadersField(required=False)

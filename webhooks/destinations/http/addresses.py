@@ -11,7 +11,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import idna
 
@@ -120,6 +120,44 @@ def literal_address(host: str) -> Address | None:
     return None
 
 
+def normalize_url(text: str) -> str:
+    """Return a URL as a person pasted it in the form that is stored, checked, and sent.
+
+    Blanks around it go, a host name in Unicode becomes its ASCII form as browsers make it (UTS #46, Punycode), and
+    other non-ASCII characters are percent-encoded as UTF-8.  Whatever is ASCII stays byte for byte: a signed URL must
+    not change.  Raises UrlError when a host name or character has no such form; `check_url` judges the rest.
+    """
+    url = text.strip()
+    if url.isascii():
+        return url
+    scheme, separator, rest = url.partition("://")
+    if not separator or not scheme.isascii():
+        raise UrlError("is not a URL")
+    end = re.search(r"[/?#\\]", rest)
+    authority, path = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")
+    if not authority.isascii():
+        host, colon, port = authority.partition(":")
+        authority = _ascii_host(host) + colon + port
+    try:
+        return f"{scheme}://{authority}" + re.sub(r"[^\x00-\x7f]+", lambda found: quote(found[0], safe=""), path)
+    except UnicodeEncodeError:
+        raise UrlError("holds a character that UTF-8 can't encode") from None
+
+
+def _ascii_host(host: str) -> str:
+    """Return a host name in Unicode as the name that is looked up.  Raises UrlError."""
+    try:
+        labels = idna.uts46_remap(host, std3_rules=False).split(".")
+        # Labels in ASCII may hold what IDNA doesn't allow and DNS does: an underscore.
+        ascii_host = ".".join(label if label.isascii() else idna.alabel(label).decode() for label in labels)
+    except (idna.IDNAError, UnicodeError):
+        ascii_host = ""
+    # Full-width `/`, `@`, or `:` would be mapped, too, and end the host where nobody sees an end.
+    if not _HOST.fullmatch(ascii_host):
+        raise UrlError("must name a valid host")
+    return ascii_host
+
+
 def check_url(url: str, allowed_networks: Sequence[Network] = (), allowed_ports: frozenset[int] = frozenset()) -> None:
     """Raise UrlError when `url` can't be a webhook's.
 
@@ -128,7 +166,7 @@ def check_url(url: str, allowed_networks: Sequence[Network] = (), allowed_ports:
     if len(url) > MAX_URL_CHARACTERS:
         raise UrlError(f"must have at most {MAX_URL_CHARACTERS} characters")
     if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
-        raise UrlError("must be an ASCII URL without spaces, backslashes or control characters")
+        raise UrlError("must not contain spaces, backslashes, or control characters: percent-encode them")
     try:
         parts = urlsplit(url)
         port = parts.port

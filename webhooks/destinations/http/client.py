@@ -1,60 +1,31 @@
 """One signed request on the wire, with everything that an endpoint can do bounded.
 
-Each connection's address is checked where it is made: the resolver drops refused addresses, and the socket factory
-looks again at what is about to be connected to, so that a literal address, a cached response and a name that changed
-its mind all pass the same check.
+The parts: `target` says what to ask for, `pool` keeps connections, a route (`connect`, `proxy`) opens them,
+`connection` carries the bytes, `response_reader` understands them, and `failures` says what an exception means.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import socket
-from functools import lru_cache
-from typing import Any
 
-import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
-from multidict import CIMultiDict
 
-from webhooks.destinations.http.addresses import (
-    NOT_ALLOWED,
-    AddressNotAllowed,
-    UrlError,
-    check_url,
-    is_allowed,
-    is_port_allowed,
-)
+from webhooks.destinations.http.addresses import UrlError, check_url
+from webhooks.destinations.http.connect import DirectRoute, Route
+from webhooks.destinations.http.connection import Connection
 from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.errors import ConnectionLost
 from webhooks.destinations.http.failures import explain
-from webhooks.destinations.http.resolver import make_resolver
+from webhooks.destinations.http.pool import Pool
+from webhooks.destinations.http.proxy import ProxyRoute
+from webhooks.destinations.http.response_reader import End, ResponseReader
+from webhooks.destinations.http.target import Target, parse_target
 from webhooks.destinations.http.tls import resume_sessions
 from webhooks.destinations.outcome import Failure, Outcome, classify_response
 
 # An endpoint that said 2xx has the webhook; the rest of its response is waited for no longer than this.
 BODY_GRACE_SECONDS = 5.0
-
-
-@lru_cache(maxsize=10_000)
-def _parse_url(url: str) -> httpx.URL:
-    return httpx.URL(url)
-
-
-class _Post(httpx.Request):
-    """A POST as the transport reads it, with the headers in aiohttp's own type.
-
-    httpx's constructor builds its headers twice and the transport's client once more; that was a tenth of the
-    processor time of a delivery.  Host and Content-Length are aiohttp's to add.
-    """
-
-    def __init__(self, url: httpx.URL, headers: list[tuple[str, str]], body: bytes) -> None:
-        self.method = "POST"
-        self.url = url
-        self.headers = CIMultiDict(headers)  # type: ignore[assignment]
-        self.extensions = {}
-        self.stream = httpx.ByteStream(body)
-        self._content = body
+MAX_KNOWN_TARGETS = 10_000
 
 
 class HttpClient:
@@ -62,108 +33,121 @@ class HttpClient:
 
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
-        self._checked_urls: set[str] = set()
-        context = httpx.create_ssl_context(verify=True, trust_env=False)
+        self._targets: dict[str, Target] = {}
+        self.tls_context = httpx.create_ssl_context(verify=True, trust_env=False)
         if egress.ca_file:
-            context.load_verify_locations(egress.ca_file)
-        resume_sessions(context)
-        # A proxy is the operator's own; what is behind it, it decides.
-        self._resolver = None if egress.proxy_url else make_resolver(egress)
-        connector = aiohttp.TCPConnector(
-            limit=0,  # the claim bounds what is in flight
-            ssl=context,
-            resolver=self._resolver,
-            ttl_dns_cache=int(egress.dns_cache_ttl) or None,
-            use_dns_cache=egress.dns_cache_ttl >= 1,
-            keepalive_timeout=30,
-            socket_factory=None if egress.proxy_url else self._open_socket,
-        )
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            trust_env=False,
-            timeout=aiohttp.ClientTimeout(total=None),
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
-            auto_decompress=False,
-            max_line_size=8190,
-            max_field_size=8190,
-        )
-        self._transport = AiohttpTransport(
-            client=self._session, proxy=httpx.Proxy(egress.proxy_url) if egress.proxy_url else None, verify=context
-        )
-
-    def _open_socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
-        """Open the socket for a vetted address: the last look before a connection."""
-        family, kind, proto, _, sockaddr = info
-        address, port = ipaddress.ip_address(sockaddr[0]), int(sockaddr[1])
-        if not is_allowed(address, self._egress.allowed_networks) or not is_port_allowed(
-            port, self._egress.allowed_ports
-        ):
-            raise AddressNotAllowed(NOT_ALLOWED)
-        return socket.socket(family=family, type=kind, proto=proto)
+            self.tls_context.load_verify_locations(egress.ca_file)
+        resume_sessions(self.tls_context)
+        make_route = ProxyRoute if egress.proxy_url else DirectRoute
+        self._route: Route = make_route(egress, self.tls_context)
+        self._pool = Pool(egress.connections)
 
     async def aclose(self) -> None:
         """Close every connection."""
-        await self._transport.aclose()
-        if self._resolver is not None:
-            await self._resolver.close()
+        self._pool.close()
+        await self._route.close()
 
     async def send(self, url: str, headers: list[tuple[str, str]], body: bytes) -> Outcome:
         """POST `body` and return what came of it; never raises but for cancellation.
 
         The whole, from resolving to the last byte that is kept, ends within the timeout.
         """
-        egress = self._egress
-        deadline = asyncio.get_running_loop().time() + egress.timeout
+        deadline = asyncio.get_running_loop().time() + self._egress.timeout
         try:
-            self._check(url)
+            target = self._find_target(url)
+            request = self._write_request(target, headers, body)
             async with asyncio.timeout_at(deadline):
-                response = await self._transport.handle_async_request(_Post(_parse_url(url), headers, body))
-            return await self._read(response, deadline)
+                connection, reader = await self._exchange(target, request)
+            detail = await self._read_rest(connection, reader, deadline)
+            if connection.finish():
+                self._pool.put(target.origin, connection)
+            else:
+                connection.abort()
+            return _outcome(reader, detail)
         except UrlError as error:
             return Outcome(failure=Failure.ADDRESS_NOT_ALLOWED, detail=str(error))
         except TimeoutError:
-            return Outcome(failure=Failure.TIMEOUT, detail=f"No complete answer within {egress.timeout:g} s.")
+            return Outcome(failure=Failure.TIMEOUT, detail=f"No complete response within {self._egress.timeout:g} s.")
         except Exception as error:
             return explain(error)
 
-    def _check(self, url: str) -> None:
-        """Judge the URL again at sending: the policy may have changed since it was stored."""
-        if url not in self._checked_urls:
-            check_url(url, self._egress.allowed_networks, self._egress.allowed_ports)
-            if len(self._checked_urls) > 10_000:
-                self._checked_urls.clear()
-            self._checked_urls.add(url)
+    def _find_target(self, url: str) -> Target:
+        """Return where the URL leads, judged again: the policy may have changed since it was stored.
 
-    async def _read(self, response: httpx.Response, deadline: float) -> Outcome:
-        """Read as much of the body as is kept; an answer whose body fails is still an answer.
+        Raises UrlError.
+        """
+        target = self._targets.get(url)
+        if target is None:
+            check_url(url, self._egress.allowed_networks, self._egress.allowed_ports)
+            if len(self._targets) >= MAX_KNOWN_TARGETS:
+                self._targets.clear()
+            target = self._targets[url] = parse_target(url)
+        return target
+
+    def _write_request(self, target: Target, headers: list[tuple[str, str]], body: bytes) -> bytes:
+        """Return the request's bytes.  Raises ValueError for a header that would end its line."""
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+        if lines.count("\n") != len(headers) or lines.count("\r") != len(headers) or "\0" in lines:
+            raise ValueError("a header holds a line break")
+        head = (
+            f"{self._route.request_line(target)}Host: {target.authority}\r\n{lines}Content-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + body
+
+    async def _exchange(self, target: Target, request: bytes) -> tuple[Connection, ResponseReader]:
+        """Send the request and return once the response's head is there.
+
+        A kept connection that ends before the first byte of a response says nothing about the endpoint, which may
+        have closed it before it saw the request: that goes out once more, on a new connection.
+        """
+        kept = self._pool.take(target.origin)
+        if kept is not None:
+            reader = ResponseReader(self._egress.body_bytes)
+            try:
+                await kept.request(request, reader)
+            except ConnectionLost:
+                if reader.has_started:
+                    raise
+            except BaseException:
+                kept.abort()
+                raise
+            else:
+                # 408 may be said of a connection that was idle, and not of our request (RFC 9110 §15.5.9).
+                if reader.status != 408 or reader.is_persistent:
+                    return kept, reader
+            kept.abort()
+        connection = await self._route.connect(target)
+        reader = ResponseReader(self._egress.body_bytes)
+        try:
+            await connection.request(request, reader)
+        except BaseException:
+            connection.abort()
+            raise
+        return connection, reader
+
+    async def _read_rest(self, connection: Connection, reader: ResponseReader, deadline: float) -> str:
+        """Wait for the end of the body, and return what is to be said about it: a body that fails changes nothing.
 
         deadline: by the loop's clock, when the whole must be over.
         """
-        kept = bytearray()
-        complete = False
-        detail = ""
-        stream: Any = response.stream
-        try:
-            async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + BODY_GRACE_SECONDS)):
-                async for chunk in stream:
-                    kept += chunk
-                    if len(kept) > self._egress.body_bytes:
-                        break
-                else:
-                    complete = True
-        except TimeoutError:
-            detail = "The answer's body did not end in time."
-        except Exception as error:
-            detail = f"The answer's body broke off: {type(error).__name__}."
-        finally:
-            if complete:
-                await stream.aclose()
-            else:
-                # What is left of the body may never end: the connection goes, unread.
-                stream._aiohttp_response.close()
-        failure = classify_response(response.status_code)
-        if failure is not None:
-            detail = detail or f"The receiver answered {response.status_code}."
-        text = bytes(kept[: self._egress.body_bytes]).decode("utf-8", "replace").replace("\x00", "\ufffd")
-        return Outcome(response.status_code, failure, detail, text, response.headers.get("retry-after"))
+        if reader.end is None:
+            grace_ends = asyncio.get_running_loop().time() + BODY_GRACE_SECONDS
+            try:
+                async with asyncio.timeout_at(min(deadline, grace_ends)):
+                    await connection.wait_for_end()
+            except TimeoutError:
+                return "The response's body did not end in time."
+            except BaseException:
+                connection.abort()
+                raise
+        return "The response's body broke off." if reader.end is End.BROKEN else ""
+
+
+def _outcome(reader: ResponseReader, detail: str) -> Outcome:
+    """Return what a response means.  detail: what is to be said about its body."""
+    status = reader.status or 0
+    failure = classify_response(status)
+    if failure is not None:
+        detail = detail or f"The endpoint responded with {status}."
+    text = bytes(reader.body).decode("utf-8", "replace").replace("\x00", "\ufffd")
+    return Outcome(status, failure, detail, text, reader.retry_after)

@@ -6,17 +6,35 @@ import asyncio
 import concurrent.futures
 import ipaddress
 import socket
+from collections import OrderedDict, deque
 from collections.abc import Sequence
+from typing import Protocol
 
+import aiodns
 import pycares
-from aiohttp import AsyncResolver
-from aiohttp.abc import AbstractResolver, ResolveResult
 
-from webhooks.destinations.http.addresses import NOT_ALLOWED, AddressNotAllowed, Network, is_allowed
+from webhooks.destinations.http.addresses import NOT_ALLOWED, Address, AddressNotAllowed, Network, is_allowed
 from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.errors import DnsFailed
+
+MAX_CACHED_NAMES = 10_000
+# Of each family; a name with hundreds of addresses must not have us knock at all of them.
+MAX_ADDRESSES = 4
 
 
-class SystemResolver(AbstractResolver):
+class Resolver(Protocol):
+    """Finds the addresses of names."""
+
+    async def resolve(self, host: str) -> list[Address]:
+        """Return the addresses of `host`, at least one.  Raises DnsFailed and AddressNotAllowed."""
+        ...
+
+    async def close(self) -> None:
+        """Release what is held."""
+        ...
+
+
+class SystemResolver:
     """Asks the system's resolver, on threads of its own: a name server that hangs must not use up the loop's.
 
     threads: one for each request that may be in flight, so that no number of names whose servers hang keeps
@@ -26,52 +44,121 @@ class SystemResolver(AbstractResolver):
     def __init__(self, threads: int) -> None:
         self._threads = concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="resolver")
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Return every IPv4 and IPv6 address of `host`.  Raises OSError when it has none."""
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._threads, lambda: socket.getaddrinfo(host, port, family=family, type=socket.SOCK_STREAM)
-        )
-        return [
-            ResolveResult(
-                hostname=host, host=str(sockaddr[0]), port=port, family=kind, proto=proto, flags=socket.AI_NUMERICHOST
+    async def resolve(self, host: str) -> list[Address]:
+        """Return every IPv4 and IPv6 address of `host`; see `Resolver`."""
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(
+                self._threads, lambda: socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
             )
-            for kind, _, proto, _, sockaddr in found
-            if kind in (socket.AF_INET, socket.AF_INET6)
-        ]
+        except (OSError, UnicodeError) as error:
+            raise DnsFailed from error
+        return _addresses([str(sockaddr[0]) for _, _, _, _, sockaddr in found])
 
     async def close(self) -> None:
         """Let the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-class VettingResolver(AbstractResolver):
+class NamedServersResolver:
+    """Asks only these name servers, for the name as it stands: no hosts file, no search domains.
+
+    servers: addresses, with a port after a colon if it isn't 53.
+    """
+
+    def __init__(self, servers: Sequence[str]) -> None:
+        self._resolver = aiodns.DNSResolver(
+            nameservers=servers, lookups="b", flags=pycares.ARES_FLAG_NOSEARCH, timeout=2.0
+        )
+
+    async def resolve(self, host: str) -> list[Address]:
+        """Return every IPv4 and IPv6 address of `host`; see `Resolver`."""
+        try:
+            found = await self._resolver.getaddrinfo(host, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        except aiodns.error.DNSError as error:
+            raise DnsFailed from error
+        return _addresses([node.addr[0].decode("ascii") for node in found.nodes])
+
+    async def close(self) -> None:
+        """Give up what is being asked."""
+        await self._resolver.close()
+
+
+class VettingResolver:
     """Keeps only those of another resolver's addresses that may be called."""
 
-    def __init__(self, resolver: AbstractResolver, allowed: Sequence[Network]) -> None:
+    def __init__(self, resolver: Resolver, allowed: Sequence[Network]) -> None:
         self._resolver = resolver
         self._allowed = tuple(allowed)
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str) -> list[Address]:
         """Return the allowed addresses of `host`.  Raises AddressNotAllowed when it has others only."""
-        found = await self._resolver.resolve(host, port, family)
-        results = [one for one in found if is_allowed(ipaddress.ip_address(one["host"]), self._allowed)]
-        if not results:
+        found = await self._resolver.resolve(host)
+        allowed = [address for address in found if is_allowed(address, self._allowed)]
+        if not allowed:
             raise AddressNotAllowed(NOT_ALLOWED)
-        return results
+        return allowed
 
     async def close(self) -> None:
         """Close the other resolver."""
         await self._resolver.close()
 
 
-def make_resolver(egress: Egress) -> VettingResolver:
-    """Return the resolver that `egress` asks for: the named servers', or the system's."""
-    if not egress.dns_servers:
-        return VettingResolver(SystemResolver(egress.connections), egress.allowed_networks)
-    # Only these servers, and the name as it stands: no hosts file, no search domains.
-    named = AsyncResolver(nameservers=egress.dns_servers, lookups="b", flags=pycares.ARES_FLAG_NOSEARCH, timeout=2.0)
-    return VettingResolver(named, egress.allowed_networks)
+class CachingResolver:
+    """Remembers another resolver's addresses for a while; requests that need the same name share one question.
+
+    seconds: how long; 0 shares questions only.  Failures aren't remembered.
+    """
+
+    def __init__(self, resolver: Resolver, seconds: float) -> None:
+        self._resolver = resolver
+        self._seconds = seconds
+        self._known: OrderedDict[str, tuple[float, deque[Address]]] = OrderedDict()  # the oldest first
+        self._asking: dict[str, asyncio.Task[list[Address]]] = {}
+
+    async def resolve(self, host: str) -> list[Address]:
+        """Return the addresses of `host`, each time beginning with another, so that all get their share."""
+        now = asyncio.get_running_loop().time()
+        if known := self._known.get(host):
+            expires, addresses = known
+            if now < expires:
+                addresses.rotate(-1)
+                return list(addresses)
+            del self._known[host]
+        task = self._asking.get(host)
+        if task is None:
+            task = self._asking[host] = asyncio.get_running_loop().create_task(self._ask(host))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody waits any more
+        # One request that is over must not take the addresses from the others.
+        return list(await asyncio.shield(task))
+
+    async def _ask(self, host: str) -> list[Address]:
+        try:
+            found = await self._resolver.resolve(host)
+        finally:
+            del self._asking[host]
+        if self._seconds > 0:
+            while len(self._known) >= MAX_CACHED_NAMES:
+                self._known.popitem(last=False)
+            self._known[host] = asyncio.get_running_loop().time() + self._seconds, deque(found)
+        return found
+
+    async def close(self) -> None:
+        """Give up what is being asked, and close the other resolver."""
+        for task in list(self._asking.values()):
+            task.cancel()
+        await self._resolver.close()
+
+
+def _addresses(texts: Sequence[str]) -> list[Address]:
+    """Return the addresses, each once, in their order.  Raises DnsFailed when there is none."""
+    if not texts:
+        raise DnsFailed
+    return [ipaddress.ip_address(text) for text in dict.fromkeys(texts)]
+
+
+def make_resolver(egress: Egress) -> Resolver:
+    """Return the resolver that `egress` asks for: the named servers' or the system's, vetted and cached."""
+    named: Resolver = (
+        NamedServersResolver(egress.dns_servers) if egress.dns_servers else SystemResolver(egress.connections)
+    )
+    return CachingResolver(VettingResolver(named, egress.allowed_networks), egress.dns_cache_ttl)
