@@ -1,4 +1,4 @@
-# Build: install into a virtual environment, gather the static files.
+# Build stage: install the packages into a virtual environment and collect the static files.
 FROM python:3.13-slim AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
@@ -13,14 +13,14 @@ COPY events events
 COPY webhooks webhooks
 COPY console console
 COPY triggers_project triggers_project
-# Gathering static files needs settings that are well-formed; these are random and forgotten at once.
+# collectstatic needs valid settings. These secrets are random and aren't kept.
 RUN python -m compileall -q core orgs events webhooks console triggers_project \
  && DATABASE_URL=postgres://build@localhost/build REDIS_URL=redis://localhost \
     SECRET_KEY="$(python -c 'import secrets; print(secrets.token_urlsafe(48))')" \
     SECRETS_ENCRYPTION_KEYS="$(python -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())')" \
     python manage.py collectstatic --noinput --verbosity 0
 
-# Run: no build tools, no root.
+# Final stage: no build tools, and not as root.
 FROM python:3.13-slim
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin triggers
 COPY --from=build /venv /venv

@@ -1,35 +1,35 @@
-# Two commands do everything: `make run` and `make test`.  `make help` lists the rest.
+# `make run` and `make test` are all you need to start.  `make help` lists the rest.
 
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# Tests wait more than they compute: for sockets, servers and processes.
+# More than there are cores: tests mostly wait for sockets, servers, and processes.
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format bench soak clean
 
-help: ## list the commands
+help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 $(STAMP): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12" >&2; exit 1; }
+		{ echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
-		{ echo "$(PYTHON) can't make a virtual environment; install its venv module (Debian: apt-get install python3-venv)." >&2; exit 1; }
+		{ echo "$(PYTHON) can't create a virtual environment. Install its venv module (on Debian: apt-get install python3-venv)." >&2; exit 1; }
 	@echo "Installing into $(VENV) ..."
 	@$(PY) -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r requirements-dev.txt || \
-		{ echo "A package could not be installed; the line above says which." >&2; exit 1; }
+		{ echo "A package could not be installed; see the error above." >&2; exit 1; }
 	@touch $(STAMP)
 
-run: $(STAMP) ## start everything, send a first webhook, stay up until Ctrl-C (PORT=8000)
+run: $(STAMP) ## start everything and send a first webhook; Ctrl-C stops it (PORT=8000)
 	@exec $(PY) -m devstack.run
 
 test: $(STAMP) ## run every test, on servers of its own
 	@exec $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
-lint: $(STAMP) ## ruff and mypy
+lint: $(STAMP) ## check the code with ruff and mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
@@ -38,12 +38,12 @@ format: $(STAMP) ## format the code
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix --quiet .
 
-bench: $(STAMP) ## measure every scenario, or SCENARIO=name
+bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name
 	@exec $(PY) -m bench $(SCENARIO)
 
-soak: $(STAMP) ## kill processes and servers under load and count what was lost (SOAK_SEED, SOAK_ROUNDS)
+soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS)
 	@exec $(PY) -m soak
 
-clean: ## forget the virtual environment and everything that ran locally
+clean: ## delete the virtual environment, the local servers, and their data
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi
 	rm -rf $(VENV) .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

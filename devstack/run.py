@@ -150,7 +150,7 @@ class Run:
             event_type = json.loads(request.body).get("type", "?")
             state = "signature verified" if right else "SIGNATURE WRONG"
             if self.announced:
-                say(f"  receiver got {event_type} {request.headers.get('webhook-id')} ({state})")
+                say(f"  Endpoint received {event_type} {request.headers.get('webhook-id')} ({state})")
 
         if port and why_port_is_not_free(port):
             port = 0
@@ -183,7 +183,7 @@ class Run:
         while not self.ended.wait(0.5):
             for process in self.watched:
                 if not process.alive:
-                    say(f"The {process.name} ended by itself ({process.log}): {process.last_line()}")
+                    say(f"The {process.name} process exited ({process.log}): {process.last_line()}")
                     return 1
         return 0
 
@@ -193,7 +193,7 @@ class Run:
             try:
                 stop()
             except Exception as error:
-                say(f"{name} could not be stopped: {error}")
+                say(f"Could not stop {name}: {error}")
         self._stops.clear()
 
 
@@ -218,7 +218,9 @@ def only_run() -> Iterator[None]:
         with locked(LOCAL / "run.lock", wait=False):
             yield
     except BlockingIOError:
-        raise DevstackError("make run is up in this folder already; another clone can run beside it.") from None
+        raise DevstackError(
+            "make run is already running in this folder. To run it twice, use a second clone."
+        ) from None
 
 
 def check_servers(env: Mapping[str, str]) -> None:
@@ -273,7 +275,7 @@ def ensure_subscription(api: Api, url: str) -> dict[str, str]:
             if status == 200:
                 return demo
     status, made = api.call(
-        "POST", "/api/subscriptions", {"url": url, "event_types": ["*"], "description": "The demo's own receiver"}
+        "POST", "/api/subscriptions", {"url": url, "event_types": ["*"], "description": "The demo's own endpoint"}
     )
     if status == 201:
         demo |= {"subscription": made["id"], "secret": made["secret"]}
@@ -294,17 +296,17 @@ def first_webhook(run: Run, api: Api) -> list[str]:
     lines = [f"Event      {event['id']}  accepted in {accepted:.0f} ms"]
     delivery = _wait_for_delivery(api, event["id"])
     if delivery is None:
-        return [*lines, "Delivery   none: no subscription took the event"]
+        return [*lines, "Delivery   none: no subscription wants the event"]
     attempt = delivery["attempts"][-1] if delivery["attempts"] else None
     arrival = run.arrival(event["id"])
     if delivery["status"] == "delivered" and arrival is not None and attempt is not None:
         latency = (arrival.monotonic - sent) * 1000
         lines.append(
-            f"Delivery   {delivery['id']}  delivered: {latency:.0f} ms from the POST to the receiver, "
-            f"which answered {attempt['status_code']} in {attempt['duration_ms']:.0f} ms"
+            f"Delivery   {delivery['id']}  delivered: {latency:.0f} ms from the POST to the endpoint, "
+            f"which returned {attempt['status_code']} in {attempt['duration_ms']:.0f} ms"
         )
     else:
-        why = f"{attempt['error']}: {attempt['error_detail']}" if attempt else "not tried yet"
+        why = f"{attempt['error']}: {attempt['error_detail']}" if attempt else "not attempted yet"
         lines.append(f"Delivery   {delivery['id']}  {delivery['status']} ({why})")
     return lines
 
@@ -321,7 +323,7 @@ def _wait_for_delivery(api: Api, event_id: str) -> Any:
             if delivery["attempts"] or time.monotonic() > ends:
                 return delivery
         if time.monotonic() > ends:
-            raise DevstackError("The event was not processed in time; see the worker's log in .local/log/worker.log")
+            raise DevstackError("The event was not processed in time; see .local/log/worker.log")
         time.sleep(0.02)
 
 
@@ -359,7 +361,7 @@ def _run_demo(port: int) -> int:
         write_private(DEMO_FILE, json.dumps({**demo, "key": api.key, "port": str(receiver.port)}))
         lines = first_webhook(run, api)
         if refused:
-            lines.append(f"           the demo's receiver was refused: {refused} (WEBHOOK_ALLOWED_SUBNETS)")
+            lines.append(f"           The API refused the demo's endpoint: {refused} (see WEBHOOK_ALLOWED_SUBNETS)")
         _report(lines, base, env, api)
         run.announced = True
         return run.stay()

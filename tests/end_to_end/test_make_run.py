@@ -194,7 +194,7 @@ def test_make_run_shows_a_first_webhook_stays_up_and_leaves_nothing_behind(clone
     try:
         # What happened to the event, the admin's door, and a line to paste.
         event = first.wait_for(r"^Event +([0-9a-f-]{36})  accepted in \d+ ms$")[1]
-        first.wait_for(r"^Delivery +[0-9a-f-]{36}  delivered: \d+ ms from the POST to the receiver, which answered 200")
+        first.wait_for(r"^Delivery +[0-9a-f-]{36}  delivered: \d+ ms from the POST to the endpoint, which returned 200")
         admin = first.wait_for(r"^Admin +(\S+)  user (\S+)  password (\S+)$")
         line = first.wait_for(r"^  (curl -i [^\n]+\n[^\n]+)$")[1]
         first.wait_for(r"^Ctrl-C stops everything\.$")
@@ -203,7 +203,7 @@ def test_make_run_shows_a_first_webhook_stays_up_and_leaves_nothing_behind(clone
         assert status == 202
         pasted = re.search(r'"id":"([0-9a-f-]{36})"', body)
         assert pasted
-        first.wait_for(rf"receiver got order\.created {pasted[1]} \(signature verified\)", 60)
+        first.wait_for(rf"Endpoint received order\.created {pasted[1]} \(signature verified\)", 60)
 
         # manage.py in the same folder talks to the same servers without further settings.
         made = clone.python("manage.py", "create_api_key", "Demo")
@@ -217,7 +217,7 @@ def test_make_run_shows_a_first_webhook_stays_up_and_leaves_nothing_behind(clone
         assert re.fullmatch(rf"Port {port} can't be used \(.+\); choose another one: make run PORT=\d+\n", busy.stderr)
         again = clone.python("-m", "devstack.run", PORT=str(free_port()))
         assert (again.returncode, again.stdout) == (1, "")
-        assert again.stderr.startswith("make run is up in this folder already")
+        assert again.stderr.startswith("make run is already running in this folder")
         assert len(again.stderr.splitlines()) == 1
 
         # Another clone runs beside it; with no address allowed its delivery is refused, and it stays up.

@@ -93,7 +93,7 @@ def _logged_events() -> set[str]:
 
 
 def test_every_line_of_the_log_is_explained() -> None:
-    rows = _rows(_section("What to look at").split("**Logs**")[1])
+    rows = _rows(_section("Monitoring").split("**Logs**")[1])
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == _logged_events()
 
 
