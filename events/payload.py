@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from core.http import check_json, parse_json
+from core.json_body import check_json, parse_json
 from core.problems import Problem, invalid
 
 MAX_TYPE_CHARACTERS = 255

@@ -8,7 +8,7 @@ from typing import Any
 from django.db.models import Exists, Manager, OuterRef, QuerySet
 from django.db.models.functions import Coalesce
 
-from core.http import Fragment
+from core.json_response import Fragment
 from core.query import DEFAULT_LIMIT
 from events.models import Event, EventStatus
 

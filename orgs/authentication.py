@@ -8,7 +8,7 @@ from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 
-from core.middleware import client_address
+from core.client_address import client_address
 from core.problems import Problem
 from core.ratelimits import RateLimitDecision
 from orgs import key_cache, throttle

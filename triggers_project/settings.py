@@ -194,13 +194,13 @@ RQ_SHOW_ADMIN_LINK = False
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["orgs.authentication.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["orgs.permissions.HasScope"],
-    "DEFAULT_PARSER_CLASSES": ["core.http.JSONBody"],
-    "DEFAULT_RENDERER_CLASSES": ["core.http.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["core.drf.JSONBody"],
+    "DEFAULT_RENDERER_CLASSES": ["core.json_response.JSONRenderer"],
     "DEFAULT_SCHEMA_CLASS": "core.openapi.ApiSchema",
     "EXCEPTION_HANDLER": "core.problems.exception_handler",
     "UNAUTHENTICATED_USER": None,
-    "DEFAULT_METADATA_CLASS": "core.http.NoMetadata",
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "core.http.JSONOnlyNegotiation",
+    "DEFAULT_METADATA_CLASS": "core.drf.NoMetadata",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "core.drf.JSONOnlyNegotiation",
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Triggers API",
@@ -232,7 +232,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "docExpansion": "list", "filter": True},
 }
-# Bodies are bounded by core.http, with a 413; Django's own bound would answer 400.
+# core.json_body limits bodies, with a 413; Django's own bound would answer 400.
 DATA_UPLOAD_MAX_MEMORY_SIZE = None
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
 

@@ -18,7 +18,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from core.http import JSONBody, NDJSONBody, json_response, read_body, require_media_type
+from core.drf import JSONBody, NDJSONBody
+from core.json_body import read_body, require_media_type
+from core.json_response import json_response
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text

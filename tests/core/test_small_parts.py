@@ -14,7 +14,7 @@ from django.http import HttpRequest
 from pytest_django import Settings
 
 from core import db, encryption, ids
-from core.middleware import client_address
+from core.client_address import client_address
 from core.recent import REMEMBERED, Recent
 from core.serializers import (
     StrictCharField,

@@ -13,7 +13,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from core.http import read_object
+from core.json_body import read_object
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, identifier, moment, one_of, page, parse_parameters

@@ -1,89 +1,26 @@
-"""JSON in and out of the API: bounded, strict bodies; orjson answers."""
+"""JSON in: request bodies, bounded and strict."""
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 from django.conf import settings
-from django.http import HttpResponse
-from rest_framework.metadata import BaseMetadata
-from rest_framework.negotiation import BaseContentNegotiation
-from rest_framework.parsers import BaseParser
-from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
 from core.problems import Problem, invalid
 
-# Of what isn't an event; events have their own bounds.
+# Largest body that isn't an event; events have their own bounds.
 MAX_OBJECT_BYTES = 65536
 
 
-class JSONRenderer(BaseRenderer):
-    """Render with orjson; times as RFC 3339 in UTC with a `Z`."""
-
-    media_type = "application/json"
-    format = "json"
-    charset = None
-
-    def render(self, data: Any, accepted_media_type: str | None = None, renderer_context: Any = None) -> bytes:
-        if data is None:
-            return b""
-        return orjson.dumps(data, default=_default, option=orjson.OPT_UTC_Z)
-
-
-def json_response(body: Any, status: int, headers: Mapping[str, str]) -> HttpResponse:
-    """Return an answer that is rendered already: the cheap way past DRF's Response, which is made for templates."""
-    return HttpResponse(JSONRenderer().render(body), status=status, content_type="application/json", headers=headers)
-
-
-def _default(value: Any) -> Any:
-    if isinstance(value, Fragment):
-        return orjson.Fragment(value.raw)
-    if isinstance(value, datetime.timedelta):
-        return value.total_seconds()
-    return str(value)
-
-
-class Fragment:
-    """JSON text that goes into an answer as it is, so that a payload isn't parsed and written again."""
-
-    __slots__ = ("raw",)
-
-    def __init__(self, raw: bytes | str) -> None:
-        self.raw = raw
-
-
-class JSONOnlyNegotiation(BaseContentNegotiation):
-    """The API speaks JSON whatever `Accept` says: an answer that can be read beats a 406."""
-
-    def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
-        content_type = (request.content_type or "").split(";")[0].strip().lower()
-        return next((parser for parser in parsers if parser.media_type == content_type), None)
-
-    def select_renderer(
-        self, request: Request, renderers: Iterable[BaseRenderer], format_suffix: str | None = None
-    ) -> tuple[BaseRenderer, str]:
-        renderer = next(iter(renderers))
-        return renderer, renderer.media_type or "application/json"
-
-
-class NoMetadata(BaseMetadata):
-    """OPTIONS tells the methods in `Allow` and nothing else; the OpenAPI schema describes them."""
-
-    def determine_metadata(self, request: Request, view: Any) -> None:
-        return None
-
-
 def read_body(request: Any, limit: int) -> bytes:
-    """Return the request's body, also when it was read before.
+    """Return the body of a Django request; reading it twice returns the same bytes.
 
-    limit: the most bytes that are read.  Raises Problem: 413 for a longer body, 415 for a
-    compressed one, 400 for one that ends early or a wrong Content-Length.
+    limit: the most bytes that are read.  Raises Problem: 413 for a longer body, 415 for a compressed one, 400 for one
+    that ends early or whose Content-Length is not a number.
     """
-    if hasattr(request, "_body"):  # where Django keeps it, too
+    if hasattr(request, "_body"):  # Django's own place for it, so that `request.body` works afterwards
         return bytes(request._body)
     meta = request.META
     if meta.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
@@ -111,11 +48,11 @@ def _too_large(limit: int) -> Problem:
 
 
 def check_json(body: bytes, value: Any) -> None:
-    """Refuse what parses but must not be stored: nesting over MAX_JSON_DEPTH, and U+0000 in a string.
+    """Reject JSON that parses but can't be stored: nested deeper than MAX_JSON_DEPTH, or with U+0000 in a string.
 
     Raises Problem 400.
     """
-    # Both walks are rare: counting brackets and looking for the escape settles almost every body.
+    # Walking the value is the exception: counting brackets and searching for the escape clears almost every body.
     depth: int = settings.MAX_JSON_DEPTH
     if body.count(b"[") + body.count(b"{") > depth and not _shallower_than(value, depth):
         raise invalid([("", f"nested more than {depth} levels deep")])
@@ -170,25 +107,6 @@ def parse_json(body: bytes) -> Any:
     return value
 
 
-class JSONBody(BaseParser):
-    """Says that a view takes `application/json`.
-
-    Views read the body themselves: each has its own bound, and DRF would take a chunked body, which
-    has no Content-Length, for an empty one.
-    """
-
-    media_type = "application/json"
-
-    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:
-        raise NotImplementedError("the view reads the body")
-
-
-class NDJSONBody(JSONBody):
-    """Says that a view takes `application/x-ndjson`: one JSON object a line."""
-
-    media_type = "application/x-ndjson"
-
-
 def require_media_type(request: Request, *accepted: str) -> str:
     """Return the body's media type, without parameters.  Raises Problem 415 when it isn't one of `accepted`."""
     media_type = (request.content_type or "").split(";")[0].strip().lower()
@@ -203,7 +121,7 @@ def require_media_type(request: Request, *accepted: str) -> str:
 
 
 def read_object(request: Request) -> dict[str, Any]:
-    """Return the object in a body of at most MAX_OBJECT_BYTES; an empty body is an empty object.
+    """Return the JSON object in a body of at most MAX_OBJECT_BYTES; an empty body is an empty object.
 
     Raises Problem 400, 413 or 415.
     """
