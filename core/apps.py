@@ -1,13 +1,15 @@
 from django.apps import AppConfig
 from django.core.signals import got_request_exception
+from django.utils.module_loading import autodiscover_modules
 
 
 class CoreConfig(AppConfig):
     name = "core"
 
     def ready(self) -> None:
+        from core.exceptions import log_page_error
         from core.fast_paths.request_signals import disconnect_idle_receivers
-        from core.problems import log_page_error
 
-        got_request_exception.connect(log_page_error, dispatch_uid="core.problems")
+        autodiscover_modules("problems")  # registers each app's problem codes
+        got_request_exception.connect(log_page_error, dispatch_uid="core.exceptions")
         disconnect_idle_receivers()

@@ -24,19 +24,19 @@ def read_body(request: Any, limit: int) -> bytes:
         return bytes(request._body)
     meta = request.META
     if meta.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
-        raise Problem(415, "unsupported_content_encoding", "Send the body without Content-Encoding.")
+        raise Problem("unsupported_content_encoding", "Send the body without Content-Encoding.")
     if "chunked" in meta.get("HTTP_TRANSFER_ENCODING", "").lower():
         body: bytes = meta["wsgi.input"].read(limit + 1)
     else:
         try:
             length = int(meta.get("CONTENT_LENGTH") or 0)
         except ValueError:
-            raise Problem(400, "bad_request", "Content-Length is not a number.") from None
+            raise Problem("bad_request", "Content-Length is not a number.") from None
         if length > limit:
             raise _too_large(limit)
         body = request.read(length) if length > 0 else b""
         if len(body) < length:
-            raise Problem(400, "incomplete_body", "The body ended before its Content-Length.")
+            raise Problem("incomplete_body", "The body ended before its Content-Length.")
     if len(body) > limit:
         raise _too_large(limit)
     request._body = body
@@ -44,7 +44,7 @@ def read_body(request: Any, limit: int) -> bytes:
 
 
 def _too_large(limit: int) -> Problem:
-    return Problem(413, "too_large", f"The body is over the limit of {limit} bytes.", extra={"limit_bytes": limit})
+    return Problem("too_large", f"The body is over the limit of {limit} bytes.", extra={"limit_bytes": limit})
 
 
 def check_json(body: bytes, value: Any) -> None:
@@ -98,11 +98,11 @@ def _find_nul(value: Any, pointer: str) -> str | None:
 def parse_json(body: bytes) -> Any:
     """Return the value of a JSON body (RFC 8259: UTF-8, no NaN).  Raises Problem 400."""
     if not body:
-        raise Problem(400, "invalid_json", "The body is empty; send a JSON object.")
+        raise Problem("invalid_json", "The body is empty; send a JSON object.")
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Problem(400, "invalid_json", f"The body is not valid JSON: {error}.") from None
+        raise Problem("invalid_json", f"The body is not valid JSON: {error}.") from None
     check_json(body, value)
     return value
 
@@ -112,7 +112,6 @@ def require_media_type(request: Request, *accepted: str) -> str:
     media_type = (request.content_type or "").split(";")[0].strip().lower()
     if media_type not in accepted:
         raise Problem(
-            415,
             "unsupported_media_type",
             "The content type must be " + " or ".join(accepted) + ".",
             errors=[("#Content-Type", f"is {media_type or 'missing'}"[:200])],

@@ -43,7 +43,7 @@ class RequestMiddleware:
                 request.path_info = request.path_info.rstrip("/")
             if is_api and _is_too_long(request):
                 response: HttpResponse = problem_response(
-                    request, Problem(414, "uri_too_long", f"The URL is longer than {MAX_URL_CHARACTERS} characters.")
+                    request, Problem("uri_too_long", f"The URL is longer than {MAX_URL_CHARACTERS} characters.")
                 )
             else:
                 response = self.get_response(request)
