@@ -34,10 +34,10 @@ def on_starting(server: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Let the workers know of the last events before the process ends: a deploy delays nobody's webhook."""
+    """Wake the workers for the last events before the process ends, so that a deploy delays no webhook."""
     wakeups = sys.modules.get("core.wakeups")
-    if wakeups is not None:  # as it is when the application didn't load
-        wakeups.wait_until_told(2.0)
+    if wakeups is not None:  # None when the application failed to load
+        wakeups.wait_until_woken(2.0)
 
 
 bind = os.environ.get("BIND", f"0.0.0.0:{_count('PORT', '8000')}")

@@ -1,19 +1,19 @@
-"""Less work for Python's garbage collector in a process that lives long."""
+"""Less work for Python's garbage collector in a long-running process."""
 
 from __future__ import annotations
 
 import gc
 
-# Objects that came and did not go until the youngest are looked at.  Python's 700 is soon reached by a single
-# request, whose objects nearly all go by themselves; 10,000 of them are a few megabytes.
+# Young objects that trigger a collection.  A single request soon reaches Python's default of 700, and nearly all of
+# its objects are freed by reference counting anyway; 10,000 of them are a few megabytes.
 YOUNG_OBJECTS = 10_000
 
 
-def settle() -> None:
-    """Take what the process has loaded for permanent: the garbage collector never looks at it again.
+def freeze_gc() -> None:
+    """Exempt everything loaded so far from garbage collection, and collect less often.
 
-    Call it when everything is imported and before the work begins.  The modules, classes and settings are some
-    hundred thousand objects, and walking them over and over was a tenth of the processor time.
+    Call it once, when everything is imported and before the work begins.  Modules, classes and settings are some
+    hundred thousand objects; walking them again and again took a tenth of the processor time.
     """
     gc.collect()
     gc.freeze()

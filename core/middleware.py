@@ -1,4 +1,4 @@
-"""What every request gets: an id, the time it took, one log line, and bounds on its path."""
+"""What every request gets: an id, its duration, one log line, and a limit on the length of its URL."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Callable
 
 import structlog
-from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
 from core.problems import Problem, problem_response
@@ -19,25 +18,15 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 MAX_URL_CHARACTERS = 4096
 
 
-def client_address(request: HttpRequest) -> str:
-    """Return the caller's address: the peer, or what TRUSTED_PROXIES proxies in front of us saw."""
-    hops = settings.TRUSTED_PROXIES
-    if hops:
-        forwarded = [part.strip() for part in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")]
-        if len(forwarded) >= hops and forwarded[-hops]:
-            return str(forwarded[-hops])
-    return str(request.META.get("REMOTE_ADDR", ""))
-
-
 def _is_too_long(request: HttpRequest) -> bool:
-    """Tell whether the URL, quoted as it was sent, has more than MAX_URL_CHARACTERS."""
-    # Quoting makes at most twelve characters of one: four bytes, each as %XX. Most URLs needn't be quoted to know.
+    """Return whether the URL, percent-encoded as it was sent, is longer than MAX_URL_CHARACTERS."""
+    # A character becomes at most twelve: four bytes, each as %XX. That bound spares most URLs the encoding.
     characters = len(request.path) + len(request.META.get("QUERY_STRING", "")) + 1
     return characters * 12 > MAX_URL_CHARACTERS and len(request.get_full_path()) > MAX_URL_CHARACTERS
 
 
 class RequestMiddleware:
-    """Echo or make `X-Request-Id`, tell `X-Response-Time`, log the request once."""
+    """Set `X-Request-Id` (the client's, or a new one) and `X-Response-Time`, and log the request once."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -54,7 +43,7 @@ class RequestMiddleware:
                 request.path_info = request.path_info.rstrip("/")
             if is_api and _is_too_long(request):
                 response: HttpResponse = problem_response(
-                    request, Problem(414, "uri_too_long", f"The URL is longer than {MAX_URL_CHARACTERS} characters.")
+                    request, Problem("uri_too_long", f"The URL is longer than {MAX_URL_CHARACTERS} characters.")
                 )
             else:
                 response = self.get_response(request)

@@ -1,4 +1,4 @@
-"""What a process that sends webhooks asks of the system and of the interpreter."""
+"""How a process that sends webhooks sets up the operating system and the interpreter."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import resource
 import sys
 from pathlib import Path
 
-from core import garbage_collection
+from core.garbage_collection import freeze_gc
 
-# A tenth of the usual share where the processors don't suffice for all, as nice(2) has it.
+# On a saturated machine this leaves a process about a tenth of the usual share; see sched(7).
 NICENESS = 10
 
 
 def prepare(sockets: int) -> None:
-    """Make the process ready for up to `sockets` requests at a time.  Call it before any thread is started."""
+    """Set the process up for `sockets` concurrent requests.  Call it before any thread is started."""
     _raise_file_limit(sockets * 2 + 256)
-    # Threads share the interpreter: a shorter turn keeps the event loop prompt beside a busy thread.
+    # Threads share the interpreter: switching more often keeps the event loop responsive beside a busy thread.
     sys.setswitchinterval(0.001)
-    garbage_collection.settle()
+    freeze_gc()
 
 
 def lower_priority() -> None:
-    """Let others have the processor first when they want it; what nobody else wants is had as ever.
+    """Yield the processor to other processes that want it; an idle machine is used as fully as before.
 
-    For a process that leads a session of its own. By default Linux shares the processors out between sessions
-    and only then looks at the niceness within each (sched(7), "The autogroup feature").
+    For a process that leads a session of its own.  By default Linux divides the processors between sessions first and
+    applies the niceness only within each (sched(7), "The autogroup feature").
     """
     os.nice(NICENESS)
-    with contextlib.suppress(OSError):  # not on this system, or switched off
+    with contextlib.suppress(OSError):  # unsupported here, or switched off
         Path("/proc/self/autogroup").write_text(str(NICENESS))
 
 
 def _raise_file_limit(wanted: int) -> None:
-    """Allow as many open files as the system lets us: each request in flight is a socket."""
+    """Raise the soft limit on open files to `wanted`, or as far as the hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)

@@ -1,17 +1,15 @@
-"""The connection to Redis or Valkey that requests use: short timeouts, and a pause after a failure.
+"""Redis (or Valkey) behind a circuit breaker: short timeouts, and a pause after a failure.
 
-Redis holds nothing that can't be lost, so every caller has something to do without it.  After a
-failure the process leaves Redis alone for a moment: a dead Redis must not cost each request a
-connect timeout.
+Redis holds nothing that can't be lost, so every caller has something to do without it.  After a failure the process
+leaves Redis alone for a moment: an outage must not cost each request a connect timeout.
 """
 
 from __future__ import annotations
 
-import select
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from django_redis import get_redis_connection
@@ -20,107 +18,72 @@ from redis.exceptions import RedisError
 
 log = structlog.get_logger()
 T = TypeVar("T")
-Ask = Callable[..., Any]
 
 PAUSE_SECONDS = 1.0
 
 
 class RedisUnavailable(Exception):
-    """Redis did not answer, or did not a moment ago."""
+    """Redis did not respond, or failed a moment ago."""
 
 
-class _Line:
-    """A connection of one thread, for single commands.
+class CircuitBreaker:
+    """Whether this process may use Redis now.
 
-    redis-py's client takes a connection from its pool for each command, measures that, and gives it back: for what
-    every POST asks, that costs as much as asking. The connection is redis-py's, with the settings of the pool.
+    closed: every call goes through.  open: calls fail at once, for PAUSE_SECONDS after a failure.  half-open: one
+    thread probes whether Redis is back; the calls of the other threads fail at once.
     """
 
     def __init__(self) -> None:
-        pool = get_redis_connection("default").connection_pool
-        self._connection = pool.connection_class(**pool.connection_kwargs)
-        self._idle: select.poll | None = None
-
-    def ask(self, *words: str | int) -> Any:
-        """Return the answer to a command.  Raises RedisError (also what Redis answers as an error) or OSError."""
-        connection = self._connection
-        # What is idle has nothing to say but that it was closed.
-        if self._idle is None or not connection.is_connected or self._idle.poll(0):
-            self._connect()
-        connection.send_packed_command(connection.pack_command(*words))
-        return connection.read_response()
-
-    def _connect(self) -> None:
-        self._idle = None
-        self._connection.disconnect()
-        self._connection.connect()
-        poll = select.poll()
-        poll.register(self._connection._sock, select.POLLIN)
-        self._idle = poll
-
-
-class _Guard:
-    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._probe = threading.Lock()
-        self._retry_at = 0.0  # 0 while Redis answers
-        self._own = threading.local()
+        self._retry_at = 0.0  # by the monotonic clock; 0 is closed
 
-    def call(self, command: Callable[[Redis], T]) -> T:
-        return self._guarded(lambda: command(get_redis_connection("default")))
+    @property
+    def is_open(self) -> bool:
+        """Return whether Redis has failed and not been reached since."""
+        return bool(self._retry_at)
 
-    def ask(self, question: Callable[[Ask], T]) -> T:
-        return self._guarded(lambda: question(self._line().ask))
+    def open(self, seconds: float) -> None:
+        """Leave Redis alone for `seconds`."""
+        self._retry_at = time.monotonic() + seconds
 
-    def _line(self) -> _Line:
-        try:
-            line: _Line = self._own.line
-        except AttributeError:
-            line = self._own.line = _Line()
-        return line
+    def reset(self) -> None:
+        """Close the breaker: the next call goes through."""
+        self._retry_at = 0.0
 
-    def _guarded(self, command: Callable[[], T]) -> T:
+    def run(self, command: Callable[[], T]) -> T:
+        """Return what `command`, which uses Redis, returns.  Raises RedisUnavailable when it fails or may not run."""
         if not self._retry_at:
-            return self._try(command)
+            return self._attempt(command)
         if time.monotonic() < self._retry_at:
             raise RedisUnavailable("Redis failed a moment ago")
-        # One thread finds out whether Redis is back; the others must not wait for it, too.
         if not self._probe.acquire(blocking=False):
-            raise RedisUnavailable("Redis is being asked whether it is back")
+            raise RedisUnavailable("another thread is probing whether Redis is back")
         try:
-            result = self._try(command)
-            self._retry_at = 0.0
+            result = self._attempt(command)
+            self.reset()
             return result
         finally:
             self._probe.release()
 
-    def _try(self, command: Callable[[], T]) -> T:
+    def _attempt(self, command: Callable[[], T]) -> T:
         try:
             return command()
         except (RedisError, OSError) as error:
             with self._lock:
                 first = time.monotonic() >= self._retry_at
-                self._retry_at = time.monotonic() + PAUSE_SECONDS
+                self.open(PAUSE_SECONDS)
             if first:
                 log.warning("redis_unavailable", error=type(error).__name__)
             raise RedisUnavailable(str(error)) from error
 
 
-_guard = _Guard()
+breaker = CircuitBreaker()
 
 
 def call_redis(command: Callable[[Redis], T]) -> T:
-    """Return what `command` makes of the connection.
+    """Return what `command` returns when it is given the client.
 
-    Raises RedisUnavailable when Redis doesn't answer within half a second, or failed less than
-    PAUSE_SECONDS ago.
+    Raises RedisUnavailable when Redis doesn't respond within half a second, or failed less than PAUSE_SECONDS ago.
     """
-    return _guard.call(command)
-
-
-def ask_redis(question: Callable[[Ask], T]) -> T:
-    """Return what `question` makes of a function that sends one command, given as its words, and returns the answer.
-
-    The cheap way, for what every request asks.  Raises RedisUnavailable as `call_redis` does.
-    """
-    return _guard.ask(question)
+    return breaker.run(lambda: command(get_redis_connection("default")))

@@ -1,8 +1,8 @@
-"""Wake-ups: the jobs on the RQ queues `events` and `webhooks`.  They say "there is work", no more.
+"""Wake-ups: the jobs on the RQ queues `events` and `webhooks`.  A job says "there is work" and names no row.
 
-The queue itself is the mark that a wake-up is waiting: none is added while one is there.  That loses
-nothing, because a worker takes the job off the queue before it claims rows; whoever sees a waiting
-job has committed its row before that job's claim begins.
+A queue holds at most one wake-up: none is added while one is waiting.  That loses nothing, because a worker takes the
+job off the queue before it claims rows; whoever sees a waiting job has committed its row before that job's claim
+begins.
 """
 
 from __future__ import annotations
@@ -12,41 +12,38 @@ import time
 from typing import Any
 
 import structlog
+from django.conf import settings
 from redis import Redis
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from core.redis import RedisUnavailable, ask_redis, call_redis
+from core.fast_paths.redis_connection import with_redis
+from core.redis import RedisUnavailable, call_redis
 
 log = structlog.get_logger()
 
 EVENTS = "events"
 WEBHOOKS = "webhooks"
 
-# Named, not imported: the jobs stand on top of all apps, the wake-ups below them.
-JOB_FUNCTIONS = {
-    EVENTS: "triggers_project.jobs.process_events",
-    WEBHOOKS: "triggers_project.jobs.deliver_webhooks",
-}
 JOB_TIMEOUT_SECONDS = 180
-# Between two looks at a queue on behalf of requests: what was committed meanwhile shares the next one.
+# Pause between two wake-ups on behalf of requests: whatever was committed meanwhile shares the next one.
 SHARE_SECONDS = 0.005
 
 
 class ForbiddenJob(Exception):
-    """A job on our queues names a function that isn't one of ours."""
+    """A job on our queues names a function that isn't in settings.WAKE_UP_JOBS."""
 
 
 class WakeUp(Job):
-    """An RQ job that can only be one of JOB_FUNCTIONS without arguments.
+    """An RQ job that can only call one of settings.WAKE_UP_JOBS, without arguments.
 
-    Who can write to Redis can put any function's name into a job; this class refuses to import it.
+    Anyone who can write to Redis can put any function's name into a job; this class refuses to import it.
     """
 
     @property
     def func(self) -> Any:
-        if self.func_name not in JOB_FUNCTIONS.values() or self._args or self._kwargs:
+        if self.func_name not in settings.WAKE_UP_JOBS.values() or self._args or self._kwargs:
             raise ForbiddenJob(f"job {self.id} does not name a known job function")
         return super().func
 
@@ -64,12 +61,12 @@ class WakeUp(Job):
 
 
 def wake(queue_name: str) -> bool:
-    """Tell the workers that `queue_name` has work.  False when Redis is away: the sweep will find it."""
+    """Tell the workers that `queue_name` has work.  False while Redis is away: the sweep will find the work."""
 
     def enqueue(connection: Redis) -> None:
         queue = Queue(queue_name, connection=connection, job_class=WakeUp, serializer=JSONSerializer)
         queue.enqueue_call(
-            JOB_FUNCTIONS[queue_name],
+            settings.WAKE_UP_JOBS[queue_name],
             timeout=JOB_TIMEOUT_SECONDS,
             result_ttl=0,
             failure_ttl=3600,
@@ -77,63 +74,63 @@ def wake(queue_name: str) -> bool:
         )
 
     try:
-        if ask_redis(lambda ask: ask("LLEN", f"{Queue.redis_queue_namespace_prefix}{queue_name}")) == 0:
+        if with_redis(lambda execute: execute("LLEN", f"{Queue.redis_queue_namespace_prefix}{queue_name}")) == 0:
             call_redis(enqueue)
     except RedisUnavailable:
         return False
     return True
 
 
-class _Teller:
-    """A thread that wakes one queue for whoever asked since it last did."""
+class _Waker:
+    """A thread that wakes one queue on behalf of all who requested it since it last did."""
 
     def __init__(self, queue_name: str) -> None:
         self._queue_name = queue_name
         self._changed = threading.Condition()
-        self._asked = self._telling = False
+        self._requested = self._waking = False
         self._thread: threading.Thread | None = None
 
-    def ask(self) -> None:
-        if self._asked:
-            return  # whoever asked is told of after this moment, too
+    def request(self) -> None:
+        if self._requested:
+            return  # the wake-up that was requested is still to come, and covers this request
         with self._changed:
-            self._asked = True
+            self._requested = True
             if self._thread is None:
-                self._thread = threading.Thread(target=self._tell_on_and_on, name="wake-ups", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="wake-ups", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: not self._asked and not self._telling, seconds)
+            return self._changed.wait_for(lambda: not self._requested and not self._waking, seconds)
 
-    def _tell_on_and_on(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._asked)
-                # Before the look: who asks from now on may have committed after it.
-                self._asked, self._telling = False, True
+                self._changed.wait_for(lambda: self._requested)
+                # Cleared before the queue is looked at: a later request may be for a row committed after that.
+                self._requested, self._waking = False, True
             try:
                 wake(self._queue_name)
             except Exception as error:
                 log.warning("wake_up_failed", error=repr(error)[:300])
             with self._changed:
-                self._telling = False
+                self._waking = False
                 self._changed.notify_all()
             time.sleep(SHARE_SECONDS)
 
 
-_tellers = {name: _Teller(name) for name in JOB_FUNCTIONS}
+_wakers = {name: _Waker(name) for name in (EVENTS, WEBHOOKS)}
 
 
 def wake_soon(queue_name: str) -> None:
-    """Have a thread of this process `wake` the queue in a moment: the caller doesn't wait for Redis.
+    """Have a thread of this process `wake` the queue in a moment, so that the caller doesn't wait for Redis.
 
-    A process that is killed in that moment leaves the work to the workers' sweep, as one without Redis does.
+    If the process is killed in that moment, the workers' sweep finds the work, as it does without Redis.
     """
-    _tellers[queue_name].ask()
+    _wakers[queue_name].request()
 
 
-def wait_until_told(seconds: float) -> bool:
-    """Wait until what `wake_soon` was asked for is done; False when that takes longer than `seconds`."""
-    return all(teller.wait(seconds) for teller in _tellers.values())
+def wait_until_woken(seconds: float) -> bool:
+    """Wait until every wake-up requested through `wake_soon` is done; False when that takes longer than `seconds`."""
+    return all(waker.wait(seconds) for waker in _wakers.values())

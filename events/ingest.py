@@ -7,22 +7,70 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 from django.conf import settings
 
 from core.db import in_transaction, server_cursor
 from core.ids import new_id, new_ids
-from events import sql
+from events.models import DedupKey
 from events.payload import NewEvent
-from orgs.keys import Caller
-from orgs.models import Scope
+
+# SQL because this is the hot path, and because the ORM can't insert the event under the condition that its dedup id
+# was claimed.  Times are the database's.
+_INSERT_EVENT = """
+INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error, due_at, created_at)
+SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, 'accepted', 0, '', t, t FROM clock_timestamp() AS t
+{condition}
+"""
+
+# One statement, so that no crash can store the dedup id without its event.  A dedup id that an uncommitted transaction
+# holds is waited for; one whose window has ended is taken over.
+_INSERT_EVENT_ONCE = """
+WITH claimed AS (
+    INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
+    SELECT %(organization_id)s, %(dedup_id)s, %(id)s, %(fingerprint)s, clock_timestamp() + %(window)s {condition}
+    ON CONFLICT (organization_id, dedup_id) DO UPDATE
+        SET event_id = EXCLUDED.event_id, fingerprint = EXCLUDED.fingerprint, expires_at = EXCLUDED.expires_at
+        WHERE k.expires_at <= clock_timestamp()
+    RETURNING event_id
+)
+INSERT INTO events_event (
+    id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at
+)
+SELECT claimed.event_id, %(organization_id)s, %(type)s, %(data)s, %(dedup_id)s, 'accepted', 0, '', t, t
+FROM claimed, clock_timestamp() AS t
+"""
+
+# As above for many events.  Claiming the dedup ids in their order keeps two batches from deadlocking.
+_INSERT_BATCH = """
+WITH item AS (
+    SELECT * FROM unnest(
+        %(ids)s::uuid[], %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[]
+    ) AS t(id, type, data, dedup_id, fingerprint)
+), claimed AS (
+    INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
+    SELECT %(organization_id)s, dedup_id, id, fingerprint, clock_timestamp() + %(window)s
+    FROM item WHERE dedup_id IS NOT NULL ORDER BY dedup_id
+    ON CONFLICT (organization_id, dedup_id) DO UPDATE
+        SET event_id = EXCLUDED.event_id, fingerprint = EXCLUDED.fingerprint, expires_at = EXCLUDED.expires_at
+        WHERE k.expires_at <= clock_timestamp()
+    RETURNING event_id
+)
+INSERT INTO events_event (
+    id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at
+)
+SELECT item.id, %(organization_id)s, item.type, item.data, item.dedup_id, 'accepted', 0, '', t, t
+FROM item, clock_timestamp() AS t
+WHERE item.dedup_id IS NULL OR item.id IN (SELECT event_id FROM claimed)
+"""
 
 
-class Outcome(StrEnum):
-    """What became of an event that was offered."""
+class IngestStatus(StrEnum):
+    """What became of an event that was sent."""
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
@@ -31,9 +79,9 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """An outcome and the event that it is about: the new one, or the first with this dedup id."""
+    """What became of an event, and its id; for a duplicate or a conflict, the id of the first event."""
 
-    outcome: Outcome
+    status: IngestStatus
     event_id: uuid.UUID
 
 
@@ -42,53 +90,56 @@ def _window() -> datetime.timedelta:
 
 
 def ingest(organization_id: uuid.UUID, event: NewEvent) -> Ingested:
-    """Store `event` unless its dedup id is known in its window.
+    """Store `event` unless its dedup id is taken.
 
-    Same id and same content is a DUPLICATE, same id and other content a CONFLICT; neither changes
-    anything.
+    Within the window, the same id with the same content is a DUPLICATE, with other content a CONFLICT; neither
+    changes anything.
     """
     while True:
-        event_id = _insert(organization_id, event)
+        event_id = insert_event(organization_id, event)
         if event_id is not None:
-            return Ingested(Outcome.ACCEPTED, event_id)
-        with server_cursor() as cursor:
-            first = cursor.execute(sql.FIND_DEDUP_KEY, (organization_id, event.dedup_id)).fetchone()
+            return Ingested(IngestStatus.ACCEPTED, event_id)
+        first = DedupKey.objects.filter(organization_id=organization_id, dedup_id=event.dedup_id).first()
         if first is not None:
-            same = bytes(first[1]) == event.fingerprint()
-            return Ingested(Outcome.DUPLICATE if same else Outcome.CONFLICT, first[0])
-        # The key's window ended between the two statements, so the id is new again.
+            same = bytes(first.fingerprint) == event.fingerprint()
+            return Ingested(IngestStatus.DUPLICATE if same else IngestStatus.CONFLICT, first.event_id)
+        # The window ended between the two statements, so the id is free again.
 
 
-def ingest_for(caller: Caller, event: NewEvent) -> Ingested | None:
-    """Store `event` if its dedup id is new and the caller's key still holds; None, and nothing done, if not.
+def insert_event(
+    organization_id: uuid.UUID,
+    event: NewEvent,
+    condition: str = "",
+    condition_parameters: Mapping[str, object] | None = None,
+) -> uuid.UUID | None:
+    """Insert an event and return its id; None, with nothing stored, if its dedup id is taken.
 
-    For a caller that was only recalled: the statement that stores the event makes sure of the key.
+    condition: an SQL WHERE clause; nothing is stored either if it is false.
     """
-    event_id = _insert(caller.organization_id, event, caller)
-    return None if event_id is None else Ingested(Outcome.ACCEPTED, event_id)
-
-
-def _insert(organization_id: uuid.UUID, event: NewEvent, caller: Caller | None = None) -> uuid.UUID | None:
-    """Insert an event and return its id; None if its dedup id is taken or the caller's key doesn't hold."""
     event_id = new_id()
-    parameters = {"id": event_id, "organization_id": organization_id, "type": event.type, "data": event.data}
+    parameters: dict[str, object] = {
+        "id": event_id,
+        "organization_id": organization_id,
+        "type": event.type,
+        "data": event.data,
+        **(condition_parameters or {}),
+    }
     if event.dedup_id is not None:
         parameters |= {"dedup_id": event.dedup_id, "fingerprint": event.fingerprint(), "window": _window()}
-    if caller is not None:
-        parameters |= {
-            "key_id": caller.key_id,
-            "scope": Scope.EVENTS_WRITE.value,
-            "events_per_minute": caller.events_per_minute,
-        }
     with server_cursor() as cursor:
-        cursor.execute(sql.INSERT_EVENT[event.dedup_id is not None, caller is not None], parameters)
+        cursor.execute(_insert_statement(event.dedup_id is not None, condition), parameters)
         return event_id if cursor.rowcount else None
 
 
-def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent]) -> list[Ingested]:
-    """Store `events` in one transaction and return their outcomes in the same order.
+@lru_cache(maxsize=8)
+def _insert_statement(with_dedup_id: bool, condition: str) -> str:
+    return (_INSERT_EVENT_ONCE if with_dedup_id else _INSERT_EVENT).format(condition=condition)
 
-    Within the batch the first event with a dedup id counts, as if they had come one by one.
+
+def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent]) -> list[Ingested]:
+    """Store `events` in one transaction and return what became of each, in the same order.
+
+    Within the batch the first event with a dedup id counts, as if they had been sent one by one.
     """
     ids = new_ids(len(events))
     fingerprints = [event.fingerprint() if event.dedup_id is not None else None for event in events]
@@ -99,10 +150,10 @@ def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent]) -> list
             offered.append(position)
 
     def store() -> dict[str, tuple[uuid.UUID, bytes]]:
-        """Insert what is new; return who holds each dedup id of the batch now."""
+        """Insert what is new; return the event and the fingerprint that each dedup id of the batch stands for now."""
         with server_cursor() as cursor:
             cursor.execute(
-                sql.INSERT_BATCH,
+                _INSERT_BATCH,
                 {
                     "organization_id": organization_id,
                     "ids": [ids[p] for p in offered],
@@ -113,10 +164,10 @@ def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent]) -> list
                     "window": _window(),
                 },
             )
-            if not first_of:
-                return {}
-            cursor.execute(sql.FIND_DEDUP_KEYS, (organization_id, list(first_of)))
-            return {dedup_id: (event_id, bytes(mark)) for dedup_id, event_id, mark in cursor.fetchall()}
+        if not first_of:
+            return {}
+        holders = DedupKey.objects.filter(organization_id=organization_id, dedup_id__in=list(first_of))
+        return {holder.dedup_id: (holder.event_id, bytes(holder.fingerprint)) for holder in holders}
 
     holders = in_transaction(store)
 
@@ -124,12 +175,12 @@ def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent]) -> list
     for position, event in enumerate(events):
         event_id = uuid.UUID(ids[position])
         if event.dedup_id is None:
-            results.append(Ingested(Outcome.ACCEPTED, event_id))
+            results.append(Ingested(IngestStatus.ACCEPTED, event_id))
             continue
-        holder_id, mark = holders[event.dedup_id]
+        holder_id, fingerprint = holders[event.dedup_id]
         if holder_id == event_id:
-            results.append(Ingested(Outcome.ACCEPTED, event_id))
+            results.append(Ingested(IngestStatus.ACCEPTED, event_id))
         else:
-            outcome = Outcome.DUPLICATE if mark == fingerprints[position] else Outcome.CONFLICT
-            results.append(Ingested(outcome, holder_id))
+            status = IngestStatus.DUPLICATE if fingerprint == fingerprints[position] else IngestStatus.CONFLICT
+            results.append(Ingested(status, holder_id))
     return results

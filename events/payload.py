@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from core.http import check_json, parse_json
+from core.json_body import check_json, parse_json
 from core.problems import Problem, invalid
 
 MAX_TYPE_CHARACTERS = 255
@@ -133,7 +133,6 @@ def parse_batch(
         raise invalid([("", "must hold at least one event")])
     if len(items) > max_events:
         raise Problem(
-            413,
             "too_many_events",
             f"The batch holds {len(items)} events; the limit is {max_events}.",
             extra={"limit_events": max_events},
@@ -143,11 +142,11 @@ def parse_batch(
 
 def _load(body: bytes) -> Any:
     if not body:
-        raise Problem(400, "invalid_json", "The body is empty.")
+        raise Problem("invalid_json", "The body is empty.")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Problem(400, "invalid_json", f"The body is not valid JSON: {error}.") from None
+        raise Problem("invalid_json", f"The body is not valid JSON: {error}.") from None
 
 
 def _parse_item(item: bytes, max_event_bytes: int) -> NewEvent | list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.http import HttpRequest
 
-from core.middleware import client_address
+from core.client_address import client_address
 from orgs.models import AuditEntry
 
 

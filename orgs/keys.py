@@ -1,8 +1,7 @@
-"""API keys: making, checking, rotating and revoking them.
+"""API keys: creating, checking, rotating and revoking them.
 
-A key reads `trk_<prefix>_<secret>`.  The database is asked on every request, so a revocation takes
-effect on the next one, on every process, whatever became of any cache: by a look-up, or by the statement that does
-what is asked for (`HOLDS`).
+A key reads `trk_<prefix>_<secret>`.  Every request checks it in the database, so a revocation takes effect on the next
+request, in every process.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
+from psycopg.rows import class_row
 
 from core.db import server_cursor
 from orgs.models import ApiKey, Organization, all_scopes
@@ -27,20 +27,20 @@ _PREFIX_CHARACTERS = 12
 
 
 class ScopeError(ValueError):
-    """A key was asked to give away more than it has."""
+    """A key tried to grant scopes that it doesn't have."""
 
 
 class ExpiryError(ScopeError):
-    """A key was asked for one that outlives it."""
+    """A key tried to create one that outlives it."""
 
 
 class KeyEnded(ValueError):
-    """The key is revoked or has expired; the message is the word for which."""
+    """The key can't be rotated; the message is `revoked` or `expired`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The key behind a request and the organization that it speaks for."""
+    """The key that authenticates a request, and its organization."""
 
     key_id: uuid.UUID
     prefix: str
@@ -54,8 +54,13 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        """Return the name that the audit log uses."""
+        """Return the key's name in the audit log."""
         return f"key:{self.prefix}"
+
+    @property
+    def sorted_scopes(self) -> list[str]:
+        """Return the scopes as the API lists them."""
+        return sorted(self.scopes)
 
 
 def _hash(key: str) -> bytes:
@@ -69,9 +74,9 @@ def create_api_key(
     scopes: Iterable[str] | None = None,
     expires_at: datetime.datetime | None = None,
 ) -> tuple[ApiKey, str]:
-    """Make a key and return it with its full text, which is not stored and can't be read again.
+    """Create a key and return it with its full text, which is not stored and can't be read again.
 
-    scopes: all of them when None.
+    scopes: None grants all of them.
     """
     prefix = "".join(secrets.choice(_ALPHABET) for _ in range(_PREFIX_CHARACTERS))
     key = f"trk_{prefix}_{secrets.token_urlsafe(32)}"
@@ -86,58 +91,76 @@ def create_api_key(
     return row, key
 
 
-_USABLE = "o.is_active AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())"
+# Whether a row `k` of orgs_apikey, joined with its organization `o`, may be used now.
+USABLE = "o.is_active AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > clock_timestamp())"
+
+# SQL because it runs on every request: the ORM costs more than the query.
 _FIND_KEY = f"""
-SELECT k.id, k.secret_hash, k.scopes, o.id, o.name, o.events_per_minute, k.expires_at, {_USABLE},
-       k.last_used_at IS NULL OR k.last_used_at < clock_timestamp() - interval '1 minute'
+SELECT k.id, k.secret_hash, k.scopes, k.expires_at, o.id AS organization_id, o.name AS organization_name,
+       o.events_per_minute, {USABLE} AS is_usable,
+       k.last_used_at IS NULL OR k.last_used_at < clock_timestamp() - interval '1 minute' AS last_use_is_stale
 FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
 WHERE k.prefix = %s
-"""  # noqa: S608
+"""  # noqa: S608 - a constant of ours
 
-# The condition under which a key still lets `scope` be done, at the rate that was known for its organization.
-# Parameters: key_id, scope, events_per_minute.
-HOLDS = f"""EXISTS (
-    SELECT 1 FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
-    WHERE k.id = %(key_id)s AND {_USABLE} AND %(scope)s = ANY (k.scopes)
-      AND o.events_per_minute = %(events_per_minute)s
-)"""  # noqa: S608
+
+@dataclass(frozen=True, slots=True)
+class _FoundKey:
+    """A row of _FIND_KEY."""
+
+    id: uuid.UUID
+    secret_hash: bytes
+    scopes: list[str]
+    expires_at: datetime.datetime | None
+    organization_id: uuid.UUID
+    organization_name: str
+    events_per_minute: int
+    is_usable: bool
+    last_use_is_stale: bool
 
 
 def authenticate(text: str) -> Caller | None:
-    """Return who presents the key `text`, or None when it is wrong, revoked, expired or inactive."""
+    """Return whose key `text` is, or None when it is wrong, revoked, expired or of an inactive organization."""
     parts = text.split("_", 2)
     if len(text) > 200 or len(parts) != 3 or parts[0] != "trk" or not parts[1].isalnum() or not text.isascii():
         return None
     prefix = parts[1]
-    with server_cursor() as cursor:
-        row = cursor.execute(_FIND_KEY, (prefix,)).fetchone()
-        if row is None:
-            return None
-        key_id, secret_hash, scopes, org_id, org_name, per_minute, expires_at, usable, touch = row
-        if not hmac.compare_digest(bytes(secret_hash), _hash(text)) or not usable:
-            return None
-        if touch:
-            # At most once a minute: a write on every request would make one row the bottleneck.
-            cursor.execute(
-                "UPDATE orgs_apikey SET last_used_at = clock_timestamp() WHERE id = %s"
-                " AND (last_used_at IS NULL OR last_used_at < clock_timestamp() - interval '1 minute')",
-                (key_id,),
-            )
-    return Caller(key_id, prefix, frozenset(scopes), org_id, org_name, per_minute, expires_at)
+    with server_cursor(class_row(_FoundKey)) as cursor:
+        key = cursor.execute(_FIND_KEY, (prefix,)).fetchone()
+    if key is None or not hmac.compare_digest(bytes(key.secret_hash), _hash(text)) or not key.is_usable:
+        return None
+    if key.last_use_is_stale:
+        _note_use(key.id)
+    return Caller(
+        key.id,
+        prefix,
+        frozenset(key.scopes),
+        key.organization_id,
+        key.organization_name,
+        key.events_per_minute,
+        key.expires_at,
+    )
+
+
+def _note_use(key_id: uuid.UUID) -> None:
+    """Set `last_used_at`, at most once a minute: a write on every request would make one row the bottleneck."""
+    now = Now()
+    stale = Q(last_used_at=None) | Q(last_used_at__lt=now - datetime.timedelta(minutes=1))
+    ApiKey.objects.filter(stale, pk=key_id).update(last_used_at=now)
 
 
 def revoke(key: ApiKey) -> bool:
-    """Refuse the key from the next request on.  False when it already was revoked."""
+    """Revoke the key, from the next request on.  Returns False when it was revoked already."""
     changed = ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=Now())
     key.refresh_from_db(fields=["revoked_at"])
     return bool(changed)
 
 
 def rotate(key: ApiKey, overlap: datetime.timedelta) -> tuple[ApiKey, str]:
-    """Make a key with the same name, scopes and expiry; the old one ends after `overlap`.
+    """Create a key with the same name, scopes and expiry; the old one expires after `overlap`.
 
-    Returns the new key and its full text.  The old key never lives longer than it already would.
-    Raises KeyEnded: a key that was revoked, a moment ago even, gets no successor.
+    Returns the new key and its full text.  The old key never lives longer than it would have.  Raises KeyEnded for a
+    key that is revoked or has expired, even since it was read.
     """
     with transaction.atomic():
         now = Now()
@@ -155,7 +178,7 @@ def rotate(key: ApiKey, overlap: datetime.timedelta) -> tuple[ApiKey, str]:
 
 
 def require_within(wanted: Iterable[str], held: Iterable[str]) -> None:
-    """Raise ScopeError when `wanted` holds a scope that `held` doesn't."""
+    """Raise ScopeError when `wanted` has a scope that `held` lacks."""
     beyond = sorted(set(wanted) - set(held))
     if beyond:
         raise ScopeError("a key can't give what it doesn't have: " + ", ".join(beyond))

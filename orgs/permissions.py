@@ -28,7 +28,5 @@ class HasScope(BasePermission):
             view.http_method_not_allowed(request)
         needed = scopes[method]
         if needed is not None and needed.value not in caller_of(request).scopes:
-            raise Problem(
-                403, "missing_scope", f"This key lacks the scope {needed.value}.", extra={"scope": needed.value}
-            )
+            raise Problem("missing_scope", f"This key lacks the scope {needed.value}.", extra={"scope": needed.value})
         return True

@@ -15,8 +15,10 @@ from core import ratelimits, wakeups
 from core import redis as core_redis
 from devstack.receiver import Receiver
 from events import backlog
-from orgs import key_cache, throttle
+from events.fast_paths.key_recall import recalled_callers
+from orgs.failed_authentications import failed_authentications
 from orgs.keys import create_api_key
+from orgs.known_keys import known_keys
 from orgs.models import Organization
 from soak.stack import Stack
 from tests.servers import HOME
@@ -40,13 +42,14 @@ def django_db_modify_db_settings_xdist_suffix() -> None:
 @pytest.fixture(autouse=True)
 def _clean_slate() -> None:
     """Forget what processes remember between requests: Redis, keys, rates, the backlog, a Redis outage."""
-    assert wakeups.wait_until_told(30)
+    assert wakeups.wait_until_woken(30)
     get_redis_connection("default").flushall()
-    ratelimits.forget()
-    key_cache.forget()
-    backlog.forget()
-    throttle.forget()
-    core_redis._guard._retry_at = 0.0
+    core_redis.breaker.reset()
+    ratelimits.reset()
+    known_keys.reset()
+    recalled_callers.reset()
+    failed_authentications.reset()
+    backlog.estimate.reset()
 
 
 @pytest.fixture
@@ -74,7 +77,7 @@ class ApiClient:
         content_type = headers.pop("content_type", "application/json")
         data = raw if raw is not None else (json.dumps(body).encode() if body is not None else b"")
         answer = self._client.generic(method, path, data, content_type=content_type, headers={**given, **headers})
-        assert wakeups.wait_until_told(30)
+        assert wakeups.wait_until_woken(30)
         return answer
 
     def get(self, path: str, **headers: str) -> Any:

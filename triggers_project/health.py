@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from psycopg import Error as PsycopgError
 from psycopg_pool import PoolTimeout
 
-from core.http import JSONRenderer
+from core.json_response import JSONRenderer
 from core.problems import only_get
 from core.redis import RedisUnavailable, call_redis
 from core.workers import count_live_workers

@@ -102,7 +102,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "core.middleware.RequestMiddleware",
-    "core.fast_paths.api_middleware.ApiMiddleware",  # what follows is for the site alone
+    "core.fast_paths.api_middleware.ApiMiddleware",  # requests to /api/ skip what follows
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "core.fast_paths.content_security_policy.PolicyMiddleware",
@@ -112,6 +112,16 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
+]
+
+# What the API doesn't need of these; see core.fast_paths.api_middleware, which refuses to start with any other.
+SITE_ONLY_MIDDLEWARE = [
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
     "axes.middleware.AxesMiddleware",
 ]
 
@@ -170,7 +180,7 @@ CACHES = {
         "OPTIONS": {
             "SOCKET_CONNECT_TIMEOUT": 0.25,
             "SOCKET_TIMEOUT": 0.5,
-            # One try: core.redis decides what to do without Redis, and when to ask again.
+            # One attempt: core.redis decides what to do without Redis, and when to try again.
             "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
             "SERIALIZER": "django_redis.serializers.json.JSONSerializer",
         },
@@ -180,6 +190,11 @@ CACHES = {
 RQ_QUEUES = {
     name: {"URL": REDIS_URL, "SERIALIZER": "rq.serializers.JSONSerializer", "DEFAULT_TIMEOUT": 180}
     for name in ("events", "webhooks")
+}
+# What a job on each queue calls: `core.wakeups` names these functions to RQ and refuses any other.
+WAKE_UP_JOBS = {
+    "events": "triggers_project.jobs.process_events",
+    "webhooks": "triggers_project.jobs.deliver_webhooks",
 }
 RQ = {
     "WORKER_CLASS": "triggers_project.worker.TriggersWorker",
@@ -194,13 +209,13 @@ RQ_SHOW_ADMIN_LINK = False
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["orgs.authentication.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["orgs.permissions.HasScope"],
-    "DEFAULT_PARSER_CLASSES": ["core.http.JSONBody"],
-    "DEFAULT_RENDERER_CLASSES": ["core.http.JSONRenderer"],
-    "DEFAULT_SCHEMA_CLASS": "core.openapi.ApiSchema",
-    "EXCEPTION_HANDLER": "core.problems.exception_handler",
+    "DEFAULT_PARSER_CLASSES": ["core.drf.JSONBody"],
+    "DEFAULT_RENDERER_CLASSES": ["core.json_response.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "core.openapi.generator.ApiSchema",
+    "EXCEPTION_HANDLER": "core.exceptions.exception_handler",
     "UNAUTHENTICATED_USER": None,
-    "DEFAULT_METADATA_CLASS": "core.http.NoMetadata",
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "core.http.JSONOnlyNegotiation",
+    "DEFAULT_METADATA_CLASS": "core.drf.NoMetadata",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "core.drf.JSONOnlyNegotiation",
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Triggers API",
@@ -221,7 +236,7 @@ SPECTACULAR_SETTINGS = {
     "SORT_OPERATION_PARAMETERS": False,
     "ENUM_GENERATE_CHOICE_DESCRIPTION": False,
     "POSTPROCESSING_HOOKS": [
-        "core.openapi.add_shared_components",
+        "core.openapi.generator.add_shared_components",
         "webhooks.api.openapi.add_webhook_body",
         "triggers_project.openapi.add_health",
     ],
@@ -232,7 +247,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "SWAGGER_UI_SETTINGS": {"deepLinking": True, "docExpansion": "list", "filter": True},
 }
-# Bodies are bounded by core.http, with a 413; Django's own bound would answer 400.
+# core.json_body limits bodies, with a 413; Django's own bound would answer 400.
 DATA_UPLOAD_MAX_MEMORY_SIZE = None
 DATA_UPLOAD_MAX_NUMBER_FIELDS = 2000
 

@@ -8,7 +8,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import include, path
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
-from core.openapi import schema_view
+from core.openapi.view import schema_view
 from triggers_project import health
 
 
@@ -30,7 +30,7 @@ urlpatterns = [
     path(f"{settings.ADMIN_PATH}/", admin.site.urls),
 ]
 
-handler400 = "core.problems.handler400"
-handler403 = "core.problems.handler403"
-handler404 = "core.problems.handler404"
-handler500 = "core.problems.handler500"
+handler400 = "core.error_pages.handler400"
+handler403 = "core.error_pages.handler403"
+handler404 = "core.error_pages.handler404"
+handler500 = "core.error_pages.handler500"

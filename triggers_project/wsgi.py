@@ -5,13 +5,13 @@ import os
 from django.core.wsgi import get_wsgi_application
 from django.urls import resolve
 
-from core.garbage_collection import settle
+from core.garbage_collection import freeze_gc
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "triggers_project.settings")
 
 application = get_wsgi_application()
 
-# Django imports the views at the first request: no client should wait for that, and what comes after
-# `settle` is looked at by the garbage collector for ever.
+# Django imports the views on the first request.  No client should wait for that, and what is loaded after
+# `freeze_gc` is walked by every collection.
 resolve("/api/events")
-settle()
+freeze_gc()

@@ -1,4 +1,4 @@
-"""Shapes that only the OpenAPI schema needs: events as they come in and go out."""
+"""What serializers can't say in the OpenAPI schema: the shape of a new event, and examples."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ from typing import Any
 
 from drf_spectacular.extensions import OpenApiSerializerExtension
 from drf_spectacular.utils import OpenApiExample
-from rest_framework import serializers
 
-from core.openapi import Schema, page_of, shape
-from events.ingest import Outcome
-from events.models import EventStatus
+from core.openapi import Schema
 from events.payload import EVENT_TYPE, MAX_DEDUP_ID_CHARACTERS, MAX_TYPE_CHARACTERS
 
 EVENT_ID = "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"
@@ -18,14 +15,10 @@ ORDER: Schema = {"type": "order.created", "data": {"order": 4711, "total": "19.9
 ORDER_AS_PAYLOAD: Schema = {"type": "order.created", "payload": {"order": 4711}}
 
 
-class NewEvent(serializers.Serializer[Any]):
-    """An event as a producer sends it."""
-
-
 class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
     """`data` and `payload` are two names for one thing, which serializer fields can't say."""
 
-    target_class = NewEvent
+    target_class = "events.api.serializers.NewEvent"
 
     def get_name(self, auto_schema: Any, direction: Any) -> str:
         """Return the component's name."""
@@ -62,72 +55,6 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
             "additionalProperties": False,
         }
 
-
-class EventReceipt(serializers.Serializer[Any]):
-    """What became of an event that was offered."""
-
-    id = serializers.UUIDField(help_text="The event's id; for a duplicate, the first event's.")
-    status = serializers.ChoiceField(choices=[Outcome.ACCEPTED.value, Outcome.DUPLICATE.value])
-    message = serializers.CharField()
-
-
-class FieldError(serializers.Serializer[Any]):
-    """One thing that is wrong."""
-
-    pointer = serializers.CharField(help_text="JSON pointer into the item (RFC 6901; empty for the whole).")
-    detail = serializers.CharField()
-
-
-BatchItemReceipt = shape(
-    "BatchItemReceipt",
-    "What became of one item.",
-    status=serializers.ChoiceField(choices=[*(outcome.value for outcome in Outcome), "invalid"]),
-    id=serializers.UUIDField(
-        required=False, help_text="The event's id; for a duplicate or a conflict, the first event's. Not for `invalid`."
-    ),
-    errors=FieldError(many=True, required=False, help_text="Only for `invalid`."),
-)
-
-BatchReceipt = shape(
-    "BatchReceipt",
-    "What became of each item, in the order of the request.",
-    accepted=serializers.IntegerField(help_text="How many items were accepted."),
-    data=BatchItemReceipt(many=True),
-)
-
-Event = shape(
-    "Event",
-    "An event.",
-    id=serializers.UUIDField(),
-    type=serializers.CharField(),
-    status=serializers.ChoiceField(choices=EventStatus.values),
-    created_at=serializers.DateTimeField(),
-    processed_at=serializers.DateTimeField(allow_null=True),
-    dedup_id=serializers.CharField(allow_null=True),
-    data=serializers.JSONField(help_text="As the producer sent it, byte for byte."),
-    error=serializers.CharField(required=False, help_text="Why the last fan-out failed, if one did."),
-    failed_attempts=serializers.IntegerField(required=False, help_text="Fan-outs that failed, if one did."),
-)
-
-
-class EventDelivery(serializers.Serializer[Any]):
-    """A line about one of the event's deliveries."""
-
-    id = serializers.UUIDField()
-    subscription_id = serializers.UUIDField()
-    status = serializers.ChoiceField(choices=["pending", "delivering", "delivered", "failed", "held", "cancelled"])
-    attempt_count = serializers.IntegerField()
-    next_attempt_at = serializers.DateTimeField(allow_null=True)
-    completed_at = serializers.DateTimeField(allow_null=True)
-
-
-EventWithDeliveries = shape(
-    "EventWithDeliveries",
-    "An event with its deliveries, the oldest first, at most 1,000 of them.",
-    Event,
-    deliveries=EventDelivery(many=True),
-)
-EventPage = page_of(Event, "EventPage")
 
 ACCEPTED = OpenApiExample(
     "accepted", {"id": EVENT_ID, "status": "accepted", "message": "Event queued for processing"}, status_codes=["202"]

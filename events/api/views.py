@@ -6,84 +6,94 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import structlog
 from django.conf import settings
 from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiRequest, OpenApiResponse, extend_schema
-from rest_framework.authentication import BaseAuthentication
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from core.http import JSONBody, NDJSONBody, json_response, read_body, require_media_type
+from core.drf import JSONBody, NDJSONBody
+from core.json_body import read_body, require_media_type
+from core.json_response import json_response
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
-from core.ratelimits import RateLimitDecision, hit
+from core.ratelimits import hit
 from core.wakeups import EVENTS, wake_soon
-from events import backlog, ingest, queries
+from events import backlog
 from events.api import openapi
-from events.ingest import Ingested, Outcome
+from events.api import serializers as shapes
+from events.delivery_lookup import delivery_lookup
+from events.fast_paths.key_recall import KeyRecallView
+from events.ingest import Ingested, IngestStatus, ingest_batch
 from events.models import Event, EventStatus
 from events.payload import NewEvent, parse_batch, parse_event
-from orgs.authentication import ApiKeyAuthentication, ask_again, caller_of, recalled_caller_of
+from events.queries import find_events
+from orgs.authentication import caller_of
 from orgs.models import Scope
+
+MOST_DELIVERIES = 1000  # of an event, in one response
 
 log = structlog.get_logger()
 
-# The words that operators' dashboards look for.
-_LOGGED = {Outcome.ACCEPTED: "persisted", Outcome.DUPLICATE: "duplicate", Outcome.CONFLICT: "already_exists"}
+POLICY = "events"
+# The words of the log that operators' dashboards look for.
+_LOGGED = {
+    IngestStatus.ACCEPTED: "persisted",
+    IngestStatus.DUPLICATE: "duplicate",
+    IngestStatus.CONFLICT: "already_exists",
+}
 
 
-def _throttle(request: Request, cost: int) -> RateLimitDecision | None:
-    """Count the events against the organization's rate.
+def _parse(request: Request) -> NewEvent:
+    require_media_type(request, "application/json")
+    return parse_event(read_body(request._request, settings.MAX_EVENT_BYTES))
 
-    Raises Problem 429 over it, 413 for a batch that could never pass.
+
+def _parse_items(request: Request) -> list[NewEvent | shapes.FieldErrors]:
+    media_type = require_media_type(request, "application/json", "application/x-ndjson")
+    return parse_batch(
+        read_body(request._request, settings.MAX_BATCH_BYTES),
+        ndjson=media_type == "application/x-ndjson",
+        max_events=settings.MAX_BATCH_EVENTS,
+        max_event_bytes=settings.MAX_EVENT_BYTES,
+    )
+
+
+def _throttle(request: Request, events: int) -> dict[str, str]:
+    """Count `events` against the organization's rate limit; return the headers that tell what is left.
+
+    Raises Problem 429 over the limit, 413 for a batch that is larger than the limit.
     """
     per_minute = caller_of(request).events_per_minute
     if per_minute == 0:
-        return None
-    if cost > per_minute:
+        return {}
+    if events > per_minute:
         raise Problem(
-            413,
             "too_many_events",
-            f"The batch holds {cost} events; the organization may send {per_minute} a minute.",
+            f"The batch holds {events} events; the organization may send {per_minute} a minute.",
             extra={"limit_events": per_minute},
         )
-    verdict = hit("events", str(caller_of(request).organization_id), per_minute, cost)
-    if not verdict.allowed:
-        raise Problem(
-            429,
-            "rate_limited",
-            f"The organization may send {per_minute} events a minute.",
-            headers=verdict.headers("events"),
-        )
-    return verdict
+    decision = hit(POLICY, str(caller_of(request).organization_id), per_minute, events)
+    headers = decision.headers(POLICY)
+    if not decision.allowed:
+        raise Problem("rate_limited", f"The organization may send {per_minute} events a minute.", headers=headers)
+    return headers
 
 
 def _require_room(events: int) -> None:
-    """Raise Problem 503 while too many accepted events wait for their fan-out."""
+    """Raise Problem 503 while too many accepted events await their fan-out."""
     if not backlog.has_room(events):
         raise Problem(
-            503,
             "backlog_full",
             "Too many accepted events are waiting. Nothing was stored; try again.",
             headers={"Retry-After": "5"},
         )
-
-
-def _log_outcome(request: Request, result: Ingested, event_type: str, started: float) -> None:
-    log.info(
-        "event_ingested",
-        outcome=_LOGGED[result.outcome],
-        event_id=result.event_id,
-        type=event_type,
-        organization_id=caller_of(request).organization_id,
-        duration_ms=round((time.perf_counter() - started) * 1000, 3),
-    )
 
 
 @contextmanager
@@ -104,7 +114,36 @@ def _failure_logged(request: Request, events: Sequence[NewEvent], started: float
         raise
 
 
-class EventListView(APIView):
+def _log_result(request: Request, result: Ingested, event_type: str, started: float) -> None:
+    log.info(
+        "event_ingested",
+        outcome=_LOGGED[result.status],
+        event_id=result.event_id,
+        type=event_type,
+        organization_id=caller_of(request).organization_id,
+        duration_ms=round((time.perf_counter() - started) * 1000, 3),
+    )
+
+
+def _respond(result: Ingested, headers: dict[str, str]) -> HttpResponse:
+    """Return the 202 or 200 for an event.  Raises Problem 409 for a conflict."""
+    location = f"/api/events/{result.event_id}"
+    if result.status is IngestStatus.CONFLICT:
+        raise Problem(
+            "dedup_conflict",
+            "This dedup_id was used for an event with other content.",
+            errors=[("/dedup_id", f"stands for the event {result.event_id}, whose content differs")],
+            headers={"Location": location},
+            extra={"event_id": str(result.event_id)},
+        )
+    status = 202 if result.status is IngestStatus.ACCEPTED else 200
+    return json_response(_receipt.to_representation(result), status, {"Location": location, **headers})
+
+
+_receipt = shapes.EventReceipt()
+
+
+class EventListView(KeyRecallView):
     """Accepting and listing events."""
 
     scopes: ClassVar = {"GET": Scope.EVENTS_READ, "POST": Scope.EVENTS_WRITE}
@@ -114,27 +153,15 @@ class EventListView(APIView):
         tags=["Events"],
         summary="Send an event",
         parameters=[location(200, 202), *rate_limit(200, 202)],
-        request=openapi.NewEvent,
+        request=shapes.NewEvent,
         responses={
-            202: OpenApiResponse(openapi.EventReceipt, "Accepted: the event is committed.", [openapi.ACCEPTED]),
+            202: OpenApiResponse(shapes.EventReceipt, "Accepted: the event is committed.", [openapi.ACCEPTED]),
             200: OpenApiResponse(
-                openapi.EventReceipt,
+                shapes.EventReceipt,
                 "A retry: an event with this `dedup_id` and content is there.",
                 [openapi.DUPLICATE],
             ),
-            **conflict(
-                "The `dedup_id` stands for an event with other content; nothing was stored. `Location` and `event_id` "
-                "name that event.",
-                "dedup_conflict",
-                "This dedup_id was used for an event with other content.",
-                event_id=openapi.EVENT_ID,
-                errors=[
-                    {
-                        "pointer": "/dedup_id",
-                        "detail": f"stands for the event {openapi.EVENT_ID}, whose content differs",
-                    }
-                ],
-            ),
+            **conflict("dedup_conflict"),
         },
         examples=[
             OpenApiExample("event", openapi.ORDER, request_only=True),
@@ -143,54 +170,16 @@ class EventListView(APIView):
     )
     def post(self, request: Request) -> HttpResponse:
         """Accept one event: 202 when it is committed, 200 for a retry, 409 for a reused dedup id."""
-        try:
-            return self._accept(request)
-        except Problem:
-            # Was it refused for what its key was a moment ago?
-            if not ask_again(request, self):
-                raise
-        return self._accept(request)
-
-    def get_authenticators(self) -> list[BaseAuthentication]:
-        """Let a POST recall its key: the statement that stores the event makes sure of it."""
-        if self.request is not None and self.request.method == "POST":  # None: for the OpenAPI description
-            return [ApiKeyAuthentication(recall_for=Scope.EVENTS_WRITE)]
-        return super().get_authenticators()
-
-    def _accept(self, request: Request) -> HttpResponse:
         started = time.perf_counter()
-        require_media_type(request, "application/json")
-        event = parse_event(read_body(request._request, settings.MAX_EVENT_BYTES))
-        verdict = _throttle(request, 1)
+        event = _parse(request)
+        headers = _throttle(request, 1)
         _require_room(1)
         with _failure_logged(request, [event], started):
-            result = self._ingest(request, event)
-        _log_outcome(request, result, event.type, started)
-        location = f"/api/events/{result.event_id}"
-        headers = {"Location": location, **(verdict.headers("events") if verdict else {})}
-        if result.outcome is Outcome.CONFLICT:
-            raise Problem(
-                409,
-                "dedup_conflict",
-                "This dedup_id was used for an event with other content.",
-                errors=[("/dedup_id", f"stands for the event {result.event_id}, whose content differs")],
-                headers={"Location": location},
-                extra={"event_id": str(result.event_id)},
-            )
-        if result.outcome is Outcome.DUPLICATE:
-            body = {"id": str(result.event_id), "status": "duplicate", "message": "Event was accepted before"}
-            return json_response(body, status=200, headers=headers)
-        wake_soon(EVENTS)
-        body = {"id": str(result.event_id), "status": "accepted", "message": "Event queued for processing"}
-        return json_response(body, status=202, headers=headers)
-
-    def _ingest(self, request: Request, event: NewEvent) -> Ingested:
-        recalled = recalled_caller_of(request)
-        result = ingest.ingest_for(recalled, event) if recalled else None
-        if result is None:
-            ask_again(request, self)
-            result = ingest.ingest(caller_of(request).organization_id, event)
-        return result
+            result = self.ingest(request, event)
+        _log_result(request, result, event.type, started)
+        if result.status is IngestStatus.ACCEPTED:
+            wake_soon(EVENTS)
+        return _respond(result, headers)
 
     @extend_schema(
         operation_id="listEvents",
@@ -204,7 +193,7 @@ class EventListView(APIView):
             UNTIL,
             *PAGE,
         ],
-        responses=openapi.EventPage,
+        responses=shapes.EventPage,
     )
     def get(self, request: Request) -> Response:
         """List the organization's events, newest first."""
@@ -219,9 +208,9 @@ class EventListView(APIView):
                 **PAGE_PARAMETERS,
             },
         )
-        rows = queries.find_events(caller_of(request).organization_id, parameters)
+        rows = find_events(caller_of(request).organization_id, parameters)
         by_id = parameters.get("undelivered", False)
-        return Response(page(rows, parameters, queries.render_event, by_id=by_id))
+        return Response(page(rows, parameters, shapes.EventOut().to_representation, by_id=by_id))
 
 
 class EventBatchView(APIView):
@@ -245,52 +234,39 @@ class EventBatchView(APIView):
         },
         responses={
             202: OpenApiResponse(
-                openapi.BatchReceipt,
+                shapes.BatchReceipt,
                 "At least one item was accepted and is committed.",
                 [OpenApiExample("mixed", openapi.BATCH_RECEIPT)],
             ),
-            200: OpenApiResponse(openapi.BatchReceipt, "No item was accepted; each says why."),
+            200: OpenApiResponse(shapes.BatchReceipt, "No item was accepted; each says why."),
         },
     )
     def post(self, request: Request) -> Response:
-        """Accept up to MAX_BATCH_EVENTS events in one transaction and answer for each in order.
+        """Accept up to MAX_BATCH_EVENTS events in one transaction and say in order what became of each.
 
         202 when at least one item was accepted, 200 when none was but all were read: every item's
         own `status` is what counts. An array that isn't JSON as a whole is refused as a whole; of
         NDJSON each line is judged alone.
         """
         started = time.perf_counter()
-        media_type = require_media_type(request, "application/json", "application/x-ndjson")
-        items = parse_batch(
-            read_body(request._request, settings.MAX_BATCH_BYTES),
-            ndjson=media_type == "application/x-ndjson",
-            max_events=settings.MAX_BATCH_EVENTS,
-            max_event_bytes=settings.MAX_EVENT_BYTES,
-        )
+        items = _parse_items(request)
         valid = [item for item in items if isinstance(item, NewEvent)]
         headers: dict[str, str] = {}
         results: list[Ingested] = []
         if valid:
-            verdict = _throttle(request, len(valid))
-            headers = verdict.headers("events") if verdict else {}
+            headers = _throttle(request, len(valid))
             _require_room(len(valid))
             with _failure_logged(request, valid, started):
-                results = ingest.ingest_batch(caller_of(request).organization_id, valid)
+                results = ingest_batch(caller_of(request).organization_id, valid)
         for event, result in zip(valid, results, strict=True):
-            _log_outcome(request, result, event.type, started)
-        accepted = sum(result.outcome is Outcome.ACCEPTED for result in results)
+            _log_result(request, result, event.type, started)
+        accepted = sum(result.status is IngestStatus.ACCEPTED for result in results)
         if accepted:
             wake_soon(EVENTS)
         remaining = iter(results)
-        data: list[dict[str, Any]] = []
-        for item in items:
-            if isinstance(item, NewEvent):
-                result = next(remaining)
-                data.append({"status": result.outcome.value, "id": str(result.event_id)})
-            else:
-                errors = [{"pointer": pointer, "detail": reason} for pointer, reason in item]
-                data.append({"status": "invalid", "errors": errors})
-        body = {"accepted": accepted, "data": data}
+        became = [next(remaining) if isinstance(item, NewEvent) else item for item in items]
+        item_receipt = shapes.BatchItemReceipt()
+        body = {"accepted": accepted, "data": [item_receipt.to_representation(one) for one in became]}
         return Response(body, status=202 if accepted else 200, headers=headers)
 
 
@@ -300,11 +276,12 @@ class EventView(APIView):
     scopes: ClassVar = {"GET": Scope.EVENTS_READ}
 
     @extend_schema(
-        operation_id="getEvent", tags=["Events"], summary="Read an event", responses=openapi.EventWithDeliveries
+        operation_id="getEvent", tags=["Events"], summary="Read an event", responses=shapes.EventWithDeliveries
     )
     def get(self, request: Request, event_id: uuid.UUID) -> Response:
         """Return the event with a line for each of its deliveries."""
         event = Event.objects.filter(organization_id=caller_of(request).organization_id, id=event_id).first()
         if event is None:
             raise not_found()
-        return Response({**queries.render_event(event), "deliveries": queries.render_deliveries(event)})
+        lines = delivery_lookup().of_event(event.id, MOST_DELIVERIES)
+        return Response(shapes.EventWithDeliveries().to_representation((event, lines)))

@@ -1,14 +1,22 @@
-"""Shapes of the keys' and audit endpoints."""
+"""What the endpoints of keys and of the audit log take and return."""
 
 from __future__ import annotations
 
 import datetime
+from typing import Any
 
 from django.utils import timezone
 from rest_framework import serializers
 
-from core.serializers import StrictCharField, StrictIntegerField, StrictSerializer, validate_plain_text
-from orgs.models import ApiKey, AuditEntry, Scope
+from core.openapi import page_of
+from core.serializers import (
+    OutputSerializer,
+    StrictCharField,
+    StrictIntegerField,
+    StrictSerializer,
+    validate_plain_text,
+)
+from orgs.models import ApiKey, Scope
 
 
 class ApiKeyCreate(StrictSerializer):
@@ -30,7 +38,7 @@ class ApiKeyCreate(StrictSerializer):
     )
 
     def validate_expires_at(self, value: datetime.datetime | None) -> datetime.datetime | None:
-        """Refuse a time that has passed."""
+        """Reject a time in the past."""
         if value is not None and value <= timezone.now():
             raise serializers.ValidationError("must be in the future")
         return value
@@ -48,7 +56,7 @@ class ApiKeyRotate(StrictSerializer):
     )
 
 
-class ApiKeyOut(serializers.Serializer[ApiKey]):
+class ApiKeyOut(OutputSerializer):
     """A key without its secret."""
 
     id = serializers.UUIDField()
@@ -61,7 +69,18 @@ class ApiKeyOut(serializers.Serializer[ApiKey]):
     created_at = serializers.DateTimeField()
 
 
-class AuditEntryOut(serializers.Serializer[AuditEntry]):
+class ApiKeyWithSecret(ApiKeyOut):
+    """A key as it is shown once."""
+
+    key = serializers.CharField(help_text="The key itself. Shown once; it is not stored.")
+
+    def to_representation(self, instance: tuple[ApiKey, str]) -> dict[str, Any]:
+        """Return the members of a new key, given with its full text."""
+        key, text = instance
+        return {**ApiKeyOut().to_representation(key), "key": text}
+
+
+class AuditEntryOut(OutputSerializer):
     """One entry of the audit log."""
 
     id = serializers.UUIDField()
@@ -71,3 +90,30 @@ class AuditEntryOut(serializers.Serializer[AuditEntry]):
     detail = serializers.DictField()
     request_id = serializers.CharField()
     created_at = serializers.DateTimeField()
+
+
+class CallerOrganization(OutputSerializer):
+    """The organization that the key speaks for."""
+
+    id = serializers.UUIDField(source="organization_id")
+    name = serializers.CharField(source="organization_name")
+
+
+class CallerKey(OutputSerializer):
+    """The key that the request bears."""
+
+    id = serializers.UUIDField(source="key_id")
+    prefix = serializers.CharField(help_text="The public part of the key.")
+    scopes = serializers.ListField(child=serializers.ChoiceField(choices=Scope.values), source="sorted_scopes")
+
+
+class Me(OutputSerializer):
+    """Who the key is and what it may do."""
+
+    organization = CallerOrganization(source="*")
+    key = CallerKey(source="*")
+    events_per_minute = serializers.IntegerField(help_text="The organization's rate; 0 is no limit.")
+
+
+KeyPage = page_of(ApiKeyOut, "KeyPage")
+AuditPage = page_of(AuditEntryOut, "AuditPage")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from django.db import transaction
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
@@ -12,20 +12,25 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from core.http import read_object
+from core.json_body import read_object
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, moment, page, parse_parameters, text
 from orgs import audit, keys
-from orgs.api import openapi
-from orgs.api.serializers import ApiKeyCreate, ApiKeyOut, ApiKeyRotate, AuditEntryOut
+from orgs.api.serializers import (
+    ApiKeyCreate,
+    ApiKeyOut,
+    ApiKeyRotate,
+    ApiKeyWithSecret,
+    AuditEntryOut,
+    AuditPage,
+    KeyPage,
+    Me,
+)
 from orgs.authentication import caller_of
 from orgs.models import ApiKey, AuditEntry, Scope
 
-
-def render_key(key: ApiKey) -> dict[str, Any]:
-    """Return the key as the API shows it, without its secret."""
-    return dict(ApiKeyOut(key).data)
+KEY_EXAMPLE = {"name": "shop backend", "scopes": ["events:write"], "expires_at": "2027-01-31T12:00:00Z"}
 
 
 class MeView(APIView):
@@ -33,17 +38,10 @@ class MeView(APIView):
 
     scopes: ClassVar = {"GET": None}
 
-    @extend_schema(operation_id="getCaller", tags=["Account"], summary="Who am I?", responses=openapi.Me)
+    @extend_schema(operation_id="getCaller", tags=["Account"], summary="Who am I?", responses=Me)
     def get(self, request: Request) -> Response:
-        """Return the organization and the key that the request bears."""
-        caller = caller_of(request)
-        return Response(
-            {
-                "organization": {"id": str(caller.organization_id), "name": caller.organization_name},
-                "key": {"id": str(caller.key_id), "prefix": caller.prefix, "scopes": sorted(caller.scopes)},
-                "events_per_minute": caller.events_per_minute,
-            }
-        )
+        """Return the organization and the key of the request."""
+        return Response(Me().to_representation(caller_of(request)))
 
 
 def _own_key(request: Request, key_id: uuid.UUID) -> ApiKey:
@@ -53,11 +51,17 @@ def _own_key(request: Request, key_id: uuid.UUID) -> ApiKey:
     return key
 
 
+def _created(key: ApiKey, text: str) -> Response:
+    """Return the 201 for a new key, with its full text."""
+    shown = ApiKeyWithSecret().to_representation((key, text))
+    return Response(shown, status=201, headers={"Location": f"/api/keys/{key.id}"})
+
+
 def _require_within(request: Request, scopes: list[str]) -> None:
     try:
         keys.require_within(scopes, caller_of(request).scopes)
     except keys.ScopeError as error:
-        raise Problem(403, "missing_scope", f"{str(error).capitalize()}.", errors=[("/scopes", str(error))]) from None
+        raise Problem("missing_scope", f"{str(error).capitalize()}.", errors=[("/scopes", str(error))]) from None
 
 
 def _require_no_longer(request: Request, expires_at: datetime.datetime | None) -> None:
@@ -65,7 +69,7 @@ def _require_no_longer(request: Request, expires_at: datetime.datetime | None) -
         keys.require_no_longer(expires_at, caller_of(request).expires_at)
     except keys.ExpiryError as error:
         raise Problem(
-            403, "outlives_caller", "A key can't give one that outlives it.", errors=[("/expires_at", str(error))]
+            "outlives_caller", "A key can't give one that outlives it.", errors=[("/expires_at", str(error))]
         ) from None
 
 
@@ -74,14 +78,12 @@ class KeyListView(APIView):
 
     scopes: ClassVar = {"GET": Scope.KEYS_MANAGE, "POST": Scope.KEYS_MANAGE}
 
-    @extend_schema(
-        operation_id="listKeys", tags=["Keys"], summary="List keys", parameters=PAGE, responses=openapi.KeyPage
-    )
+    @extend_schema(operation_id="listKeys", tags=["Keys"], summary="List keys", parameters=PAGE, responses=KeyPage)
     def get(self, request: Request) -> Response:
         """List keys, newest first."""
         parameters = parse_parameters(request, PAGE_PARAMETERS)
         rows = ApiKey.objects.filter(organization_id=caller_of(request).organization_id)
-        return Response(page(rows, parameters, render_key))
+        return Response(page(rows, parameters, ApiKeyOut().to_representation))
 
     @extend_schema(
         operation_id="createKey",
@@ -89,11 +91,11 @@ class KeyListView(APIView):
         summary="Make a key",
         parameters=[location(201)],
         request=ApiKeyCreate,
-        responses={201: openapi.ApiKeyWithSecret},
-        examples=[OpenApiExample("key", openapi.KEY_EXAMPLE, request_only=True)],
+        responses={201: ApiKeyWithSecret},
+        examples=[OpenApiExample("key", KEY_EXAMPLE, request_only=True)],
     )
     def post(self, request: Request) -> Response:
-        """Make a key; its text is in this answer and nowhere else."""
+        """Make a key; its text is in this response and nowhere else."""
         serializer = ApiKeyCreate(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         wanted = serializer.validated_data
@@ -110,7 +112,7 @@ class KeyListView(APIView):
             )
             audit.record_for_caller(request, "key.create", key.prefix, {"scopes": key.scopes})
         key.refresh_from_db()
-        return Response({**render_key(key), "key": secret}, status=201, headers={"Location": f"/api/keys/{key.id}"})
+        return _created(key, secret)
 
 
 class KeyView(APIView):
@@ -121,7 +123,7 @@ class KeyView(APIView):
     @extend_schema(operation_id="getKey", tags=["Keys"], summary="Read a key", responses=ApiKeyOut)
     def get(self, request: Request, key_id: uuid.UUID) -> Response:
         """Return the key without its secret."""
-        return Response(render_key(_own_key(request, key_id)))
+        return Response(ApiKeyOut().to_representation(_own_key(request, key_id)))
 
     @extend_schema(
         operation_id="revokeKey",
@@ -150,10 +152,8 @@ class KeyRotateView(APIView):
         parameters=[location(201)],
         request=ApiKeyRotate,
         responses={
-            201: openapi.ApiKeyWithSecret,
-            **conflict(
-                "The key is revoked or has expired.", "key_revoked", "The key is revoked; make a new one instead."
-            ),
+            201: ApiKeyWithSecret,
+            **conflict("key_revoked", "key_expired"),
         },
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
@@ -175,9 +175,9 @@ class KeyRotateView(APIView):
                     {"successor": key.prefix, "overlap_seconds": overlap.total_seconds()},
                 )
         except keys.KeyEnded as ended:
-            raise Problem(409, f"key_{ended}", f"The key is {ended}; make a new one instead.") from None
+            raise Problem(f"key_{ended}", f"The key is {ended}; make a new one instead.") from None
         key.refresh_from_db()
-        return Response({**render_key(key), "key": secret}, status=201, headers={"Location": f"/api/keys/{key.id}"})
+        return _created(key, secret)
 
 
 class AuditListView(APIView):
@@ -190,7 +190,7 @@ class AuditListView(APIView):
         tags=["Account"],
         summary="Who did what",
         parameters=[query("action", "Only this action, such as `key.create`."), SINCE, UNTIL, *PAGE],
-        responses=openapi.AuditPage,
+        responses=AuditPage,
     )
     def get(self, request: Request) -> Response:
         """List audit entries, newest first."""
@@ -202,4 +202,4 @@ class AuditListView(APIView):
             rows = rows.filter(created_at__gte=parameters["since"])
         if "until" in parameters:
             rows = rows.filter(created_at__lt=parameters["until"])
-        return Response(page(rows, parameters, lambda entry: dict(AuditEntryOut(entry).data)))
+        return Response(page(rows, parameters, AuditEntryOut().to_representation))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +208,7 @@ def test_a_part_that_is_down_is_a_503_with_the_reason_and_the_short_page_stays_2
 
 
 def test_each_part_that_fails_is_named_in_this_process_too(client: Any) -> None:
-    core_redis._guard._retry_at = time.monotonic() + 60
+    core_redis.breaker.open(60)
     with connection.cursor() as cursor:
         cursor.execute("ALTER TABLE events_event RENAME TO events_event_gone")  # undone with the test's transaction
     answer = client.get(DETAILED)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from django.db.models.functions import Now
 
+from events.fast_paths import key_recall
+from events.fast_paths.key_recall import RecalledCallers, recalled_callers
 from events.models import Event
-from orgs import key_cache
 from orgs.models import ApiKey, Organization
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
@@ -20,7 +21,7 @@ GOOD = {"type": "a", "data": 1}
 def recalled(api: ApiClient) -> ApiClient:
     """Return a client whose key this process recalls; one event is stored."""
     assert api.post("/api/events", GOOD).status_code == 202
-    assert key_cache.recall(str(api.key)) is not None
+    assert recalled_callers.get(str(api.key)) is not None
     return api
 
 
@@ -108,9 +109,8 @@ def test_a_key_is_recalled_for_seconds_and_its_last_use_is_noted_on(
 ) -> None:
     ApiKey.objects.update(last_used_at=None)
     assert recalled.post("/api/events", GOOD).status_code == 202
-    monkeypatch.setattr(key_cache, "RECALL_SECONDS", 0.0)
-    key_cache.forget()
+    monkeypatch.setattr(key_recall, "recalled_callers", RecalledCallers(seconds=0))
     for _ in range(2):
         assert recalled.post("/api/events", GOOD).status_code == 202
-        assert key_cache.recall(str(recalled.key)) is None
+        assert key_recall.recalled_callers.get(str(recalled.key)) is None
     assert ApiKey.objects.get().last_used_at is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from typing import Any
 
@@ -12,20 +13,22 @@ from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions
 
-from core import problems
-from core.problems import MEDIA_TYPE, Problem, as_problem
+from core import error_pages, problems
+from core.exceptions import as_problem
+from core.problems import MEDIA_TYPE, Problem, ProblemType, problem_types, register
+from devstack.processes import ROOT
 
 
 @pytest.mark.parametrize(
     ("error", "status", "code"),
     [
-        (Problem(418, "teapot", "I am one."), 418, "teapot"),
+        (Problem("forbidden", "No."), 403, "forbidden"),
         (exceptions.ValidationError({"a": ["x"]}), 400, "invalid"),
         (exceptions.MethodNotAllowed("PUT"), 405, "method_not_allowed"),
         (exceptions.UnsupportedMediaType("text/plain"), 415, "unsupported_media_type"),
-        (exceptions.ParseError("x"), 400, "parse_error"),
-        (exceptions.NotAuthenticated(), 401, "not_authenticated"),
-        (exceptions.PermissionDenied(), 403, "permission_denied"),
+        (exceptions.ParseError("x"), 400, "bad_request"),
+        (exceptions.Throttled(), 400, "bad_request"),
+        (exceptions.PermissionDenied(), 403, "forbidden"),
         (Http404(), 404, "not_found"),
         (RequestDataTooBig(), 413, "too_large"),
         (SuspiciousOperation(), 400, "bad_request"),
@@ -67,10 +70,10 @@ def request_for(path: str) -> HttpRequest:
 @pytest.mark.parametrize(
     ("respond", "status"),
     [
-        (lambda request: problems.handler400(request, SuspiciousOperation("secret")), 400),
-        (lambda request: problems.handler403(request, PermissionDenied("secret")), 403),
-        (lambda request: problems.handler404(request, Http404("secret")), 404),
-        (lambda request: problems.handler500(request), 500),
+        (lambda request: error_pages.handler400(request, SuspiciousOperation("secret")), 400),
+        (lambda request: error_pages.handler403(request, PermissionDenied("secret")), 403),
+        (lambda request: error_pages.handler404(request, Http404("secret")), 404),
+        (lambda request: error_pages.handler500(request), 500),
     ],
 )
 def test_django_s_own_pages_are_problems_under_api_and_html_elsewhere(respond: Any, status: int) -> None:
@@ -88,10 +91,36 @@ def test_django_s_own_pages_are_problems_under_api_and_html_elsewhere(respond: A
 def test_the_problem_has_its_members_and_those_on_top() -> None:
     answer = problems.problem_response(
         request_for("/api/x"),
-        Problem(409, "taken", "It is taken.", errors=[("/a", "x")], headers={"Location": "/y"}, extra={"by": "z"}),
+        Problem("dedup_conflict", "It is taken.", errors=[("/a", "x")], headers={"Location": "/y"}, extra={"by": "z"}),
     )
     assert json.loads(answer.content) == {
-        "type": "about:blank", "title": "Conflict", "status": 409, "detail": "It is taken.", "code": "taken",
+        "type": "about:blank", "title": "Conflict", "status": 409, "detail": "It is taken.", "code": "dedup_conflict",
         "request_id": None, "errors": [{"pointer": "/a", "detail": "x"}], "by": "z",
     }  # fmt: skip
     assert answer["Location"] == "/y"
+
+
+def test_a_code_that_no_app_has_registered_is_an_error() -> None:
+    with pytest.raises(LookupError, match="teapot"):
+        Problem("teapot", "I am one.")
+
+
+def test_a_code_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="not_found is registered twice"):
+        register(ProblemType("not_found", 410, "Gone.", "It is gone."))
+    register(*problem_types())  # an app that is imported again changes nothing
+
+
+def test_every_registered_code_is_used_and_every_code_that_is_used_is_registered() -> None:
+    used: set[str] = set()
+    for app in ("core", "orgs", "events", "webhooks", "console", "triggers_project"):
+        for path in (ROOT / app).rglob("*.py"):
+            if path.name != "problems.py" or app == "core":
+                strings = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+                used |= {node.value for node in strings if isinstance(node.value, str)}
+            for node in ast.walk(ast.parse(path.read_text())):
+                named = isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "Problem"
+                if named and node.args and isinstance(node.args[0], ast.Constant):  # type: ignore[attr-defined]
+                    assert node.args[0].value in {one.code for one in problem_types()}, path  # type: ignore[attr-defined]
+    made = {"key_revoked", "key_expired"}  # from what ended the key
+    assert {one.code for one in problem_types()} - made <= used

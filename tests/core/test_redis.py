@@ -1,15 +1,15 @@
-"""What stands on Redis: wake-ups that aren't lost, a fuse for when it is away, rates that are exact."""
+"""What relies on Redis: wake-ups that aren't lost, a circuit breaker for outages, rate limits that are exact."""
 
 from __future__ import annotations
 
 import json
 import runpy
 import threading
-import time
 import zlib
 from collections.abc import Iterator
 
 import pytest
+from django.conf import settings
 from django_redis import get_redis_connection
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -20,7 +20,7 @@ from core import ratelimits
 from core import redis as core_redis
 from core.ratelimits import RateLimitDecision, hit
 from core.redis import RedisUnavailable, call_redis
-from core.wakeups import EVENTS, JOB_FUNCTIONS, WEBHOOKS, ForbiddenJob, WakeUp, wait_until_told, wake, wake_soon
+from core.wakeups import EVENTS, WEBHOOKS, ForbiddenJob, WakeUp, wait_until_woken, wake, wake_soon
 from devstack.processes import ROOT
 
 
@@ -32,12 +32,12 @@ def queue(name: str) -> Queue:
 def test_a_wake_up_names_one_of_our_functions_and_no_row(name: str) -> None:
     assert wake(name)
     (job,) = queue(name).jobs
-    assert job.func_name == JOB_FUNCTIONS[name]
+    assert job.func_name == settings.WAKE_UP_JOBS[name]
     assert callable(job.func)
     assert not job.args
     assert not job.kwargs
     raw = get_redis_connection("default").hget(job.key, "data")
-    assert json.loads(zlib.decompress(raw)) == [JOB_FUNCTIONS[name], None, [], {}]  # JSON, never a pickle
+    assert json.loads(zlib.decompress(raw)) == [settings.WAKE_UP_JOBS[name], None, [], {}]  # JSON, never a pickle
 
 
 def test_a_wake_up_that_waits_is_not_added_twice_and_one_that_was_taken_is() -> None:
@@ -54,7 +54,7 @@ def test_a_wake_up_for_a_request_comes_from_another_thread_and_after_what_it_is_
     connection = get_redis_connection("default")
     for _ in range(30):
         wake_soon(EVENTS)
-        assert wait_until_told(30)
+        assert wait_until_woken(30)
         assert connection.llen("rq:queue:events") == 1
         connection.delete("rq:queue:events")  # as a worker takes it, before it looks
 
@@ -73,19 +73,19 @@ def test_many_requests_share_a_wake_up() -> None:
     before = get_redis_connection("default").info("commandstats")["cmdstat_llen"]["calls"]
     for _ in range(5000):
         wake_soon(EVENTS)
-    assert wait_until_told(30)
+    assert wait_until_woken(30)
     assert queue(EVENTS).count == 1
     assert get_redis_connection("default").info("commandstats")["cmdstat_llen"]["calls"] - before < 2500
 
 
 def test_requests_don_t_wait_for_a_redis_that_is_away_and_wake_it_up_again_when_it_is_back() -> None:
-    core_redis._guard._retry_at = time.monotonic() + 3600
+    core_redis.breaker.open(3600)
     wake_soon(EVENTS)
-    assert wait_until_told(30)
+    assert wait_until_woken(30)
     assert queue(EVENTS).count == 0
-    core_redis._guard._retry_at = 0.0
+    core_redis.breaker.reset()
     wake_soon(EVENTS)
-    assert wait_until_told(30)
+    assert wait_until_woken(30)
     assert queue(EVENTS).count == 1
 
 
@@ -108,7 +108,7 @@ def test_a_job_that_names_another_function_is_refused(name: str) -> None:
 
 def test_a_job_with_arguments_or_callbacks_is_refused() -> None:
     connection = get_redis_connection("default")
-    job = WakeUp.create(JOB_FUNCTIONS[EVENTS], args=(1,), connection=connection, serializer=JSONSerializer)
+    job = WakeUp.create(settings.WAKE_UP_JOBS[EVENTS], args=(1,), connection=connection, serializer=JSONSerializer)
     with pytest.raises(ForbiddenJob):
         _ = job.func
     assert (job.success_callback, job.failure_callback, job.stopped_callback) == (None, None, None)
@@ -128,8 +128,8 @@ def test_after_a_failure_redis_is_left_alone_for_a_moment_and_then_asked_again()
             call_redis(fail)
     assert asked == [1]
     assert wake(EVENTS) is False
-    assert 0 < core_redis._guard._retry_at - time.monotonic() <= core_redis.PAUSE_SECONDS
-    core_redis._guard._retry_at = time.monotonic()
+    assert core_redis.breaker.is_open
+    core_redis.breaker.open(0)
     assert wake(EVENTS) is True
 
 
@@ -140,7 +140,7 @@ def test_a_redis_that_closed_idle_connections_or_forgot_our_script_goes_on_count
     get_redis_connection("default").execute_command(command)
     assert hit("p", "a", 5).remaining == 3
     assert wake(EVENTS)
-    assert core_redis._guard._retry_at == 0.0
+    assert not core_redis.breaker.is_open
     assert get_redis_connection("default").get("triggers:rate:p:a") == b"2"
 
 
@@ -148,8 +148,8 @@ def test_what_redis_refuses_leaves_the_connection_in_order() -> None:
     hit("p", "a", 5)
     get_redis_connection("default").lpush("triggers:rate:p:b", "x")
     assert hit("p", "b", 5).allowed, "counted here"
-    assert core_redis._guard._retry_at > 0
-    core_redis._guard._retry_at = 0.0
+    assert core_redis.breaker.is_open
+    core_redis.breaker.reset()
     assert hit("p", "a", 5).remaining == 3
 
 
@@ -163,11 +163,11 @@ def test_a_fault_that_is_not_redis_s_is_not_swallowed() -> None:
 
 
 def test_a_rate_is_counted_down_and_refused_at_its_end() -> None:
-    verdicts = [hit("p", "a", 3) for _ in range(4)]
-    assert [(verdict.allowed, verdict.remaining) for verdict in verdicts] == [
+    decisions = [hit("p", "a", 3) for _ in range(4)]
+    assert [(decision.allowed, decision.remaining) for decision in decisions] == [
         (True, 2), (True, 1), (True, 0), (False, 0),
     ]  # fmt: skip
-    assert all(0 <= verdict.reset_seconds <= 60 for verdict in verdicts)
+    assert all(0 <= decision.reset_seconds <= 60 for decision in decisions)
     assert hit("p", "b", 3).allowed
     assert hit("q", "a", 3).allowed
 
@@ -207,13 +207,13 @@ def test_a_count_never_outlives_its_minute() -> None:
 @pytest.fixture
 def without_redis() -> Iterator[None]:
     """Leave Redis alone, as after a failure."""
-    core_redis._guard._retry_at = time.monotonic() + 300
+    core_redis.breaker.open(300)
     yield
-    core_redis._guard._retry_at = 0.0
+    core_redis.breaker.reset()
 
 
 def test_without_redis_the_rate_is_counted_in_this_process(without_redis: None) -> None:
-    ratelimits._local.storage.reset()
+    ratelimits.reset()
     assert [hit("p", "alone", 2).allowed for _ in range(3)] == [True, True, False]
 
 

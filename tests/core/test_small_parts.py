@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import threading
 import uuid
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -12,11 +15,14 @@ from cryptography.fernet import Fernet
 from django.db import OperationalError, connection, transaction
 from django.http import HttpRequest
 from pytest_django import Settings
+from rest_framework import serializers
 
 from core import db, encryption, ids
-from core.middleware import client_address
-from core.recent import REMEMBERED, Recent
+from core.client_address import client_address
+from core.json_response import JSONRenderer
 from core.serializers import (
+    OutputSerializer,
+    RawJSONField,
     StrictCharField,
     StrictFloatField,
     StrictIntegerField,
@@ -24,17 +30,6 @@ from core.serializers import (
     validate_plain_text,
 )
 from orgs.models import Organization
-
-
-def test_the_last_keys_that_were_set_are_remembered_and_no_more() -> None:
-    recent: Recent[int, int] = Recent()
-    for number in range(REMEMBERED):
-        recent[number] = number
-    recent[0] = -1
-    recent[REMEMBERED] = 0
-    assert len(recent) == REMEMBERED
-    assert 1 not in recent
-    assert recent[0] == -1
 
 
 def test_ids_are_uuid_7_unique_and_in_the_order_of_time() -> None:
@@ -98,6 +93,40 @@ def test_a_strict_field_takes_no_stand_in_and_an_unknown_one_is_named(data: Any)
     serializer = Strict(data=data)
     assert not serializer.is_valid()
     assert set(serializer.errors) == set(data)
+
+
+class Inner(OutputSerializer):
+    """The whole object again, as a member."""
+
+    at = serializers.DateTimeField()
+
+
+class Shown(OutputSerializer):
+    """Members of every kind that a response has."""
+
+    id = serializers.UUIDField()
+    name = serializers.CharField(source="title")
+    at = serializers.DateTimeField(allow_null=True)
+    raw = RawJSONField()
+    inner = Inner(source="*")
+    several = Inner(many=True)
+
+
+def test_what_an_output_serializer_shows_is_what_drf_would_have_made_of_it() -> None:
+    one_id, at = ids.new_id(), datetime.datetime(2026, 1, 31, 12, 0, 0, 5, datetime.UTC)
+    row = SimpleNamespace(id=one_id, title="é", at=at, raw='{"n": 1.0e2}')
+    row.several = [row, SimpleNamespace(at=None)]
+    written = JSONRenderer().render(Shown().to_representation(row))
+    assert b'"raw":{"n": 1.0e2}' in written
+    shown = json.loads(written)
+    assert shown == {
+        "id": str(one_id),
+        "name": "é",
+        "at": serializers.DateTimeField().to_representation(at),
+        "raw": {"n": 100},
+        "inner": {"at": "2026-01-31T12:00:00.000005Z"},
+        "several": [{"at": "2026-01-31T12:00:00.000005Z"}, {"at": None}],
+    }
 
 
 def test_a_strict_serializer_takes_what_fits_and_nothing_but_objects() -> None:

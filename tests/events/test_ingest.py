@@ -15,7 +15,7 @@ from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from devstack.processes import ROOT
-from events.ingest import Ingested, Outcome, ingest, ingest_batch
+from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
 from events.models import DedupKey, Event
 from events.payload import NewEvent
 from orgs.models import Organization
@@ -32,7 +32,7 @@ def event(data: str = "1", dedup_id: str | None = None) -> NewEvent:
 def test_of_many_threads_with_one_dedup_id_one_is_accepted_and_all_learn_its_id(organization: Organization) -> None:
     for round_number in range(5):
         results = in_threads(12, lambda _, r=round_number: ingest(organization.id, event(dedup_id=f"d{r}")))
-        assert Counter(one.outcome for one in results) == {Outcome.ACCEPTED: 1, Outcome.DUPLICATE: 11}
+        assert Counter(one.status for one in results) == {IngestStatus.ACCEPTED: 1, IngestStatus.DUPLICATE: 11}
         (event_id,) = {one.event_id for one in results}
         assert Event.objects.get(dedup_id=f"d{round_number}").id == event_id
 
@@ -41,7 +41,7 @@ def test_of_many_threads_with_other_content_one_is_accepted_and_the_others_confl
     organization: Organization,
 ) -> None:
     results = in_threads(10, lambda number: ingest(organization.id, event(str(number), "d")))
-    assert Counter(one.outcome for one in results) == {Outcome.ACCEPTED: 1, Outcome.CONFLICT: 9}
+    assert Counter(one.status for one in results) == {IngestStatus.ACCEPTED: 1, IngestStatus.CONFLICT: 9}
     assert {one.event_id for one in results} == {Event.objects.get().id}
 
 
@@ -53,7 +53,7 @@ def test_single_posts_and_batches_at_once_agree_on_who_was_first(organization: O
         return [ingest(organization.id, one) for one in events]
 
     results = [one for part in in_threads(6, work) for one in part]
-    assert Counter(one.outcome for one in results) == {Outcome.ACCEPTED: 40, Outcome.DUPLICATE: 200}
+    assert Counter(one.status for one in results) == {IngestStatus.ACCEPTED: 40, IngestStatus.DUPLICATE: 200}
     assert {one.event_id for one in results} == set(Event.objects.values_list("id", flat=True))
 
 
@@ -62,7 +62,7 @@ def test_at_the_end_of_the_window_one_of_many_threads_takes_the_id_over(organiza
     for round_number in range(2, 5):
         DedupKey.objects.update(expires_at=Now())
         results = in_threads(8, lambda _, r=round_number: ingest(organization.id, event(str(r), "d")))
-        assert Counter(one.outcome for one in results) == {Outcome.ACCEPTED: 1, Outcome.DUPLICATE: 7}
+        assert Counter(one.status for one in results) == {IngestStatus.ACCEPTED: 1, IngestStatus.DUPLICATE: 7}
         assert first not in {one.event_id for one in results}
     assert Event.objects.count() == 4
     assert DedupKey.objects.count() == 1
@@ -73,7 +73,7 @@ def test_two_organizations_share_no_dedup_id_even_at_the_same_moment(
 ) -> None:
     ids = (organization.id, other_organization.id)
     results = in_threads(8, lambda number: ingest(ids[number % 2], event(str(number % 2), "d")))
-    assert Counter(one.outcome for one in results) == {Outcome.ACCEPTED: 2, Outcome.DUPLICATE: 6}
+    assert Counter(one.status for one in results) == {IngestStatus.ACCEPTED: 2, IngestStatus.DUPLICATE: 6}
     assert {e.organization_id for e in Event.objects.all()} == set(ids)
 
 
@@ -96,7 +96,7 @@ def test_whoever_waits_for_another_s_commit_is_accepted_when_that_one_rolls_back
         transaction.set_rollback(True)
     thread.join(30)
     (kept,) = results
-    assert kept.outcome is Outcome.ACCEPTED
+    assert kept.status is IngestStatus.ACCEPTED
     assert kept.event_id != lost.event_id
     assert [e.id for e in Event.objects.all()] == [kept.event_id]
 
@@ -111,14 +111,20 @@ def test_a_batch_that_the_database_refuses_leaves_neither_events_nor_dedup_ids(o
     finally:
         with connection.cursor() as cursor:
             cursor.execute("ALTER TABLE events_event DROP CONSTRAINT poison")
-    assert {r.outcome for r in ingest_batch(organization.id, [event("13", "d13")])} == {Outcome.ACCEPTED}
+    assert {r.status for r in ingest_batch(organization.id, [event("13", "d13")])} == {IngestStatus.ACCEPTED}
 
 
 def test_within_a_batch_the_first_with_an_id_counts(organization: Organization) -> None:
     batch = [event("1", "a"), event("2", "a"), event("1", "a"), event("1"), event("1")]
     results = ingest_batch(organization.id, batch)
-    expected = [Outcome.ACCEPTED, Outcome.CONFLICT, Outcome.DUPLICATE, Outcome.ACCEPTED, Outcome.ACCEPTED]
-    assert [one.outcome for one in results] == expected
+    expected = [
+        IngestStatus.ACCEPTED,
+        IngestStatus.CONFLICT,
+        IngestStatus.DUPLICATE,
+        IngestStatus.ACCEPTED,
+        IngestStatus.ACCEPTED,
+    ]
+    assert [one.status for one in results] == expected
     assert results[0].event_id == results[1].event_id == results[2].event_id
     assert Event.objects.count() == 3
 
@@ -138,7 +144,7 @@ def test_processes_share_no_memory_and_still_accept_each_id_once(organization: O
         "from events.ingest import ingest\n"
         "from events.payload import NewEvent\n"
         "made = [ingest(uuid.UUID(sys.argv[1]), NewEvent('a.b', '1', f'd{n}')) for n in range(100)]\n"
-        "print(json.dumps([[one.outcome, str(one.event_id)] for one in made]))\n"
+        "print(json.dumps([[one.status, str(one.event_id)] for one in made]))\n"
     )
     environment = {**os.environ, "DATABASE_URL": postgres.url(connection.settings_dict["NAME"])}
     processes = [

@@ -66,7 +66,7 @@ django.setup()
 from events.ingest import ingest
 from events.payload import NewEvent
 result = ingest(uuid.UUID(sys.argv[1]), NewEvent("a", '{"n": 1}', "same"))
-print(result.outcome.value, result.event_id)
+print(result.status.value, result.event_id)
 """
     done = subprocess.run(
         [sys.executable, "-c", code, str(organization.id)],

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django_redis import get_redis_connection
 from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer, PickleSerializer
 
-from core.wakeups import EVENTS, JOB_FUNCTIONS, WEBHOOKS, ForbiddenJob, WakeUp, wake
+from core.wakeups import EVENTS, WEBHOOKS, ForbiddenJob, WakeUp, wake
 from devstack.processes import Process, worker
 from events.ingest import ingest
 from events.models import Event
@@ -88,7 +89,7 @@ def test_a_wake_up_is_plain_json_that_names_one_of_two_functions(db: None) -> No
         named.add(data[0])
         if b"meta" in fields:
             assert json.loads(fields[b"meta"]) == {}
-    assert named == set(JOB_FUNCTIONS.values())
+    assert named == set(settings.WAKE_UP_JOBS.values())
 
 
 @pytest.mark.django_db(transaction=True)
@@ -105,7 +106,7 @@ def test_hostile_jobs_are_not_run_and_the_worker_lives_on(
     def as_json(function: str, *arguments: Any, **named: Any) -> bytes:
         return zlib.compress(json.dumps([function, None, list(arguments), named]).encode())
 
-    ours = JOB_FUNCTIONS[EVENTS]
+    ours = settings.WAKE_UP_JOBS[EVENTS]
     hostile = [
         {"data": zlib.compress(pickle.dumps(_Bomb(touch("pickle"))))},
         {"data": pickle.dumps(("os.system", None, (touch("raw"),), {}))},
@@ -145,7 +146,7 @@ def test_hostile_jobs_are_not_run_and_the_worker_lives_on(
 @pytest.mark.parametrize("function", ["os.system", "triggers_project.jobs.fan_out_for", "", "triggers_project.jobs"])
 def test_a_job_that_names_another_function_is_refused_before_it_is_imported(function: str) -> None:
     redis = get_redis_connection("default")
-    job = WakeUp.create(JOB_FUNCTIONS[EVENTS], connection=redis, serializer=JSONSerializer)
+    job = WakeUp.create(settings.WAKE_UP_JOBS[EVENTS], connection=redis, serializer=JSONSerializer)
     job._func_name = function
     with pytest.raises(ForbiddenJob):
         _ = job.func

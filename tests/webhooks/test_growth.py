@@ -21,7 +21,7 @@ def _post(api: Any, count: int) -> None:
         size = min(count, 1000)
         batch = [{"type": "order.created", "data": {"n": n}, "dedup_id": None} for n in range(size)]
         assert api.post("/api/events/batch", batch).status_code == 202
-    backlog.forget()
+    backlog.estimate.reset()
 
 
 def _measure() -> tuple[int, int]:

@@ -13,7 +13,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from core.http import read_object
+from core.json_body import read_object
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, identifier, moment, one_of, page, parse_parameters
@@ -112,11 +112,7 @@ class SubscriptionListView(APIView):
         request=SubscriptionCreate,
         responses={
             201: openapi.NewSubscription,
-            **conflict(
-                "The organization has as many subscriptions as it may.",
-                "too_many_subscriptions",
-                "The organization has as many subscriptions as it may.",
-            ),
+            **conflict("too_many_subscriptions"),
         },
         examples=[OpenApiExample("subscription", openapi.SUBSCRIPTION_EXAMPLE, request_only=True)],
     )
@@ -131,9 +127,7 @@ class SubscriptionListView(APIView):
                 )
                 audit.record_for_caller(request, "subscription.create", subscription.id)
         except subscriptions.TooManySubscriptions:
-            raise Problem(
-                409, "too_many_subscriptions", "The organization has as many subscriptions as it may."
-            ) from None
+            raise Problem("too_many_subscriptions", "The organization has as many subscriptions as it may.") from None
         return Response(
             {**render_subscription(subscription), "secret": secret},
             status=201,
@@ -390,12 +384,7 @@ class DeliveryRetryView(APIView):
         request=None,
         responses={
             202: OpenApiResponse(openapi.Delivery, "The delivery is due now."),
-            **conflict(
-                "The delivery is in flight, held or cancelled.",
-                "not_retryable",
-                "The delivery is held; enable its subscription first.",
-                delivery_status="held",
-            ),
+            **conflict("not_retryable"),
         },
     )
     def post(self, request: Request, delivery_id: uuid.UUID) -> Response:
@@ -404,7 +393,7 @@ class DeliveryRetryView(APIView):
         if not delivery_actions.apply(DeliveryAction.RETRY, [delivery.id]):
             delivery.refresh_from_db()
             reason = _WHY_NOT.get(DeliveryStatus(delivery.status), "Its subscription takes no deliveries.")
-            raise Problem(409, "not_retryable", reason, extra={"delivery_status": delivery.status})
+            raise Problem("not_retryable", reason, extra={"delivery_status": delivery.status})
         audit.record_for_caller(request, "delivery.retry", delivery.id)
         delivery.refresh_from_db()
         return Response(render_delivery(delivery), status=202)

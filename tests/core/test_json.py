@@ -16,16 +16,9 @@ from rest_framework.parsers import BaseParser
 from rest_framework.request import Request
 from rest_framework.test import APIRequestFactory
 
-from core.http import (
-    Fragment,
-    JSONBody,
-    JSONOnlyNegotiation,
-    JSONRenderer,
-    NDJSONBody,
-    parse_json,
-    read_object,
-    require_media_type,
-)
+from core.drf import JSONBody, JSONOnlyNegotiation, NDJSONBody
+from core.json_body import parse_json, read_object, require_media_type
+from core.json_response import Fragment, JSONRenderer
 from core.problems import Problem
 
 JSON_VALUES = st.recursive(

@@ -1,0 +1,134 @@
+"""JSON in: request bodies, bounded and strict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+from django.conf import settings
+from rest_framework.request import Request
+
+from core.problems import Problem, invalid
+
+# Largest body that isn't an event; events have their own bounds.
+MAX_OBJECT_BYTES = 65536
+
+
+def read_body(request: Any, limit: int) -> bytes:
+    """Return the body of a Django request; reading it twice returns the same bytes.
+
+    limit: the most bytes that are read.  Raises Problem: 413 for a longer body, 415 for a compressed one, 400 for one
+    that ends early or whose Content-Length is not a number.
+    """
+    if hasattr(request, "_body"):  # Django's own place for it, so that `request.body` works afterwards
+        return bytes(request._body)
+    meta = request.META
+    if meta.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
+        raise Problem("unsupported_content_encoding", "Send the body without Content-Encoding.")
+    if "chunked" in meta.get("HTTP_TRANSFER_ENCODING", "").lower():
+        body: bytes = meta["wsgi.input"].read(limit + 1)
+    else:
+        try:
+            length = int(meta.get("CONTENT_LENGTH") or 0)
+        except ValueError:
+            raise Problem("bad_request", "Content-Length is not a number.") from None
+        if length > limit:
+            raise _too_large(limit)
+        body = request.read(length) if length > 0 else b""
+        if len(body) < length:
+            raise Problem("incomplete_body", "The body ended before its Content-Length.")
+    if len(body) > limit:
+        raise _too_large(limit)
+    request._body = body
+    return body
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem("too_large", f"The body is over the limit of {limit} bytes.", extra={"limit_bytes": limit})
+
+
+def check_json(body: bytes, value: Any) -> None:
+    """Reject JSON that parses but can't be stored: nested deeper than MAX_JSON_DEPTH, or with U+0000 in a string.
+
+    Raises Problem 400.
+    """
+    # Walking the value is the exception: counting brackets and searching for the escape clears almost every body.
+    depth: int = settings.MAX_JSON_DEPTH
+    if body.count(b"[") + body.count(b"{") > depth and not _shallower_than(value, depth):
+        raise invalid([("", f"nested more than {depth} levels deep")])
+    if b"\\u0000" in body:
+        pointer = _find_nul(value, "")
+        if pointer is not None:
+            raise invalid([(pointer, "contains the character U+0000, which can't be stored")])
+
+
+def _shallower_than(value: Any, depth: int) -> bool:
+    level = [value]
+    for _ in range(depth):
+        following: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                following.extend(inner for inner in item.values() if isinstance(inner, dict | list))
+            elif isinstance(item, list):
+                following.extend(inner for inner in item if isinstance(inner, dict | list))
+        if not following:
+            return True
+        level = following
+    return False
+
+
+def _find_nul(value: Any, pointer: str) -> str | None:
+    if isinstance(value, str):
+        return pointer if "\x00" in value else None
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if "\x00" in name:
+                return pointer
+            found = _find_nul(inner, f"{pointer}/{name.replace('~', '~0').replace('/', '~1')}")
+            if found is not None:
+                return found
+    if isinstance(value, list):
+        for position, inner in enumerate(value):
+            found = _find_nul(inner, f"{pointer}/{position}")
+            if found is not None:
+                return found
+    return None
+
+
+def parse_json(body: bytes) -> Any:
+    """Return the value of a JSON body (RFC 8259: UTF-8, no NaN).  Raises Problem 400."""
+    if not body:
+        raise Problem("invalid_json", "The body is empty; send a JSON object.")
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem("invalid_json", f"The body is not valid JSON: {error}.") from None
+    check_json(body, value)
+    return value
+
+
+def require_media_type(request: Request, *accepted: str) -> str:
+    """Return the body's media type, without parameters.  Raises Problem 415 when it isn't one of `accepted`."""
+    media_type = (request.content_type or "").split(";")[0].strip().lower()
+    if media_type not in accepted:
+        raise Problem(
+            "unsupported_media_type",
+            "The content type must be " + " or ".join(accepted) + ".",
+            errors=[("#Content-Type", f"is {media_type or 'missing'}"[:200])],
+        )
+    return media_type
+
+
+def read_object(request: Request) -> dict[str, Any]:
+    """Return the JSON object in a body of at most MAX_OBJECT_BYTES; an empty body is an empty object.
+
+    Raises Problem 400, 413 or 415.
+    """
+    body = read_body(request._request, MAX_OBJECT_BYTES)
+    if not body:
+        return {}
+    require_media_type(request, "application/json")
+    value = parse_json(body)
+    if not isinstance(value, dict):
+        raise invalid([("", "must be a JSON object")])
+    return value

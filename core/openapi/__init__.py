@@ -1,0 +1,13 @@
+"""The OpenAPI 3.1 schema.
+
+A view's decorator says what is its own (summary, parameters, bodies, successes, conflicts) with what stands here.  The
+error responses that any operation may give, and the headers that every response has, are added by `generator`, from
+what the operation is: with a scope, a path parameter, a body.
+"""
+
+from core.openapi.pages import page_of
+from core.openapi.parameters import PAGE, SINCE, UNTIL, location, query, rate_limit
+from core.openapi.responses import HEADERS, conflict
+from core.openapi.types import Schema
+
+__all__ = ["HEADERS", "PAGE", "SINCE", "UNTIL", "Schema", "conflict", "location", "page_of", "query", "rate_limit"]

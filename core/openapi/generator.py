@@ -1,0 +1,91 @@
+"""How drf-spectacular generates the schema: what is added to each operation, and the shared components."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from drf_spectacular.extensions import OpenApiSerializerExtension
+from drf_spectacular.openapi import AutoSchema
+
+from core.openapi.responses import EVERY_RESPONSE, HEADERS, PROBLEM_SCHEMA, header_refs, shared_errors
+from core.openapi.types import Schema
+
+
+class ApiSchema(AutoSchema):
+    """Adds to each operation the error responses that it shares with others, and the scope that it needs."""
+
+    def get_operation(self, *args: Any, **kwargs: Any) -> Schema | None:
+        """Return the operation, or None for one that is left out."""
+        operation: Schema | None = super().get_operation(*args, **kwargs)
+        if operation is None:
+            return None
+        responses: Schema = operation["responses"]
+        for status in self._shared_errors(operation):
+            responses.setdefault(status, {"$ref": f"#/components/responses/{status}"})
+        operation["responses"] = dict(sorted(responses.items()))
+        for response in responses.values():
+            if "$ref" not in response:
+                response["description"] = response["description"] or "Done."
+                response["headers"] = {**response.get("headers", {}), **header_refs(*EVERY_RESPONSE)}
+        operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/X-Request-Id"})
+        if (scope := self._scope()) is not None:
+            operation["description"] = f"{operation.get('description', '')}\n\nNeeds the scope `{scope}`.".strip()
+            # OpenAPI 3.1 lets any scheme name the roles that an operation needs.
+            operation["security"] = [{name: [scope] for name in way} for way in operation["security"]]
+        return operation
+
+    def _scope(self) -> str | None:
+        view: Any = self.view
+        scope = view.scopes[self.method]
+        return scope.value if scope is not None else None
+
+    def _shared_errors(self, operation: Mapping[str, Any]) -> list[str]:
+        found = ["400", "401", "414", "429", "500", "503"]
+        if self._scope() is not None:
+            found.append("403")
+        if "{" in self.path:
+            found.append("404")
+        if "requestBody" in operation:
+            found += ["413", "415"]
+        return found
+
+
+class StrictSerializerSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
+    """Closes the schema of a strict serializer, which rejects unknown members."""
+
+    target_class = "core.serializers.StrictSerializer"
+    match_subclasses = True
+
+    def map_serializer(self, auto_schema: AutoSchema, direction: Any) -> Schema:
+        """Return the schema of the serializer's fields, with `additionalProperties: false`."""
+        auto: Any = auto_schema
+        return {**auto._map_serializer(self.target, direction, bypass_extensions=True), "additionalProperties": False}
+
+
+def _drop_enum_ids(part: Any) -> None:
+    """Drop the marks for drf-spectacular's own enum hook, which isn't used here."""
+    if isinstance(part, dict):
+        part.pop("x-spec-enum-id", None)
+        part = list(part.values())
+    if isinstance(part, list):
+        for inner in part:
+            _drop_enum_ids(inner)
+
+
+def add_shared_components(result: Schema, **_: Any) -> Schema:
+    """Add the components that operations refer to.  A postprocessing hook of drf-spectacular."""
+    _drop_enum_ids(result)
+    components = result["components"]
+    components["schemas"] = dict(sorted({**components.get("schemas", {}), "Problem": PROBLEM_SCHEMA}.items()))
+    components["headers"] = HEADERS
+    components["responses"] = shared_errors()
+    components["parameters"] = {
+        "X-Request-Id": {
+            "name": "X-Request-Id",
+            "in": "header",
+            "description": "Echoed in the response and in the log when it is 1 to 128 letters, digits or `._:-`.",
+            "schema": {"type": "string"},
+        }
+    }
+    return result

@@ -1,0 +1,24 @@
+"""The shape of a list's page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+Shape = type[serializers.Serializer[Any]]
+
+
+def page_of(item: Shape, name: str) -> Shape:
+    """Return the shape of a page of `item`s, named `name` in the schema.
+
+    Made with `type`, because its member `data` is named like an attribute of Serializer.
+    """
+    members: dict[str, Any] = {
+        "__doc__": "One page, newest first.",
+        "data": item(many=True),
+        "next_cursor": serializers.CharField(
+            allow_null=True, help_text="Give it as `cursor` to read on; null on the last page."
+        ),
+    }
+    return type(name, (serializers.Serializer,), members)

@@ -1,0 +1,152 @@
+"""Responses that operations share: the headers of every response, and the errors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from drf_spectacular.utils import OpenApiExample, OpenApiResponse
+
+from core.openapi.types import Schema
+from core.problems import MEDIA_TYPE, ProblemType, problem_type, problem_types
+
+REQUEST_ID = "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e90"
+RATE_LIMIT_FIELDS = ("RateLimit", "RateLimit-Policy")
+
+HEADERS: Schema = {
+    "X-Request-Id": {
+        "description": "The request's id: the one that was sent, or a fresh one.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+        "example": REQUEST_ID,
+    },
+    "X-Response-Time": {
+        "description": "How long the server took.",
+        "required": True,
+        "schema": {"type": "string", "pattern": r"^[0-9]+\.[0-9]{2}ms$"},
+        "example": "3.21ms",
+    },
+    "Retry-After": {
+        "description": "Seconds to wait before the next attempt.",
+        "required": True,
+        "schema": {"type": "string", "pattern": "^[1-9][0-9]*$"},
+        "example": "5",
+    },
+    "RateLimit": {
+        "description": "What is left of the quota (`r`) and the seconds until it is whole again (`t`); "
+        "IETF draft-ietf-httpapi-ratelimit-headers. Absent when the organization has no limit.",
+        "schema": {"type": "string"},
+        "example": '"events";r=59999;t=42',
+    },
+    "RateLimit-Policy": {
+        "description": "The quota (`q`) in a window of `w` seconds. Absent when the organization has no limit.",
+        "schema": {"type": "string"},
+        "example": '"events";q=60000;w=60',
+    },
+    "WWW-Authenticate": {
+        "description": "How to authenticate (RFC 6750).",
+        "required": True,
+        "schema": {"type": "string"},
+        "example": 'Bearer realm="triggers"',
+    },
+}
+
+EVERY_RESPONSE = ("X-Request-Id", "X-Response-Time")
+
+
+def header_refs(*names: str) -> Schema:
+    """Return references to the headers with these names."""
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+PROBLEM: Schema = {"$ref": "#/components/schemas/Problem"}
+
+PROBLEM_SCHEMA: Schema = {
+    "type": "object",
+    "description": "An error (RFC 9457). Programs decide by `status` and `code`; `detail` is for people.",
+    "required": ["type", "title", "status", "detail", "code", "request_id"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference", "description": "Always `about:blank`; see `code`."},
+        "title": {"type": "string", "description": "The status in words."},
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "detail": {"type": "string", "description": "What is wrong, in a sentence."},
+        "code": {"type": "string", "description": "What is wrong, in a word that doesn't change."},
+        "request_id": {"type": ["string", "null"], "description": "As in `X-Request-Id`; quote it in a bug report."},
+        "errors": {
+            "type": "array",
+            "description": "Each thing that is wrong with the request.",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {
+                    "pointer": {
+                        "type": "string",
+                        "description": "JSON pointer into the body (RFC 6901; empty for the whole), "
+                        "`?name` for a query parameter, `#Name` for a header.",
+                    },
+                    "detail": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+
+
+# What can go wrong with any operation, by status; and the headers that such a response has on top.
+_SHARED_ERRORS: dict[int, tuple[str, tuple[str, ...]]] = {
+    400: ("The request is not valid. Nothing was stored.", ()),
+    401: ("The request is not authenticated.", ("WWW-Authenticate",)),
+    403: ("The key may not do this.", ()),
+    404: ("There is no such resource in this organization.", ()),
+    413: ("The request is too large. Nothing was stored.", ()),
+    414: ("The URL is too long.", ()),
+    415: ("The body has a content type or encoding that this operation doesn't take.", ()),
+    429: ("Too many requests. Nothing was stored.", ("Retry-After", *RATE_LIMIT_FIELDS)),
+    500: ("A fault of the server.", ()),
+    503: ("The service can't take the request now. Nothing was stored; try again.", ("Retry-After",)),
+}
+
+
+def problem_example(problem: ProblemType) -> Schema:
+    """Return an example of the problem document."""
+    return {
+        "type": "about:blank",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "code": problem.code,
+        "request_id": REQUEST_ID,
+        **problem.members,
+    }
+
+
+def _describe(problems: Iterable[ProblemType]) -> str:
+    return "\n".join(f"- `{one.code}`: {one.description}" for one in problems)
+
+
+def shared_errors() -> Schema:
+    """Return the error responses that operations share, by status, with every registered code of that status."""
+    by_status: dict[int, list[ProblemType]] = defaultdict(list)
+    for problem in problem_types():
+        by_status[problem.status].append(problem)
+    responses: Schema = {}
+    for status, (summary, headers) in _SHARED_ERRORS.items():
+        problems = by_status[status]
+        responses[str(status)] = {
+            "description": f"{summary}\n\n{_describe(problems)}",
+            "headers": header_refs(*headers, *EVERY_RESPONSE),
+            "content": {
+                MEDIA_TYPE: {
+                    "schema": PROBLEM,
+                    "examples": {one.code: {"value": problem_example(one)} for one in problems},
+                }
+            },
+        }
+    return responses
+
+
+def conflict(*codes: str) -> dict[tuple[int, str], OpenApiResponse]:
+    """Return the 409 response of an operation.  codes: the registered problem codes that it may have."""
+    problems = [problem_type(code) for code in codes]
+    examples = [OpenApiExample(one.code, problem_example(one), media_type=MEDIA_TYPE) for one in problems]
+    return {(409, MEDIA_TYPE): OpenApiResponse(PROBLEM, _describe(problems), examples)}

@@ -1,0 +1,125 @@
+"""What the events' endpoints return, and the shape of what they take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_serializer
+from rest_framework import serializers
+
+from core.openapi import page_of
+from core.serializers import OutputSerializer, RawJSONField
+from events.delivery_lookup import DELIVERY_STATUSES
+from events.ingest import Ingested, IngestStatus
+from events.models import Event, EventStatus
+
+# What an item of a batch that isn't valid is in its errors: (JSON pointer, reason).
+FieldErrors = list[tuple[str, str]]
+
+
+class NewEvent(serializers.Serializer[Any]):
+    """An event as a producer sends it.
+
+    `events.payload` parses it, to keep `data` byte for byte; `events.api.openapi` has the schema.
+    """
+
+
+_MESSAGES = {
+    IngestStatus.ACCEPTED: "Event queued for processing",
+    IngestStatus.DUPLICATE: "Event was accepted before",
+}
+
+
+class EventReceipt(OutputSerializer):
+    """What became of an event that was offered."""
+
+    id = serializers.UUIDField(help_text="The event's id; for a duplicate, the first event's.")
+    status = serializers.ChoiceField(choices=[IngestStatus.ACCEPTED.value, IngestStatus.DUPLICATE.value])
+    message = serializers.CharField()
+
+    def to_representation(self, instance: Ingested) -> dict[str, Any]:
+        """Return what became of an event that is stored."""
+        message = _MESSAGES[instance.status]
+        return {"id": instance.event_id, "status": instance.status, "message": message}
+
+
+class FieldError(OutputSerializer):
+    """One thing that is wrong."""
+
+    pointer = serializers.CharField(help_text="JSON pointer into the item (RFC 6901; empty for the whole).")
+    detail = serializers.CharField()
+
+
+class BatchItemReceipt(OutputSerializer):
+    """What became of one item."""
+
+    status = serializers.ChoiceField(choices=[*(status.value for status in IngestStatus), "invalid"])
+    id = serializers.UUIDField(
+        required=False, help_text="The event's id; for a duplicate or a conflict, the first event's. Not for `invalid`."
+    )
+    errors = FieldError(many=True, required=False, help_text="Only for `invalid`.")  # type: ignore[assignment]
+
+    def to_representation(self, instance: Ingested | FieldErrors) -> dict[str, Any]:
+        """Return what became of an item: a valid one's result, or an invalid one's errors."""
+        if isinstance(instance, Ingested):
+            return {"status": instance.status, "id": instance.event_id}
+        errors = [{"pointer": pointer, "detail": reason} for pointer, reason in instance]
+        return {"status": "invalid", "errors": errors}
+
+
+class BatchReceipt(OutputSerializer):
+    """What became of each item, in the order of the request."""
+
+    accepted = serializers.IntegerField(help_text="How many items were accepted.")
+    data = BatchItemReceipt(many=True)  # type: ignore[assignment]
+
+
+@extend_schema_serializer(component_name="Event")
+class EventOut(OutputSerializer):
+    """An event."""
+
+    id = serializers.UUIDField()
+    type = serializers.CharField()
+    status = serializers.ChoiceField(choices=EventStatus.values)
+    created_at = serializers.DateTimeField()
+    processed_at = serializers.DateTimeField(allow_null=True)
+    dedup_id = serializers.CharField(allow_null=True)
+    data = RawJSONField(help_text="As the producer sent it, byte for byte.")  # type: ignore[assignment]
+    error = serializers.CharField(
+        required=False, help_text="Why the last fan-out failed, if one did.", source="last_error"
+    )
+    failed_attempts = serializers.IntegerField(required=False, help_text="Fan-outs that failed, if one did.")
+
+    def to_representation(self, instance: Event) -> dict[str, Any]:
+        """Return the event's members; those about a failure only if there was one."""
+        shown = super().to_representation(instance)
+        if not instance.last_error:
+            del shown["error"], shown["failed_attempts"]
+        return shown
+
+
+class EventDelivery(OutputSerializer):
+    """A line about one of the event's deliveries."""
+
+    id = serializers.UUIDField()
+    subscription_id = serializers.UUIDField()
+    status = serializers.ChoiceField(choices=DELIVERY_STATUSES)
+    attempt_count = serializers.IntegerField()
+    next_attempt_at = serializers.DateTimeField(allow_null=True)
+    completed_at = serializers.DateTimeField(allow_null=True)
+
+
+@extend_schema_serializer(component_name="EventWithDeliveries")
+class EventWithDeliveries(EventOut):
+    """An event with its deliveries, the oldest first, at most 1,000 of them."""
+
+    deliveries = EventDelivery(many=True)
+
+    def to_representation(self, instance: Any) -> dict[str, Any]:
+        """Return the members of an event and its deliveries, given as a pair."""
+        event, lines = instance
+        line = EventDelivery()
+        return {**EventOut().to_representation(event), "deliveries": [line.to_representation(one) for one in lines]}
+
+
+EventPage = page_of(EventOut, "EventPage")

@@ -1,0 +1,37 @@
+"""Problem codes of the events' endpoints."""
+
+from core.problems import ProblemType, register
+
+_EVENT_ID = "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"
+
+register(
+    ProblemType(
+        "dedup_conflict",
+        409,
+        "The `dedup_id` was used for an event with other content; `event_id` and `Location` name that event.",
+        "This dedup_id was used for an event with other content.",
+        {
+            "event_id": _EVENT_ID,
+            "errors": [{"pointer": "/dedup_id", "detail": f"stands for the event {_EVENT_ID}, whose content differs"}],
+        },
+    ),
+    ProblemType(
+        "too_many_events",
+        413,
+        "The batch holds more than `limit_events` events.",
+        "The batch holds 1200 events; the limit is 1000.",
+        {"limit_events": 1000},
+    ),
+    ProblemType(
+        "rate_limited",
+        429,
+        "The organization is over its events per minute; retry after `Retry-After`.",
+        "The organization may send 60000 events a minute.",
+    ),
+    ProblemType(
+        "backlog_full",
+        503,
+        "Too many accepted events are waiting to be processed; retry after `Retry-After`.",
+        "Too many accepted events are waiting. Nothing was stored; try again.",
+    ),
+)

@@ -1,0 +1,86 @@
+"""Failed authentications, counted per client address; once over the limit, they cost no look-up.
+
+A valid key must work from an address that others abuse (an office, a proxy that TRUSTED_PROXIES doesn't count), so an
+address over its limit is not simply locked out: keys that this process has seen working pass as before, and other keys
+are looked up at a limited rate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import math
+import threading
+import time
+
+from cachetools import TLRUCache
+from django.conf import settings
+
+from core.ratelimits import RateLimitDecision, hit
+from orgs.known_keys import known_keys
+
+POLICY = "auth-failures"
+MOST_ADDRESSES = 10_000
+# For all blocked addresses of a process together: how often a key that it hasn't seen working is looked up.
+LOOKUPS_PER_SECOND = 20
+
+
+def subject(address: str) -> str:
+    """Return what failures are counted by: an IPv4 address, or the /64 that one IPv6 client has to itself."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return hashlib.sha256(address.encode()).hexdigest()[:32]
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
+    return str(parsed)
+
+
+class FailedAuthentications:
+    """The addresses that are over their limit, as far as this process knows; forgetting one costs look-ups, no more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # From a subject to the monotonic time when its window ends, which is also when the entry expires.
+        self._blocked: TLRUCache[str, float] = TLRUCache(
+            MOST_ADDRESSES, ttu=lambda _subject, ends_at, _now: ends_at, timer=time.monotonic
+        )
+        self._next_lookup = 0.0
+
+    def count(self, address: str) -> RateLimitDecision:
+        """Count a failure and return whether the address is still within its limit."""
+        who = subject(address)
+        decision = hit(POLICY, who, settings.AUTH_FAILURES_PER_MINUTE)
+        if not decision.allowed:
+            with self._lock:
+                self._blocked[who] = time.monotonic() + decision.reset_seconds
+        return decision
+
+    def refuse_early(self, address: str, key: str) -> RateLimitDecision | None:
+        """Return the refusal of an address over its limit whose key is not to be looked up now, else None."""
+        with self._lock:
+            ends_at = self._blocked.get(subject(address)) if self._blocked.currsize else None
+        if ends_at is None or key in known_keys or self._may_look_up():
+            return None
+        return RateLimitDecision(
+            False, settings.AUTH_FAILURES_PER_MINUTE, 0, max(1, math.ceil(ends_at - time.monotonic()))
+        )
+
+    def reset(self) -> None:
+        """Forget every address."""
+        with self._lock:
+            self._blocked.clear()
+            self._next_lookup = 0.0
+
+    def _may_look_up(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            if now < self._next_lookup:
+                return False
+            self._next_lookup = now + 1 / LOOKUPS_PER_SECOND
+            return True
+
+
+failed_authentications = FailedAuthentications()

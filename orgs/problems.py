@@ -1,0 +1,57 @@
+"""Problem codes of authentication and of the keys' endpoints."""
+
+from core.problems import ProblemType, register
+
+register(
+    ProblemType(
+        "not_authenticated",
+        401,
+        "The request has no API key.",
+        "Give an API key in `X-API-Key` or `Authorization: Bearer`.",
+    ),
+    ProblemType(
+        "invalid_api_key",
+        401,
+        "The API key is wrong, revoked or expired, or its organization is inactive.",
+        "The API key is not valid.",
+    ),
+    ProblemType(
+        "missing_scope",
+        403,
+        "The key lacks the scope that the operation needs, or that it tried to grant.",
+        "This key lacks the scope events:write.",
+        {"scope": "events:write"},
+    ),
+    ProblemType(
+        "outlives_caller",
+        403,
+        "A key tried to create one that expires later than itself.",
+        "A key can't give one that outlives it.",
+        {
+            "errors": [
+                {
+                    "pointer": "/expires_at",
+                    "detail": "a key can't give one that outlives it: it ends at 2027-01-31T12:00:00+00:00",
+                }
+            ]
+        },
+    ),
+    ProblemType(
+        "key_revoked",
+        409,
+        "The key to rotate is revoked.",
+        "The key is revoked; make a new one instead.",
+    ),
+    ProblemType(
+        "key_expired",
+        409,
+        "The key to rotate has expired.",
+        "The key is expired; make a new one instead.",
+    ),
+    ProblemType(
+        "too_many_failures",
+        429,
+        "Too many failed authentications from this address; retry after `Retry-After`.",
+        "Too many failed authentications from this address.",
+    ),
+)

@@ -1,0 +1,39 @@
+"""The deliveries of events, for the layer below, which shows them with the events."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from django.db.models import Exists, OuterRef, Q
+
+from events.delivery_lookup import DeliveryLine
+from webhooks.models import Delivery
+
+# The same words in the same order as the condition of the index webhooks_delivery_undelivered.
+_UNDELIVERED = ("pending", "delivering", "held", "failed")
+
+
+class EventDeliveries:
+    """An `events.delivery_lookup.DeliveryLookup` over the table of deliveries."""
+
+    def undelivered(self) -> Q:
+        return Q(Exists(Delivery.objects.filter(event_id=OuterRef("id"), status__in=_UNDELIVERED)))
+
+    def undelivered_event_ids(
+        self, organization_id: uuid.UUID, event_filters: Mapping[str, Any], before: uuid.UUID | None, most: int
+    ) -> Sequence[uuid.UUID]:
+        rows = Delivery.objects.filter(
+            organization_id=organization_id,
+            status__in=_UNDELIVERED,
+            **{f"event__{lookup}": value for lookup, value in event_filters.items()},
+        )
+        if before is not None:
+            rows = rows.filter(event_id__lt=before)
+        return list(rows.order_by("-event_id").values_list("event_id", flat=True).distinct()[:most])
+
+    def of_event(self, event_id: uuid.UUID, most: int) -> Sequence[DeliveryLine]:
+        rows = Delivery.objects.filter(event_id=event_id).order_by("created_at", "id")
+        columns = ("id", "subscription_id", "status", "attempt_count", "next_attempt_at", "completed_at")
+        return [DeliveryLine(*row) for row in rows.values_list(*columns)[:most]]
