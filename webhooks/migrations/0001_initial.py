@@ -46,7 +46,7 @@ class Migration(migrations.Migration):
                     "max_in_flight",
                     models.PositiveIntegerField(
                         blank=True,
-                        help_text="Most requests at a time; empty takes MAX_IN_FLIGHT_PER_SUBSCRIPTION.",
+                        help_text="Maximum number of requests at a time. Leave empty for MAX_IN_FLIGHT_PER_SUBSCRIPTION.",
                         null=True,
                         validators=[
                             django.core.validators.MinValueValidator(1),
@@ -58,7 +58,7 @@ class Migration(migrations.Migration):
                     "deliveries_per_second",
                     models.FloatField(
                         blank=True,
-                        help_text="Rate limit over all workers; empty is none.",
+                        help_text="Maximum number of deliveries per second. Leave empty for no limit.",
                         null=True,
                         validators=[
                             django.core.validators.MinValueValidator(0.01),
@@ -122,7 +122,9 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "attempts_used",
-                    models.PositiveSmallIntegerField(default=0, help_text="Entries of the retry schedule used up."),
+                    models.PositiveSmallIntegerField(
+                        default=0, help_text="Number of entries of the retry schedule that were used."
+                    ),
                 ),
                 ("attempt_count", models.PositiveIntegerField(default=0)),
                 ("lease_id", models.UUIDField(null=True)),
@@ -184,7 +186,7 @@ class Migration(migrations.Migration):
                     "before",
                     models.DateTimeField(
                         db_default=django.db.models.functions.datetime.Now(),
-                        help_text="Rows that are newer are left alone.",
+                        help_text="Only rows older than this are included.",
                     ),
                 ),
                 ("cursor_at", models.DateTimeField(null=True)),
@@ -263,15 +265,23 @@ class Migration(migrations.Migration):
                 (
                     "concurrency_window",
                     models.IntegerField(
-                        help_text="Most requests at a time now; grows with successes, shrinks with failures."
+                        help_text="Current maximum of requests at a time: it grows with successes and shrinks with failures."
                     ),
                 ),
                 (
                     "paused_until",
-                    models.DateTimeField(help_text="Open circuit or the receiver's Retry-After.", null=True),
+                    models.DateTimeField(
+                        help_text="End of the pause set by the circuit breaker or the endpoint's Retry-After.",
+                        null=True,
+                    ),
                 ),
                 ("consecutive_failures", models.IntegerField(default=0)),
-                ("breaker_trips", models.IntegerField(default=0, help_text="How often in a row the circuit opened.")),
+                (
+                    "breaker_trips",
+                    models.IntegerField(
+                        default=0, help_text="How often the circuit breaker has opened since the last success."
+                    ),
+                ),
                 ("failing_since", models.DateTimeField(null=True)),
                 ("last_success_at", models.DateTimeField(null=True)),
                 ("last_claimed_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
@@ -281,14 +291,17 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "needs_resync",
-                    models.BooleanField(default=False, help_text="Waiting deliveries must change status."),
+                    models.BooleanField(
+                        default=False,
+                        help_text="Waiting deliveries don't have the status that fits the subscription yet.",
+                    ),
                 ),
                 (
                     "has_backlog",
                     models.BooleanField(
                         db_default=False,
                         default=False,
-                        help_text="The last claim took all that it might, so more may be due.",
+                        help_text="The last claim took as much as it was allowed to, so more may be due.",
                     ),
                 ),
             ],
