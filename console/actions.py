@@ -1,4 +1,4 @@
-"""Actions on chosen rows: in bounded steps, and told plainly."""
+"""What the actions on lists have in common: bounds, steps, and messages about what was done."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from django.contrib import messages
-from django.db.models import QuerySet
+from django.contrib.admin.utils import model_ngettext
+from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 
 from console.model_admin import BoundedAdmin
 
-# An action on "all matching" takes this many rows at the most.
+# An action, also one on all matching rows, takes at most this many.
 ACTION_BOUND = 10_000
+# They are changed in transactions of this many rows.
 ACTION_CHUNK = 500
 
 
@@ -21,7 +23,7 @@ class TooMany(Exception):
 
 
 def selected_ids(queryset: QuerySet[Any]) -> list[Any]:
-    """Return the ids of what an action shall work on.  Raises TooMany over ACTION_BOUND."""
+    """Return the ids of the selected rows.  Raises TooMany if there are more than ACTION_BOUND."""
     ids = list(queryset.values_list("pk", flat=True)[: ACTION_BOUND + 1])
     if len(ids) > ACTION_BOUND:
         raise TooMany
@@ -29,27 +31,38 @@ def selected_ids(queryset: QuerySet[Any]) -> list[Any]:
 
 
 def chunks(ids: Sequence[Any]) -> Iterator[list[Any]]:
-    """Return `ids` in pieces of ACTION_CHUNK."""
+    """Yield `ids` in pieces of ACTION_CHUNK."""
     for start in range(0, len(ids), ACTION_CHUNK):
         yield list(ids[start : start + ACTION_CHUNK])
 
 
 def report(
-    model_admin: BoundedAdmin, request: HttpRequest, what: str, changed: int, left_alone: dict[str, int]
+    model_admin: BoundedAdmin,
+    request: HttpRequest,
+    done: str,
+    changed: int,
+    skipped: dict[str, int],
+    model: type[Model] | None = None,
 ) -> None:
-    """Tell the operator how many rows changed and why the others didn't."""
-    parts = [f"{changed} {what}."]
-    rest = {reason: count for reason, count in left_alone.items() if count > 0}
-    if rest:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in rest.items())
-        parts.append(f"{sum(rest.values())} left alone: {reasons}.")
+    """Say how many rows changed, and why others were skipped: "2 deliveries held. 1 skipped: 1 being sent right now."
+
+    done: what happened to them, such as "held".  skipped: how many for which reason.  model: what was changed, if not
+    the list's own rows.
+    """
+    rows = model_ngettext((model or model_admin.model)._meta, changed)
+    parts = [f"{changed} {rows} {done}."]
+    reasons = {reason: count for reason, count in skipped.items() if count > 0}
+    if reasons:
+        counted = "; ".join(f"{count} {reason}" for reason, count in reasons.items())
+        parts.append(f"{sum(reasons.values())} skipped: {counted}.")
     model_admin.message_user(request, " ".join(parts), messages.SUCCESS if changed else messages.WARNING)
 
 
 def refuse_too_many(model_admin: BoundedAdmin, request: HttpRequest, instead: str) -> None:
-    """Tell the operator that an action was asked for on too much, and what to use instead."""
+    """Say that an action was asked for on too many rows.  instead: what to do, as a sentence."""
     model_admin.message_user(
         request,
-        f"More than {ACTION_BOUND:,} rows match, which is too many for one request. Nothing was changed. {instead}",
+        f"More than {ACTION_BOUND:,} rows are selected, which is too many for one action. Nothing was changed. "
+        f"{instead}",
         messages.ERROR,
     )

@@ -1,4 +1,4 @@
-"""The admin's first page: how the system is doing now."""
+"""The figures on the admin's first page."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from webhooks.models import Delivery, DeliveryStatus, SubscriptionQueue
 
 COUNT_TO = 10_000
 SHOWN_SUBSCRIPTIONS = 10
-# Waiting longer than this is worth a look.
+# Waiting longer than this is an alarm.
 LATE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number on the first page.  alarm: somebody should look."""
+    """One number on the dashboard.  alarm: it needs somebody's attention."""
 
     name: str
     value: str
@@ -48,8 +48,7 @@ def _age(seconds: float) -> str:
 
 
 def read_figures() -> list[Figure]:
-    """Return the queues, the workers and the failures; each is one cheap look at an index."""
-
+    """Return what waits, what failed and who works.  Each figure is one cheap look at an index."""
     waiting, due = waiting_events(COUNT_TO), stats.due_deliveries(COUNT_TO)
     event_age = oldest_waiting_seconds() if waiting else 0.0
     due_age = stats.oldest_due_seconds() if due else 0.0
@@ -70,18 +69,17 @@ def read_figures() -> list[Figure]:
                due_age > LATE_SECONDS),
         Figure("deliveries in flight", str(stats.deliveries_in_flight()), "",
                _list("webhooks_delivery", status="delivering")),
-        Figure("failed in the last hour", _bounded(failed), "tries used up",
+        Figure("failed in the last hour", _bounded(failed), "no attempts left",
                _list("webhooks_delivery", status="failed-1h"), failed > 0),
         Figure("events in error", _bounded(errors), "fan-out failed", _list("events_event", status="error"),
                errors > 0),
         Figure("live workers", "?" if workers is None else str(workers),
-               "Redis does not answer" if workers is None else "RQ's own pages", rq, not workers),
+               "Redis is not responding" if workers is None else "RQ's pages", rq, not workers),
     ]  # fmt: skip
 
 
-def read_troubled() -> list[dict[str, Any]]:
-    """Return the subscriptions that fail or are disabled, those longest in trouble first."""
-
+def read_unhealthy() -> list[dict[str, Any]]:
+    """Return the subscriptions that are failing or disabled, those that have been so longest first."""
     queues = (
         SubscriptionQueue.objects.filter(
             Q(failing_since__isnull=False) | Q(accepts_deliveries=False), subscription__deleted_at=None
@@ -93,14 +91,14 @@ def read_troubled() -> list[dict[str, Any]]:
     for queue in queues:
         subscription = queue.subscription
         since = queue.failing_since if subscription.is_active else subscription.disabled_at
-        failing = f"{queue.consecutive_failures} failures in a row"
+        failing = f"{queue.consecutive_failures} consecutive failures"
         rows.append(
             {
                 "subscription": object_link(subscription, short(subscription.url, 60)),
                 "organization": object_link(subscription.organization),
-                "state": badge("failed", "failing") if subscription.is_active else badge("held", "disabled"),
+                "status": badge("failed", "failing") if subscription.is_active else badge("held", "disabled"),
                 "since": since,
-                "why": failing if subscription.is_active else short(subscription.disabled_reason, 160),
+                "reason": failing if subscription.is_active else short(subscription.disabled_reason, 160),
                 "deliveries": list_link(
                     "webhooks_delivery", "failed", subscription=subscription.pk, status="failed"
                 ) if subscription.is_active else list_link(

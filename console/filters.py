@@ -1,4 +1,4 @@
-"""A list's filters, each served by an index."""
+"""The filters of the lists.  Each is served by an index."""
 
 from __future__ import annotations
 
@@ -14,31 +14,84 @@ from django.utils import timezone
 
 from console.formatting import short
 from core.ids import parse_id
+from events.models import Event
+from orgs.models import Organization
+from webhooks.models import Delivery, Subscription
+
+# The filter offers this many organizations by name; links lead to the others.
+OFFERED_ORGANIZATIONS = 15
 
 
 class ExactFilter(admin.SimpleListFilter):
-    """A filter by another row's id, set by a link or a search; shown only while it is set."""
+    """A filter by another row's id, which links and searches set; shown only while it is set."""
 
-    template = "admin/set_filter.html"
+    template = "console/exact_filter.html"
     model: ClassVar[type[Model]]
     column: ClassVar[str]
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the one value that is set."""
         value = self.value()
         if value is None:
             return []
         row_id = parse_id(value)
         row = type(self).model._default_manager.filter(pk=row_id).first() if row_id else None
-        return [(value, short(str(row)) if row else "nothing that exists")]
+        return [(value, short(str(row)) if row else "(not found)")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep the rows of the given one."""
         value = self.value()
         if value is None:
             return queryset
         row_id = parse_id(value)
         return queryset.filter(**{self.column: row_id}) if row_id else queryset.none()
+
+
+class EventFilter(ExactFilter):
+    """Rows of one event."""
+
+    title = "event"
+    parameter_name = "event"
+    column = "event_id"
+    model = Event
+
+
+class SubscriptionFilter(ExactFilter):
+    """Rows of one subscription."""
+
+    title = "subscription"
+    parameter_name = "subscription"
+    column = "subscription_id"
+    model = Subscription
+
+
+class DeliveryFilter(ExactFilter):
+    """Rows of one delivery."""
+
+    title = "delivery"
+    parameter_name = "delivery"
+    column = "delivery_id"
+    model = Delivery
+
+
+class OrganizationFilter(admin.SimpleListFilter):
+    """Rows of one organization."""
+
+    title = "organization"
+    parameter_name = "organization"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        """Offer the first organizations by name, and the chosen one."""
+        offered = list(Organization.objects.order_by("name")[:OFFERED_ORGANIZATIONS])
+        chosen = parse_id(self.value() or "")
+        if chosen and all(row.pk != chosen for row in offered):
+            offered += Organization.objects.filter(pk=chosen)
+        return [(str(row.pk), short(row.name, 40)) for row in offered]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        if value is None:
+            return queryset
+        organization_id = parse_id(value)
+        return queryset.filter(organization_id=organization_id) if organization_id else queryset.none()
 
 
 SPANS = {
@@ -47,28 +100,26 @@ SPANS = {
     "1d": ("Last 24 hours", datetime.timedelta(days=1)),
     "7d": ("Last 7 days", datetime.timedelta(days=7)),
 }
-# An id's time is that of the process which made it; its clock may be wrong by this much.
-_CLOCKS_DIFFER = datetime.timedelta(hours=2)
+# The time in an id comes from the clock of the machine that made it, which may be wrong by this much.
+_CLOCK_SKEW = datetime.timedelta(hours=2)
 
 
 def first_id_since(moment: datetime.datetime) -> uuid.UUID:
-    """Return an id that is before every UUIDv7 made since `moment` (RFC 9562 §5.7), clocks allowed for."""
-    milliseconds = int((moment - _CLOCKS_DIFFER).timestamp() * 1000)
+    """Return an id that sorts before every UUIDv7 (RFC 9562 §5.7) made since `moment` on any of our machines."""
+    milliseconds = int((moment - _CLOCK_SKEW).timestamp() * 1000)
     return uuid.UUID(int=max(0, milliseconds) << 80)
 
 
 class SpanFilter(admin.SimpleListFilter):
-    """Rows made in the last minutes, hours or days, found through the time in their ids."""
+    """Rows created in the last minutes, hours or days, found by the time in their ids."""
 
-    title = "created"
+    title = "creation time"
     parameter_name = "created"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the spans."""
         return [(name, label) for name, (label, _) in SPANS.items()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep the rows of the span."""
         value = self.value()
         if value is None:
             return queryset
@@ -79,18 +130,16 @@ class SpanFilter(admin.SimpleListFilter):
 
 
 class ChoiceFilter(admin.SimpleListFilter):
-    """A filter by one column's words."""
+    """A filter by the values that a column may have."""
 
-    words: ClassVar[Sequence[str]]
+    values: ClassVar[Sequence[str]]
     column: ClassVar[str]
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the words."""
-        return [(word, word) for word in self.words]
+        return [(value, value) for value in self.values]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep the rows with the word."""
         value = self.value()
         if value is None:
             return queryset
-        return queryset.filter(**{self.column: value}) if value in self.words else queryset.none()
+        return queryset.filter(**{self.column: value}) if value in self.values else queryset.none()

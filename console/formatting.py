@@ -1,7 +1,8 @@
-"""What the pages show: hostile text as text, states, links, small tables."""
+"""How values look on the pages: text that others sent, times, statuses, links and tables."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Sequence
 
 from django.db.models import Model
@@ -10,12 +11,13 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from core.pretty import excerpt, pretty_json, visible
+from webhooks.models import Delivery, DeliveryStatus
 
 SHOWN_CHARACTERS = 65_536
 
 
 def code_block(text: str) -> SafeString:
-    """Return hostile text, indented if it is JSON, escaped, in a box of bounded length."""
+    """Return text that others sent, escaped, in a box of bounded length; JSON is indented."""
     if not text:
         return SafeString("-")
     shown, left_out = excerpt(visible(pretty_json(text)), SHOWN_CHARACTERS)
@@ -26,18 +28,18 @@ def code_block(text: str) -> SafeString:
 
 
 def short(text: str, most: int = 80) -> str:
-    """Return the beginning of hostile text on one line, for a list."""
+    """Return the beginning of text that others sent, on one line.  most: characters."""
     line = visible(text).replace("\n", " ").replace("\t", " ")
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def badge(word: str, label: str | None = None) -> SafeString:
-    """Return a state as a colored word.  word: one of our own states, used as a CSS class."""
-    return format_html('<span class="state state-{}">{}</span>', word, label or word)
+def badge(status: str, label: str | None = None) -> SafeString:
+    """Return a status in its color.  status: one of our words, used as a CSS class.  label: what is shown instead."""
+    return format_html('<span class="state state-{}">{}</span>', status, label or status)
 
 
 def object_link(row: Model | None, label: str | None = None) -> SafeString | str:
-    """Return a link to the row's own page."""
+    """Return a link to the row's own page, or a dash for no row."""
     if row is None:
         return "-"
     url = reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk])
@@ -51,7 +53,7 @@ def list_link(model: str, label: str, **filters: object) -> SafeString:
 
 
 def lines(parts: Iterable[str]) -> SafeString:
-    """Return texts below each other."""
+    """Return the texts, one per line."""
     return format_html_join("\n", "<div>{}</div>", ((part,) for part in parts))
 
 
@@ -66,4 +68,38 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> SafeString:
         '<table class="inner"><thead><tr>{}</tr></thead><tbody>{}</tbody></table>',
         format_html_join("", "<th>{}</th>", ((name,) for name in head)),
         body,
+    )
+
+
+def format_time(moment: datetime.datetime | None) -> str:
+    """Return a time in UTC to the second, or a dash."""
+    return moment.strftime("%Y-%m-%d %H:%M:%S") if moment else "-"
+
+
+def last_result(delivery: Delivery) -> str:
+    """Return the status code and error class of a delivery's last attempt, or a dash."""
+    return " ".join(str(part) for part in (delivery.last_status_code, delivery.last_error) if part) or "-"
+
+
+def next_attempt(delivery: Delivery) -> str:
+    """Return when a pending delivery is attempted next, or a dash."""
+    return format_time(delivery.next_attempt_at if delivery.status == DeliveryStatus.PENDING else None)
+
+
+def delivery_table(deliveries: Iterable[Delivery]) -> SafeString:
+    """Return deliveries as a table with links to each and to its subscription."""
+    return table(
+        ("delivery", "subscription", "status", "attempts", "last result", "next attempt", "completed"),
+        (
+            (
+                object_link(row, str(row.pk)),
+                object_link(row.subscription),
+                badge(row.status),
+                row.attempt_count,
+                last_result(row),
+                next_attempt(row),
+                format_time(row.completed_at),
+            )
+            for row in deliveries
+        ),
     )

@@ -1,4 +1,4 @@
-"""Lists that never count or scan a big table."""
+"""Lists that never count or scan a large table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
-# A list shows this many rows at the most; who wants older ones narrows it with a filter.
+# A list shows at most this many rows; a filter or a search leads to the others.
 LIST_BOUND = 1000
 
 
@@ -21,11 +21,11 @@ else:  # the class takes no parameters when the program runs
 
 
 class BoundedPaginator(_Paginator):
-    """Pages of the first LIST_BOUND rows.  Nothing is counted further than that."""
+    """Pages of the first LIST_BOUND rows; the rest is not even counted."""
 
     @cached_property
     def ids(self) -> list[Any]:
-        """Return the ids of the first LIST_BOUND rows, in their order: it lets an index stop early."""
+        """Return the ids of the first LIST_BOUND rows in order, which lets an index scan stop early."""
         rows: Any = self.object_list
         return list(rows.values_list("pk", flat=True)[:LIST_BOUND])
 
@@ -35,7 +35,7 @@ class BoundedPaginator(_Paginator):
         return len(self.ids)
 
     def page(self, number: int | str) -> Any:
-        """Return a page: its rows alone are read whole and joined with others."""
+        """Return a page.  Only its own rows are read whole and joined with related ones."""
         number = self.validate_number(number)
         chosen = self.ids[(number - 1) * self.per_page : number * self.per_page]
         rows: Any = self.object_list
@@ -44,23 +44,23 @@ class BoundedPaginator(_Paginator):
 
     @property
     def is_cut(self) -> bool:
-        """Tell whether there may be more rows than are shown."""
+        """Whether there may be more rows than are listed."""
         return self.count >= LIST_BOUND
 
 
 class BoundedChangeList(ChangeList):
-    """A list that is read within the request, so that a slow one can be stopped, in a fixed order."""
+    """A list in a fixed order that is read in the view, where a slow one can be stopped, and not in the template."""
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
-        """Return the order that an index has; the reader can't choose one that none has."""
+        """Return the order that an index has; people can't choose another one."""
         return list(self.model_admin.get_ordering(request))
 
     def get_ordering_field_columns(self) -> dict[int, Literal["desc", "asc"]]:
-        """Show no column as the sorted one."""
+        """Mark no column as the sorted one."""
         return {}
 
     def get_results(self, request: HttpRequest) -> None:
-        """Read the page's rows now."""
+        """Read the rows of the page now."""
         super().get_results(request)
-        if isinstance(self.result_list, QuerySet):  # all of them: they fit on one page
+        if isinstance(self.result_list, QuerySet):  # all rows fit on one page
             self.result_list = self.paginator.page(1).object_list

@@ -1,7 +1,8 @@
-"""The admin pages of a model: bounded, searched exactly, audited, read-only where nobody edits."""
+"""The base of our admin pages: bounded lists, exact search, an audit log, read-only where nobody edits."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,10 +16,14 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils.safestring import SafeString
 from psycopg.errors import QueryCanceled
 
+from console.formatting import object_link
 from console.lists import BoundedChangeList, BoundedPaginator
 from core.ids import parse_id
+from orgs import audit
+from orgs.models import Organization
 
 LIST_TIMEOUT_MS = 5000
 
@@ -29,16 +34,15 @@ else:  # the class takes no parameters when the program runs
     _ModelAdmin = admin.ModelAdmin
 
 
-class CarefulSelect(AutocompleteSelect):
-    """A choice of a row by typing; a value that is no id chooses nothing, where Django's would raise."""
+class IdSelect(AutocompleteSelect):
+    """Django's autocomplete, in which a value that isn't an id selects nothing instead of raising."""
 
     def optgroups(self, name: str, value: Any, attr: Any = None) -> Any:
-        """Return the chosen rows as options."""
         return super().optgroups(name, [one for one in value if parse_id(str(one))], attr)
 
 
 class BoundedAdmin(_ModelAdmin):
-    """A model whose list is bounded, whose search is exact, and whose changes are all audited."""
+    """A model whose list is bounded, whose search is exact, and whose changes are written to the audit log."""
 
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
@@ -47,26 +51,25 @@ class BoundedAdmin(_ModelAdmin):
     list_max_show_all = 0
     sortable_by = ()
     actions_on_bottom = False
-    change_list_template = "admin/bounded_change_list.html"
-    change_form_template = "admin/object_page.html"
-    audit_word = ""  # what stands before .create and .change in the audit log
-    # Words of actions that the page of one object offers as buttons.
+    change_list_template = "console/change_list.html"
+    change_form_template = "console/change_form.html"
+    audit_noun = ""  # what stands before .create and .change in the audit log
+    # The actions that the page of one object offers as buttons.
     object_actions: ClassVar[Sequence[str]] = ()
 
     # --- lists --------------------------------------------------------------------------------------
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        """Return the bounded list."""
         return BoundedChangeList
 
     def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
-        """Allow no filter but those in list_filter: any other could scan the table."""
+        """Allow only the filters in list_filter: any other could scan the table."""
         return lookup in {getattr(offered, "parameter_name", None) for offered in self.get_list_filter(request)}
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
     ) -> tuple[QuerySet[Any], bool]:
-        """Find rows by exact values that an index has."""
+        """Find rows by exact values, for which there is an index."""
         term = search_term.strip()
         if not term:
             return queryset, False
@@ -75,12 +78,12 @@ class BoundedAdmin(_ModelAdmin):
         return self.search(request, queryset, term), False
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Return the rows that `term` names: here, by id."""
+        """Return the rows that `term` names: by id, unless a subclass knows more."""
         row_id = parse_id(term)
         return queryset.filter(pk=row_id) if row_id else queryset.none()
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Show the list; stop reading it after LIST_TIMEOUT_MS and say so."""
+        """Show the list, or a message if reading it takes longer than LIST_TIMEOUT_MS."""
         if request.method != "GET":
             return super().changelist_view(request, extra_context)
         try:
@@ -96,21 +99,20 @@ class BoundedAdmin(_ModelAdmin):
                 raise
             self.message_user(
                 request,
-                "Reading this selection took too long and was stopped. "
-                "Add a filter, such as an organization or a time.",
+                "This list took too long to load. Narrow it with a filter, such as an organization or a time span.",
                 messages.ERROR,
             )
             return HttpResponseRedirect(request.path)
 
     def response_action(self, request: HttpRequest, queryset: QuerySet[Any], *more: Any) -> HttpResponse | None:
-        """Run an action; a selection that names no possible row is refused, not an error."""
+        """Run an action; a selection that isn't made of ids gets a message instead of an error."""
         field: Any = self.opts.pk
         try:
             for value in request.POST.getlist(ACTION_CHECKBOX_NAME):
                 if field.to_python(value) is None or "\x00" in value or len(value) > 40:
                     raise ValidationError("not an id")
         except (ValidationError, ValueError, OverflowError):
-            self.message_user(request, "The selection was not understood; nothing was changed.", messages.ERROR)
+            self.message_user(request, "The selection is not valid. Nothing was changed.", messages.ERROR)
             return HttpResponseRedirect(request.get_full_path())
         response: HttpResponse | None = super().response_action(request, queryset, *more)
         back = parse_id(request.POST.get("back", ""))
@@ -123,9 +125,8 @@ class BoundedAdmin(_ModelAdmin):
     # --- forms --------------------------------------------------------------------------------------
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        """Return the field of a reference to another row."""
         if "widget" not in kwargs and db_field.name in self.get_autocomplete_fields(request):
-            kwargs["widget"] = CarefulSelect(db_field, self.admin_site, using=kwargs.get("using"))
+            kwargs["widget"] = IdSelect(db_field, self.admin_site, using=kwargs.get("using"))
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
 
     # --- one object ---------------------------------------------------------------------------------
@@ -133,7 +134,7 @@ class BoundedAdmin(_ModelAdmin):
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show one row, with buttons for what may be done to it."""
+        """Show one row, with a button for each of its actions."""
         allowed: dict[str, Any] = self.get_actions(request)
         buttons = [(name, allowed[name][2]) for name in self.object_actions if name in allowed]
         form = self.action_form(auto_id=None)
@@ -146,27 +147,38 @@ class BoundedAdmin(_ModelAdmin):
         return super().change_view(request, object_id, form_url, context)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nothing is deleted here unless a subclass says how."""
+        """Refuse deletion; a subclass that allows it says how."""
         return False
 
-    # --- who did what -------------------------------------------------------------------------------
+    @admin.display(description="organization")
+    def organization_link(self, row: Any) -> SafeString | str:
+        return object_link(row.organization) if row.organization_id else "-"
+
+    # --- audit log ----------------------------------------------------------------------------------
 
     def audit(self, request: HttpRequest, action: str, row: Any, detail: dict[str, Any]) -> None:
-        """Write an entry of the audit log about one row; the organizations' app gives the means."""
-        raise NotImplementedError
+        """Write what was done to a row to the audit log, in the current transaction."""
+        audit.record_for_user(request, action, _organization_id_of(row), row.pk, detail)
 
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        """Note an addition, also in the audit log."""
-        self.audit(request, f"{self.audit_word}.create", obj, {})
+        """Log an addition in the audit log, too."""
+        self.audit(request, f"{self.audit_noun}.create", obj, {})
         return super().log_addition(request, obj, message)
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        """Note a change, also in the audit log: the names of the fields, never their values."""
+        """Log a change in the audit log, too: the names of the fields, never their values."""
         fields = [
             name for part in message if isinstance(part, dict) for name in part.get("changed", {}).get("fields", [])
         ]
-        self.audit(request, f"{self.audit_word}.change", obj, {"fields": sorted(fields)})
+        self.audit(request, f"{self.audit_noun}.change", obj, {"fields": sorted(fields)})
         return super().log_change(request, obj, message)
+
+
+def _organization_id_of(row: Model) -> uuid.UUID | None:
+    if isinstance(row, Organization):
+        return row.pk
+    found: uuid.UUID | None = getattr(row, "organization_id", None)
+    return found
 
 
 def _set_timeout(value: str) -> None:
@@ -175,27 +187,31 @@ def _set_timeout(value: str) -> None:
 
 
 class ReadOnlyAdmin(BoundedAdmin):
-    """A model that is only looked at."""
+    """A model that nobody adds to or changes by hand."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Nobody adds rows by hand."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Nobody changes rows by hand."""
         return False
 
 
-def shown_once(model_admin: BoundedAdmin, request: HttpRequest, row: Model, what: str, secret: str) -> TemplateResponse:
-    """Answer with a page that shows a new secret; it is in this answer and nowhere else."""
+def new_secret_page(
+    model_admin: BoundedAdmin, request: HttpRequest, row: Model, what: str, secret: str
+) -> TemplateResponse:
+    """Return the page that shows a new row's secret, which is in this response and nowhere else.
+
+    what: what was created, such as "API key".
+    """
     context = {
         **model_admin.admin_site.each_context(request),
         "opts": model_admin.opts,
         "title": f"New {what}",
         "what": what,
         "secret": secret,
+        "object": row,
         "object_url": reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=[row.pk]),
     }
-    response = TemplateResponse(request, "admin/shown_once.html", context)
+    response = TemplateResponse(request, "console/new_secret.html", context)
     response["Cache-Control"] = "no-store"
     return response

@@ -1,4 +1,4 @@
-"""django-rq's pages under the admin: for staff who may see deliveries; its buttons for those who may repair."""
+"""django-rq's pages in the admin, for staff who may view deliveries; the buttons, for those who may manage them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _INLINE = re.compile(
     r'<script type="text/javascript">.*?</script>|<style>.*?</style>| (?:onclick|style)="[^"]*"', re.DOTALL
 )
 
-# Pages that change something, whatever the method.
+# Views that change something, whatever the method.
 _CHANGING = frozenset(
     {"confirm_action", "actions", "clear_queue", "requeue_all", "delete_failed_jobs", "delete_job", "requeue_job_view",
      "enqueue_job", "stop_job"}
@@ -31,7 +31,7 @@ _CHANGING = frozenset(
 
 
 def guard(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Return the view for staff with the right permission, without inline scripts."""
+    """Return the view for staff with the permission it needs, without inline scripts."""
 
     @wraps(view)
     def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -42,10 +42,12 @@ def guard(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
         try:
             response = view(request, *args, **kwargs)
         except (IndexError, ValueError, ImproperlyConfigured, NoSuchJobError):
-            # A queue, page, job or scheduler that there isn't; the library lets these through.
+            # A queue, page, job or scheduler that doesn't exist; the library doesn't catch these.
             raise Http404 from None
         except RedisError:
-            messages.error(request, "Redis does not answer, so its queues can't be shown. Deliveries go on without it.")
+            messages.error(
+                request, "Redis is not responding, so its queues can't be shown. Deliveries continue without it."
+            )
             return HttpResponseRedirect(reverse("admin:index"))
         if not response.streaming and response.headers.get("Content-Type", "").startswith("text/html"):
             page = _INLINE.sub("", response.content.decode())

@@ -1,4 +1,4 @@
-"""Where events go: subscriptions, their queues, deliveries and attempts."""
+"""Subscriptions, their queues, deliveries, attempts and bulk runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from orgs.models import Organization
 
 
 class Subscription(models.Model):
-    """A receiver: a URL, the event types it wants, and the secret its requests are signed with.
+    """An endpoint's URL, the event types it wants, and the secret that signs its requests.
 
-    A deleted subscription keeps its row, because deliveries refer to it; `deleted_at` hides it.
+    The row of a deleted subscription stays, because deliveries refer to it; `deleted_at` hides it.
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -40,13 +40,13 @@ class Subscription(models.Model):
         null=True,
         blank=True,
         validators=[MinValueValidator(1), MaxValueValidator(10_000)],
-        help_text="Most requests at a time; empty takes MAX_IN_FLIGHT_PER_SUBSCRIPTION.",
+        help_text="Maximum number of requests at a time. Leave empty for MAX_IN_FLIGHT_PER_SUBSCRIPTION.",
     )
     deliveries_per_second = models.FloatField(
         null=True,
         blank=True,
         validators=[MinValueValidator(0.01), MaxValueValidator(100_000)],
-        help_text="Rate limit over all workers; empty is none.",
+        help_text="Maximum number of deliveries per second. Leave empty for no limit.",
     )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     updated_at = models.DateTimeField(db_default=Now(), editable=False)
@@ -66,10 +66,10 @@ class Subscription(models.Model):
 
 
 class SubscriptionQueue(models.Model):
-    """A subscription's place in the queue: what the claim needs to be fair, in one small row.
+    """A subscription's queue of deliveries: what claiming them fairly takes, in one small row.
 
-    Whoever changes a delivery's status to or from `delivering` holds this row's lock, so that
-    `in_flight` is exact.  `next_due_at` is never later than the earliest pending delivery's time.
+    Whoever changes a delivery's status to or from `delivering` holds the lock on this row, so that
+    `in_flight` is exact.  `next_due_at` is never later than the earliest time of a pending delivery.
     """
 
     subscription = models.OneToOneField(Subscription, primary_key=True, on_delete=models.CASCADE, related_name="queue")
@@ -80,11 +80,15 @@ class SubscriptionQueue(models.Model):
     next_due_at = models.DateTimeField(null=True)
     in_flight = models.IntegerField(default=0)
     concurrency_window = models.IntegerField(
-        help_text="Most requests at a time now; grows with successes, shrinks with failures."
+        help_text="Current maximum of requests at a time: it grows with successes and shrinks with failures."
     )
-    paused_until = models.DateTimeField(null=True, help_text="Open circuit or the receiver's Retry-After.")
+    paused_until = models.DateTimeField(
+        null=True, help_text="End of the pause set by the circuit breaker or the endpoint's Retry-After."
+    )
     consecutive_failures = models.IntegerField(default=0)
-    breaker_trips = models.IntegerField(default=0, help_text="How often in a row the circuit opened.")
+    breaker_trips = models.IntegerField(
+        default=0, help_text="How often the circuit breaker has opened since the last success."
+    )
     failing_since = models.DateTimeField(null=True)
     recent_failures = ArrayField(
         models.DateTimeField(),
@@ -95,9 +99,13 @@ class SubscriptionQueue(models.Model):
     last_success_at = models.DateTimeField(null=True)
     last_claimed_at = models.DateTimeField(db_default=Now())
     rate_reserved_until = models.DateTimeField(null=True, help_text="Rate limit: theoretical arrival time (GCRA).")
-    needs_resync = models.BooleanField(default=False, help_text="Waiting deliveries must change status.")
+    needs_resync = models.BooleanField(
+        default=False, help_text="Waiting deliveries don't have the status that fits the subscription yet."
+    )
     has_backlog = models.BooleanField(
-        default=False, db_default=False, help_text="The last claim took all that it might, so more may be due."
+        default=False,
+        db_default=False,
+        help_text="The last claim took as much as it was allowed to, so more may be due.",
     )
 
     class Meta:
@@ -111,9 +119,9 @@ class SubscriptionQueue(models.Model):
 
 
 class DeliveryStatus(models.TextChoices):
-    """pending → delivering → delivered, or back to pending, or → failed when no tries are left.
+    """pending → delivering → delivered, or back to pending, or → failed when no attempts are left.
 
-    held while the subscription is disabled, cancelled when it was deleted.
+    held while the subscription is disabled, cancelled after it was deleted.
     """
 
     PENDING = "pending"
@@ -148,7 +156,9 @@ class Delivery(models.Model):
     status = models.CharField(max_length=10, choices=DeliveryStatus.choices, default=DeliveryStatus.PENDING)
     next_attempt_at = models.DateTimeField(null=True, db_default=Now())
     cause = models.CharField(max_length=10, choices=Cause.choices, default=Cause.SCHEDULE)
-    attempts_used = models.PositiveSmallIntegerField(default=0, help_text="Entries of the retry schedule used up.")
+    attempts_used = models.PositiveSmallIntegerField(
+        default=0, help_text="Number of entries of the retry schedule that were used."
+    )
     attempt_count = models.PositiveIntegerField(default=0)
     lease_id = models.UUIDField(null=True)
     lease_expires_at = models.DateTimeField(null=True)
@@ -201,7 +211,7 @@ class Delivery(models.Model):
 
 
 class DeliveryAttempt(models.Model):
-    """One try of a delivery: when, how long, what came back."""
+    """One attempt of a delivery: when it was made, how long it took, and what came back."""
 
     id = models.BigAutoField(primary_key=True)
     delivery = models.ForeignKey(
@@ -224,21 +234,21 @@ class DeliveryAttempt(models.Model):
 
     @property
     def finished_at(self) -> datetime.datetime:
-        """Return when the attempt was over."""
+        """The end of the attempt."""
         return self.started_at + datetime.timedelta(milliseconds=self.duration_ms)
 
 
 class BulkRun(models.Model):
-    """A replay or a recovery of many deliveries: where it stands, so that it can go on after a crash."""
+    """A replay or a recovery of many deliveries, with its position, so that it can continue after a crash."""
 
     class Kind(models.TextChoices):
-        """replay sends matching deliveries again; recover queues what a subscription missed."""
+        """replay sends matching deliveries again; recover queues the events that a subscription missed."""
 
         REPLAY = "replay"
         RECOVER = "recover"
 
     class State(models.TextChoices):
-        """running until every row has been seen."""
+        """running until every matching row has been visited."""
 
         RUNNING = "running"
         DONE = "done"
@@ -249,7 +259,7 @@ class BulkRun(models.Model):
     organization_id = models.UUIDField(null=True)
     subscription = models.ForeignKey(Subscription, null=True, on_delete=models.CASCADE, related_name="+")
     filters = models.JSONField(default=dict)
-    before = models.DateTimeField(db_default=Now(), help_text="Rows that are newer are left alone.")
+    before = models.DateTimeField(db_default=Now(), help_text="Only rows older than this are included.")
     cursor_at = models.DateTimeField(null=True)
     cursor_id = models.UUIDField(null=True)
     queued = models.PositiveIntegerField(default=0)

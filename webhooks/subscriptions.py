@@ -1,15 +1,18 @@
-"""Subscriptions' lives: making, changing, disabling, enabling, deleting, and their secrets."""
+"""What can be done with subscriptions: create, change, disable, enable, delete, rotate the secret.
+
+The API, the admin, the commands and the sender all change subscriptions through these functions.
+"""
 
 from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
 from core.encryption import encrypt
@@ -24,11 +27,11 @@ DISABLED_BY_REQUEST = "Disabled by request."
 
 
 class TooManySubscriptions(Exception):
-    """The organization has as many subscriptions as it may."""
+    """The organization has MAX_SUBSCRIPTIONS already."""
 
 
-def live(organization_id: uuid.UUID) -> Any:
-    """Return the organization's subscriptions that aren't deleted."""
+def of_organization(organization_id: uuid.UUID) -> QuerySet[Subscription]:
+    """Return the organization's subscriptions, without the deleted ones, whose rows stay."""
     return Subscription.objects.filter(organization_id=organization_id, deleted_at=None)
 
 
@@ -42,17 +45,15 @@ def create(
     max_in_flight: int | None = None,
     deliveries_per_second: float | None = None,
 ) -> tuple[Subscription, str]:
-    """Make a subscription and return it with its secret, which isn't shown again.
+    """Create a subscription; return it and its signing secret, which can't be read again.
 
     Raises TooManySubscriptions.
     """
     secret = new_secret()
     with transaction.atomic():
-        # Counted under a lock, so that two requests at once don't both get the last place.
+        # One at a time for each organization: two requests that count at once would both find room for one more.
         Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
-        # One at a time for an organization: two that count at once would both find room for one.
-        Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
-        if live(organization_id).count() >= settings.MAX_SUBSCRIPTIONS:
+        if of_organization(organization_id).count() >= settings.MAX_SUBSCRIPTIONS:
             raise TooManySubscriptions
         subscription = Subscription.objects.create(
             organization_id=organization_id,
@@ -75,7 +76,10 @@ def create(
 
 
 def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
-    """Apply `changes` (fields by name; `headers` as plain values).  The next attempt uses the new ones."""
+    """Set fields by name; `headers` is a mapping of names to plain values.  The next attempt uses the new values.
+
+    A new URL starts with a clean record: failures at the old one say nothing about it.
+    """
     fields = dict(changes)
     if "headers" in fields:
         headers = fields.pop("headers")
@@ -83,13 +87,16 @@ def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
         fields["header_names"] = sorted(headers)
     with transaction.atomic():
         if "url" in fields:
-            # The queue first, as everywhere.  What went wrong at the old address says nothing about the new one.
-            _forgive(subscription.pk)
+            _reset_health(subscription.pk)
         Subscription.objects.filter(pk=subscription.pk).update(**fields, updated_at=Now())
     subscription.refresh_from_db()
 
 
-def _forgive(subscription_id: uuid.UUID) -> None:
+def _reset_health(subscription_id: uuid.UUID) -> None:
+    """Clear the record of failures and close the circuit breaker.
+
+    In a transaction this comes first: everybody locks the queue before anything else of a subscription.
+    """
     SubscriptionQueue.objects.filter(pk=subscription_id).update(
         paused_until=None,
         breaker_trips=0,
@@ -101,12 +108,13 @@ def _forgive(subscription_id: uuid.UUID) -> None:
 
 
 def disable_in_transaction(subscription_ids: Iterable[uuid.UUID], reason: str) -> int:
-    """Disable active subscriptions, in the caller's transaction; return how many.
+    """Disable those of the subscriptions that are active, in the caller's transaction; return how many.
 
-    Nothing more is sent at once; what waits is marked as held by `resync`.
+    From its commit on no worker claims their deliveries.  Afterwards call `resync` for each, or let the sweep do it:
+    it marks their waiting deliveries as held.
     """
     ids = list(subscription_ids)
-    # The queue first: everybody locks it before anything else of the subscription.
+    # The queue first: everybody locks it before anything else of a subscription.
     list(SubscriptionQueue.objects.select_for_update().filter(pk__in=ids).order_by("pk").values_list("pk"))
     changed = Subscription.objects.filter(pk__in=ids, is_active=True, deleted_at=None).update(
         is_active=False, disabled_at=Now(), disabled_reason=reason[:500], updated_at=Now()
@@ -115,33 +123,49 @@ def disable_in_transaction(subscription_ids: Iterable[uuid.UUID], reason: str) -
     return changed
 
 
-def disable(subscription: Subscription, reason: str = DISABLED_BY_REQUEST) -> None:
-    """Stop sending to the subscription; it loses nothing, what waits is held until `enable`."""
+def disable(
+    subscription: Subscription, reason: str = DISABLED_BY_REQUEST, *, audit: Callable[[], None] | None = None
+) -> None:
+    """Stop sending to the subscription; its waiting and new deliveries are held until `enable`.
+
+    audit: writes the audit entry; called in the transaction of the change, so that there is never one without the
+    other.
+    """
     with transaction.atomic():
         disable_in_transaction([subscription.pk], reason)
+        if audit is not None:
+            audit()
     resync(subscription.pk)
     subscription.refresh_from_db()
 
 
-def enable(subscription: Subscription) -> None:
-    """Send to the subscription again, with a clean record; what was held is due now."""
+def enable(subscription: Subscription, *, audit: Callable[[], None] | None = None) -> None:
+    """Send to the subscription again, with a clean record; its held deliveries are due now.
+
+    audit: as in `disable`.
+    """
     with transaction.atomic():
         SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
         enabled = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
             is_active=True, disabled_at=None, disabled_reason="", updated_at=Now()
         )
-        if enabled:  # and not deleted a moment ago
-            _forgive(subscription.pk)
+        if enabled:  # not if it was deleted meanwhile
+            _reset_health(subscription.pk)
             SubscriptionQueue.objects.filter(pk=subscription.pk).update(
                 accepts_deliveries=True, needs_resync=True, next_due_at=Now()
             )
+        if audit is not None:
+            audit()
     resync(subscription.pk)
     wake(WEBHOOKS)
     subscription.refresh_from_db()
 
 
-def delete(subscription: Subscription) -> None:
-    """Send nothing more, cancel what waits, and hide the subscription; its secrets are erased."""
+def delete(subscription: Subscription, *, audit: Callable[[], None] | None = None) -> None:
+    """Stop sending, cancel the waiting deliveries, erase the secrets and hide the subscription.
+
+    Its row stays, because deliveries refer to it.  audit: as in `disable`.
+    """
     with transaction.atomic():
         SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
         Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
@@ -153,11 +177,16 @@ def delete(subscription: Subscription) -> None:
             encrypted_headers="",
         )
         SubscriptionQueue.objects.filter(pk=subscription.pk).update(accepts_deliveries=False, needs_resync=True)
+        if audit is not None:
+            audit()
     resync(subscription.pk)
 
 
 def rotate_secret(subscription: Subscription, overlap: datetime.timedelta) -> str:
-    """Give the subscription a new secret and return it; old and new both sign for `overlap`."""
+    """Replace the signing secret and return the new one.
+
+    Requests carry the signatures of both for `overlap`; a zero overlap drops the old secret at once.
+    """
     secret = new_secret()
     with transaction.atomic():
         locked = Subscription.objects.select_for_update().get(pk=subscription.pk)
@@ -172,10 +201,12 @@ def rotate_secret(subscription: Subscription, overlap: datetime.timedelta) -> st
 
 
 def resync(subscription_id: uuid.UUID, rows: int = RESYNC_ROWS) -> bool:
-    """Bring up to `rows` waiting deliveries in line with their subscription; True when all are.
+    """Give the waiting deliveries of a subscription the status that fits its state; return whether all have it.
 
-    Waiting means `pending` for an active subscription, `held` for a disabled one, and the end
-    (`cancelled`) for a deleted one.  A crash in between leaves the queue marked, and the sweep goes on.
+    A subscription is enabled, disabled or deleted in a short transaction, however many deliveries wait for it; that
+    transaction marks the queue (`needs_resync`), and their statuses follow here, at most `rows` in each call:
+    `pending` for an active subscription, `held` for a disabled one, `cancelled` for a deleted one.  The mark is
+    cleared with the last of them.  After a crash the sweep finds the mark and goes on.
     """
     with transaction.atomic():
         queue = SubscriptionQueue.objects.select_for_update().filter(pk=subscription_id, needs_resync=True).first()

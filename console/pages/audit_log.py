@@ -11,17 +11,12 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
-from console.filters import SpanFilter
+from console.filters import OrganizationFilter, SpanFilter
 from console.formatting import code_block, short
 from console.lists import LIST_BOUND
-from console.tenant_admin import OrganizationFilter, TenantReadOnlyAdmin
+from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
 from orgs.models import AuditEntry
-
-
-class AuditSpanFilter(SpanFilter):
-    """Entries of the last minutes, hours or days."""
-
 
 _RECENT_ENTRIES = 50_000
 _FIND_RECENT = """
@@ -32,41 +27,38 @@ SELECT id FROM (
 
 
 @admin.register(AuditEntry)
-class AuditEntryAdmin(TenantReadOnlyAdmin):
+class AuditEntryAdmin(ReadOnlyAdmin):
     """Who did what."""
 
-    list_display = ("created_at", "actor_shown", "action", "target_shown", "organization_link", "address")
+    list_display = ("created_at", "actor_display", "action", "target_display", "organization_link", "address")
     list_display_links = ("created_at",)
     list_select_related = ("organization",)
-    list_filter = (OrganizationFilter, AuditSpanFilter)
+    list_filter = (OrganizationFilter, SpanFilter)
     search_fields = ("id",)
     search_help_text = (
-        "An entry's id; or an actor (user:…, key:…), an action or a target, exact, among the newest "
-        f"{_RECENT_ENTRIES:,}."
+        "Search by an entry's exact id or, among the newest "
+        f"{_RECENT_ENTRIES:,}, by an exact actor (user:…, key:…), action or target."
     )
     ordering = ("-created_at", "-id")
     fields = (
-        "created_at", "actor_shown", "action", "target_shown", "detail_shown", "organization_link", "address",
+        "created_at", "actor_display", "action", "target_display", "detail_display", "organization_link", "address",
         "request_id", "id",
     )  # fmt: skip
 
     @admin.display(description="actor")
-    def actor_shown(self, row: AuditEntry) -> str:
-        """Return the actor; a user name that failed to log in may be anything."""
+    def actor_display(self, row: AuditEntry) -> str:
         return short(row.actor, 200)
 
     @admin.display(description="target")
-    def target_shown(self, row: AuditEntry) -> str:
-        """Return what was acted on."""
+    def target_display(self, row: AuditEntry) -> str:
         return short(row.target, 200)
 
     @admin.display(description="detail")
-    def detail_shown(self, row: AuditEntry) -> SafeString:
-        """Return the details as text."""
+    def detail_display(self, row: AuditEntry) -> SafeString:
         return code_block(json.dumps(row.detail, ensure_ascii=False) if row.detail else "")
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Find by id, or by an exact word among the newest entries."""
+        """Find by id or, among the newest entries, by exact actor, action or target."""
         row_id = parse_id(term)
         if row_id and AuditEntry.objects.filter(pk=row_id).exists():
             return queryset.filter(pk=row_id)

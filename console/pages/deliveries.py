@@ -14,13 +14,21 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from console.actions import TooMany, refuse_too_many, report, selected_ids
-from console.filters import SpanFilter
-from console.formatting import badge, code_block, list_link, object_link, short, table
+from console.delivery_actions import USE_COMMAND, apply_to_deliveries
+from console.filters import EventFilter, OrganizationFilter, SpanFilter, SubscriptionFilter
+from console.formatting import (
+    badge,
+    code_block,
+    format_time,
+    last_result,
+    list_link,
+    next_attempt,
+    object_link,
+    short,
+    table,
+)
 from console.lists import LIST_BOUND
-from console.pages.delivery_actions import USE_COMMAND, repair_deliveries
-from console.pages.delivery_formatting import delivery_result, time_shown
-from console.pages.row_filters import EventFilter, SubscriptionFilter
-from console.tenant_admin import OrganizationFilter, TenantReadOnlyAdmin
+from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
 from events.models import Event
 from webhooks.delivery_actions import DeliveryAction
@@ -29,8 +37,9 @@ from webhooks.models import Delivery, DeliveryStatus, Subscription
 SHOWN_ATTEMPTS = 100
 
 
-# No index has all pending deliveries by their time: each is written twice on its way, and one more index
-# would cost every delivery.  Each queue has its own by their time, and the queues are few.
+# The pending deliveries that are due first.  SQL, because of the LATERAL join: there is no index of all pending
+# deliveries by their time, which would cost every delivery two more index entries.  There is one for each
+# subscription, and the subscriptions are few.
 _SOONEST_DUE = """
 SELECT d.id FROM (
     SELECT subscription_id FROM webhooks_subscriptionqueue
@@ -45,33 +54,31 @@ SELECT d.id FROM (
 
 
 def _soonest_due(request: HttpRequest) -> list[uuid.UUID]:
-    """Return the ids of the pending deliveries that are due first, within the request's other filters."""
-    given = {
-        word: parse_id(request.GET[word]) if word in request.GET else None for word in ("organization", "subscription")
+    """Return the ids of the first pending deliveries by due time, within the request's other filters."""
+    chosen = {
+        name: parse_id(request.GET[name]) if name in request.GET else None for name in ("organization", "subscription")
     }
     with connection.cursor() as cursor:
-        cursor.execute(_SOONEST_DUE, {**given, "most": LIST_BOUND})
+        cursor.execute(_SOONEST_DUE, {**chosen, "most": LIST_BOUND})
         return [row[0] for row in cursor.fetchall()]
 
 
 class DeliveryStatusFilter(admin.SimpleListFilter):
-    """Deliveries in one state, or that failed for good lately."""
+    """Deliveries with one status, or that failed for good in the last hour or day."""
 
     title = "status"
     parameter_name = "status"
-    _lately: ClassVar = {
+    _recently_failed: ClassVar = {
         "failed-1h": ("failed in the last hour", 3600),
         "failed-1d": ("failed in the last 24 hours", 86400),
     }
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the states."""
-        words = [(word, word) for word in DeliveryStatus.values]
-        words[4:4] = [(name, label) for name, (label, _) in self._lately.items()]
-        return words
+        offered = [(status, status) for status in DeliveryStatus.values]
+        offered[4:4] = [(name, label) for name, (label, _) in self._recently_failed.items()]
+        return offered
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep the deliveries in the state."""
         value = self.value()
         if value is None:
             return queryset
@@ -81,37 +88,37 @@ class DeliveryStatusFilter(admin.SimpleListFilter):
             and EventFilter.parameter_name not in request.GET
         ):
             return queryset.filter(pk__in=_soonest_due(request))
-        if value in self._lately:
-            since = timezone.now() - datetime.timedelta(seconds=self._lately[value][1])
+        if value in self._recently_failed:
+            since = timezone.now() - datetime.timedelta(seconds=self._recently_failed[value][1])
             return queryset.filter(status=DeliveryStatus.FAILED, completed_at__gte=since)
         return queryset.filter(status=value) if value in DeliveryStatus.values else queryset.none()
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(TenantReadOnlyAdmin):
-    """One event for one subscription: where it stands, every attempt, and what can be done."""
+class DeliveryAdmin(ReadOnlyAdmin):
+    """One event for one subscription: its status, its attempts and the actions on it."""
 
-    audit_word = "delivery"
+    audit_noun = "delivery"
     list_display = (
-        "id_shown", "status_shown", "event_link", "subscription_link", "result_shown", "attempt_count",
-        "next_attempt_shown", "created_at", "organization_link",
+        "id_display", "status_display", "event_link", "subscription_link", "result_display", "attempt_count",
+        "next_attempt_display", "created_at", "organization_link",
     )  # fmt: skip
     list_select_related = ("organization", "subscription", "event")
     list_filter = (DeliveryStatusFilter, SpanFilter, EventFilter, SubscriptionFilter, OrganizationFilter)
     search_fields = ("id",)
     search_help_text = (
-        "Exact: the id of a delivery, an event or a subscription, an event's dedup_id, or a subscription's URL."
+        "Search by the exact id of a delivery, event or subscription, an event's dedup_id, or a subscription's URL."
     )
     fields: ClassVar = (
-        "id", "status_shown", "result_shown", "event_link", "subscription_link", "organization_link", "attempt_count",
-        "attempts_used", "cause", "next_attempt_at", "lease_expires_at", "created_at", "completed_at", "attempts_shown",
-        "data_shown",
+        "id", "status_display", "result_display", "event_link", "subscription_link", "organization_link",
+        "attempt_count", "attempts_used", "cause", "next_attempt_at", "lease_expires_at", "created_at", "completed_at",
+        "attempts_display", "data_display",
     )  # fmt: skip
     actions = ("retry", "replay", "hold", "resume")
     object_actions = ("retry", "replay", "hold", "resume")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
-        """Return deliveries with what the lists show of their event and subscription."""
+        """Return deliveries with what the list shows of their event and subscription."""
         return (
             super().get_queryset(request).defer("event__data", "subscription__encrypted_headers",
                                                 "subscription__encrypted_secret",
@@ -120,52 +127,45 @@ class DeliveryAdmin(TenantReadOnlyAdmin):
         )  # fmt: skip
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
-        """Newest first, as the index that serves the filters has it; what is pending, by when it is due."""
+        """Newest first, in the order of the index that serves the filters; pending deliveries by due time."""
         if request.method == "GET" and request.GET.get("status") == DeliveryStatus.PENDING:
             return ("next_attempt_at", "id")
         narrowed = {"organization", "subscription", "event"} & set(request.GET)
         return ("-created_at", "-id") if narrowed else ("-id",)
 
     @admin.display(description="delivery")
-    def id_shown(self, row: Delivery) -> str:
-        """Return the id, whole, so that it can be copied."""
+    def id_display(self, row: Delivery) -> str:
         return str(row.id)
 
     @admin.display(description="status")
-    def status_shown(self, row: Delivery) -> SafeString:
-        """Return the status in its color."""
+    def status_display(self, row: Delivery) -> SafeString:
         return badge(row.status)
 
     @admin.display(description="event")
     def event_link(self, row: Delivery) -> SafeString | str:
-        """Return a link to the event."""
         return object_link(row.event, row.event.type)
 
     @admin.display(description="subscription")
     def subscription_link(self, row: Delivery) -> SafeString | str:
-        """Return a link to the subscription."""
         return object_link(row.subscription, short(row.subscription.url, 60))
 
     @admin.display(description="last result")
-    def result_shown(self, row: Delivery) -> str:
-        """Return the last status code and error class."""
-        return delivery_result(row)
+    def result_display(self, row: Delivery) -> str:
+        return last_result(row)
 
     @admin.display(description="next attempt")
-    def next_attempt_shown(self, row: Delivery) -> str:
-        """Return when a pending delivery is tried next."""
-        return time_shown(row.next_attempt_at if row.status == DeliveryStatus.PENDING else None)
+    def next_attempt_display(self, row: Delivery) -> str:
+        return next_attempt(row)
 
     @admin.display(description="attempts")
-    def attempts_shown(self, row: Delivery) -> SafeString:
-        """Return the newest attempts, with why each failed."""
+    def attempts_display(self, row: Delivery) -> SafeString:
         attempts = list(row.attempts.order_by("-number", "-id")[:SHOWN_ATTEMPTS])
         shown = table(
-            ("attempt", "started", "took", "cause", "answer", "why", "response"),
+            ("attempt", "started at", "duration", "cause", "status code", "error", "response"),
             (
                 (
                     object_link(attempt, f"#{attempt.number}"),
-                    time_shown(attempt.started_at),
+                    format_time(attempt.started_at),
                     f"{attempt.duration_ms:.0f} ms",
                     attempt.cause,
                     attempt.status_code or "-",
@@ -179,9 +179,8 @@ class DeliveryAdmin(TenantReadOnlyAdmin):
             shown += list_link("webhooks_deliveryattempt", "all attempts", delivery=row.pk)
         return shown
 
-    @admin.display(description="event's data")
-    def data_shown(self, row: Delivery) -> SafeString:
-        """Return the payload, indented and escaped."""
+    @admin.display(description="event data")
+    def data_display(self, row: Delivery) -> SafeString:
         return code_block(row.event.data)
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
@@ -195,7 +194,7 @@ class DeliveryAdmin(TenantReadOnlyAdmin):
         """Turn a search that names an event or a subscription into a filter by it."""
         term = request.GET.get("q", "").strip()
         if request.method == "GET" and term and "\x00" not in term:
-            found = _what_is(term)
+            found = _filter_for(term)
             if found is not None:
                 query = request.GET.copy()
                 del query["q"]
@@ -205,42 +204,42 @@ class DeliveryAdmin(TenantReadOnlyAdmin):
 
     # --- actions ------------------------------------------------------------------------------------
 
-    def has_repair_permission(self, request: HttpRequest) -> bool:
-        """Tell whether the member of staff may repair deliveries."""
+    def has_manage_permission(self, request: HttpRequest) -> bool:
+        """Whether the user may use the actions, for `permissions=["manage"]`."""
         return request.user.has_perm("webhooks.manage_delivery")
 
-    def _repair(self, request: HttpRequest, queryset: QuerySet[Delivery], action: DeliveryAction, said: str) -> None:
+    def _apply(self, request: HttpRequest, queryset: QuerySet[Delivery], action: DeliveryAction, done: str) -> None:
         try:
             chosen = selected_ids(queryset)
         except TooMany:
             refuse_too_many(self, request, USE_COMMAND)
             return
-        changed, left = repair_deliveries(request, action, chosen)
-        report(self, request, said, changed, left)
+        changed, skipped = apply_to_deliveries(request, action, chosen)
+        report(self, request, done, changed, skipped)
 
-    @admin.action(description="Retry now (one more try)", permissions=["repair"])
+    @admin.action(description="Retry now (one attempt)", permissions=["manage"])
     def retry(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
-        """Make one more try of each, now, whatever the circuit says."""
-        self._repair(request, queryset, DeliveryAction.RETRY, "to be tried now")
+        """Make one more attempt of each now, even while a circuit breaker is open."""
+        self._apply(request, queryset, DeliveryAction.RETRY, "queued for a retry")
 
-    @admin.action(description="Replay (whole schedule anew)", permissions=["repair"])
+    @admin.action(description="Replay (full retry schedule)", permissions=["manage"])
     def replay(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
-        """Send each again, with a fresh schedule."""
-        self._repair(request, queryset, DeliveryAction.REPLAY, "to be sent again")
+        """Send each again, with a fresh retry schedule."""
+        self._apply(request, queryset, DeliveryAction.REPLAY, "queued for replay")
 
-    @admin.action(description="Hold (send nothing until resumed)", permissions=["repair"])
+    @admin.action(description="Hold", permissions=["manage"])
     def hold(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
-        """Keep each from being sent."""
-        self._repair(request, queryset, DeliveryAction.HOLD, "held")
+        """Send none of them until they are resumed."""
+        self._apply(request, queryset, DeliveryAction.HOLD, "held")
 
-    @admin.action(description="Resume (held deliveries)", permissions=["repair"])
+    @admin.action(description="Resume", permissions=["manage"])
     def resume(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
-        """Let each that is held go on."""
-        self._repair(request, queryset, DeliveryAction.RESUME, "resumed")
+        """Send those that are held."""
+        self._apply(request, queryset, DeliveryAction.RESUME, "resumed")
 
 
-def _what_is(term: str) -> tuple[str, uuid.UUID] | None:
-    """Return the filter that a search term stands for and the row's id, if it names an event or subscription."""
+def _filter_for(term: str) -> tuple[str, uuid.UUID] | None:
+    """Return the filter and the row's id if a search term names an event or a subscription."""
     row_id = parse_id(term)
     if row_id is not None:
         for name, model in (("event", Event), ("subscription", Subscription)):

@@ -1,4 +1,4 @@
-"""The admin's pages for events: what was sent to us, what became of it, and its deliveries."""
+"""The admin's pages for events."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
 from console.actions import TooMany, chunks, refuse_too_many, report, selected_ids
-from console.filters import ChoiceFilter, SpanFilter
-from console.formatting import badge, code_block, list_link, short
+from console.delivery_actions import USE_COMMAND, apply_to_deliveries
+from console.filters import ChoiceFilter, OrganizationFilter, SpanFilter
+from console.formatting import badge, code_block, delivery_table, list_link, short
 from console.lists import LIST_BOUND
-from console.pages.delivery_actions import USE_COMMAND, repair_deliveries
-from console.pages.delivery_formatting import delivery_table
-from console.tenant_admin import OrganizationFilter, TenantReadOnlyAdmin
+from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
 from core.wakeups import EVENTS, wake
 from events import reprocessing
@@ -28,17 +27,18 @@ from webhooks.models import Delivery
 
 
 class EventStatusFilter(ChoiceFilter):
-    """Events in one state."""
+    """Events with one status."""
 
     title = "status"
     parameter_name = "status"
     column = "status"
-    words = EventStatus.values
+    values = EventStatus.values
 
 
 SHOWN_DELIVERIES = 100
 
-# One short index probe for each organization: types are indexed by organization.
+# The newest events of a type.  SQL, because of the LATERAL join: types are indexed by organization, so this is one
+# short look at the index for each.
 _FIND_BY_TYPE = """
 SELECT e.id FROM orgs_organization o CROSS JOIN LATERAL (
     SELECT id, created_at FROM events_event WHERE organization_id = o.id AND type = %s
@@ -48,64 +48,57 @@ SELECT e.id FROM orgs_organization o CROSS JOIN LATERAL (
 
 
 @admin.register(Event)
-class EventAdmin(TenantReadOnlyAdmin):
-    """What was sent to us, what became of it, and its payload."""
+class EventAdmin(ReadOnlyAdmin):
+    """One event: its status, its deliveries and its data."""
 
-    audit_word = "event"
-    list_display = ("id_shown", "type_shown", "organization_link", "status_shown", "error_shown", "created_at")
+    audit_noun = "event"
+    list_display = ("id_display", "type_display", "organization_link", "status_display", "error_display", "created_at")
     list_select_related = ("organization",)
     list_filter = (EventStatusFilter, SpanFilter, OrganizationFilter)
     search_fields = ("id",)
     search_help_text = (
-        f"Exact: an event's id, its dedup_id or its type (the newest {LIST_BOUND:,} of a type, unless an organization "
-        "is chosen)."
+        f"Search by an event's exact id, dedup_id or type. For a type the newest {LIST_BOUND:,} are found, unless you "
+        "filter by organization."
     )
     ordering = ("-created_at", "-id")
     fields: ClassVar = (
-        "id", "organization_link", "type_shown", "status_shown", "error_full", "failed_attempts", "created_at",
+        "id", "organization_link", "type_display", "status_display", "error_full", "failed_attempts", "created_at",
         "processed_at",
-        "due_at", "dedup_id_shown", "deliveries_shown", "data_shown",
+        "due_at", "dedup_id_display", "deliveries_display", "data_display",
     )  # fmt: skip
     actions = ("reprocess", "replay")
     object_actions = ("reprocess", "replay")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Event]:
-        """Return events without their payloads, which only the page of one event reads."""
+        """Return events without their data, which only the page of one event needs."""
         return super().get_queryset(request).defer("data")
 
     @admin.display(description="event")
-    def id_shown(self, row: Event) -> str:
-        """Return the id, whole, so that it can be copied."""
+    def id_display(self, row: Event) -> str:
         return str(row.id)
 
     @admin.display(description="type")
-    def type_shown(self, row: Event) -> str:
-        """Return the type."""
+    def type_display(self, row: Event) -> str:
         return short(row.type)
 
-    @admin.display(description="dedup id")
-    def dedup_id_shown(self, row: Event) -> str:
-        """Return the producer's own id."""
+    @admin.display(description="dedup_id")
+    def dedup_id_display(self, row: Event) -> str:
         return short(row.dedup_id or "-", 255)
 
     @admin.display(description="status")
-    def status_shown(self, row: Event) -> SafeString:
-        """Return the status in its color."""
+    def status_display(self, row: Event) -> SafeString:
         return badge(row.status)
 
     @admin.display(description="error")
-    def error_shown(self, row: Event) -> str:
-        """Return the beginning of the reason of a failed fan-out."""
+    def error_display(self, row: Event) -> str:
         return short(row.last_error or "", 100)
 
     @admin.display(description="error")
     def error_full(self, row: Event) -> SafeString:
-        """Return the reason of a failed fan-out."""
         return code_block(row.last_error)
 
-    @admin.display(description="data, as it was sent")
-    def data_shown(self, row: Event) -> SafeString:
-        """Return the payload, indented and escaped."""
+    @admin.display(description="data")
+    def data_display(self, row: Event) -> SafeString:
         return code_block(row.data)
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
@@ -124,19 +117,19 @@ class EventAdmin(TenantReadOnlyAdmin):
             return queryset.filter(pk__in=[*found, *(row[0] for row in cursor.fetchall())])
 
     def has_reprocess_permission(self, request: HttpRequest) -> bool:
-        """Tell whether the member of staff may reprocess events."""
+        """Whether the user may reprocess events, for `permissions=["reprocess"]`."""
         return request.user.has_perm("events.reprocess_event")
 
-    @admin.action(description="Reprocess (events in error)", permissions=["reprocess"])
+    @admin.action(description="Reprocess", permissions=["reprocess"])
     def reprocess(self, request: HttpRequest, queryset: QuerySet[Event]) -> None:
-        """Give the chosen events a new fan-out with fresh tries."""
+        """Fan out again the events that are in error."""
         try:
             chosen = selected_ids(queryset)
         except TooMany:
-            refuse_too_many(self, request, "Choose status “error” and an organization or a time.")
+            refuse_too_many(self, request, "Filter by status “error” and an organization or a time span.")
             return
         changed = 0
-        left: dict[str, int] = defaultdict(int)
+        skipped: dict[str, int] = defaultdict(int)
         for part in chunks(chosen):
             with transaction.atomic():
                 rows = list(
@@ -148,18 +141,17 @@ class EventAdmin(TenantReadOnlyAdmin):
                     if status == EventStatus.ERROR:
                         by_organization[organization_id].append(str(event_id))
                     else:
-                        left[f"are {status}, not in error"] += 1
+                        skipped[f"{status}, not in error"] += 1
                 changed += reprocessing.reprocess(Event.objects.filter(pk__in=part))
                 for organization_id, ids in by_organization.items():
                     target = ids[0] if len(ids) == 1 else f"{len(ids)} events"
                     audit.record_for_user(request, "event.reprocess", organization_id, target, {"events": ids})
         if changed:
-            wake(EVENTS)  # again: the first wake-up came before the commit
-        report(self, request, "queued for a new fan-out", changed, left)
+            wake(EVENTS)  # once more, because `reprocess` wakes before the commit
+        report(self, request, "queued for reprocessing", changed, skipped)
 
     @admin.display(description="deliveries")
-    def deliveries_shown(self, row: Event) -> SafeString:
-        """Return the event's deliveries with their states."""
+    def deliveries_display(self, row: Event) -> SafeString:
         found = list(
             Delivery.objects.filter(event_id=row.pk)
             .select_related("subscription").defer("subscription__encrypted_headers")
@@ -171,16 +163,16 @@ class EventAdmin(TenantReadOnlyAdmin):
         return shown
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
-        """Tell whether the member of staff may send deliveries again."""
+        """Whether the user may replay deliveries, for `permissions=["replay"]`."""
         return request.user.has_perm("webhooks.manage_delivery")
 
     @admin.action(description="Replay all deliveries", permissions=["replay"])
     def replay(self, request: HttpRequest, queryset: QuerySet[Event]) -> None:
-        """Send every settled delivery of the chosen events again."""
+        """Send every completed delivery of the selected events again."""
         try:
             deliveries = selected_ids(Delivery.objects.filter(event_id__in=selected_ids(queryset)).order_by("id"))
         except TooMany:
             refuse_too_many(self, request, USE_COMMAND)
             return
-        changed, left = repair_deliveries(request, DeliveryAction.REPLAY, deliveries)
-        report(self, request, "deliveries to be sent again", changed, left)
+        changed, skipped = apply_to_deliveries(request, DeliveryAction.REPLAY, deliveries)
+        report(self, request, "queued for replay", changed, skipped, Delivery)

@@ -12,9 +12,9 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from console.actions import TooMany, refuse_too_many, report, selected_ids
+from console.filters import OrganizationFilter
 from console.formatting import badge, lines, short
-from console.model_admin import shown_once
-from console.tenant_admin import OrganizationFilter, TenantAdmin
+from console.model_admin import BoundedAdmin, new_secret_page
 from core.ids import parse_id
 from orgs import audit, keys
 from orgs.models import ApiKey, Scope, all_scopes
@@ -26,13 +26,13 @@ else:
 
 
 class ApiKeyForm(_ApiKeyForm):
-    """A key's name, scopes and end."""
+    """A key's organization, name, scopes and expiry."""
 
     scopes = forms.MultipleChoiceField(
         choices=[(scope.value, scope.value) for scope in Scope],
         widget=forms.CheckboxSelectMultiple,
         initial=all_scopes,
-        help_text="What the key may do.",
+        help_text="What the key is allowed to do.",
     )
 
     class Meta:
@@ -40,7 +40,7 @@ class ApiKeyForm(_ApiKeyForm):
         fields = ("organization", "name", "scopes", "expires_at")
 
     def clean_expires_at(self) -> Any:
-        """Refuse a new key that has already ended."""
+        """Refuse a new key that has expired already."""
         expires_at = self.cleaned_data["expires_at"]
         if self.instance._state.adding and expires_at is not None and expires_at <= timezone.now():
             raise forms.ValidationError("Must be in the future.")
@@ -48,32 +48,38 @@ class ApiKeyForm(_ApiKeyForm):
 
 
 class KeyStateFilter(admin.SimpleListFilter):
-    """Keys that work, or that don't any more."""
+    """Keys that are revoked, or that aren't."""
 
-    title = "state"
+    title = "status"
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the two."""
         return [("live", "not revoked"), ("revoked", "revoked")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep the keys in the state."""
         value = self.value()
         return queryset if value is None else queryset.filter(revoked_at__isnull=value == "live")
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(TenantAdmin):
-    """Keys: shown once when made, never again."""
+class ApiKeyAdmin(BoundedAdmin):
+    """API keys.  A key is shown when it is created and never again."""
 
-    audit_word = "key"
+    audit_noun = "key"
     form = ApiKeyForm
-    list_display = ("prefix", "name_shown", "organization_link", "state", "scopes_shown", "last_used_at", "created_at")
+    list_display = (
+        "prefix",
+        "name_display",
+        "organization_link",
+        "state",
+        "scopes_display",
+        "last_used_at",
+        "created_at",
+    )
     list_select_related = ("organization",)
     list_filter = (OrganizationFilter, KeyStateFilter)
     search_fields = ("prefix",)
-    search_help_text = "A key's prefix (the middle part of trk_<prefix>_…), or its id."
+    search_help_text = "Search by a key's exact id or prefix (the middle part of trk_<prefix>_…)."
     ordering = ("-created_at", "-id")
     autocomplete_fields = ("organization",)
     actions = ("revoke",)
@@ -81,21 +87,19 @@ class ApiKeyAdmin(TenantAdmin):
     _facts = ("id", "prefix", "state", "revoked_at", "last_used_at", "created_at")
 
     def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
-        """Return the form's fields and, of a key that exists, the facts."""
+        """Return the fields of the form and, for an existing key, what is known about it."""
         return ("organization", "name", "scopes", "expires_at", *(self._facts if obj else ()))
 
     def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
-        """A key stays with its organization."""
+        """Let nobody move a key to another organization."""
         return (*self._facts, "organization") if obj else ()
 
     @admin.display(description="name")
-    def name_shown(self, row: ApiKey) -> str:
-        """Return the name with invisible characters shown."""
+    def name_display(self, row: ApiKey) -> str:
         return short(row.name)
 
-    @admin.display(description="state")
+    @admin.display(description="status")
     def state(self, row: ApiKey) -> SafeString:
-        """Return whether the key works."""
         if row.revoked_at is not None:
             return badge("failed", "revoked")
         if row.expires_at is not None and row.expires_at <= timezone.now():
@@ -103,8 +107,7 @@ class ApiKeyAdmin(TenantAdmin):
         return badge("active")
 
     @admin.display(description="scopes")
-    def scopes_shown(self, row: ApiKey) -> SafeString:
-        """Return the scopes below each other."""
+    def scopes_display(self, row: ApiKey) -> SafeString:
         return lines(["all"] if set(row.scopes) >= set(all_scopes()) else row.scopes)
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
@@ -116,7 +119,7 @@ class ApiKeyAdmin(TenantAdmin):
         return queryset.filter(prefix=parts[1] if parts[0] == "trk" and len(parts) > 1 else term.rstrip("…"))
 
     def save_model(self, request: HttpRequest, obj: ApiKey, form: Any, change: bool) -> None:
-        """Make the key, or keep the changed fields and no others."""
+        """Create the key, or save only the fields that may change."""
         if change:
             obj.save(update_fields=["name", "scopes", "expires_at"])
             return
@@ -124,19 +127,19 @@ class ApiKeyAdmin(TenantAdmin):
             obj.organization_id, name=obj.name, scopes=form.cleaned_data["scopes"], expires_at=obj.expires_at
         )
         obj.__dict__.update(made.__dict__)
-        obj.shown_once = text  # type: ignore[attr-defined]
+        obj.new_secret = text  # type: ignore[attr-defined]
 
     def response_add(self, request: HttpRequest, obj: ApiKey, post_url_continue: str | None = None) -> HttpResponse:
-        """Show the key in this answer: it is kept nowhere that could show it again."""
-        return shown_once(self, request, obj, "API key", obj.shown_once)  # type: ignore[attr-defined]
+        """Show the new key, which can't be read again."""
+        return new_secret_page(self, request, obj, "API key", obj.new_secret)  # type: ignore[attr-defined]
 
     def has_revoke_permission(self, request: HttpRequest) -> bool:
-        """Tell whether the member of staff may revoke keys."""
+        """Whether the user may revoke keys, for `permissions=["revoke"]`."""
         return request.user.has_perm("orgs.revoke_apikey")
 
     @admin.action(description="Revoke", permissions=["revoke"])
     def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
-        """Refuse the chosen keys from the next request on."""
+        """Revoke the selected keys; each is refused from the next request on."""
         try:
             chosen = selected_ids(queryset)
         except TooMany:
@@ -147,4 +150,4 @@ class ApiKeyAdmin(TenantAdmin):
             if keys.revoke(key):
                 changed += 1
                 audit.record_for_user(request, "key.revoke", key.organization_id, key.pk, {"prefix": key.prefix})
-        report(self, request, "revoked", changed, {"already were": len(chosen) - changed})
+        report(self, request, "revoked", changed, {"already revoked": len(chosen) - changed})

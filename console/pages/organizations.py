@@ -11,36 +11,33 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from console.formatting import badge, list_link, short
-from console.tenant_admin import TenantAdmin
+from console.model_admin import BoundedAdmin
 from core.ids import parse_id
 from orgs.models import Organization
 
 
 @admin.register(Organization)
-class OrganizationAdmin(TenantAdmin):
-    """Tenants and their limits."""
+class OrganizationAdmin(BoundedAdmin):
+    """Organizations and their limits."""
 
-    audit_word = "organization"
-    list_display = ("name_shown", "state", "events_per_minute", "retention_days", "created_at")
+    audit_noun = "organization"
+    list_display = ("name_display", "status", "events_per_minute", "retention_days", "created_at")
     search_fields = ("name",)
-    search_help_text = "The beginning of a name, or an id."
+    search_help_text = "Search by the beginning of a name or by an exact id."
     ordering = ("name",)
-    fields = ("name", "is_active", "events_per_minute", "retention_days", "id", "created_at", "rows")
-    readonly_fields = ("id", "created_at", "rows")
+    fields = ("name", "is_active", "events_per_minute", "retention_days", "id", "created_at", "related")
+    readonly_fields = ("id", "created_at", "related")
 
     @admin.display(description="name")
-    def name_shown(self, row: Organization) -> str:
-        """Return the name with invisible characters shown."""
+    def name_display(self, row: Organization) -> str:
         return short(row.name)
 
-    @admin.display(description="state")
-    def state(self, row: Organization) -> SafeString:
-        """Return whether the organization may call."""
+    @admin.display(description="status")
+    def status(self, row: Organization) -> SafeString:
         return badge("active") if row.is_active else badge("disabled", "inactive")
 
-    @admin.display(description="its rows")
-    def rows(self, row: Organization) -> SafeString | str:
-        """Return links to everything of the organization."""
+    @admin.display(description="related objects")
+    def related(self, row: Organization) -> SafeString | str:
         if row._state.adding:
             return "-"
         return format_html_join(

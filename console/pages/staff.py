@@ -14,14 +14,13 @@ from django.contrib.auth.models import Group, User
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from console.tenant_admin import AuditedMixin
 from orgs import audit
 
 STAFF_GROUPS = ("viewer", "operator", "owner")
 
 
 class LoginForm(AdminAuthenticationForm):
-    """The log-in.  A name longer than any user's is refused before anything keeps it."""
+    """The log-in form.  It refuses a name longer than any user's, before anything stores it."""
 
     username = UsernameField(max_length=150, widget=forms.TextInput(attrs={"autofocus": True}))
 
@@ -31,11 +30,10 @@ admin.site.unregister(User)
 
 
 @admin.register(User)
-class StaffAdmin(AuditedMixin, UserAdmin):  # type: ignore[type-arg]
-    """Members of staff.  An owner gives and takes the three groups; anything above is a superuser's."""
+class StaffAdmin(UserAdmin):  # type: ignore[type-arg]
+    """Users of the admin.  An owner assigns the three groups; anything beyond them takes a superuser."""
 
-    audit_word = "user"
-    list_display = ("username", "is_active", "is_staff", "is_superuser", "groups_shown", "last_login")
+    list_display = ("username", "is_active", "is_staff", "is_superuser", "groups_display", "last_login")
     list_filter = ("is_staff", "is_superuser", "is_active", "groups")
     _owners_fieldsets: ClassVar = (
         (None, {"fields": ("username", "password")}),
@@ -44,56 +42,55 @@ class StaffAdmin(AuditedMixin, UserAdmin):  # type: ignore[type-arg]
     )
 
     def audit(self, request: HttpRequest, action: str, row: Any, detail: dict[str, Any]) -> None:
-        """Write an entry about a member of staff."""
+        """Write what was done to a user to the audit log."""
         audit.record_for_user(request, action, None, row.username, detail)
 
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        """Note an addition, also in the audit log."""
+        """Log an addition in the audit log, too."""
         self.audit(request, "user.create", obj, {})
         return super().log_addition(request, obj, message)
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        """Note a change, also in the audit log."""
+        """Log a change in the audit log, too."""
         self.audit(
             request, "user.change", obj,
-            {"change": message if isinstance(message, str) else json.dumps(message), "groups": self.groups_shown(obj),
+            {"change": message if isinstance(message, str) else json.dumps(message), "groups": self.groups_display(obj),
              "is_staff": obj.is_staff, "is_active": obj.is_active, "is_superuser": obj.is_superuser},
         )  # fmt: skip
         return super().log_change(request, obj, message)
 
     def log_deletions(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
-        """Note deletions, also in the audit log."""
+        """Log deletions in the audit log, too."""
         for user in queryset:
             self.audit(request, "user.delete", user, {})
         return super().log_deletions(request, queryset)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
-        """Return the users with their groups."""
+        """Return users with their groups."""
         return super().get_queryset(request).prefetch_related("groups")
 
     @admin.display(description="groups")
-    def groups_shown(self, row: User) -> str:
-        """Return the names of the user's groups."""
+    def groups_display(self, row: User) -> str:
         return ", ".join(sorted(group.name for group in row.groups.all())) or "-"
 
     def get_fieldsets(self, request: HttpRequest, obj: User | None = None) -> Any:
-        """Return what the member of staff may see and set."""
+        """Hide from owners what only a superuser may set."""
         if obj is not None and not request.user.is_superuser:
             return self._owners_fieldsets
         return super().get_fieldsets(request, obj)
 
     def get_readonly_fields(self, request: HttpRequest, obj: User | None = None) -> Any:
-        """Dates are facts."""
+        """Let nobody change the dates."""
         return (*super().get_readonly_fields(request, obj), "last_login", "date_joined")
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        """Let an owner give the three groups and no other."""
+        """Let an owner assign only the three groups."""
         if db_field.name == "groups" and not request.user.is_superuser:
             kwargs["queryset"] = Group.objects.filter(name__in=STAFF_GROUPS)
         return super().formfield_for_manytomany(db_field, request, **kwargs)
 
     def has_change_permission(self, request: HttpRequest, obj: User | None = None) -> bool:
-        """Refuse an owner who would change somebody with more rights."""
+        """Keep owners from changing somebody with more rights than theirs."""
         if not super().has_change_permission(request, obj):
             return False
         if obj is None or request.user.is_superuser:

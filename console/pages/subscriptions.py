@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.contrib import admin, messages
@@ -13,11 +15,10 @@ from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from console.actions import TooMany, refuse_too_many, report, selected_ids
-from console.formatting import badge, lines, list_link, short
-from console.model_admin import shown_once
-from console.pages.delivery_formatting import time_shown
-from console.pages.subscription_forms import SubscriptionActionForm, SubscriptionForm
-from console.tenant_admin import OrganizationFilter, TenantAdmin
+from console.filters import OrganizationFilter
+from console.formatting import badge, format_time, lines, list_link, short
+from console.model_admin import BoundedAdmin, new_secret_page
+from console.subscription_forms import SubscriptionActionForm, SubscriptionForm
 from core.ids import parse_id
 from core.query import ParameterError, moment
 from webhooks import subscriptions
@@ -26,104 +27,104 @@ from webhooks.upkeep import recovery
 
 
 class SubscriptionStateFilter(admin.SimpleListFilter):
-    """Subscriptions that take deliveries, that don't, or that are gone."""
+    """Subscriptions with one status."""
 
-    title = "state"
+    title = "status"
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        """Return the states."""
         return [("active", "active"), ("disabled", "disabled"), ("failing", "failing"), ("deleted", "deleted")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep those in the state; deleted ones are shown only when asked for, or by their id."""
+        """Keep those with the status; without one, all, so that a search finds deleted ones, too."""
         value = self.value()
         if value == "deleted":
             return queryset.filter(deleted_at__isnull=False)
-        live = queryset.filter(deleted_at=None)
+        not_deleted = queryset.filter(deleted_at=None)
         if value == "active":
-            return live.filter(is_active=True)
+            return not_deleted.filter(is_active=True)
         if value == "disabled":
-            return live.filter(is_active=False)
+            return not_deleted.filter(is_active=False)
         if value == "failing":
-            return live.filter(queue__failing_since__isnull=False)
+            return not_deleted.filter(queue__failing_since__isnull=False)
         return queryset.none() if value is not None else queryset
 
 
 @admin.register(Subscription)
-class SubscriptionAdmin(TenantAdmin):
-    """Who receives which events, how that goes, and switching it off and on."""
+class SubscriptionAdmin(BoundedAdmin):
+    """Subscriptions: their health, their settings, and the actions on them."""
 
-    audit_word = "subscription"
+    audit_noun = "subscription"
     form = SubscriptionForm
     action_form = SubscriptionActionForm
     list_display = (
-        "url_shown", "state_shown", "organization_link", "event_types_shown", "in_flight", "failing_since",
-        "description_shown", "created_at",
+        "url_display", "status_display", "organization_link", "event_types_display", "in_flight", "failing_since",
+        "description_display", "created_at",
     )  # fmt: skip
     list_select_related = ("organization", "queue")
     list_filter = (SubscriptionStateFilter, OrganizationFilter)
     search_fields = ("id",)
-    search_help_text = "Exact: a subscription's id or URL."
+    search_help_text = "Search by a subscription's exact id or URL."
     autocomplete_fields = ("organization",)
     ordering = ("-id",)
     actions = ("disable", "enable", "recover")
     object_actions = ("disable", "enable", "recover")
-    delete_confirmation_template = "admin/delete_subscription.html"
+    delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
         "organization", "url", "event_types_text", "description", "max_in_flight", "deliveries_per_second",
         "headers_text", "remove_headers",
     )  # fmt: skip
-    _state_fields = (
-        "id", "state_shown", "disabled_reason_shown", "disabled_at", "header_names_shown",
+    _status_fields = (
+        "id", "status_display", "disabled_reason_display", "disabled_at", "header_names_display",
         "previous_secret_expires_at", "created_at", "updated_at", "deleted_at",
     )  # fmt: skip
     _queue_fields = (
-        "in_flight", "window", "busy", "paused_until", "failing_since", "consecutive_failures", "last_success_at",
-        "next_due_at",
+        "in_flight", "concurrency_window", "has_backlog", "paused_until", "failing_since", "consecutive_failures",
+        "last_success_at", "next_due_at",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Subscription]:
-        """Return subscriptions with their queues and without what is secret."""
+        """Return subscriptions with their queues, without their secrets."""
         return (
             super().get_queryset(request).select_related("organization", "queue")
             .defer("encrypted_headers", "encrypted_secret", "encrypted_previous_secret")
         )  # fmt: skip
 
     def get_fieldsets(self, request: HttpRequest, obj: Subscription | None = None) -> Any:
-        """Return the form, and of a subscription that exists how it does."""
+        """Return the form and, for an existing subscription, its health and status."""
         if obj is None:
             return [(None, {"fields": [name for name in self._form_fields if name != "remove_headers"]})]
         editable = self._form_fields if self.has_change_permission(request, obj) else self._plain_fields
         return [
-            ("How it does", {"fields": (*self._queue_fields, "deliveries_shown")}),
-            ("Receiver", {"fields": editable}),
-            ("State", {"fields": self._state_fields}),
+            ("Health", {"fields": (*self._queue_fields, "deliveries_display")}),
+            ("Endpoint", {"fields": editable}),
+            ("Status", {"fields": self._status_fields}),
         ]
 
+    # For those who may not change the subscription.
     _plain_fields = (
-        "organization_link", "url_full", "event_types_shown", "description_full", "max_in_flight",
+        "organization_link", "url_full", "event_types_display", "description_full", "max_in_flight",
         "deliveries_per_second",
     )  # fmt: skip
 
     def get_readonly_fields(self, request: HttpRequest, obj: Subscription | None = None) -> Any:
-        """A subscription stays with its organization; what happened to it is a fact."""
+        """Let nobody move a subscription to another organization, or change what was recorded about it."""
         if obj is None:
             return ()
-        facts = (*self._queue_fields, "deliveries_shown", *self._state_fields, "organization")
+        facts = (*self._queue_fields, "deliveries_display", *self._status_fields, "organization")
         return facts if self.has_change_permission(request, obj) else (*facts, *self._plain_fields)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """A deleted subscription is only looked at."""
+        """Let nobody change a deleted subscription."""
         return super().has_change_permission(request, obj) and (obj is None or obj.deleted_at is None)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Those with the permission may delete one; the row stays, marked."""
+        """Allow deletion, which keeps the row and marks it as deleted."""
         codename = f"{self.opts.app_label}.delete_{self.opts.model_name}"
         return request.user.has_perm(codename) and (obj is None or obj.deleted_at is None)
 
     def get_actions(self, request: HttpRequest) -> dict[str, Any]:
-        """Return the actions without Django's own deletion, which would remove rows."""
+        """Leave out Django's own deletion, which would remove rows."""
         found = super().get_actions(request)
         found.pop("delete_selected", None)
         return found
@@ -131,34 +132,28 @@ class SubscriptionAdmin(TenantAdmin):
     # --- what is shown ------------------------------------------------------------------------------
 
     @admin.display(description="URL")
-    def url_shown(self, row: Subscription) -> str:
-        """Return the URL as text."""
+    def url_display(self, row: Subscription) -> str:
         return short(row.url)
 
     @admin.display(description="URL")
     def url_full(self, row: Subscription) -> str:
-        """Return the whole URL as text."""
         return short(row.url, 2048)
 
     @admin.display(description="description")
-    def description_shown(self, row: Subscription) -> str:
-        """Return the beginning of the description."""
+    def description_display(self, row: Subscription) -> str:
         return short(row.description, 60)
 
     @admin.display(description="description")
     def description_full(self, row: Subscription) -> str:
-        """Return the description."""
         return short(row.description, 500)
 
     @admin.display(description="event types")
-    def event_types_shown(self, row: Subscription) -> SafeString:
-        """Return the patterns below each other."""
+    def event_types_display(self, row: Subscription) -> SafeString:
         some = [short(pattern) for pattern in row.event_types[:10]]
         return lines(some + (["…"] if len(row.event_types) > 10 else []))
 
-    @admin.display(description="state")
-    def state_shown(self, row: Subscription) -> SafeString:
-        """Return whether it takes deliveries."""
+    @admin.display(description="status")
+    def status_display(self, row: Subscription) -> SafeString:
         if row.deleted_at is not None:
             return badge("cancelled", "deleted")
         if not row.is_active:
@@ -168,78 +163,70 @@ class SubscriptionAdmin(TenantAdmin):
             return badge("failed", "failing")
         return badge("active")
 
-    @admin.display(description="disabled because")
-    def disabled_reason_shown(self, row: Subscription) -> str:
-        """Return the reason."""
+    @admin.display(description="disabled reason")
+    def disabled_reason_display(self, row: Subscription) -> str:
         return short(row.disabled_reason, 500) or "-"
 
-    @admin.display(description="custom headers (names)")
-    def header_names_shown(self, row: Subscription) -> SafeString | str:
-        """Return the names; the values are secret."""
+    @admin.display(description="custom headers")
+    def header_names_display(self, row: Subscription) -> SafeString | str:
         return lines([short(name) for name in row.header_names]) or "-"
 
     @admin.display(description="in flight")
     def in_flight(self, row: Subscription) -> object:
-        """Return how many deliveries workers hold."""
         queue = _queue(row)
         return queue.in_flight if queue else "-"
 
-    @admin.display(description="window (most at a time now)")
-    def window(self, row: Subscription) -> object:
-        """Return the window."""
+    @admin.display(description="concurrency window")
+    def concurrency_window(self, row: Subscription) -> object:
         queue = _queue(row)
         return queue.concurrency_window if queue else "-"
 
-    @admin.display(description="busy (more may be due than one claim takes)", boolean=True)
-    def busy(self, row: Subscription) -> bool:
-        """Return whether a worker's second process sends for it."""
+    @admin.display(description="has backlog", boolean=True)
+    def has_backlog(self, row: Subscription) -> bool:
         queue = _queue(row)
         return bool(queue and queue.has_backlog)
 
     @admin.display(description="paused until")
     def paused_until(self, row: Subscription) -> str:
-        """Return the end of an open circuit's or Retry-After's pause."""
         queue = _queue(row)
-        return time_shown(queue.paused_until if queue else None)
+        return format_time(queue.paused_until if queue else None)
 
     @admin.display(description="failing since")
     def failing_since(self, row: Subscription) -> str:
-        """Return since when nothing has succeeded."""
         queue = _queue(row)
-        return time_shown(queue.failing_since if queue else None)
+        return format_time(queue.failing_since if queue else None)
 
-    @admin.display(description="failures in a row")
+    @admin.display(description="consecutive failures")
     def consecutive_failures(self, row: Subscription) -> object:
-        """Return how many."""
         queue = _queue(row)
         return queue.consecutive_failures if queue else "-"
 
     @admin.display(description="last success")
     def last_success_at(self, row: Subscription) -> str:
-        """Return when."""
         queue = _queue(row)
-        return time_shown(queue.last_success_at if queue else None)
+        return format_time(queue.last_success_at if queue else None)
 
-    @admin.display(description="next due")
+    @admin.display(description="next attempt")
     def next_due_at(self, row: Subscription) -> str:
-        """Return when its earliest delivery may be due."""
         queue = _queue(row)
-        return time_shown(queue.next_due_at if queue else None)
+        return format_time(queue.next_due_at if queue else None)
 
     @admin.display(description="deliveries")
-    def deliveries_shown(self, row: Subscription) -> SafeString:
-        """Return links to its deliveries."""
-        words = ("", "pending", "failed", "held", "delivered")
+    def deliveries_display(self, row: Subscription) -> SafeString:
+        statuses = ("", "pending", "failed", "held", "delivered")
         return format_html_join(
             " · ",
             "{}",
             (
                 (
                     list_link(
-                        "webhooks_delivery", word or "all", subscription=row.pk, **({"status": word} if word else {})
+                        "webhooks_delivery",
+                        status or "all",
+                        subscription=row.pk,
+                        **({"status": status} if status else {}),
                     ),
                 )
-                for word in words
+                for status in statuses
             ),
         )
 
@@ -248,106 +235,110 @@ class SubscriptionAdmin(TenantAdmin):
         row_id = parse_id(term)
         return queryset.filter(pk=row_id) if row_id else queryset.filter(url=term)
 
-    # --- making, changing, deleting -------------------------------------------------------------------
+    # --- creating, changing, deleting ---------------------------------------------------------------
 
     def save_model(self, request: HttpRequest, obj: Subscription, form: Any, change: bool) -> None:
-        """Make or change it as the API does."""
+        """Create or change the subscription as the API does."""
         values = form.values
         if change:
             subscriptions.change(obj, values)
             return
         made, secret = subscriptions.create(obj.organization_id, **values)
         obj.__dict__.update(made.__dict__)
-        obj.shown_once = secret  # type: ignore[attr-defined]
+        obj.new_secret = secret  # type: ignore[attr-defined]
 
     def response_add(
         self, request: HttpRequest, obj: Subscription, post_url_continue: str | None = None
     ) -> HttpResponse:
-        """Show the signing secret in this answer: it can't be read again."""
-        return shown_once(self, request, obj, "subscription", obj.shown_once)  # type: ignore[attr-defined]
+        """Show the new signing secret, which can't be read again."""
+        return new_secret_page(self, request, obj, "subscription", obj.new_secret)  # type: ignore[attr-defined]
 
     def delete_model(self, request: HttpRequest, obj: Subscription) -> None:
-        """Send nothing more, cancel what waits, keep the row."""
-        self.audit(request, "subscription.delete", obj, {})
-        subscriptions.delete(obj)
+        """Delete the subscription as the API does."""
+        subscriptions.delete(obj, audit=self._auditor(request, "subscription.delete", obj))
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        """Nothing else is removed with it, so nothing needs to be listed or permitted."""
+        """Return only the subscription itself: nothing else is removed with it."""
         return [short(str(row)) for row in objs], {}, set(), []
 
     # --- actions ------------------------------------------------------------------------------------
 
     def has_switch_permission(self, request: HttpRequest) -> bool:
-        """Tell whether the member of staff may disable, enable and recover subscriptions."""
+        """Whether the user may disable, enable and recover subscriptions, for `permissions=["switch"]`."""
         return request.user.has_perm("webhooks.switch_subscription")
 
-    def _chosen(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> list[Subscription] | None:
+    def _auditor(
+        self, request: HttpRequest, action: str, row: Subscription, detail: dict[str, Any] | None = None
+    ) -> Callable[[], None]:
+        """Return a function that writes the audit entry for `action`, for the transaction that makes the change."""
+        return partial(self.audit, request, action, row, detail or {})
+
+    def _selected(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> list[Subscription] | None:
         try:
             ids = selected_ids(queryset)
         except TooMany:
-            refuse_too_many(self, request, "Choose an organization.")
+            refuse_too_many(self, request, "Filter by organization.")
             return None
         return list(Subscription.objects.filter(pk__in=ids).order_by("pk"))
 
-    @admin.action(description="Disable (hold what waits)", permissions=["switch"])
+    @admin.action(description="Disable", permissions=["switch"])
     def disable(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
-        """Send nothing to the chosen ones; what waits is held and nothing is lost."""
-        rows = self._chosen(request, queryset)
+        """Stop sending to the selected subscriptions; their deliveries are held."""
+        rows = self._selected(request, queryset)
         if rows is None:
             return
         given = " ".join(request.POST.get("reason", "").split())[:300]
         reason = f"Disabled by {request.user.get_username()}" + (f": {given}" if given else ".")
-        left: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
         for row in rows:
             if row.deleted_at is not None:
-                left["deleted"] += 1
+                skipped["deleted"] += 1
             elif not row.is_active:
-                left["already disabled"] += 1
+                skipped["already disabled"] += 1
             else:
-                self.audit(request, "subscription.disable", row, {"reason": reason})
-                subscriptions.disable(row, reason)
-        report(self, request, "disabled", len(rows) - sum(left.values()), dict(left))
+                entry = self._auditor(request, "subscription.disable", row, {"reason": reason})
+                subscriptions.disable(row, reason, audit=entry)
+        report(self, request, "disabled", len(rows) - sum(skipped.values()), dict(skipped))
 
-    @admin.action(description="Enable (send what was held)", permissions=["switch"])
+    @admin.action(description="Enable", permissions=["switch"])
     def enable(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
-        """Send to the chosen ones again, with a clean record."""
-        rows = self._chosen(request, queryset)
+        """Send to the selected subscriptions again, what was held first."""
+        rows = self._selected(request, queryset)
         if rows is None:
             return
-        left: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
         for row in rows:
             if row.deleted_at is not None:
-                left["deleted"] += 1
+                skipped["deleted"] += 1
             elif row.is_active:
-                left["already enabled"] += 1
+                skipped["already enabled"] += 1
             else:
-                self.audit(request, "subscription.enable", row, {})
-                subscriptions.enable(row)
-        report(self, request, "enabled", len(rows) - sum(left.values()), dict(left))
+                subscriptions.enable(row, audit=self._auditor(request, "subscription.enable", row))
+        report(self, request, "enabled", len(rows) - sum(skipped.values()), dict(skipped))
 
-    @admin.action(description="Recover since… (queue what was missed)", permissions=["switch"])
+    @admin.action(description="Recover missed events", permissions=["switch"])
     def recover(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
-        """Queue for the chosen ones every event since a time that they want and haven't received."""
+        """Queue every event since a time that matches the selected subscriptions and wasn't delivered to them."""
         try:
             since = moment(request.POST.get("since", "").strip())
         except ParameterError:
             self.message_user(
                 request,
-                "Recover needs a time in “Since”, such as 2026-01-31T12:00:00Z. Nothing was changed.",
+                "Enter a time to recover events since, such as 2026-01-31T12:00:00Z. Nothing was changed.",
                 messages.ERROR,
             )
             return
-        rows = self._chosen(request, queryset)
+        rows = self._selected(request, queryset)
         if rows is None:
             return
-        live = [row for row in rows if row.deleted_at is None]
-        for row in live:
+        recoverable = [row for row in rows if row.deleted_at is None]
+        for row in recoverable:
             with transaction.atomic():
                 run = recovery.start(row, since)
                 self.audit(request, "subscription.recover", row, {"since": since.isoformat(), "run": str(run.pk)})
         report(
-            self, request, "being recovered; the bulk runs show how far they are", len(live),
-            {"deleted": len(rows) - len(live)},
+            self, request, "being recovered (see the bulk runs for progress)", len(recoverable),
+            {"deleted": len(rows) - len(recoverable)},
         )  # fmt: skip
 
 

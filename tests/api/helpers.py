@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from django.db import connection
+
 from events.models import DedupKey, Event
 from orgs.models import ApiKey
 from webhooks.models import Delivery, Subscription
@@ -33,3 +35,10 @@ def assert_problem(response: Any, status: int, pointer: str | None = None) -> di
 def rows() -> dict[str, int]:
     """Return how many rows there are of everything that a request can store."""
     return {model.__name__: model.objects.count() for model in (Event, DedupKey, Subscription, Delivery, ApiKey)}
+
+
+def refuse_audit_entries(action: str) -> None:
+    """Make the database refuse audit entries of one action, until the end of the test's transaction."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # a table with checks still to come can't be altered
+        cursor.execute(f"ALTER TABLE orgs_auditentry ADD CONSTRAINT refused CHECK (action <> '{action}') NOT VALID")

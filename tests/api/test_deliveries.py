@@ -9,7 +9,7 @@ import pytest
 from django.utils import timezone
 
 from orgs.models import AuditEntry, Organization
-from tests.api.helpers import assert_problem
+from tests.api.helpers import assert_problem, refuse_audit_entries
 from webhooks import subscriptions
 from webhooks.models import Delivery, DeliveryAttempt, Subscription
 from webhooks.routing import fan_out
@@ -81,6 +81,14 @@ def test_a_retry_makes_the_delivery_due_now(api: Any, delivery: Delivery, status
     assert delivery.next_attempt_at <= timezone.now()
     entry = AuditEntry.objects.get(action="delivery.retry")
     assert entry.target == str(delivery.id)
+
+
+def test_a_retry_whose_audit_entry_can_t_be_written_does_not_happen(api: Any, delivery: Delivery) -> None:
+    Delivery.objects.update(status="failed")
+    before = Delivery.objects.values().get()
+    refuse_audit_entries("delivery.retry")
+    assert_problem(api.post(f"/api/deliveries/{delivery.id}/retry"), 500)
+    assert Delivery.objects.values().get() == before
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from django.utils.dateparse import parse_datetime
 from pytest_django import Settings
 
 from orgs.models import AuditEntry, Organization
-from tests.api.helpers import assert_problem
-from webhooks.models import Delivery, Subscription
+from tests.api.helpers import assert_problem, refuse_audit_entries
+from webhooks.models import Delivery, Subscription, SubscriptionQueue
 from webhooks.routing import fan_out
 
 PATH = "/api/subscriptions"
@@ -249,6 +249,18 @@ def test_every_change_is_in_the_audit_log(api: Any, organization: Organization) 
     assert [entry.action.removeprefix("subscription.") for entry in entries] == [
         "create", "change", "disable", "enable", "rotate_secret", "delete",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", ["disable", "enable", "delete"])
+def test_a_change_whose_audit_entry_can_t_be_written_does_not_happen(api: Any, word: str) -> None:
+    path = f"{PATH}/{make(api)['id']}"
+    if word == "enable":
+        api.post(f"{path}/disable")
+    before = Subscription.objects.values().get(), SubscriptionQueue.objects.values().get()
+    refuse_audit_entries(f"subscription.{word}")
+    answer = api.delete(path) if word == "delete" else api.post(f"{path}/{word}")
+    assert_problem(answer, 500)
+    assert (Subscription.objects.values().get(), SubscriptionQueue.objects.values().get()) == before
 
 
 def test_one_subscription_more_than_allowed_is_a_409(api: Any, settings: Settings) -> None:

@@ -15,10 +15,11 @@ from django.urls import reverse
 from console import actions
 from orgs.keys import authenticate
 from orgs.models import ApiKey, AuditEntry
+from tests.api.helpers import refuse_audit_entries
 from tests.console.conftest import Staff
 from tests.console.rows import World, act, list_url, make_delivery, make_event, page_url, said
 from webhooks import subscriptions
-from webhooks.models import BulkRun, Delivery, SubscriptionQueue
+from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 
 
 def status_of(row: Any) -> str:
@@ -247,6 +248,20 @@ def test_the_audit_log_cannot_be_changed_even_by_the_program(world: World) -> No
     for change in (lambda: AuditEntry.objects.all().delete(), lambda: AuditEntry.objects.update(actor="user:nobody")):
         with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
             change()
+
+
+@pytest.mark.parametrize("word", ["disable", "enable", "delete"])
+def test_a_change_whose_audit_entry_can_t_be_written_does_not_happen(world: World, owner: Client, word: str) -> None:
+    if word == "enable":
+        subscriptions.disable(world.subscription)
+    before = Subscription.objects.values().get(), SubscriptionQueue.objects.values().get()
+    refuse_audit_entries(f"subscription.{word}")
+    if word == "delete":
+        answer = owner.post(page_url(world.subscription, "delete"), {"post": "yes"})
+    else:
+        answer = act(owner, word, [world.subscription])
+    assert answer.status_code == 500
+    assert (Subscription.objects.values().get(), SubscriptionQueue.objects.values().get()) == before
 
 
 def test_ids_that_are_not_there_change_nothing(world: World, operator: Client) -> None:

@@ -140,4 +140,4 @@ def test_a_key_is_shown_once_and_never_again(world: World, staff: Staff) -> None
     for wrong in ({"scopes": []}, {"scopes": ["everything"]}, {"expires_at_0": "2020-01-01", "expires_at_1": "00:00"}):
         data = {"organization": str(world.organization.pk), "name": "x", "scopes": ["events:write"], **wrong}
         assert owner.post(reverse("admin:orgs_apikey_add"), data).context["adminform"].form.errors
-    assert subscriptions.live(world.organization.pk).count() == 1
+    assert subscriptions.of_organization(world.organization.pk).count() == 1

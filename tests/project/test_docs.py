@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from django.core.management import get_commands
-from django.urls import URLPattern, URLResolver, get_resolver
 
-from orgs.models import Scope
+from tests.project.routes import api_routes
 from triggers_project.options import OPTIONS
 from webhooks.destinations.outcome import Failure
 
@@ -47,30 +46,15 @@ def test_the_commands_table_lists_every_command_of_ours() -> None:
     assert ours <= documented
 
 
-def _routes(resolver: URLResolver, prefix: str = "") -> dict[str, URLPattern]:
-    found = {}
-    for entry in resolver.url_patterns:
-        path = prefix + str(entry.pattern)
-        if isinstance(entry, URLResolver):
-            found.update(_routes(entry, path))
-        else:
-            found[path] = entry
-    return found
-
-
 def test_the_endpoints_table_lists_every_route_with_its_methods_and_scopes() -> None:
     documented = {row[0].strip("`"): (row[1], row[2]) for row in _rows(_section("Endpoints"))}
     actual = {}
-    for path, pattern in _routes(get_resolver()).items():
-        if not path.startswith("api/"):
-            continue
-        shown = "/" + re.sub(r"<uuid:(\w+)>", r"{\1}", path)
-        scopes: dict[str, Scope | None] | None = getattr(getattr(pattern.callback, "view_class", None), "scopes", None)
+    for path, scopes in api_routes().items():
         if scopes is None:
-            actual[shown] = ("GET", "open")
+            actual[path] = ("GET", "open")
         else:
             named = [scope.value for scope in dict.fromkeys(scopes.values()) if scope is not None]
-            actual[shown] = (", ".join(scopes), ", ".join(f"`{name}`" for name in named) or "any")
+            actual[path] = (", ".join(scopes), ", ".join(f"`{name}`" for name in named) or "any")
     assert documented == actual
 
 

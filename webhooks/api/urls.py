@@ -1,18 +1,28 @@
 from django.urls import path
 
-from webhooks.api import views
+from webhooks.api.deliveries import DeliveryViewSet
+from webhooks.api.subscriptions import SubscriptionViewSet
 
-_one = "subscriptions/<uuid:subscription_id>"
+_subscription = "subscriptions/<uuid:subscription_id>"
+_one = SubscriptionViewSet.as_view({"get": "retrieve", "patch": "partial_update", "delete": "destroy"})
 
 urlpatterns = [
-    path("subscriptions", views.SubscriptionListView.as_view(), name="subscription-list"),
-    path(_one, views.SubscriptionView.as_view(), name="subscription"),
-    path(f"{_one}/enable", views.SubscriptionEnableView.as_view(), name="subscription-enable"),
-    path(f"{_one}/disable", views.SubscriptionDisableView.as_view(), name="subscription-disable"),
-    path(f"{_one}/rotate-secret", views.SubscriptionRotateSecretView.as_view(), name="subscription-rotate-secret"),
-    path(f"{_one}/recover", views.SubscriptionRecoverView.as_view(), name="subscription-recover"),
-    path(f"{_one}/recoveries/<uuid:run_id>", views.SubscriptionRecoveryView.as_view(), name="subscription-recovery"),
-    path("deliveries", views.DeliveryListView.as_view(), name="delivery-list"),
-    path("deliveries/<uuid:delivery_id>", views.DeliveryView.as_view(), name="delivery"),
-    path("deliveries/<uuid:delivery_id>/retry", views.DeliveryRetryView.as_view(), name="delivery-retry"),
+    path("subscriptions", SubscriptionViewSet.as_view({"get": "list", "post": "create"}), name="subscription-list"),
+    path(_subscription, _one, name="subscription"),
+    path(f"{_subscription}/enable", SubscriptionViewSet.as_view({"post": "enable"}), name="subscription-enable"),
+    path(f"{_subscription}/disable", SubscriptionViewSet.as_view({"post": "disable"}), name="subscription-disable"),
+    path(
+        f"{_subscription}/rotate-secret",
+        SubscriptionViewSet.as_view({"post": "rotate_secret"}),
+        name="subscription-rotate-secret",
+    ),
+    path(f"{_subscription}/recover", SubscriptionViewSet.as_view({"post": "recover"}), name="subscription-recover"),
+    path(
+        f"{_subscription}/recoveries/<uuid:run_id>",
+        SubscriptionViewSet.as_view({"get": "recovery"}),
+        name="subscription-recovery",
+    ),
+    path("deliveries", DeliveryViewSet.as_view({"get": "list"}), name="delivery-list"),
+    path("deliveries/<uuid:delivery_id>", DeliveryViewSet.as_view({"get": "retrieve"}), name="delivery"),
+    path("deliveries/<uuid:delivery_id>/retry", DeliveryViewSet.as_view({"post": "retry"}), name="delivery-retry"),
 ]

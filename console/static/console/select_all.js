@@ -1,5 +1,5 @@
-// The box in the head of RQ's lists of jobs ticks all boxes below it.  Django's own script for it
-// needs more around it than those pages have.
+// On RQ's lists of jobs, makes the checkbox in the table's head select all rows.  Django's own script
+// for this needs elements that those pages don't have.
 'use strict';
 document.addEventListener('DOMContentLoaded', () => {
     const all = document.getElementById('action-toggle');

@@ -1,4 +1,4 @@
-"""`manage.py purge_expired`: delete settled events past their organization's retention, and old dedup ids."""
+"""`manage.py purge_expired`: delete events that are older than their organization's retention, and old dedup ids."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from webhooks.upkeep.retention import purge_expired
 
 class Command(BaseCommand):
     help = (
-        "Delete processed events whose deliveries are all settled, with their deliveries and attempts, once they are "
-        "older than their organization's retention_days; and dedup ids whose window has ended. Workers do this too."
+        "Deletes events older than their organization's retention_days, with their deliveries and attempts, if they "
+        "have been processed and none of their deliveries is still open. Also deletes expired dedup ids. The workers "
+        "do this regularly by themselves."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:

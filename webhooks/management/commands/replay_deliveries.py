@@ -1,4 +1,4 @@
-"""`manage.py replay_deliveries`: send settled deliveries again, paced and resumable."""
+"""`manage.py replay_deliveries`: send completed deliveries again, at a limited rate and resumably."""
 
 from __future__ import annotations
 
@@ -38,37 +38,48 @@ def _identifier(text: str) -> uuid.UUID:
 
 
 def _moment(text: str) -> datetime.datetime:
-    """Return an ISO time, or the time that a duration such as 2h, 30m or 1d ago was."""
+    """Return the time that `text` gives, in ISO 8601 or as an age such as 2h, 30m or 1d."""
     ago = re.fullmatch(r"([0-9]+)([smhd])", text)
     try:
         if ago:
             return timezone.now() - datetime.timedelta(seconds=int(ago[1]) * _UNIT_SECONDS[ago[2]])
         return moment(text)
     except OverflowError:
-        raise argparse.ArgumentTypeError(f"{text!r} is longer ago than the calendar goes back") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is too long ago") from None
     except ParameterError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} {error}, or a duration such as 2h") from None
+        raise argparse.ArgumentTypeError(f"{text!r} {error}, or an age such as 2h") from None
 
 
 class Command(BaseCommand):
     help = (
-        "Send settled deliveries (delivered or failed) again, with a fresh retry schedule. "
-        "Give at least one filter; several must all fit."
+        "Sends delivered and failed deliveries again, with a fresh retry schedule. Requires at least one filter; "
+        "deliveries must match all that are given."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--delivery", type=_identifier, help="one delivery, by id")
-        parser.add_argument("--event", type=_identifier, help="deliveries of this event")
-        parser.add_argument("--subscription", type=_identifier, help="deliveries to this subscription")
-        parser.add_argument("--org", help="deliveries of this organization, by id or name")
-        parser.add_argument("--status", choices=DeliveryAction.REPLAY.states, help="only those that ended this way")
-        parser.add_argument("--since", type=_moment, help="made at this time (ISO 8601) or 2h, 30m, 1d ago, or later")
-        parser.add_argument("--until", type=_moment, help="made before this time")
-        parser.add_argument("--dry-run", action="store_true", help="only count")
+        parser.add_argument("--delivery", type=_identifier, help="Only the delivery with this id.")
+        parser.add_argument("--event", type=_identifier, help="Only deliveries of the event with this id.")
         parser.add_argument(
-            "--rate", type=float, default=DEFAULT_RATE, help=f"most deliveries a second, default {DEFAULT_RATE:g}"
+            "--subscription", type=_identifier, help="Only deliveries to the subscription with this id."
         )
-        parser.add_argument("--resume", type=_identifier, metavar="RUN", help="go on with a run that was interrupted")
+        parser.add_argument("--org", help="Only deliveries of the organization with this id or name.")
+        parser.add_argument("--status", choices=DeliveryAction.REPLAY.states, help="Only deliveries with this status.")
+        parser.add_argument(
+            "--since",
+            type=_moment,
+            help="Only deliveries created at or after this time: ISO 8601, or an age such as 30m, 2h or 1d.",
+        )
+        parser.add_argument("--until", type=_moment, help="Only deliveries created before this time.")
+        parser.add_argument("--dry-run", action="store_true", help="Only count the matching deliveries.")
+        parser.add_argument(
+            "--rate",
+            type=float,
+            default=DEFAULT_RATE,
+            help=f"Maximum number of deliveries queued per second (default: {DEFAULT_RATE:g}).",
+        )
+        parser.add_argument(
+            "--resume", type=_identifier, metavar="RUN", help="Continue the interrupted run with this id."
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not 0 < options["rate"] <= 1_000_000:
@@ -76,7 +87,7 @@ class Command(BaseCommand):
         filters = {name: options[name] for name in FILTERS if options[name] is not None}
         if options["resume"] is not None:
             if filters or options["dry_run"]:
-                raise CommandError("--resume goes alone: the run knows its filters.")
+                raise CommandError("--resume can't be combined with filters or --dry-run: the run keeps its filters.")
             run = BulkRun.objects.filter(id=options["resume"], kind=BulkRun.Kind.REPLAY).first()
             if run is None:
                 raise CommandError(f"There is no replay {options['resume']}.")
@@ -99,10 +110,13 @@ class Command(BaseCommand):
         self._run(run, options["rate"])
 
     def _run(self, run: BulkRun, rate: float) -> None:
-        """Advance the run to its end at `rate` deliveries a second, showing how far it is."""
+        """Complete the run at `rate` deliveries a second, showing its progress."""
         # Half a second's worth at a time keeps the pace even and each transaction short.
         rows = max(1, min(bulk_runs.CHUNK, int(rate / 2)))
-        self.stderr.write(f"Replay {run.id}; if it is interrupted: manage.py replay_deliveries --resume {run.id}")
+        self.stderr.write(
+            f"Replay {run.id} started. To continue it after an interruption: "
+            f"manage.py replay_deliveries --resume {run.id}"
+        )
         console = Console(stderr=True)
         with Progress(
             TextColumn("replaying"),
@@ -121,14 +135,14 @@ class Command(BaseCommand):
 
 
 def _advance_paced(run: BulkRun, rows: int, rate: float, show: Callable[[int], None]) -> BulkRun:
-    """Advance until the run is done; sleep so that no more than `rate` a second are queued."""
+    """Advance the run until it is done, sleeping so that no more than `rate` deliveries a second are queued."""
     state = run
     while state.state != BulkRun.State.DONE:
         started = time.monotonic()
         before = state.queued
         following = replay.advance(run.id, rows)
         if following is None:
-            raise CommandError(f"Another process works on replay {run.id}.")
+            raise CommandError(f"Another process is working on replay {run.id}.")
         state = following
         show(state.queued)
         if state.state != BulkRun.State.DONE:

@@ -1,4 +1,4 @@
-"""`manage.py rotate_encryption_keys`: encrypt every stored secret with the newest of SECRETS_ENCRYPTION_KEYS."""
+"""`manage.py rotate_encryption_keys`: encrypt every stored secret with the first of SECRETS_ENCRYPTION_KEYS."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from webhooks.upkeep.key_rotation import Rekeyed, count, rekey
 
 class Command(BaseCommand):
     help = (
-        "Encrypt webhook secrets and header values with the first key of SECRETS_ENCRYPTION_KEYS. Every process must "
-        "have that key first already. Run it again after an interruption. Once it ends well, the other keys can go."
+        "Encrypts webhook secrets and header values with the first key of SECRETS_ENCRYPTION_KEYS. Give every process "
+        "that list of keys before you run this. It can be interrupted and run again. After it has succeeded, you can "
+        "remove the other keys."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -37,7 +38,7 @@ class Command(BaseCommand):
                     lambda seen: progress.update(task, completed=seen),
                 )
         finally:
-            # An interrupted run is part of the story, too.
+            # Also for a run that was interrupted.
             audit.record(
                 "encryption_key.rotate",
                 actor="command:rotate_encryption_keys",

@@ -1,4 +1,4 @@
-"""`manage.py send_backlog`: a worker's second process (webhooks/dispatch/backlog_sender.py)."""
+"""`manage.py send_backlog`: the backlog sender, a process of its own beside a worker (dispatch/backlog_sender.py)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from webhooks.dispatch.sender import Sender
 
 class Command(BaseCommand):
     help = (
-        "Send the webhooks of subscriptions that have more waiting than one claim takes, until stdin ends. "
-        "`rqworker` starts this by itself when it is needed."
+        "Sends the webhooks of subscriptions that have a backlog, until its standard input is closed. Workers start "
+        "this process by themselves when it is needed."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -49,15 +49,15 @@ class Command(BaseCommand):
         fan_out = BacklogFanOut(deliveries_due)
         fan_out.start()
         fan_out.wake()
-        says = READY
+        message = READY
         while not told_to_stop:
             try:
-                os.write(sys.stdout.fileno(), says)
+                os.write(sys.stdout.fileno(), message)
             except OSError:
                 break  # the worker is gone
-            says = HEARTBEAT
+            message = HEARTBEAT
             if not sender.is_alive:
-                sys.exit("The sender's thread ended.")
+                sys.exit("The sender's thread has ended.")
             if select.select([sys.stdin], [], [], HEARTBEAT_SECONDS)[0]:
                 if not os.read(sys.stdin.fileno(), 4096):
                     break

@@ -1,4 +1,4 @@
-"""The admin's forms for a subscription: its fields, which the API's own serializer judges, and its actions' words."""
+"""The admin's forms for subscriptions, which the API's serializers validate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.contrib.admin.helpers import ActionForm
 from rest_framework import serializers
 
 from webhooks import subscriptions
-from webhooks.api.serializers import SubscriptionChange, SubscriptionCreate
+from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
 from webhooks.models import Subscription
 
 if TYPE_CHECKING:
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 else:
     _SubscriptionForm = forms.ModelForm
 
-_BOXES = {"event_types": "event_types_text", "headers": "headers_text"}
-_NAMES = {"event_types_text": "event_types", "headers_text": "headers", "remove_headers": "headers"}
+_FORM_FIELDS = {"event_types": "event_types_text", "headers": "headers_text"}
+_API_FIELDS = {"event_types_text": "event_types", "headers_text": "headers", "remove_headers": "headers"}
 
 
 def read_headers(text: str) -> dict[str, str]:
-    """Return headers from lines of `Name: value`.  Raises ValidationError for a line that is none."""
+    """Return headers from lines of `Name: value`.  Raises ValidationError for any other line."""
     headers: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         name, colon, value = line.partition(":")
         if not colon:
-            raise forms.ValidationError(f"Line {number} is not “Name: value”.")
+            raise forms.ValidationError(f"Line {number} must have the form “Name: value”.")
         if name.strip() in headers:
-            raise forms.ValidationError(f"Line {number} names a header for the second time.")
+            raise forms.ValidationError(f"Line {number} repeats a header.")
         headers[name.strip()] = value.strip()
     return headers
 
 
 class SubscriptionForm(_SubscriptionForm):
-    """What can be given for a subscription.  `values` holds it after validation, as the API would take it."""
+    """The fields of a subscription.  After validation `values` holds them as the API's serializers return them."""
 
     url = forms.CharField(max_length=2048, strip=False, label="URL", widget=forms.TextInput(attrs={"size": 100}))
     event_types_text = forms.CharField(
         label="Event types", widget=forms.Textarea(attrs={"rows": 4, "cols": 60}),
-        help_text="One a line: order.created, order.* for all that begin so, * for everything.",
+        help_text="One per line: an exact type (order.created), a prefix (order.*) or * for all types.",
     )  # fmt: skip
     headers_text = forms.CharField(
         label="Custom headers", required=False, widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
-        help_text="One a line: “Name: value”. Values are stored encrypted and never shown; what stands here replaces "
-        "all custom headers, empty keeps them.",
+        help_text="One per line, as “Name: value”. Values are stored encrypted and never shown again. What you enter "
+        "replaces all custom headers; leave this empty to keep them.",
     )  # fmt: skip
     remove_headers = forms.BooleanField(label="Remove all custom headers", required=False)
 
@@ -67,7 +67,7 @@ class SubscriptionForm(_SubscriptionForm):
         return read_headers(self.cleaned_data["headers_text"])
 
     def clean(self) -> dict[str, Any]:
-        """Let the API's serializer judge, and put its complaints at their boxes."""
+        """Validate with the API's serializer and show its errors at the fields they belong to."""
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         adding = self.instance._state.adding
         wanted: dict[str, Any] = {
@@ -82,28 +82,34 @@ class SubscriptionForm(_SubscriptionForm):
         elif cleaned.get("headers_text"):
             wanted["headers"] = cleaned["headers_text"]
         if not adding:
-            # Only what was changed: a new URL, say, clears the record of failures at the old one.
-            given = {_NAMES.get(name, name) for name in self.changed_data}
+            # Only what was changed: a new URL, for one, clears the record of failures at the old one.
+            given = {_API_FIELDS.get(name, name) for name in self.changed_data}
             wanted = {name: value for name, value in wanted.items() if name in given}
         if self.errors:
             return cleaned
         serializer: serializers.Serializer[Any] = (
-            SubscriptionCreate(data=wanted) if adding else SubscriptionChange(data=wanted, partial=True)
+            SubscriptionCreateSerializer(data=wanted)
+            if adding
+            else SubscriptionChangeSerializer(data=wanted, partial=True)
         )
         if not serializer.is_valid():
             for name, reasons in serializer.errors.items():
-                box = _BOXES.get(name, name)
-                self.add_error(box if box in self.fields else None, _texts(reasons))
+                field = _FORM_FIELDS.get(name, name)
+                self.add_error(field if field in self.fields else None, _texts(reasons))
             return cleaned
         self.values = dict(serializer.validated_data)
         organization = cleaned.get("organization")
-        if adding and organization and subscriptions.live(organization.pk).count() >= settings.MAX_SUBSCRIPTIONS:
-            self.add_error("organization", "The organization has as many subscriptions as it may.")
+        if (
+            adding
+            and organization
+            and subscriptions.of_organization(organization.pk).count() >= settings.MAX_SUBSCRIPTIONS
+        ):
+            self.add_error("organization", "The organization has reached its limit of subscriptions.")
         return cleaned
 
 
 def _texts(reasons: Any) -> list[str]:
-    """Return the serializer's complaints, however nested, as sentences."""
+    """Return the serializer's errors, however nested, as a list of texts."""
     if isinstance(reasons, dict):
         return [f"{name}: {text}" if name else text for name, inner in reasons.items() for text in _texts(inner)]
     if isinstance(reasons, list | tuple):
@@ -112,12 +118,12 @@ def _texts(reasons: Any) -> list[str]:
 
 
 class SubscriptionActionForm(ActionForm):
-    """The action's own words: why a subscription is disabled, or since when it is recovered."""
+    """What the actions on subscriptions ask for: a reason for disabling, a time for recovering."""
 
     reason = forms.CharField(
-        required=False, max_length=300, label="Reason (disable):", widget=forms.TextInput(attrs={"size": 24})
+        required=False, max_length=300, label="Reason to disable:", widget=forms.TextInput(attrs={"size": 24})
     )
     since = forms.CharField(
-        required=False, max_length=40, label="Since (recover):",
+        required=False, max_length=40, label="Recover since:",
         widget=forms.TextInput(attrs={"size": 20, "placeholder": "2026-01-31T12:00:00Z"}),
     )  # fmt: skip

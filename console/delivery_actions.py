@@ -1,4 +1,4 @@
-"""Repairing chosen deliveries: in chunks, audited, and told why some were left alone."""
+"""Retrying, replaying, holding and resuming many deliveries: in steps, each with its audit entries."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from webhooks.delivery_actions import DeliveryAction
 from webhooks.models import Delivery
 
 USE_COMMAND = (
-    "Use `manage.py replay_deliveries` for so many (it is paced, resumable and takes --org, --subscription, --event, "
-    "--status, --since), or narrow the list."
+    "Narrow the list with filters, or use `manage.py replay_deliveries`, which is paced and can be resumed. It takes "
+    "--org, --subscription, --event, --status and --since."
 )
 
 
-def repair_deliveries(
+def apply_to_deliveries(
     request: HttpRequest, action: DeliveryAction, chosen: list[uuid.UUID]
 ) -> tuple[int, dict[str, int]]:
-    """Do `what` to the deliveries, in chunks, each with its audit entries in one transaction.
+    """Apply the action to the deliveries, in steps; each step and its audit entries are one transaction.
 
-    Returns how many changed, and for the others how many for which reason.
+    Returns how many deliveries changed, and for the others how many were skipped for which reason.
     """
     changed = 0
-    left: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for part in chunks(chosen):
         with transaction.atomic():
             before = {
@@ -47,8 +47,8 @@ def repair_deliveries(
                 else:
                     reasons[reason] += 1
             done = delivery_actions.apply(action, part, announce=False)
-            # A worker may have taken or settled one between the look and the change.
-            reasons["changed state meanwhile"] += len(before) - sum(reasons.values()) - done
+            # A worker may have claimed or completed one between the look and the change.
+            reasons["changed meanwhile"] += len(before) - sum(reasons.values()) - done
             for organization_id, ids in able.items():
                 target = ids[0] if len(ids) == 1 else f"{len(ids)} deliveries"
                 audit.record_for_user(
@@ -61,21 +61,21 @@ def repair_deliveries(
         if done:
             wake(WEBHOOKS)
         changed += done
-        left += reasons
-    left["no longer exist"] += len(chosen) - changed - sum(left.values())
-    return changed, dict(left)
+        skipped += reasons
+    skipped["deleted meanwhile"] += len(chosen) - changed - sum(skipped.values())
+    return changed, dict(skipped)
 
 
 def _why_not(action: DeliveryAction, status: str, is_active: bool, deleted: bool) -> str | None:
-    """Return why a delivery would be left alone, or None."""
+    """Return why the action skips a delivery, or None if it doesn't."""
     if status not in action.states:
         return {
             "delivering": "being sent right now",
-            "held": "held (resume them instead)",
-            "cancelled": "cancelled with their subscription",
-        }.get(status, f"{status}, which {action.verb} doesn't apply to")
+            "held": "held (use Resume)",
+            "cancelled": "cancelled with the subscription",
+        }.get(status, f"{status} (can't {action.verb})")
     if deleted:
-        return "of a deleted subscription"
+        return "for a deleted subscription"
     if not is_active and action is not DeliveryAction.HOLD:
-        return "of a disabled subscription (enable it first)"
+        return "for a disabled subscription (enable it first)"
     return None

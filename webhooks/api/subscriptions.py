@@ -1,0 +1,238 @@
+"""`/api/subscriptions`."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
+
+from django.db import transaction
+from django.db.models import QuerySet
+from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from core.json_body import read_object
+from core.openapi import PAGE, conflict, location
+from core.problems import Problem, not_found
+from core.query import PAGE_PARAMETERS, page, parse_parameters
+from orgs import audit
+from orgs.authentication import caller_of
+from orgs.models import Scope
+from webhooks import subscriptions
+from webhooks.api import openapi
+from webhooks.api.serializers import (
+    NewSubscriptionSerializer,
+    RecoverSerializer,
+    RecoverySerializer,
+    RotatedSubscriptionSerializer,
+    SecretRotateSerializer,
+    SubscriptionChangeSerializer,
+    SubscriptionCreateSerializer,
+    SubscriptionSerializer,
+    render_subscription,
+)
+from webhooks.api.viewsets import OrganizationViewSet
+from webhooks.models import BulkRun, Subscription
+from webhooks.upkeep import recovery
+
+
+def _auditor(request: Request, action: str, subscription: Subscription) -> Callable[[], None]:
+    """Return a function that writes the audit entry for `action`, for the transaction that makes the change."""
+    return partial(audit.record_for_caller, request, action, subscription.id)
+
+
+class SubscriptionViewSet(OrganizationViewSet[Subscription]):
+    """The organization's subscriptions."""
+
+    action_scopes: ClassVar = {
+        "list": Scope.SUBSCRIPTIONS_MANAGE,
+        "create": Scope.SUBSCRIPTIONS_MANAGE,
+        "retrieve": Scope.SUBSCRIPTIONS_MANAGE,
+        "partial_update": Scope.SUBSCRIPTIONS_MANAGE,
+        "destroy": Scope.SUBSCRIPTIONS_MANAGE,
+        "enable": Scope.SUBSCRIPTIONS_MANAGE,
+        "disable": Scope.SUBSCRIPTIONS_MANAGE,
+        "rotate_secret": Scope.SUBSCRIPTIONS_MANAGE,
+        "recover": Scope.SUBSCRIPTIONS_MANAGE,
+        "recovery": Scope.SUBSCRIPTIONS_MANAGE,
+    }
+
+    def own_rows(self, request: Request) -> QuerySet[Subscription]:
+        return subscriptions.of_organization(caller_of(request).organization_id)
+
+    @extend_schema(
+        operation_id="listSubscriptions",
+        tags=["Subscriptions"],
+        summary="List subscriptions",
+        parameters=PAGE,
+        responses=openapi.SubscriptionPage,
+    )
+    def list(self, request: Request) -> Response:
+        """List subscriptions, newest first."""
+        parameters = parse_parameters(request, PAGE_PARAMETERS)
+        return Response(page(self.own_rows(request), parameters, render_subscription))
+
+    @extend_schema(
+        operation_id="createSubscription",
+        tags=["Subscriptions"],
+        summary="Create a subscription",
+        parameters=[location(201)],
+        request=SubscriptionCreateSerializer,
+        responses={
+            201: NewSubscriptionSerializer,
+            **conflict("too_many_subscriptions"),
+        },
+        examples=[OpenApiExample("subscription", openapi.SUBSCRIPTION_EXAMPLE, request_only=True)],
+    )
+    def create(self, request: Request) -> Response:
+        """Create a subscription. Its secret is in this response and can't be read again."""
+        serializer = SubscriptionCreateSerializer(data=read_object(request))
+        serializer.is_valid(raise_exception=True)
+        try:
+            with transaction.atomic():
+                subscription, secret = subscriptions.create(
+                    caller_of(request).organization_id, **serializer.validated_data
+                )
+                audit.record_for_caller(request, "subscription.create", subscription.id)
+        except subscriptions.TooManySubscriptions:
+            raise Problem(
+                "too_many_subscriptions", "The organization has reached its limit of subscriptions."
+            ) from None
+        return Response(
+            dict(NewSubscriptionSerializer(subscription, context={"secret": secret}).data),
+            status=201,
+            headers={"Location": f"/api/subscriptions/{subscription.id}"},
+        )
+
+    @extend_schema(
+        operation_id="getSubscription",
+        tags=["Subscriptions"],
+        summary="Get a subscription",
+        responses=SubscriptionSerializer,
+    )
+    def retrieve(self, request: Request, subscription_id: uuid.UUID) -> Response:
+        """Return the subscription."""
+        return Response(render_subscription(self.own_row(request, subscription_id)))
+
+    @extend_schema(
+        operation_id="changeSubscription",
+        tags=["Subscriptions"],
+        summary="Change a subscription",
+        request=SubscriptionChangeSerializer,
+        responses=SubscriptionSerializer,
+        examples=[OpenApiExample("all events", {"event_types": ["*"]}, request_only=True)],
+    )
+    def partial_update(self, request: Request, subscription_id: uuid.UUID) -> Response:
+        """Change the given fields. The next attempt uses the new values."""
+        subscription = self.own_row(request, subscription_id)
+        serializer = SubscriptionChangeSerializer(data=read_object(request), partial=True)
+        serializer.is_valid(raise_exception=True)
+        with transaction.atomic():
+            subscriptions.change(subscription, serializer.validated_data)
+            audit.record_for_caller(
+                request, "subscription.change", subscription.id, {"fields": sorted(serializer.validated_data)}
+            )
+        return Response(render_subscription(subscription))
+
+    @extend_schema(
+        operation_id="deleteSubscription",
+        tags=["Subscriptions"],
+        summary="Delete a subscription",
+        responses={204: OpenApiResponse(None, "Deleted.")},
+    )
+    def destroy(self, request: Request, subscription_id: uuid.UUID) -> Response:
+        """Delete the subscription and cancel its waiting deliveries."""
+        subscription = self.own_row(request, subscription_id)
+        subscriptions.delete(subscription, audit=_auditor(request, "subscription.delete", subscription))
+        return Response(status=204)
+
+    @extend_schema(
+        operation_id="enableSubscription",
+        tags=["Subscriptions"],
+        summary="Enable a subscription",
+        request=None,
+        responses=SubscriptionSerializer,
+    )
+    def enable(self, request: Request, subscription_id: uuid.UUID) -> Response:
+        """Enable the subscription and deliver what was held for it."""
+        subscription = self.own_row(request, subscription_id)
+        subscriptions.enable(subscription, audit=_auditor(request, "subscription.enable", subscription))
+        return Response(render_subscription(subscription))
+
+    @extend_schema(
+        operation_id="disableSubscription",
+        tags=["Subscriptions"],
+        summary="Disable a subscription",
+        request=None,
+        responses=SubscriptionSerializer,
+    )
+    def disable(self, request: Request, subscription_id: uuid.UUID) -> Response:
+        """Disable the subscription. Its waiting and new deliveries are held until it is enabled again."""
+        subscription = self.own_row(request, subscription_id)
+        subscriptions.disable(subscription, audit=_auditor(request, "subscription.disable", subscription))
+        return Response(render_subscription(subscription))
+
+    @extend_schema(
+        operation_id="rotateSecret",
+        tags=["Subscriptions"],
+        summary="Rotate a subscription's secret",
+        request=SecretRotateSerializer,
+        responses=RotatedSubscriptionSerializer,
+        examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
+    )
+    def rotate_secret(self, request: Request, subscription_id: uuid.UUID) -> Response:
+        """Replace the secret. The old one and the new one both sign for `overlap_seconds`."""
+        subscription = self.own_row(request, subscription_id)
+        serializer = SecretRotateSerializer(data=read_object(request))
+        serializer.is_valid(raise_exception=True)
+        overlap = datetime.timedelta(seconds=serializer.validated_data["overlap_seconds"])
+        with transaction.atomic():
+            secret = subscriptions.rotate_secret(subscription, overlap)
+            audit.record_for_caller(request, "subscription.rotate_secret", subscription.id)
+        return Response(dict(RotatedSubscriptionSerializer(subscription, context={"secret": secret}).data))
+
+    @extend_schema(
+        operation_id="recoverSubscription",
+        tags=["Subscriptions"],
+        summary="Recover missed events",
+        parameters=[location(202)],
+        request=RecoverSerializer,
+        responses={202: OpenApiResponse(RecoverySerializer, "The recovery runs in the background.")},
+        examples=[OpenApiExample("since", {"since": "2026-01-31T12:00:00Z"}, request_only=True)],
+    )
+    def recover(self, request: Request, subscription_id: uuid.UUID) -> Response:
+        """Queue every event since `since` that matches the subscription and wasn't delivered to it.
+
+        A subscription has at most one recovery at a time. Asking again returns the running one, which then
+        reaches back to the earlier of the two times.
+        """
+        subscription = self.own_row(request, subscription_id)
+        serializer = RecoverSerializer(data=read_object(request))
+        serializer.is_valid(raise_exception=True)
+        with transaction.atomic():
+            run = recovery.start(subscription, serializer.validated_data["since"])
+            audit.record_for_caller(
+                request, "subscription.recover", subscription.id, {"since": run.filters["since"], "run": str(run.id)}
+            )
+        return Response(
+            dict(RecoverySerializer(run).data),
+            status=202,
+            headers={"Location": f"/api/subscriptions/{subscription.id}/recoveries/{run.id}"},
+        )
+
+    @extend_schema(
+        operation_id="getRecovery",
+        tags=["Subscriptions"],
+        summary="Get a recovery's progress",
+        responses=RecoverySerializer,
+    )
+    def recovery(self, request: Request, subscription_id: uuid.UUID, run_id: uuid.UUID) -> Response:
+        """Return the recovery's progress."""
+        subscription = self.own_row(request, subscription_id)
+        run = BulkRun.objects.filter(id=run_id, subscription=subscription, kind=BulkRun.Kind.RECOVER).first()
+        if run is None:
+            raise not_found()
+        return Response(dict(RecoverySerializer(run).data))
