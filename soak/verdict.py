@@ -189,7 +189,10 @@ def _judge_attempts(
             else:
                 verdict.duplicates += again
                 unexplained.append((row, dict(errors)))
-        if len(requests) > sum(errors.values()) and row not in in_flight:
+        # A kept connection that ends before the first byte of a response costs no attempt: the request goes out once
+        # more, within the same one.
+        reset = sum(not request.answered and not request.refused and not request.cut for request in requests)
+        if len(requests) - reset > sum(errors.values()) and row not in in_flight:
             unrecorded.append((row, len(requests), dict(errors)))
     verdict.broke("received twice without having been in flight at a kill", unexplained)
     verdict.broke("received and not recorded as an attempt", unrecorded)

@@ -124,7 +124,7 @@ def test_a_subscription_s_page_shows_times_to_the_second_and_a_dash_for_none(wor
     page = viewer.get(page_url(subscription)).content.decode()
     assert "2026-03-04 05:06:07<" in page
     assert ">None<" not in page
-    assert "Busy (more may be due" in page
+    assert "Has backlog" in page
 
 
 def test_why_a_delivery_failed_stands_in_the_list_and_on_its_page(world: World, viewer: Client) -> None:

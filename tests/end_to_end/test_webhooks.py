@@ -161,6 +161,12 @@ def test_receivers_that_hang_hold_up_neither_the_api_nor_the_fan_out_nor_a_healt
     stuck = _post_many(installation, event_type, 500)
     for subscriber in hanging:
         subscriber.receiver.wait_for(501, timeout=PATIENCE_SECONDS)
+    # The events until now are none of the healthy one's, which comes after their fan-out.
+    waiting = f"/api/events?type={event_type}&status=accepted"
+    ends = time.monotonic() + PATIENCE_SECONDS
+    while installation.call("GET", waiting).document["data"]:
+        assert time.monotonic() < ends, "events are not fanned out"
+        time.sleep(0.05)
     healthy = subscribe()
     events = [_post(installation, event_type, number) for number in range(50)]
     arrived = healthy.receiver.wait_for(50, timeout=PATIENCE_SECONDS)

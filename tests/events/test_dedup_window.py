@@ -9,7 +9,7 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
-from events.ingest import Ingested, Outcome, ingest, ingest_batch
+from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
 from events.models import DedupKey, Event
 from events.payload import NewEvent
 from orgs.models import Organization
@@ -55,8 +55,8 @@ def test_a_dedup_id_expires_when_the_setting_says(organization: Organization, se
 def test_within_the_window_the_id_stands_for_the_first_event(organization: Organization, send: Send) -> None:
     first = send(organization, order("1"))
     kept = DedupKey.objects.get()
-    assert send(organization, order("1")) == Ingested(Outcome.DUPLICATE, first.event_id)
-    assert send(organization, order("2")) == Ingested(Outcome.CONFLICT, first.event_id)
+    assert send(organization, order("1")) == Ingested(IngestStatus.DUPLICATE, first.event_id)
+    assert send(organization, order("2")) == Ingested(IngestStatus.CONFLICT, first.event_id)
     known = DedupKey.objects.get()
     assert (known.event_id, bytes(known.fingerprint)) == (kept.event_id, bytes(kept.fingerprint))
     assert known.expires_at == kept.expires_at, "a repetition doesn't lengthen the window"
@@ -72,11 +72,11 @@ def test_after_the_window_the_id_stands_for_the_next_event_for_a_whole_window(
     DedupKey.objects.update(expires_at=Now())
     before = database_time()
     second = send(organization, order("2"))
-    assert second.outcome is Outcome.ACCEPTED
+    assert second.status is IngestStatus.ACCEPTED
     assert second.event_id != first.event_id
     assert DedupKey.objects.get().event_id == second.event_id
     assert DedupKey.objects.get().expires_at.timestamp() >= before + 7200 - 0.001
     # It is the second one's id now, by its content, too.
-    assert send(organization, order("2")) == Ingested(Outcome.DUPLICATE, second.event_id)
-    assert send(organization, order("1")) == Ingested(Outcome.CONFLICT, second.event_id)
+    assert send(organization, order("2")) == Ingested(IngestStatus.DUPLICATE, second.event_id)
+    assert send(organization, order("1")) == Ingested(IngestStatus.CONFLICT, second.event_id)
     assert Event.objects.filter(dedup_id="d").count() == 2

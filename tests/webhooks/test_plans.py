@@ -17,6 +17,7 @@ from django.db import connection
 from django.db.models.functions import Now
 
 from events import backlog, ingest
+from events.fast_paths import key_recall
 from events.models import Event
 from events.payload import NewEvent
 from events.reprocessing import reprocess
@@ -186,12 +187,16 @@ def test_the_check_itself_sees_a_sequential_scan_and_a_walk_along_an_index(histo
 def test_accepting_an_event_or_a_batch_reads_no_history(history: History) -> None:
     caller = authenticate(create_api_key(history.organization)[1])
     assert caller is not None
+    condition = {
+        "key_id": caller.key_id, "scope": "events:write", "events_per_minute": caller.events_per_minute
+    }  # fmt: skip
     with _checked(history):
         for number in range(8):  # often enough for a generic plan
             ingest.ingest(history.organization.id, NewEvent("order.1", "{}", None))
             ingest.ingest(history.organization.id, NewEvent("order.1", "{}", f"d-{number}"))
             for dedup_id in (None, f"for-{number}"):
-                assert ingest.ingest_for(caller, NewEvent("order.1", "{}", dedup_id)) is not None
+                event = NewEvent("order.1", "{}", dedup_id)
+                assert ingest.insert_event(caller.organization_id, event, key_recall._KEY_HOLDS, condition) is not None
             ingest.ingest_batch(
                 history.organization.id, [NewEvent("order.1", "{}", f"d-{n}") for n in range(number, 100)]
             )
