@@ -32,6 +32,8 @@ ENVIRONMENT = {
     "ALLOWED_HOSTS": "localhost,127.0.0.1",
     "DJANGO_SETTINGS_MODULE": "triggers_project.settings",
     "MAX_QUEUE_LENGTH": "10000000",
+    "MAX_WAITING_EVENTS": "10000000",
+    "MAX_WAITING_DELIVERIES": "100000000",
     "WORKER_SHUTDOWN_GRACE": "1s",
 }
 # High enough never to be met, and still counted on each request.

@@ -1,30 +1,56 @@
-"""How many accepted events are waiting, and whether more may be accepted."""
+"""How much is waiting, and whether more may be accepted.
+
+Three bounds: what one organization may have waiting as accepted events, what it may have waiting as deliveries, and,
+to protect the disk, the accepted events of all organizations together.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from cachetools import LRUCache
 from django.conf import settings
 from django.db.models import DurationField, ExpressionWrapper, Min
 from django.db.models.functions import Now
 
 from core.db import server_cursor
+from core.problems import Problem
+from events.delivery_lookup import delivery_lookup
 from events.models import Event, EventStatus
 
+MOST_ORGANIZATIONS = 10_000  # whose figures a process remembers; forgetting one costs a count
+
+# A figure is used for this long, or for this many times as long as it took to count, so that counting what an
+# organization with a million waiting deliveries has takes at most a fiftieth of the time.
 _FRESH_SECONDS = 1.0
+_FRESH_PER_SECOND_COUNTED = 50
 
 # Counting stops at the limit: nobody needs to know how far over it is, and the count stays cheap.  SQL because the
 # ORM selects the primary key in such a count, for which PostgreSQL must read the rows beside the index.
 _COUNT_ACCEPTED = """
 SELECT count(*) FROM (SELECT 1 FROM events_event WHERE status = 'accepted' LIMIT %s) AS waiting
 """
+_COUNT_ACCEPTED_OF_ORGANIZATION = """
+SELECT count(*) FROM (
+    SELECT 1 FROM events_event WHERE organization_id = %s AND status = 'accepted' LIMIT %s
+) AS waiting
+"""
 
 
-def waiting_events(most: int) -> int:
-    """Return how many accepted events are not processed yet; counting stops at `most`."""
+def waiting_events(most: int, organization_id: uuid.UUID | None = None) -> int:
+    """Return how many accepted events, of all or of one organization, are not processed yet.
+
+    Counting stops at `most`.
+    """
     with server_cursor() as cursor:
-        row = cursor.execute(_COUNT_ACCEPTED, (most,)).fetchone()
+        if organization_id is None:
+            row = cursor.execute(_COUNT_ACCEPTED, (most,)).fetchone()
+        else:
+            row = cursor.execute(_COUNT_ACCEPTED_OF_ORGANIZATION, (organization_id, most)).fetchone()
     return int(row[0]) if row else 0
 
 
@@ -36,42 +62,146 @@ def oldest_waiting_seconds() -> float:
     return 0.0 if waited is None else max(0.0, waited.total_seconds())
 
 
+@dataclass
+class _Figure:
+    """What was counted, plus what this process has accepted since.  stale_at: monotonic time."""
+
+    length: int = 0
+    stale_at: float = float("-inf")
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A limit and how to count against it."""
+
+    name: str
+    limit: Callable[[], int]
+    count: Callable[[uuid.UUID, int], int]
+    is_shared: bool  # by all organizations
+    refusal: Callable[[int], Problem]
+
+
+def _organization_events_refusal(limit: int) -> Problem:
+    return Problem(
+        "event_backlog_full",
+        f"The organization has {limit} accepted events waiting to be processed, the most that it may have "
+        "(MAX_WAITING_EVENTS). Nothing was stored; try again.",
+        headers={"Retry-After": "5"},
+        extra={"limit_events": limit},
+    )
+
+
+def _organization_deliveries_refusal(limit: int) -> Problem:
+    return Problem(
+        "delivery_backlog_full",
+        f"The organization has {limit} deliveries waiting, the most that it may have (MAX_WAITING_DELIVERIES). Nothing "
+        "was stored. `GET /api/subscriptions` shows which endpoints don't take theirs.",
+        headers={"Retry-After": "60"},
+        extra={"limit_deliveries": limit},
+    )
+
+
+def _shared_refusal(limit: int) -> Problem:
+    return Problem(
+        "backlog_full",
+        "Too many accepted events of all organizations are waiting (MAX_QUEUE_LENGTH). Nothing was stored; try again.",
+        headers={"Retry-After": "5"},
+    )
+
+
+# In the order in which they are checked: an organization that is over its own bound hears of that one.
+_BOUNDS = (
+    _Bound(
+        "events",
+        lambda: settings.MAX_WAITING_EVENTS,
+        lambda organization_id, most: waiting_events(most, organization_id),
+        False,
+        _organization_events_refusal,
+    ),
+    _Bound(
+        "deliveries",
+        lambda: settings.MAX_WAITING_DELIVERIES,
+        lambda organization_id, most: delivery_lookup().waiting(organization_id, most),
+        False,
+        _organization_deliveries_refusal,
+    ),
+    _Bound(
+        "all events",
+        lambda: settings.MAX_QUEUE_LENGTH,
+        lambda _organization_id, most: waiting_events(most),
+        True,
+        _shared_refusal,
+    ),
+)
+
+
 class BacklogEstimate:
-    """The number of waiting events, counted at most once a second, plus what this process has accepted since."""
+    """What is waiting, as far as this process knows: counted now and then, plus what it has accepted since."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counted_at = float("-inf")
-        self._length = 0
+        self._figures: LRUCache[tuple[str, uuid.UUID | None], _Figure] = LRUCache(2 * MOST_ORGANIZATIONS)
+        self._shared = _Figure()
 
-    def has_room(self, events: int) -> bool:
-        """Return whether `events` more may be accepted under MAX_QUEUE_LENGTH, and add them if so."""
-        limit: int = settings.MAX_QUEUE_LENGTH
+    def is_stale(self, organization_id: uuid.UUID) -> bool:
+        """Return whether a figure that bounds the organization should be counted again."""
+        now = time.monotonic()
         with self._lock:
-            stale = time.monotonic() - self._counted_at > _FRESH_SECONDS
-            if stale:
-                # Set before the count is made: meanwhile other threads go on with the old figure.
-                self._counted_at = time.monotonic()
-        if stale:
-            length = waiting_events(limit + 1)
+            return any(self._figure(bound, organization_id).stale_at <= now for bound in _BOUNDS)
+
+    def refresh(self, organization_id: uuid.UUID) -> None:
+        """Count again what is stale."""
+        for bound in _BOUNDS:
             with self._lock:
-                self._length = length
+                figure = self._figure(bound, organization_id)
+                started = time.monotonic()
+                if figure.stale_at > started:
+                    continue
+                # Set before the count is made: meanwhile other threads go on with the old figure.
+                figure.stale_at = started + _FRESH_SECONDS
+            length = bound.count(organization_id, bound.limit() + 1)
+            counted = time.monotonic()
+            with self._lock:
+                figure.length = length
+                figure.stale_at = counted + max(_FRESH_SECONDS, _FRESH_PER_SECOND_COUNTED * (counted - started))
+
+    def add(self, organization_id: uuid.UUID, events: int) -> Problem | None:
+        """Add `events` to what is waiting and return None, or add nothing and return why they may not be accepted.
+
+        A batch may go over the edge of a bound; the next one may not.
+        """
         with self._lock:
-            if self._length >= limit:
-                return False
-            self._length += events
-            return True
+            figures = [(bound, self._figure(bound, organization_id)) for bound in _BOUNDS]
+            for bound, figure in figures:
+                if figure.length >= bound.limit():
+                    return bound.refusal(bound.limit())
+            for bound, figure in figures:
+                if bound.name != "deliveries":
+                    figure.length += events
+        return None
 
     def reset(self) -> None:
-        """Forget the figure, so that the next call counts again."""
+        """Forget every figure, so that the next call counts again."""
         with self._lock:
-            self._counted_at = float("-inf")
-            self._length = 0
+            self._figures.clear()
+            self._shared = _Figure()
+
+    def _figure(self, bound: _Bound, organization_id: uuid.UUID) -> _Figure:
+        if bound.is_shared:
+            return self._shared
+        figure = self._figures.get((bound.name, organization_id))
+        if figure is None:
+            figure = self._figures[bound.name, organization_id] = _Figure()
+        return figure
 
 
 estimate = BacklogEstimate()
 
 
-def has_room(events: int) -> bool:
-    """Return whether `events` more may be accepted under MAX_QUEUE_LENGTH, by this process's estimate."""
-    return estimate.has_room(events)
+def require_room(organization_id: uuid.UUID, events: int) -> None:
+    """Raise a Problem, 429 or 503, while too much is waiting for `events` more to be accepted."""
+    if estimate.is_stale(organization_id):
+        estimate.refresh(organization_id)
+    problem = estimate.add(organization_id, events)
+    if problem is not None:
+        raise problem

@@ -45,6 +45,9 @@ class DeliveryLookup(Protocol):
     def of_event(self, event_id: uuid.UUID, most: int) -> Sequence[DeliveryLine]:
         """Return the first `most` deliveries of an event, the oldest first."""
 
+    def waiting(self, organization_id: uuid.UUID, most: int) -> int:
+        """Return how many deliveries of an organization are pending or held; counting stops at `most`."""
+
 
 _registered: DeliveryLookup | None = None
 

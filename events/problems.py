@@ -29,9 +29,25 @@ register(
         "The organization may send 60000 events a minute.",
     ),
     ProblemType(
+        "event_backlog_full",
+        429,
+        "The organization has `limit_events` accepted events that aren't processed yet; retry after `Retry-After`.",
+        "The organization has 20000 accepted events waiting to be processed, the most that it may have "
+        "(MAX_WAITING_EVENTS). Nothing was stored; try again.",
+        {"limit_events": 20000},
+    ),
+    ProblemType(
+        "delivery_backlog_full",
+        429,
+        "The organization has `limit_deliveries` deliveries that are pending or held; retry after `Retry-After`.",
+        "The organization has 1000000 deliveries waiting, the most that it may have (MAX_WAITING_DELIVERIES). Nothing "
+        "was stored. `GET /api/subscriptions` shows which endpoints don't take theirs.",
+        {"limit_deliveries": 1000000},
+    ),
+    ProblemType(
         "backlog_full",
         503,
-        "Too many accepted events are waiting to be processed; retry after `Retry-After`.",
-        "Too many accepted events are waiting. Nothing was stored; try again.",
+        "Too many accepted events of all organizations are waiting to be processed; retry after `Retry-After`.",
+        "Too many accepted events of all organizations are waiting (MAX_QUEUE_LENGTH). Nothing was stored; try again.",
     ),
 )

@@ -267,7 +267,20 @@ OPTIONS: tuple[Option, ...] = (
         "MAX_QUEUE_LENGTH",
         _integer(1, 10_000_000),
         "100000",
-        "Accepted but unprocessed events over which `POST /api/events` answers 503.",
+        "Accepted but unprocessed events, of all organizations together, over which `POST /api/events` answers 503. It "
+        "protects the disk.",
+    ),
+    Option(
+        "MAX_WAITING_EVENTS",
+        _integer(1, 10_000_000),
+        "20000",
+        "Accepted but unprocessed events of one organization over which its `POST /api/events` answers 429.",
+    ),
+    Option(
+        "MAX_WAITING_DELIVERIES",
+        _integer(1, 100_000_000),
+        "1000000",
+        "Pending and held deliveries of one organization over which its `POST /api/events` answers 429.",
     ),
     Option(
         "DEFAULT_EVENTS_PER_MINUTE",

@@ -8,11 +8,19 @@ from typing import Any
 
 from django.db.models import Exists, OuterRef, Q
 
+from core.db import server_cursor
 from events.delivery_lookup import DeliveryLine
 from webhooks.models import Delivery
 
 # The same words in the same order as the condition of the index webhooks_delivery_undelivered.
 _UNDELIVERED = ("pending", "delivering", "held", "failed")
+
+# SQL because the ORM would select the primary key, for which PostgreSQL must read the rows beside the index.
+_COUNT_WAITING = """
+SELECT count(*) FROM (
+    SELECT 1 FROM webhooks_delivery WHERE organization_id = %s AND status IN ('pending', 'held') LIMIT %s
+) AS waiting
+"""
 
 
 class EventDeliveries:
@@ -37,3 +45,8 @@ class EventDeliveries:
         rows = Delivery.objects.filter(event_id=event_id).order_by("created_at", "id")
         columns = ("id", "subscription_id", "status", "attempt_count", "next_attempt_at", "completed_at")
         return [DeliveryLine(*row) for row in rows.values_list(*columns)[:most]]
+
+    def waiting(self, organization_id: uuid.UUID, most: int) -> int:
+        with server_cursor() as cursor:
+            row = cursor.execute(_COUNT_WAITING, (organization_id, most)).fetchone()
+        return int(row[0]) if row else 0

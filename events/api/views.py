@@ -25,9 +25,9 @@ from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
 from core.ratelimits import hit
 from core.wakeups import EVENTS, wake_soon
-from events import backlog
 from events.api import openapi
 from events.api import serializers as shapes
+from events.backlog import require_room
 from events.delivery_lookup import delivery_lookup
 from events.fast_paths.key_recall import KeyRecallView
 from events.ingest import Ingested, IngestStatus, ingest_batch
@@ -84,16 +84,6 @@ def _throttle(request: Request, events: int) -> dict[str, str]:
     if not decision.allowed:
         raise Problem("rate_limited", f"The organization may send {per_minute} events a minute.", headers=headers)
     return headers
-
-
-def _require_room(events: int) -> None:
-    """Raise Problem 503 while too many accepted events await their fan-out."""
-    if not backlog.has_room(events):
-        raise Problem(
-            "backlog_full",
-            "Too many accepted events are waiting. Nothing was stored; try again.",
-            headers={"Retry-After": "5"},
-        )
 
 
 @contextmanager
@@ -173,7 +163,7 @@ class EventListView(KeyRecallView):
         started = time.perf_counter()
         event = _parse(request)
         headers = _throttle(request, 1)
-        _require_room(1)
+        require_room(caller_of(request).organization_id, 1)
         with _failure_logged(request, [event], started):
             result = self.ingest(request, event)
         _log_result(request, result, event.type, started)
@@ -255,7 +245,7 @@ class EventBatchView(APIView):
         results: list[Ingested] = []
         if valid:
             headers = _throttle(request, len(valid))
-            _require_room(len(valid))
+            require_room(caller_of(request).organization_id, len(valid))
             with _failure_logged(request, valid, started):
                 results = ingest_batch(caller_of(request).organization_id, valid)
         for event, result in zip(valid, results, strict=True):

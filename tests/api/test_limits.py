@@ -16,6 +16,8 @@ from events import backlog
 from events.models import Event
 from orgs.models import Organization
 from tests.api.helpers import assert_problem
+from tests.webhooks.helpers import subscribe
+from webhooks.models import Delivery
 from webhooks.routing import fan_out
 
 GOOD = {"type": "a", "data": 1}
@@ -171,3 +173,43 @@ def test_the_bound_holds_within_the_second_that_a_count_is_kept(api: Any, settin
     settings.MAX_QUEUE_LENGTH = 10
     statuses = [api.post("/api/events", GOOD).status_code for _ in range(14)]
     assert statuses == [202] * 10 + [503] * 4
+
+
+def test_an_organization_over_its_share_of_waiting_events_is_refused_and_its_neighbor_is_not(
+    api: Any, other_api: Any, settings: Settings
+) -> None:
+    settings.MAX_WAITING_EVENTS = 3
+    for _ in range(3):
+        assert api.post("/api/events", GOOD).status_code == 202
+    answer = api.post("/api/events", GOOD)
+    problem = assert_problem(answer, 429)
+    assert problem["code"] == "event_backlog_full"
+    assert problem["limit_events"] == 3
+    assert "MAX_WAITING_EVENTS" in problem["detail"]
+    assert int(answer["Retry-After"]) >= 1
+    assert_problem(api.post("/api/events/batch", [GOOD]), 429)
+    assert other_api.post("/api/events", GOOD).status_code == 202
+    assert Event.objects.count() == 4
+    assert fan_out.fan_out_batch(10) == 4
+    until(lambda: api.post("/api/events", GOOD).status_code == 202)
+
+
+def test_an_organization_over_its_bound_on_deliveries_is_refused_and_its_neighbor_is_not(
+    api: Any, other_api: Any, organization: Organization, settings: Settings
+) -> None:
+    settings.MAX_WAITING_DELIVERIES = 4
+    subscription = subscribe(organization)
+    for status, count in (("pending", 2), ("held", 2), ("delivered", 5), ("failed", 5), ("cancelled", 5)):
+        for _ in range(count):
+            event = Event.objects.create(organization=organization, type="a", data="1", status="processed")
+            Delivery.objects.create(organization=organization, subscription=subscription, event=event, status=status)
+    answer = api.post("/api/events", GOOD)
+    problem = assert_problem(answer, 429)
+    assert problem["code"] == "delivery_backlog_full"
+    assert problem["limit_deliveries"] == 4
+    assert "MAX_WAITING_DELIVERIES" in problem["detail"]
+    assert int(answer["Retry-After"]) >= 1
+    assert other_api.post("/api/events", GOOD).status_code == 202
+    Delivery.objects.filter(status="held").update(status="delivered")
+    backlog.estimate.reset()  # a while later
+    assert api.post("/api/events", GOOD).status_code == 202

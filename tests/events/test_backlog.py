@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from core.problems import Problem
 from events import backlog
 from events.ingest import ingest
 from events.models import Event
@@ -51,10 +52,25 @@ def test_finished_and_broken_events_do_not_count_so_it_opens_by_itself(
 
 def test_between_two_counts_what_this_process_lets_in_is_added(organization: Organization, settings: Any) -> None:
     settings.MAX_QUEUE_LENGTH = 10
-    assert backlog.has_room(4)
-    assert backlog.has_room(4)
-    assert backlog.has_room(4)  # a batch may go over the edge; the next one may not
-    assert not backlog.has_room(1)
+    for _ in range(3):
+        backlog.require_room(organization.id, 4)  # a batch may go over the edge; the next one may not
+    with pytest.raises(Problem) as refused:
+        backlog.require_room(organization.id, 1)
+    assert refused.value.code == "backlog_full"
+
+
+def test_what_one_organization_is_refused_is_not_counted_against_another(
+    organization: Organization, other_organization: Organization, settings: Any
+) -> None:
+    settings.MAX_WAITING_EVENTS, settings.MAX_QUEUE_LENGTH = 2, 3
+    codes = []
+    for who in (organization,) * 5 + (other_organization,) * 2:
+        try:
+            backlog.require_room(who.id, 1)
+            codes.append("")
+        except Problem as problem:
+            codes.append(problem.code)
+    assert codes == ["", "", *["event_backlog_full"] * 3, "", "backlog_full"]
 
 
 def test_counting_stops_at_the_bound(organization: Organization) -> None:
