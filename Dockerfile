@@ -32,4 +32,4 @@ EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
   CMD ["python", "-c", "import os,urllib.request as u; u.urlopen('http://127.0.0.1:%s/api/health' % os.environ['PORT'], timeout=4)"]
-CMD ["gunicorn", "-c", "gunicorn.conf.py", "triggers_project.wsgi"]
+CMD ["gunicorn", "-c", "gunicorn.conf.py", "triggers_project.asgi"]

@@ -41,18 +41,14 @@ def worker_exit(server: Any, worker: Any) -> None:
 
 
 bind = os.environ.get("BIND", f"0.0.0.0:{_count('PORT', '8000')}")
-worker_class = "gthread"
+worker_class = "triggers_project.web_worker.WebWorker"
 workers = _count("WEB_CONCURRENCY", "2")
-threads = _count("WEB_THREADS", "8")
+_count("WEB_THREADS", "8")  # the threads that Django's views run in, of each worker process
 
 keepalive = 75  # longer than the usual load balancer's, so that it is never we who close first
 timeout = 60  # above the 30 s that a request may wait for a database connection
 graceful_timeout = 35
 backlog = 2048
-
-limit_request_line = 8190
-limit_request_fields = 100
-limit_request_field_size = 8190
 
 accesslog = None  # the application logs each request as one JSON line
 errorlog = "-"

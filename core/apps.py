@@ -8,8 +8,6 @@ class CoreConfig(AppConfig):
 
     def ready(self) -> None:
         from core.exceptions import log_page_error
-        from core.fast_paths.request_signals import disconnect_idle_receivers
 
         autodiscover_modules("problems")  # registers each app's problem codes
         got_request_exception.connect(log_page_error, dispatch_uid="core.exceptions")
-        disconnect_idle_receivers()

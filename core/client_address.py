@@ -5,8 +5,10 @@ from __future__ import annotations
 from django.conf import settings
 from django.http import HttpRequest
 
+from core.front_door.http import Request
 
-def client_address(request: HttpRequest) -> str:
+
+def client_address(request: HttpRequest | Request) -> str:
     """Return the client's address: the peer's, or the one seen by the outermost of TRUSTED_PROXIES proxies."""
     hops = settings.TRUSTED_PROXIES
     if hops:

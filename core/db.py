@@ -18,7 +18,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 # A deadlock or a serialization failure means "try the transaction again" (PostgreSQL docs §13.5).
-_TRY_AGAIN = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
+TRY_AGAIN = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 MAX_ATTEMPTS = 5
 
 
@@ -70,9 +70,9 @@ def in_transaction(work: Callable[[], T]) -> T:
         try:
             with transaction.atomic():
                 return work()
-        except (OperationalError, *_TRY_AGAIN) as error:
-            cause = error if isinstance(error, _TRY_AGAIN) else error.__cause__
-            if not isinstance(cause, _TRY_AGAIN) or attempt == MAX_ATTEMPTS:
+        except (OperationalError, *TRY_AGAIN) as error:
+            cause = error if isinstance(error, TRY_AGAIN) else error.__cause__
+            if not isinstance(cause, TRY_AGAIN) or attempt == MAX_ATTEMPTS:
                 raise
             log.info("transaction_retried", error=type(cause).__name__, attempt=attempt)
             time.sleep(random.uniform(0, 0.02 * attempt))

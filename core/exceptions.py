@@ -63,6 +63,17 @@ def _of_drf(error: exceptions.APIException) -> Problem | None:
     return Problem("bad_request", str(error.detail)) if error.status_code < 500 else None
 
 
+def problem_for(error: Exception, path: str) -> Problem:
+    """Return the problem that an exception is answered with; log the exception if it is a fault of ours."""
+    problem = as_problem(error)
+    if problem is None:
+        log.error("unhandled_error", path=path, exc_info=error)
+        return internal_error()
+    if problem.status_code >= 500:
+        log.warning("request_failed", path=path, code=problem.code, error=type(error).__name__)
+    return problem
+
+
 def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse:
     """Return the problem response for an exception of a DRF view; log the exception if it is a fault of ours.
 
@@ -70,13 +81,7 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse
     with JSON.
     """
     request = context["request"]
-    problem = as_problem(error)
-    if problem is None:
-        log.error("unhandled_error", path=request.path, exc_info=error)
-        problem = internal_error()
-    elif problem.status_code >= 500:
-        log.warning("request_failed", path=request.path, code=problem.code, error=type(error).__name__)
-    return problem_response(request, problem)
+    return problem_response(request, problem_for(error, request.path))
 
 
 def log_page_error(sender: Any, request: HttpRequest | None = None, **more: Any) -> None:

@@ -23,8 +23,7 @@ def read_body(request: Any, limit: int) -> bytes:
     if hasattr(request, "_body"):  # Django's own place for it, so that `request.body` works afterwards
         return bytes(request._body)
     meta = request.META
-    if meta.get("HTTP_CONTENT_ENCODING", "identity").lower() != "identity":
-        raise Problem("unsupported_content_encoding", "Send the body without Content-Encoding.")
+    require_identity(meta.get("HTTP_CONTENT_ENCODING"))
     if "chunked" in meta.get("HTTP_TRANSFER_ENCODING", "").lower():
         body: bytes = meta["wsgi.input"].read(limit + 1)
     else:
@@ -33,17 +32,24 @@ def read_body(request: Any, limit: int) -> bytes:
         except ValueError:
             raise Problem("bad_request", "Content-Length is not a number.") from None
         if length > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         body = request.read(length) if length > 0 else b""
         if len(body) < length:
             raise Problem("incomplete_body", "The body ended before its Content-Length.")
     if len(body) > limit:
-        raise _too_large(limit)
+        raise too_large(limit)
     request._body = body
     return body
 
 
-def _too_large(limit: int) -> Problem:
+def require_identity(content_encoding: str | None) -> None:
+    """Raise Problem 415 for a body that a Content-Encoding says is compressed."""
+    if (content_encoding or "identity").lower() != "identity":
+        raise Problem("unsupported_content_encoding", "Send the body without Content-Encoding.")
+
+
+def too_large(limit: int) -> Problem:
+    """Return the 413 for a body of more than `limit` bytes."""
     return Problem("too_large", f"The body is over the limit of {limit} bytes.", extra={"limit_bytes": limit})
 
 
@@ -107,9 +113,9 @@ def parse_json(body: bytes) -> Any:
     return value
 
 
-def require_media_type(request: Request, *accepted: str) -> str:
-    """Return the body's media type, without parameters.  Raises Problem 415 when it isn't one of `accepted`."""
-    media_type = (request.content_type or "").split(";")[0].strip().lower()
+def require_media_type(content_type: str | None, *accepted: str) -> str:
+    """Return the media type of a Content-Type, without parameters.  Raises Problem 415 when `accepted` lacks it."""
+    media_type = (content_type or "").split(";")[0].strip().lower()
     if media_type not in accepted:
         raise Problem(
             "unsupported_media_type",
@@ -127,7 +133,7 @@ def read_object(request: Request) -> dict[str, Any]:
     body = read_body(request._request, MAX_OBJECT_BYTES)
     if not body:
         return {}
-    require_media_type(request, "application/json")
+    require_media_type(request.content_type, "application/json")
     value = parse_json(body)
     if not isinstance(value, dict):
         raise invalid([("", "must be a JSON object")])

@@ -19,9 +19,12 @@ class JSONRenderer(BaseRenderer):
     charset = None
 
     def render(self, data: Any, accepted_media_type: str | None = None, renderer_context: Any = None) -> bytes:
-        if data is None:
-            return b""
-        return orjson.dumps(data, default=_default, option=orjson.OPT_UTC_Z)
+        return b"" if data is None else dumps(data)
+
+
+def dumps(data: Any) -> bytes:
+    """Return `data` as JSON; times as RFC 3339 in UTC with a `Z`."""
+    return orjson.dumps(data, default=_default, option=orjson.OPT_UTC_Z)
 
 
 def json_response(body: Any, status: int, headers: Mapping[str, str]) -> HttpResponse:

@@ -101,6 +101,12 @@ register(
         'Method "PUT" not allowed.',
     ),
     ProblemType(
+        "request_timeout",
+        408,
+        "The body did not arrive in time.",
+        "The body did not arrive within 30 seconds. Nothing was stored.",
+    ),
+    ProblemType(
         "too_large",
         413,
         "The body is larger than `limit_bytes`.",

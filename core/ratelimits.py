@@ -5,34 +5,46 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from redis.exceptions import NoScriptError
 
-from core.fast_paths.redis_connection import Execute, with_redis
-from core.redis import RedisUnavailable
+from core.async_redis import AsyncRedis
+from core.redis import RedisUnavailable, call_redis
 
 WINDOW_SECONDS = 60
 
-# Adds the cost if all of it fits, and returns whether it did, the count, and the milliseconds left of the window: one
-# round trip, where the limits package needs three.  A key without an expiry gets one, however it came to be.
+# Adds each cost if all of it fits.  Returns the milliseconds left of the window, and for each cost whether it fitted
+# and the count after it: one round trip, where the limits package needs three for each.  A key without an expiry gets
+# one, however it came to be.
 _COUNT = """
 local used = tonumber(redis.call('GET', KEYS[1]) or '0')
-local cost = tonumber(ARGV[1])
-local allowed = 0
-if used + cost <= tonumber(ARGV[2]) then
-    used = redis.call('INCRBY', KEYS[1], cost)
-    allowed = 1
+local limit, left = tonumber(ARGV[1]), redis.call('PTTL', KEYS[1])
+local before, result = used, {0}
+for position = 3, #ARGV do
+    local cost = tonumber(ARGV[position])
+    local allowed = 0
+    if used + cost <= limit then
+        used = used + cost
+        allowed = 1
+    end
+    result[#result + 1] = allowed
+    result[#result + 1] = used
 end
-local left = redis.call('PTTL', KEYS[1])
+if used > before then
+    redis.call('INCRBY', KEYS[1], used - before)
+end
 if left < 0 then
-    left = tonumber(ARGV[3])
+    left = tonumber(ARGV[2])
     redis.call('PEXPIRE', KEYS[1], left)
 end
-return {allowed, used, left}
+result[1] = left
+return result
 """
 _COUNT_SHA = hashlib.sha1(_COUNT.encode(), usedforsecurity=False).hexdigest()  # Redis's name for the script
 
@@ -75,21 +87,60 @@ def reset() -> None:
     _storage.reset()
 
 
+@dataclass(frozen=True)
+class Demand:
+    """What several requests of one subject cost, in the order in which they came."""
+
+    subject: str
+    per_minute: int
+    costs: Sequence[int]
+
+
+def _words(policy: str, demand: Demand) -> tuple[str | int, ...]:
+    """Return the arguments of the script."""
+    key = f"triggers:rate:{policy}:{demand.subject}"
+    return (1, key, demand.per_minute, WINDOW_SECONDS * 1000, *demand.costs)
+
+
+def _decisions(reply: Sequence[int], per_minute: int) -> list[RateLimitDecision]:
+    """Return what the script's reply says of each cost."""
+    reset_seconds = math.ceil(reply[0] / 1000)
+    return [
+        RateLimitDecision(bool(allowed), per_minute, max(0, per_minute - used), reset_seconds)
+        for allowed, used in zip(reply[1::2], reply[2::2], strict=True)
+    ]
+
+
 def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> RateLimitDecision:
     """Count `cost` against the limit of `subject` and return whether it may pass.
 
     per_minute: at least 1.  cost: counted only if all of it fits, so that a batch that is refused uses up nothing.
     """
+    words = _words(policy, Demand(subject, per_minute, [cost]))
 
-    def count(execute: Execute) -> RateLimitDecision:
-        words = (1, f"triggers:rate:{policy}:{subject}", cost, per_minute, WINDOW_SECONDS * 1000)
+    def count(redis: Any) -> Any:
         try:
-            allowed, used, left_ms = execute("EVALSHA", _COUNT_SHA, *words)
+            return redis.execute_command("EVALSHA", _COUNT_SHA, *words)
         except NoScriptError:  # Redis was restarted or flushed
-            allowed, used, left_ms = execute("EVAL", _COUNT, *words)
-        return RateLimitDecision(bool(allowed), per_minute, max(0, per_minute - used), math.ceil(left_ms / 1000))
+            return redis.execute_command("EVAL", _COUNT, *words)
 
     try:
-        return with_redis(count)
+        return _decisions(call_redis(count), per_minute)[0]
     except RedisUnavailable:
         return _hit_locally(policy, subject, per_minute, cost)
+
+
+async def hit_each(redis: AsyncRedis, policy: str, demands: Sequence[Demand]) -> list[list[RateLimitDecision]]:
+    """Count what several subjects demand, in one round trip, as `hit` does each cost."""
+    commands = [_words(policy, demand) for demand in demands]
+    try:
+        try:
+            replies = await redis.run([("EVALSHA", _COUNT_SHA, *words) for words in commands])
+        except NoScriptError:
+            replies = await redis.run([("EVAL", _COUNT, *words) for words in commands])
+    except RedisUnavailable:
+        return [
+            [_hit_locally(policy, demand.subject, demand.per_minute, cost) for cost in demand.costs]
+            for demand in demands
+        ]
+    return [_decisions(reply, demand.per_minute) for reply, demand in zip(replies, demands, strict=True)]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import structlog
 from django_redis import get_redis_connection
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -66,16 +66,43 @@ class CircuitBreaker:
         finally:
             self._probe.release()
 
+    async def run_async(self, command: Callable[[], Awaitable[T]]) -> T:
+        """Do as `run` does with a command of the event loop."""
+        if not self._retry_at:
+            return await self._attempt_async(command)
+        if time.monotonic() < self._retry_at:
+            raise RedisUnavailable("Redis failed a moment ago")
+        if not self._probe.acquire(blocking=False):
+            raise RedisUnavailable("another thread is probing whether Redis is back")
+        try:
+            result = await self._attempt_async(command)
+            self.reset()
+            return result
+        finally:
+            self._probe.release()
+
+    async def _attempt_async(self, command: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await command()
+        except NoScriptError:
+            raise  # Redis is there; the caller sends the script
+        except (RedisError, OSError) as error:
+            self._failed(error)
+            raise RedisUnavailable(str(error)) from error
+
     def _attempt(self, command: Callable[[], T]) -> T:
         try:
             return command()
         except (RedisError, OSError) as error:
-            with self._lock:
-                first = time.monotonic() >= self._retry_at
-                self.open(PAUSE_SECONDS)
-            if first:
-                log.warning("redis_unavailable", error=type(error).__name__)
+            self._failed(error)
             raise RedisUnavailable(str(error)) from error
+
+    def _failed(self, error: Exception) -> None:
+        with self._lock:
+            first = time.monotonic() >= self._retry_at
+            self.open(PAUSE_SECONDS)
+        if first:
+            log.warning("redis_unavailable", error=type(error).__name__)
 
 
 breaker = CircuitBreaker()

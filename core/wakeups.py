@@ -18,7 +18,6 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from core.fast_paths.redis_connection import with_redis
 from core.redis import RedisUnavailable, call_redis
 
 log = structlog.get_logger()
@@ -74,7 +73,7 @@ def wake(queue_name: str) -> bool:
         )
 
     try:
-        if with_redis(lambda execute: execute("LLEN", f"{Queue.redis_queue_namespace_prefix}{queue_name}")) == 0:
+        if call_redis(lambda redis: redis.llen(f"{Queue.redis_queue_namespace_prefix}{queue_name}")) == 0:
             call_redis(enqueue)
     except RedisUnavailable:
         return False

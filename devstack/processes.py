@@ -134,7 +134,7 @@ def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float
 
 def web_command() -> list[str]:
     """Return the command that serves the API."""
-    return [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.wsgi"]
+    return [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.asgi"]
 
 
 def worker_command() -> list[str]:

@@ -28,6 +28,8 @@ MOST_ORGANIZATIONS = 10_000  # whose figures a process remembers; forgetting one
 # organization with a million waiting deliveries has takes at most a fiftieth of the time.
 _FRESH_SECONDS = 1.0
 _FRESH_PER_SECOND_COUNTED = 50
+# A request needn't wait for a new count if there is one that isn't older than this.
+_KNOWN_SECONDS = 60.0
 
 # Counting stops at the limit: nobody needs to know how far over it is, and the count stays cheap.  SQL because the
 # ORM selects the primary key in such a count, for which PostgreSQL must read the rows beside the index.
@@ -64,9 +66,10 @@ def oldest_waiting_seconds() -> float:
 
 @dataclass
 class _Figure:
-    """What was counted, plus what this process has accepted since.  stale_at: monotonic time."""
+    """What was counted, plus what this process has accepted since.  counted_at, stale_at: monotonic times."""
 
     length: int = 0
+    counted_at: float = float("-inf")
     stale_at: float = float("-inf")
 
 
@@ -149,6 +152,12 @@ class BacklogEstimate:
         with self._lock:
             return any(self._figure(bound, organization_id).stale_at <= now for bound in _BOUNDS)
 
+    def is_known(self, organization_id: uuid.UUID) -> bool:
+        """Return whether every figure that bounds the organization was counted less than a minute ago."""
+        then = time.monotonic() - _KNOWN_SECONDS
+        with self._lock:
+            return all(self._figure(bound, organization_id).counted_at > then for bound in _BOUNDS)
+
     def refresh(self, organization_id: uuid.UUID) -> None:
         """Count again what is stale."""
         for bound in _BOUNDS:
@@ -163,6 +172,7 @@ class BacklogEstimate:
             counted = time.monotonic()
             with self._lock:
                 figure.length = length
+                figure.counted_at = counted
                 figure.stale_at = counted + max(_FRESH_SECONDS, _FRESH_PER_SECOND_COUNTED * (counted - started))
 
     def add(self, organization_id: uuid.UUID, events: int) -> Problem | None:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 
 from django.conf import settings
 
@@ -24,7 +23,6 @@ from events.payload import NewEvent
 _INSERT_EVENT = """
 INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error, due_at, created_at)
 SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, 'accepted', 0, '', t, t FROM clock_timestamp() AS t
-{condition}
 """
 
 # One statement, so that no crash can store the dedup id without its event.  A dedup id that an uncommitted transaction
@@ -32,7 +30,7 @@ SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, 'accepted', 0, '', t, t 
 _INSERT_EVENT_ONCE = """
 WITH claimed AS (
     INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
-    SELECT %(organization_id)s, %(dedup_id)s, %(id)s, %(fingerprint)s, clock_timestamp() + %(window)s {condition}
+    SELECT %(organization_id)s, %(dedup_id)s, %(id)s, %(fingerprint)s, clock_timestamp() + %(window)s
     ON CONFLICT (organization_id, dedup_id) DO UPDATE
         SET event_id = EXCLUDED.event_id, fingerprint = EXCLUDED.fingerprint, expires_at = EXCLUDED.expires_at
         WHERE k.expires_at <= clock_timestamp()
@@ -96,7 +94,7 @@ def ingest(organization_id: uuid.UUID, event: NewEvent) -> Ingested:
     changes anything.
     """
     while True:
-        event_id = insert_event(organization_id, event)
+        event_id = _insert(organization_id, event)
         if event_id is not None:
             return Ingested(IngestStatus.ACCEPTED, event_id)
         first = DedupKey.objects.filter(organization_id=organization_id, dedup_id=event.dedup_id).first()
@@ -106,34 +104,20 @@ def ingest(organization_id: uuid.UUID, event: NewEvent) -> Ingested:
         # The window ended between the two statements, so the id is free again.
 
 
-def insert_event(
-    organization_id: uuid.UUID,
-    event: NewEvent,
-    condition: str = "",
-    condition_parameters: Mapping[str, object] | None = None,
-) -> uuid.UUID | None:
-    """Insert an event and return its id; None, with nothing stored, if its dedup id is taken.
-
-    condition: an SQL WHERE clause; nothing is stored either if it is false.
-    """
+def _insert(organization_id: uuid.UUID, event: NewEvent) -> uuid.UUID | None:
+    """Insert an event and return its id; None, with nothing stored, if its dedup id is taken."""
     event_id = new_id()
     parameters: dict[str, object] = {
         "id": event_id,
         "organization_id": organization_id,
         "type": event.type,
         "data": event.data,
-        **(condition_parameters or {}),
     }
     if event.dedup_id is not None:
         parameters |= {"dedup_id": event.dedup_id, "fingerprint": event.fingerprint(), "window": _window()}
     with server_cursor() as cursor:
-        cursor.execute(_insert_statement(event.dedup_id is not None, condition), parameters)
+        cursor.execute(_INSERT_EVENT if event.dedup_id is None else _INSERT_EVENT_ONCE, parameters)
         return event_id if cursor.rowcount else None
-
-
-@lru_cache(maxsize=8)
-def _insert_statement(with_dedup_id: bool, condition: str) -> str:
-    return (_INSERT_EVENT_ONCE if with_dedup_id else _INSERT_EVENT).format(condition=condition)
 
 
 def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent]) -> list[Ingested]:

@@ -18,49 +18,56 @@ from orgs.known_keys import known_keys
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="triggers"'}
 
 
-def presented_key(request: Request) -> str:
-    """Return the key that a request presents; empty when there is none."""
-    key: str = request.META.get("HTTP_X_API_KEY", "").strip()
+def key_in(x_api_key: str, authorization: str) -> str:
+    """Return the key in the values of the two headers that may carry one; empty when there is none."""
+    key = x_api_key.strip()
     if not key:
-        scheme, _, credentials = request.META.get("HTTP_AUTHORIZATION", "").partition(" ")
+        scheme, _, credentials = authorization.partition(" ")
         if scheme.lower() == "bearer":
             key = credentials.strip()
     return key
+
+
+def authenticate_key(key: str, address: str) -> Caller:
+    """Return whose key a client at `address` gave.
+
+    Raises Problem: 401 for a missing or wrong key; 429 for an address that fails too often.
+    """
+    if not key:
+        raise _refusal(address, "not_authenticated", "Give an API key in `X-API-Key` or `Authorization: Bearer`.")
+    early = failed_authentications.refuse_early(address, key)
+    if early is not None:
+        raise _too_many(early)
+    caller = authenticate(key)
+    if caller is None:
+        raise _refusal(address, "invalid_api_key", "The API key is not valid.")
+    known_keys.add(key)
+    return caller
+
+
+def _refusal(address: str, code: str, detail: str) -> Problem:
+    """Return the 401, or a 429 for an address that keeps failing."""
+    decision = failed_authentications.count(address)
+    return Problem(code, detail, headers=_CHALLENGE) if decision.allowed else _too_many(decision)
+
+
+def _too_many(decision: RateLimitDecision) -> Problem:
+    return Problem(
+        "too_many_failures",
+        "Too many failed authentications from this address.",
+        headers=decision.headers(POLICY),
+    )
 
 
 class ApiKeyAuthentication(BaseAuthentication):
     """Set `request.user` to the Caller.  Every endpoint that uses this requires a key."""
 
     def authenticate(self, request: Request) -> tuple[Caller, object]:
-        key = presented_key(request)
-        if not key:
-            raise self._refusal(
-                request, "not_authenticated", "Give an API key in `X-API-Key` or `Authorization: Bearer`."
-            )
-        early = failed_authentications.refuse_early(client_address(request._request), key)
-        if early is not None:
-            raise self._too_many(early)
-        caller = authenticate(key)
-        if caller is None:
-            raise self._refusal(request, "invalid_api_key", "The API key is not valid.")
-        known_keys.add(key)
-        return caller, None
+        key = key_in(request.META.get("HTTP_X_API_KEY", ""), request.META.get("HTTP_AUTHORIZATION", ""))
+        return authenticate_key(key, client_address(request._request)), None
 
     def authenticate_header(self, request: Request) -> str:
         return _CHALLENGE["WWW-Authenticate"]
-
-    def _refusal(self, request: Request, code: str, detail: str) -> Problem:
-        """Return the 401, or a 429 for an address that keeps failing."""
-        decision = failed_authentications.count(client_address(request._request))
-        return Problem(code, detail, headers=_CHALLENGE) if decision.allowed else self._too_many(decision)
-
-    @staticmethod
-    def _too_many(decision: RateLimitDecision) -> Problem:
-        return Problem(
-            "too_many_failures",
-            "Too many failed authentications from this address.",
-            headers=decision.headers(POLICY),
-        )
 
 
 def caller_of(request: Request) -> Caller:

@@ -9,7 +9,14 @@ from rest_framework.request import Request
 
 from core.problems import Problem
 from orgs.authentication import caller_of
+from orgs.keys import Caller
 from orgs.models import Scope
+
+
+def require_scope(caller: Caller, scope: Scope) -> None:
+    """Raise Problem 403 for a caller whose key lacks `scope`."""
+    if scope.value not in caller.scopes:
+        raise Problem("missing_scope", f"This key lacks the scope {scope.value}.", extra={"scope": scope.value})
 
 
 class HasScope(BasePermission):
@@ -27,6 +34,6 @@ class HasScope(BasePermission):
         if method not in scopes:
             view.http_method_not_allowed(request)
         needed = scopes[method]
-        if needed is not None and needed.value not in caller_of(request).scopes:
-            raise Problem("missing_scope", f"This key lacks the scope {needed.value}.", extra={"scope": needed.value})
+        if needed is not None:
+            require_scope(caller_of(request), needed)
         return True

@@ -15,7 +15,6 @@ from core import ratelimits, wakeups
 from core import redis as core_redis
 from devstack.receiver import Receiver
 from events import backlog
-from events.fast_paths.key_recall import recalled_callers
 from orgs.failed_authentications import failed_authentications
 from orgs.keys import create_api_key
 from orgs.known_keys import known_keys
@@ -47,7 +46,6 @@ def _clean_slate() -> None:
     core_redis.breaker.reset()
     ratelimits.reset()
     known_keys.reset()
-    recalled_callers.reset()
     failed_authentications.reset()
     backlog.estimate.reset()
 

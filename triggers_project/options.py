@@ -251,7 +251,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("DB_POOL_MAX_OVERFLOW", _integer(0, 500), "2", "Connections on top of DB_POOL_SIZE under pressure."),
     Option("DB_POOL_TIMEOUT", _duration(0.1, 300), "30s", "Longest wait for a free connection."),
     Option("DB_POOL_MAX_LIFETIME", _duration(10, 86400), "1h", "A connection is replaced after this time."),
-    Option("WEB_THREADS", _integer(1, 200), "8", "Threads of each gunicorn worker process."),
+    Option(
+        "WEB_THREADS",
+        _integer(1, 200),
+        "8",
+        "Threads of each gunicorn worker process for what Django serves; accepting events takes none.",
+    ),
     # Ingestion
     Option(
         "MAX_EVENT_BYTES",

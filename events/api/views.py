@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import ClassVar
 
 import structlog
 from django.conf import settings
-from django.http import HttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiRequest, OpenApiResponse, extend_schema
 from rest_framework.request import Request
@@ -19,18 +16,17 @@ from rest_framework.views import APIView
 
 from core.drf import JSONBody, NDJSONBody
 from core.json_body import read_body, require_media_type
-from core.json_response import json_response
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
-from core.problems import Problem, not_found
+from core.problems import not_found
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
-from core.ratelimits import hit
 from core.wakeups import EVENTS, wake_soon
+from events import rate
 from events.api import openapi
 from events.api import serializers as shapes
+from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
 from events.backlog import require_room
 from events.delivery_lookup import delivery_lookup
-from events.fast_paths.key_recall import KeyRecallView
-from events.ingest import Ingested, IngestStatus, ingest_batch
+from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
 from events.models import Event, EventStatus
 from events.payload import NewEvent, parse_batch, parse_event
 from events.queries import find_events
@@ -42,21 +38,15 @@ MOST_DELIVERIES = 1000  # of an event, in one response
 log = structlog.get_logger()
 
 POLICY = "events"
-# The words of the log that operators' dashboards look for.
-_LOGGED = {
-    IngestStatus.ACCEPTED: "persisted",
-    IngestStatus.DUPLICATE: "duplicate",
-    IngestStatus.CONFLICT: "already_exists",
-}
 
 
 def _parse(request: Request) -> NewEvent:
-    require_media_type(request, "application/json")
+    require_media_type(request.content_type, "application/json")
     return parse_event(read_body(request._request, settings.MAX_EVENT_BYTES))
 
 
 def _parse_items(request: Request) -> list[NewEvent | shapes.FieldErrors]:
-    media_type = require_media_type(request, "application/json", "application/x-ndjson")
+    media_type = require_media_type(request.content_type, "application/json", "application/x-ndjson")
     return parse_batch(
         read_body(request._request, settings.MAX_BATCH_BYTES),
         ndjson=media_type == "application/x-ndjson",
@@ -65,75 +55,7 @@ def _parse_items(request: Request) -> list[NewEvent | shapes.FieldErrors]:
     )
 
 
-def _throttle(request: Request, events: int) -> dict[str, str]:
-    """Count `events` against the organization's rate limit; return the headers that tell what is left.
-
-    Raises Problem 429 over the limit, 413 for a batch that is larger than the limit.
-    """
-    per_minute = caller_of(request).events_per_minute
-    if per_minute == 0:
-        return {}
-    if events > per_minute:
-        raise Problem(
-            "too_many_events",
-            f"The batch holds {events} events; the organization may send {per_minute} a minute.",
-            extra={"limit_events": per_minute},
-        )
-    decision = hit(POLICY, str(caller_of(request).organization_id), per_minute, events)
-    headers = decision.headers(POLICY)
-    if not decision.allowed:
-        raise Problem("rate_limited", f"The organization may send {per_minute} events a minute.", headers=headers)
-    return headers
-
-
-@contextmanager
-def _failure_logged(request: Request, events: Sequence[NewEvent], started: float) -> Iterator[None]:
-    """Log each of the events with the outcome `error` when storing them raises."""
-    try:
-        yield
-    except Exception as error:
-        for event in events:
-            log.warning(
-                "event_ingested",
-                outcome="error",
-                error=type(error).__name__,
-                type=event.type,
-                organization_id=str(caller_of(request).organization_id),
-                duration_ms=round((time.perf_counter() - started) * 1000, 3),
-            )
-        raise
-
-
-def _log_result(request: Request, result: Ingested, event_type: str, started: float) -> None:
-    log.info(
-        "event_ingested",
-        outcome=_LOGGED[result.status],
-        event_id=result.event_id,
-        type=event_type,
-        organization_id=caller_of(request).organization_id,
-        duration_ms=round((time.perf_counter() - started) * 1000, 3),
-    )
-
-
-def _respond(result: Ingested, headers: dict[str, str]) -> HttpResponse:
-    """Return the 202 or 200 for an event.  Raises Problem 409 for a conflict."""
-    location = f"/api/events/{result.event_id}"
-    if result.status is IngestStatus.CONFLICT:
-        raise Problem(
-            "dedup_conflict",
-            "This dedup_id was used for an event with other content.",
-            errors=[("/dedup_id", f"stands for the event {result.event_id}, whose content differs")],
-            headers={"Location": location},
-            extra={"event_id": str(result.event_id)},
-        )
-    status = 202 if result.status is IngestStatus.ACCEPTED else 200
-    return json_response(_receipt.to_representation(result), status, {"Location": location, **headers})
-
-
-_receipt = shapes.EventReceipt()
-
-
-class EventListView(KeyRecallView):
+class EventListView(APIView):
     """Accepting and listing events."""
 
     scopes: ClassVar = {"GET": Scope.EVENTS_READ, "POST": Scope.EVENTS_WRITE}
@@ -158,18 +80,20 @@ class EventListView(KeyRecallView):
             OpenApiExample("payload for data", openapi.ORDER_AS_PAYLOAD, request_only=True),
         ],
     )
-    def post(self, request: Request) -> HttpResponse:
+    def post(self, request: Request) -> Response:
         """Accept one event: 202 when it is committed, 200 for a retry, 409 for a reused dedup id."""
         started = time.perf_counter()
         event = _parse(request)
-        headers = _throttle(request, 1)
-        require_room(caller_of(request).organization_id, 1)
-        with _failure_logged(request, [event], started):
-            result = self.ingest(request, event)
-        _log_result(request, result, event.type, started)
+        caller = caller_of(request)
+        decision = rate.count(caller, 1)
+        require_room(caller.organization_id, 1)
+        with failure_logged(caller.organization_id, [event], started):
+            result = ingest(caller.organization_id, event)
+        log_result(caller.organization_id, event, result, started)
         if result.status is IngestStatus.ACCEPTED:
             wake_soon(EVENTS)
-        return _respond(result, headers)
+        status, document, location = receipt(result)
+        return Response(document, status, headers={**location, **rate.headers(decision)})
 
     @extend_schema(
         operation_id="listEvents",
@@ -241,23 +165,20 @@ class EventBatchView(APIView):
         started = time.perf_counter()
         items = _parse_items(request)
         valid = [item for item in items if isinstance(item, NewEvent)]
-        headers: dict[str, str] = {}
+        caller = caller_of(request)
+        decision = None
         results: list[Ingested] = []
         if valid:
-            headers = _throttle(request, len(valid))
-            require_room(caller_of(request).organization_id, len(valid))
-            with _failure_logged(request, valid, started):
-                results = ingest_batch(caller_of(request).organization_id, valid)
+            decision = rate.count(caller, len(valid))
+            require_room(caller.organization_id, len(valid))
+            with failure_logged(caller.organization_id, valid, started):
+                results = ingest_batch(caller.organization_id, valid)
         for event, result in zip(valid, results, strict=True):
-            _log_result(request, result, event.type, started)
-        accepted = sum(result.status is IngestStatus.ACCEPTED for result in results)
-        if accepted:
+            log_result(caller.organization_id, event, result, started)
+        if accepted_count(results):
             wake_soon(EVENTS)
-        remaining = iter(results)
-        became = [next(remaining) if isinstance(item, NewEvent) else item for item in items]
-        item_receipt = shapes.BatchItemReceipt()
-        body = {"accepted": accepted, "data": [item_receipt.to_representation(one) for one in became]}
-        return Response(body, status=202 if accepted else 200, headers=headers)
+        status, document = batch_receipt(items, results)
+        return Response(document, status, headers=rate.headers(decision))
 
 
 class EventView(APIView):

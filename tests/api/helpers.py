@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.db import connection
@@ -42,3 +44,15 @@ def refuse_audit_entries(action: str) -> None:
     with connection.cursor() as cursor:
         cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")  # a table with checks still to come can't be altered
         cursor.execute(f"ALTER TABLE orgs_auditentry ADD CONSTRAINT refused CHECK (action <> '{action}') NOT VALID")
+
+
+@contextmanager
+def table_away(name: str) -> Iterator[None]:
+    """Have a table missing."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {name} RENAME TO {name}_gone")
+        try:
+            yield
+        finally:
+            if not connection.in_atomic_block:  # else it is undone with the test's transaction
+                cursor.execute(f"ALTER TABLE {name}_gone RENAME TO {name}")

@@ -7,7 +7,6 @@ import re
 from typing import Any
 
 import pytest
-from django.db import connection
 from django.utils.dateparse import parse_datetime
 from structlog.testing import capture_logs
 
@@ -16,7 +15,7 @@ from events.ingest import ingest
 from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
-from tests.api.helpers import assert_problem
+from tests.api.helpers import assert_problem, table_away
 from webhooks import subscriptions
 from webhooks.models import Delivery
 from webhooks.routing import fan_out
@@ -137,9 +136,7 @@ def test_each_item_of_a_batch_is_logged_with_its_outcome(api: Any) -> None:
 
 
 def test_an_event_that_could_not_be_stored_is_logged_as_an_error(api: Any) -> None:
-    with connection.cursor() as cursor:
-        cursor.execute("ALTER TABLE events_dedupkey RENAME TO dedupkey_gone")  # undone with the test's transaction
-    with capture_logs() as logged:
+    with table_away("events_dedupkey"), capture_logs() as logged:
         assert_problem(api.post("/api/events", {"type": "a.b", "data": 1, "dedup_id": "d"}), 500)
     lines = [line for line in logged if line["event"] == "event_ingested"]
     assert [(line["outcome"], line["type"], line["error"]) for line in lines] == [("error", "a.b", "UndefinedTable")]

@@ -8,7 +8,7 @@ import sys
 
 PROGRAM = """
 import gc, json, sys
-import triggers_project.wsgi
+import triggers_project.asgi
 print(json.dumps({
     "kept": gc.get_freeze_count(),
     "looked_at": len(gc.get_objects()),

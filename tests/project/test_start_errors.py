@@ -15,7 +15,7 @@ from tests.servers import ENVIRONMENT, valkey
 from triggers_project.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
-GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.wsgi"]
+GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.asgi"]
 
 WRONG = {
     "ENVIRONMENT": "staging",

@@ -7,6 +7,7 @@ really read.  So a new statement is checked without being named here.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
-from events import backlog, ingest
-from events.fast_paths import key_recall
+from core.db import server_cursor
+from core.ids import new_id
+from events import backlog, group_commit, ingest
 from events.models import Event
 from events.payload import NewEvent
 from events.reprocessing import reprocess
@@ -187,16 +189,22 @@ def test_the_check_itself_sees_a_sequential_scan_and_a_walk_along_an_index(histo
 def test_accepting_an_event_or_a_batch_reads_no_history(history: History) -> None:
     caller = authenticate(create_api_key(history.organization)[1])
     assert caller is not None
-    condition = {
-        "key_id": caller.key_id, "scope": "events:write", "events_per_minute": caller.events_per_minute
+    of_caller = {
+        "organization_ids": [caller.organization_id], "key_ids": [caller.key_id], "distinct_key_ids": [caller.key_id],
+        "rates": [caller.events_per_minute], "scope": "events:write", "types": ["order.1"], "data": ["{}"],
+        "window": datetime.timedelta(hours=1),
     }  # fmt: skip
     with _checked(history):
         for number in range(8):  # often enough for a generic plan
             ingest.ingest(history.organization.id, NewEvent("order.1", "{}", None))
             ingest.ingest(history.organization.id, NewEvent("order.1", "{}", f"d-{number}"))
             for dedup_id in (None, f"for-{number}"):
-                event = NewEvent("order.1", "{}", dedup_id)
-                assert ingest.insert_event(caller.organization_id, event, key_recall._KEY_HOLDS, condition) is not None
+                fingerprint = None if dedup_id is None else b"f" * 32
+                with server_cursor() as cursor:
+                    row = {"ids": [new_id()], "dedup_ids": [dedup_id], "fingerprints": [fingerprint]}
+                    assert cursor.execute(group_commit._INSERT, {**of_caller, **row}).fetchall() == []
+                    wanted = {"organization_ids": [caller.organization_id], "dedup_ids": [dedup_id]}
+                    cursor.execute(group_commit._FIND_HOLDERS, wanted)
             ingest.ingest_batch(
                 history.organization.id, [NewEvent("order.1", "{}", f"d-{n}") for n in range(number, 100)]
             )

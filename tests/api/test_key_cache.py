@@ -1,27 +1,27 @@
-"""A process that recalls a key asks no more than the insert; what the key is now still decides."""
+"""A process remembers a key for some seconds; what the key is now still decides."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.db.models.functions import Now
 
-from events.fast_paths import key_recall
-from events.fast_paths.key_recall import RecalledCallers, recalled_callers
 from events.models import Event
+from orgs.key_cache import KeyCache
 from orgs.models import ApiKey, Organization
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
+from triggers_project.asgi import events_door
 
 GOOD = {"type": "a", "data": 1}
 
 
 @pytest.fixture
-def recalled(api: ApiClient) -> ApiClient:
-    """Return a client whose key this process recalls; one event is stored."""
+def remembered(api: ApiClient) -> ApiClient:
+    """Return a client whose key the front door remembers; one event is stored."""
     assert api.post("/api/events", GOOD).status_code == 202
-    assert recalled_callers.get(str(api.key)) is not None
     return api
 
 
@@ -44,73 +44,76 @@ def end_key(how: str) -> None:
     ids=["good", "with a dedup id", "a duplicate", "invalid", "too large"],
 )
 def test_a_key_that_ended_is_401_whatever_it_sends_and_nothing_is_stored(
-    recalled: ApiClient, how: str, body: Any
+    remembered: ApiClient, how: str, body: Any
 ) -> None:
-    assert recalled.post("/api/events", {**GOOD, "dedup_id": "known"}).status_code == 202
+    assert remembered.post("/api/events", {**GOOD, "dedup_id": "known"}).status_code == 202
     end_key(how)
     for _ in range(2):
-        assert assert_problem(recalled.post("/api/events", body), 401)["code"] == "invalid_api_key"
+        assert assert_problem(remembered.post("/api/events", body), 401)["code"] == "invalid_api_key"
     assert Event.objects.count() == 2
 
 
-def test_a_scope_that_was_taken_away_is_gone_and_one_that_was_given_is_there(recalled: ApiClient) -> None:
+def test_a_scope_that_was_taken_away_is_gone_and_one_that_was_given_is_there(remembered: ApiClient) -> None:
     ApiKey.objects.update(scopes=["events:read"])
     for body in (GOOD, {"type": 5}):
-        assert assert_problem(recalled.post("/api/events", body), 403)["scope"] == "events:write"
+        assert assert_problem(remembered.post("/api/events", body), 403)["scope"] == "events:write"
     ApiKey.objects.update(scopes=["events:write"])
-    assert recalled.post("/api/events", GOOD).status_code == 202
-    assert recalled.get("/api/events").status_code == 403
+    assert remembered.post("/api/events", GOOD).status_code == 202
+    assert remembered.get("/api/events").status_code == 403
     assert Event.objects.count() == 2
 
 
 @pytest.mark.parametrize("dedup_id", [None, "d"])
 def test_a_rate_counts_from_the_request_after_it_was_set(
-    recalled: ApiClient, organization: Organization, dedup_id: str | None
+    remembered: ApiClient, organization: Organization, dedup_id: str | None
 ) -> None:
     organization.events_per_minute = 2
     organization.save()
     body = GOOD if dedup_id is None else {**GOOD, "dedup_id": dedup_id}
-    assert recalled.post("/api/events", body).status_code == 202  # by the old rate, which is told, too
-    assert recalled.post("/api/events", GOOD)["RateLimit-Policy"] == '"events";q=2;w=60'
-    while (refused := recalled.post("/api/events", GOOD)).status_code != 429:
+    assert remembered.post("/api/events", body).status_code == 202  # by the old rate, which is told, too
+    assert remembered.post("/api/events", GOOD)["RateLimit-Policy"] == '"events";q=2;w=60'
+    while (refused := remembered.post("/api/events", GOOD)).status_code != 429:
         assert Event.objects.count() < 10
     assert "2 events a minute" in refused.json()["detail"]
     organization.events_per_minute = 100
     organization.save()
-    answer = recalled.post("/api/events", GOOD)
+    answer = remembered.post("/api/events", GOOD)
     assert answer.status_code == 202
     assert answer["RateLimit-Policy"] == '"events";q=100;w=60'
 
 
-def test_duplicates_and_conflicts_are_told_as_ever(recalled: ApiClient) -> None:
-    first = recalled.post("/api/events", {**GOOD, "dedup_id": "d"})
+def test_duplicates_and_conflicts_are_told_as_ever(remembered: ApiClient) -> None:
+    first = remembered.post("/api/events", {**GOOD, "dedup_id": "d"})
     assert first.status_code == 202
     for _ in range(2):
-        again = recalled.post("/api/events", {**GOOD, "dedup_id": "d"})
+        again = remembered.post("/api/events", {**GOOD, "dedup_id": "d"})
         assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
-        other = recalled.post("/api/events", {"type": "a", "data": 2, "dedup_id": "d"})
+        other = remembered.post("/api/events", {"type": "a", "data": 2, "dedup_id": "d"})
         assert assert_problem(other, 409)["event_id"] == first.json()["id"]
     assert Event.objects.count() == 2
 
 
-def test_a_key_of_another_organization_is_never_taken_for_one_that_is_recalled(
-    recalled: ApiClient, other_api: ApiClient, other_organization: Organization
+def test_a_key_of_another_organization_is_never_taken_for_one_that_is_remembered(
+    remembered: ApiClient,
+    other_api: ApiClient,
+    other_organization: Organization,
+    client_of: Callable[[str], ApiClient],
 ) -> None:
     for _ in range(2):
         assert other_api.post("/api/events", GOOD).status_code == 202
     assert Event.objects.filter(organization=other_organization).count() == 2
-    prefix = "_".join(str(recalled.key).split("_")[:2])
-    wrong = ApiClient(f"{prefix}_{'x' * 43}")
+    prefix = "_".join(str(remembered.key).split("_")[:2])
+    wrong = client_of(f"{prefix}_{'x' * 43}")
     assert wrong.post("/api/events", GOOD).status_code == 401
 
 
-def test_a_key_is_recalled_for_seconds_and_its_last_use_is_noted_on(
-    recalled: ApiClient, monkeypatch: pytest.MonkeyPatch
+def test_a_key_is_looked_up_again_after_seconds_and_its_last_use_is_noted_on(
+    remembered: ApiClient, door: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ApiKey.objects.update(last_used_at=None)
-    assert recalled.post("/api/events", GOOD).status_code == 202
-    monkeypatch.setattr(key_recall, "recalled_callers", RecalledCallers(seconds=0))
+    assert remembered.post("/api/events", GOOD).status_code == 202
+    assert (ApiKey.objects.get().last_used_at is None) == (door is not None)
+    monkeypatch.setattr(events_door.authenticator, "cache", KeyCache(seconds=0))
     for _ in range(2):
-        assert recalled.post("/api/events", GOOD).status_code == 202
-        assert key_recall.recalled_callers.get(str(recalled.key)) is None
+        assert remembered.post("/api/events", GOOD).status_code == 202
     assert ApiKey.objects.get().last_used_at is not None

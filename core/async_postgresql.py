@@ -1,0 +1,91 @@
+"""A PostgreSQL connection on the event loop, with what Django's settings say of the database."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import select
+import time
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import psycopg
+import structlog
+from django.conf import settings
+from django.db import DEFAULT_DB_ALIAS, connections
+from psycopg.rows import AsyncRowFactory
+
+from core.db import MAX_ATTEMPTS, TRY_AGAIN
+
+log = structlog.get_logger()
+R = TypeVar("R")
+
+# After a failed attempt to connect, statements fail at once for this long.
+AWAY_SECONDS = 0.25
+
+
+class AsyncConnection:
+    """One connection, opened when it is wanted and opened again when the server has closed it.
+
+    Each statement is a transaction.  For one task at a time.
+    """
+
+    def __init__(self) -> None:
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._away_until = float("-inf")
+
+    async def fetch(self, statement: str, parameters: Mapping[str, object], row_factory: AsyncRowFactory[R]) -> list[R]:
+        """Execute a statement and return its rows; try again after a deadlock.
+
+        Raises what psycopg raises; OperationalError also when the server doesn't respond within DB_POOL_TIMEOUT.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            connection = await self._usable_connection()
+            try:
+                async with asyncio.timeout(settings.DB_POOL_TIMEOUT):
+                    cursor = connection.cursor(row_factory=row_factory)
+                    await cursor.execute(statement, parameters)
+                    return await cursor.fetchall()
+            except TRY_AGAIN as error:
+                if attempt == MAX_ATTEMPTS:
+                    raise
+                log.info("transaction_retried", error=type(error).__name__, attempt=attempt)
+                await asyncio.sleep(random.uniform(0, 0.02 * attempt))
+            except TimeoutError:
+                await self.close()
+                raise psycopg.OperationalError("the database did not respond in time") from None
+            except BaseException:
+                if connection.closed or connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                    await self.close()
+                raise
+        raise AssertionError("unreachable")
+
+    async def close(self) -> None:
+        """Close the connection; the next statement opens another one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _usable_connection(self) -> psycopg.AsyncConnection[Any]:
+        if self._connection is not None:
+            if not self._connection.closed and not _has_something_to_read(self._connection):
+                return self._connection
+            await self.close()
+        if time.monotonic() < self._away_until:
+            raise psycopg.OperationalError("the database refuses connections")
+        parameters = connections[DEFAULT_DB_ALIAS].get_connection_params()
+        del parameters["cursor_factory"]  # Django's, which isn't for the event loop
+        parameters.pop("pool", None)
+        try:
+            self._connection = await psycopg.AsyncConnection.connect(**parameters, autocommit=True)
+        except psycopg.OperationalError:
+            self._away_until = time.monotonic() + AWAY_SECONDS
+            raise
+        return self._connection
+
+
+def _has_something_to_read(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Return whether the server said something unasked, such as that it ends, or the end of the stream has come."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))

@@ -1,0 +1,177 @@
+"""The ASGI application: its own routes, and Django for everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import cast
+
+import orjson
+import structlog
+from cachetools import LRUCache
+from csp.middleware import CSPMiddleware
+from django.conf import settings
+from django.core.exceptions import DisallowedHost
+from django.http import HttpRequest, HttpResponse
+from django.middleware.clickjacking import XFrameOptionsMiddleware
+from django.middleware.security import SecurityMiddleware
+
+from core.exceptions import problem_for
+from core.front_door.http import ClientGone, Receive, Request, Response, Scope, Send
+from core.front_door.wsgi_bridge import WSGIApplication, WSGIBridge
+from core.middleware import MAX_URL_CHARACTERS, REQUEST_ID
+from core.problems import MEDIA_TYPE, Problem, document
+
+log = structlog.get_logger()
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+# The largest body that Django gets: a form of the admin, or an object of the API.
+MAX_SITE_BODY_BYTES = 1_048_576
+
+
+class FrontDoor:
+    """Serves `routes`, by method and path, on the event loop, and everything else with Django.
+
+    A route gets what Django's middleware gives: a request id, a line in the log, and the security headers.  A request
+    to a route that is unusual in a way that Django decides about (a host that isn't allowed, http where https is
+    required, a URL that is too long) goes to Django.
+
+    services: entered when the server starts and left when it stops, such as connections.
+    """
+
+    def __init__(
+        self,
+        routes: Mapping[tuple[str, str], Handler],
+        site: WSGIApplication,
+        threads: int,
+        services: Sequence[AbstractAsyncContextManager[object]] = (),
+    ) -> None:
+        self._routes = routes
+        self._site = WSGIBridge(site, threads)
+        self._services = services
+        self._allowed_hosts: LRUCache[bytes, bool] = LRUCache(1000)
+        self._security_headers = _security_headers()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or the lifespan of the server."""
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._live(receive, send)
+        else:
+            raise ValueError(f"{scope['type']} is not served here")
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with AsyncExitStack() as stack:
+            for service in self._services:
+                await stack.enter_async_context(service)
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await asyncio.to_thread(self._site.shutdown)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path.startswith("/api/"):
+            path = path.rstrip("/")
+        handler = self._routes.get((scope["method"], path))
+        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
+        request = Request(scope, receive, given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4()))
+        try:
+            if handler is not None and self._is_ordinary(request):
+                await self._handle(handler, request, send)
+            else:
+                await self._pass_on(request, send)
+        except ClientGone:
+            return
+
+    async def _handle(self, handler: Handler, request: Request, send: Send) -> None:
+        started = time.perf_counter()
+        structlog.contextvars.bind_contextvars(request_id=request.request_id)
+        try:
+            response = await handler(request)
+        except ClientGone:
+            raise
+        except Exception as error:
+            response = _problem_response(request, problem_for(error, request.scope["path"]))
+        await self._respond(request, response, send, started)
+
+    async def _pass_on(self, request: Request, send: Send) -> None:
+        """Have Django serve the request; a body that is too large for any of its pages is refused here."""
+        started = time.perf_counter()
+        try:
+            body = await request.read(MAX_SITE_BODY_BYTES)
+        except Problem as problem:
+            await self._respond(request, _problem_response(request, problem), send, started)
+        else:
+            await self._site(request, body, send)
+
+    async def _respond(self, request: Request, response: Response, send: Send, started: float) -> None:
+        keep_alive = await request.drain()
+        elapsed_ms = (time.perf_counter() - started) * 1000
+        headers = [
+            (b"content-type", response.media_type.encode()),
+            (b"content-length", b"%d" % len(response.body)),
+            (b"x-request-id", request.request_id.encode()),
+            (b"x-response-time", b"%.2fms" % elapsed_ms),
+            (b"cache-control", b"no-store"),
+            *self._security_headers,
+            *((name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()),
+        ]
+        if not keep_alive:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+        log.info(
+            "request",
+            method=request.scope["method"],
+            path=request.scope["path"],
+            status=response.status,
+            duration_ms=round(elapsed_ms, 2),
+        )
+
+    def _is_ordinary(self, request: Request) -> bool:
+        """Return whether Django's checks of a request's host, scheme, and URL would let it pass."""
+        if settings.USE_HTTPS:
+            forwarded = request.headers.get(b"x-forwarded-proto")
+            scheme = request.scope.get("scheme") if forwarded is None else forwarded.decode("latin-1")
+            if scheme != "https":
+                return False
+        if len(request.scope["raw_path"]) + len(request.scope["query_string"]) >= MAX_URL_CHARACTERS:
+            return False
+        host = request.headers.get(b"host", b"")
+        allowed = self._allowed_hosts.get(host)
+        if allowed is None:
+            allowed = self._allowed_hosts[host] = _is_allowed(host)
+        return allowed
+
+
+def _is_allowed(host: bytes) -> bool:
+    request = HttpRequest()
+    request.META = {"HTTP_HOST": host.decode("latin-1"), "SERVER_NAME": "", "SERVER_PORT": "80"}
+    try:
+        request.get_host()
+    except DisallowedHost:
+        return False
+    return True
+
+
+def _security_headers() -> list[tuple[bytes, bytes]]:
+    """Return what Django's and django-csp's middleware add to every response."""
+    own = set(HttpResponse().headers)
+    handler = SecurityMiddleware(XFrameOptionsMiddleware(CSPMiddleware(lambda request: HttpResponse())))
+    request = HttpRequest()
+    request.META = {"HTTP_X_FORWARDED_PROTO": "https"}  # believed if USE_HTTPS, and then the only way to get here
+    response = cast(HttpResponse, handler(request))
+    return [
+        (name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items() if name not in own
+    ]
+
+
+def _problem_response(request: Request, problem: Problem) -> Response:
+    return Response(problem.status_code, orjson.dumps(document(request, problem)), MEDIA_TYPE, problem.headers)

@@ -1,0 +1,147 @@
+"""One HTTP request on the event loop, and its response."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from core.json_body import require_identity, require_media_type, too_large
+from core.problems import Problem
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# How long a client may take to send the body.
+BODY_SECONDS = 30.0
+# How much of a body that nobody wants is read so that the connection can be kept, and for how long.
+DRAIN_BYTES = 16 * 1_048_576
+DRAIN_SECONDS = 2.0
+
+
+class ClientGone(Exception):
+    """The client closed the connection before it had sent the whole body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What is sent back.  body: complete, with a media type."""
+
+    status: int
+    body: bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class Request:
+    """A request.  Its body is read when it is wanted, within a limit."""
+
+    def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
+        self.scope = scope
+        self.request_id = request_id
+        self.memo: dict[str, Any] = {}  # what a handler wants to know if it has to serve the request again
+        self._receive = receive
+        self._body: bytes | None = None
+        self._ended = False  # no more of the body will come
+
+    @cached_property
+    def headers(self) -> dict[bytes, bytes]:
+        """Return the header fields by lowercase name; the values of a repeated field are joined with a comma."""
+        headers: dict[bytes, bytes] = {}
+        for name, value in self.scope["headers"]:
+            headers[name] = headers[name] + b"," + value if name in headers else value
+        return headers
+
+    def header(self, name: bytes) -> str:
+        """Return the value of a header field; empty when it is missing."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+    @property
+    def META(self) -> dict[str, str]:
+        """Return what `core.client_address` reads of a Django request."""
+        meta = {"REMOTE_ADDR": (self.scope.get("client") or ("",))[0]}
+        forwarded = self.headers.get(b"x-forwarded-for")
+        if forwarded is not None:
+            meta["HTTP_X_FORWARDED_FOR"] = forwarded.decode("latin-1")
+        return meta
+
+    async def read_json(self, limit: int, *media_types: str) -> tuple[bytes, str]:
+        """Return the body, at most `limit` bytes of it, and its media type, which is one of `media_types`.
+
+        Raises Problem: 415 for another media type or a compressed body, and what `read` raises.
+        """
+        media_type = require_media_type(self.header(b"content-type"), *media_types)
+        require_identity(self.header(b"content-encoding"))
+        return await self.read(limit), media_type
+
+    async def read(self, limit: int) -> bytes:
+        """Return the body, at most `limit` bytes of it; reading it twice returns the same bytes.
+
+        Raises Problem: 413 for a longer body, 408 for one that takes too long; and ClientGone.
+        """
+        if self._body is None:
+            if self._announced() > limit:
+                raise too_large(limit)
+            self._body = await self._read(limit)
+        if len(self._body) > limit:
+            raise too_large(limit)
+        return self._body
+
+    async def _read(self, limit: int) -> bytes:
+        body, more = await self._next()
+        if not more:
+            return body  # nearly always: the whole request came in one packet
+        parts = [body]
+        size = len(body)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while more:
+                    body, more = await self._next()
+                    parts.append(body)
+                    size += len(body)
+                    if size > limit:
+                        raise too_large(limit)
+        except TimeoutError:
+            raise Problem(
+                "request_timeout", f"The body did not arrive within {BODY_SECONDS:.0f} seconds. Nothing was stored."
+            ) from None
+        return b"".join(parts)
+
+    async def _next(self) -> tuple[bytes, bool]:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._ended = True
+            raise ClientGone
+        more = message.get("more_body", False)
+        self._ended = not more
+        return message.get("body", b""), more
+
+    async def drain(self) -> bool:
+        """Read what is left of a body that nobody wanted.
+
+        Returns False when it is too long for that: then the connection has to be closed after the response.
+        """
+        if self._ended or (b"content-length" not in self.headers and b"transfer-encoding" not in self.headers):
+            return True
+        if self._announced() > DRAIN_BYTES or b"expect" in self.headers:
+            return False
+        size = 0
+        try:
+            async with asyncio.timeout(DRAIN_SECONDS):
+                more = True
+                while more:
+                    body, more = await self._next()
+                    size += len(body)
+                    if size > DRAIN_BYTES:
+                        return False
+        except (TimeoutError, ClientGone):
+            return False
+        return True
+
+    def _announced(self) -> int:
+        """Return the Content-Length; 0 when there is none.  The server has checked that it is a number."""
+        return int(self.headers.get(b"content-length", b"0"))

@@ -1,0 +1,97 @@
+"""`POST /api/events` and `POST /api/events/batch` on the event loop.
+
+The same steps as in `views`, with the same functions, except that the events of many requests share a commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from django.conf import settings
+
+from core.db import borrow_connection
+from core.front_door.app import Handler
+from core.front_door.http import Request, Response
+from core.json_response import dumps
+from core.wakeups import EVENTS, wake_soon
+from events import backlog, rate
+from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
+from events.group_commit import GroupCommit
+from events.ingest import Ingested
+from events.payload import NewEvent, parse_batch, parse_event
+from orgs.front_door import Authenticator
+from orgs.keys import Caller
+from orgs.models import Scope
+
+
+class EventsDoor:
+    """The two routes.  commits: a service that has to run while requests are served."""
+
+    def __init__(self) -> None:
+        self.commits = GroupCommit()
+        self.authenticator = Authenticator()
+        self._counting = ThreadPoolExecutor(1, thread_name_prefix="backlog")
+
+    def routes(self) -> dict[tuple[str, str], Handler]:
+        """Return the handlers by method and path."""
+        requires = self.authenticator.requires
+        return {
+            ("POST", "/api/events"): requires(Scope.EVENTS_WRITE, self._accept_event),
+            ("POST", "/api/events/batch"): requires(Scope.EVENTS_WRITE, self._accept_batch),
+        }
+
+    async def _accept_event(self, request: Request, caller: Caller) -> Response:
+        started = time.perf_counter()
+        body, _ = await request.read_json(settings.MAX_EVENT_BYTES, "application/json")
+        event = parse_event(body)
+        results, headers = await self._store(request, caller, [event], started)
+        status, document, location = receipt(results[0])
+        return Response(status, dumps(document), headers={**location, **headers})
+
+    async def _accept_batch(self, request: Request, caller: Caller) -> Response:
+        started = time.perf_counter()
+        body, media_type = await request.read_json(settings.MAX_BATCH_BYTES, "application/json", "application/x-ndjson")
+        items = parse_batch(
+            body,
+            ndjson=media_type == "application/x-ndjson",
+            max_events=settings.MAX_BATCH_EVENTS,
+            max_event_bytes=settings.MAX_EVENT_BYTES,
+        )
+        valid = [item for item in items if isinstance(item, NewEvent)]
+        results: list[Ingested] = []
+        headers: dict[str, str] = {}
+        if valid:
+            results, headers = await self._store(request, caller, valid, started)
+        status, document = batch_receipt(items, results)
+        return Response(status, dumps(document), headers=headers)
+
+    async def _store(
+        self, request: Request, caller: Caller, events: Sequence[NewEvent], started: float
+    ) -> tuple[list[Ingested], dict[str, str]]:
+        """Store the events of a request and wake the workers; return what became of each, and the rate's headers."""
+        rate.require_possible(caller, len(events))
+        await self._require_room(caller, len(events))
+        with failure_logged(caller.organization_id, events, started):
+            results, decision = await self.commits.accept(caller, events, request.memo)
+        if accepted_count(results):
+            wake_soon(EVENTS)
+        for event, result in zip(events, results, strict=True):
+            log_result(caller.organization_id, event, result, started)
+        return results, rate.headers(decision)
+
+    async def _require_room(self, caller: Caller, events: int) -> None:
+        """Do as `backlog.require_room`, with the counts made in a thread."""
+        organization_id = caller.organization_id
+        if backlog.estimate.is_stale(organization_id):
+            count: Any = asyncio.get_running_loop().run_in_executor(
+                self._counting, lambda: borrow_connection(lambda: backlog.estimate.refresh(organization_id))
+            )
+            if not backlog.estimate.is_known(organization_id):
+                await count
+        problem = backlog.estimate.add(organization_id, events)
+        if problem is not None:
+            raise problem

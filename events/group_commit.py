@@ -1,0 +1,333 @@
+"""Accepting the events of many requests with one commit.
+
+Whatever arrives while a commit is under way goes into the next one.  An idle system waits for nobody: a request that
+comes alone is committed alone, at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import uuid
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import psycopg
+import structlog
+from django.conf import settings
+from psycopg.rows import class_row
+
+from core.async_postgresql import AsyncConnection
+from core.async_redis import AsyncRedis
+from core.ids import new_ids
+from core.ratelimits import Demand, RateLimitDecision, hit_each
+from events.ingest import Ingested, IngestStatus
+from events.payload import NewEvent
+from events.rate import POLICY, over_limit
+from orgs import keys
+from orgs.front_door import KeyChanged
+from orgs.keys import Caller
+from orgs.models import Scope
+
+log = structlog.get_logger()
+
+# Of one commit.  A request is never split, so one batch may go over them.
+MOST_EVENTS = 1000
+MOST_BYTES = 4_000_000
+
+# As `ingest._INSERT_BATCH`, for events of many organizations, each inserted only if the key that it came with may still
+# send it: the key is as it was remembered (`orgs.key_cache`), and so is the organization's rate limit.  Returns what
+# was not stored; `permitted` tells a key that has changed from a dedup id that is taken.  Claiming the dedup ids in
+# their order keeps two statements from deadlocking.
+_INSERT = f"""
+WITH item AS (
+    SELECT * FROM unnest(
+        %(ids)s::uuid[], %(organization_ids)s::uuid[], %(key_ids)s::uuid[], %(rates)s::int[],
+        %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[]
+    ) AS t(id, organization_id, key_id, rate, type, data, dedup_id, fingerprint)
+), usable AS MATERIALIZED (
+    SELECT k.id, o.events_per_minute FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
+    WHERE k.id = ANY (%(distinct_key_ids)s::uuid[]) AND {keys.USABLE} AND %(scope)s = ANY (k.scopes)
+), permitted AS MATERIALIZED (
+    SELECT item.* FROM item JOIN usable u ON u.id = item.key_id AND u.events_per_minute = item.rate
+), claimed AS (
+    INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
+    SELECT organization_id, dedup_id, id, fingerprint, clock_timestamp() + %(window)s
+    FROM permitted WHERE dedup_id IS NOT NULL ORDER BY organization_id, dedup_id
+    ON CONFLICT (organization_id, dedup_id) DO UPDATE
+        SET event_id = EXCLUDED.event_id, fingerprint = EXCLUDED.fingerprint, expires_at = EXCLUDED.expires_at
+        WHERE k.expires_at <= clock_timestamp()
+    RETURNING event_id
+), stored AS (
+    INSERT INTO events_event (
+        id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at
+    )
+    SELECT p.id, p.organization_id, p.type, p.data, p.dedup_id, 'accepted', 0, '', t, t
+    FROM permitted p, clock_timestamp() AS t
+    WHERE p.dedup_id IS NULL OR p.id IN (SELECT event_id FROM claimed)
+    RETURNING id
+)
+SELECT item.id, EXISTS (SELECT FROM permitted p WHERE p.id = item.id) AS permitted
+FROM item WHERE item.id NOT IN (SELECT id FROM stored)
+"""  # noqa: S608 - a constant of ours
+
+_FIND_HOLDERS = """
+SELECT k.organization_id, k.dedup_id, k.event_id, k.fingerprint
+FROM unnest(%(organization_ids)s::uuid[], %(dedup_ids)s::text[]) AS wanted(organization_id, dedup_id)
+JOIN events_dedupkey k USING (organization_id, dedup_id)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _NotStored:
+    """A row of _INSERT."""
+
+    id: uuid.UUID
+    permitted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """A row of _FIND_HOLDERS: the event that a dedup id stands for."""
+
+    organization_id: uuid.UUID
+    dedup_id: str
+    event_id: uuid.UUID
+    fingerprint: bytes
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """An event on its way into the database.  result: None until it is known."""
+
+    request: _Request
+    id: str
+    event: NewEvent
+    fingerprint: bytes | None
+    result: Ingested | None = None
+
+    @property
+    def dedup_key(self) -> tuple[uuid.UUID, str] | None:
+        return None if self.event.dedup_id is None else (self.request.caller.organization_id, self.event.dedup_id)
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """The events of one request."""
+
+    caller: Caller
+    done: asyncio.Future[list[Ingested]]
+    items: list[_Item] = field(default_factory=list)
+    size: int = 0
+    is_counted: bool = False  # against the rate limit
+    decision: RateLimitDecision | None = None
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class GroupCommit:
+    """Stores events, many requests to a transaction.  A service of the front door: it runs while it is entered."""
+
+    def __init__(self) -> None:
+        self._waiting: OrderedDict[uuid.UUID, deque[_Request]] = OrderedDict()  # by organization, who is next first
+        self._arrived = asyncio.Event()
+        self._database = AsyncConnection()
+        self._redis = AsyncRedis()
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> GroupCommit:
+        self._task = asyncio.create_task(self._run(), name="group commit")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._database.close()
+        await self._redis.close()
+
+    async def accept(
+        self, caller: Caller, events: Sequence[NewEvent], memo: dict[str, Any]
+    ) -> tuple[list[Ingested], RateLimitDecision | None]:
+        """Store the events of one request, all in one transaction, and return what became of each.
+
+        Duplicates are decided as `events.ingest` does.  When this returns, what it calls accepted is committed.  Also
+        returns how the organization stands with its rate limit, if it has one.  Raises Problem 429 over that limit,
+        with nothing stored; KeyChanged when the caller may no longer send these events as remembered; and what
+        psycopg raises when the database can't be reached, after which the events may or may not be stored.
+
+        memo: of the request, so that it counts against the rate limit once, however often its key changes.
+        """
+        request = _Request(caller, asyncio.get_running_loop().create_future())
+        if "rate" in memo:
+            request.is_counted, request.decision = True, memo["rate"]
+        for event_id, event in zip(new_ids(len(events)), events, strict=True):
+            fingerprint = event.fingerprint() if event.dedup_id is not None else None
+            request.items.append(_Item(request, event_id, event, fingerprint))
+            request.size += len(event.data)
+        self._waiting.setdefault(caller.organization_id, deque()).append(request)
+        self._arrived.set()
+        try:
+            return await request.done, request.decision
+        except KeyChanged:
+            memo["rate"] = request.decision
+            raise
+
+    async def _run(self) -> None:
+        while True:
+            await self._arrived.wait()
+            group = self._take()
+            try:
+                await self._commit(group)
+            except asyncio.CancelledError:
+                for request in group:
+                    request.fail(psycopg.OperationalError("the server is stopping"))
+                raise
+            except Exception as error:
+                for request in group:
+                    request.fail(error)
+
+    def _take(self) -> list[_Request]:
+        """Take what goes into the next transaction: a request of each organization in turn, while there is room."""
+        group: list[_Request] = []
+        events = size = 0
+        while self._waiting and events < MOST_EVENTS and size < MOST_BYTES:
+            organization_id, requests = self._waiting.popitem(last=False)
+            request = requests.popleft()
+            if requests:
+                self._waiting[organization_id] = requests  # behind the others
+            if request.done.done():  # nobody waits for it any more
+                continue
+            group.append(request)
+            events += len(request.items)
+            size += request.size
+        if not self._waiting:
+            self._arrived.clear()
+        return group
+
+    async def _commit(self, group: list[_Request]) -> None:
+        allowed = await self._count_rates(group)
+        items = [item for request in allowed for item in request.items]
+        while items:
+            items = await self._store(items)
+        for request in allowed:
+            if not request.done.done():
+                request.done.set_result([item.result for item in request.items if item.result is not None])
+
+    async def _count_rates(self, group: list[_Request]) -> list[_Request]:
+        """Count the requests against the rate limits of their organizations; return those that are within."""
+        by_organization: dict[tuple[uuid.UUID, int], list[_Request]] = {}
+        for request in group:
+            if request.caller.events_per_minute and not request.is_counted:
+                key = (request.caller.organization_id, request.caller.events_per_minute)
+                by_organization.setdefault(key, []).append(request)
+        if not by_organization:
+            return group
+        demands = [
+            Demand(str(organization_id), rate, [len(request.items) for request in requests])
+            for (organization_id, rate), requests in by_organization.items()
+        ]
+        decisions = await hit_each(self._redis, POLICY, demands)
+        for requests, of_each in zip(by_organization.values(), decisions, strict=True):
+            for request, decision in zip(requests, of_each, strict=True):
+                request.decision = decision
+                if not decision.allowed:
+                    request.fail(over_limit(decision))
+        return [request for request in group if not request.done.done()]
+
+    async def _store(self, items: list[_Item]) -> list[_Item]:
+        """Store events; return those that have to be offered again, because a dedup id became free meanwhile."""
+        offered: dict[object, _Item] = {}
+        for item in items:
+            offered.setdefault(item.dedup_key or item.id, item)
+        not_stored = await self._insert_or_isolate(list(offered.values()))
+        undecided = []
+        for item in items:
+            if item.request.done.done():
+                continue
+            row = not_stored.get(item.id)
+            if row is None and offered[item.dedup_key or item.id] is item:
+                item.result = Ingested(IngestStatus.ACCEPTED, uuid.UUID(item.id))
+            elif row is not None and not row.permitted:
+                item.request.fail(KeyChanged())
+            else:
+                undecided.append(item)
+        undecided = [item for item in undecided if not item.request.done.done()]
+        if not undecided:
+            return []
+        holders = await self._find_holders(undecided)
+        again = []
+        for item in undecided:
+            holder = holders.get(item.dedup_key)
+            if holder is None:
+                again.append(item)
+                continue
+            is_same = bytes(holder.fingerprint) == item.fingerprint
+            item.result = Ingested(IngestStatus.DUPLICATE if is_same else IngestStatus.CONFLICT, holder.event_id)
+        return again
+
+    async def _insert_or_isolate(self, items: list[_Item]) -> dict[str, _NotStored]:
+        """Insert all of them; if the database refuses one of them, each request by itself, so that only its own fails.
+
+        Returns the rows of _INSERT by id.
+        """
+        try:
+            return await self._insert(items)
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            raise
+        except psycopg.Error as error:
+            by_request: dict[_Request, list[_Item]] = {}
+            for item in items:
+                by_request.setdefault(item.request, []).append(item)
+            if len(by_request) == 1:
+                items[0].request.fail(error)
+                return {}
+            log.warning("group_commit_split", error=type(error).__name__, requests=len(by_request))
+            rows: dict[str, _NotStored] = {}
+            for request, own in by_request.items():
+                try:
+                    rows |= await self._insert(own)
+                except (psycopg.OperationalError, psycopg.InterfaceError):
+                    raise
+                except psycopg.Error as own_error:
+                    request.fail(own_error)
+            return rows
+
+    async def _insert(self, items: list[_Item]) -> dict[str, _NotStored]:
+        callers = [item.request.caller for item in items]
+        rows = await self._database.fetch(
+            _INSERT,
+            {
+                "ids": [item.id for item in items],
+                "organization_ids": [caller.organization_id for caller in callers],
+                "key_ids": [caller.key_id for caller in callers],
+                "rates": [caller.events_per_minute for caller in callers],
+                "types": [item.event.type for item in items],
+                "data": [item.event.data for item in items],
+                "dedup_ids": [item.event.dedup_id for item in items],
+                "fingerprints": [item.fingerprint for item in items],
+                "distinct_key_ids": list({caller.key_id for caller in callers}),
+                "scope": Scope.EVENTS_WRITE.value,
+                "window": datetime.timedelta(seconds=settings.DEDUP_WINDOW),
+            },
+            class_row(_NotStored),
+        )
+        return {str(row.id): row for row in rows}
+
+    async def _find_holders(self, items: list[_Item]) -> dict[tuple[uuid.UUID, str] | None, _Holder]:
+        wanted = {item.dedup_key for item in items if item.dedup_key is not None}
+        rows = await self._database.fetch(
+            _FIND_HOLDERS,
+            {"organization_ids": [key[0] for key in wanted], "dedup_ids": [key[1] for key in wanted]},
+            class_row(_Holder),
+        )
+        return {(row.organization_id, row.dedup_id): row for row in rows}

@@ -1,0 +1,74 @@
+"""Who makes a request that the front door serves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from core.client_address import client_address
+from core.db import borrow_connection
+from core.front_door.http import Request, Response
+from core.problems import Problem
+from orgs.authentication import authenticate_key, key_in
+from orgs.key_cache import KeyCache
+from orgs.keys import Caller
+from orgs.models import Scope
+from orgs.permissions import require_scope
+
+# Threads that look up keys; a key that is in use is looked up once in ten seconds.
+LOOKUP_THREADS = 4
+# How often a request starts over because its key was changed while it was served.
+MOST_CHANGES = 5
+
+Serve = Callable[[Request, Caller], Awaitable[Response]]
+
+
+class KeyChanged(Exception):
+    """What was remembered of the caller is no longer so: nothing was stored, and the key has to be looked up again."""
+
+
+class Authenticator:
+    """Looks up keys in threads of its own, and remembers them for some seconds."""
+
+    def __init__(self) -> None:
+        self.cache = KeyCache()
+        self._executor = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="keys")
+
+    def requires(self, scope: Scope, serve: Serve) -> Callable[[Request], Awaitable[Response]]:
+        """Return a handler that calls `serve` for callers whose key has the scope.
+
+        serve: may raise KeyChanged.
+        """
+
+        async def handle(request: Request) -> Response:
+            key = key_in(request.header(b"x-api-key"), request.header(b"authorization"))
+            caller = self.cache.get(key)
+            is_remembered = caller is not None
+            if caller is None:
+                caller = await self._look_up(request, key)
+            for _ in range(MOST_CHANGES):
+                try:
+                    require_scope(caller, scope)
+                    return await serve(request, caller)
+                except KeyChanged:
+                    caller, is_remembered = await self._look_up(request, key), False
+                except Problem:
+                    # A remembered caller is refused only if what was remembered still holds.
+                    if not is_remembered:
+                        raise
+                    remembered, is_remembered = caller, False
+                    caller = await self._look_up(request, key)
+                    if caller == remembered:
+                        raise
+            raise KeyChanged("the key changes faster than it can be looked up")
+
+        return handle
+
+    async def _look_up(self, request: Request, key: str) -> Caller:
+        address = client_address(request)
+        caller = await asyncio.get_running_loop().run_in_executor(
+            self._executor, lambda: borrow_connection(lambda: authenticate_key(key, address))
+        )
+        self.cache.add(key, caller)
+        return caller

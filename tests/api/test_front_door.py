@@ -1,0 +1,202 @@
+"""The front door under clients that are slow, silent, or wrong, on real sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from core import wakeups
+from events.models import Event
+from orgs.keys import create_api_key
+from orgs.models import Organization
+from triggers_project import web_worker
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+EVENT = b'{"type":"a","data":1}'
+
+
+class Door:
+    """The front door's address, and a key for it."""
+
+    def __init__(self, port: int, key: str) -> None:
+        self.port = port
+        self.key = key
+
+    def head(self, *lines: str, path: str = "/api/events", method: str = "POST") -> bytes:
+        """Return the head of a request with these further lines."""
+        first = [f"{method} {path} HTTP/1.1", "Host: localhost", f"X-API-Key: {self.key}"]
+        return "\r\n".join([*first, "Content-Type: application/json", *lines, "", ""]).encode()
+
+    def whole(self, body: bytes = EVENT, *lines: str) -> bytes:
+        """Return a complete request."""
+        return self.head(f"Content-Length: {len(body)}", *lines) + body
+
+    def connect(self) -> socket.socket:
+        """Open a connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+
+    @contextlib.contextmanager
+    def connected(self, count: int, first: bytes = b"") -> Iterator[list[socket.socket]]:
+        """Hold connections open that have sent `first` and say no more."""
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(self.connect()) for _ in range(count)]
+            for one in sockets:
+                one.sendall(first)
+            yield sockets
+
+
+@pytest.fixture
+def front(_door: int, organization: Organization) -> Iterator[Door]:
+    """Return the front door with a key of `organization`."""
+    yield Door(_door, create_api_key(organization)[1])
+    assert wakeups.wait_until_woken(30)
+
+
+def read(connected: socket.socket) -> tuple[int, dict[str, str], Any]:
+    """Read one response: its status, its headers by lowercase name, and its document or text."""
+    response = http.client.HTTPResponse(connected)
+    response.begin()
+    content = response.read()
+    headers = {name.lower(): value for name, value in response.getheaders()}
+    return response.status, headers, json.loads(content) if "json" in headers.get("content-type", "") else content
+
+
+def test_clients_that_are_silent_or_slow_keep_nobody_waiting(front: Door) -> None:
+    half_a_body = front.head("Content-Length: 1000") + b'{"type":'
+    with (
+        front.connected(150),
+        front.connected(100, b"POST /api/events HTTP/1.1\r\nHost: loc"),
+        front.connected(100, half_a_body),
+        front.connect() as ours,
+    ):
+        ours.sendall(front.whole())
+        assert read(ours)[0] == 202
+    assert Event.objects.count() == 1
+
+
+def test_a_head_that_is_late_ends_the_connection_and_one_that_is_not_does_not(
+    front: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_worker, "HEAD_SECONDS", 0.2)
+    with front.connected(1) as [silent], front.connected(1, b"POST /api/ev") as [half]:
+        assert silent.recv(1) == half.recv(1) == b""
+    with front.connect() as kept:
+        kept.sendall(front.whole())
+        assert read(kept)[0] == 202
+        with front.connected(1) as [silent]:
+            assert silent.recv(1) == b""  # as long as that, the kept connection has been idle
+        kept.sendall(front.whole())
+        assert read(kept)[0] == 202
+        kept.sendall(b"POST /api/ev")
+        assert kept.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [["X-A: " + "x" * 9000], [f"X-{number}: x" for number in range(150)], ["X-A: " + "x" * 70_000]],
+    ids=["a long field", "many fields", "never ends"],
+)
+def test_a_head_over_a_limit_is_refused(front: Door, lines: list[str]) -> None:
+    with front.connect() as connected:
+        connected.sendall(front.head("Content-Length: 0", *lines))
+        status, headers, _ = read(connected)
+        assert (status, headers["connection"]) == (400, "close")
+
+
+@pytest.mark.parametrize("body", [b"zz\r\n", b"-1\r\n", b"5\r\nabcdefgh\r\n0\r\n\r\n", b"ffffffffffffffffff\r\n"])
+def test_malformed_chunks_are_a_400_that_ends_the_connection(front: Door, body: bytes) -> None:
+    with front.connect() as connected:
+        connected.sendall(front.head("Transfer-Encoding: chunked") + body)
+        status, headers, _ = read(connected)
+        assert (status, headers["connection"]) == (400, "close")
+        assert connected.recv(1) == b""
+    assert not Event.objects.exists()
+
+
+def test_a_body_that_nobody_wanted_is_read_so_that_the_connection_can_be_kept(front: Door) -> None:
+    good, front.key = front.key, "trk_nonsense_nonsense"
+    with front.connect() as connected:
+        connected.sendall(front.whole(b"x" * 200_000))
+        status, headers, _ = read(connected)
+        assert (status, headers.get("connection")) == (401, None)
+        front.key = good
+        connected.sendall(front.whole(b"x" * 5_000_000))
+        assert read(connected)[0] == 413
+        connected.sendall(front.whole())
+        assert read(connected)[0] == 202
+
+
+@pytest.mark.parametrize("lines", [["Content-Length: 100000000"], ["Content-Length: 300000", "Expect: 100-continue"]])
+def test_a_body_that_is_too_long_to_be_read_for_nothing_is_refused_unread(front: Door, lines: list[str]) -> None:
+    with front.connect() as connected:
+        connected.sendall(front.head(*lines))
+        status, headers, problem = read(connected)
+        assert (status, headers["connection"], problem["code"]) == (413, "close", "too_large")
+        assert connected.recv(1) == b""
+
+
+def test_a_body_that_takes_too_long_is_a_408(front: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.front_door.http.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("core.front_door.http.DRAIN_SECONDS", 0.1)
+    with front.connected(1, front.head("Content-Length: 1000") + b'{"type"') as [connected]:
+        status, headers, problem = read(connected)
+        assert (status, headers["connection"], problem["code"]) == (408, "close", "request_timeout")
+    assert not Event.objects.exists()
+
+
+def test_a_body_is_taken_after_100_continue(front: Door) -> None:
+    with front.connect() as connected:
+        connected.sendall(front.head(f"Content-Length: {len(EVENT)}", "Expect: 100-continue"))
+        assert connected.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connected.sendall(EVENT)
+        assert read(connected)[0] == 202
+
+
+def test_requests_sent_at_once_on_one_connection_are_served_in_their_order(front: Door) -> None:
+    with front.connect() as connected:
+        connected.sendall(front.whole() + front.head(method="GET", path="/api/me") + front.whole(b"{}") + front.whole())
+        assert [read(connected)[0] for _ in range(4)] == [202, 200, 400, 202]
+
+
+@pytest.mark.parametrize(
+    "line", ["SCRIPT_NAME: /evil", "Script-Name: /evil", "X_Forwarded_For: 1.2.3.4", "X_API_KEY: x"]
+)
+def test_headers_that_pass_for_others_are_not_believed(front: Door, line: str) -> None:
+    with front.connect() as connected:
+        connected.sendall(front.head(line, "Content-Length: 0", method="GET", path="/"))
+        status, headers, _ = read(connected)
+        assert (status, headers["location"]) == (302, "/api/docs")
+        connected.sendall(front.head(line, "Content-Length: 0", method="GET", path="/api/me"))
+        assert read(connected)[0] == 200
+    front.key = ""
+    with front.connect() as connected:
+        connected.sendall(front.head("X_API_Key: " + front.key, "Content-Length: 0", method="GET", path="/api/me"))
+        assert read(connected)[0] == 401
+
+
+def test_the_front_door_sends_the_headers_that_django_sends(front: Door) -> None:
+    with front.connect() as connected:
+        connected.sendall(front.whole())
+        _, ours, _ = read(connected)
+        connected.sendall(front.head("Content-Length: 0", path="/api/subscriptions"))
+        _, djangos, _ = read(connected)
+    of_the_answer = {"content-type", "location", "ratelimit", "ratelimit-policy", "allow", "vary"}
+    assert set(ours) - of_the_answer == set(djangos) - of_the_answer
+    for name in set(ours) - of_the_answer - {"x-request-id", "x-response-time", "content-length", "date"}:
+        assert ours[name] == djangos[name]
+
+
+def test_a_large_file_is_streamed_whole(front: Door) -> None:
+    path = "/static/drf_spectacular_sidecar/swagger-ui-dist/swagger-ui-bundle.js"
+    with front.connect() as connected:
+        connected.sendall(front.head(method="GET", path=path))
+        status, headers, content = read(connected)
+    assert (status, len(content)) == (200, int(headers["content-length"]))
+    assert len(content) > 1_000_000

@@ -1,0 +1,198 @@
+"""Many requests, one commit: each gets what it would have got alone, and none harms another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from django.db import connection
+from django.db.models.functions import Now
+
+from core.problems import Problem
+from events import group_commit
+from events.group_commit import GroupCommit
+from events.ingest import Ingested, IngestStatus
+from events.models import DedupKey, Event
+from events.payload import NewEvent
+from orgs.front_door import KeyChanged
+from orgs.keys import Caller, authenticate, create_api_key
+from orgs.models import ApiKey, Organization
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+T = TypeVar("T")
+ACCEPTED, DUPLICATE, CONFLICT = IngestStatus.ACCEPTED, IngestStatus.DUPLICATE, IngestStatus.CONFLICT
+
+
+def caller_of(organization: Organization) -> Caller:
+    """Return the holder of a new key."""
+    caller = authenticate(create_api_key(organization)[1])
+    assert caller is not None
+    return caller
+
+
+def with_commits(work: Callable[[GroupCommit], Awaitable[T]]) -> T:
+    """Run `work` with a running GroupCommit."""
+
+    async def run() -> T:
+        async with GroupCommit() as commits:
+            return await work(commits)
+
+    return asyncio.run(run())
+
+
+def accept_at_once(*requests: tuple[Caller, list[NewEvent]]) -> list[Any]:
+    """Offer several requests at the same moment; return for each what became of its events, or its exception."""
+
+    async def offer(commits: GroupCommit) -> list[Any]:
+        accepted = (commits.accept(caller, events, {}) for caller, events in requests)
+        return await asyncio.gather(*accepted, return_exceptions=True)
+
+    return [one if isinstance(one, BaseException) else one[0] for one in with_commits(offer)]
+
+
+def event(number: int = 0, dedup_id: str | None = None) -> NewEvent:
+    return NewEvent("order.created", str(number), dedup_id)
+
+
+def statuses(results: list[Ingested]) -> list[IngestStatus]:
+    return [result.status for result in results]
+
+
+def transactions() -> list[list[str]]:
+    """Return the data of the stored events by transaction, the earliest first."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT array_agg(data ORDER BY id) FROM events_event GROUP BY xmin::text ORDER BY min(created_at)"
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+def test_requests_of_several_organizations_that_come_together_share_a_commit(
+    organization: Organization, other_organization: Organization
+) -> None:
+    callers = [caller_of(organization), caller_of(other_organization)]
+    results = accept_at_once(*((callers[number % 2], [event(number)]) for number in range(20)))
+    assert all(statuses(one) == [ACCEPTED] for one in results)
+    assert len(transactions()) == 1
+    for number, one in enumerate(results):
+        stored = Event.objects.get(id=one[0].event_id)
+        assert (stored.data, stored.organization_id) == (str(number), callers[number % 2].organization_id)
+
+
+def test_what_comes_while_a_commit_is_under_way_shares_the_next_one(organization: Organization) -> None:
+    caller = caller_of(organization)
+
+    async def offer(commits: GroupCommit) -> None:
+        first = asyncio.create_task(commits.accept(caller, [event(0)], {}))
+        await asyncio.sleep(0)  # the first one arrives alone
+        await asyncio.sleep(0)
+        await asyncio.gather(first, *(commits.accept(caller, [event(number)], {}) for number in range(1, 30)))
+
+    with_commits(offer)
+    assert len(transactions()) == 2
+    assert len(transactions()[1]) == 29
+
+
+def test_a_dedup_id_that_comes_twice_at_once_is_accepted_once(
+    organization: Organization, other_organization: Organization
+) -> None:
+    ours, others = caller_of(organization), caller_of(other_organization)
+    results = accept_at_once(
+        (ours, [event(1, "d")]), (ours, [event(1, "d")]), (ours, [event(2, "d")]), (others, [event(1, "d")]),
+        (ours, [event(3, "d"), event(3, "e"), event(3, "e")]),
+    )  # fmt: skip
+    assert [statuses(one) for one in results] == [
+        [ACCEPTED], [DUPLICATE], [CONFLICT], [ACCEPTED], [CONFLICT, ACCEPTED, DUPLICATE],
+    ]  # fmt: skip
+    assert {one[0].event_id for one in results[:3]} == {results[0][0].event_id}
+    assert Event.objects.count() == 3
+    assert accept_at_once((ours, [event(1, "d")]))[0] == [Ingested(DUPLICATE, results[0][0].event_id)]
+
+
+def test_a_dedup_id_whose_window_has_ended_is_free_again(organization: Organization) -> None:
+    caller = caller_of(organization)
+    first = accept_at_once((caller, [event(1, "d")]))[0]
+    DedupKey.objects.update(expires_at=Now())
+    again = accept_at_once((caller, [event(1, "d")]))[0]
+    assert statuses(again) == [ACCEPTED]
+    assert again[0].event_id != first[0].event_id
+
+
+def test_an_event_that_the_database_refuses_fails_alone(
+    organization: Organization, other_organization: Organization
+) -> None:
+    poison = NewEvent("a\x00b", "1", None)  # nothing that passes `parse_event` is like this
+    ours, others = caller_of(organization), caller_of(other_organization)
+    results = accept_at_once((ours, [event(1)]), (others, [event(2), poison]), (ours, [event(3)]))
+    assert statuses(results[0]) == statuses(results[2]) == [ACCEPTED]
+    assert isinstance(results[1], psycopg.DataError)
+    assert sorted(Event.objects.values_list("data", flat=True)) == ["1", "3"]  # a batch is stored whole or not at all
+    assert isinstance(accept_at_once((others, [poison]))[0], psycopg.DataError)
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired", "scope taken", "organization inactive", "rate changed"])
+def test_a_key_that_is_no_longer_as_remembered_stores_nothing_and_harms_nobody(
+    organization: Organization, other_organization: Organization, how: str
+) -> None:
+    ours, others = caller_of(organization), caller_of(other_organization)
+    if how == "revoked":
+        ApiKey.objects.filter(id=ours.key_id).update(revoked_at=Now())
+    elif how == "expired":
+        ApiKey.objects.filter(id=ours.key_id).update(expires_at=Now())
+    elif how == "scope taken":
+        ApiKey.objects.filter(id=ours.key_id).update(scopes=["events:read"])
+    elif how == "organization inactive":
+        Organization.objects.filter(id=organization.id).update(is_active=False)
+    else:
+        Organization.objects.filter(id=organization.id).update(events_per_minute=1)
+    results = accept_at_once((ours, [event(1)]), (others, [event(2)]), (ours, [event(3, "d")]))
+    assert isinstance(results[0], KeyChanged)
+    assert isinstance(results[2], KeyChanged)
+    assert statuses(results[1]) == [ACCEPTED]
+    assert Event.objects.count() == 1
+    assert not DedupKey.objects.exists()
+
+
+def test_the_rate_limit_counts_each_request_of_a_group(organization: Organization) -> None:
+    organization.events_per_minute = 4
+    organization.save()
+    caller = caller_of(organization)
+    results = accept_at_once(*((caller, [event(number)] * size) for number, size in enumerate((1, 2, 3, 1, 1))))
+    codes = [one.code if isinstance(one, Problem) else "" for one in results]
+    assert codes == ["", "", "rate_limited", "", "rate_limited"]
+    assert sorted(Event.objects.values_list("data", flat=True)) == ["0", "1", "1", "3"]
+
+
+def test_organizations_take_turns_when_a_commit_is_full(
+    organization: Organization, other_organization: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "MOST_EVENTS", 2)
+    ours, others = caller_of(organization), caller_of(other_organization)
+    accept_at_once(*((ours, [event(number)]) for number in range(5)), (others, [event(9)]))
+    assert transactions() == [["0", "9"], ["1", "2"], ["3", "4"]]
+
+
+def test_after_the_database_has_closed_the_connection_the_next_event_is_accepted(organization: Organization) -> None:
+    caller = caller_of(organization)
+
+    async def offer(commits: GroupCommit) -> list[IngestStatus]:
+        found = []
+        for number in range(3):
+            results, _ = await commits.accept(caller, [event(number)], {})
+            found += statuses(results)
+            await asyncio.to_thread(_end_other_connections)
+        return found
+
+    assert with_commits(offer) == [ACCEPTED] * 3
+
+
+def _end_other_connections() -> None:
+    with psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": None}) as own:
+        own.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%%events_dedupkey%%'"
+        )

@@ -1,0 +1,17 @@
+"""The ASGI application that gunicorn serves: the front door, with Django behind it."""
+
+from __future__ import annotations
+
+from triggers_project.wsgi import application as site  # first: it loads the apps
+
+# isort: split
+from django.conf import settings
+
+from core.front_door.app import FrontDoor
+from core.garbage_collection import freeze_gc
+from events.api.front_door import EventsDoor
+
+events_door = EventsDoor()
+application = FrontDoor(events_door.routes(), site, settings.WEB_THREADS, [events_door.commits])
+
+freeze_gc()
