@@ -308,7 +308,6 @@ class WebInDoubt(_InDoubt):
 
     name = "gunicorn workers killed with commits in doubt"
     roles = "web"
-    at_least = 3
 
     def strike(self) -> None:
         for pid in self.stack.web_workers():

@@ -11,6 +11,8 @@ from uvicorn_worker import UvicornWorker
 
 # How long a client may take from connecting, or from the first byte of a request, to the end of the request's head.
 HEAD_SECONDS = 20.0
+# How long an idle connection may still bring a request when the server stops.
+LAST_REQUEST_SECONDS = 0.5
 # The largest head of a request, the longest of its fields, and the most of them.
 MAX_HEAD_BYTES = 65536
 MAX_FIELD_BYTES = 8190
@@ -28,6 +30,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     _head_timer: asyncio.TimerHandle | None = None
+    _is_last = False  # the next request is the connection's last one
     _awaits_head = True
     _head_bytes = 0
 
@@ -56,6 +59,23 @@ class BoundedProtocol(HttpToolsProtocol):
         if max((len(value) for _, value in self.headers), default=0) > MAX_FIELD_BYTES:
             raise HeadTooLarge
         super().on_headers_complete()
+        if self._is_last:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Close the connection as the server stops, after LAST_REQUEST_SECONDS if it is idle.
+
+        uvicorn would close an idle connection at once, and with it a request that is on its way.
+        """
+        if self.cycle is not None and not self.cycle.response_complete:
+            super().shutdown()
+            return
+        self._is_last = True
+        self.loop.call_later(LAST_REQUEST_SECONDS, self._close_if_idle)
+
+    def _close_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()

@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from django.conf import settings
 
@@ -87,11 +86,18 @@ class EventsDoor:
         """Do as `backlog.require_room`, with the counts made in a thread."""
         organization_id = caller.organization_id
         if backlog.estimate.is_stale(organization_id):
-            count: Any = asyncio.get_running_loop().run_in_executor(
+            count = asyncio.get_running_loop().run_in_executor(
                 self._counting, lambda: borrow_connection(lambda: backlog.estimate.refresh(organization_id))
             )
-            if not backlog.estimate.is_known(organization_id):
+            if backlog.estimate.is_known(organization_id):
+                count.add_done_callback(_ignore_failure)  # if the database is away, storing the events fails, too
+            else:
                 await count
         problem = backlog.estimate.add(organization_id, events)
         if problem is not None:
             raise problem
+
+
+def _ignore_failure(done: asyncio.Future[None]) -> None:
+    if not done.cancelled():
+        done.exception()

@@ -35,7 +35,7 @@ def _waits_for_a_lock(stack: Stack) -> bool:
     return bool(stack.sql("SELECT 1 FROM pg_stat_activity WHERE usename = 'web' AND wait_event_type = 'Lock'"))
 
 
-def test_when_the_pool_is_exhausted_requests_get_503_and_what_got_a_connection_is_accepted(
+def test_when_the_pool_is_exhausted_requests_get_503_and_what_got_a_connection_is_answered(
     stack: Stack, account: Account, web_log: int
 ) -> None:
     stack.start_web(
@@ -44,18 +44,30 @@ def test_when_the_pool_is_exhausted_requests_get_503_and_what_got_a_connection_i
     assert account.post_event(0).status == 202
     with stack.connect() as blocker, ThreadPoolExecutor(4) as pool:
         blocker.execute("BEGIN")
-        blocker.execute("LOCK TABLE events_event IN EXCLUSIVE MODE")
-        first = _in_background(lambda: account.post_event(1))
+        blocker.execute("LOCK TABLE events_event IN ACCESS EXCLUSIVE MODE")
+        first = _in_background(lambda: account.call("GET", "/api/events"))
         wait_for(lambda: _waits_for_a_lock(stack), "the only connection isn't in use")
-        for answer in pool.map(account.post_event, range(2, 6)):
+        for answer in pool.map(lambda _: account.call("GET", "/api/events"), range(4)):
             assert_unavailable(answer)
         assert account.call("GET", "/api/health").status == 200
         blocker.execute("COMMIT")
         wait_for(lambda: bool(first), "the one with the connection got no answer")
-    assert first[0].status == 202
-    assert events_stored(stack) == 2
+    assert first[0].status == 200
     assert account.post_event(9).status == 202
     assert "Traceback" not in log_of(stack, "web", web_log)
+
+
+def test_events_that_come_while_a_commit_waits_are_accepted_when_it_ends(stack: Stack, account: Account) -> None:
+    stack.start_web(workers=1)
+    with stack.connect() as blocker, ThreadPoolExecutor(8) as pool:
+        blocker.execute("BEGIN")
+        blocker.execute("LOCK TABLE events_event IN EXCLUSIVE MODE")
+        waiting = [pool.submit(account.post_event, number) for number in range(8)]
+        wait_for(lambda: _waits_for_a_lock(stack), "no commit waits for the lock")
+        assert account.call("GET", "/api/me").status == 200
+        blocker.execute("COMMIT")
+        assert [answer.result(60).status for answer in waiting] == [202] * 8
+    assert events_stored(stack) == 8
 
 
 def test_a_deadlock_is_tried_again_and_nothing_is_stored_twice(stack: Stack, account: Account, web_log: int) -> None:
