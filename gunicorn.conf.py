@@ -50,6 +50,10 @@ timeout = 60  # above the 30 s that a request may wait for a database connection
 graceful_timeout = 35
 backlog = 2048
 
+# gunicorn would take these two headers for its own word on where the application is mounted. URL_PREFIX says that.
+forwarder_headers = ""
+header_map = "drop"  # a header with an underscore never passes for the one with a hyphen
+
 limit_request_line = 8190
 limit_request_fields = 100
 limit_request_field_size = 8190

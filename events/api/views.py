@@ -24,6 +24,7 @@ from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_lim
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
 from core.ratelimits import hit
+from core.url_prefix import full_path
 from core.wakeups import EVENTS, wake_soon
 from events import backlog
 from events.api import openapi
@@ -127,7 +128,7 @@ def _log_result(request: Request, result: Ingested, event_type: str, started: fl
 
 def _respond(result: Ingested, headers: dict[str, str]) -> HttpResponse:
     """Return the 202 or 200 for an event.  Raises Problem 409 for a conflict."""
-    location = f"/api/events/{result.event_id}"
+    location = full_path(f"/api/events/{result.event_id}")
     if result.status is IngestStatus.CONFLICT:
         raise Problem(
             "dedup_conflict",

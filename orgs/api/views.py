@@ -16,6 +16,7 @@ from core.json_body import read_object
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, moment, page, parse_parameters, text
+from core.url_prefix import full_path
 from orgs import audit, keys
 from orgs.api.serializers import (
     ApiKeyCreate,
@@ -54,7 +55,7 @@ def _own_key(request: Request, key_id: uuid.UUID) -> ApiKey:
 def _created(key: ApiKey, text: str) -> Response:
     """Return the 201 for a new key, with its full text."""
     shown = ApiKeyWithSecret().to_representation((key, text))
-    return Response(shown, status=201, headers={"Location": f"/api/keys/{key.id}"})
+    return Response(shown, status=201, headers={"Location": full_path(f"/api/keys/{key.id}")})
 
 
 def _require_within(request: Request, scopes: list[str]) -> None:

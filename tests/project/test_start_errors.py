@@ -26,6 +26,7 @@ WRONG = {
     "CSRF_TRUSTED_ORIGINS": "triggers.example.com",
     "USE_HTTPS": "2",
     "TRUSTED_PROXIES": "-1",
+    "URL_PREFIX": "/a b",
     "ADMIN_PATH": "a/b",
     "LOG_LEVEL": "verbose",
     "DB_POOL_SIZE": "0",

@@ -18,6 +18,7 @@ from core.json_body import read_object
 from core.openapi import PAGE, conflict, location
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, page, parse_parameters
+from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.models import Scope
@@ -104,7 +105,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         return Response(
             dict(NewSubscriptionSerializer(subscription, context={"secret": secret}).data),
             status=201,
-            headers={"Location": f"/api/subscriptions/{subscription.id}"},
+            headers={"Location": full_path(f"/api/subscriptions/{subscription.id}")},
         )
 
     @extend_schema(
@@ -220,7 +221,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         return Response(
             dict(RecoverySerializer(run).data),
             status=202,
-            headers={"Location": f"/api/subscriptions/{subscription.id}/recoveries/{run.id}"},
+            headers={"Location": full_path(f"/api/subscriptions/{subscription.id}/recoveries/{run.id}")},
         )
 
     @extend_schema(
