@@ -14,6 +14,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from core.encryption import encrypt
 from core.wakeups import WEBHOOKS, wake
@@ -26,8 +27,20 @@ RESYNC_ROWS = 5000
 DISABLED_BY_REQUEST = "Disabled by request."
 
 
+# Each signature makes the header longer, and endpoints compare all of them.
+MAX_PREVIOUS_SECRETS = 10
+
+
 class TooManySubscriptions(Exception):
     """The organization has MAX_SUBSCRIPTIONS already."""
+
+
+class TooManySecrets(Exception):
+    """MAX_PREVIOUS_SECRETS earlier secrets still sign.  ends_at: when the first of them stops."""
+
+    def __init__(self, ends_at: datetime.datetime) -> None:
+        super().__init__(ends_at)
+        self.ends_at = ends_at
 
 
 def of_organization(organization_id: uuid.UUID) -> QuerySet[Subscription]:
@@ -92,8 +105,8 @@ def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
     subscription.refresh_from_db()
 
 
-def _reset_health(subscription_id: uuid.UUID) -> None:
-    """Clear the record of failures and close the circuit breaker.
+def _reset_health(subscription_id: uuid.UUID, **more: Any) -> None:
+    """Clear the record of failures, close the circuit breaker, and set what `more` names.
 
     In a transaction this comes first: everybody locks the queue before anything else of a subscription.
     """
@@ -104,6 +117,7 @@ def _reset_health(subscription_id: uuid.UUID) -> None:
         failing_since=None,
         recent_failures=[],
         concurrency_window=settings.INITIAL_CONCURRENCY_WINDOW,
+        **more,
     )
 
 
@@ -150,10 +164,7 @@ def enable(subscription: Subscription, *, audit: Callable[[], None] | None = Non
             is_active=True, disabled_at=None, disabled_reason="", updated_at=Now()
         )
         if enabled:  # not if it was deleted meanwhile
-            _reset_health(subscription.pk)
-            SubscriptionQueue.objects.filter(pk=subscription.pk).update(
-                accepts_deliveries=True, needs_resync=True, next_due_at=Now()
-            )
+            _reset_health(subscription.pk, accepts_deliveries=True, needs_resync=True, next_due_at=Now())
         if audit is not None:
             audit()
     resync(subscription.pk)
@@ -173,7 +184,8 @@ def delete(subscription: Subscription, *, audit: Callable[[], None] | None = Non
             is_active=False,
             updated_at=Now(),
             encrypted_secret="",
-            encrypted_previous_secret="",
+            encrypted_previous_secrets=[],
+            previous_secrets_expire_at=[],
             encrypted_headers="",
         )
         SubscriptionQueue.objects.filter(pk=subscription.pk).update(accepts_deliveries=False, needs_resync=True)
@@ -182,22 +194,38 @@ def delete(subscription: Subscription, *, audit: Callable[[], None] | None = Non
     resync(subscription.pk)
 
 
-def rotate_secret(subscription: Subscription, overlap: datetime.timedelta) -> str:
+def rotate_secret(subscription: Subscription, overlap: datetime.timedelta, *, end_earlier: bool = False) -> str:
     """Replace the signing secret and return the new one.
 
-    Requests carry the signatures of both for `overlap`; a zero overlap drops the old secret at once.
+    Requests carry the signatures of both for `overlap`; a zero overlap drops the old secret at once.  Secrets that
+    earlier rotations replaced sign as long as those promised, unless `end_earlier`.  Raises TooManySecrets, or
+    Subscription.DoesNotExist for one that was deleted meanwhile, whose secrets stay erased.
     """
     secret = new_secret()
     with transaction.atomic():
-        locked = Subscription.objects.select_for_update().get(pk=subscription.pk)
+        locked = Subscription.objects.select_for_update().annotate(now=Now()).get(pk=subscription.pk, deleted_at=None)
+        kept: list[tuple[str, datetime.datetime]] = []
+        if not end_earlier:
+            earlier = zip(locked.encrypted_previous_secrets, locked.previous_secrets_expire_at, strict=True)
+            kept = [(sealed, ends_at) for sealed, ends_at in earlier if ends_at > locked.now]
+        if overlap:
+            if len(kept) >= MAX_PREVIOUS_SECRETS:
+                raise TooManySecrets(min(ends_at for _, ends_at in kept))
+            kept.insert(0, (locked.encrypted_secret, locked.now + overlap))
         Subscription.objects.filter(pk=subscription.pk).update(
-            encrypted_previous_secret=locked.encrypted_secret if overlap else "",
-            previous_secret_expires_at=Now() + overlap if overlap else None,
             encrypted_secret=encrypt(secret),
+            encrypted_previous_secrets=[sealed for sealed, _ in kept],
+            previous_secrets_expire_at=[ends_at for _, ends_at in kept],
             updated_at=Now(),
         )
     subscription.refresh_from_db()
     return secret
+
+
+def ends_of_previous_secrets(subscription: Subscription) -> list[datetime.datetime]:
+    """Return when each of the earlier secrets that still sign stops, that of the last rotation first."""
+    now = timezone.now()
+    return [ends_at for ends_at in subscription.previous_secrets_expire_at if ends_at > now]
 
 
 def resync(subscription_id: uuid.UUID, rows: int = RESYNC_ROWS) -> bool:
