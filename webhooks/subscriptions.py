@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import structlog
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from core.db import is_transient
 from core.encryption import encrypt
 from core.wakeups import WEBHOOKS, wake
+from orgs.audit import record
 from orgs.models import Organization
 from webhooks.destinations.http.endpoint import seal_headers
 from webhooks.destinations.http.signing import new_secret
 from webhooks.models import Delivery, DeliveryStatus, Subscription, SubscriptionQueue
 
+log = structlog.get_logger()
+
 RESYNC_ROWS = 5000
+# In the audit log, `system:` and this stands for what a worker does by itself.
+AUTOMATIC = "worker"
 DISABLED_BY_REQUEST = "Disabled by request."
 
 
@@ -121,65 +129,90 @@ def _reset_health(subscription_id: uuid.UUID, **more: Any) -> None:
     )
 
 
-def disable_in_transaction(subscription_ids: Iterable[uuid.UUID], reason: str) -> int:
-    """Disable those of the subscriptions that are active, in the caller's transaction; return how many.
+Audit = Callable[[], None]
 
-    From its commit on no worker claims their deliveries.  Afterwards call `resync` for each, or let the sweep do it:
-    it marks their waiting deliveries as held.
+
+def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None) -> bool:
+    """Disable the subscription in the caller's transaction; return False if it isn't active.
+
+    From the commit on no worker claims its deliveries.  Afterwards call `resync`, or let the sweep do it: it marks the
+    waiting deliveries as held.
     """
-    ids = list(subscription_ids)
     # The queue first: everybody locks it before anything else of a subscription.
-    list(SubscriptionQueue.objects.select_for_update().filter(pk__in=ids).order_by("pk").values_list("pk"))
-    changed = Subscription.objects.filter(pk__in=ids, is_active=True, deleted_at=None).update(
+    SubscriptionQueue.objects.select_for_update().filter(pk=subscription_id).first()
+    changed = Subscription.objects.filter(pk=subscription_id, is_active=True, deleted_at=None).update(
         is_active=False, disabled_at=Now(), disabled_reason=reason[:500], updated_at=Now()
     )
-    SubscriptionQueue.objects.filter(pk__in=ids).update(accepts_deliveries=False, needs_resync=True)
-    return changed
+    SubscriptionQueue.objects.filter(pk=subscription_id).update(accepts_deliveries=False, needs_resync=True)
+    if changed and audit is not None:
+        audit()
+    return bool(changed)
 
 
-def disable(
-    subscription: Subscription, reason: str = DISABLED_BY_REQUEST, *, audit: Callable[[], None] | None = None
-) -> None:
+def disable_automatically(subscription_id: uuid.UUID, reason: str) -> bool:
+    """Disable a subscription whose endpoint asks for it or fails for too long, in the caller's transaction.
+
+    Returns False if that, or its audit entry, is refused: then the subscription stays as it is, its deliveries go on,
+    and the next failure tries again; what else the transaction does isn't harmed.
+    """
+    organization_id = Subscription.objects.values_list("organization_id", flat=True).get(pk=subscription_id)
+    entry = partial(
+        record, "subscription.disable", actor=f"system:{AUTOMATIC}", organization_id=organization_id,
+        target=subscription_id, detail={"reason": reason},
+    )  # fmt: skip
+    try:
+        with transaction.atomic():
+            _disable(subscription_id, reason, entry)
+    except DatabaseError as error:
+        if is_transient(error):
+            raise
+        log.error("subscription_not_disabled", subscription_id=str(subscription_id), error=repr(error)[:300])
+        # Deliveries that were held because it would be disabled are due again.
+        SubscriptionQueue.objects.filter(pk=subscription_id).update(needs_resync=True)
+        return False
+    return True
+
+
+def disable(subscription: Subscription, reason: str = DISABLED_BY_REQUEST, *, audit: Audit | None = None) -> None:
     """Stop sending to the subscription; its waiting and new deliveries are held until `enable`.
 
     audit: writes the audit entry; called in the transaction of the change, so that there is never one without the
-    other.
+    other, and only if there is a change.
     """
     with transaction.atomic():
-        disable_in_transaction([subscription.pk], reason)
-        if audit is not None:
-            audit()
+        _disable(subscription.pk, reason, audit)
     resync(subscription.pk)
     subscription.refresh_from_db()
 
 
-def enable(subscription: Subscription, *, audit: Callable[[], None] | None = None) -> None:
+def enable(subscription: Subscription, *, audit: Audit | None = None) -> None:
     """Send to the subscription again, with a clean record; its held deliveries are due now.
 
     audit: as in `disable`.
     """
     with transaction.atomic():
         SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
+        # Not if it was deleted meanwhile.  One that is active is enabled, too: that clears its record of failures.
         enabled = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
             is_active=True, disabled_at=None, disabled_reason="", updated_at=Now()
         )
-        if enabled:  # not if it was deleted meanwhile
+        if enabled:
             _reset_health(subscription.pk, accepts_deliveries=True, needs_resync=True, next_due_at=Now())
-        if audit is not None:
-            audit()
+            if audit is not None:
+                audit()
     resync(subscription.pk)
     wake(WEBHOOKS)
     subscription.refresh_from_db()
 
 
-def delete(subscription: Subscription, *, audit: Callable[[], None] | None = None) -> None:
+def delete(subscription: Subscription, *, audit: Audit | None = None) -> None:
     """Stop sending, cancel the waiting deliveries, erase the secrets and hide the subscription.
 
     Its row stays, because deliveries refer to it.  audit: as in `disable`.
     """
     with transaction.atomic():
         SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
-        Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
+        deleted = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
             deleted_at=Now(),
             is_active=False,
             updated_at=Now(),
@@ -189,7 +222,7 @@ def delete(subscription: Subscription, *, audit: Callable[[], None] | None = Non
             encrypted_headers="",
         )
         SubscriptionQueue.objects.filter(pk=subscription.pk).update(accepts_deliveries=False, needs_resync=True)
-        if audit is not None:
+        if deleted and audit is not None:
             audit()
     resync(subscription.pk)
 

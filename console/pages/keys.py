@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -147,7 +148,8 @@ class ApiKeyAdmin(BoundedAdmin):
             return
         changed = 0
         for key in ApiKey.objects.filter(pk__in=chosen):
-            if keys.revoke(key):
-                changed += 1
-                audit.record_for_user(request, "key.revoke", key.organization_id, key.pk, {"prefix": key.prefix})
+            with transaction.atomic():
+                if keys.revoke(key):
+                    changed += 1
+                    audit.record_for_user(request, "key.revoke", key.organization_id, key.pk, {"prefix": key.prefix})
         report(self, request, "revoked", changed, {"already revoked": len(chosen) - changed})

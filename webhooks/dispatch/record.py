@@ -17,7 +17,7 @@ from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
 from webhooks.models import DeliveryStatus
 from webhooks.queues import LockedQueue, lock_queues, locking_cursor
-from webhooks.subscriptions import disable_in_transaction
+from webhooks.subscriptions import disable_automatically
 
 log = structlog.get_logger()
 
@@ -248,10 +248,10 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
     disabled = {
         key: update.disable_reason
         for key, update in queues.items()
-        if update.disable_reason and update.queue.accepts_deliveries
+        if update.disable_reason
+        and update.queue.accepts_deliveries
+        and disable_automatically(key, update.disable_reason)
     }
-    for subscription_id, reason in disabled.items():
-        disable_in_transaction([subscription_id], reason)
     made_room = any(update.queue.is_full for update in queues.values()) or any(delay == 0 for _, delay in steps)
     return disabled, made_room
 
