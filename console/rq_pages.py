@@ -13,6 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.templatetags.static import static
 from django.urls import re_path, reverse
 from django_rq import cron_views, stats_views, utils, views
+from django_rq.queues import DjangoRQ
 from django_rq.urls import get_admin_urlpatterns
 from redis import Redis
 from redis.exceptions import RedisError
@@ -23,6 +24,7 @@ from core.wakeups import WakeUp
 
 # The pages read jobs through RQ's own class, one of them with RQ's default serializer, which unpickles.  Ours reads
 # JSON within bounds, and nothing else.
+DjangoRQ.job_class = WakeUp
 for _module in (views, utils, cron_views):
     _module.Job = WakeUp  # type: ignore[attr-defined]
 

@@ -300,6 +300,12 @@ OPTIONS: tuple[Option, ...] = (
         "60",
         "Failed authentications per client address and minute; beyond it 429.",
     ),
+    Option(
+        "MAX_API_KEYS",
+        _integer(1, 1_000_000),
+        "1000",
+        "Most API keys of one organization; revoked and expired ones don't count.",
+    ),
     Option("MAX_SUBSCRIPTIONS", _integer(1, 1_000_000), "1000", "Most subscriptions of one organization."),
     # Workers
     Option("MAX_CONCURRENT_EVENTS", _integer(1, 10_000), "1000", "Events that a worker claims and fans out at a time."),

@@ -47,6 +47,25 @@ class ApiKeyForm(_ApiKeyForm):
             raise forms.ValidationError("Must be in the future.")
         return expires_at
 
+    def clean(self) -> Any:
+        """Refuse a key too many, new or with its life prolonged."""
+        cleaned = super().clean() or {}
+        organization = cleaned.get("organization") if self.instance._state.adding else self.instance.organization
+        if organization is not None and (self.instance._state.adding or self._revives(cleaned)):
+            try:
+                # The lock lasts until the key is saved: Django's form views are one transaction.
+                keys.require_room(organization.pk, lock=True)
+            except keys.TooManyKeys as error:
+                self.add_error("organization" if self.instance._state.adding else "expires_at", str(error))
+        return cleaned
+
+    def _revives(self, cleaned: dict[str, Any]) -> bool:
+        """Return whether an expired key would work again.  The instance holds the new values when forms are cleaned."""
+        if self.instance.revoked_at is not None or "expires_at" not in cleaned:
+            return False
+        before, after, now = self.initial.get("expires_at"), cleaned["expires_at"], timezone.now()
+        return before is not None and before <= now and (after is None or after > now)
+
 
 class KeyStateFilter(admin.SimpleListFilter):
     """Keys that are revoked, or that aren't."""

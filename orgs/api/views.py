@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
+from django.conf import settings
 from django.db import transaction
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
 from rest_framework.request import Request
@@ -74,6 +77,15 @@ def _require_no_longer(request: Request, expires_at: datetime.datetime | None) -
         ) from None
 
 
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Turn a key too many into a 409."""
+    try:
+        yield
+    except keys.TooManyKeys as error:
+        raise Problem("too_many_keys", str(error), extra={"limit_keys": settings.MAX_API_KEYS}) from None
+
+
 class KeyListView(APIView):
     """The organization's keys."""
 
@@ -92,7 +104,7 @@ class KeyListView(APIView):
         summary="Make a key",
         parameters=[location(201)],
         request=ApiKeyCreate,
-        responses={201: ApiKeyWithSecret},
+        responses={201: ApiKeyWithSecret, **conflict("too_many_keys")},
         examples=[OpenApiExample("key", KEY_EXAMPLE, request_only=True)],
     )
     def post(self, request: Request) -> Response:
@@ -104,7 +116,7 @@ class KeyListView(APIView):
         _require_within(request, scopes)
         expires_at = wanted.get("expires_at", caller_of(request).expires_at)
         _require_no_longer(request, expires_at)
-        with transaction.atomic():
+        with _limited(), transaction.atomic():
             key, secret = keys.create_api_key(
                 caller_of(request).organization_id,
                 name=wanted["name"],
@@ -154,7 +166,7 @@ class KeyRotateView(APIView):
         request=ApiKeyRotate,
         responses={
             201: ApiKeyWithSecret,
-            **conflict("key_revoked", "key_expired"),
+            **conflict("key_revoked", "key_expired", "too_many_keys"),
         },
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
@@ -167,7 +179,7 @@ class KeyRotateView(APIView):
         _require_no_longer(request, old.expires_at)
         overlap = datetime.timedelta(seconds=serializer.validated_data["overlap_seconds"])
         try:
-            with transaction.atomic():
+            with _limited(), transaction.atomic():
                 key, secret = keys.rotate(old, overlap)
                 audit.record_for_caller(
                     request,

@@ -327,7 +327,7 @@ def test_deleting_failed_jobs_unpickles_nothing(operator: Client, tmp_path: Path
 def test_bombs_cost_the_pages_no_memory(operator: Client) -> None:
     redis = get_redis_connection("default")
     small = zlib_bomb(50)
-    jobs = [_push(EVENTS, fields) for fields in bombs()]
+    jobs = [_push(EVENTS, {**fields, "status": "failed"}) for fields in bombs()]
     for job_id in jobs:
         redis.zadd("rq:failed:events", {job_id: 2**40})
         redis.xadd(f"rq:results:{job_id}", {"type": 2, "exc_string": base64.b64encode(small), "worker_name": ""})
