@@ -152,8 +152,8 @@ def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None) -> bo
 def disable_automatically(subscription_id: uuid.UUID, reason: str) -> bool:
     """Disable a subscription whose endpoint asks for it or fails for too long, in the caller's transaction.
 
-    Returns False if that, or its audit entry, is refused: then the subscription stays as it is, its deliveries go on,
-    and the next failure tries again; what else the transaction does isn't harmed.
+    Returns False if that, or its audit entry, is refused: then the subscription stays as it is, and the next failure
+    tries again; what else the transaction does isn't harmed.
     """
     organization_id = Subscription.objects.values_list("organization_id", flat=True).get(pk=subscription_id)
     entry = partial(
@@ -167,8 +167,6 @@ def disable_automatically(subscription_id: uuid.UUID, reason: str) -> bool:
         if is_transient(error):
             raise
         log.error("subscription_not_disabled", subscription_id=str(subscription_id), error=repr(error)[:300])
-        # Deliveries that were held because it would be disabled are due again.
-        SubscriptionQueue.objects.filter(pk=subscription_id).update(needs_resync=True)
         return False
     return True
 

@@ -348,8 +348,8 @@ def test_no_automatic_disable_without_its_entry_and_the_attempt_is_recorded(
     assert DeliveryAttempt.objects.get().status_code == 410
     assert SubscriptionQueue.objects.get().in_flight == 0
     # The delivery that would have waited for the disabled subscription goes on.
-    assert subscriptions.resync(subscription.pk)
     assert statuses() == ["pending"]
+    assert SubscriptionQueue.objects.get().next_due_at is not None
     assert Delivery.objects.get().next_attempt_at is not None
 
 
