@@ -59,7 +59,7 @@ def deliver(delivery_id: str) -> None:
 
     delivery = Delivery.objects.select_related("event", "subscription").get(id=delivery_id)
     event, subscription = delivery.event, delivery.subscription
-    receiver = open_endpoint(subscription.url, subscription.encrypted_headers, subscription.encrypted_secret, "")
+    receiver = open_endpoint(subscription.url, subscription.encrypted_headers, subscription.encrypted_secret)
     head = orjson.dumps({"id": event.id, "type": event.type, "timestamp": event.created_at}, option=orjson.OPT_UTC_Z)
     body = head[:-1] + b',"data":' + event.data.encode() + b"}"
     now = timezone.now()

@@ -53,15 +53,19 @@ def too_large(limit: int) -> Problem:
     return Problem("too_large", f"The body is over the limit of {limit} bytes.", extra={"limit_bytes": limit})
 
 
-def check_json(body: bytes, value: Any) -> None:
-    """Reject JSON that parses but can't be stored: nested deeper than MAX_JSON_DEPTH, or with U+0000 in a string.
-
-    Raises Problem 400.
-    """
-    # Walking the value is the exception: counting brackets and searching for the escape clears almost every body.
+def depth_error(body: bytes, value: Any) -> str | None:
+    """Return what is wrong with JSON that is nested deeper than MAX_JSON_DEPTH, or None."""
+    # Walking the value is the exception: counting brackets clears almost every body.
     depth: int = settings.MAX_JSON_DEPTH
     if body.count(b"[") + body.count(b"{") > depth and not _shallower_than(value, depth):
-        raise invalid([("", f"nested more than {depth} levels deep")])
+        return f"nested more than {depth} levels deep"
+    return None
+
+
+def _check(body: bytes, value: Any) -> None:
+    """Reject JSON that parses but can't be stored: nested too deep, or with U+0000 in a string.  Raises Problem 400."""
+    if reason := depth_error(body, value):
+        raise invalid([("", reason)])
     if b"\\u0000" in body:
         pointer = _find_nul(value, "")
         if pointer is not None:
@@ -109,7 +113,7 @@ def parse_json(body: bytes) -> Any:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Problem("invalid_json", f"The body is not valid JSON: {error}.") from None
-    check_json(body, value)
+    _check(body, value)
     return value
 
 

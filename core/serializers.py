@@ -52,6 +52,15 @@ class StrictIntegerField(serializers.IntegerField):
         return int(super().to_internal_value(data))
 
 
+class StrictBooleanField(serializers.BooleanField):
+    """True or false.  DRF's own field also takes strings and numbers."""
+
+    def to_internal_value(self, data: Any) -> bool:
+        if not isinstance(data, bool):
+            raise serializers.ValidationError("must be true or false")
+        return data
+
+
 class StrictFloatField(serializers.FloatField):
     """A number.  DRF's own field also takes strings and booleans."""
 

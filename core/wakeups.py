@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
+from base64 import b64decode
+from collections.abc import Iterable
 from typing import Any
 
 import structlog
 from django.conf import settings
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq import Queue
-from rq.job import Job
+from rq.exceptions import NoSuchJobError
+from rq.job import Job, parse_job_id
+from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from core.redis import RedisUnavailable, call_redis
@@ -26,6 +32,8 @@ EVENTS = "events"
 WEBHOOKS = "webhooks"
 
 JOB_TIMEOUT_SECONDS = 180
+RESULT_TTL_SECONDS = 0
+FAILURE_TTL_SECONDS = 3600
 # Pause between two wake-ups on behalf of requests: whatever was committed meanwhile shares the next one.
 SHARE_SECONDS = 0.005
 
@@ -34,11 +42,127 @@ class ForbiddenJob(Exception):
     """A job on our queues names a function that isn't in settings.WAKE_UP_JOBS."""
 
 
+# A wake-up takes about 300 bytes in Redis; with the traceback of a failure, some thousand.
+MAX_FIELD_BYTES = 64 * 1024
+MAX_INFLATED_BYTES = 256 * 1024
+MAX_RESULTS = 10
+
+# What is read of a job.  Not in the list: everything with which RQ would do more than run one of our functions once,
+# such as webhooks (requests to any URL), callbacks, retries, repetitions, and dependencies; and what may be in any
+# serialization, such as `meta` and `result`.
+_FIELDS = (
+    "data", "origin", "status", "description", "exc_info", "worker_name",
+    "created_at", "enqueued_at", "started_at", "ended_at", "last_heartbeat",
+)  # fmt: skip
+
+# Redis itself leaves out what is too long, so that it never reaches this process.
+_READ_FIELDS = """
+local found = {}
+for i = 2, #ARGV do
+    if redis.call('HSTRLEN', KEYS[1], ARGV[i]) <= tonumber(ARGV[1]) then
+        found[i - 1] = redis.call('HGET', KEYS[1], ARGV[i])
+    else
+        found[i - 1] = false
+    end
+end
+return {redis.call('EXISTS', KEYS[1]), found}
+"""
+_READ_RESULTS = """
+local found = {}
+for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', ARGV[2])) do
+    local size = 0
+    for _, word in ipairs(entry[2]) do size = size + #word end
+    if size <= tonumber(ARGV[1]) then found[#found + 1] = entry end
+end
+return found
+"""
+
+
+def _stays_small(compressed: bytes) -> bool:
+    """Return whether what zlib makes of `compressed` has at most MAX_INFLATED_BYTES; it isn't inflated any further."""
+    try:
+        return len(zlib.decompressobj().decompress(compressed, MAX_INFLATED_BYTES + 1)) <= MAX_INFLATED_BYTES
+    except zlib.error:
+        return True  # RQ takes it as it is, then
+
+
 class WakeUp(Job):
     """An RQ job that can only call one of settings.WAKE_UP_JOBS, without arguments.
 
-    Anyone who can write to Redis can put any function's name into a job; this class refuses to import it.
+    Anyone who can write to Redis can put any function's name into a job; this class refuses to import it.  Nor can
+    they put in what costs more than it takes in Redis, or what RQ can't read: such a job is dropped, as one that
+    doesn't exist, with a line in the log.
     """
+
+    def __init__(self, id: str | None = None, connection: Redis | None = None, serializer: Any = None) -> None:
+        # RQ's default would unpickle.
+        super().__init__(id, connection, JSONSerializer)
+
+    @classmethod
+    def fetch(cls, id: str, connection: Redis | None = None, serializer: Any = None) -> WakeUp:  # noqa: ARG003
+        """Return the job.  Raises NoSuchJobError, also for one that isn't a readable job of ours."""
+        try:
+            job = cls(parse_job_id(id), connection)
+        except ValueError:
+            raise _dropped(id, "the id isn't one") from None
+        job.refresh()
+        return job
+
+    @classmethod
+    def fetch_many(cls, job_ids: Iterable[str], connection: Redis, serializer: Any = None) -> list[Job | None]:  # noqa: ARG003
+        """Return the jobs, None for each one that `fetch` would refuse."""
+        found: list[Job | None] = []
+        for job_id in job_ids:
+            try:
+                found.append(cls.fetch(job_id, connection))
+            except NoSuchJobError:
+                found.append(None)
+        return found
+
+    def refresh(self) -> None:
+        """Read the job from Redis.  Raises NoSuchJobError."""
+        try:
+            exists, values = self.connection.eval(_READ_FIELDS, 1, self.key, MAX_FIELD_BYTES, *_FIELDS)
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            raise _dropped(self.id, "its key holds something else") from None
+        if not exists:
+            raise NoSuchJobError(f"No such job: {self.key}")
+        fields = {name: value for name, value in zip(_FIELDS, values, strict=True) if value is not None}
+        if "data" not in fields:
+            raise _dropped(self.id, "its data is missing or too long")
+        if not _stays_small(fields["data"]):
+            raise _dropped(self.id, "its data inflates beyond all bounds")
+        if not _stays_small(fields.get("exc_info", b"")):
+            del fields["exc_info"]
+        try:
+            self.restore(fields)
+            _ = self.func_name  # which is read from `data` only now
+        except Exception as error:
+            raise _dropped(self.id, f"it can't be read: {error!r}") from None
+        self.timeout = JOB_TIMEOUT_SECONDS
+        self.result_ttl, self.failure_ttl = RESULT_TTL_SECONDS, FAILURE_TTL_SECONDS
+
+    def latest_result(self, timeout: int = 0) -> Result | None:
+        """Return what came of the job last."""
+        return next(iter(self._read_results(1)), None)
+
+    def results(self) -> list[Result]:
+        """Return what came of the job, the last first."""
+        return self._read_results(MAX_RESULTS)
+
+    def _read_results(self, most: int) -> list[Result]:
+        key = Result.get_key(self.id)
+        found = []
+        for result_id, words in self.connection.eval(_READ_RESULTS, 1, key, MAX_FIELD_BYTES, most):
+            fields = dict(zip(words[::2], words[1::2], strict=True))
+            try:
+                if _stays_small(b64decode(fields.get(b"exc_string", b""))):
+                    found.append(Result.restore(self.id, result_id.decode(), fields, self.connection, JSONSerializer))
+            except Exception as error:
+                log.warning("job_result_dropped", job_id=self.id, reason=repr(error)[:300])
+        return found
 
     @property
     def func(self) -> Any:
@@ -59,6 +183,12 @@ class WakeUp(Job):
         return None
 
 
+def _dropped(job_id: str, reason: str) -> NoSuchJobError:
+    """Log that a job is dropped, and return what RQ takes for a job that doesn't exist, and passes over."""
+    log.warning("job_dropped", job_id=job_id[:100], reason=reason[:300])
+    return NoSuchJobError(f"No such job: {job_id[:100]}")
+
+
 def wake(queue_name: str) -> bool:
     """Tell the workers that `queue_name` has work.  False while Redis is away: the sweep will find the work."""
 
@@ -67,8 +197,8 @@ def wake(queue_name: str) -> bool:
         queue.enqueue_call(
             settings.WAKE_UP_JOBS[queue_name],
             timeout=JOB_TIMEOUT_SECONDS,
-            result_ttl=0,
-            failure_ttl=3600,
+            result_ttl=RESULT_TTL_SECONDS,
+            failure_ttl=FAILURE_TTL_SECONDS,
             description=f"wake {queue_name}",
         )
 

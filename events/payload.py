@@ -1,7 +1,8 @@
 """From the bytes of a request to events: validation without losing a byte of `data`.
 
-orjson says whether the JSON is valid and what the small fields are; msgspec finds the bytes of `data`
-as they were sent, so that large integers, key order and number forms stay what the producer wrote.
+orjson says whether the JSON is valid and what the small fields are; msgspec finds the bytes of `data` as they were
+sent, so that large integers, key order and number forms stay what the producer wrote.  What orjson refuses although it
+is JSON (`1e400`, a lone surrogate in an escape) goes through `core.json_text`, which takes longer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from core.json_body import check_json, parse_json
+from core import json_text
+from core.json_body import depth_error
 from core.problems import Problem, invalid
 
 MAX_TYPE_CHARACTERS = 255
@@ -26,6 +28,7 @@ EVENT_TYPE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _KNOWN = {"type", "data", "payload", "dedup_id"}
 
 
@@ -43,14 +46,37 @@ class NewEvent:
         Blank space and the order of members don't matter; a number counts by its digits, so that
         two integers that a float can't tell apart stay different.
         """
-        value = json.loads(self.data, parse_int=_digits, parse_float=_digits)
-        canonical = json.dumps([self.type, value], sort_keys=True, separators=(",", ":"))
+        if "\\u0000" in self.data:
+            value = json.loads(self.data, parse_int=_Digits, parse_float=_Digits)
+            # No JSON begins like this, so no event of the other kind has the same canonical text.
+            canonical = f"exact {json.dumps(self.type)} {_canonical(value)}"
+        else:
+            value = json.loads(self.data, parse_int=_marked, parse_float=_marked)
+            canonical = json.dumps([self.type, value], sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).digest()
 
 
-def _digits(text: str) -> list[str]:
-    # U+0000 can't be in a payload, so no payload looks like a marked number.
-    return ["\x00", text]
+def _marked(digits: str) -> list[str]:
+    # Only for payloads without U+0000: there, no array looks like a marked number.
+    return ["\x00", digits]
+
+
+class _Digits:
+    """A number, by its digits."""
+
+    def __init__(self, digits: str) -> None:
+        self.digits = digits
+
+
+def _canonical(value: Any) -> str:
+    """Return one text for each JSON value.  The nesting is bounded by MAX_JSON_DEPTH."""
+    if isinstance(value, _Digits):
+        return value.digits
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{json.dumps(name)}:{_canonical(value[name])}" for name in sorted(value)) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(_canonical(item) for item in value) + "]"
+    return json.dumps(value)
 
 
 def event_type_error(value: Any) -> str | None:
@@ -71,17 +97,23 @@ def _dedup_id_error(value: Any) -> str | None:
         return "must be a string"
     if not 1 <= len(value) <= MAX_DEDUP_ID_CHARACTERS:
         return f"must have 1 to {MAX_DEDUP_ID_CHARACTERS} characters"
+    if "\x00" in value:
+        return "contains the character U+0000, which can't be stored"
+    if _SURROGATE.search(value):
+        return "contains half of a surrogate pair, which is no character"
     return None
+
+
+def _pointer(name: str) -> str:
+    """Return the JSON pointer to a member, with lone surrogates spelled out."""
+    shown = _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
+    return "/" + shown.replace("~", "~0").replace("/", "~1")
 
 
 def _errors(value: Any) -> list[tuple[str, str]]:
     if not isinstance(value, dict):
         return [("", "must be a JSON object")]
-    errors = [
-        ("/" + name.replace("~", "~0").replace("/", "~1"), "is not a known field")
-        for name in value
-        if name not in _KNOWN
-    ]
+    errors = [(_pointer(name), "is not a known field") for name in value if name not in _KNOWN]
     if "type" not in value:
         errors.append(("/type", "is required"))
     elif reason := event_type_error(value["type"]):
@@ -95,19 +127,70 @@ def _errors(value: Any) -> list[tuple[str, str]]:
     return errors
 
 
-def _build(raw: bytes | msgspec.Raw, value: dict[str, Any]) -> NewEvent:
-    members = _members.decode(raw)
-    data = bytes(members["data" if "data" in value else "payload"]).decode()
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """A JSON text and its value.  by_orjson: orjson took it; else numbers in `value` are 0."""
+
+    text: bytes
+    value: Any
+    by_orjson: bool
+
+    def member(self, name: str) -> str:
+        """Return the text of a member, exactly as it was sent."""
+        if self.by_orjson:
+            return bytes(_members.decode(self.text)[name]).decode()
+        return json_text.members(self.text)[name]
+
+    def items(self) -> list[bytes]:
+        """Return the text of each item, exactly as it was sent."""
+        if self.by_orjson:
+            return [bytes(item) for item in _items.decode(self.text)]
+        return json_text.items(self.text)
+
+
+class _NotJson(ValueError):
+    """A text isn't JSON, or nested far too deep; the message says which."""
+
+
+def _parse(text: bytes) -> _Parsed:
+    """Parse what RFC 8259 allows.  Raises _NotJson."""
+    try:
+        return _Parsed(text, orjson.loads(text), True)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return _Parsed(text, json_text.parse(text), False)
+    except ValueError as error:
+        raise _NotJson(f"is not valid JSON: {error}") from None
+    except RecursionError:
+        raise _NotJson("is nested too deep") from None
+
+
+def _build(parsed: _Parsed) -> NewEvent:
+    value = parsed.value
+    data = parsed.member("data" if "data" in value else "payload")
     return NewEvent(type=value["type"], data=data, dedup_id=value.get("dedup_id"))
+
+
+def _load(body: bytes, expected: str) -> _Parsed:
+    """Parse a whole body.  expected: what it should be.  Raises Problem 400."""
+    if not body:
+        raise Problem("invalid_json", f"The body is empty; send {expected}.")
+    try:
+        return _parse(body)
+    except _NotJson as error:
+        raise Problem("invalid_json", f"The body {error}.") from None
 
 
 def parse_event(body: bytes) -> NewEvent:
     """Return the event in a request's body.  Raises Problem 400 that names each wrong field."""
-    value = parse_json(body)
-    errors = _errors(value)
+    parsed = _load(body, "a JSON object")
+    if reason := depth_error(body, parsed.value):
+        raise invalid([("", reason)])
+    errors = _errors(parsed.value)
     if errors:
         raise invalid(errors, "The event is not valid.")
-    return _build(body, value)
+    return _build(parsed)
 
 
 def parse_batch(
@@ -122,11 +205,11 @@ def parse_batch(
     if ndjson:
         items = [line for line in body.split(b"\n") if line.strip()]
     else:
-        value = _load(body)
-        if not isinstance(value, list):
+        parsed = _load(body, "a JSON array of events")
+        if not isinstance(parsed.value, list):
             raise invalid([("", "must be a JSON array of events")])
         try:
-            items = [bytes(item) for item in _items.decode(body)]
+            items = parsed.items()
         except RecursionError:
             raise invalid([("", "is nested too deep")]) from None
     if not items:
@@ -140,24 +223,13 @@ def parse_batch(
     return [_parse_item(item, max_event_bytes) for item in items]
 
 
-def _load(body: bytes) -> Any:
-    if not body:
-        raise Problem("invalid_json", "The body is empty.")
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Problem("invalid_json", f"The body is not valid JSON: {error}.") from None
-
-
 def _parse_item(item: bytes, max_event_bytes: int) -> NewEvent | list[tuple[str, str]]:
     if len(item) > max_event_bytes:
         return [("", f"is over the limit of {max_event_bytes} bytes for one event")]
     try:
-        value = orjson.loads(item)
-    except orjson.JSONDecodeError as error:
-        return [("", f"is not valid JSON: {error}")]
-    try:
-        check_json(item, value)
-    except Problem as problem:
-        return [(error["pointer"], error["detail"]) for error in problem.errors]
-    return _errors(value) or _build(item, value)
+        parsed = _parse(item)
+    except _NotJson as error:
+        return [("", str(error))]
+    if reason := depth_error(item, parsed.value):
+        return [("", reason)]
+    return _errors(parsed.value) or _build(parsed)

@@ -22,7 +22,12 @@ def record(
 ) -> None:
     """Add an entry, in the caller's transaction.
 
-    actor: `key:<prefix>`, `user:<name>` or `command:<name>`.  detail: JSON without any secret.
+    The action belongs into the same transaction, so that neither is ever there without the other.  What takes many
+    transactions (a command that goes through a table) gets an entry before the first one, and one with its figures
+    after the last.
+
+    actor: `key:<prefix>`, `user:<name>`, `command:<name>`, or `system:worker` for what happens by itself.
+    detail: JSON without any secret.
     """
     AuditEntry.objects.create(
         organization_id=organization_id,

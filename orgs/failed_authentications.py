@@ -7,8 +7,6 @@ are looked up at a limited rate.
 
 from __future__ import annotations
 
-import hashlib
-import ipaddress
 import math
 import threading
 import time
@@ -16,6 +14,7 @@ import time
 from cachetools import TLRUCache
 from django.conf import settings
 
+from core.client_address import client_network
 from core.ratelimits import RateLimitDecision, hit
 from orgs.known_keys import known_keys
 
@@ -23,19 +22,6 @@ POLICY = "auth-failures"
 MOST_ADDRESSES = 10_000
 # For all blocked addresses of a process together: how often a key that it hasn't seen working is looked up.
 LOOKUPS_PER_SECOND = 20
-
-
-def subject(address: str) -> str:
-    """Return what failures are counted by: an IPv4 address, or the /64 that one IPv6 client has to itself."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return hashlib.sha256(address.encode()).hexdigest()[:32]
-    if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
-    return str(parsed)
 
 
 class FailedAuthentications:
@@ -51,7 +37,7 @@ class FailedAuthentications:
 
     def count(self, address: str) -> RateLimitDecision:
         """Count a failure and return whether the address is still within its limit."""
-        who = subject(address)
+        who = client_network(address)
         decision = hit(POLICY, who, settings.AUTH_FAILURES_PER_MINUTE)
         if not decision.allowed:
             with self._lock:
@@ -61,7 +47,7 @@ class FailedAuthentications:
     def refuse_early(self, address: str, key: str) -> RateLimitDecision | None:
         """Return the refusal of an address over its limit whose key is not to be looked up now, else None."""
         with self._lock:
-            ends_at = self._blocked.get(subject(address)) if self._blocked.currsize else None
+            ends_at = self._blocked.get(client_network(address)) if self._blocked.currsize else None
         if ends_at is None or key in known_keys or self._may_look_up():
             return None
         return RateLimitDecision(

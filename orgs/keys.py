@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -32,6 +33,15 @@ class ScopeError(ValueError):
 
 class ExpiryError(ScopeError):
     """A key tried to create one that outlives it."""
+
+
+class TooManyKeys(Exception):
+    """The organization has MAX_API_KEYS keys already; the message says so."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"The organization has {settings.MAX_API_KEYS} API keys, which is the limit. Revoke one that isn't used."
+        )
 
 
 class KeyEnded(ValueError):
@@ -76,12 +86,35 @@ def create_api_key(
 ) -> tuple[ApiKey, str]:
     """Create a key and return it with its full text, which is not stored and can't be read again.
 
-    scopes: None grants all of them.
+    scopes: None grants all of them.  Raises TooManyKeys.
     """
+    organization_id = organization.id if isinstance(organization, Organization) else organization
+    with transaction.atomic():
+        require_room(organization_id, lock=True)
+        return _create(organization_id, name, scopes, expires_at)
+
+
+def require_room(organization_id: uuid.UUID, *, lock: bool = False) -> None:
+    """Raise TooManyKeys when the organization has MAX_API_KEYS keys that are neither revoked nor expired.
+
+    lock: let nobody else create one until the end of the caller's transaction: two that count at once would both find
+    room for one more.
+    """
+    if lock:
+        Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
+    live = ApiKey.objects.filter(Q(expires_at=None) | Q(expires_at__gt=Now()), revoked_at=None)
+    if live.filter(organization_id=organization_id).count() >= settings.MAX_API_KEYS:
+        raise TooManyKeys
+
+
+def _create(
+    organization_id: uuid.UUID, name: str, scopes: Iterable[str] | None, expires_at: datetime.datetime | None
+) -> tuple[ApiKey, str]:
+    """Create a key, whether or not the organization has room for it."""
     prefix = "".join(secrets.choice(_ALPHABET) for _ in range(_PREFIX_CHARACTERS))
     key = f"trk_{prefix}_{secrets.token_urlsafe(32)}"
     row = ApiKey.objects.create(
-        organization_id=organization.id if isinstance(organization, Organization) else organization,
+        organization_id=organization_id,
         name=name,
         prefix=prefix,
         secret_hash=_hash(key),
@@ -160,7 +193,7 @@ def rotate(key: ApiKey, overlap: datetime.timedelta) -> tuple[ApiKey, str]:
     """Create a key with the same name, scopes and expiry; the old one expires after `overlap`.
 
     Returns the new key and its full text.  The old key never lives longer than it would have.  Raises KeyEnded for a
-    key that is revoked or has expired, even since it was read.
+    key that is revoked or has expired, even since it was read, and TooManyKeys, unless `overlap` is zero.
     """
     with transaction.atomic():
         now = Now()
@@ -169,7 +202,9 @@ def rotate(key: ApiKey, overlap: datetime.timedelta) -> tuple[ApiKey, str]:
             raise KeyEnded("revoked")
         if old.expired:
             raise KeyEnded("expired")
-        new_key, text = create_api_key(old.organization_id, name=old.name, scopes=old.scopes, expires_at=old.expires_at)
+        if overlap:  # else the successor takes the old key's place
+            require_room(old.organization_id, lock=True)
+        new_key, text = _create(old.organization_id, old.name, old.scopes, old.expires_at)
         ApiKey.objects.filter(pk=old.pk).filter(Q(expires_at=None) | Q(expires_at__gt=now + overlap)).update(
             expires_at=now + overlap
         )

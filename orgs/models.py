@@ -97,7 +97,9 @@ class AuditEntry(models.Model):
     organization = models.ForeignKey(
         Organization, null=True, on_delete=models.DO_NOTHING, related_name="+", db_constraint=False
     )
-    actor = models.CharField(max_length=200, help_text="`key:<prefix>`, `user:<name>` or `command:<name>`")
+    actor = models.CharField(
+        max_length=200, help_text="`key:<prefix>`, `user:<name>`, `command:<name>` or `system:worker`"
+    )
     action = models.CharField(max_length=60)
     target = models.CharField(max_length=200, blank=True)
     detail = models.JSONField(default=dict)

@@ -37,6 +37,13 @@ register(
         },
     ),
     ProblemType(
+        "too_many_keys",
+        409,
+        "The organization has as many API keys as it may, `limit_keys`; revoked and expired ones don't count.",
+        "The organization has 1000 API keys, which is the limit. Revoke one that isn't used.",
+        {"limit_keys": 1000},
+    ),
+    ProblemType(
         "key_revoked",
         409,
         "The key to rotate is revoked.",

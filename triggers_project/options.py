@@ -158,6 +158,16 @@ def _path_segment(raw: str) -> str:
     return value
 
 
+def _url_prefix(raw: str) -> str:
+    """Return the prefix with a slash before it and none after it, or an empty text."""
+    value = raw.strip().strip("/")
+    if value and not re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", value):
+        raise OptionError("expected a path such as /triggers, of letters, digits, -, _ and / between segments")
+    if value.split("/")[0] in {"api", "static"}:
+        raise OptionError("expected a path whose first segment is not api or static, which are taken")
+    return f"/{value}" if value else ""
+
+
 def _url_or_empty(*schemes: str) -> Callable[[str], str]:
     def parse(raw: str) -> str:
         value = raw.strip()
@@ -239,6 +249,12 @@ OPTIONS: tuple[Option, ...] = (
         "0",
         "How many reverse proxies in front append to `X-Forwarded-For`; 0 takes the peer's address.",
     ),
+    Option(
+        "URL_PREFIX",
+        _url_prefix,
+        "",
+        "Path under which everything is served, e.g. `/triggers`. Not `api`, `static` or ADMIN_PATH.",
+    ),
     Option("ADMIN_PATH", _path_segment, "admin", "Path segment of the Django admin; not `api` or `static`."),
     Option("LOG_LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "Level of the JSON log on stderr."),
     # Database connections
@@ -301,6 +317,12 @@ OPTIONS: tuple[Option, ...] = (
         _integer(1, 1_000_000),
         "60",
         "Failed authentications per client address and minute; beyond it 429.",
+    ),
+    Option(
+        "MAX_API_KEYS",
+        _integer(1, 1_000_000),
+        "1000",
+        "Most API keys of one organization; revoked and expired ones don't count.",
     ),
     Option("MAX_SUBSCRIPTIONS", _integer(1, 1_000_000), "1000", "Most subscriptions of one organization."),
     # Workers
@@ -476,6 +498,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
                 Fernet(key)
             except ValueError:
                 problems.append(f"SECRETS_ENCRYPTION_KEYS is wrong: key {position} is not 32 bytes in url-safe base64.")
+    if values["URL_PREFIX"].split("/")[1:2] == [values["ADMIN_PATH"]]:
+        problems.append("URL_PREFIX is wrong: its first segment is ADMIN_PATH, so the two can't be told apart.")
     if values["ENVIRONMENT"] == "production":
         problems += _unsafe(values)
     return problems

@@ -34,6 +34,7 @@ ALLOWED_HOSTS: list[str] = [*_options["ALLOWED_HOSTS"], "127.0.0.1"]
 CSRF_TRUSTED_ORIGINS: list[str] = _options["CSRF_TRUSTED_ORIGINS"]
 USE_HTTPS: bool = _options["USE_HTTPS"]
 TRUSTED_PROXIES: int = _options["TRUSTED_PROXIES"]
+URL_PREFIX: str = _options["URL_PREFIX"]
 ADMIN_PATH: str = _options["ADMIN_PATH"]
 LOG_LEVEL: str = _options["LOG_LEVEL"]
 DB_POOL_SIZE: int = _options["DB_POOL_SIZE"]
@@ -52,6 +53,7 @@ MAX_WAITING_DELIVERIES: int = _options["MAX_WAITING_DELIVERIES"]
 DEFAULT_EVENTS_PER_MINUTE: int = _options["DEFAULT_EVENTS_PER_MINUTE"]
 DEFAULT_RETENTION_DAYS: int = _options["DEFAULT_RETENTION_DAYS"]
 AUTH_FAILURES_PER_MINUTE: int = _options["AUTH_FAILURES_PER_MINUTE"]
+MAX_API_KEYS: int = _options["MAX_API_KEYS"]
 MAX_SUBSCRIPTIONS: int = _options["MAX_SUBSCRIPTIONS"]
 MAX_CONCURRENT_EVENTS: int = _options["MAX_CONCURRENT_EVENTS"]
 MAX_CONCURRENT_DELIVERIES: int = _options["MAX_CONCURRENT_DELIVERIES"]
@@ -90,6 +92,7 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
+    "whitenoise.runserver_nostatic",  # `runserver` serves static files as gunicorn does
     "django.contrib.staticfiles",
     "rest_framework",
     "drf_spectacular",
@@ -119,6 +122,8 @@ MIDDLEWARE = [
 ROOT_URLCONF = "triggers_project.urls"
 WSGI_APPLICATION = "triggers_project.wsgi.application"
 APPEND_SLASH = True
+# Empty where there is no prefix, so that Django never takes one from a request; see core.url_prefix.
+FORCE_SCRIPT_NAME = URL_PREFIX
 
 TEMPLATES = [
     {
@@ -231,6 +236,7 @@ SPECTACULAR_SETTINGS = {
         "webhooks.api.openapi.add_webhook_body",
         "triggers_project.openapi.add_health",
     ],
+    "SERVERS": [{"url": URL_PREFIX}] if URL_PREFIX else [],
     "WEBHOOKS": ["webhooks.api.openapi.event_webhook"],
     "SERVE_AUTHENTICATION": [],
     "SERVE_PERMISSIONS": [],
@@ -255,19 +261,23 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 AXES_FAILURE_LIMIT = _options["LOGIN_FAILURE_LIMIT"]
 AXES_COOLOFF_TIME = LOGIN_COOLOFF / 3600
+AXES_CLIENT_IP_CALLABLE = "core.client_address.lockout_address"
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_RESET_ON_SUCCESS = True
 AXES_VERBOSE = False
 AXES_ENABLE_ADMIN = False
 LOGIN_URL = "admin:login"
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"  # a cookie of its own would be for /
 
 SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_PATH = CSRF_COOKIE_PATH = f"{URL_PREFIX}/"
 SESSION_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_AGE = 12 * 3600
 CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = USE_HTTPS
 SECURE_SSL_REDIRECT = USE_HTTPS
-SECURE_REDIRECT_EXEMPT = [r"^api/health$"]  # load balancers ask on plain HTTP inside the network
+# Load balancers ask on plain HTTP inside the network, with or without the prefix.
+SECURE_REDIRECT_EXEMPT = [rf"^{URL_PREFIX[1:]}/?api/health$"]
 SECURE_HSTS_SECONDS = 31536000 if USE_HTTPS else 0
 SECURE_HSTS_INCLUDE_SUBDOMAINS = USE_HTTPS
 SECURE_HSTS_PRELOAD = USE_HTTPS
@@ -288,7 +298,7 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 
-STATIC_URL = "/static/"
+STATIC_URL = f"{URL_PREFIX}/static/"
 STATIC_ROOT = BASE_DIR / ".local" / "static" if ENVIRONMENT == "development" else BASE_DIR / "staticfiles"
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},

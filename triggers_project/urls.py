@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import include, path
+from django.urls import include, path, reverse
 from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
@@ -15,7 +15,7 @@ from triggers_project import health
 
 def index(request: HttpRequest) -> HttpResponse:
     """Lead a browser to the API's page."""
-    return HttpResponseRedirect("/api/docs")
+    return HttpResponseRedirect(reverse("docs"))
 
 
 # Nothing under /api/ believes a cookie, so nothing there needs a CSRF token; DRF exempts its views itself.

@@ -8,8 +8,10 @@ import os
 from django.core.wsgi import get_wsgi_application
 from django.urls import resolve
 
+from core.url_prefix import serve_below_prefix
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "triggers_project.settings")
 
-application = get_wsgi_application()
+application = serve_below_prefix(get_wsgi_application())
 
 resolve("/api/events")  # imports the views, which Django would do on the first request

@@ -9,7 +9,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import HashIndex
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from core.ids import new_id
@@ -31,8 +31,9 @@ class Subscription(models.Model):
     encrypted_headers = models.TextField(blank=True, default="", editable=False)
     header_names = ArrayField(models.CharField(max_length=100), default=list, blank=True, editable=False)
     encrypted_secret = models.TextField(editable=False)
-    encrypted_previous_secret = models.TextField(blank=True, default="", editable=False)
-    previous_secret_expires_at = models.DateTimeField(null=True, editable=False)
+    # The secrets that were rotated out, newest first, and when each of them stops signing.
+    encrypted_previous_secrets = ArrayField(models.TextField(), default=list, blank=True, editable=False)
+    previous_secrets_expire_at = ArrayField(models.DateTimeField(), default=list, blank=True, editable=False)
     is_active = models.BooleanField(default=True)
     disabled_at = models.DateTimeField(null=True)
     disabled_reason = models.CharField(max_length=500, blank=True, default="")
@@ -59,6 +60,12 @@ class Subscription(models.Model):
                 fields=["organization", "created_at", "id"], condition=Q(deleted_at=None), name="webhooks_sub_list"
             ),
             HashIndex(fields=["url"], name="webhooks_sub_url"),
+        ]
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(encrypted_previous_secrets__len=F("previous_secrets_expire_at__len")),
+                name="webhooks_sub_previous_secrets",
+            )
         ]
 
     def __str__(self) -> str:

@@ -10,6 +10,13 @@ register(
         "The organization has as many subscriptions as it may.",
     ),
     ProblemType(
+        "too_many_previous_secrets",
+        409,
+        "Ten earlier secrets still sign; `next_rotation_at` says when the first of them stops.",
+        "Ten earlier secrets still sign. Rotate again at 2027-01-31T12:00:00Z, or end them with `end_earlier_secrets`.",
+        {"next_rotation_at": "2027-01-31T12:00:00Z"},
+    ),
+    ProblemType(
         "not_retryable",
         409,
         "The delivery is in flight, held or cancelled; `delivery_status` says which.",

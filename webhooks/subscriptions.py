@@ -7,27 +7,48 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import structlog
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
+from django.utils import timezone
 
+from core.db import is_transient
 from core.encryption import encrypt
 from core.wakeups import WEBHOOKS, wake
+from orgs.audit import record
 from orgs.models import Organization
 from webhooks.destinations.http.endpoint import seal_headers
 from webhooks.destinations.http.signing import new_secret
 from webhooks.models import Delivery, DeliveryStatus, Subscription, SubscriptionQueue
 
+log = structlog.get_logger()
+
 RESYNC_ROWS = 5000
+# In the audit log, `system:` and this stands for what a worker does by itself.
+AUTOMATIC = "worker"
 DISABLED_BY_REQUEST = "Disabled by request."
+
+
+# Each signature makes the header longer, and endpoints compare all of them.
+MAX_PREVIOUS_SECRETS = 10
 
 
 class TooManySubscriptions(Exception):
     """The organization has MAX_SUBSCRIPTIONS already."""
+
+
+class TooManySecrets(Exception):
+    """MAX_PREVIOUS_SECRETS earlier secrets still sign.  ends_at: when the first of them stops."""
+
+    def __init__(self, ends_at: datetime.datetime) -> None:
+        super().__init__(ends_at)
+        self.ends_at = ends_at
 
 
 def of_organization(organization_id: uuid.UUID) -> QuerySet[Subscription]:
@@ -92,8 +113,8 @@ def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
     subscription.refresh_from_db()
 
 
-def _reset_health(subscription_id: uuid.UUID) -> None:
-    """Clear the record of failures and close the circuit breaker.
+def _reset_health(subscription_id: uuid.UUID, **more: Any) -> None:
+    """Clear the record of failures, close the circuit breaker, and set what `more` names.
 
     In a transaction this comes first: everybody locks the queue before anything else of a subscription.
     """
@@ -104,100 +125,138 @@ def _reset_health(subscription_id: uuid.UUID) -> None:
         failing_since=None,
         recent_failures=[],
         concurrency_window=settings.INITIAL_CONCURRENCY_WINDOW,
+        **more,
     )
 
 
-def disable_in_transaction(subscription_ids: Iterable[uuid.UUID], reason: str) -> int:
-    """Disable those of the subscriptions that are active, in the caller's transaction; return how many.
+Audit = Callable[[], None]
 
-    From its commit on no worker claims their deliveries.  Afterwards call `resync` for each, or let the sweep do it:
-    it marks their waiting deliveries as held.
+
+def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None) -> bool:
+    """Disable the subscription in the caller's transaction; return False if it isn't active.
+
+    From the commit on no worker claims its deliveries.  Afterwards call `resync`, or let the sweep do it: it marks the
+    waiting deliveries as held.
     """
-    ids = list(subscription_ids)
     # The queue first: everybody locks it before anything else of a subscription.
-    list(SubscriptionQueue.objects.select_for_update().filter(pk__in=ids).order_by("pk").values_list("pk"))
-    changed = Subscription.objects.filter(pk__in=ids, is_active=True, deleted_at=None).update(
+    SubscriptionQueue.objects.select_for_update().filter(pk=subscription_id).first()
+    changed = Subscription.objects.filter(pk=subscription_id, is_active=True, deleted_at=None).update(
         is_active=False, disabled_at=Now(), disabled_reason=reason[:500], updated_at=Now()
     )
-    SubscriptionQueue.objects.filter(pk__in=ids).update(accepts_deliveries=False, needs_resync=True)
-    return changed
+    SubscriptionQueue.objects.filter(pk=subscription_id).update(accepts_deliveries=False, needs_resync=True)
+    if changed and audit is not None:
+        audit()
+    return bool(changed)
 
 
-def disable(
-    subscription: Subscription, reason: str = DISABLED_BY_REQUEST, *, audit: Callable[[], None] | None = None
-) -> None:
+def disable_automatically(subscription_id: uuid.UUID, reason: str) -> bool:
+    """Disable a subscription whose endpoint asks for it or fails for too long, in the caller's transaction.
+
+    Returns False if that, or its audit entry, is refused: then the subscription stays as it is, and the next failure
+    tries again; what else the transaction does isn't harmed.
+    """
+    organization_id = Subscription.objects.values_list("organization_id", flat=True).get(pk=subscription_id)
+    entry = partial(
+        record, "subscription.disable", actor=f"system:{AUTOMATIC}", organization_id=organization_id,
+        target=subscription_id, detail={"reason": reason},
+    )  # fmt: skip
+    try:
+        with transaction.atomic():
+            _disable(subscription_id, reason, entry)
+    except DatabaseError as error:
+        if is_transient(error):
+            raise
+        log.error("subscription_not_disabled", subscription_id=str(subscription_id), error=repr(error)[:300])
+        return False
+    return True
+
+
+def disable(subscription: Subscription, reason: str = DISABLED_BY_REQUEST, *, audit: Audit | None = None) -> None:
     """Stop sending to the subscription; its waiting and new deliveries are held until `enable`.
 
     audit: writes the audit entry; called in the transaction of the change, so that there is never one without the
-    other.
+    other, and only if there is a change.
     """
     with transaction.atomic():
-        disable_in_transaction([subscription.pk], reason)
-        if audit is not None:
-            audit()
+        _disable(subscription.pk, reason, audit)
     resync(subscription.pk)
     subscription.refresh_from_db()
 
 
-def enable(subscription: Subscription, *, audit: Callable[[], None] | None = None) -> None:
+def enable(subscription: Subscription, *, audit: Audit | None = None) -> None:
     """Send to the subscription again, with a clean record; its held deliveries are due now.
 
     audit: as in `disable`.
     """
     with transaction.atomic():
         SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
+        # Not if it was deleted meanwhile.  One that is active is enabled, too: that clears its record of failures.
         enabled = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
             is_active=True, disabled_at=None, disabled_reason="", updated_at=Now()
         )
-        if enabled:  # not if it was deleted meanwhile
-            _reset_health(subscription.pk)
-            SubscriptionQueue.objects.filter(pk=subscription.pk).update(
-                accepts_deliveries=True, needs_resync=True, next_due_at=Now()
-            )
-        if audit is not None:
-            audit()
+        if enabled:
+            _reset_health(subscription.pk, accepts_deliveries=True, needs_resync=True, next_due_at=Now())
+            if audit is not None:
+                audit()
     resync(subscription.pk)
     wake(WEBHOOKS)
     subscription.refresh_from_db()
 
 
-def delete(subscription: Subscription, *, audit: Callable[[], None] | None = None) -> None:
+def delete(subscription: Subscription, *, audit: Audit | None = None) -> None:
     """Stop sending, cancel the waiting deliveries, erase the secrets and hide the subscription.
 
     Its row stays, because deliveries refer to it.  audit: as in `disable`.
     """
     with transaction.atomic():
         SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
-        Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
+        deleted = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
             deleted_at=Now(),
             is_active=False,
             updated_at=Now(),
             encrypted_secret="",
-            encrypted_previous_secret="",
+            encrypted_previous_secrets=[],
+            previous_secrets_expire_at=[],
             encrypted_headers="",
         )
         SubscriptionQueue.objects.filter(pk=subscription.pk).update(accepts_deliveries=False, needs_resync=True)
-        if audit is not None:
+        if deleted and audit is not None:
             audit()
     resync(subscription.pk)
 
 
-def rotate_secret(subscription: Subscription, overlap: datetime.timedelta) -> str:
+def rotate_secret(subscription: Subscription, overlap: datetime.timedelta, *, end_earlier: bool = False) -> str:
     """Replace the signing secret and return the new one.
 
-    Requests carry the signatures of both for `overlap`; a zero overlap drops the old secret at once.
+    Requests carry the signatures of both for `overlap`; a zero overlap drops the old secret at once.  Secrets that
+    earlier rotations replaced sign as long as those promised, unless `end_earlier`.  Raises TooManySecrets, or
+    Subscription.DoesNotExist for one that was deleted meanwhile, whose secrets stay erased.
     """
     secret = new_secret()
     with transaction.atomic():
-        locked = Subscription.objects.select_for_update().get(pk=subscription.pk)
+        locked = Subscription.objects.select_for_update().annotate(now=Now()).get(pk=subscription.pk, deleted_at=None)
+        kept: list[tuple[str, datetime.datetime]] = []
+        if not end_earlier:
+            earlier = zip(locked.encrypted_previous_secrets, locked.previous_secrets_expire_at, strict=True)
+            kept = [(sealed, ends_at) for sealed, ends_at in earlier if ends_at > locked.now]
+        if overlap:
+            if len(kept) >= MAX_PREVIOUS_SECRETS:
+                raise TooManySecrets(min(ends_at for _, ends_at in kept))
+            kept.insert(0, (locked.encrypted_secret, locked.now + overlap))
         Subscription.objects.filter(pk=subscription.pk).update(
-            encrypted_previous_secret=locked.encrypted_secret if overlap else "",
-            previous_secret_expires_at=Now() + overlap if overlap else None,
             encrypted_secret=encrypt(secret),
+            encrypted_previous_secrets=[sealed for sealed, _ in kept],
+            previous_secrets_expire_at=[ends_at for _, ends_at in kept],
             updated_at=Now(),
         )
     subscription.refresh_from_db()
     return secret
+
+
+def ends_of_previous_secrets(subscription: Subscription) -> list[datetime.datetime]:
+    """Return when each of the earlier secrets that still sign stops, that of the last rotation first."""
+    now = timezone.now()
+    return [ends_at for ends_at in subscription.previous_secrets_expire_at if ends_at > now]
 
 
 def resync(subscription_id: uuid.UUID, rows: int = RESYNC_ROWS) -> bool:

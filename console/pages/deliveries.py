@@ -122,7 +122,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return (
             super().get_queryset(request).defer("event__data", "subscription__encrypted_headers",
                                                 "subscription__encrypted_secret",
-                                                "subscription__encrypted_previous_secret")
+                                                "subscription__encrypted_previous_secrets")
             .select_related("organization", "subscription", "event")
         )  # fmt: skip
 

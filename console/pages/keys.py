@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
@@ -45,6 +46,25 @@ class ApiKeyForm(_ApiKeyForm):
         if self.instance._state.adding and expires_at is not None and expires_at <= timezone.now():
             raise forms.ValidationError("Must be in the future.")
         return expires_at
+
+    def clean(self) -> Any:
+        """Refuse a key too many, new or with its life prolonged."""
+        cleaned = super().clean() or {}
+        organization = cleaned.get("organization") if self.instance._state.adding else self.instance.organization
+        if organization is not None and (self.instance._state.adding or self._revives(cleaned)):
+            try:
+                # The lock lasts until the key is saved: Django's form views are one transaction.
+                keys.require_room(organization.pk, lock=True)
+            except keys.TooManyKeys as error:
+                self.add_error("organization" if self.instance._state.adding else "expires_at", str(error))
+        return cleaned
+
+    def _revives(self, cleaned: dict[str, Any]) -> bool:
+        """Return whether an expired key would work again.  The instance holds the new values when forms are cleaned."""
+        if self.instance.revoked_at is not None or "expires_at" not in cleaned:
+            return False
+        before, after, now = self.initial.get("expires_at"), cleaned["expires_at"], timezone.now()
+        return before is not None and before <= now and (after is None or after > now)
 
 
 class KeyStateFilter(admin.SimpleListFilter):
@@ -147,7 +167,8 @@ class ApiKeyAdmin(BoundedAdmin):
             return
         changed = 0
         for key in ApiKey.objects.filter(pk__in=chosen):
-            if keys.revoke(key):
-                changed += 1
-                audit.record_for_user(request, "key.revoke", key.organization_id, key.pk, {"prefix": key.prefix})
+            with transaction.atomic():
+                if keys.revoke(key):
+                    changed += 1
+                    audit.record_for_user(request, "key.revoke", key.organization_id, key.pk, {"prefix": key.prefix})
         report(self, request, "revoked", changed, {"already revoked": len(chosen) - changed})

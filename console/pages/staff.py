@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import forms
 from django.contrib import admin
 from django.contrib.admin.forms import AdminAuthenticationForm
-from django.contrib.auth.admin import UserAdmin
+from django.contrib.auth.admin import GroupAdmin, UserAdmin
 from django.contrib.auth.forms import UsernameField
 from django.contrib.auth.models import Group, User
+from django.db import transaction
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
+from django.utils.decorators import method_decorator
+from django.views.decorators.debug import sensitive_post_parameters
 
 from orgs import audit
+
+if TYPE_CHECKING:
+    _ModelAdmin = admin.ModelAdmin[Any]
+else:  # the class takes no parameters when the program runs
+    _ModelAdmin = admin.ModelAdmin
 
 STAFF_GROUPS = ("viewer", "operator", "owner")
 
@@ -27,12 +35,57 @@ class LoginForm(AdminAuthenticationForm):
 
 admin.site.login_form = LoginForm
 admin.site.unregister(User)
+admin.site.unregister(Group)
+
+
+class AuditedAdmin(_ModelAdmin):
+    """Writes what is done to Django's own models to the audit log, in the transaction of the change."""
+
+    audit_noun = ""
+
+    def audit(self, request: HttpRequest, action: str, row: Any, detail: dict[str, Any]) -> None:
+        """Write what was done to a row to the audit log."""
+        audit.record_for_user(request, f"{self.audit_noun}.{action}", None, row, detail)
+
+    def changed_detail(self, row: Any) -> dict[str, Any]:
+        """Return what an entry says about the row besides the names of the changed fields."""
+        return {}
+
+    def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        """Log an addition in the audit log, too."""
+        self.audit(request, "create", obj, {})
+        return super().log_addition(request, obj, message)
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        """Log a change in the audit log, too."""
+        change = message if isinstance(message, str) else json.dumps(message)
+        self.audit(request, "change", obj, {"change": change, **self.changed_detail(obj)})
+        return super().log_change(request, obj, message)
+
+    def log_deletions(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
+        """Log deletions in the audit log, too."""
+        for row in queryset:
+            self.audit(request, "delete", row, {})
+        return super().log_deletions(request, queryset)
+
+    def response_action(self, request: HttpRequest, *more: Any, **words: Any) -> HttpResponse | None:
+        """Run an action, such as deleting the selected rows, in one transaction with its entries."""
+        with transaction.atomic():
+            return super().response_action(request, *more, **words)
+
+
+@admin.register(Group)
+class StaffGroupAdmin(AuditedAdmin, GroupAdmin):
+    """Groups of staff.  Only a superuser changes them."""
+
+    audit_noun = "group"
 
 
 @admin.register(User)
-class StaffAdmin(UserAdmin):  # type: ignore[type-arg]
+class StaffAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]
     """Users of the admin.  An owner assigns the three groups; anything beyond them takes a superuser."""
 
+    audit_noun = "user"
     list_display = ("username", "is_active", "is_staff", "is_superuser", "groups_display", "last_login")
     list_filter = ("is_staff", "is_superuser", "is_active", "groups")
     _owners_fieldsets: ClassVar = (
@@ -41,29 +94,16 @@ class StaffAdmin(UserAdmin):  # type: ignore[type-arg]
         ("Dates", {"fields": ("last_login", "date_joined")}),
     )
 
-    def audit(self, request: HttpRequest, action: str, row: Any, detail: dict[str, Any]) -> None:
-        """Write what was done to a user to the audit log."""
-        audit.record_for_user(request, action, None, row.username, detail)
+    def changed_detail(self, row: User) -> dict[str, Any]:
+        """Return the rights that the user has now."""
+        return {"groups": self.groups_display(row), "is_staff": row.is_staff, "is_active": row.is_active,
+                "is_superuser": row.is_superuser}  # fmt: skip
 
-    def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        """Log an addition in the audit log, too."""
-        self.audit(request, "user.create", obj, {})
-        return super().log_addition(request, obj, message)
-
-    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        """Log a change in the audit log, too."""
-        self.audit(
-            request, "user.change", obj,
-            {"change": message if isinstance(message, str) else json.dumps(message), "groups": self.groups_display(obj),
-             "is_staff": obj.is_staff, "is_active": obj.is_active, "is_superuser": obj.is_superuser},
-        )  # fmt: skip
-        return super().log_change(request, obj, message)
-
-    def log_deletions(self, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
-        """Log deletions in the audit log, too."""
-        for user in queryset:
-            self.audit(request, "user.delete", user, {})
-        return super().log_deletions(request, queryset)
+    @method_decorator(sensitive_post_parameters())
+    def user_change_password(self, request: HttpRequest, id: str, form_url: str = "") -> HttpResponse:
+        """Set somebody's password, in one transaction with the entry about it."""
+        with transaction.atomic():
+            return super().user_change_password(request, id, form_url)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
         """Return users with their groups."""

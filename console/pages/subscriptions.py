@@ -76,7 +76,7 @@ class SubscriptionAdmin(BoundedAdmin):
     )  # fmt: skip
     _status_fields = (
         "id", "status_display", "disabled_reason_display", "disabled_at", "header_names_display",
-        "previous_secret_expires_at", "created_at", "updated_at", "deleted_at",
+        "previous_secrets_display", "created_at", "updated_at", "deleted_at",
     )  # fmt: skip
     _queue_fields = (
         "in_flight", "concurrency_window", "has_backlog", "paused_until", "failing_since", "consecutive_failures",
@@ -87,7 +87,7 @@ class SubscriptionAdmin(BoundedAdmin):
         """Return subscriptions with their queues, without their secrets."""
         return (
             super().get_queryset(request).select_related("organization", "queue")
-            .defer("encrypted_headers", "encrypted_secret", "encrypted_previous_secret")
+            .defer("encrypted_headers", "encrypted_secret", "encrypted_previous_secrets")
         )  # fmt: skip
 
     def get_fieldsets(self, request: HttpRequest, obj: Subscription | None = None) -> Any:
@@ -170,6 +170,10 @@ class SubscriptionAdmin(BoundedAdmin):
     @admin.display(description="custom headers")
     def header_names_display(self, row: Subscription) -> SafeString | str:
         return lines([short(name) for name in row.header_names]) or "-"
+
+    @admin.display(description="earlier secrets sign until")
+    def previous_secrets_display(self, row: Subscription) -> SafeString | str:
+        return lines([format_time(end) for end in subscriptions.ends_of_previous_secrets(row)]) or "-"
 
     @admin.display(description="in flight")
     def in_flight(self, row: Subscription) -> object:

@@ -24,6 +24,7 @@ from core.front_door.http import ClientGone, Receive, Request, Response, Scope, 
 from core.front_door.wsgi_bridge import WSGIApplication, WSGIBridge
 from core.middleware import MAX_URL_CHARACTERS, REQUEST_ID
 from core.problems import MEDIA_TYPE, Problem, document
+from core.url_prefix import path_below
 
 log = structlog.get_logger()
 
@@ -76,7 +77,7 @@ class FrontDoor:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
+        path = path_below(scope["path"])
         if path.startswith("/api/"):
             path = path.rstrip("/")
         handler = self._routes.get((scope["method"], path))

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from core.problems import Problem
+from core.url_prefix import full_path
 from events.api import serializers as shapes
 from events.ingest import Ingested, IngestStatus
 from events.payload import NewEvent
@@ -65,7 +66,7 @@ def log_result(organization_id: uuid.UUID, event: NewEvent, result: Ingested, st
 
 def receipt(result: Ingested) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Return the status, document, and headers that answer one event.  Raises Problem 409 for a conflict."""
-    location = f"/api/events/{result.event_id}"
+    location = full_path(f"/api/events/{result.event_id}")
     if result.status is IngestStatus.CONFLICT:
         raise Problem(
             "dedup_conflict",

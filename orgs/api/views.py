@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
+from django.conf import settings
 from django.db import transaction
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
 from rest_framework.request import Request
@@ -16,6 +19,7 @@ from core.json_body import read_object
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, moment, page, parse_parameters, text
+from core.url_prefix import full_path
 from orgs import audit, keys
 from orgs.api.serializers import (
     ApiKeyCreate,
@@ -54,7 +58,7 @@ def _own_key(request: Request, key_id: uuid.UUID) -> ApiKey:
 def _created(key: ApiKey, text: str) -> Response:
     """Return the 201 for a new key, with its full text."""
     shown = ApiKeyWithSecret().to_representation((key, text))
-    return Response(shown, status=201, headers={"Location": f"/api/keys/{key.id}"})
+    return Response(shown, status=201, headers={"Location": full_path(f"/api/keys/{key.id}")})
 
 
 def _require_within(request: Request, scopes: list[str]) -> None:
@@ -71,6 +75,15 @@ def _require_no_longer(request: Request, expires_at: datetime.datetime | None) -
         raise Problem(
             "outlives_caller", "A key can't give one that outlives it.", errors=[("/expires_at", str(error))]
         ) from None
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Turn a key too many into a 409."""
+    try:
+        yield
+    except keys.TooManyKeys as error:
+        raise Problem("too_many_keys", str(error), extra={"limit_keys": settings.MAX_API_KEYS}) from None
 
 
 class KeyListView(APIView):
@@ -91,7 +104,7 @@ class KeyListView(APIView):
         summary="Make a key",
         parameters=[location(201)],
         request=ApiKeyCreate,
-        responses={201: ApiKeyWithSecret},
+        responses={201: ApiKeyWithSecret, **conflict("too_many_keys")},
         examples=[OpenApiExample("key", KEY_EXAMPLE, request_only=True)],
     )
     def post(self, request: Request) -> Response:
@@ -103,7 +116,7 @@ class KeyListView(APIView):
         _require_within(request, scopes)
         expires_at = wanted.get("expires_at", caller_of(request).expires_at)
         _require_no_longer(request, expires_at)
-        with transaction.atomic():
+        with _limited(), transaction.atomic():
             key, secret = keys.create_api_key(
                 caller_of(request).organization_id,
                 name=wanted["name"],
@@ -153,7 +166,7 @@ class KeyRotateView(APIView):
         request=ApiKeyRotate,
         responses={
             201: ApiKeyWithSecret,
-            **conflict("key_revoked", "key_expired"),
+            **conflict("key_revoked", "key_expired", "too_many_keys"),
         },
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
@@ -166,7 +179,7 @@ class KeyRotateView(APIView):
         _require_no_longer(request, old.expires_at)
         overlap = datetime.timedelta(seconds=serializer.validated_data["overlap_seconds"])
         try:
-            with transaction.atomic():
+            with _limited(), transaction.atomic():
                 key, secret = keys.rotate(old, overlap)
                 audit.record_for_caller(
                     request,

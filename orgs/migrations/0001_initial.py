@@ -59,7 +59,9 @@ class Migration(migrations.Migration):
                 ("id", models.UUIDField(default=core.ids.new_id, editable=False, primary_key=True, serialize=False)),
                 (
                     "actor",
-                    models.CharField(help_text="`key:<prefix>`, `user:<name>` or `command:<name>`", max_length=200),
+                    models.CharField(
+                        help_text="`key:<prefix>`, `user:<name>`, `command:<name>` or `system:worker`", max_length=200
+                    ),
                 ),
                 ("action", models.CharField(max_length=60)),
                 ("target", models.CharField(blank=True, max_length=200)),

@@ -13,12 +13,10 @@ import psycopg
 import pytest
 from cryptography.fernet import Fernet
 from django.db import OperationalError, connection, transaction
-from django.http import HttpRequest
 from pytest_django import Settings
 from rest_framework import serializers
 
 from core import db, encryption, ids
-from core.client_address import client_address
 from core.json_response import JSONRenderer
 from core.serializers import (
     OutputSerializer,
@@ -199,24 +197,3 @@ def test_a_fault_of_the_connection_is_told_from_one_of_the_data() -> None:
     assert db.is_transient(psycopg.errors.AdminShutdown())
     assert not db.is_transient(psycopg.errors.UniqueViolation())
     assert not db.is_transient(ValueError())
-
-
-@pytest.mark.parametrize(
-    ("proxies", "forwarded", "address"),
-    [
-        (0, "203.0.113.1", "10.0.0.1"),
-        (1, "203.0.113.1", "203.0.113.1"),
-        (1, "6.6.6.6, 203.0.113.1", "203.0.113.1"),
-        (2, "6.6.6.6, 203.0.113.1, 10.0.0.2", "203.0.113.1"),
-        (2, "203.0.113.1", "10.0.0.1"),
-        (1, "", "10.0.0.1"),
-        (1, " , ", "10.0.0.1"),
-    ],
-)
-def test_the_caller_s_address_is_the_one_that_our_proxies_saw(
-    settings: Settings, proxies: int, forwarded: str, address: str
-) -> None:
-    settings.TRUSTED_PROXIES = proxies
-    request = HttpRequest()
-    request.META.update(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR=forwarded)
-    assert client_address(request) == address

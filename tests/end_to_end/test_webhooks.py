@@ -116,6 +116,21 @@ def test_data_arrives_byte_for_byte(
     assert request.body.endswith(b'"data":' + data.encode() + b"}")
 
 
+def test_json_that_many_parsers_refuse_arrives_byte_for_byte_from_single_posts_and_batches(
+    installation: Account, event_type: str, subscribe: Callable[..., Subscriber]
+) -> None:
+    subscriber = subscribe()
+    texts = ["1e400", '{"\\ud800":["\\udc00\\u0000", -1E+999 ]}', "9" * 400]
+    events = [f'{{"type":"{event_type}","data":{text}}}'.encode() for text in texts]
+    for event in events:
+        assert installation.send("POST", "/api/events", event).status == 202
+    assert installation.send("POST", "/api/events/batch", b"[" + b",".join(events) + b"]").document["accepted"] == 3
+    requests = subscriber.receiver.wait_for(6)
+    assert sorted(request.body.split(b',"data":')[1][:-1].decode() for request in requests) == sorted(texts * 2)
+    for request in requests:
+        _verify(subscriber.secret, request)
+
+
 def test_only_the_subscription_that_failed_is_tried_again(
     installation: Account, event_type: str, subscribe: Callable[..., Subscriber]
 ) -> None:

@@ -23,6 +23,11 @@ def test_the_defaults_are_good() -> None:
     assert values["USE_HTTPS"] is False
 
 
+@pytest.mark.parametrize("text", ["/triggers", "triggers", "/triggers/", " triggers/ "])
+def test_a_url_prefix_may_be_written_in_several_ways(text: str) -> None:
+    assert read_options({**GOOD, "URL_PREFIX": text})["URL_PREFIX"] == "/triggers"
+
+
 def test_every_option_is_a_setting() -> None:
     assert all(hasattr(settings, option.name) for option in OPTIONS)
 
@@ -53,6 +58,13 @@ def test_every_option_is_a_setting() -> None:
         ("ADMIN_PATH", "a/b"),
         ("ADMIN_PATH", "api"),
         ("LOG_LEVEL", "verbose"),
+        ("URL_PREFIX", "/a b"),
+        ("URL_PREFIX", "/a//b"),
+        ("URL_PREFIX", "/.."),
+        ("URL_PREFIX", "https://example.com/triggers"),
+        ("URL_PREFIX", "/api"),
+        ("URL_PREFIX", "static/triggers"),
+        ("URL_PREFIX", "/admin"),
     ],
 )
 def test_a_wrong_value_is_named(name: str, value: str) -> None:

@@ -95,8 +95,10 @@ def test_commands_and_log_ins_are_in_the_log(organization: Organization, setting
     browser.post(f"/{settings.ADMIN_PATH}/logout/")
     entries = list(AuditEntry.objects.order_by("created_at", "id").values_list("action", "actor"))
     assert entries == [
+        ("purge.start", "command:purge_expired"),
         ("purge", "command:purge_expired"),
         ("key.create", "command:create_api_key"),
+        ("encryption_key.rotate.start", "command:rotate_encryption_keys"),
         ("encryption_key.rotate", "command:rotate_encryption_keys"),
         ("login.failed", "user:root"),
         ("login", "user:root"),

@@ -50,7 +50,7 @@ def test_every_secret_moves_to_the_newest_key_and_the_old_key_can_go(
         subscription.refresh_from_db()
         assert decrypt(subscription.encrypted_secret) == (new_secret if number == 0 else secret)
         assert open_headers(subscription.encrypted_headers) == {"X-Token": f"value {number}"}
-    assert decrypt(made[0][0].encrypted_previous_secret) == made[0][1]
+    assert decrypt(made[0][0].encrypted_previous_secrets[0]) == made[0][1]
     assert made[1][0].updated_at == before.updated_at, "nothing changed for the tenant"
 
 
@@ -61,6 +61,33 @@ def test_the_run_stands_in_the_audit_log_without_any_secret(organization: Organi
     entry = AuditEntry.objects.get(action="encryption_key.rotate")
     assert entry.actor == "command:rotate_encryption_keys"
     assert entry.detail == {"subscriptions": 1, "values": 1, "unreadable": 0}
+
+
+def test_every_earlier_secret_moves_too_and_one_that_cant_be_read_stays(
+    organization: Organization, settings: LazySettings
+) -> None:
+    subscription, first = _make(organization)
+    secrets = [first, *(subscriptions.rotate_secret(subscription, datetime.timedelta(hours=1)) for _ in range(3))]
+    ends = subscription.previous_secrets_expire_at
+    foreign = Fernet(Fernet.generate_key()).encrypt(b"whsec_gone").decode()
+    newest, _, oldest = subscription.encrypted_previous_secrets
+    Subscription.objects.filter(pk=subscription.pk).update(encrypted_previous_secrets=[newest, foreign, oldest])
+    settings.SECRETS_ENCRYPTION_KEYS = [NEW, OLD]
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.raises(CommandError, match=r"^1 values could not be encrypted anew"):
+        call_command("rotate_encryption_keys", stdout=out, stderr=err)
+    assert err.getvalue() == f"Subscription {subscription.pk}: no key decrypts encrypted_previous_secrets.\n"
+    assert AuditEntry.objects.get(action="encryption_key.rotate").detail["values"] == 3
+    settings.SECRETS_ENCRYPTION_KEYS = [NEW]
+    subscription.refresh_from_db()
+    newest, kept, oldest = subscription.encrypted_previous_secrets
+    assert [decrypt(token) for token in (subscription.encrypted_secret, newest, oldest)] == [
+        secrets[3],
+        secrets[2],
+        secrets[0],
+    ]
+    assert kept == foreign
+    assert subscription.previous_secrets_expire_at == ends
 
 
 def test_a_second_run_writes_nothing(organization: Organization, settings: LazySettings) -> None:
@@ -183,6 +210,6 @@ def test_a_process_with_both_keys_reads_what_either_wrote(settings: LazySettings
 
 def test_what_is_in_memory_shows_no_secret(organization: Organization) -> None:
     subscription, secret = _make(organization, {"X-Token": "very hidden"})
-    receiver = open_endpoint(subscription.url, subscription.encrypted_headers, subscription.encrypted_secret, "")
+    receiver = open_endpoint(subscription.url, subscription.encrypted_headers, subscription.encrypted_secret)
     assert "very hidden" not in repr(receiver)
     assert secret not in repr(receiver)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from django.db import connection
 from django.utils import timezone
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from core.encryption import decrypt
 from devstack.receiver import Receiver
 from orgs.models import Organization
+from tests.api.helpers import assert_problem
 from tests.security.egress import deliver
+from webhooks import subscriptions
 from webhooks.models import Subscription
 
 
@@ -121,7 +125,7 @@ def test_old_and_new_secret_sign_during_the_overlap_and_the_new_one_alone_after_
     assert _verifies(made["secret"], during)
     assert _verifies(rotated["secret"], during)
     assert len(during.headers["webhook-signature"].split()) == 2
-    Subscription.objects.filter(pk=made["id"]).update(previous_secret_expires_at=timezone.now())
+    Subscription.objects.filter(pk=made["id"]).update(previous_secrets_expire_at=[timezone.now()])
     after = receive()
     assert not _verifies(made["secret"], after)
     assert _verifies(rotated["secret"], after)
@@ -134,14 +138,101 @@ def test_old_and_new_secret_sign_during_the_overlap_and_the_new_one_alone_after_
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_second_rotation_ends_the_first_secret(api: Any, receiver: Receiver) -> None:
+def test_each_earlier_secret_signs_until_its_own_overlap_ends(api: Any, receiver: Receiver) -> None:
     made = api.post("/api/subscriptions", {"url": receiver.url(), "event_types": ["*"]}).json()
     path = f"/api/subscriptions/{made['id']}/rotate-secret"
-    second, third = (api.post(path, {}).json()["secret"] for _ in range(2))
-    api.post("/api/events", {"type": "a", "data": 1})
-    deliver()
-    [request] = receiver.requests
-    assert [_verifies(secret, request) for secret in (made["secret"], second, third)] == [False, True, True]
+
+    def receive() -> Any:
+        api.post("/api/events", {"type": "a", "data": 1})
+        deliver()
+        return receiver.requests[-1]
+
+    def end(position: int) -> None:
+        row = Subscription.objects.get(pk=made["id"])
+        row.previous_secrets_expire_at[position] = timezone.now()
+        row.save(update_fields=["previous_secrets_expire_at"])
+
+    secrets = [made["secret"], *(api.post(path, {"overlap_seconds": 3600}).json()["secret"] for _ in range(3))]
+    request = receive()
+    assert all(_verifies(secret, request) for secret in secrets)
+    signatures = request.headers["webhook-signature"].split()
+    assert len(signatures) == 4
+    assert signatures[0] == Webhook(secrets[-1]).sign(
+        request.headers["webhook-id"],
+        datetime.datetime.fromtimestamp(int(request.headers["webhook-timestamp"]), datetime.UTC),
+        request.body.decode(),
+    ).split()[0], "the current secret signs first"  # fmt: skip
+    end(1)  # newest first: the second secret
+    request = receive()
+    assert [_verifies(secret, request) for secret in secrets] == [True, False, True, True]
+    # A rotation without an overlap ends the secret that it replaces, and no other one's overlap.
+    answer = api.post(path, {"overlap_seconds": 0}).json()
+    assert answer["previous_secret_expires_at"] is None
+    assert len(answer["previous_secrets_expire_at"]) == 2
+    secrets.append(answer["secret"])
+    request = receive()
+    assert [_verifies(secret, request) for secret in secrets] == [True, False, True, False, True]
+    # After a leak, all earlier secrets can be ended.
+    answer = api.post(path, {"overlap_seconds": 0, "end_earlier_secrets": True}).json()
+    assert answer["previous_secrets_expire_at"] == []
+    secrets.append(answer["secret"])
+    request = receive()
+    assert [_verifies(secret, request) for secret in secrets] == [False] * 5 + [True]
+    row = Subscription.objects.get(pk=made["id"])
+    assert (row.encrypted_previous_secrets, row.previous_secrets_expire_at) == ([], [])
+
+
+def test_ten_earlier_secrets_may_sign_and_the_next_rotation_is_told_when_it_may_happen(api: Any) -> None:
+    made = api.post("/api/subscriptions", {"url": "https://a.example/", "event_types": ["*"]}).json()
+    path = f"/api/subscriptions/{made['id']}/rotate-secret"
+    for number in range(10):
+        answer = api.post(path, {"overlap_seconds": 3600 + number})
+        assert answer.status_code == 200
+    ends = answer.json()["previous_secrets_expire_at"]
+    assert len(ends) == 10
+    assert ends == sorted(ends, reverse=True)
+    before = Subscription.objects.values("encrypted_secret", "encrypted_previous_secrets").get(pk=made["id"])
+    refused = assert_problem(api.post(path, {"overlap_seconds": 60}), 409)
+    assert refused["code"] == "too_many_previous_secrets"
+    first_end = datetime.datetime.fromisoformat(ends[-1])
+    told = datetime.datetime.fromisoformat(refused["next_rotation_at"])
+    assert first_end < told <= first_end + datetime.timedelta(seconds=1)
+    assert Subscription.objects.values("encrypted_secret", "encrypted_previous_secrets").get(pk=made["id"]) == before
+    # Nothing is added without an overlap, and there is a way out of any state.
+    assert api.post(path, {"overlap_seconds": 0}).status_code == 200
+    row = Subscription.objects.get(pk=made["id"])
+    row.previous_secrets_expire_at[-1] = timezone.now()
+    row.save(update_fields=["previous_secrets_expire_at"])
+    again = api.post(path, {"overlap_seconds": 60})
+    assert again.status_code == 200
+    assert len(again.json()["previous_secrets_expire_at"]) == 10
+    assert len(Subscription.objects.get(pk=made["id"]).encrypted_previous_secrets) == 10, "an ended one is erased"
+    assert api.post(path, {"end_earlier_secrets": True}).status_code == 200
+
+
+@pytest.mark.parametrize("value", ["true", 1, None, []])
+def test_ending_earlier_secrets_takes_true_or_false(api: Any, value: Any) -> None:
+    made = api.post("/api/subscriptions", {"url": "https://a.example/", "event_types": ["*"]}).json()
+    path = f"/api/subscriptions/{made['id']}/rotate-secret"
+    assert_problem(api.post(path, {"end_earlier_secrets": value}), 400, "/end_earlier_secrets")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_rotations_at_once_keep_both_promises(organization: Organization) -> None:
+    subscription, first = subscriptions.create(organization.id, url="https://a.example/", event_types=["*"])
+    hour = datetime.timedelta(hours=1)
+
+    def rotate(_: int) -> str:
+        try:
+            return subscriptions.rotate_secret(Subscription.objects.get(pk=subscription.pk), hour)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(4) as threads:
+        made = list(threads.map(rotate, range(8)))
+    row = Subscription.objects.get(pk=subscription.pk)
+    held = {decrypt(token) for token in [row.encrypted_secret, *row.encrypted_previous_secrets]}
+    assert held == {first, *made}
 
 
 def test_a_deleted_subscription_s_secrets_are_erased(api: Any) -> None:
@@ -150,4 +241,8 @@ def test_a_deleted_subscription_s_secrets_are_erased(api: Any) -> None:
     api.post(f"/api/subscriptions/{made['id']}/rotate-secret", {})
     api.delete(f"/api/subscriptions/{made['id']}")
     row = Subscription.objects.get(pk=made["id"])
-    assert (row.encrypted_secret, row.encrypted_previous_secret, row.encrypted_headers) == ("", "", "")
+    assert (row.encrypted_secret, row.encrypted_previous_secrets, row.encrypted_headers) == ("", [], "")
+    with pytest.raises(Subscription.DoesNotExist):  # a rotation that read the row before it was deleted
+        subscriptions.rotate_secret(row, datetime.timedelta(hours=1))
+    row.refresh_from_db()
+    assert row.encrypted_secret == ""

@@ -12,16 +12,11 @@ from django.apps import apps
 from django.core import serializers
 from django.urls import URLPattern, URLResolver, get_resolver
 
-from events.ingest import ingest
-from events.payload import NewEvent
 from orgs.keys import create_api_key
 from orgs.models import ApiKey, Organization, Scope
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
 from webhooks import subscriptions
-from webhooks.models import Delivery
-from webhooks.routing.fan_out import fan_out_batch
-from webhooks.upkeep import recovery
 
 E, S, D, R, K = (
     Scope.EVENTS_WRITE, Scope.SUBSCRIPTIONS_MANAGE, Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY, Scope.KEYS_MANAGE,
@@ -85,27 +80,12 @@ def test_the_walk_knows_every_method_of_every_route(api: Any, ids: dict[str, Any
         allowed |= {"HEAD"} & {"HEAD" if "GET" in allowed else ""}
         for method in METHODS:
             if method not in allowed:
-                response = api.request(method, _path(route, ids))
+                response = api.request(method, path_of(route, ids))
                 assert response.status_code == 405, f"{method} {route}"
 
 
-@pytest.fixture
-def ids(organization: Organization) -> dict[str, Any]:
-    """Return the ids of one row of everything, of `organization`."""
-    subscription, _ = subscriptions.create(organization.id, url="https://a.example/", event_types=["*"])
-    event = ingest(organization.id, NewEvent("a.b", '{"card":"tenant-data"}', None))
-    fan_out_batch(10)
-    run = recovery.start(subscription, datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
-    return {
-        "key_id": create_api_key(organization, name="tenant-data")[0].id,
-        "event_id": event.event_id,
-        "subscription_id": subscription.id,
-        "delivery_id": Delivery.objects.get().id,
-        "run_id": run.id,
-    }
-
-
-def _path(route: str, ids: dict[str, Any]) -> str:
+def path_of(route: str, ids: dict[str, Any]) -> str:
+    """Return the path of a route with the ids filled in."""
     return "/" + re.sub(r"<uuid:(\w+)>", lambda match: str(ids[match[1]]), route)
 
 
@@ -128,7 +108,7 @@ def test_another_organization_s_rows_do_not_exist(
     other_api: Any, ids: dict[str, Any], route: str, method: str, scope: Scope | None, body: Any
 ) -> None:
     before = _everything()
-    response = other_api.request(method, _path(route, ids), body)
+    response = other_api.request(method, path_of(route, ids), body)
     if "<" not in route:
         if method == "GET" and "data" in response.json():
             assert not [row for row in response.json()["data"] if row["id"] in map(str, ids.values())]
@@ -136,7 +116,7 @@ def test_another_organization_s_rows_do_not_exist(
         return
     theirs = assert_problem(response, 404)
     assert _everything() == before
-    nowhere = other_api.request(method, _path(route, dict.fromkeys(ids, uuid.uuid4())), body)
+    nowhere = other_api.request(method, path_of(route, dict.fromkeys(ids, uuid.uuid4())), body)
     same = {**assert_problem(nowhere, 404), "request_id": None}
     assert {**theirs, "request_id": None} == same, "an id that exists elsewhere is told apart from none"
 
@@ -161,7 +141,7 @@ def test_a_key_without_the_scope_is_refused_and_changes_nothing(
     others = [one.value for one in Scope if one is not scope]
     key = create_api_key(organization, scopes=others)[1]
     before = _everything()
-    response = ApiClient(key).request(method, _path(route, ids), body)
+    response = ApiClient(key).request(method, path_of(route, ids), body)
     if scope is None:
         assert response.status_code == 200
     else:
@@ -176,7 +156,7 @@ def test_the_scope_alone_is_enough(
     key = create_api_key(organization, scopes=[scope.value] if scope else [])[1]
     if method == "POST" and route.endswith("/rotate"):
         ids["key_id"] = create_api_key(organization, scopes=[K.value])[0].id
-    response = ApiClient(key).request(method, _path(route, ids), body)
+    response = ApiClient(key).request(method, path_of(route, ids), body)
     assert response.status_code in {200, 201, 202, 204}, response.content
 
 
@@ -211,7 +191,7 @@ def test_nobody_gets_in_without_a_good_key(organization: Organization, ids: dict
     before = _everything()
     for route, operations in KNOWN.items():
         for method, _, body in [*operations, ("OPTIONS", None, None)]:
-            response = ApiClient(given).request(method, _path(route, ids), body)
+            response = ApiClient(given).request(method, path_of(route, ids), body)
             assert_problem(response, 401)
             assert response["WWW-Authenticate"] == 'Bearer realm="triggers"'
             assert "tenant-data" not in response.content.decode()
@@ -223,9 +203,9 @@ def test_head_needs_what_get_needs(organization: Organization, other_api: Any, i
         for scope in [scope for method, scope, _ in operations if method == "GET" and scope]:
             others = [one.value for one in Scope if one is not scope]
             client = ApiClient(create_api_key(organization, scopes=others)[1])
-            assert client.request("HEAD", _path(route, ids)).status_code == 403
+            assert client.request("HEAD", path_of(route, ids)).status_code == 403
             if "<" in route:
-                assert other_api.request("HEAD", _path(route, ids)).status_code == 404
+                assert other_api.request("HEAD", path_of(route, ids)).status_code == 404
 
 
 @pytest.mark.parametrize("route", sorted(OPEN - {""}))

@@ -21,16 +21,16 @@ def test_headers_come_back_as_they_were_and_none_take_no_room() -> None:
     assert open_headers("") == {}
 
 
-def test_both_secrets_sign_during_an_overlap() -> None:
-    old, new = new_secret(), new_secret()
-    endpoint = open_endpoint("http://a.example/", "", encrypt(new), encrypt(old))
-    assert endpoint.keys == (secret_key(new), secret_key(old))
-    assert open_endpoint("http://a.example/", "", encrypt(new), "").keys == (secret_key(new),)
+def test_every_secret_signs_during_overlaps_the_current_one_first() -> None:
+    current, *earlier = (new_secret() for _ in range(4))
+    endpoint = open_endpoint("http://a.example/", "", encrypt(current), [encrypt(secret) for secret in earlier])
+    assert endpoint.keys == tuple(secret_key(secret) for secret in (current, *earlier))
+    assert open_endpoint("http://a.example/", "", encrypt(current)).keys == (secret_key(current),)
 
 
 def test_nothing_secret_is_in_a_endpoint_s_text() -> None:
     secret = new_secret()
-    endpoint = open_endpoint("http://a.example/", seal_headers({"X-Token": "hunter2"}), encrypt(secret), "")
+    endpoint = open_endpoint("http://a.example/", seal_headers({"X-Token": "hunter2"}), encrypt(secret))
     assert "hunter2" not in repr(endpoint)
     assert secret not in repr(endpoint)
     assert repr(secret_key(secret)) not in repr(endpoint)
@@ -38,7 +38,7 @@ def test_nothing_secret_is_in_a_endpoint_s_text() -> None:
 
 @pytest.mark.parametrize("sealed", ["nonsense", "gAAAAABnonsense", "\x00"])
 def test_what_no_key_opens_is_explained_and_nothing_raises(sealed: str) -> None:
-    endpoint = open_endpoint("http://a.example/", "", sealed, "")
+    endpoint = open_endpoint("http://a.example/", "", sealed)
     assert endpoint.keys == ()
     assert "SECRETS_ENCRYPTION_KEYS" in endpoint.fault
     assert sealed not in endpoint.fault
@@ -48,4 +48,4 @@ def test_a_key_that_was_dropped_no_longer_opens_what_it_sealed(settings: Any) ->
     settings.SECRETS_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     sealed = encrypt(new_secret())
     settings.SECRETS_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
-    assert open_endpoint("http://a.example/", "", sealed, "").fault
+    assert open_endpoint("http://a.example/", "", sealed).fault

@@ -122,16 +122,18 @@ def test_an_event_whose_fan_out_raised_halfway_leaves_nothing_half_made(organiza
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("column", ["encrypted_secret", "encrypted_headers", "encrypted_previous_secret"])
+@pytest.mark.parametrize("column", ["encrypted_secret", "encrypted_headers", "encrypted_previous_secrets"])
 def test_a_subscription_whose_secret_cannot_be_decrypted_harms_nobody_else(
     organization: Organization, receiver: Receiver, settings: Any, column: str
 ) -> None:
     settings.DELIVERY_RETRY_SCHEDULE = (0.0, 600.0)
     broken = subscribe(organization, receiver.url("/broken"))
     good = subscribe(organization, receiver.url("/good"))
-    Subscription.objects.filter(pk=broken.pk).update(
-        **{column: "not a token"}, previous_secret_expires_at="2100-01-01T00:00:00Z"
-    )
+    if column == "encrypted_previous_secrets":
+        change: dict[str, Any] = {column: ["not a token"], "previous_secrets_expire_at": ["2100-01-01T00:00:00Z"]}
+    else:
+        change = {column: "not a token"}
+    Subscription.objects.filter(pk=broken.pk).update(**change)
     with sending():
         accept(organization, 5)
         wait_until(lambda: statuses(subscription=good) == ["delivered"] * 5)

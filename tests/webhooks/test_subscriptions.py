@@ -166,4 +166,4 @@ def test_a_deleted_subscription_keeps_no_secret(organization: Organization) -> N
     subscription = subscribe(organization, headers={"X-Token": "t"})
     subscriptions.delete(subscription)
     row = Subscription.objects.get(pk=subscription.pk)
-    assert (row.encrypted_secret, row.encrypted_previous_secret, row.encrypted_headers) == ("", "", "")
+    assert (row.encrypted_secret, row.encrypted_previous_secrets, row.encrypted_headers) == ("", [], "")

@@ -5,6 +5,7 @@ The OpenAPI schema shows these serializers and the views render with them, so ea
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Callable
 from operator import attrgetter
@@ -14,12 +15,14 @@ from django.conf import settings
 from rest_framework import serializers
 
 from core.serializers import (
+    StrictBooleanField,
     StrictCharField,
     StrictFloatField,
     StrictIntegerField,
     StrictSerializer,
     validate_plain_text,
 )
+from webhooks import subscriptions
 from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.destinations.outcome import Failure
 from webhooks.models import BulkRun, Cause, Delivery, DeliveryAttempt, DeliveryStatus, Subscription
@@ -122,7 +125,21 @@ class SubscriptionCreateSerializer(SubscriptionChangeSerializer):
 class SecretRotateSerializer(StrictSerializer):
     """The body of `POST /api/subscriptions/{id}/rotate-secret`."""
 
-    overlap_seconds = StrictIntegerField(min_value=0, max_value=30 * 86400, required=False, default=86400)
+    overlap_seconds = StrictIntegerField(
+        min_value=0,
+        max_value=30 * 86400,
+        required=False,
+        default=86400,
+        help_text="How long the secret that is replaced signs beside the new one; 0 ends it at once.",
+    )
+    end_earlier_secrets = StrictBooleanField(
+        required=False,
+        default=False,
+        help_text=(
+            "Also end the secrets that earlier rotations replaced, although their overlaps last. After a leak, send "
+            "this with `overlap_seconds` 0: then only the new secret signs."
+        ),
+    )
 
 
 class RecoverSerializer(StrictSerializer):
@@ -167,9 +184,18 @@ class NewSubscriptionSerializer(SubscriptionSerializer):
 class RotatedSubscriptionSerializer(NewSubscriptionSerializer):
     """A subscription with its new secret."""
 
-    previous_secret_expires_at = serializers.DateTimeField(
-        allow_null=True, help_text="Until then the old secret signs too; null if it stopped signing at once."
+    previous_secret_expires_at = serializers.SerializerMethodField(
+        help_text="Until then the replaced secret signs too; null if it stopped signing at once."
     )
+    previous_secrets_expire_at = serializers.SerializerMethodField(
+        help_text="When each of the earlier secrets that still sign stops, the last one replaced first; at most ten."
+    )
+
+    def get_previous_secret_expires_at(self, subscription: Subscription) -> datetime.datetime | None:
+        return subscription.previous_secrets_expire_at[0] if self.context["overlap"] else None
+
+    def get_previous_secrets_expire_at(self, subscription: Subscription) -> list[datetime.datetime]:
+        return subscriptions.ends_of_previous_secrets(subscription)
 
 
 class FailureField(serializers.ChoiceField):

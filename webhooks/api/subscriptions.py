@@ -18,6 +18,7 @@ from core.json_body import read_object
 from core.openapi import PAGE, conflict, location
 from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, page, parse_parameters
+from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.models import Scope
@@ -42,6 +43,18 @@ from webhooks.upkeep import recovery
 def _auditor(request: Request, action: str, subscription: Subscription) -> Callable[[], None]:
     """Return a function that writes the audit entry for `action`, for the transaction that makes the change."""
     return partial(audit.record_for_caller, request, action, subscription.id)
+
+
+def _too_many_secrets(ends_at: datetime.datetime) -> Problem:
+    """Return the 409 for a rotation while too many earlier secrets still sign.  ends_at: when the first one stops."""
+    # The next whole second: at the time that is shown, the rotation works.
+    at = (ends_at + datetime.timedelta(seconds=1)).astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Problem(
+        "too_many_previous_secrets",
+        f"{subscriptions.MAX_PREVIOUS_SECRETS} earlier secrets still sign. Rotate again at {at}, or end them with "
+        "`end_earlier_secrets`.",
+        extra={"next_rotation_at": at},
+    )
 
 
 class SubscriptionViewSet(OrganizationViewSet[Subscription]):
@@ -104,7 +117,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         return Response(
             dict(NewSubscriptionSerializer(subscription, context={"secret": secret}).data),
             status=201,
-            headers={"Location": f"/api/subscriptions/{subscription.id}"},
+            headers={"Location": full_path(f"/api/subscriptions/{subscription.id}")},
         )
 
     @extend_schema(
@@ -180,19 +193,31 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         tags=["Subscriptions"],
         summary="Rotate a subscription's secret",
         request=SecretRotateSerializer,
-        responses=RotatedSubscriptionSerializer,
+        responses={200: RotatedSubscriptionSerializer, **conflict("too_many_previous_secrets")},
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
     def rotate_secret(self, request: Request, subscription_id: uuid.UUID) -> Response:
-        """Replace the secret. The old one and the new one both sign for `overlap_seconds`."""
+        """Replace the secret. The old one and the new one both sign for `overlap_seconds`.
+
+        Secrets that earlier rotations replaced sign until their own overlaps end; ten of them may at a time.
+        """
         subscription = self.own_row(request, subscription_id)
         serializer = SecretRotateSerializer(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         overlap = datetime.timedelta(seconds=serializer.validated_data["overlap_seconds"])
+        end_earlier = serializer.validated_data["end_earlier_secrets"]
         with transaction.atomic():
-            secret = subscriptions.rotate_secret(subscription, overlap)
-            audit.record_for_caller(request, "subscription.rotate_secret", subscription.id)
-        return Response(dict(RotatedSubscriptionSerializer(subscription, context={"secret": secret}).data))
+            try:
+                secret = subscriptions.rotate_secret(subscription, overlap, end_earlier=end_earlier)
+            except subscriptions.TooManySecrets as error:
+                raise _too_many_secrets(error.ends_at) from None
+            except Subscription.DoesNotExist:
+                raise not_found() from None
+            audit.record_for_caller(
+                request, "subscription.rotate_secret", subscription.id, dict(serializer.validated_data)
+            )
+        context = {"secret": secret, "overlap": overlap}
+        return Response(dict(RotatedSubscriptionSerializer(subscription, context=context).data))
 
     @extend_schema(
         operation_id="recoverSubscription",
@@ -220,7 +245,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         return Response(
             dict(RecoverySerializer(run).data),
             status=202,
-            headers={"Location": f"/api/subscriptions/{subscription.id}/recoveries/{run.id}"},
+            headers={"Location": full_path(f"/api/subscriptions/{subscription.id}/recoveries/{run.id}")},
         )
 
     @extend_schema(

@@ -87,8 +87,12 @@ SELECT q.subscription_id, q.organization_id,
        s.deliveries_per_second, extract(epoch FROM q.rate_reserved_until)::float8 AS rate_reserved_until,
        extract(epoch FROM clock_timestamp())::float8 AS now,
        s.url, s.encrypted_headers, s.encrypted_secret,
-       CASE WHEN s.previous_secret_expires_at > clock_timestamp() THEN s.encrypted_previous_secret ELSE '' END
-           AS encrypted_previous_secret,
+       CASE WHEN s.encrypted_previous_secrets = '{}' THEN '{}' ELSE ARRAY (
+           SELECT p.secret
+           FROM unnest(s.encrypted_previous_secrets, s.previous_secrets_expire_at)
+               WITH ORDINALITY AS p(secret, expires_at, position)
+           WHERE p.expires_at > clock_timestamp() ORDER BY p.position
+       ) END AS encrypted_previous_secrets,
        (SELECT count(*) FROM due) AS due_queues
 FROM due JOIN webhooks_subscriptionqueue q ON q.subscription_id = due.subscription_id
 JOIN webhooks_subscription s ON s.id = q.subscription_id
@@ -113,7 +117,7 @@ class _DueQueue:
     url: str
     encrypted_headers: str
     encrypted_secret: str
-    encrypted_previous_secret: str
+    encrypted_previous_secrets: list[str]
     due_queues: int
 
 
@@ -265,7 +269,7 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Clai
 
 def _turn(row: _DueQueue) -> _Turn:
     """Return the queue's turn, its room bounded by its rate limit."""
-    endpoint = open_endpoint(row.url, row.encrypted_headers, row.encrypted_secret, row.encrypted_previous_secret)
+    endpoint = open_endpoint(row.url, row.encrypted_headers, row.encrypted_secret, row.encrypted_previous_secrets)
     rate = row.deliveries_per_second
     if rate is None:
         return _Turn(row.subscription_id, row.organization_id, endpoint, row.room, None, None)

@@ -15,9 +15,9 @@ from core.db import in_transaction, is_transient, pipelined, server_cursor
 from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failure, after_success
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
-from webhooks.models import DeliveryStatus
-from webhooks.queues import LockedQueue, lock_queues, locking_cursor
-from webhooks.subscriptions import disable_in_transaction
+from webhooks.models import Delivery, DeliveryStatus
+from webhooks.queues import LockedQueue, lock_queues, locking_cursor, mark_due
+from webhooks.subscriptions import disable_automatically
 
 log = structlog.get_logger()
 
@@ -245,15 +245,22 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
             timely = [result for result in queue_results if result.delivery.delivery_id in in_time]
             queues[subscription_id].count_results(timely, policy)
         updating.execute(_UPDATE_QUEUES, _queue_columns(queues))
-    disabled = {
-        key: update.disable_reason
-        for key, update in queues.items()
-        if update.disable_reason and update.queue.accepts_deliveries
-    }
-    for subscription_id, reason in disabled.items():
-        disable_in_transaction([subscription_id], reason)
+    disabled = {}
+    for key, update in queues.items():
+        if update.disable_reason and update.queue.accepts_deliveries:
+            if disable_automatically(key, update.disable_reason):
+                disabled[key] = update.disable_reason
+            else:
+                _go_on(key, by_queue[key])
     made_room = any(update.queue.is_full for update in queues.values()) or any(delay == 0 for _, delay in steps)
     return disabled, made_room
+
+
+def _go_on(subscription_id: uuid.UUID, results: Sequence[AttemptResult]) -> None:
+    """Let deliveries that were held because their subscription would be disabled go on: it wasn't."""
+    ids = [result.delivery.delivery_id for result in results]
+    Delivery.objects.filter(pk__in=ids, status=DeliveryStatus.HELD).update(status=DeliveryStatus.PENDING)
+    mark_due([subscription_id])
 
 
 def _next_step(result: AttemptResult, queue: LockedQueue) -> tuple[DeliveryStatus, float | None]:

@@ -6,13 +6,14 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 
 from core.encryption import DecryptionError, is_newest, reencrypt
 from webhooks.models import Subscription
 
 BATCH = 500
-COLUMNS = ("encrypted_secret", "encrypted_previous_secret", "encrypted_headers")
+# What is encrypted: a text, or a list of texts.
+COLUMNS = ("encrypted_secret", "encrypted_previous_secrets", "encrypted_headers")
 # A row that changed under our hands is read again this often.  Each change is somebody's request.
 MAX_ATTEMPTS = 10
 
@@ -27,7 +28,7 @@ class Rekeyed:
 
 
 def _holding_secrets() -> QuerySet[Subscription]:
-    return Subscription.objects.exclude(Q(**dict.fromkeys(COLUMNS, "")))
+    return Subscription.objects.exclude(encrypted_secret="", encrypted_previous_secrets=[], encrypted_headers="")
 
 
 def count() -> int:
@@ -64,23 +65,36 @@ def rekey(
         cursor = ids[-1]
 
 
+def _renew(token: str) -> str | None:
+    """Return `token` under the newest key, None if no key decrypts it; what is under that key already, unchanged."""
+    if not token or is_newest(token):
+        return token
+    try:
+        return reencrypt(token)
+    except DecryptionError:
+        return None
+
+
 def _rekey_one(subscription_id: uuid.UUID, done: Rekeyed, complain: Callable[[str], None]) -> None:
     for _ in range(MAX_ATTEMPTS):
         stored = Subscription.objects.filter(pk=subscription_id).values(*COLUMNS).first()
         if stored is None:
             return
-        fresh: dict[str, str] = {}
+        fresh: dict[str, str | list[str]] = {}
+        values = 0
         unreadable = []
-        for column, token in stored.items():
-            if not token or is_newest(token):
-                continue
-            try:
-                fresh[column] = reencrypt(token)
-            except DecryptionError:
-                unreadable.append(column)
+        for column, held in stored.items():
+            tokens = held if isinstance(held, list) else [held]
+            renewed = [_renew(token) for token in tokens]
+            if renewed != tokens:
+                values += sum(new not in (None, old) for new, old in zip(renewed, tokens, strict=True))
+                # What can't be read is kept as it is.
+                kept = [old if new is None else new for new, old in zip(renewed, tokens, strict=True)]
+                fresh[column] = kept if isinstance(held, list) else kept[0]
+            unreadable += [column] * renewed.count(None)
         # Compare and swap: a secret that was rotated or erased meanwhile must not come back.
-        if not fresh or Subscription.objects.filter(pk=subscription_id, **stored).update(**fresh):
-            done.values += len(fresh)
+        if not values or Subscription.objects.filter(pk=subscription_id, **stored).update(**fresh):
+            done.values += values
             done.unreadable += len(unreadable)
             for column in unreadable:
                 complain(f"Subscription {subscription_id}: no key decrypts {column}.")

@@ -34,9 +34,12 @@ class Command(BaseCommand):
             if not 0 < options["expires_in_days"] <= 36500:
                 raise CommandError("--expires-in-days must be more than 0 and at most 36500.")
             expires_at = timezone.now() + datetime.timedelta(days=options["expires_in_days"])
-        with transaction.atomic():
-            key, text = keys.create_api_key(organization, name=name, scopes=options["scope"], expires_at=expires_at)
-            audit.record(
-                "key.create", actor="command:create_api_key", organization_id=organization.id, target=key.prefix
-            )
+        try:
+            with transaction.atomic():
+                key, text = keys.create_api_key(organization, name=name, scopes=options["scope"], expires_at=expires_at)
+                audit.record(
+                    "key.create", actor="command:create_api_key", organization_id=organization.id, target=key.prefix
+                )
+        except keys.TooManyKeys as error:
+            raise CommandError(str(error)) from None
         self.stdout.write(text)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import urlsplit
@@ -49,14 +49,14 @@ def host_of(url: str) -> str:
     return f"{parts.hostname}:{parts.port or {'http': 80}.get(parts.scheme, 443)}"
 
 
-def open_endpoint(url: str, sealed_headers: str, sealed_secret: str, sealed_previous: str) -> Endpoint:
+def open_endpoint(url: str, sealed_headers: str, sealed_secret: str, sealed_previous: Iterable[str] = ()) -> Endpoint:
     """Return the endpoint opened; if it can't be, one whose `fault` says why.
 
-    sealed_previous: the secret before the current one while both sign, else empty.  Never raises: one tenant's
+    sealed_previous: the earlier secrets that still sign beside the current one.  Never raises: one tenant's
     row must not stop a claim that serves others, too.
     """
     try:
-        return _open(url, sealed_headers, sealed_secret, sealed_previous)
+        return _open(url, sealed_headers, (sealed_secret, *sealed_previous))
     except (DecryptionError, TypeError):
         return Endpoint(url, "", (), (), UNREADABLE_SECRETS)
     except ValueError as error:
@@ -69,10 +69,10 @@ class _UrlUnreadable(ValueError):
 
 
 @lru_cache(maxsize=10_000)
-def _open(url: str, sealed_headers: str, sealed_secret: str, sealed_previous: str) -> Endpoint:
+def _open(url: str, sealed_headers: str, sealed_secrets: tuple[str, ...]) -> Endpoint:
     try:
         host = host_of(url)
     except ValueError:
         raise _UrlUnreadable from None
-    keys = tuple(secret_key(decrypt(sealed)) for sealed in (sealed_secret, sealed_previous) if sealed)
+    keys = tuple(secret_key(decrypt(sealed)) for sealed in sealed_secrets if sealed)
     return Endpoint(url, host, tuple(open_headers(sealed_headers).items()), keys)

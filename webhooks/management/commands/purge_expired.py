@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand
@@ -18,11 +19,11 @@ class Command(BaseCommand):
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        entry = partial(audit.record, actor="command:purge_expired", organization_id=None)
+        entry("purge.start")
         purged = purge_expired()
-        audit.record(
+        entry(
             "purge",
-            actor="command:purge_expired",
-            organization_id=None,
             detail={"events": purged.events, "deliveries": purged.deliveries, "attempts": purged.attempts},
         )
         self.stdout.write(

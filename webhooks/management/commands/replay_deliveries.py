@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 from django.utils import timezone
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -99,14 +100,15 @@ class Command(BaseCommand):
             if options["dry_run"]:
                 self.stdout.write(f"{replay.replayable(filters).count()} deliveries would be replayed.")
                 return
-            run = replay.start(filters, filters.get("org"))
-            audit.record(
-                "delivery.replay",
-                actor="command:replay_deliveries",
-                organization_id=run.organization_id,
-                target=run.id,
-                detail=run.filters,
-            )
+            with transaction.atomic():
+                run = replay.start(filters, filters.get("org"))
+                audit.record(
+                    "delivery.replay",
+                    actor="command:replay_deliveries",
+                    organization_id=run.organization_id,
+                    target=run.id,
+                    detail=run.filters,
+                )
         self._run(run, options["rate"])
 
     def _run(self, run: BulkRun, rate: float) -> None:

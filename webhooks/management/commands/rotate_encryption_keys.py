@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -21,6 +22,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         done = Rekeyed()
+        entry = partial(audit.record, actor="command:rotate_encryption_keys", organization_id=None)
+        entry("encryption_key.rotate.start")
         console = Console(stderr=True)
         try:
             with Progress(
@@ -39,10 +42,8 @@ class Command(BaseCommand):
                 )
         finally:
             # Also for a run that was interrupted.
-            audit.record(
+            entry(
                 "encryption_key.rotate",
-                actor="command:rotate_encryption_keys",
-                organization_id=None,
                 detail={"subscriptions": done.seen, "values": done.values, "unreadable": done.unreadable},
             )
         self.stdout.write(f"{done.seen} subscriptions seen, {done.values} values encrypted with the newest key.")

@@ -1,0 +1,33 @@
+"""Rows of one organization, for the walks over every route."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+
+from events.ingest import ingest
+from events.payload import NewEvent
+from orgs.keys import create_api_key
+from orgs.models import Organization
+from webhooks import subscriptions
+from webhooks.models import Delivery
+from webhooks.routing.fan_out import fan_out_batch
+from webhooks.upkeep import recovery
+
+
+@pytest.fixture
+def ids(organization: Organization) -> dict[str, Any]:
+    """Return the ids of one row of everything, of `organization`."""
+    subscription, _ = subscriptions.create(organization.id, url="https://a.example/", event_types=["*"])
+    event = ingest(organization.id, NewEvent("a.b", '{"card":"tenant-data"}', None))
+    fan_out_batch(10)
+    run = recovery.start(subscription, datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
+    return {
+        "key_id": create_api_key(organization, name="tenant-data")[0].id,
+        "event_id": event.event_id,
+        "subscription_id": subscription.id,
+        "delivery_id": Delivery.objects.get().id,
+        "run_id": run.id,
+    }
