@@ -251,6 +251,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("DB_POOL_MAX_OVERFLOW", _integer(0, 500), "2", "Connections on top of DB_POOL_SIZE under pressure."),
     Option("DB_POOL_TIMEOUT", _duration(0.1, 300), "30s", "Longest wait for a free connection."),
     Option("DB_POOL_MAX_LIFETIME", _duration(10, 86400), "1h", "A connection is replaced after this time."),
+    Option(
+        "DB_PREPARED_STATEMENTS",
+        _boolean,
+        "true",
+        "Keep statements prepared in PostgreSQL. `false` behind a pooler in transaction mode that can't follow them.",
+    ),
     Option("WEB_THREADS", _integer(1, 200), "8", "Threads of each gunicorn worker process."),
     # Ingestion
     Option(

@@ -40,6 +40,7 @@ DB_POOL_SIZE: int = _options["DB_POOL_SIZE"]
 DB_POOL_MAX_OVERFLOW: int = _options["DB_POOL_MAX_OVERFLOW"]
 DB_POOL_TIMEOUT: float = _options["DB_POOL_TIMEOUT"]
 DB_POOL_MAX_LIFETIME: float = _options["DB_POOL_MAX_LIFETIME"]
+DB_PREPARED_STATEMENTS: bool = _options["DB_PREPARED_STATEMENTS"]
 WEB_THREADS: int = _options["WEB_THREADS"]
 MAX_EVENT_BYTES: int = _options["MAX_EVENT_BYTES"]
 MAX_BATCH_BYTES: int = _options["MAX_BATCH_BYTES"]
@@ -150,11 +151,13 @@ DATABASES["default"].update(
     ENGINE="core.postgresql",
     CONN_MAX_AGE=0,  # the pool keeps connections, Django must not
     CONN_HEALTH_CHECKS=False,  # core.postgresql checks on borrow
+    # A cursor that the server keeps between transactions would stay behind a pooler's back.
+    DISABLE_SERVER_SIDE_CURSORS=True,
 )
 DATABASES["default"].setdefault("OPTIONS", {}).update(
     application_name="triggers-api",
     connect_timeout=5,
-    prepare_threshold=3,
+    prepare_threshold=3 if DB_PREPARED_STATEMENTS else None,
     pool={
         "min_size": 1,
         "max_size": DB_POOL_SIZE + DB_POOL_MAX_OVERFLOW,

@@ -32,6 +32,7 @@ WRONG = {
     "DB_POOL_MAX_OVERFLOW": "-1",
     "DB_POOL_TIMEOUT": "30 seconds",
     "DB_POOL_MAX_LIFETIME": "soon",
+    "DB_PREPARED_STATEMENTS": "auto",
     "WEB_THREADS": "²",
     "MAX_EVENT_BYTES": "256K",
     "MAX_BATCH_BYTES": "5MiB",
