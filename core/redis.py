@@ -70,12 +70,16 @@ class CircuitBreaker:
         try:
             return command()
         except (RedisError, OSError) as error:
-            with self._lock:
-                first = time.monotonic() >= self._retry_at
-                self.open(PAUSE_SECONDS)
-            if first:
-                log.warning("redis_unavailable", error=type(error).__name__)
+            self.failed(error)
             raise RedisUnavailable(str(error)) from error
+
+    def failed(self, error: Exception) -> None:
+        """Open the breaker after an error of Redis; the first failure of an outage is told."""
+        with self._lock:
+            first = not self._retry_at
+            self.open(PAUSE_SECONDS)
+        if first:
+            log.warning("redis_unavailable", setting="REDIS_URL", reason=str(error)[:300] or type(error).__name__)
 
 
 breaker = CircuitBreaker()

@@ -34,7 +34,8 @@ class ThreadConnection:
         if self._idle is None or not connection.is_connected or self._idle.poll(0):
             self._connect()
         connection.send_packed_command(connection.pack_command(*words))
-        return connection.read_response()
+        # A reply that comes too late must not be taken for the next command's.
+        return connection.read_response(disconnect_on_error=True)
 
     def _connect(self) -> None:
         self._idle = None
