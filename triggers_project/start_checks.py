@@ -27,7 +27,7 @@ log = structlog.get_logger()
 # here (another language, another pooler) is told and waited for.
 _LASTING = re.compile(
     "password|authentication|pg_hba|does not exist|no such (database|user)|certificate|SSL|not permitted|"
-    "permission denied|[Nn]ame or service not known|No address associated|nodename nor servname"
+    "permission denied|connection option|[Nn]ame or service not known|No address associated|nodename nor servname"
 )
 _UNREADABLE = """
 SELECT name FROM unnest(%s::text[]) AS name

@@ -156,7 +156,8 @@ def test_an_old_primary_that_stays_up_as_a_replica_is_left_at_once(
     route = Route(old)
     try:
         env = {"REDIS_URL": f"redis://127.0.0.1:{route.port}/0"}
-        stack.start_web(workers=1, env=env)
+        # With one thread, so that no other thread's new connection hides one that stays.
+        stack.start_web(workers=1, env={**env, "WEB_THREADS": "1"})
         stack.start_workers(env)
         with Receiver() as receiver:
             account.subscribe(receiver.url())
