@@ -17,10 +17,13 @@ START_SECONDS = 20.0
 SERVICE = "mymaster"
 # How long the primary must be silent before the sentinels look for another.
 DOWN_MILLISECONDS = 1000
+SENTINEL_PASSWORD = "only-for-sentinels"
 
 
 class Server:
     """One server.  options: valkey-server's, such as `--replicaof`."""
+
+    _password: str | None = None
 
     def __init__(self, home: Path, name: str, *options: str) -> None:
         self.port = free_port()
@@ -40,7 +43,9 @@ class Server:
 
     def client(self) -> Redis:
         """Return a client of our own."""
-        return Redis(port=self.port, socket_timeout=5, socket_connect_timeout=5, decode_responses=True)
+        return Redis(
+            port=self.port, password=self._password, socket_timeout=5, socket_connect_timeout=5, decode_responses=True
+        )
 
     def start(self) -> Server:
         """Start it; it answers when this returns.  Raises DevstackError."""
@@ -70,6 +75,8 @@ class Server:
 class _Sentinel(Server):
     """A sentinel, which keeps what it knows in its configuration file."""
 
+    _password = SENTINEL_PASSWORD
+
     def __init__(self, home: Path, name: str, primary: Server, quorum: int) -> None:
         super().__init__(home, name, "--sentinel")
         self._watched, self._quorum = primary, quorum
@@ -81,6 +88,8 @@ class _Sentinel(Server):
             f"sentinel monitor {SERVICE} {host} {port} {self._quorum}\n"
             f"sentinel down-after-milliseconds {SERVICE} {DOWN_MILLISECONDS}\n"
             f"sentinel failover-timeout {SERVICE} 5000\n"
+            f"requirepass {SENTINEL_PASSWORD}\n"
+            f"sentinel sentinel-pass {SENTINEL_PASSWORD}\n"
         )
         return [str(configuration)]
 
@@ -100,6 +109,7 @@ class Watched:
         return {
             "REDIS_URL": f"redis://{SERVICE}/0",
             "REDIS_SENTINELS": ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels),
+            "REDIS_SENTINEL_PASSWORD": SENTINEL_PASSWORD,
         }
 
     def start(self) -> Watched:
