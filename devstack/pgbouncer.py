@@ -1,14 +1,12 @@
 """A PgBouncer in transaction mode, in front of a PostgreSQL of ours; for tests and the soak.
 
-There is no wheel of it.  The program is the installed one; without it, where apt-get exists, Debian's package is
-unpacked under the folder `download`, for which nobody needs to be root.
+There is no wheel of it: the program is the machine's, or Debian's, unpacked under .local/.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,14 +14,15 @@ from typing import Any
 
 import psycopg
 
-from devstack.errors import DevstackError, last_line
+from devstack import debian
+from devstack.errors import DevstackError
 from devstack.locks import locked
 from devstack.postgres import DATABASE
 from devstack.processes import ROOT, Process
 from devstack.sockets import free_port
 
-DOWNLOADS = ROOT / ".local" / "packages"
-DOWNLOAD_SECONDS = 120.0
+HOME = ROOT / ".local" / "pgbouncer"
+HINT = "Install PgBouncer (Debian: apt-get install pgbouncer)."
 START_SECONDS = 20.0
 ADMIN = "pgbouncer"  # the name of its own user and database, which show its state
 
@@ -41,63 +40,24 @@ _SETTINGS = {
 }
 
 
-def _run(command: list[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise DevstackError(f"PgBouncer could not be fetched: {error}") from None
-    if done.returncode:
-        raise DevstackError(f"PgBouncer could not be fetched: {last_line(done.stderr)}")
-
-
-def fetch(into: Path = DOWNLOADS) -> Path:
-    """Return the folder that Debian's package of PgBouncer and the libraries it lacks here are unpacked in.
-
-    apt-get gets folders of its own, so that it needs no rights and changes nothing.  Raises DevstackError.
-    """
-    unpacked = into / "pgbouncer"
-    into.mkdir(parents=True, exist_ok=True)
-    with locked(into / "pgbouncer.lock"):
-        if unpacked.exists():
-            return unpacked
-        if shutil.which("apt-get") is None:
-            raise DevstackError("PgBouncer is not installed, and there is no apt-get to fetch it with.")
-        state, cache, unfinished = into / "apt-state", into / "apt-cache", into / "pgbouncer.new"
-        for folder in (state / "lists" / "partial", cache / "archives" / "partial"):
-            folder.mkdir(parents=True, exist_ok=True)
-        apt = ["apt-get", "-q", "-y"]
-        for option in (
-            f"Dir::State={state}",
-            f"Dir::Cache={cache}",
-            "Dir::State::status=/var/lib/dpkg/status",
-            "Debug::NoLocking=true",
-            "APT::Sandbox::User=root",
-            "Acquire::Retries=1",
-        ):
-            apt += ["-o", option]
-        _run([*apt, "update"])
-        _run([*apt, "install", "--download-only", "--no-install-recommends", "pgbouncer"])
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir()
-        for package in (cache / "archives").glob("*.deb"):
-            _run(["dpkg-deb", "-x", str(package), str(unfinished)])
-        unfinished.rename(unpacked)
-        for folder in (state, cache):
-            shutil.rmtree(folder, ignore_errors=True)
-    return unpacked
-
-
 def find() -> tuple[str, dict[str, str]]:
-    """Return the program and the environment that it needs.  Raises DevstackError with the reason."""
+    """Return the program and the environment that it needs, fetched if need be.  Raises DevstackError."""
     installed = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin")
-    if installed:
-        return installed, {}
-    unpacked = fetch()
-    program = unpacked / "usr" / "sbin" / "pgbouncer"
-    if not program.exists():
-        raise DevstackError(f"There is no pgbouncer in the package that was unpacked in {unpacked}.")
-    libraries = {str(path.parent) for path in unpacked.rglob("*.so.*")}
-    return str(program), {"LD_LIBRARY_PATH": ":".join(sorted(libraries))}
+    return (installed, {}) if installed else fetch(HOME)
+
+
+def fetch(home: Path) -> tuple[str, dict[str, str]]:
+    """Return the program in `home`, downloaded and unpacked there once, and its environment.  Raises DevstackError."""
+    home.mkdir(parents=True, exist_ok=True)
+    root = home / "root"
+    with locked(home / "lock"):
+        if not (home / "complete").exists():
+            try:
+                debian.unpack(home, ["pgbouncer"])
+            except DevstackError as error:
+                raise DevstackError(f"No PgBouncer here: {error}. {HINT}") from None
+            (home / "complete").touch()
+    return str(root / "usr/sbin/pgbouncer"), {"LD_LIBRARY_PATH": ":".join(debian.library_folders(root))}
 
 
 class PgBouncer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -124,12 +125,12 @@ class Watched:
         return self
 
     def _knows_all(self, sentinel: Server) -> bool:
-        state = sentinel.client().sentinel_master(SERVICE)
+        state: Any = sentinel.client().sentinel_master(SERVICE)
         return int(state["num-other-sentinels"]) == len(self.sentinels) - 1 and int(state["num-slaves"]) == 1
 
     def primary(self) -> Server:
         """Return the server that the sentinels call the primary."""
-        address = self.sentinels[0].client().sentinel_get_master_addr_by_name(SERVICE)
+        address: Any = self.sentinels[0].client().sentinel_get_master_addr_by_name(SERVICE)
         return next(server for server in self.servers if server.address == tuple(address))
 
     def fail_over(self) -> None:

@@ -26,8 +26,9 @@ log = structlog.get_logger()
 # What PostgreSQL, PgBouncer, OpenSSL, and the resolver say of a fault that somebody has to mend.  What isn't found
 # here (another language, another pooler) is told and waited for.
 _LASTING = re.compile(
-    "password|authentication|pg_hba|does not exist|no such (database|user)|certificate|SSL|not permitted|"
-    "permission denied|connection option|[Nn]ame or service not known|No address associated|nodename nor servname"
+    "password|authentication|pg_hba|does not exist|no such (database|user)|permission denied|not permitted|"
+    "certificate|SSL|connection option|unsupported startup parameter|"
+    "[Nn]ame or service not known|No address associated|nodename nor servname"
 )
 _UNREADABLE = """
 SELECT name FROM unnest(%s::text[]) AS name
