@@ -129,24 +129,42 @@ def test_a_worker_that_starts_without_redis_works_and_uses_it_when_it_is_there(
     assert "Traceback" not in log_of(stack, "worker_1")
 
 
-def test_a_worker_that_does_not_trust_redis_works_and_says_why_once(stack: Stack, account: Account) -> None:
-    _clear_logs(stack)
+@pytest.fixture
+def untrusted() -> Iterator[UntrustedTLS]:
+    """Return a TLS port."""
     untrusted = UntrustedTLS()
-    try:
-        env = {"REDIS_URL": f"rediss://127.0.0.1:{untrusted.port}/0"}
-        stack.start_web(workers=1, env=env)
-        stack.start_workers(env)
-        with Receiver() as receiver:
-            account.subscribe(receiver.url())
-            for number in range(3):
-                assert account.post_event(number).status == 202
-                receiver.wait_for(number + 1)
-        (said,) = _lines(stack, "worker_1", "redis_unavailable")
-        assert said["setting"] == "REDIS_URL"
-        assert "certificate verify failed" in said["reason"]
-        assert stack.workers[0].restarts == 0
-    finally:
-        untrusted.close()
+    yield untrusted
+    untrusted.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("rediss://127.0.0.1:{tls}/0", "certificate verify failed"),
+        ("redis://:hunter2@127.0.0.1:{port}/0", "invalid username-password pair"),
+        ("redis://no-such-host.invalid/0", "no-such-host.invalid"),
+    ],
+    ids=["certificate", "password", "host"],
+)
+def test_a_worker_that_can_t_use_redis_works_and_says_why_once(
+    stack: Stack, account: Account, server: Server, untrusted: UntrustedTLS, url: str, reason: str
+) -> None:
+    _clear_logs(stack)
+    server.start().client().config_set("requirepass", "right")
+    env = {"REDIS_URL": url.format(tls=untrusted.port, port=server.port)}
+    stack.start_web(workers=1, env=env)
+    stack.start_workers(env)
+    with Receiver() as receiver:
+        account.subscribe(receiver.url())
+        for number in range(3):
+            assert account.post_event(number).status == 202
+            receiver.wait_for(number + 1)
+    (said,) = _lines(stack, "worker_1", "redis_unavailable")
+    assert said["setting"] == "REDIS_URL"
+    assert reason in said["reason"]
+    assert stack.workers[0].restarts == 0
+    assert "hunter2" not in log_of(stack, "worker_1") + log_of(stack, "web")
+    assert "Traceback" not in log_of(stack, "worker_1")
 
 
 def test_an_old_primary_that_stays_up_as_a_replica_is_left_at_once(
