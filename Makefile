@@ -41,7 +41,7 @@ format: $(STAMP) ## format the code
 bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name
 	@exec $(PY) -m bench $(SCENARIO)
 
-soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS)
+soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
 	@exec $(PY) -m soak
 
 clean: ## delete the virtual environment, the local servers, and their data

@@ -1,19 +1,30 @@
 """How gunicorn serves the API.  Each value can be set through the environment."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-_LOAD_SETTINGS = """
+_CHECK = """
+import os
 import sys
+import django
 from django.core.exceptions import ImproperlyConfigured
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "triggers_project.settings")
 try:
-    import triggers_project.settings
+    django.setup()
+    from triggers_project.start_checks import check_services
+    check_services()
 except ImproperlyConfigured as error:
     sys.exit(str(error))
 """
+
+# As a container's first process, gunicorn would not notice SIGTERM before it installs its own handler.  (This file is
+# read again for a reload, when that is in place.)
+if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
 
 
 def _count(name: str, default: str) -> int:
@@ -24,11 +35,11 @@ def _count(name: str, default: str) -> int:
 
 
 def on_starting(server: Any) -> None:
-    """End with the line that names a wrong setting, instead of a traceback from each worker.
+    """End with the line that names a wrong setting, or one that leads nowhere, instead of failing in each worker.
 
     In a process of its own: what gunicorn's master has imported, a reload would not read again.
     """
-    checked = subprocess.run([sys.executable, "-c", _LOAD_SETTINGS], check=False)  # noqa: S603
+    checked = subprocess.run([sys.executable, "-c", _CHECK], check=False)  # noqa: S603
     if checked.returncode:
         sys.exit(checked.returncode)
 

@@ -2,15 +2,21 @@
 """Django's command line for Triggers API."""
 
 import os
+import signal
 import sys
 
 
 def main() -> None:
-    """Run the command; a wrong setting or a database that doesn't answer is one line, not a traceback."""
+    """Run the command; a wrong setting or a database that can't be used is one line, not a traceback."""
+    if sys.argv[1:2] == ["rqworker"]:
+        # As a container's first process, a worker that has no handler yet would not notice SIGTERM.  Until it
+        # installs its own there is nothing to finish.
+        signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "triggers_project.settings")
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
-    from django.db import OperationalError
+    from django.db import Error as DatabaseError
+    from psycopg import Error as PsycopgError
 
     if "--traceback" in sys.argv:
         execute_from_command_line(sys.argv)
@@ -19,9 +25,13 @@ def main() -> None:
         execute_from_command_line(sys.argv)
     except ImproperlyConfigured as error:
         sys.exit(str(error))
-    except OperationalError as error:
-        reason = (str(error) or repr(error)).strip().splitlines()[0]
-        sys.exit(f"The database doesn't answer as it should: {reason}")
+    except (DatabaseError, PsycopgError) as error:
+        from core.db import describe_database_fault
+
+        line = describe_database_fault(error)
+        if line is None:
+            raise
+        sys.exit(line)
 
 
 if __name__ == "__main__":

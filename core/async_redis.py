@@ -7,23 +7,51 @@ from typing import Any
 
 import redis.asyncio
 from django.conf import settings
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MasterDownError, ReadOnlyError
 
 from core.redis import breaker
+from core.redis_connections import sentinel_options
+
+
+def _pool() -> ConnectionPool:
+    """Return a pool of connections to the server or primary that `core.redis_connections` connects to."""
+    url = settings.REDIS_URL
+    configured: Any = settings.CACHES["default"]["OPTIONS"]
+    options = {
+        "socket_connect_timeout": configured["SOCKET_CONNECT_TIMEOUT"],
+        "socket_timeout": configured["SOCKET_TIMEOUT"],
+        "retry": Retry(NoBackoff(), 0),
+    }
+    if not settings.REDIS_SENTINELS:
+        return ConnectionPool.from_url(url, **options)
+    sentinel = Sentinel(
+        settings.REDIS_SENTINELS, sentinel_kwargs={**sentinel_options(url), "retry": Retry(NoBackoff(), 0)}
+    )
+    return SentinelConnectionPool.from_url(
+        url,
+        connection_class=SentinelManagedSSLConnection if url.startswith("rediss:") else SentinelManagedConnection,
+        service_name=parse_url(url)["host"],
+        sentinel_manager=sentinel,
+        **options,
+    )
 
 
 class AsyncRedis:
     """A connection to Redis for the event loop that it is used in."""
 
     def __init__(self) -> None:
-        options: Any = settings.CACHES["default"]["OPTIONS"]
-        self._client = redis.asyncio.Redis.from_url(
-            settings.REDIS_URL,
-            socket_connect_timeout=options["SOCKET_CONNECT_TIMEOUT"],
-            socket_timeout=options["SOCKET_TIMEOUT"],
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._client = redis.asyncio.Redis(connection_pool=_pool())
 
     async def run(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """Return the replies to several commands, each given as its words, sent in one round trip.
@@ -35,11 +63,16 @@ class AsyncRedis:
             pipeline = self._client.pipeline(transaction=False)
             for words in commands:
                 pipeline.execute_command(*words)
-            replies: list[Any] = await pipeline.execute()
+            try:
+                replies: list[Any] = await pipeline.execute()
+            except (ReadOnlyError, MasterDownError) as error:
+                await self._client.connection_pool.disconnect()
+                raise RedisConnectionError(f"the server is no longer the primary: {error}") from error
             return replies
 
         return await breaker.run_async(send)
 
     async def close(self) -> None:
         """Close the connection."""
+        await self._client.connection_pool.disconnect()
         await self._client.aclose()

@@ -27,6 +27,22 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OperationalError | InterfaceError | psycopg.OperationalError | psycopg.InterfaceError)
 
 
+def describe_database_fault(error: BaseException) -> str | None:
+    """Return one line for whoever starts a process, or None for a fault that is a bug's and not the database's."""
+    cause = error if isinstance(error, psycopg.Error) or error.__cause__ is None else error.__cause__
+    reason = (str(cause).strip() or repr(cause)).splitlines()[0]
+    if isinstance(cause, psycopg.errors.InsufficientPrivilege):
+        return f"The role in DATABASE_URL lacks a right: {reason}."
+    if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+        return (
+            f"The database that DATABASE_URL names isn't migrated for this version: run `manage.py migrate` ({reason})."
+        )
+    refused_option = isinstance(cause, psycopg.ProgrammingError) and cause.sqlstate is None
+    if is_transient(cause) or refused_option:
+        return f"The database that DATABASE_URL names can't be used: {reason}"
+    return None
+
+
 @overload
 def server_cursor() -> psycopg.Cursor[Any]: ...
 @overload

@@ -87,22 +87,23 @@ class CircuitBreaker:
         except NoScriptError:
             raise  # Redis is there; the caller sends the script
         except (RedisError, OSError) as error:
-            self._failed(error)
+            self.failed(error)
             raise RedisUnavailable(str(error)) from error
 
     def _attempt(self, command: Callable[[], T]) -> T:
         try:
             return command()
         except (RedisError, OSError) as error:
-            self._failed(error)
+            self.failed(error)
             raise RedisUnavailable(str(error)) from error
 
-    def _failed(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
+        """Open the breaker after an error of Redis; the first failure of an outage is told."""
         with self._lock:
-            first = time.monotonic() >= self._retry_at
+            first = not self._retry_at
             self.open(PAUSE_SECONDS)
         if first:
-            log.warning("redis_unavailable", error=type(error).__name__)
+            log.warning("redis_unavailable", setting="REDIS_URL", reason=str(error)[:300] or type(error).__name__)
 
 
 breaker = CircuitBreaker()

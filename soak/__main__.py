@@ -1,4 +1,4 @@
-"""`make soak`: SOAK_ROUNDS rounds (20), in the order that SOAK_SEED (1) decides."""
+"""`make soak`: SOAK_ROUNDS rounds (20), in the order that SOAK_SEED (1) decides; SOAK_PGBOUNCER=1 puts one between."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main() -> int:
         return 2
     _forget_settings_of_the_shell()
     signal.signal(signal.SIGTERM, _end)
-    stack = Stack(HOME, SETTINGS)
+    stack = Stack(HOME, SETTINGS, pooled=os.environ.get("SOAK_PGBOUNCER", "") not in {"", "0"})
     try:
         stack.start()
         print(f"{rounds} rounds, SOAK_SEED={seed}\n")

@@ -367,6 +367,15 @@ class ValkeyFlushed(Fault):
         self.stack.valkey_command("FLUSHALL")
 
 
+class ValkeyFailedOver(Fault):
+    """Another, empty Valkey becomes the primary; the old one stays up as a replica."""
+
+    name = "Valkey failed over"
+
+    def strike(self) -> None:
+        self.stack.fail_valkey_over()
+
+
 class PostgresStopped(Fault):
     """PostgreSQL stops at once, as in a crash, and comes back after a moment."""
 
@@ -399,7 +408,7 @@ WORKER_FAULTS: tuple[type[Fault], ...] = (
     BacklogSenderKilled,
 )  # fmt: skip
 OTHER_FAULTS: tuple[type[Fault], ...] = (
-    WebWorker, WebMaster, WebInDoubt, ValkeyKilled, ValkeyFlushed, PostgresStopped,
+    WebWorker, WebMaster, WebInDoubt, ValkeyKilled, ValkeyFlushed, ValkeyFailedOver, PostgresStopped,
 )  # fmt: skip
 # Both stop whole transactions from outside, and would wait for each other.
 _NOT_TOGETHER = {

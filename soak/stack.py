@@ -12,11 +12,13 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
 
 from devstack import processes
+from devstack.pgbouncer import PgBouncer
 from devstack.pids import children
 from devstack.postgres import USER, Postgres
 from devstack.processes import Process
@@ -40,6 +42,9 @@ ENVIRONMENT = {
 # Each process logs in to PostgreSQL under a name of its own, so that pg_stat_activity tells whose session is whose.
 ROLES = ("web", "worker_1", "worker_2")
 
+# Fewer sessions for each role than its processes have connections, but more than transactions that wait for a fault.
+POOL = {"default_pool_size": "6"}
+
 SCOPES = (
     "events:write", "events:read", "subscriptions:manage", "deliveries:read", "deliveries:retry", "keys:manage",
 )  # fmt: skip
@@ -53,13 +58,18 @@ _TABLES = (
 class Stack:
     """Servers that live from `start` to `stop`; web and workers come and go in between.
 
-    home: where the servers live.  env: settings of web and workers, on top of ENVIRONMENT.
+    home: where the servers live.  env: settings of web and workers, on top of ENVIRONMENT.  pooled: whether web and
+    workers reach PostgreSQL through a PgBouncer.
     """
 
-    def __init__(self, home: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, home: Path, env: Mapping[str, str] | None = None, *, pooled: bool = False) -> None:
         self.home = home
         self.postgres = Postgres(home / "postgres", durable=True)
+        self.pooler = PgBouncer(home / "pgbouncer", self.postgres.url(), ROLES, POOL) if pooled else None
         self.valkey = Valkey(home / "valkey")
+        self._other_valkey = Valkey(home / "valkey-2")
+        # Where REDIS_URL leads: a link, which a failover moves to the other server's socket.
+        self._valkey_link = self.valkey.socket_path.with_name("current.sock")
         self.logs = home / "logs"
         self.env = {**ENVIRONMENT, **(env or {})}
         self.port = free_port()
@@ -80,10 +90,14 @@ class Stack:
         """Start PostgreSQL and Valkey, migrate, and empty what an earlier run left."""
         self.postgres.start()
         self.valkey.start()
-        processes.manage("migrate", "--verbosity", "0", env=self._environment(USER))
+        self._lead_to_valkey()
+        direct = {**self.env, "DATABASE_URL": self.postgres.url(), "REDIS_URL": self.valkey.url()}
+        processes.manage("migrate", "--verbosity", "0", env=direct)
         for role in ROLES:
             if not self.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)):
                 self.sql(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER").format(sql.Identifier(role)))
+        if self.pooler is not None:
+            self.pooler.start()
         self.empty()
 
     def empty(self) -> None:
@@ -97,8 +111,27 @@ class Stack:
         """Stop everything."""
         self.stop_processes()
         self._close_connections()
-        self.valkey.stop()
+        for valkey in (self.valkey, self._other_valkey):
+            valkey.stop()
+        if self.pooler is not None:
+            self.pooler.stop()
         self.postgres.stop("fast")
+
+    def fail_valkey_over(self) -> None:
+        """Lead to another, empty Valkey; the old one stays up as a replica, which refuses writes."""
+        old = self.valkey
+        self.valkey, self._other_valkey = self._other_valkey, old
+        self.valkey.start()
+        self.valkey_command("REPLICAOF", "NO", "ONE")
+        self.valkey_command("FLUSHALL")
+        self._lead_to_valkey()
+        self.valkey_command("REPLICAOF", "127.0.0.1", "1", of=old)  # of nobody: Unix sockets can't replicate
+
+    def _lead_to_valkey(self) -> None:
+        moved = self._valkey_link.with_suffix(".new")
+        moved.unlink(missing_ok=True)
+        moved.symlink_to(self.valkey.socket_path)
+        moved.replace(self._valkey_link)
 
     def stop_processes(self) -> None:
         """Stop web and workers."""
@@ -111,8 +144,13 @@ class Stack:
 
     def _environment(self, role: str) -> dict[str, str]:
         """Return what a process of ours gets on top of the caller's own environment."""
-        url = self.postgres.url().replace(f"//{USER}@", f"//{role}@", 1)
-        return {**self.env, "DATABASE_URL": url, "REDIS_URL": self.valkey.url()}
+        servers = {
+            "DATABASE_URL": self.postgres.url().replace(f"//{USER}@", f"//{role}@", 1),
+            "REDIS_URL": f"unix://{quote(str(self._valkey_link), safe='/')}?db=0",
+        }
+        if self.pooler is not None:
+            servers |= {"DATABASE_URL": self.pooler.url(role), "DB_PREPARED_STATEMENTS": "false"}
+        return {**self.env, **servers}
 
     def process(self, name: str, command: list[str], role: str, env: Mapping[str, str] | None = None) -> Process:
         """Return one of our processes, not started; its log is `name`.log."""
@@ -195,11 +233,11 @@ class Stack:
                     connection.close()
             self._connections.clear()
 
-    def valkey_command(self, *words: str) -> bytes:
-        """Send Valkey one command and return the first bytes of its answer."""
+    def valkey_command(self, *words: str, of: Valkey | None = None) -> bytes:
+        """Send Valkey one command and return the first bytes of its answer.  of: which one, if not the current one."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
-            connection.connect(str(self.valkey.socket_path))
+            connection.connect(str((of or self.valkey).socket_path))
             connection.sendall(" ".join(words).encode() + b"\r\n")
             return connection.recv(65536)
 

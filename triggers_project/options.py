@@ -140,6 +140,16 @@ def _name_servers(raw: str) -> tuple[str, ...]:
     return tuple(servers)
 
 
+def _hosts_with_ports(raw: str) -> tuple[tuple[str, int], ...]:
+    hosts = []
+    for part in _names(raw):
+        match = re.fullmatch(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/@\[\]]+)):(?P<port>\d{1,5})", part)
+        if match is None or not 1 <= int(match["port"]) <= 65535:
+            raise OptionError("expected hosts with ports such as sentinel-1:26379 with commas between them")
+        hosts.append((match["six"] or match["name"], int(match["port"])))
+    return tuple(hosts)
+
+
 def _one_of(*choices: str) -> Callable[[str], str]:
     def parse(raw: str) -> str:
         if raw.strip() not in choices:
@@ -220,6 +230,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("DATABASE_URL", _POSTGRES, "", "PostgreSQL, e.g. `postgres://user:password@host:5432/triggers`. Required."),
     Option("REDIS_URL", _REDIS, "", "Redis or Valkey, e.g. `redis://host:6379/0`. Required."),
+    Option(
+        "REDIS_SENTINELS",
+        _hosts_with_ports,
+        "",
+        "Sentinels that know the primary, e.g. `sentinel-1:26379,sentinel-2:26379`; the host in `REDIS_URL` is then the"
+        " name they know it by, e.g. `redis://mymaster/0`.",
+    ),
+    Option("REDIS_SENTINEL_PASSWORD", _text, "", "The sentinels' own password, if they have one."),
     Option("SECRET_KEY", _text, "", "Django's secret key (sessions, CSRF). At least 32 characters. Required."),
     Option(
         "SECRETS_ENCRYPTION_KEYS",
@@ -267,6 +285,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("DB_POOL_MAX_OVERFLOW", _integer(0, 500), "2", "Connections on top of DB_POOL_SIZE under pressure."),
     Option("DB_POOL_TIMEOUT", _duration(0.1, 300), "30s", "Longest wait for a free connection."),
     Option("DB_POOL_MAX_LIFETIME", _duration(10, 86400), "1h", "A connection is replaced after this time."),
+    Option(
+        "DB_PREPARED_STATEMENTS",
+        _boolean,
+        "true",
+        "Keep statements prepared in PostgreSQL. `false` behind a pooler in transaction mode that can't follow them.",
+    ),
     Option(
         "WEB_THREADS",
         _integer(1, 200),
@@ -500,6 +524,11 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
                 problems.append(f"SECRETS_ENCRYPTION_KEYS is wrong: key {position} is not 32 bytes in url-safe base64.")
     if values["URL_PREFIX"].split("/")[1:2] == [values["ADMIN_PATH"]]:
         problems.append("URL_PREFIX is wrong: its first segment is ADMIN_PATH, so the two can't be told apart.")
+    if values["REDIS_SENTINELS"] and not re.match(r"rediss?://([^/]*@)?[^/@:]+(/|\?|$)", values["REDIS_URL"]):
+        problems.append(
+            "REDIS_URL is wrong: with REDIS_SENTINELS, its host is the name that the sentinels know the primary by, "
+            "without a port, such as redis://mymaster/0."
+        )
     if values["ENVIRONMENT"] == "production":
         problems += _unsafe(values)
     return problems

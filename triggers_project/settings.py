@@ -26,6 +26,8 @@ _options = read_options(os.environ)
 ENVIRONMENT: str = _options["ENVIRONMENT"]
 DATABASE_URL: str = _options["DATABASE_URL"]
 REDIS_URL: str = _options["REDIS_URL"]
+REDIS_SENTINELS: tuple[tuple[str, int], ...] = _options["REDIS_SENTINELS"]
+REDIS_SENTINEL_PASSWORD: str = _options["REDIS_SENTINEL_PASSWORD"]
 SECRET_KEY: str = _options["SECRET_KEY"]
 SECRETS_ENCRYPTION_KEYS: list[str] = _options["SECRETS_ENCRYPTION_KEYS"]
 DEBUG: bool = _options["DEBUG"]
@@ -41,6 +43,7 @@ DB_POOL_SIZE: int = _options["DB_POOL_SIZE"]
 DB_POOL_MAX_OVERFLOW: int = _options["DB_POOL_MAX_OVERFLOW"]
 DB_POOL_TIMEOUT: float = _options["DB_POOL_TIMEOUT"]
 DB_POOL_MAX_LIFETIME: float = _options["DB_POOL_MAX_LIFETIME"]
+DB_PREPARED_STATEMENTS: bool = _options["DB_PREPARED_STATEMENTS"]
 WEB_THREADS: int = _options["WEB_THREADS"]
 MAX_EVENT_BYTES: int = _options["MAX_EVENT_BYTES"]
 MAX_BATCH_BYTES: int = _options["MAX_BATCH_BYTES"]
@@ -146,11 +149,13 @@ DATABASES["default"].update(
     ENGINE="core.postgresql",
     CONN_MAX_AGE=0,  # the pool keeps connections, Django must not
     CONN_HEALTH_CHECKS=False,  # core.postgresql checks on borrow
+    # A cursor that the server keeps between transactions would stay behind a pooler's back.
+    DISABLE_SERVER_SIDE_CURSORS=True,
 )
 DATABASES["default"].setdefault("OPTIONS", {}).update(
     application_name="triggers-api",
     connect_timeout=5,
-    prepare_threshold=3,
+    prepare_threshold=3 if DB_PREPARED_STATEMENTS else None,
     pool={
         "min_size": 1,
         "max_size": DB_POOL_SIZE + DB_POOL_MAX_OVERFLOW,
@@ -169,22 +174,31 @@ LANGUAGE_CODE = "en-us"
 USE_I18N = False
 
 # --- Redis or Valkey: wake-ups, throttles, caches; nothing that can't be lost ---------------------
+_REDIS = {
+    "BACKEND": "django_redis.cache.RedisCache",
+    "LOCATION": REDIS_URL,
+    "KEY_PREFIX": "triggers",
+}
+_REDIS_OPTIONS = {
+    "CONNECTION_FACTORY": "core.redis_connections.ConnectionFactory",
+    "SOCKET_CONNECT_TIMEOUT": 0.25,
+    "SERIALIZER": "django_redis.serializers.json.JSONSerializer",
+}
 CACHES = {
     "default": {
-        "BACKEND": "django_redis.cache.RedisCache",
-        "LOCATION": REDIS_URL,
+        **_REDIS,
         "OPTIONS": {
-            "SOCKET_CONNECT_TIMEOUT": 0.25,
+            **_REDIS_OPTIONS,
             "SOCKET_TIMEOUT": 0.5,
             # One attempt: core.redis decides what to do without Redis, and when to try again.
             "CONNECTION_POOL_KWARGS": {"retry": Retry(NoBackoff(), 0)},
-            "SERIALIZER": "django_redis.serializers.json.JSONSerializer",
         },
-        "KEY_PREFIX": "triggers",
-    }
+    },
+    # RQ's connections wait for jobs: RQ sets their timeout.
+    "rq": {**_REDIS, "OPTIONS": {**_REDIS_OPTIONS, "POOL": "rq", "SOCKET_CONNECT_TIMEOUT": 5}},
 }
 RQ_QUEUES = {
-    name: {"URL": REDIS_URL, "SERIALIZER": "rq.serializers.JSONSerializer", "DEFAULT_TIMEOUT": 180}
+    name: {"USE_REDIS_CACHE": "rq", "SERIALIZER": "rq.serializers.JSONSerializer", "DEFAULT_TIMEOUT": 180}
     for name in ("events", "webhooks")
 }
 # What a job on each queue calls: `core.wakeups` names these functions to RQ and refuses any other.

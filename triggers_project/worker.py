@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
+import os
+import socket
 import sys
 import threading
 import time
@@ -18,7 +21,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq import Queue, SimpleWorker, worker_registration
 from rq.exceptions import StopRequested
 from rq.job import Job
@@ -32,6 +35,7 @@ from core.process import prepare
 from core.redis import RedisUnavailable, call_redis
 from core.wakeups import EVENTS, JOB_TIMEOUT_SECONDS, WakeUp, wake
 from triggers_project.jobs import fan_out_for, last_fan_out
+from triggers_project.start_checks import check_services
 from webhooks.dispatch.sender import current_sender, start_sender
 from webhooks.upkeep.sweep import Sweep
 
@@ -58,10 +62,15 @@ class TriggersWorker(SimpleWorker):
         kwargs["job_class"] = WakeUp
         # RQ's default of seven minutes is how long a Redis that hangs would hold the job loop.
         kwargs["worker_ttl"] = REDIS_PATIENCE_SECONDS
+        # RQ would ask Redis for this worker's address here, and fail without Redis.
+        kwargs["prepare_for_work"] = False
         super().__init__(*args, **kwargs)
+        self.hostname, self.pid = socket.gethostname(), os.getpid()
         self._asked_to_stop = threading.Event()
+        self._in_loop = False
         self._ends = False
         self._told_state = ""
+        self._reconnecting = False
         self._beat_at = float("-inf")
         self._done = 0  # wake-ups since the last heartbeat, and how long they took
         self._done_seconds = 0.0
@@ -74,6 +83,7 @@ class TriggersWorker(SimpleWorker):
 
         The sender and the housekeeping run all the time, whatever Redis does.
         """
+        check_services()
         prepare(sockets=settings.MAX_CONCURRENT_DELIVERIES)
         self._install_signal_handlers()
         # A worker that is to end by itself ends when nothing is due, which one process alone can tell.
@@ -84,13 +94,19 @@ class TriggersWorker(SimpleWorker):
         housekeeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         housekeeping.start()
         kwargs["logging_level"] = "WARNING"  # RQ tells of every job; ours tell what they did
+        logging.getLogger("rq.worker").addFilter(_is_news)
         worked = False
         try:
+            self._in_loop = True
             while not self._asked_to_stop.is_set():
                 try:
                     worked = super().work(*args, **kwargs) or worked
+                except StopRequested:
+                    break
                 except (RedisError, OSError) as error:
-                    log.warning("worker_reconnecting", error=type(error).__name__)
+                    if not self._reconnecting:
+                        log.warning("worker_reconnecting", setting="REDIS_URL", reason=str(error)[:300])
+                    self._reconnecting = True
                 else:
                     if self._ends:
                         sender.wake()
@@ -112,7 +128,8 @@ class TriggersWorker(SimpleWorker):
         sender = current_sender()
         if sender is not None:
             sender.stop_claiming()
-        super().request_stop(signum, frame)
+        if self._in_loop:  # RQ interrupts the loop with an exception, which nothing would catch before
+            super().request_stop(signum, frame)
 
     def teardown(self) -> None:
         """RQ's end of work, which must not fail because Redis is away."""
@@ -135,12 +152,15 @@ class TriggersWorker(SimpleWorker):
         the registration; names are random, so what stands there is ours.
         """
         self.birth_date = self.last_heartbeat = now()
+        with contextlib.suppress(ResponseError):  # not permitted; RQ's pages show "unknown"
+            self.ip_address = str(connection.client_info()["addr"])
         with connection.pipeline() as pipeline:
             pipeline.delete(self.key)
             pipeline.hset(self.key, mapping=self.serialize())
             worker_registration.register(self, pipeline)
             pipeline.expire(self.key, self.worker_ttl + 60)
             pipeline.execute()
+        self._reconnecting = False
 
     # --- jobs ---------------------------------------------------------------------------------------
 
@@ -239,6 +259,11 @@ class TriggersWorker(SimpleWorker):
                 pipeline.execute()
 
         call_redis(beat)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Keep RQ from saying once a second that Redis is away: `core.redis` says so once."""
+    return "could not connect to Redis" not in str(record.msg)
 
 
 def _show_life() -> None:

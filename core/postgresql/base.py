@@ -28,9 +28,10 @@ BELIEVED_SECONDS = 1.0
 
 
 class _Reach:
-    """Whether the last attempt of this process to connect failed."""
+    """Whether the last attempt of this process to connect failed, and why."""
 
     away = False
+    reason = ""
 
 
 class WatchedConnection(psycopg.Connection[Any]):
@@ -43,8 +44,8 @@ class WatchedConnection(psycopg.Connection[Any]):
         """Connect as psycopg does."""
         try:
             connection = super().connect(*args, **kwargs)
-        except psycopg.OperationalError:
-            _Reach.away = True
+        except psycopg.Error as error:
+            _Reach.away, _Reach.reason = True, str(error)
             raise
         _Reach.away = False
         connection.answered_at = time.monotonic()
@@ -94,6 +95,6 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 pool.putconn(connection)  # which replaces it
             except PoolTimeout:
                 if _Reach.away:
-                    raise PoolTimeout("the database refuses connections") from None
+                    raise PoolTimeout(_Reach.reason) from None
                 if time.monotonic() >= ends:
                     raise

@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.core.management import call_command
+from django.db import connection
 from django.test import Client
 from django.urls import clear_url_caches, reverse
 
 from devstack.processes import web
 from orgs.models import AuditEntry
+from tests.servers import postgres
 
 PASSWORD = "correct horse battery staple"
 
@@ -139,7 +141,8 @@ def test_no_user_name_is_an_error_at_log_in(user: User, name: str) -> None:
 
 
 def test_the_admin_moves_with_its_setting_in_a_real_process(tmp_path: Path, db: None) -> None:
-    process, base = web(tmp_path / "web.log", env={"ADMIN_PATH": "back-office"}, workers=1)
+    migrated = postgres.url(connection.settings_dict["NAME"])
+    process, base = web(tmp_path / "web.log", env={"ADMIN_PATH": "back-office", "DATABASE_URL": migrated}, workers=1)
     try:
         with urllib.request.urlopen(f"{base}/back-office/login/", timeout=30) as answer:
             assert b"Triggers API" in answer.read()

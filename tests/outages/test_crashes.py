@@ -24,6 +24,7 @@ PLANS: dict[str, list[tuple[type[faults.Fault], ...]]] = {
     "commits in doubt": [
         (faults.WebInDoubt,),
         (faults.WorkerInDoubt, faults.ValkeyKilled),
+        (faults.ValkeyFailedOver,),
     ],
     "servers": [
         (faults.WebMaster,),

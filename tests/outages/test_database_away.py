@@ -18,6 +18,8 @@ from tests.system import (
     wait_until_settled,
 )  # fmt: skip
 
+WAITS = '"event":"database_unavailable"'
+
 
 @pytest.fixture
 def running(stack: Stack) -> Stack:
@@ -68,6 +70,34 @@ def test_without_postgresql_the_api_says_503_with_retry_after_and_accepts_nothin
     assert running.workers[0].restarts == 0
     for name, start in started.items():
         assert "Traceback" not in log_of(running, name, start)
+
+
+def test_web_and_worker_that_start_before_postgresql_wait_for_it_and_say_so(
+    stack: Stack, account: Account, receiver: Receiver
+) -> None:
+    stack.postgres.stop("fast")
+    starts = {name: log_size(stack, name) for name in ("web", "worker_1")}
+    worker = stack.make_worker(1).start()
+    try:
+        stack.start_web(workers=1)  # which answers, if only /api/health
+        for name, start in starts.items():
+            wait_for(
+                lambda name=name, start=start: '"event":"database_unavailable"' in log_of(stack, name, start), name
+            )
+        assert_unavailable(account.post_event(1))
+        stack.postgres.start()
+        wait_for(lambda: account.call("GET", "/api/me").status == 200, "no 200 after PostgreSQL came")
+        account.subscribe(receiver.url())
+        assert account.post_event(2).status == 202
+        receiver.wait_for(1)
+        assert worker.alive
+        for name, start in starts.items():
+            said = log_of(stack, name, start)
+            assert said.count(WAITS) == 1
+            assert "DATABASE_URL" in said
+            assert "Traceback" not in said
+    finally:
+        worker.stop()
 
 
 def test_an_answer_that_comes_while_postgresql_is_away_is_recorded_when_it_is_back(

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
+import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import psycopg
 import pytest
+import trustme
 
-from tests.servers import ENVIRONMENT, valkey
+from devstack.pids import children
+from devstack.postgres import USER
+from devstack.sockets import free_port
+from tests.servers import ENVIRONMENT, postgres, valkey
 from triggers_project.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.asgi"]
+UNSHARE = ["unshare", "--pid", "--fork", "--kill-child"]
 
 WRONG = {
     "ENVIRONMENT": "staging",
     "DATABASE_URL": "postgres://user:hunter2@host:port/triggers",
     "REDIS_URL": "redis://:hunter2@host:99999",
+    "REDIS_SENTINELS": "sentinel-1",
     "DEBUG": "perhaps",
     "ALLOWED_HOSTS": "https://triggers.example.com",
     "CSRF_TRUSTED_ORIGINS": "triggers.example.com",
@@ -33,6 +44,7 @@ WRONG = {
     "DB_POOL_MAX_OVERFLOW": "-1",
     "DB_POOL_TIMEOUT": "30 seconds",
     "DB_POOL_MAX_LIFETIME": "soon",
+    "DB_PREPARED_STATEMENTS": "auto",
     "WEB_THREADS": "²",
     "MAX_EVENT_BYTES": "256K",
     "MAX_BATCH_BYTES": "5MiB",
@@ -77,6 +89,7 @@ WRONG = {
     "LOGIN_COOLOFF": "0",
 }
 # These are wrong only by being missing, short or no keys, which is told when the rest is right.
+FREE_TEXT = {"REDIS_SENTINEL_PASSWORD"}
 SECRETS = {"SECRET_KEY": "hunter2", "SECRETS_ENCRYPTION_KEYS": "hunter2"}
 
 
@@ -92,9 +105,9 @@ def run(command: list[str], **changes: str) -> tuple[int, list[str]]:
 def test_every_setting_with_a_wrong_value_is_named_in_a_line_of_its_own() -> None:
     code, lines = run([sys.executable, "manage.py", "migrate"], **WRONG)
     assert code == 1
-    assert [line.split()[0] for line in lines] == [option.name for option in OPTIONS if option.name not in SECRETS]
+    assert [line.split()[0] for line in lines] == [option.name for option in OPTIONS if option.name in WRONG]
     assert all(" is wrong: expected " in line for line in lines)
-    assert set(WRONG) | set(SECRETS) == {option.name for option in OPTIONS}
+    assert set(WRONG) | set(SECRETS) | FREE_TEXT == {option.name for option in OPTIONS}
 
 
 def test_secrets_that_are_none_are_named_and_not_shown() -> None:
@@ -141,4 +154,114 @@ def test_a_command_without_its_database_says_so_in_one_line() -> None:
             code, lines = run([sys.executable, "manage.py", *command], DATABASE_URL=url, REDIS_URL=valkey.url())
             assert code == 1
             assert len(lines) == 1
-            assert lines[0].startswith("The database doesn't answer")
+            assert lines[0].startswith("The database that DATABASE_URL names can't be used: ")
+            assert "Connection refused" in lines[0]
+
+
+@pytest.fixture(scope="module")
+def migrated() -> str:
+    """Return the name of a database that is migrated and empty."""
+    postgres.create_database("start_errors")
+    run([sys.executable, "manage.py", "migrate", "--verbosity", "0"], DATABASE_URL=postgres.url("start_errors"))
+    return "start_errors"
+
+
+def _role(name: str) -> None:
+    with psycopg.connect(postgres.url(), autocommit=True) as session:
+        if not session.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (name,)).fetchone():
+            session.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'right'")  # type: ignore[arg-type]
+
+
+def _url_of(role: str, database: str = "triggers") -> str:
+    return postgres.url(database).replace(f"//{USER}@", f"//{role}@", 1)
+
+
+class UntrustedPostgres:
+    """A port that offers TLS as PostgreSQL does, with a certificate nobody here trusts."""
+
+    def __init__(self) -> None:
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        trustme.CA().issue_cert("127.0.0.1").configure_cert(self._context)
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self._socket.accept()[0]
+                with client, contextlib.suppress(OSError):
+                    client.recv(8)  # the request for TLS
+                    client.sendall(b"S")
+                    self._context.wrap_socket(client, server_side=True).close()
+
+
+@pytest.fixture(scope="module")
+def unusable(migrated: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """Return a DATABASE_URL for each fault, and what its line says."""
+    for role in ("locked", "without_rights"):
+        _role(role)
+    postgres.create_database("not_migrated")
+    with psycopg.connect(postgres.url(), autocommit=True) as session:
+        (hba,) = session.execute("SHOW hba_file").fetchone() or ("",)
+        rules, line = Path(hba), "local all locked scram-sha-256\n"
+        if not rules.read_text().startswith(line):
+            rules.write_text(line + rules.read_text())
+        session.execute("SELECT pg_reload_conf()")
+    authority = tmp_path_factory.mktemp("ca") / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(authority))
+    tls = f"sslmode=verify-full&sslrootcert={authority}"
+    return {
+        "password": (_url_of("locked:hunter2"), "password authentication failed"),
+        "host": ("postgres://user:hunter2@no-such-host.invalid/triggers", "no-such-host.invalid"),
+        "database": (postgres.url("no_such_database"), "does not exist"),
+        "role": (_url_of("no_such_role"), "does not exist"),
+        "migrations": (postgres.url("not_migrated"), "manage.py migrate"),
+        "rights": (_url_of("without_rights", migrated), "permission denied for table"),
+        "certificate": (f"postgres://u@127.0.0.1:{UntrustedPostgres().port}/x?{tls}", "certificate verify failed"),
+        "option": (f"{postgres.url()}&no_such_option=1", "no_such_option"),
+    }
+
+
+FAULTS = ["password", "host", "database", "role", "migrations", "rights", "certificate", "option"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("program", ["command", "worker", "web"])
+def test_a_database_that_can_t_be_used_is_one_line_that_names_the_setting(
+    unusable: dict[str, tuple[str, str]], program: str, fault: str
+) -> None:
+    command = {
+        "command": [sys.executable, "manage.py", "create_org", "Acme"],
+        "worker": [sys.executable, "manage.py", "rqworker", "events", "webhooks"],
+        "web": GUNICORN,
+    }[program]
+    url, reason = unusable[fault]
+    code, lines = run(command, DATABASE_URL=url, REDIS_URL=valkey.url(), BIND=f"127.0.0.1:{free_port()}")
+    assert code == 1
+    assert len(lines) == 1, lines
+    assert "DATABASE_URL" in lines[0]
+    assert reason in lines[0]
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["among others", "as the first process"])
+@pytest.mark.parametrize("program", ["worker", "web"])
+def test_a_process_that_is_still_starting_ends_on_sigterm(program: str, first: bool) -> None:
+    """The first process of a container gets no signal that it has no handler for."""
+    if first and (os.geteuid() != 0 or subprocess.run([*UNSHARE, "true"], check=False).returncode):
+        pytest.skip("only root can make a process the first of its own namespace, where the system allows it")
+    command = GUNICORN if program == "web" else [sys.executable, "manage.py", "rqworker", "events", "webhooks"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        environment = {
+            **os.environ,
+            **ENVIRONMENT,
+            "DATABASE_URL": f"postgres://user@127.0.0.1:{silent.getsockname()[1]}/triggers",
+            "REDIS_URL": valkey.url(),
+        }
+        with subprocess.Popen([*(UNSHARE if first else []), *command], cwd=ROOT, env=environment) as process:
+            try:
+                with silent.accept()[0]:  # it has started, and waits for the database's first word
+                    os.kill(children(process.pid)[0] if first else process.pid, signal.SIGTERM)
+                    assert process.wait(30) == 0
+            finally:
+                process.kill()
