@@ -189,7 +189,8 @@ def test_no_module_but_one_reads_where_a_request_comes_from() -> None:
         for path in (root / package).rglob("*.py")
         if any(word in path.read_text() for word in ("REMOTE_ADDR", "X_FORWARDED_FOR", "REMOTE_HOST"))
     ]
-    assert readers == ["core/client_address.py"]
+    passing_on = {"core/front_door/http.py", "core/front_door/wsgi_bridge.py"}
+    assert set(readers) - passing_on == {"core/client_address.py"}
 
 
 # --- through gunicorn -------------------------------------------------------------------------------
