@@ -81,15 +81,18 @@ def _sentinel(url: str) -> Sentinel:
     return Sentinel(settings.REDIS_SENTINELS, sentinel_kwargs=options)
 
 
+# For all threads, each of which has a cache object and a factory of its own.
+_pools: dict[str, ConnectionPool] = {}
+
+
 class ConnectionFactory(django_redis_pool.ConnectionFactory):  # type: ignore[misc]
     """django-redis's factory: a pool for each cache, although both have the same URL, with our connections."""
 
     def get_or_create_connection_pool(self, params: dict[str, Any]) -> ConnectionPool:
-        pools: dict[str, ConnectionPool] = self._pools
         key = f"{self.options.get('POOL', '')} {params['url']}"
-        if key not in pools:
-            pools[key] = self.get_connection_pool(params)
-        return pools[key]
+        if key not in _pools:
+            _pools[key] = self.get_connection_pool(params)
+        return _pools[key]
 
     def get_connection_pool(self, params: dict[str, Any]) -> ConnectionPool:
         url = params["url"]

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 # here (another language, another pooler) is told and waited for.
 _LASTING = re.compile(
     "password|authentication|pg_hba|does not exist|no such (database|user)|permission denied|not permitted|"
-    "certificate|SSL|connection option|unsupported startup parameter|"
+    "certificate|not support SSL|connection option|unsupported startup parameter|"
     "[Nn]ame or service not known|No address associated|nodename nor servname"
 )
 _UNREADABLE = """
