@@ -7,15 +7,14 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 
 from devstack.errors import DevstackError
 from devstack.processes import ROOT
-from soak.faults import plan
-from soak.run import SETTINGS, Soak
 from soak.stack import Stack
 
-HOME = ROOT / ".local" / "soak"
-RESULT = ROOT / ".local" / "soak.json"
+HOME = Path(os.environ.get("SOAK_HOME", ROOT / ".local"))
+RESULT = HOME / "soak.json"
 
 
 def main() -> int:
@@ -27,9 +26,15 @@ def main() -> int:
         return 2
     _forget_settings_of_the_shell()
     signal.signal(signal.SIGTERM, _end)
-    stack = Stack(HOME, SETTINGS)
+    stack = Stack(HOME / "soak")
     try:
         stack.start()
+        stack.set_django_up()
+        # The faults know the statements of the product, whose modules need Django to be set up.
+        from soak.faults import plan
+        from soak.run import SETTINGS, Soak
+
+        stack.env.update(SETTINGS)
         print(f"{rounds} rounds, SOAK_SEED={seed}\n")
         print(f"{'':>3}  {'fault':<75} {'in flight':>9} {'accepted':>9} {'recovered':>9}")
         outcome = Soak(stack, seed, lambda line: print(line, flush=True)).run(plan(rounds, seed))

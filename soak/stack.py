@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import django
 import psycopg
 from psycopg import sql
 
@@ -85,6 +87,11 @@ class Stack:
             if not self.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)):
                 self.sql(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER").format(sql.Identifier(role)))
         self.empty()
+
+    def set_django_up(self) -> None:
+        """Set Django up in this process, on the servers that run."""
+        os.environ.update(self._environment(USER))
+        django.setup()
 
     def empty(self) -> None:
         """Forget all rows, and what Valkey holds."""
