@@ -5,8 +5,7 @@ from __future__ import annotations
 from bench import transport_only
 from bench.figures import Figure
 from bench.rates import drain
-from bench.receiver import ReceiverProcess
-from bench.stack import Stack
+from bench.stack import BenchStack
 from bench.stats import median
 
 WARM_UP = 2_000
@@ -16,13 +15,13 @@ CLIENT_REQUESTS = 15_000
 CONCURRENCY = 512  # MAX_CONCURRENT_DELIVERIES
 
 
-def delivery(stack: Stack) -> list[Figure]:
+def delivery(stack: BenchStack) -> list[Figure]:
     """50,000 due deliveries, one worker, instant receiver; the HTTP client alone before and after."""
     tenant = stack.tenant()
-    with ReceiverProcess(stack.logs / "receiver.log") as receiver:
+    with stack.receiver() as receiver:
         urls = [receiver.url(f"/ok/{number}") for number in range(SUBSCRIPTIONS)]
         client = [transport_only.measure(urls, CLIENT_REQUESTS, CONCURRENCY)]
-        with stack.worker() as worker:
+        with stack.running_worker() as worker:
             drain(stack, tenant, receiver, deliveries=WARM_UP, subscriptions=2, pids=[worker.pid])
             sent = drain(stack, tenant, receiver, deliveries=DELIVERIES, subscriptions=SUBSCRIPTIONS, pids=[worker.pid])
             one = drain(stack, tenant, receiver, deliveries=DELIVERIES // 5, subscriptions=1, pids=[worker.pid])

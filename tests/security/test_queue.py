@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,12 @@ from rq.serializers import JSONSerializer, PickleSerializer
 
 from core.wakeups import EVENTS, WEBHOOKS, ForbiddenJob, WakeUp, wake
 from devstack.processes import Process, worker
+from devstack.waiting import wait_until
 from events.ingest import ingest
 from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.servers import postgres
-
-
-def _wait(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, what
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -130,13 +123,13 @@ def test_hostile_jobs_are_not_run_and_the_worker_lives_on(
             _push(queue, fields)
         redis.rpush(f"rq:queue:{queue}", str(uuid.uuid4()), b"../../etc/passwd", b"\xff\xfe")
     # The queue drains, each job refused, and the same process goes on to do what it is there for.
-    _wait(
+    wait_until(
         lambda: not running.alive or not redis.llen("rq:queue:events") + redis.llen("rq:queue:webhooks"), "not drained"
     )
     assert running.alive, running.last_line()
     event = ingest(organization.id, NewEvent("a", "1", None)).event_id
     wake(EVENTS)
-    _wait(lambda: Event.objects.get(id=event).status == "processed", "the worker does nothing any more")
+    wait_until(lambda: Event.objects.get(id=event).status == "processed", "the worker does nothing any more")
     assert running.alive
     for name, mark in marks.items():
         assert not mark.exists(), f"the job with {name} was run"

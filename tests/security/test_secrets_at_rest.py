@@ -12,7 +12,7 @@ from django.db import connection
 from django.utils import timezone
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from devstack.receiver import Receiver
+from devstack.http_receiver import Receiver
 from orgs.models import Organization
 from tests.security.egress import deliver
 from webhooks.models import Subscription
