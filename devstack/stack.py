@@ -99,7 +99,7 @@ class Stack:
         if not self._owns_database:
             processes.manage("migrate", "--verbosity", "0", env=self.environment())
             return False
-        migrations = {path.parts[-3] + path.stem: _digest(path) for path in ROOT.glob("*/migrations/0*.py")}
+        migrations = {f"{path.parts[-3]}/{path.stem}": _digest(path) for path in ROOT.glob("*/migrations/0*.py")}
         is_stale = self._is_older_than(migrations)
         if is_stale:
             self._close_connections()
