@@ -8,7 +8,7 @@ import time
 import traceback
 from pathlib import Path
 
-from bench import figures, scale
+from bench import against, figures, scale
 from bench.figures import Figure
 from bench.scenarios import SCENARIOS
 from bench.stack import HOME, BenchStack
@@ -29,6 +29,8 @@ def main() -> int:
         "--page", type=Path, nargs="?", const=PAGE, help=f"put the last table into this page ({PAGE.name}) and stop"
     )
     parser.add_argument("--tiny", type=Path, metavar="HOME", help="run at a tiny scale, everything under this folder")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with the code of another checkout")
+    parser.add_argument("--rounds", type=int, default=3, help="with --against: how often each of the two runs (3)")
     options = parser.parse_args()
     if options.list:
         for name, scenario in SCENARIOS.items():
@@ -43,6 +45,8 @@ def main() -> int:
         print(f"There is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}.", file=sys.stderr)
         return 2
     chosen = options.scenario or list(SCENARIOS)
+    if options.against is not None:
+        return compare_with(options.against.absolute(), chosen, options.rounds, options.tiny)
     if options.tiny is None:
         return run(chosen, BenchStack(), output)
     scale.shrink()
@@ -51,6 +55,19 @@ def main() -> int:
         return run(chosen, stack, output)
     finally:
         stack.postgres.destroy()  # its data may lie outside the folder
+
+
+def compare_with(other: Path, names: list[str], rounds: int, tiny: Path | None) -> int:
+    """Print how this checkout does against the other one."""
+    stop_on_signals()
+    try:
+        print(against.compare(names, other, rounds, tiny))
+    except DevstackError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def run(names: list[str], stack: BenchStack, output: Path) -> int:

@@ -383,13 +383,13 @@ class PostgresStopped(Fault):
             _send(pid, signal.SIGSTOP)
         try:
             self._note_in_flight()
-            pid = self.stack.postgres.pid
-            if pid is None:
+            postmaster = self.stack.postgres.pid
+            if postmaster is None:
                 raise Missed(self.name)
-            _send(pid, signal.SIGQUIT)
+            _send(postmaster, signal.SIGQUIT)
         finally:
-            for frozen_pid in frozen:
-                _send(frozen_pid, signal.SIGCONT)
+            for pid in frozen:
+                _send(pid, signal.SIGCONT)
         self.stack.postgres.stop("immediate")
 
     def mend(self) -> None:

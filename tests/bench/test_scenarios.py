@@ -66,3 +66,27 @@ def test_every_scenario_says_what_it_measures_and_the_page_does_too() -> None:
     for name, description in scenarios.items():
         assert description
         assert f"| `{name}` |" in page
+
+
+def test_a_checkout_is_compared_with_another_one_round_by_round(tmp_path: Path) -> None:
+    lines = _bench("fanout", "--tiny", str(tmp_path), "--against", str(ROOT), "--rounds", "2").splitlines()
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert found[0] == ["scenario", "metric", "there", "here", "ratio", "lowest", "highest"]
+    metrics = {row[1]: row for row in found[2:]}
+    assert set(metrics) == {row["metric"] for row in json.loads((tmp_path / "here" / "bench.json").read_text())}
+    for scenario, _, there, here, ratio, lowest, highest in metrics.values():
+        assert scenario == "fanout"
+        assert there
+        assert here
+        assert not ratio or float(lowest) <= float(ratio) <= float(highest)
+    assert metrics["deliveries made, 1 subscription"][4]
+    assert not metrics["missing, 1 subscription"][4], "nothing to divide by"
+
+
+def test_a_comparison_with_what_is_no_checkout_ends_with_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "fanout", "--against", str(tmp_path)],
+        cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"The benchmark failed in {tmp_path}")
