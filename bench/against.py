@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from bench import figures
 from bench.figures import Figure
-from bench.stats import median
 from devstack.errors import DevstackError
 from devstack.processes import ROOT, Process
 

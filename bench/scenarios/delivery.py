@@ -31,8 +31,8 @@ def delivery(stack: BenchStack) -> list[Figure]:
         Figure(name, "delivered, 10 subscriptions", sent.per_second, "/s", ">= 2500"),
         Figure(name, "delivered, 1 subscription", one.per_second, "/s"),
         Figure(name, "the HTTP client alone", median(client), "/s"),
-        Figure(name, "share of the client alone", sent.per_second / median(client) * 100, "%", ">= 50"),
         Figure(name, "not delivered", DELIVERIES - sent.deliveries, "deliveries", "= 0"),
         Figure(name, "sent twice", sent.twice + one.twice, "deliveries", "= 0"),
-        Figure(name, "worker's processor time", sent.cpu / sent.deliveries * 1000, "ms/delivery"),
+        # Steadier than the rate where others share the processors.
+        Figure(name, "worker's processor time", sent.cpu / sent.deliveries * 1000, "ms/delivery", "<= 0.2"),
     ]
