@@ -109,14 +109,6 @@ class Process:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(30)
 
-    def children(self) -> list[int]:
-        """Return the process ids of the direct children (gunicorn's workers)."""
-        try:
-            text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        except OSError:
-            return []
-        return [int(part) for part in text.split()]
-
 
 def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120.0) -> str:
     """Run a management command and return what it printed.  Raises DevstackError when it fails."""

@@ -68,7 +68,6 @@ class Stack:
         self.port = port or free_port()
         self.web: Supervised | None = None
         self.workers: list[Supervised] = []
-        self.redis = redis.Redis.from_url(self.environment()["REDIS_URL"], socket_timeout=5)
         self._connections: dict[int, psycopg.Connection[Any]] = {}
         self._lock = threading.Lock()
 
@@ -76,6 +75,11 @@ class Stack:
     def url(self) -> str:
         """Return the web process's base URL."""
         return f"http://127.0.0.1:{self.port}"
+
+    @functools.cached_property
+    def redis(self) -> redis.Redis:
+        """Return a client of Valkey."""
+        return redis.Redis.from_url(self.environment()["REDIS_URL"], socket_timeout=5)
 
     # --- servers ------------------------------------------------------------------------------------
 
