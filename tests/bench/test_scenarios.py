@@ -12,6 +12,8 @@ import pytest
 
 from devstack.processes import ROOT
 
+# A busy machine may need long.
+pytestmark = pytest.mark.timeout(400)
 # A scenario of each module, in two halves; the others are made of the same parts, and type-checked.
 HALVES = (
     ["single", "latency", "fanout", "delivery", "plain-rq"],
@@ -24,7 +26,7 @@ def _bench(*arguments: str) -> str:
     """Run the benchmark and return what it printed."""
     done = subprocess.run(
         [sys.executable, "-m", "bench", *arguments], cwd=ROOT, env={"PATH": os.environ["PATH"]},
-        capture_output=True, text=True, timeout=110, check=False,
+        capture_output=True, text=True, timeout=380, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -69,7 +71,7 @@ def test_every_scenario_says_what_it_measures_and_the_page_does_too() -> None:
 
 
 def test_a_checkout_is_compared_with_another_one_round_by_round(tmp_path: Path) -> None:
-    lines = _bench("fanout", "--tiny", str(tmp_path), "--against", str(ROOT), "--rounds", "2").splitlines()
+    lines = _bench("fanout", "--tiny", str(tmp_path), "--against", str(ROOT), "--rounds", "1").splitlines()
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert found[0] == ["scenario", "metric", "there", "here", "ratio", "lowest", "highest"]
     metrics = {row[1]: row for row in found[2:]}

@@ -13,6 +13,8 @@ import pytest
 from devstack.processes import ROOT
 from tests.servers import HOME
 
+# A busy machine may need long.
+pytestmark = pytest.mark.timeout(400)
 # Every fault once, in short runs.
 PLANS = {
     "claiming and sending": ["WorkerClaiming+WebWorker", "WorkerSending"],
@@ -25,7 +27,7 @@ PLANS = {
 def _soak(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "soak", *arguments], cwd=ROOT, env={"PATH": os.environ["PATH"], **env},
-        capture_output=True, text=True, timeout=110, check=False,
+        capture_output=True, text=True, timeout=380, check=False,
     )  # fmt: skip
 
 
