@@ -38,8 +38,8 @@ format: $(STAMP) ## format the code
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix --quiet .
 
-bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name
-	@exec $(PY) -m bench $(SCENARIO)
+bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name; AGAINST=dir ROUNDS=3 compares two checkouts
+	@exec $(PY) -m bench $(SCENARIO) $(if $(AGAINST),--against $(AGAINST) --rounds $(or $(ROUNDS),3))
 
 soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
 	@exec $(PY) -m soak

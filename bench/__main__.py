@@ -8,12 +8,13 @@ import time
 import traceback
 from pathlib import Path
 
-from bench import figures, scale
+from bench import against, figures, scale
 from bench.figures import Figure
 from bench.scenarios import SCENARIOS
-from bench.stack import HOME, Stack, stop_on_signals
+from bench.stack import HOME, BenchStack
 from devstack.errors import DevstackError
 from devstack.processes import ROOT
+from devstack.stack import stop_on_signals
 
 OUTPUT = HOME.parent / "bench.json"
 PAGE = ROOT / "docs" / "performance.md"
@@ -24,32 +25,52 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the system, scenario by scenario.")
     parser.add_argument("scenario", nargs="*", help="which ones; all when none is named")
     parser.add_argument("--list", action="store_true", help="name the scenarios and stop")
-    parser.add_argument("--page", action="store_true", help=f"put the last table into {PAGE.name} and stop")
+    parser.add_argument(
+        "--page", type=Path, nargs="?", const=PAGE, help=f"put the last table into this page ({PAGE.name}) and stop"
+    )
     parser.add_argument("--tiny", type=Path, metavar="HOME", help="run at a tiny scale, everything under this folder")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with the code of another checkout")
+    parser.add_argument("--rounds", type=int, default=3, help="with --against: how often each of the two runs (3)")
     options = parser.parse_args()
     if options.list:
         for name, scenario in SCENARIOS.items():
             print(f"{name:12} {(scenario.__doc__ or '').strip().splitlines()[0]}")
         return 0
+    output = OUTPUT if options.tiny is None else options.tiny / "bench.json"
     if options.page:
-        figures.put_into_page(figures.read(OUTPUT), PAGE)
+        figures.put_into_page(figures.read(output), options.page)
         return 0
     unknown = [name for name in options.scenario if name not in SCENARIOS]
     if unknown:
         print(f"There is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}.", file=sys.stderr)
         return 2
     chosen = options.scenario or list(SCENARIOS)
+    if options.against is not None:
+        return compare_with(options.against.absolute(), chosen, options.rounds, options.tiny)
     if options.tiny is None:
-        return run(chosen, Stack(), OUTPUT)
+        return run(chosen, BenchStack(), output)
     scale.shrink()
-    stack = Stack(options.tiny / "stack")
+    stack = BenchStack(options.tiny / "stack")
     try:
-        return run(chosen, stack, options.tiny / "bench.json")
+        return run(chosen, stack, output)
     finally:
         stack.postgres.destroy()  # its data may lie outside the folder
 
 
-def run(names: list[str], stack: Stack, output: Path) -> int:
+def compare_with(other: Path, names: list[str], rounds: int, tiny: Path | None) -> int:
+    """Print how this checkout does against the other one."""
+    stop_on_signals()
+    try:
+        print(against.compare(names, other, rounds, tiny))
+    except DevstackError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def run(names: list[str], stack: BenchStack, output: Path) -> int:
     """Run the scenarios one after the other; one that breaks doesn't keep the others from running."""
     found: list[Figure] = []
     broken = 0

@@ -46,7 +46,8 @@ class Figure:
         }
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
+    """Return a value as people write it."""
     if value != value:  # NaN: nothing was measured
         return "none"
     if abs(value) >= 1000 or value == int(value):
@@ -57,18 +58,21 @@ def _plain(value: float) -> str:
 def as_rows(figures: Sequence[Figure]) -> list[tuple[str, str, str, str, str]]:
     """Return scenario, metric, value with unit, target, and whether it is reached, as text."""
     words = {True: "yes", False: "NO", None: ""}
-    return [(f.scenario, f.metric, f"{_plain(f.value)} {f.unit}".strip(), f.target, words[f.ok]) for f in figures]
+    return [(f.scenario, f.metric, f"{plain(f.value)} {f.unit}".strip(), f.target, words[f.ok]) for f in figures]
 
 
 TABLE_STARTS = "<!-- The table is written by `python -m bench --page`. -->"
 TABLE_ENDS = "<!-- End of the table. -->"
-HEADINGS = ("scenario", "metric", "value", "target", "ok")
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """Return the figures as a Markdown table with aligned columns."""
-    rows = [HEADINGS, *as_rows(figures)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    """Return the figures as a Markdown table."""
+    return as_table([("scenario", "metric", "value", "target", "ok"), *as_rows(figures)])
+
+
+def as_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table with aligned columns.  rows: the headings first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]

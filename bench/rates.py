@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.receiver import ReceiverProcess, duplicates
-from bench.stack import Stack, Tenant
+from bench.stack import BenchStack, Tenant, cpu_seconds
+from bench.stats import duplicates
+from devstack.http_receiver import ReceiverProcess
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,15 @@ class Sent:
 
 
 def drain(
-    stack: Stack, tenant: Tenant, receiver: ReceiverProcess, *, deliveries: int, subscriptions: int, pids: list[int],
+    stack: BenchStack,
+    tenant: Tenant,
+    receiver: ReceiverProcess,
+    *,
+    deliveries: int,
+    subscriptions: int,
+    pids: list[int],
     path: str = "/ok/",
-) -> Sent:  # fmt: skip
+) -> Sent:
     """Make `deliveries` due for new subscriptions and measure until the last is recorded.
 
     pids: the workers that run already.
@@ -30,7 +37,7 @@ def drain(
     stack.make_due(tenant, chosen, deliveries // subscriptions)
     stack.settle_tables()
     receiver.take()
-    cpu = stack.cpu_seconds(*pids)
+    cpu = cpu_seconds(*pids)
     started = float(stack.sql("SELECT extract(epoch FROM clock_timestamp())")[0][0])
     stack.announce(chosen)
     stack.wait_until(
@@ -38,7 +45,7 @@ def drain(
         " AND (in_flight > 0 OR next_due_at <= clock_timestamp()))",
         (chosen,),
     )
-    cpu = stack.cpu_seconds(*pids) - cpu
+    cpu = cpu_seconds(*pids) - cpu
     done, ended = stack.sql(
         "SELECT count(*), extract(epoch FROM max(completed_at)) FROM webhooks_delivery"
         " WHERE subscription_id = ANY(%s) AND status = 'delivered'",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+
+from devstack.http_receiver import Arrival
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -27,3 +30,8 @@ def summary(values: Sequence[float]) -> dict[str, float]:
         "p99": percentile(values, 0.99),
         "max": percentile(values, 1.0),
     }
+
+
+def duplicates(taken: Sequence[Arrival]) -> int:
+    """Return how many webhooks came more than once to the same path."""
+    return sum(count - 1 for count in Counter((path, event_id) for path, event_id, _ in taken).values())

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import time
 from collections.abc import Iterable
 from pathlib import Path
+
+from devstack.waiting import wait_until
 
 _PROC = Path("/proc/self/stat").exists()
 
@@ -65,13 +66,10 @@ def in_group(leader: int) -> list[int]:
 
 def wait_until_gone(pids: Iterable[int], seconds: float) -> bool:
     """Wait until none of the processes runs.  False when one still does after `seconds`."""
-    ends = time.monotonic() + seconds
-    left = list(pids)
-    while left := [pid for pid in left if alive(pid)]:
-        if time.monotonic() >= ends:
-            return False
-        time.sleep(0.02)
-    return True
+    watched = list(pids)
+    with contextlib.suppress(TimeoutError):
+        return wait_until(lambda: not any(alive(pid) for pid in watched), timeout=seconds)
+    return False
 
 
 def _tasks(pid: int) -> list[Path]:

@@ -26,6 +26,7 @@ from devstack.errors import DevstackError, last_line, last_line_of, tail_of
 from devstack.locks import locked
 from devstack.logfiles import open_log
 from devstack.sockets import make_private_folder, short_digest, socket_folder
+from devstack.waiting import wait_until
 
 NEUTRAL = Path("/var/lib/triggers-api")
 USER = "triggers"
@@ -258,16 +259,10 @@ class Postgres:
 
     def _wait_until_ready(self, pid: int) -> None:
         """Wait until the postmaster says in its pid file that it takes connections."""
-        ends = time.monotonic() + START_SECONDS
-        while time.monotonic() < ends:
-            if self._postmaster() == (pid, "ready"):
-                return
-            if not pids.alive(pid):
-                raise DevstackError(f"PostgreSQL did not start: {last_line_of(self.log)} ({self.log})")
-            time.sleep(0.02)
-        raise DevstackError(
-            f"PostgreSQL was not ready after {START_SECONDS:g} s: {last_line_of(self.log)} ({self.log})"
-        )
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: self._postmaster()[1] == "ready" or not pids.alive(pid), timeout=START_SECONDS)
+        if self._postmaster() != (pid, "ready"):
+            raise DevstackError(f"PostgreSQL did not start: {last_line_of(self.log)} ({self.log})")
 
     def _ensure_database(self, name: str) -> None:
         literal, identifier = name.replace("'", "''"), name.replace('"', '""')

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 from devstack.errors import DevstackError, last_line_of, reason
 from devstack.logfiles import open_log
 from devstack.sockets import free_port
+from devstack.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -66,14 +65,17 @@ class Process:
 
     def wait_for_url(self, url: str, timeout: float = 60.0) -> None:
         """Wait until `url` answers 200.  Raises DevstackError when the process ends or time does."""
-        ends = time.monotonic() + timeout
-        while time.monotonic() < ends and self.alive:
+
+        def is_up() -> bool:
             try:
                 with urllib.request.urlopen(url, timeout=5) as response:
-                    if response.status == 200:
-                        return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.05)
+                    return bool(response.status == 200)
+            except OSError:
+                return False
+
+        with contextlib.suppress(TimeoutError):
+            if wait_until(lambda: is_up() or not self.alive, timeout=timeout) and self.alive:
+                return
         raise DevstackError(f"{self.name} did not start ({self.log}): {self.last_line()}")
 
     def last_line(self) -> str:
@@ -106,14 +108,6 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(30)
-
-    def children(self) -> list[int]:
-        """Return the process ids of the direct children (gunicorn's workers)."""
-        try:
-            text = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        except OSError:
-            return []
-        return [int(part) for part in text.split()]
 
 
 def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120.0) -> str:

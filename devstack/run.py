@@ -19,27 +19,21 @@ from pathlib import Path
 from typing import Any
 
 from devstack.errors import DevstackError
+from devstack.http_receiver import OK, Received, Receiver, Response, verify
 from devstack.locks import locked
-from devstack.postgres import Postgres
-from devstack.processes import ROOT, Process, manage, web, worker
-from devstack.receiver import Received, Receiver, verify
+from devstack.processes import ROOT, Process, manage
 from devstack.sockets import why_port_is_not_free
-from devstack.valkey import Valkey
+from devstack.stack import ENVIRONMENT, Stack
+from devstack.waiting import wait_until
 
 LOCAL = ROOT / ".local"
 ENV_FILE = LOCAL / "env"
 DEMO_FILE = LOCAL / "demo.json"
-LOGS = LOCAL / "log"
 DELIVERY_SECONDS = 60
 ADMIN_USER = "admin"
 
 # What the demo needs beside the defaults; anything set in the environment wins.
-DEFAULTS = {
-    "ENVIRONMENT": "development",
-    "DEBUG": "false",
-    "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
-    "WEBHOOK_ALLOWED_SUBNETS": "127.0.0.0/8,::1/128",
-}
+DEFAULTS = {name: ENVIRONMENT[name] for name in ("ENVIRONMENT", "ALLOWED_HOSTS", "WEBHOOK_ALLOWED_SUBNETS")}
 
 
 def say(text: str = "") -> None:
@@ -103,8 +97,8 @@ class Run:
     """Everything that this run started, so that it can be stopped again."""
 
     def __init__(self, port: int) -> None:
-        self.port = port
         self.announced = False
+        self.stack = Stack(LOCAL, choose_environment(), port)
         self._stops: list[tuple[str, Callable[[], object]]] = []
         self.watched: list[Process] = []
         self.ended = threading.Event()
@@ -112,63 +106,41 @@ class Run:
 
     # --- starting -----------------------------------------------------------------------------------
 
-    def prepare(self) -> dict[str, str]:
+    def start_servers(self) -> dict[str, str]:
         """Start the servers that the environment doesn't name; return the environment of every process."""
-        kept = read_env_file()
-        env = {name: os.environ.get(name, default) for name, default in DEFAULTS.items()}
-        env["SECRET_KEY"] = os.environ.get("SECRET_KEY") or kept.get("SECRET_KEY") or secrets.token_urlsafe(48)
-        env["SECRETS_ENCRYPTION_KEYS"] = (
-            os.environ.get("SECRETS_ENCRYPTION_KEYS")
-            or kept.get("SECRETS_ENCRYPTION_KEYS")
-            or base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
-        )
-        env["ADMIN_PASSWORD"] = kept.get("ADMIN_PASSWORD") or secrets.token_urlsafe(12)
-        env["DATABASE_URL"] = os.environ.get("DATABASE_URL") or self._start_postgres()
-        env["REDIS_URL"] = os.environ.get("REDIS_URL") or self._start_valkey()
+        self._stops.append(("the servers", self.stack.stop_servers))
+        self.stack.start_servers()
+        env = self.stack.environment()
         write_private(ENV_FILE, "".join(f"{name}={value}\n" for name, value in env.items()))
         os.environ.update(env)
         return env
 
-    def _start_postgres(self) -> str:
-        server = Postgres(LOCAL / "postgres")
-        self._stops.append(("PostgreSQL", server.stop))
-        server.start()
-        return server.url()
-
-    def _start_valkey(self) -> str:
-        server = Valkey(LOCAL / "valkey")
-        self._stops.append(("Valkey", server.stop))
-        server.start()
-        return server.url()
-
     def start_receiver(self, port: int, secret: Callable[[], str]) -> Receiver:
         """Start the demo's receiver on its old port, or on another one when that is taken."""
 
-        def arrived(request: Received) -> None:
+        def arrived(request: Received, number: int) -> Response:
             self._arrived[request.headers.get("webhook-id", "")] = request
-            right = verify(secret(), request.headers, request.body, request.wall) if secret() else False
-            event_type = json.loads(request.body).get("type", "?")
+            right = verify(secret(), request) if secret() else False
+            event_type = request.document.get("type", "?")
             state = "signature verified" if right else "SIGNATURE WRONG"
             if self.announced:
                 say(f"  Endpoint received {event_type} {request.headers.get('webhook-id')} ({state})")
+            return OK
 
         if port and why_port_is_not_free(port):
             port = 0
-        receiver = Receiver(port=port, keep=False)
-        receiver.on_request = arrived
+        receiver = Receiver(arrived, port=port, keep=False)
         receiver.start()
         self._stops.append(("receiver", receiver.stop))
         return receiver
 
     def start_processes(self) -> str:
         """Start web and worker; return the API's base URL."""
-        process, base = web(LOGS / "web.log", self.port)
-        self._stops.append(("web", process.stop))
-        self.watched.append(process)
-        background = worker(LOGS / "worker.log")
-        self._stops.append(("worker", background.stop))
-        self.watched.append(background)
-        return base
+        for process in (self.stack.make_web(), self.stack.make_worker()):
+            self._stops.append((process.name, process.start().stop))
+            self.watched.append(process)
+        self.watched[0].wait_for_url(f"{self.stack.url}/api/health")
+        return self.stack.url
 
     # --- the first webhook ----------------------------------------------------------------------------
 
@@ -195,6 +167,19 @@ class Run:
             except Exception as error:
                 say(f"Could not stop {name}: {error}")
         self._stops.clear()
+
+
+def choose_environment() -> dict[str, str]:
+    """Return the settings of every process: the environment's, then an earlier run's, then new ones."""
+    kept = read_env_file()
+    env = {name: os.environ.get(name, default) for name, default in DEFAULTS.items()}
+    for name, new in (
+        ("SECRET_KEY", secrets.token_urlsafe(48)),
+        ("SECRETS_ENCRYPTION_KEYS", base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()),
+    ):
+        env[name] = os.environ.get(name) or kept.get(name) or new
+    env["ADMIN_PASSWORD"] = kept.get("ADMIN_PASSWORD") or secrets.token_urlsafe(12)
+    return env | {name: os.environ[name] for name in ("DATABASE_URL", "REDIS_URL") if os.environ.get(name)}
 
 
 def choose_port() -> int:
@@ -313,18 +298,23 @@ def first_webhook(run: Run, api: Api) -> list[str]:
 
 def _wait_for_delivery(api: Api, event_id: str) -> Any:
     """Return the event's first delivery once it was tried; None when the event has none."""
-    ends = time.monotonic() + DELIVERY_SECONDS
-    while True:
+
+    def get_event() -> Any:
         _, event = api.call("GET", f"/api/events/{event_id}")
-        if event["status"] == "processed" and not event["deliveries"]:
-            return None
-        if event["deliveries"]:
-            _, delivery = api.call("GET", f"/api/deliveries/{event['deliveries'][0]['id']}")
-            if delivery["attempts"] or time.monotonic() > ends:
-                return delivery
-        if time.monotonic() > ends:
-            raise DevstackError("The event was not processed in time; see .local/log/worker.log")
-        time.sleep(0.02)
+        return event if event["status"] == "processed" or event["deliveries"] else None
+
+    def get_delivery() -> Any:
+        return api.call("GET", f"/api/deliveries/{deliveries[0]['id']}")[1]
+
+    try:
+        deliveries = wait_until(get_event, timeout=DELIVERY_SECONDS)["deliveries"]
+    except TimeoutError:
+        raise DevstackError("The event was not processed in time; see .local/log/worker_1.log") from None
+    if not deliveries:
+        return None
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: get_delivery()["attempts"], timeout=DELIVERY_SECONDS)
+    return get_delivery()
 
 
 def main() -> int:
@@ -343,9 +333,10 @@ def _run_demo(port: int) -> int:
     try:
         _end_on_signals(run)
         say("Starting PostgreSQL and Valkey ...")
-        env = run.prepare()
+        env = run.start_servers()
         check_servers(env)
-        manage("migrate", "--verbosity", "0")
+        if run.stack.migrate():
+            say("The local data was of older migrations and was deleted.")
         manage("collectstatic", "--noinput", "--verbosity", "0")
         ensure_admin(env["ADMIN_PASSWORD"])
         say("Starting web and worker ...")

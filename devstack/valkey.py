@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -18,6 +17,7 @@ from devstack.errors import DevstackError, last_line_of
 from devstack.locks import locked
 from devstack.logfiles import open_log
 from devstack.sockets import make_private_folder, socket_folder
+from devstack.waiting import wait_until
 
 START_SECONDS = 20.0
 STOP_SECONDS = 20.0
@@ -126,14 +126,11 @@ class Valkey:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
         self._pid_file.write_text(str(self._process.pid))
-        ends = time.monotonic() + START_SECONDS
-        while time.monotonic() < ends:
-            if self.running:
-                return
-            if not pids.alive(self._process.pid):
-                break
-            time.sleep(0.02)
-        raise DevstackError(f"Valkey did not start: {last_line_of(self.log)} ({self.log})")
+        pid = self._process.pid
+        with contextlib.suppress(TimeoutError):
+            wait_until(lambda: self.running or not pids.alive(pid), timeout=START_SECONDS)
+        if not self.running:
+            raise DevstackError(f"Valkey did not start: {last_line_of(self.log)} ({self.log})")
 
     def _signal(self, how: signal.Signals) -> None:
         pid = self.pid

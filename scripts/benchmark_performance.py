@@ -36,10 +36,11 @@ sys.path.insert(0, str(ROOT))
 from bench import figures  # noqa: E402 - the checkout has to be found first
 from bench.client import Api, Outcome, flat_out, paced  # noqa: E402
 from bench.figures import Figure  # noqa: E402
-from bench.receiver import ReceiverProcess, duplicates  # noqa: E402
-from bench.stack import Stack, stop_on_signals  # noqa: E402
-from bench.stats import summary  # noqa: E402
+from bench.stack import BenchStack  # noqa: E402
+from bench.stats import duplicates, summary  # noqa: E402
 from devstack.errors import DevstackError  # noqa: E402
+from devstack.http_receiver import ReceiverProcess  # noqa: E402
+from devstack.stack import stop_on_signals  # noqa: E402
 
 HOME = ROOT / ".local" / "benchmark"
 PAGE = 100
@@ -192,13 +193,13 @@ def installation(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
         yield options.url, options.api_key
         return
     print("Starting an installation to measure ...", file=sys.stderr, flush=True)
-    stack = Stack(HOME)
+    stack = BenchStack(HOME)
     try:
         stack.start()
         stack.reset()
         tenant = stack.tenant()
-        with stack.web() as web, stack.worker():
-            yield web.url, tenant.key
+        with stack.running_web(), stack.running_worker():
+            yield stack.url, tenant.key
     finally:
         stack.stop()
 

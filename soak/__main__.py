@@ -2,37 +2,71 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import signal
 import sys
 import traceback
+from pathlib import Path
 
 from devstack.errors import DevstackError
 from devstack.processes import ROOT
-from soak.faults import plan
-from soak.run import SETTINGS, Soak
-from soak.stack import Stack
+from devstack.stack import Stack, forget_settings_of_the_shell, stop_on_signals
 
-HOME = ROOT / ".local" / "soak"
-RESULT = ROOT / ".local" / "soak.json"
+# Short leases keep rounds short: what a killed worker held is taken back after six seconds.
+SETTINGS = {
+    "DELIVERY_TIMEOUT": "2s",
+    "LEASE_MARGIN": "4s",
+    "DELIVERY_RETRY_SCHEDULE": "0s," + ",".join(["500ms"] * 30),
+    "BREAKER_BASE_DELAY": "200ms",
+    "BREAKER_MAX_DELAY": "1s",
+    "WORKER_SHUTDOWN_GRACE": "5s",
+    "DB_POOL_TIMEOUT": "5s",
+    "WEB_THREADS": "4",
+    "GUNICORN_LOG_LEVEL": "warning",
+}
+# Each round begins when the load has gone on for a moment since the last one.
+QUIET_SECONDS = (1.0, 4.0)
+SHORT_QUIET_SECONDS = (0.5, 1.0)
 
 
 def main() -> int:
     """Run the soak, print its table, write its result; 1 when a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m soak", description="Hurt the system, and check what was promised.")
+    parser.add_argument("round", nargs="*", help="a round's faults, such as WorkerClaiming or WorkerSending+WebMaster")
+    parser.add_argument("--list", action="store_true", help="print the faults of each round that would run and stop")
+    parser.add_argument("--short", action="store_true", help="wait less between the rounds")
+    parser.add_argument("--home", type=Path, default=ROOT / ".local", help="the folder of the servers and the result")
+    options = parser.parse_args()
     try:
         rounds, seed = int(os.environ.get("SOAK_ROUNDS", "20")), int(os.environ.get("SOAK_SEED", "1"))
     except ValueError:
         print("SOAK_ROUNDS and SOAK_SEED are whole numbers.", file=sys.stderr)
         return 2
-    _forget_settings_of_the_shell()
-    signal.signal(signal.SIGTERM, _end)
-    stack = Stack(HOME, SETTINGS, pooled=os.environ.get("SOAK_PGBOUNCER", "") not in {"", "0"})
+    forget_settings_of_the_shell()
+    stop_on_signals()
+    stack = Stack(options.home / "soak", SETTINGS, pooled=os.environ.get("SOAK_PGBOUNCER", "") not in {"", "0"})
+    # The faults know statements of the product, whose modules can't be imported before.
+    stack.set_django_up()
+    from soak.faults import named, plan
+    from soak.run import Soak
+
+    try:
+        planned = [named(text) for text in options.round] or plan(rounds, seed)
+    except KeyError as error:
+        print(f"There is no fault {error}.", file=sys.stderr)
+        return 2
+    if options.list:
+        for together in planned:
+            print("+".join(fault.__name__ for fault in together))
+        return 0
     try:
         stack.start()
-        print(f"{rounds} rounds, SOAK_SEED={seed}\n")
+        stack.empty()
+        print(f"{len(planned)} rounds, SOAK_SEED={seed}\n")
         print(f"{'':>3}  {'fault':<75} {'in flight':>9} {'accepted':>9} {'recovered':>9}")
-        outcome = Soak(stack, seed, lambda line: print(line, flush=True)).run(plan(rounds, seed))
+        quiet = SHORT_QUIET_SECONDS if options.short else QUIET_SECONDS
+        outcome = Soak(stack, seed, lambda line: print(line, flush=True), quiet).run(planned)
     except DevstackError as error:
         print(error, file=sys.stderr)
         return 1
@@ -44,27 +78,16 @@ def main() -> int:
     finally:
         stack.stop()
     result = outcome.as_json()
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    path = options.home / "soak.json"
+    path.write_text(json.dumps(result, indent=2) + "\n")
     print()
     for name, value in result.items():
         if name not in {"table", "violations"}:
             print(f"{name.replace('_', ' '):<32} {value}")
     for violation in outcome.verdict.violations:
         print(f"\nBROKEN  {violation}")
-    print(f"\n{'A promise was broken' if outcome.verdict.violations else 'Every promise was kept'}; {RESULT}")
+    print(f"\n{'A promise was broken' if outcome.verdict.violations else 'Every promise was kept'}; {path}")
     return 1 if outcome.verdict.violations else 0
-
-
-def _forget_settings_of_the_shell() -> None:
-    """A setting of the shell must not change what is tested."""
-    from triggers_project.options import OPTIONS
-
-    for option in OPTIONS:
-        os.environ.pop(option.name, None)
-
-
-def _end(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ def _library() -> Path:
 
 
 class Clock:
-    """The date of one process, which may be changed while it runs."""
+    """The date of one process, which may be changed while it runs.  home: the stack's folder."""
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, home: Path) -> None:
+        self._file = home / "clock"
 
     def environment(self) -> dict[str, str]:
         """Return what a process needs in its environment to have this date.  Raises DevstackError."""

@@ -19,8 +19,10 @@ from typing import Any
 
 import psycopg
 
-from soak.receiver import SoakReceiver
-from soak.stack import Stack, wait_for
+from devstack.http_receiver import Receiver
+from devstack.stack import Stack
+from devstack.waiting import wait_until
+from soak.clock import Clock
 from webhooks.dispatch.claim import LEASE_DELIVERIES
 from webhooks.dispatch.record import RECORD_ATTEMPTS
 from webhooks.routing.insert import INSERT_DELIVERIES
@@ -42,7 +44,7 @@ class Fault:
     stops_database = False
     is_brief = False  # its moment doesn't last while another fault gets to its own
 
-    def __init__(self, stack: Stack, receiver: SoakReceiver, chance: random.Random) -> None:
+    def __init__(self, stack: Stack, receiver: Receiver, chance: random.Random) -> None:
         self.stack = stack
         self.receiver = receiver
         self.chance = chance
@@ -63,7 +65,7 @@ class Fault:
     def _note_in_flight(self) -> None:
         """Note what is claimed.  The workers are frozen; what they had asked PostgreSQL for comes to its end first."""
         with contextlib.suppress(TimeoutError):
-            wait_for(
+            wait_until(
                 lambda: (
                     not self.stack.sql(
                         "SELECT 1 FROM pg_stat_activity WHERE usename LIKE 'worker%' AND state = 'active'"
@@ -97,7 +99,7 @@ class Fault:
 
     def _wait(self, condition: Callable[[], Any], seconds: float = MOMENT_SECONDS) -> Any:
         try:
-            return wait_for(condition, "the moment didn't come", seconds, pause=0.005)
+            return wait_until(condition, "the moment didn't come", seconds, pause=0.005)
         except TimeoutError:
             raise Missed(self.name) from None
 
@@ -197,7 +199,7 @@ class WorkerSending(Fault):
         """Return the number of a worker with requests on the wire, or 0."""
         numbers = list(range(1, len(self.stack.workers) + 1))
         self.chance.shuffle(numbers)
-        ports = {port for port, _ in self.receiver.unanswered}
+        ports = {request.port for request in self.receiver.unanswered}
         for number in numbers:
             if len(ports & {port for pid in self.stack.worker_processes(number) for port in _ports_of(pid)}) >= 2:
                 return number
@@ -228,9 +230,9 @@ def _ports_of(pid: int) -> set[int]:
 
 
 class BacklogSenderKilled(Fault):
-    """A worker loses its process for the busy queues; the worker itself goes on."""
+    """A worker loses its backlog sender; the worker itself goes on."""
 
-    name = "process for the busy queues killed"
+    name = "backlog sender killed"
 
     def prepare(self) -> None:
         self._victim = self._wait(self._find)
@@ -255,7 +257,7 @@ class WorkerClockWrong(Fault):
     name = "worker's date an hour wrong"
 
     def strike(self) -> None:
-        self.stack.clock.set(self.chance.choice(["+1h", "-1h"]))
+        Clock(self.stack.home).set(self.chance.choice(["+1h", "-1h"]))
 
 
 class _InDoubt(Fault):
@@ -282,7 +284,7 @@ class _InDoubt(Fault):
         return str(self.chance.choice(found)[0]) if len(found) >= self.at_least else ""
 
     def mend(self) -> None:
-        wait_for(self._reset, "PostgreSQL keeps waiting for a standby")
+        wait_until(self._reset, "PostgreSQL keeps waiting for a standby")
 
     def _reset(self) -> bool:
         self.stack.sql("ALTER SYSTEM RESET synchronous_standby_names")
@@ -339,7 +341,7 @@ class WebMaster(Fault):
     def mend(self) -> None:
         web = self.stack.web
         assert web is not None
-        wait_for(lambda: web.restarts > self._restarts, "gunicorn was not started again")
+        wait_until(lambda: web.restarts > self._restarts, "gunicorn was not started again")
 
 
 # --- servers -----------------------------------------------------------------------------------------
@@ -364,7 +366,7 @@ class ValkeyFlushed(Fault):
     name = "FLUSHALL"
 
     def strike(self) -> None:
-        self.stack.valkey_command("FLUSHALL")
+        self.stack.redis.flushall()
 
 
 class ValkeyFailedOver(Fault):
@@ -389,13 +391,13 @@ class PostgresStopped(Fault):
             _send(pid, signal.SIGSTOP)
         try:
             self._note_in_flight()
-            pid = self.stack.postgres.pid
-            if pid is None:
+            postmaster = self.stack.postgres.pid
+            if postmaster is None:
                 raise Missed(self.name)
-            _send(pid, signal.SIGQUIT)
+            _send(postmaster, signal.SIGQUIT)
         finally:
-            for frozen_pid in frozen:
-                _send(frozen_pid, signal.SIGCONT)
+            for pid in frozen:
+                _send(pid, signal.SIGCONT)
         self.stack.postgres.stop("immediate")
 
     def mend(self) -> None:
@@ -438,3 +440,9 @@ def plan(rounds: int, seed: int) -> list[tuple[type[Fault], ...]]:
         others = [fault for fault in others if fault is not other]
         planned.append((worker, other))
     return planned
+
+
+def named(text: str) -> tuple[type[Fault], ...]:
+    """Return the faults whose class names are joined by `+`.  Raises KeyError."""
+    every = {fault.__name__: fault for fault in (*WORKER_FAULTS, *OTHER_FAULTS)}
+    return tuple(every[name] for name in text.split("+"))

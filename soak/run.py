@@ -12,29 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from devstack.http_receiver import Receiver
+from devstack.stack import Stack
+from devstack.waiting import wait_until
+from soak.clock import Clock
+from soak.endpoints import Endpoints, Kind, token_of
 from soak.faults import Fault, Missed, Row
 from soak.producers import Ledger, Producer
-from soak.receiver import Kind, SoakReceiver
-from soak.stack import Stack, wait_for
 from soak.verdict import Verdict, judge
 
-# Short leases keep rounds short: what a killed worker held is taken back after six seconds.
-SETTINGS = {
-    "DELIVERY_TIMEOUT": "2s",
-    "LEASE_MARGIN": "4s",
-    "DELIVERY_RETRY_SCHEDULE": "0s," + ",".join(["500ms"] * 30),
-    "BREAKER_BASE_DELAY": "200ms",
-    "BREAKER_MAX_DELAY": "1s",
-    "WORKER_SHUTDOWN_GRACE": "5s",
-    "DB_POOL_TIMEOUT": "5s",
-    "WEB_THREADS": "4",
-    "GUNICORN_LOG_LEVEL": "warning",
-}
 ORGANIZATIONS = ("first", "second")
 RECOVERY_SECONDS = 90.0
 DRAIN_SECONDS = 180.0
-# Each round begins when the load has gone on for a moment since the last one.
-QUIET_SECONDS = (1.0, 4.0)
 
 
 @dataclass
@@ -73,15 +62,14 @@ class Outcome:
 class Soak:
     """One run on a stack that is started and empty.  quiet: shortest and longest wait before a round, in seconds."""
 
-    def __init__(
-        self, stack: Stack, seed: int, tell: Callable[[str], None], quiet: tuple[float, float] = QUIET_SECONDS
-    ) -> None:
+    def __init__(self, stack: Stack, seed: int, tell: Callable[[str], None], quiet: tuple[float, float]) -> None:
         self._stack = stack
         self._seed = seed
         self._tell = tell
         self._quiet = quiet
         self._chance = random.Random(f"{seed} run")
-        self._receiver = SoakReceiver(seed)
+        self._receiver = Receiver(Endpoints(seed))
+        self._secrets: dict[str, str] = {}
         self._ledger = Ledger()
         self._producers: list[Producer] = []
         self._paths: dict[str, str] = {}
@@ -107,8 +95,9 @@ class Soak:
                 producer.join()
             self._drain()
             outcome.verdict = judge(
-                self._stack, self._ledger, self._receiver.taken, self._paths, self._organizations, self._in_flight
-            )
+                self._stack, self._ledger, self._receiver.requests, self._secrets, self._paths, self._organizations,
+                self._in_flight,
+            )  # fmt: skip
             outcome.verdict.violations += self._violations
         finally:
             for producer in self._producers:
@@ -134,10 +123,9 @@ class Soak:
                 path = f"/{name}/{kind}"
                 made = self._call("POST", "/api/subscriptions", self._keys[name], self._subscription(path))
                 self._paths[path] = made["id"]
-                self._receiver.secrets[path] = made["secret"]
-                self._receiver.kinds[path] = kind
+                self._secrets[path] = made["secret"]
                 self._organizations[name].append(path)
-        self._stack.start_workers(self._stack.clock.environment(), {})
+        self._stack.start_workers(Clock(self._stack.home).environment(), {})
         for name in ORGANIZATIONS:
             for number, key in enumerate(keys[name]):
                 for batch in (False, True):
@@ -198,8 +186,8 @@ class Soak:
         def arrived() -> bool:
             new = {
                 name
-                for request in list(self._receiver.taken)[-5000:]
-                if request.answered and request.token not in known
+                for request in self._receiver.requests[-5000:]
+                if request.status == 200 and token_of(request) not in known
                 for name in ORGANIZATIONS
                 if request.path == f"/{name}/{Kind.STEADY}"
             }
@@ -215,15 +203,17 @@ class Soak:
             )
 
         try:
-            wait_for(arrived, f"round {number}: nothing was accepted and delivered again", RECOVERY_SECONDS, 0.1)
-            wait_for(no_lease_is_over, f"round {number}: leases of the dead weren't taken back", RECOVERY_SECONDS, 0.1)
+            wait_until(arrived, f"round {number}: nothing was accepted and delivered again", RECOVERY_SECONDS, 0.1)
+            wait_until(
+                no_lease_is_over, f"round {number}: leases of the dead weren't taken back", RECOVERY_SECONDS, 0.1
+            )
         except TimeoutError as error:
             self._violations.append(str(error))
 
     def _drain(self) -> None:
         """Wait until nothing is on its way any more."""
         try:
-            wait_for(
+            wait_until(
                 lambda: (
                     not self._stack.sql(
                         "SELECT 1 FROM events_event WHERE status = 'accepted' UNION ALL"

@@ -6,10 +6,11 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+from devstack.http_receiver import Received, verify
+from devstack.stack import Stack
+from soak.endpoints import token_of
 from soak.faults import Row
 from soak.producers import Ledger
-from soak.receiver import Taken
-from soak.stack import Stack
 
 SHOWN = 20  # violations of one kind that are told one by one
 
@@ -42,20 +43,21 @@ class Verdict:
 def judge(
     stack: Stack,
     ledger: Ledger,
-    taken: list[Taken],
+    taken: list[Received],
+    secrets: dict[str, str],
     paths: dict[str, str],
     organizations: dict[str, list[str]],
     in_flight: set[Row],
 ) -> Verdict:
     """Compare the ledger, the database and what was received.
 
-    paths: a subscription's id by its path.  organizations: each organization's paths.  in_flight: the
-    deliveries that may have come twice.
+    secrets, paths: a subscription's secret and its id by its path.  organizations: each organization's paths.
+    in_flight: the deliveries that may have come twice.
     """
     verdict = Verdict(accepted=ledger.accepted, offered=len(ledger.offered), in_flight_at_kills=len(in_flight))
     verdict.violations += ledger.faults
     events = _judge_events(stack, ledger, verdict)
-    _judge_received(ledger, taken, paths, organizations, events, verdict)
+    _judge_received(ledger, taken, secrets, organizations, events, verdict)
     _judge_rows(stack, organizations, verdict)
     _judge_attempts(stack, taken, paths, in_flight, verdict)
     return verdict
@@ -85,15 +87,15 @@ def _judge_events(stack: Stack, ledger: Ledger, verdict: Verdict) -> dict[str, s
 
 def _judge_received(
     ledger: Ledger,
-    taken: list[Taken],
-    paths: dict[str, str],
+    taken: list[Received],
+    secrets: dict[str, str],
     organizations: dict[str, list[str]],
     events: dict[str, str],
     verdict: Verdict,
 ) -> None:
     """Check that each stored event reached each subscription of its organization, signed, under its own id."""
     verdict.received = len(taken)
-    reached: set[tuple[str, str]] = {(request.path, request.token) for request in taken if request.answered}
+    reached: set[tuple[str, str]] = {(r.path, token_of(r)) for r in taken if r.status == 200}
     absent = [
         (path, token)
         for token, event_id in events.items()
@@ -104,18 +106,19 @@ def _judge_received(
     verdict.lost += len({token for _, token in absent})
     verdict.broke("stored and not received", absent)
     strangers = [
-        (request.path, request.token)
+        (request.path, token)
         for request in taken
-        if request.token not in ledger.offered
-        or request.path not in organizations[ledger.offered[request.token].organization]
+        if (token := token_of(request)) not in ledger.offered
+        or request.path not in organizations[ledger.offered[token].organization]
     ]
     verdict.broke("received by somebody else", strangers)
     verdict.broke(
         "received under another webhook-id than the event's",
-        [(r.path, r.token, r.webhook_id) for r in taken if events.get(r.token) != r.webhook_id],
+        [(r.path, token_of(r), _id_of(r)) for r in taken if events.get(token_of(r)) != _id_of(r)],
     )
     verdict.broke(
-        "received with a signature or a time that isn't right", [(r.path, r.token) for r in taken if not r.verified]
+        "received with a signature or a time that isn't right",
+        [(r.path, token_of(r)) for r in taken if r.path not in secrets or not verify(secrets[r.path], r)],
     )
 
 
@@ -147,7 +150,7 @@ def _judge_rows(stack: Stack, organizations: dict[str, list[str]], verdict: Verd
 
 
 def _judge_attempts(
-    stack: Stack, taken: list[Taken], paths: dict[str, str], in_flight: set[Row], verdict: Verdict
+    stack: Stack, taken: list[Received], paths: dict[str, str], in_flight: set[Row], verdict: Verdict
 ) -> None:
     """Check that attempts are recorded, and that only what was in flight at a kill came twice."""
     verdict.attempts = int(stack.sql("SELECT count(*) FROM webhooks_deliveryattempt")[0][0])
@@ -171,16 +174,16 @@ def _judge_attempts(
         )
     }
     verdict.broke("delivered without a recorded success", [row for row, errors in recorded.items() if not errors[""]])
-    came: dict[Row, list[Taken]] = defaultdict(list)
+    came: dict[Row, list[Received]] = defaultdict(list)
     for request in taken:
-        came[paths[request.path], request.webhook_id].append(request)
+        came[paths[request.path], _id_of(request)].append(request)
     unexplained, unrecorded = [], []
     for row, requests in came.items():
-        again = sum(request.answered for request in requests) - 1
+        again = sum(request.status == 200 for request in requests) - 1
         errors = recorded.get(row, Counter())
         if again > 0:
             # Answered in full, but noted as a failure: the answer came when the sender had given up.
-            unanswered = sum(not request.answered and not request.refused for request in requests)
+            unanswered = sum(not request.status for request in requests)
             late = min(again, errors["timeout"] + errors["connection_lost"] - unanswered)
             if row in in_flight:
                 verdict.duplicates += again
@@ -191,7 +194,7 @@ def _judge_attempts(
                 unexplained.append((row, dict(errors)))
         # A kept connection that ends before the first byte of a response costs no attempt: the request goes out once
         # more, within the same one.
-        reset = sum(not request.answered and not request.refused and not request.cut for request in requests)
+        reset = sum(not request.status and not request.cut for request in requests)
         if len(requests) - reset > sum(errors.values()) and row not in in_flight:
             unrecorded.append((row, len(requests), dict(errors)))
     verdict.broke("received twice without having been in flight at a kill", unexplained)
@@ -200,3 +203,7 @@ def _judge_attempts(
         verdict.violations.append(
             f"{verdict.duplicates} duplicates, but only {verdict.in_flight_at_kills} were in flight at the kills"
         )
+
+
+def _id_of(request: Received) -> str:
+    return request.headers.get("webhook-id", "")

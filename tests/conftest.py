@@ -13,13 +13,13 @@ from django_redis import get_redis_connection
 
 from core import ratelimits, wakeups
 from core import redis as core_redis
-from devstack.receiver import Receiver
+from devstack.http_receiver import Receiver
+from devstack.stack import Stack
 from events import backlog
 from orgs.failed_authentications import failed_authentications
 from orgs.keys import create_api_key
 from orgs.known_keys import known_keys
 from orgs.models import Organization
-from soak.stack import Stack
 from tests.servers import HOME
 from tests.system import Account, open_account
 from webhooks import subscriptions

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from devstack import stack
 from devstack.postgres import Postgres
 from devstack.valkey import Valkey
 
@@ -27,29 +28,15 @@ valkey = Valkey(HOME / "valkey")
 
 # What the whole run, and each process that a test starts, is set up with.
 ENVIRONMENT = {
-    "ENVIRONMENT": "development",
-    "SECRET_KEY": "only-for-tests-0123456789abcdefghijklmnop",
-    "SECRETS_ENCRYPTION_KEYS": "dGVzdHMtb25seS10ZXN0cy1vbmx5LXRlc3RzLW9ubHk=",
-    "WEBHOOK_ALLOWED_SUBNETS": "127.0.0.0/8,::1/128",
-    "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1],testserver",
+    **stack.ENVIRONMENT,
+    "ALLOWED_HOSTS": f"{stack.ENVIRONMENT['ALLOWED_HOSTS']},testserver",
     "LOG_LEVEL": "INFO",
-    "DJANGO_SETTINGS_MODULE": "triggers_project.settings",
 }
 
-
-def _set_environment() -> None:
-    from triggers_project.options import OPTIONS
-
-    # Read again under the settings, so that the coverage of its lines is counted.
-    del sys.modules["triggers_project.options"]
-
-    # A setting of the shell that runs the tests must not change what they test.
-    for option in OPTIONS:
-        os.environ.pop(option.name, None)
-    os.environ.update(ENVIRONMENT, DATABASE_URL=postgres.url(), REDIS_URL=valkey.url())
-
-
-_set_environment()
+stack.forget_settings_of_the_shell()
+# Read again under the settings, so that the coverage of its lines is counted.
+del sys.modules["triggers_project.options"]
+os.environ.update(ENVIRONMENT, DATABASE_URL=postgres.url(), REDIS_URL=valkey.url())
 
 
 @pytest.hookimpl(tryfirst=True)

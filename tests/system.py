@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
-import threading
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from devstack.receiver import Received, Response
-from soak.stack import Stack, wait_for
+from devstack.stack import Stack
+from devstack.waiting import wait_until
 
 PROBLEM = "application/problem+json"
 
@@ -82,28 +81,6 @@ def open_account(stack: Stack, name: str = "Acme") -> Account:
     return Account(stack.url, stack.make_key(organization), organization)
 
 
-class Held:
-    """A receiver's behavior that answers 200, but nothing while it is closed.
-
-    A request that came while it was closed is answered when it opens.
-    """
-
-    def __init__(self) -> None:
-        self._open = threading.Event()
-        self._open.set()
-
-    def close(self) -> None:
-        """Keep requests waiting."""
-        self._open.clear()
-
-    def open(self) -> None:
-        """Answer what comes from now on."""
-        self._open.set()
-
-    def __call__(self, request: Received, number: int) -> Response:
-        return Response() if self._open.is_set() else Response(delay=3600)
-
-
 def events_stored(stack: Stack) -> int:
     """Return how many events there are."""
     return int(stack.sql("SELECT count(*) FROM events_event")[0][0])
@@ -111,7 +88,7 @@ def events_stored(stack: Stack) -> int:
 
 def wait_until_settled(stack: Stack, seconds: float = 60.0) -> None:
     """Wait until every event is processed and every delivery has come to its end."""
-    wait_for(
+    wait_until(
         lambda: (
             not stack.sql(
                 "SELECT 1 FROM events_event WHERE status = 'accepted' UNION ALL"

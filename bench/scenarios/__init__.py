@@ -18,9 +18,9 @@ from bench.scenarios import (
     plainrq,
     scaling,
 )
-from bench.stack import Stack
+from bench.stack import BenchStack
 
-SCENARIOS: dict[str, Callable[[Stack], list[Figure]]] = {
+SCENARIOS: dict[str, Callable[[BenchStack], list[Figure]]] = {
     "single": ingestion.single,
     "batch": ingestion.batch,
     "latency": latency.healthy,

@@ -6,8 +6,7 @@ import time
 
 from bench.figures import Figure
 from bench.load import Load, send
-from bench.receiver import ReceiverProcess
-from bench.stack import Stack
+from bench.stack import BenchStack
 from bench.stats import percentile
 
 SUBSCRIPTIONS = 100
@@ -21,13 +20,13 @@ QUIET_RATE = 50.0
 BACKLOG_SECONDS = 3.0
 
 
-def half_hanging(stack: Stack) -> list[Figure]:
+def half_hanging(stack: BenchStack) -> list[Figure]:
     """100 subscriptions, half hanging 30 s, half instant, paced 200 events/s, one worker; rounds take turns."""
     arrived: dict[str, list[float]] = {"ok": [], "hang": []}
     lost = 0
     # Each event is for one subscription; the two halves take turns.
     types = tuple(f"bench.type_{number}" for number in range(SUBSCRIPTIONS))
-    with ReceiverProcess(stack.logs / "receiver.log") as receiver, stack.web() as web:
+    with stack.receiver() as receiver, stack.running_web():
         for _ in range(ROUNDS):
             for kind in ("ok", "hang"):
                 stack.reset()
@@ -36,11 +35,11 @@ def half_hanging(stack: Stack) -> list[Figure]:
                     healthy = number % 2 == 0
                     path = f"/ok/healthy-{number}" if healthy else f"/{kind}/other-{number}"
                     stack.subscribe(tenant, receiver.url(path), [type_])
-                with stack.worker():
-                    send(Load(web.url, tenant.key, WARM_UP, 50, RATE, types=types))
+                with stack.running_worker():
+                    send(Load(stack.url, tenant.key, WARM_UP, 50, RATE, types=types))
                     _wait_until_sent(stack, "/ok/")
                     receiver.take()
-                    outcome = send(Load(web.url, tenant.key, int(RATE * SECONDS), 50, RATE, types=types))
+                    outcome = send(Load(stack.url, tenant.key, int(RATE * SECONDS), 50, RATE, types=types))
                     _wait_until_sent(stack, "/ok/")
                     taken = [row for row in receiver.take() if row[0].startswith("/ok/healthy")]
                 arrived[kind] += stack.arrival_times(taken, "/ok/healthy")
@@ -54,7 +53,7 @@ def half_hanging(stack: Stack) -> list[Figure]:
     ]
 
 
-def _wait_until_sent(stack: Stack, path: str) -> None:
+def _wait_until_sent(stack: BenchStack, path: str) -> None:
     """Wait until no event and no delivery to a URL with this path is left."""
     stack.wait_until(
         "SELECT NOT EXISTS (SELECT 1 FROM events_event WHERE status = 'accepted') AND NOT EXISTS"
@@ -64,7 +63,7 @@ def _wait_until_sent(stack: Stack, path: str) -> None:
     )
 
 
-def backlog(stack: Stack) -> list[Figure]:
+def backlog(stack: BenchStack) -> list[Figure]:
     """One subscription with 200,000 deliveries waiting, another with none, paced 50 events/s."""
     found = []
     name = "backlog"
@@ -73,10 +72,10 @@ def backlog(stack: Stack) -> list[Figure]:
     for kind, label, target in (("slow/100", "a receiver of 100 ms", "<= 1.5"), ("ok", "an instant receiver", "")):
         stack.reset()
         tenant = stack.tenant()
-        with ReceiverProcess(stack.logs / "receiver.log") as receiver, stack.web() as web, stack.worker():
+        with stack.receiver() as receiver, stack.running_web(), stack.running_worker():
             stack.subscribe(tenant, receiver.url("/ok/quiet"), ["quiet.event"])
             busy = stack.subscribe(tenant, receiver.url(f"/{kind}/busy"), ["busy.event"])
-            load = Load(web.url, tenant.key, int(QUIET_RATE * SECONDS), 50, QUIET_RATE, types=("quiet.event",))
+            load = Load(stack.url, tenant.key, int(QUIET_RATE * SECONDS), 50, QUIET_RATE, types=("quiet.event",))
             send(load)
             _wait_until_sent(stack, "/ok/quiet")
             stack.sql("TRUNCATE events_event, webhooks_delivery, webhooks_deliveryattempt")

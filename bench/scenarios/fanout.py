@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from bench.figures import Figure
-from bench.stack import Stack
+from bench.stack import BenchStack, cpu_seconds
 
 EVENTS = 50_000
 
 
-def fanout(stack: Stack) -> list[Figure]:
+def fanout(stack: BenchStack) -> list[Figure]:
     """50,000 accepted events, 1 and 10 subscriptions, one worker, sending switched off."""
     found = []
     for subscriptions in (1, 10):
@@ -20,10 +20,10 @@ def fanout(stack: Stack) -> list[Figure]:
         events = EVENTS if subscriptions == 1 else EVENTS // 5
         stack.accept_events(tenant, events)
         stack.settle_tables()
-        with stack.worker(DISABLE_WEBHOOK_DELIVERY="true") as worker:
+        with stack.running_worker(DISABLE_WEBHOOK_DELIVERY="true") as worker:
             stack.wake_fan_out()
             stack.wait_until("SELECT NOT EXISTS (SELECT 1 FROM events_event WHERE status = 'accepted')")
-            cpu = stack.cpu_seconds(worker.pid)
+            cpu = cpu_seconds(worker.pid)
         seconds, made = stack.sql(
             "SELECT extract(epoch FROM (SELECT max(processed_at) FROM events_event)"
             " - (SELECT min(created_at) FROM webhooks_delivery)), (SELECT count(*) FROM webhooks_delivery)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.figures import Figure
 from bench.load import Load, send
-from bench.stack import Stack
+from bench.stack import BenchStack, cpu_seconds
 from bench.stats import percentile
 
 CONNECTIONS = 16
@@ -14,15 +14,15 @@ BATCH_REQUESTS = 1_500
 EVENTS_A_BATCH = 100
 
 
-def single(stack: Stack) -> list[Figure]:
+def single(stack: BenchStack) -> list[Figure]:
     """Single POSTs, flat out over 16 connections, committed with fsync, gunicorn with 2 workers."""
     tenant = stack.tenant()
-    with stack.web() as web, stack.worker():
-        send(Load(web.url, tenant.key, WARM_UP, CONNECTIONS))  # warms connections, plans and caches
-        before = stack.cpu_seconds(web.process.pid)
-        plain = send(Load(web.url, tenant.key, SINGLE_REQUESTS, CONNECTIONS))
-        cpu = stack.cpu_seconds(web.process.pid) - before
-        once = send(Load(web.url, tenant.key, SINGLE_REQUESTS // 3, CONNECTIONS, with_dedup_id=True))
+    with stack.running_web() as web, stack.running_worker():
+        send(Load(stack.url, tenant.key, WARM_UP, CONNECTIONS))  # warms connections, plans and caches
+        before = cpu_seconds(web.pid)
+        plain = send(Load(stack.url, tenant.key, SINGLE_REQUESTS, CONNECTIONS))
+        cpu = cpu_seconds(web.pid) - before
+        once = send(Load(stack.url, tenant.key, SINGLE_REQUESTS // 3, CONNECTIONS, with_dedup_id=True))
         stack.wait_until_delivered()
         stored = stack.sql("SELECT count(*) FROM events_event")[0][0]
     surplus = stored - WARM_UP - plain.statuses[202] - once.statuses[202]
@@ -37,7 +37,7 @@ def single(stack: Stack) -> list[Figure]:
     ]
 
 
-def batch(stack: Stack) -> list[Figure]:
+def batch(stack: BenchStack) -> list[Figure]:
     """Batches of 100 events, flat out over 8 connections."""
     tenant = stack.tenant()
     found = []
@@ -45,17 +45,17 @@ def batch(stack: Stack) -> list[Figure]:
         (False, "accepted", ">= 12000"),
         (True, "accepted, each with a dedup id", ""),
     ):
-        with stack.web() as web:
+        with stack.running_web():
             requests = BATCH_REQUESTS if not with_dedup_id else BATCH_REQUESTS // 3
-            send(Load(web.url, tenant.key, WARM_UP // 20, 8, batch=EVENTS_A_BATCH))
-            outcome = send(Load(web.url, tenant.key, requests, 8, batch=EVENTS_A_BATCH, with_dedup_id=with_dedup_id))
+            send(Load(stack.url, tenant.key, WARM_UP // 20, 8, batch=EVENTS_A_BATCH))
+            outcome = send(Load(stack.url, tenant.key, requests, 8, batch=EVENTS_A_BATCH, with_dedup_id=with_dedup_id))
         rate = outcome.statuses[202] * EVENTS_A_BATCH / outcome.seconds
         found.append(Figure("batch", metric, rate, "events/s", target))
         if not with_dedup_id:
             found.append(Figure("batch", "answered 202", outcome.share(202) * 100, "%", ">= 100"))
-    with stack.web(workers=1) as web:
-        send(Load(web.url, tenant.key, WARM_UP // 20, 8, batch=EVENTS_A_BATCH))
-        outcome = send(Load(web.url, tenant.key, BATCH_REQUESTS // 3, 8, batch=EVENTS_A_BATCH))
+    with stack.running_web(workers=1):
+        send(Load(stack.url, tenant.key, WARM_UP // 20, 8, batch=EVENTS_A_BATCH))
+        outcome = send(Load(stack.url, tenant.key, BATCH_REQUESTS // 3, 8, batch=EVENTS_A_BATCH))
     found.append(
         Figure(
             "batch", "accepted, one gunicorn worker", outcome.requests * EVENTS_A_BATCH / outcome.seconds, "events/s"

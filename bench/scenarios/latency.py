@@ -5,9 +5,8 @@ from __future__ import annotations
 from bench.client import Outcome
 from bench.figures import Figure
 from bench.load import Load, send
-from bench.receiver import ReceiverProcess, duplicates
-from bench.stack import Stack
-from bench.stats import percentile
+from bench.stack import BenchStack
+from bench.stats import duplicates, percentile
 
 RATE = 100.0
 SECONDS = 20
@@ -16,18 +15,18 @@ WARM_UP = 200
 RECEIVERS = 4
 
 
-def healthy(stack: Stack) -> list[Figure]:
+def healthy(stack: BenchStack) -> list[Figure]:
     """Paced 100 events/s, a healthy receiver: API, accept to processed, accept to received."""
     tenant = stack.tenant()
-    with ReceiverProcess(stack.logs / "receiver.log") as receiver, stack.web() as web, stack.worker():
+    with stack.receiver() as receiver, stack.running_web(), stack.running_worker():
         stack.subscribe(tenant, receiver.url("/ok/1"))
-        _warm_up(stack, web.url, tenant.key)
+        _warm_up(stack, stack.url, tenant.key)
         stack.sql("TRUNCATE events_event, webhooks_delivery, webhooks_deliveryattempt")
         receiver.take()
-        outcome = send(Load(web.url, tenant.key, int(RATE * SECONDS * 1.5), 50, RATE))
+        outcome = send(Load(stack.url, tenant.key, int(RATE * SECONDS * 1.5), 50, RATE))
         stack.wait_until_delivered()
         taken = receiver.take()
-        processed, arrived = stack.processing_times(), stack.arrival_times(taken)
+        processed, arrived = _processing_times(stack), stack.arrival_times(taken)
     name = "latency"
     return [
         Figure(name, "API p95", percentile(outcome.latencies, 0.95) * 1000, "ms", "< 10"),
@@ -42,20 +41,20 @@ def healthy(stack: Stack) -> list[Figure]:
     ]
 
 
-def hanging(stack: Stack) -> list[Figure]:
+def hanging(stack: BenchStack) -> list[Figure]:
     """Paced 100 events/s, every receiver hanging 30 s, against instant ones; rounds take turns."""
     latencies: dict[str, list[float]] = {"ok": [], "hang": []}
     answered = []
-    with ReceiverProcess(stack.logs / "receiver.log") as receiver, stack.web() as web:
+    with stack.receiver() as receiver, stack.running_web():
         for _ in range(ROUNDS):
             for kind in ("ok", "hang"):
                 stack.reset()
                 tenant = stack.tenant()
                 for number in range(RECEIVERS):
                     stack.subscribe(tenant, receiver.url(f"/{kind}/{number}"))
-                with stack.worker():
-                    _warm_up(stack, web.url, tenant.key, wait=kind == "ok")
-                    outcome = send(Load(web.url, tenant.key, int(RATE * SECONDS), 50, RATE))
+                with stack.running_worker():
+                    _warm_up(stack, stack.url, tenant.key, wait=kind == "ok")
+                    outcome = send(Load(stack.url, tenant.key, int(RATE * SECONDS), 50, RATE))
                 latencies[kind] += outcome.latencies
                 answered.append(outcome.share(202))
     instant, hung = (percentile(latencies[kind], 0.95) * 1000 for kind in ("ok", "hang"))
@@ -67,9 +66,19 @@ def hanging(stack: Stack) -> list[Figure]:
     ]
 
 
-def _warm_up(stack: Stack, url: str, key: str, *, wait: bool = True) -> Outcome:
+def _warm_up(stack: BenchStack, url: str, key: str, *, wait: bool = True) -> Outcome:
     """Send a second's worth, so that connections, plans and windows are what they are in a steady state."""
     outcome = send(Load(url, key, WARM_UP, 16, RATE * 2))
     if wait:
         stack.wait_until_delivered()
     return outcome
+
+
+def _processing_times(stack: BenchStack) -> list[float]:
+    """Return the milliseconds from accepting to processing, of every processed event."""
+    return [
+        float(row[0])
+        for row in stack.sql(
+            "SELECT extract(epoch FROM processed_at - created_at) * 1000 FROM events_event WHERE status = 'processed'"
+        )
+    ]

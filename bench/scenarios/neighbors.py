@@ -11,8 +11,7 @@ import urllib.request
 from bench.client import Outcome
 from bench.figures import Figure
 from bench.load import Load, send
-from bench.receiver import ReceiverProcess
-from bench.stack import Stack, Tenant
+from bench.stack import BenchStack, Tenant
 from bench.stats import percentile
 
 SUBSCRIPTIONS = 985
@@ -24,15 +23,15 @@ SECONDS = 20
 SETTLE_SECONDS = 4.0
 
 
-def greedy_neighbor(stack: Stack) -> list[Figure]:
+def greedy_neighbor(stack: BenchStack) -> list[Figure]:
     """985 subscriptions of one organization to one type and batches of 1,000 events, beside another's 50 events/s."""
     stack.reset()
     greedy, quiet = stack.tenant("Greedy"), stack.tenant("Quiet")
-    with ReceiverProcess(stack.logs / "receiver.log") as receiver, stack.web() as web, stack.worker():
+    with stack.receiver() as receiver, stack.running_web(), stack.running_worker():
         for number in range(SUBSCRIPTIONS):
             stack.subscribe(greedy, receiver.url(f"/slow/100/greedy-{number}"), ["greedy.event"])
         stack.subscribe(quiet, receiver.url("/ok/quiet"), ["quiet.event"])
-        load = Load(web.url, quiet.key, int(RATE * SECONDS), 50, RATE, types=("quiet.event",))
+        load = Load(stack.url, quiet.key, int(RATE * SECONDS), 50, RATE, types=("quiet.event",))
         send(load)
         _wait_until_quiet(stack, quiet)
         receiver.take()
@@ -40,7 +39,7 @@ def greedy_neighbor(stack: Stack) -> list[Figure]:
         _wait_until_quiet(stack, quiet)
         alone = percentile(stack.arrival_times(receiver.take(), "/ok/quiet"), 0.95)
         answers: list[int] = []
-        greed = threading.Thread(target=_post_batches, args=(web.url, greedy, answers), daemon=True)
+        greed = threading.Thread(target=_post_batches, args=(stack.url, greedy, answers), daemon=True)
         greed.start()
         time.sleep(SETTLE_SECONDS)
         beside_outcome = send(load)
@@ -70,7 +69,7 @@ def _refused(*outcomes: Outcome) -> int:
     return sum(outcome.requests - outcome.statuses[202] for outcome in outcomes)
 
 
-def _wait_until_quiet(stack: Stack, tenant: Tenant) -> None:
+def _wait_until_quiet(stack: BenchStack, tenant: Tenant) -> None:
     stack.wait_until(
         "SELECT NOT EXISTS (SELECT 1 FROM events_event WHERE organization_id = %s AND status = 'accepted')"
         " AND NOT EXISTS (SELECT 1 FROM webhooks_delivery WHERE organization_id = %s"

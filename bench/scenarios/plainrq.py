@@ -6,18 +6,19 @@ import time
 
 from bench import baseline
 from bench.figures import Figure
-from bench.receiver import ReceiverProcess
-from bench.stack import Stack
+from bench.stack import BenchStack
+from devstack.http_receiver import ReceiverProcess
+from devstack.waiting import wait_until
 
 EVENTS = 5_000
 # The forking worker needs about 20 ms for each job: a sample gives the rate.
 SAMPLES = {"SimpleWorker": 5_000, "Worker": 750}
 
 
-def plain_rq(stack: Stack) -> list[Figure]:
+def plain_rq(stack: BenchStack) -> list[Figure]:
     """5,000 events end to end, one subscription: ours, and one RQ job per event and per delivery."""
     rates = {}
-    with ReceiverProcess(stack.logs / "receiver.log") as receiver:
+    with stack.receiver() as receiver:
         rates["ours"] = _ours(stack, receiver)
         for kind, events in SAMPLES.items():
             rates[kind] = _plain(stack, receiver, kind, events)
@@ -31,11 +32,11 @@ def plain_rq(stack: Stack) -> list[Figure]:
     ]
 
 
-def _ours(stack: Stack, receiver: ReceiverProcess) -> float:
+def _ours(stack: BenchStack, receiver: ReceiverProcess) -> float:
     stack.reset()
     tenant = stack.tenant()
     stack.subscribe(tenant, receiver.url("/ok/ours"))
-    with stack.worker():
+    with stack.running_worker():
         stack.accept_events(tenant, 100)
         stack.wake_fan_out()
         stack.wait_until_delivered()
@@ -49,15 +50,14 @@ def _ours(stack: Stack, receiver: ReceiverProcess) -> float:
     return EVENTS / seconds
 
 
-def _plain(stack: Stack, receiver: ReceiverProcess, kind: str, events: int) -> float:
+def _plain(stack: BenchStack, receiver: ReceiverProcess, kind: str, events: int) -> float:
     stack.reset()
     tenant = stack.tenant()
     stack.subscribe(tenant, receiver.url(f"/ok/{kind}"))
-    before = stack.redis().scard("rq:workers")
+    before = stack.redis.scard("rq:workers")
     worker = baseline.start_worker(kind, stack.logs / "baseline.log")
     try:
-        while stack.redis().scard("rq:workers") <= before:
-            time.sleep(0.05)
+        wait_until(lambda: stack.redis.scard("rq:workers") > before, "the plain worker didn't start")
         stack.accept_events(tenant, events)
         ids = [row[0] for row in stack.sql("SELECT id FROM events_event")]
         started = time.perf_counter()

@@ -6,8 +6,7 @@ import os
 
 from bench.figures import Figure
 from bench.rates import drain
-from bench.receiver import ReceiverProcess
-from bench.stack import Stack
+from bench.stack import BenchStack
 
 WARM_UP = 2_000
 DELIVERIES = 30_000
@@ -16,15 +15,15 @@ SUBSCRIPTIONS = 10
 CORES_FOR_TWO = 6
 
 
-def two_workers(stack: Stack) -> list[Figure]:
+def two_workers(stack: BenchStack) -> list[Figure]:
     """30,000 due deliveries with one worker and with two, and none sent twice."""
     cores = os.cpu_count() or 1
-    with ReceiverProcess(stack.logs / "receiver.log") as receiver:
+    with stack.receiver() as receiver:
         tenant = stack.tenant()
-        with stack.worker() as first:
+        with stack.running_worker() as first:
             drain(stack, tenant, receiver, deliveries=WARM_UP, subscriptions=2, pids=[first.pid])
             one = drain(stack, tenant, receiver, deliveries=DELIVERIES, subscriptions=SUBSCRIPTIONS, pids=[first.pid])
-            with stack.worker() as second:
+            with stack.running_worker(2) as second:
                 pids = [first.pid, second.pid]
                 drain(stack, tenant, receiver, deliveries=WARM_UP, subscriptions=2, pids=pids)
                 two = drain(stack, tenant, receiver, deliveries=DELIVERIES, subscriptions=SUBSCRIPTIONS, pids=pids)

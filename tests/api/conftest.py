@@ -14,10 +14,10 @@ from django.utils.encoding import iri_to_uri
 
 from core import wakeups
 from devstack.sockets import free_port
+from devstack.waiting import wait_until
 from orgs.keys import create_api_key
 from orgs.models import Organization
 from tests.conftest import ApiClient
-from tests.webhooks.helpers import wait_until
 
 # The files whose requests the front door serves itself.
 BOTH_DOORS = {

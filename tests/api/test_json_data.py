@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook
 
 from core import json_text
-from devstack.receiver import Receiver
+from devstack.http_receiver import Receiver
 from events.models import Event
 from tests.api.helpers import assert_problem
 from tests.security.egress import deliver

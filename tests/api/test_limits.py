@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from django_redis import get_redis_connection
 from pytest_django import Settings
 
 from core import redis as core_redis
+from devstack.waiting import wait_until
 from events import backlog
 from events.models import Event
 from orgs.models import Organization
@@ -22,14 +21,6 @@ from webhooks.routing import fan_out
 
 GOOD = {"type": "a", "data": 1}
 LIMIT = re.compile(r'"events";r=(\d+);t=(\d+)')
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until `condition` holds."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "it never came true"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -152,7 +143,7 @@ def test_over_the_backlog_s_bound_is_503_and_it_passes_when_workers_catch_up(api
     assert Event.objects.count() == 3
     assert api.get("/api/events").status_code == 200
     assert fan_out.fan_out_batch(10) == 3
-    until(lambda: api.post("/api/events", GOOD).status_code == 202)
+    wait_until(lambda: api.post("/api/events", GOOD).status_code == 202)
     assert Event.objects.count() == 4
 
 
@@ -191,7 +182,7 @@ def test_an_organization_over_its_share_of_waiting_events_is_refused_and_its_nei
     assert other_api.post("/api/events", GOOD).status_code == 202
     assert Event.objects.count() == 4
     assert fan_out.fan_out_batch(10) == 4
-    until(lambda: api.post("/api/events", GOOD).status_code == 202)
+    wait_until(lambda: api.post("/api/events", GOOD).status_code == 202, "the events stay")
 
 
 def test_an_organization_over_its_bound_on_deliveries_is_refused_and_its_neighbor_is_not(

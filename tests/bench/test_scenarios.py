@@ -10,64 +10,85 @@ from pathlib import Path
 
 import pytest
 
-from bench import figures, scale
-from bench.figures import Figure
-from bench.scenarios import SCENARIOS
 from devstack.processes import ROOT
 
+# A busy machine may need long.
+pytestmark = pytest.mark.timeout(400)
 # A scenario of each module, in two halves; the others are made of the same parts, and type-checked.
 HALVES = (
     ["single", "latency", "fanout", "delivery", "plain-rq"],
     ["half-hanging", "big-tables", "churn", "workers", "memory"],
 )
+RELATIONS = {">=": float.__ge__, ">": float.__gt__, "<=": float.__le__, "<": float.__lt__, "=": float.__eq__}
+
+
+def _bench(*arguments: str) -> str:
+    """Run the benchmark and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *arguments], cwd=ROOT, env={"PATH": os.environ["PATH"]},
+        capture_output=True, text=True, timeout=380, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("chosen", HALVES, ids="-".join)
 def test_scenarios_run_and_lose_nothing(tmp_path: Path, chosen: list[str]) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in {"DATABASE_URL", "REDIS_URL"}}
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "--tiny", str(tmp_path), *chosen],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    printed = _bench("--tiny", str(tmp_path), *chosen)
     found = json.loads((tmp_path / "bench.json").read_text())
     assert {row["scenario"] for row in found} == set(chosen)
     assert all(set(row) == {"scenario", "metric", "value", "unit", "target", "ok"} for row in found)
+    for row in found:
+        relation, _, bound = (row["target"] or "").partition(" ")
+        assert row["ok"] == (RELATIONS[relation](float(row["value"]), float(bound)) if bound else None), row
     # Speed means nothing at this scale; losing or repeating something does.
     exact = [row for row in found if row["target"] in {"= 0", ">= 100"}]
     assert len(exact) >= 5
     assert [row for row in exact if not row["ok"]] == []
+    # The page gets the same table between its marks, and nothing else changes.
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / "docs" / "performance.md").read_text())
+    _bench("--tiny", str(tmp_path), "--page", str(page))
+    before, table, after = _parts(ROOT / "docs" / "performance.md")
+    assert _parts(page) == (before, printed.strip(), after)
+    assert table != printed.strip()
 
 
-def test_each_size_that_the_tiny_scale_shrinks_is_there() -> None:
-    for module, sizes in scale._SMALL.items():
-        assert [name for name in sizes if not hasattr(module, name)] == []
+def _parts(page: Path) -> tuple[str, str, str]:
+    """Return what comes before the page's table, the table, and what comes after."""
+    before, _, rest = page.read_text().partition("by `python -m bench --page`. -->")
+    table, _, after = rest.partition("<!-- End of the table. -->")
+    return before, table.strip(), after
 
 
 def test_every_scenario_says_what_it_measures_and_the_page_does_too() -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
-    for name, scenario in SCENARIOS.items():
-        assert (scenario.__doc__ or "").strip()
+    scenarios = dict(line.split(maxsplit=1) for line in _bench("--list").splitlines())
+    assert len(scenarios) >= 10
+    for name, description in scenarios.items():
+        assert description
         assert f"| `{name}` |" in page
 
 
-def test_a_figure_knows_whether_it_reaches_its_target(tmp_path: Path) -> None:
-    reached = [Figure("s", "m", 10.0, "ms", target) for target in ("< 11", "<= 10", ">= 10", "> 9", "= 10")]
-    missed = [Figure("s", "m", 10.0, "ms", target) for target in ("< 10", "<= 9", ">= 11", "> 10", "= 9")]
-    assert [f.ok for f in (*reached, *missed)] == [True] * 5 + [False] * 5
-    assert Figure("s", "m", float("nan"), "ms", "< 10").ok is False
-    figures.write([*reached, Figure("s", "info", 1.0, "")], tmp_path / "bench.json")
-    assert figures.read(tmp_path / "bench.json") == [*reached, Figure("s", "info", 1.0, "")]
+def test_a_checkout_is_compared_with_another_one_round_by_round(tmp_path: Path) -> None:
+    lines = _bench("fanout", "--tiny", str(tmp_path), "--against", str(ROOT), "--rounds", "1").splitlines()
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert found[0] == ["scenario", "metric", "there", "here", "ratio", "lowest", "highest"]
+    metrics = {row[1]: row for row in found[2:]}
+    assert set(metrics) == {row["metric"] for row in json.loads((tmp_path / "here" / "bench.json").read_text())}
+    for scenario, _, there, here, ratio, lowest, highest in metrics.values():
+        assert scenario == "fanout"
+        assert there
+        assert here
+        assert not ratio or float(lowest) <= float(ratio) <= float(highest)
+    assert metrics["deliveries made, 1 subscription"][4]
+    assert not metrics["missing, 1 subscription"][4], "nothing to divide by"
 
 
-def test_the_page_gets_the_table_between_its_marks_and_nothing_else_changes(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{figures.TABLE_STARTS}\nold\n{figures.TABLE_ENDS}\nafter\n")
-    for value in (1.0, 2.0):
-        figures.put_into_page([Figure("s", "m", value, "ms")], page)
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("\nafter\n")
-    assert "old" not in text
-    assert text.count("| s ") == 1
-    assert "2 ms" in text
+def test_a_comparison_with_what_is_no_checkout_ends_with_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "fanout", "--against", str(tmp_path)],
+        cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"The benchmark failed in {tmp_path}")

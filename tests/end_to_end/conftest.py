@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from soak.stack import Stack
+from devstack.stack import Stack
 from tests.system import Account, open_account
 
 

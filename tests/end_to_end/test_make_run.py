@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -24,6 +23,7 @@ from devstack.postgres import Postgres
 from devstack.processes import ROOT
 from devstack.sockets import free_port
 from devstack.valkey import Valkey
+from devstack.waiting import wait_until
 from tests.system import Account
 from triggers_project.options import OPTIONS
 
@@ -108,14 +108,15 @@ class Running:
 
     def wait_for(self, pattern: str, seconds: float = START_SECONDS) -> re.Match[str]:
         """Wait until what is printed matches; return the match."""
-        ends = time.monotonic() + seconds
-        while True:
+
+        def search() -> re.Match[str] | None:
             found = re.search(pattern, self.text, re.M)
-            if found:
-                return found
-            assert self.is_up or self._reader.is_alive(), f"it ended:\n{self.text}"
-            assert time.monotonic() < ends, f"{pattern} did not come:\n{self.text}"
-            time.sleep(0.05)
+            assert found or self.is_up or self._reader.is_alive(), f"it ended:\n{self.text}"
+            return found
+
+        found = wait_until(search, f"{pattern} did not come", seconds)
+        assert found is not None
+        return found
 
     def interrupt(self) -> int:
         """Press Ctrl-C: SIGINT to the whole group in the foreground; return the exit code."""

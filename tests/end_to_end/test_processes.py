@@ -10,9 +10,10 @@ from collections import Counter
 
 import pytest
 
+from devstack.http_receiver import Received, Receiver, Response
 from devstack.processes import ROOT
-from devstack.receiver import Received, Receiver, Response
-from soak.stack import Stack, wait_for
+from devstack.stack import Stack
+from devstack.waiting import wait_until
 from tests.system import Account, wait_until_settled
 
 pytestmark = pytest.mark.end_to_end
@@ -43,7 +44,7 @@ def test_two_workers_send_every_delivery_of_5000_events_to_3_subscriptions_once(
         answer = account.post_batch(*range(start, start + 500))
         assert answer.document["accepted"] == 500
         accepted |= {item["id"] for item in answer.document["data"]}
-    wait_for(lambda: receiver.count >= 15_000, "not everything came", 90)
+    wait_until(lambda: receiver.count >= 15_000, "not everything came", 90)
     wait_until_settled(stack)
     assert _counts(receiver) == Counter({(f"/{n}", event): 1 for n in range(3) for event in accepted})
     attempts = stack.sql(
@@ -114,7 +115,7 @@ def test_with_deliveries_switched_off_they_wait_and_go_out_when_it_is_over(
     stack.start_workers({"DISABLE_WEBHOOK_DELIVERY": "true"})
     account.subscribe(receiver.url())
     events = {account.post_event(number).document["id"] for number in range(10)}
-    wait_for(
+    wait_until(
         lambda: stack.sql("SELECT count(*) FROM webhooks_delivery WHERE status = 'pending'") == [(10,)],
         "the fan-out went on",
     )

@@ -9,14 +9,14 @@ import contextlib
 import json
 import secrets
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from devstack.receiver import Behavior, Received, Receiver, Response, always_ok
+from devstack.http_receiver import Behavior, Received, Receiver, Response, always_ok
+from devstack.waiting import wait_until
 from tests.system import Account
 
 pytestmark = pytest.mark.end_to_end
@@ -66,13 +66,12 @@ def _post(account: Account, event_type: str, data: Any = None) -> str:
 
 def _until(account: Account, path: str, holds: Callable[[Any], bool]) -> Any:
     """Read `path` until `holds` of it, and return it."""
-    ends = time.monotonic() + PATIENCE_SECONDS
-    while True:
+
+    def read() -> Any:
         found = account.call("GET", path).document
-        if holds(found):
-            return found
-        assert time.monotonic() < ends, f"{path} stayed {found}"
-        time.sleep(0.05)
+        return [found] if holds(found) else None
+
+    return wait_until(read, f"{path} stayed as it was", PATIENCE_SECONDS)[0]
 
 
 def _of(event: Any, member: str, *subscribers: Subscriber) -> list[Any]:
@@ -178,10 +177,7 @@ def test_receivers_that_hang_hold_up_neither_the_api_nor_the_fan_out_nor_a_healt
         subscriber.receiver.wait_for(501, timeout=PATIENCE_SECONDS)
     # The events until now are none of the healthy one's, which comes after their fan-out.
     waiting = f"/api/events?type={event_type}&status=accepted"
-    ends = time.monotonic() + PATIENCE_SECONDS
-    while installation.call("GET", waiting).document["data"]:
-        assert time.monotonic() < ends, "events are not fanned out"
-        time.sleep(0.05)
+    wait_until(lambda: not installation.call("GET", waiting).document["data"], timeout=PATIENCE_SECONDS)
     healthy = subscribe()
     events = [_post(installation, event_type, number) for number in range(50)]
     arrived = healthy.receiver.wait_for(50, timeout=PATIENCE_SECONDS)

@@ -13,8 +13,9 @@ import pytest
 
 from core.process import NICENESS
 from devstack import pids
-from devstack.receiver import Received, Receiver, Response
-from soak.stack import Stack, wait_for
+from devstack.http_receiver import Received, Receiver, Response
+from devstack.stack import Stack
+from devstack.waiting import wait_until
 from tests.system import Account, log_of, wait_until_settled
 from webhooks.dispatch.backlog_sender import BacklogSender
 
@@ -36,7 +37,7 @@ def _with_backlog(stack: Stack, account: Account, receiver: Receiver, env: dict[
     account.make_subscription(receiver.url("/quiet"), "quiet")
     stack.start_workers(env)
     account.post_batch(*range(BACKLOG))
-    wait_for(lambda: _told(stack, "started"), "no process for the busy queues")
+    wait_until(lambda: _told(stack, "started"), "no process for the busy queues")
     (pid,) = stack.worker_processes(1)[1:]
     return pid
 
@@ -52,7 +53,7 @@ def _counter(receiver: Receiver, path: str) -> Callable[[], int]:
 
 def _grows(count: Callable[[], int]) -> None:
     before = count()
-    wait_for(lambda: count() > before, "nothing more comes")
+    wait_until(lambda: count() > before, "nothing more comes")
 
 
 def _claimed(stack: Stack) -> int:
@@ -70,14 +71,14 @@ def test_each_of_a_worker_s_two_processes_sends_for_its_own_queues(
     try:
         for number in range(1, 4):
             account.call("POST", "/api/events", {"type": "quiet", "data": number})
-            wait_for(lambda n=number: quiet() == n, "the quiet queue waits for the busy one's process")  # type: ignore[misc]
+            wait_until(lambda n=number: quiet() == n, "the quiet queue waits for the busy one's process")  # type: ignore[misc]
         assert busy() < BACKLOG  # which goes on with its own process
     finally:
         os.kill(helper, signal.SIGCONT)
     _grows(busy)
     wait_until_settled(stack)
     assert busy() == BACKLOG
-    wait_for(
+    wait_until(
         lambda: not stack.sql("SELECT 1 FROM webhooks_subscriptionqueue WHERE has_backlog AND next_due_at IS NOT NULL"),
         "no claim finds that nothing is left",
     )
@@ -89,7 +90,7 @@ def test_a_worker_whose_second_process_is_killed_sends_for_all_and_starts_anothe
     helper = _with_backlog(stack, account, receiver, QUICK)
     worker = stack.workers[0].pid
     os.kill(helper, signal.SIGKILL)
-    wait_for(lambda: _told(stack, "ended"), "nobody noticed")
+    wait_until(lambda: _told(stack, "ended"), "nobody noticed")
     _grows(_counter(receiver, "/busy"))
     wait_until_settled(stack)
     assert _told(stack, "started") >= 2
@@ -105,13 +106,13 @@ def test_a_process_whose_worker_ends_gives_back_what_it_has_claimed_and_ends(
     helper = _with_backlog(stack, account, receiver, PATIENT)
     for _ in range(10):  # so that the worker itself has nothing claimed any more
         _grows(_counter(receiver, "/busy"))
-    wait_for(
+    wait_until(
         lambda: stack.sql("SELECT 1 FROM webhooks_subscriptionqueue WHERE has_backlog AND in_flight > 0"),
         "nothing is sent",
     )
     stack.workers[0].unwatch()
     os.kill(stack.workers[0].pid, how)
-    wait_for(lambda: not pids.alive(helper), "the process stays")
+    wait_until(lambda: not pids.alive(helper), "the process stays")
     if how == signal.SIGTERM:
         assert stack.workers[0].process.wait(30) == 0
     assert _claimed(stack) == 0

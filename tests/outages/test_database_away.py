@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from devstack.receiver import Receiver, Response
-from soak.stack import Stack, wait_for
+from devstack.http_receiver import Receiver, Response
+from devstack.stack import Stack
+from devstack.waiting import wait_until
 from tests.system import (
     Account,
-    Held,
     assert_unavailable,
     events_stored,
     log_of,
@@ -27,19 +25,6 @@ def running(stack: Stack) -> Stack:
     stack.start_web(workers=1, env={"DB_POOL_TIMEOUT": "3s"})
     stack.start_workers({"WORKER_SHUTDOWN_GRACE": "1s"})
     return stack
-
-
-@pytest.fixture
-def held() -> Held:
-    """Return a receiver's behavior that can keep requests waiting."""
-    return Held()
-
-
-@pytest.fixture
-def receiver(held: Held) -> Iterator[Receiver]:
-    """Return a receiver that answers 200, unless it is held."""
-    with Receiver(held) as running:
-        yield running
 
 
 def test_without_postgresql_the_api_says_503_with_retry_after_and_accepts_nothing(
@@ -61,7 +46,7 @@ def test_without_postgresql_the_api_says_503_with_retry_after_and_accepts_nothin
     assert (detailed.status, detailed.document["status"], detailed.document["database"]) == (503, "unhealthy", "down")
 
     running.postgres.start()
-    answer = wait_for(lambda: (got := account.post_event(0, dedup_id="d0")).status == 202 and got, "no 202 again")
+    answer = wait_until(lambda: (got := account.post_event(0, dedup_id="d0")).status == 202 and got, "no 202 again")
     receiver.wait_for(2)
     wait_until_settled(running)
     # What was answered with 503 isn't there: the same dedup id was new.
@@ -81,12 +66,12 @@ def test_web_and_worker_that_start_before_postgresql_wait_for_it_and_say_so(
     try:
         stack.start_web(workers=1)  # which answers, if only /api/health
         for name, start in starts.items():
-            wait_for(
+            wait_until(
                 lambda name=name, start=start: '"event":"database_unavailable"' in log_of(stack, name, start), name
             )
         assert_unavailable(account.post_event(1))
         stack.postgres.start()
-        wait_for(lambda: account.call("GET", "/api/me").status == 200, "no 200 after PostgreSQL came")
+        wait_until(lambda: account.call("GET", "/api/me").status == 200, "no 200 after PostgreSQL came")
         account.subscribe(receiver.url())
         assert account.post_event(2).status == 202
         receiver.wait_for(1)
@@ -110,7 +95,7 @@ def test_an_answer_that_comes_while_postgresql_is_away_is_recorded_when_it_is_ba
     receiver.wait_for(1)
     running.sql("CHECKPOINT")  # a crash may forget a claim whose commit isn't on the disk yet; not this one
     running.postgres.stop("immediate")
-    wait_for(lambda: "record_failed" in log_of(running, "worker_1", started), "the result was not kept")
+    wait_until(lambda: "record_failed" in log_of(running, "worker_1", started), "the result was not kept")
     running.postgres.start()
     wait_until_settled(running)
     assert running.sql("SELECT status, attempt_count FROM webhooks_delivery") == [("delivered", 1)]
@@ -119,13 +104,13 @@ def test_an_answer_that_comes_while_postgresql_is_away_is_recorded_when_it_is_ba
 
 
 def test_no_database_transaction_is_open_while_a_receiver_thinks(
-    running: Stack, account: Account, receiver: Receiver, held: Held
+    running: Stack, account: Account, receiver: Receiver
 ) -> None:
     account.subscribe(receiver.url())
-    held.close()
+    receiver.hold()
     assert account.post_event(1).status == 202
     receiver.wait_for(1)
-    wait_for(
+    wait_until(
         lambda: (
             not running.sql(
                 "SELECT 1 FROM pg_stat_activity WHERE usename = 'worker_1' AND state <> 'idle'"

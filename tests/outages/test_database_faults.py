@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from soak.stack import Stack, wait_for
+from devstack.stack import Stack
+from devstack.waiting import wait_until
 from tests.system import Account, Answer, assert_unavailable, events_stored, log_of, log_size
 
 
@@ -46,12 +47,12 @@ def test_when_the_pool_is_exhausted_requests_get_503_and_what_got_a_connection_i
         blocker.execute("BEGIN")
         blocker.execute("LOCK TABLE events_event IN ACCESS EXCLUSIVE MODE")
         first = _in_background(lambda: account.call("GET", "/api/events"))
-        wait_for(lambda: _waits_for_a_lock(stack), "the only connection isn't in use")
+        wait_until(lambda: _waits_for_a_lock(stack), "the only connection isn't in use")
         for answer in pool.map(lambda _: account.call("GET", "/api/events"), range(4)):
             assert_unavailable(answer)
         assert account.call("GET", "/api/health").status == 200
         blocker.execute("COMMIT")
-        wait_for(lambda: bool(first), "the one with the connection got no answer")
+        wait_until(lambda: bool(first), "the one with the connection got no answer")
     assert first[0].status == 200
     assert account.post_event(9).status == 202
     assert "Traceback" not in log_of(stack, "web", web_log)
@@ -63,7 +64,7 @@ def test_events_that_come_while_a_commit_waits_are_accepted_when_it_ends(stack: 
         blocker.execute("BEGIN")
         blocker.execute("LOCK TABLE events_event IN EXCLUSIVE MODE")
         waiting = [pool.submit(account.post_event, number) for number in range(8)]
-        wait_for(lambda: _waits_for_a_lock(stack), "no commit waits for the lock")
+        wait_until(lambda: _waits_for_a_lock(stack), "no commit waits for the lock")
         assert account.call("GET", "/api/me").status == 200
         blocker.execute("COMMIT")
         assert [answer.result(60).status for answer in waiting] == [202] * 8
@@ -82,10 +83,10 @@ def test_a_deadlock_is_tried_again_and_nothing_is_stored_twice(stack: Stack, acc
         other.execute("BEGIN")
         other.execute(take_key, (account.id, "b"))
         answers = _in_background(lambda: account.call("POST", "/api/events/batch", batch))
-        wait_for(lambda: _waits_for_a_lock(stack), "the batch doesn't wait for key b")
+        wait_until(lambda: _waits_for_a_lock(stack), "the batch doesn't wait for key b")
         other.execute(take_key, (account.id, "a"))  # returns when the deadlock was broken
         other.execute("ROLLBACK")
-        wait_for(lambda: bool(answers), "no answer")
+        wait_until(lambda: bool(answers), "no answer")
     assert answers[0].status == 202
     assert answers[0].document["accepted"] == 2
     assert events_stored(stack) == 2
@@ -110,9 +111,9 @@ def test_a_serialization_failure_is_tried_again_or_answered_with_503(
                 other.execute("BEGIN")
                 other.execute("UPDATE events_dedupkey SET expires_at = now() - interval '1 hour'")
                 answers = _in_background(lambda path=path, body=body: account.call("POST", path, body))  # type: ignore[misc]
-                wait_for(lambda: _waits_for_a_lock(stack), "the request doesn't wait for the key")
+                wait_until(lambda: _waits_for_a_lock(stack), "the request doesn't wait for the key")
                 other.execute("COMMIT")
-                wait_for(answers.copy, "no answer")
+                wait_until(answers.copy, "no answer")
             before = events_stored(stack)
             if answers[0].status == 503:
                 assert_unavailable(answers[0])
@@ -231,14 +232,14 @@ def test_a_crash_between_the_dedup_id_and_the_answer_never_makes_a_retry_look_li
 
         thread = threading.Thread(target=post)
         thread.start()
-        wait_for(lambda: _waits_for_a_lock(stack), "the insert doesn't wait")
+        wait_until(lambda: _waits_for_a_lock(stack), "the insert doesn't wait")
         (pid,) = stack.web_workers()
         os.kill(pid, signal.SIGKILL)
         thread.join(30)
         assert failed  # no answer came
         stack.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'web'")
         blocker.execute("COMMIT")
-    wait_for(lambda: bool(stack.web_workers()), "gunicorn starts no new worker")
+    wait_until(lambda: bool(stack.web_workers()), "gunicorn starts no new worker")
     retried = account.post_event(1, dedup_id="once")
     assert retried.status == 202
     assert stack.sql("SELECT id::text FROM events_event") == [(retried.document["id"],)]

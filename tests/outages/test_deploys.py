@@ -13,8 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
-from devstack.receiver import Receiver, Response
-from soak.stack import Stack, wait_for
+from devstack.http_receiver import Receiver, Response
+from devstack.stack import Stack
+from devstack.waiting import wait_until
 from tests.system import Account, Answer, events_stored, log_of, log_size, wait_until_settled
 
 
@@ -30,13 +31,13 @@ def test_sigterm_lets_gunicorn_answer_every_request_that_it_has_begun(stack: Sta
         blocker.execute("BEGIN")
         blocker.execute("LOCK TABLE events_event IN EXCLUSIVE MODE")
         begun = [_begin_post(account) for _ in range(6)]
-        wait_for(
+        wait_until(
             lambda: stack.sql("SELECT 1 FROM pg_stat_activity WHERE usename = 'web' AND wait_event_type = 'Lock'"),
             "no commit waits for the lock",
         )
         web.unwatch()
         web.process.signal(signal.SIGTERM)
-        wait_for(lambda: _refuses_connections(account), "gunicorn goes on listening")
+        wait_until(lambda: _refuses_connections(account), "gunicorn goes on listening")
         blocker.execute("COMMIT")
     for connection in begun:
         with connection:
@@ -84,12 +85,12 @@ def test_reloading_gunicorn_under_load_drops_no_request(stack: Stack, account: A
     for thread in threads:
         thread.start()
     try:
-        wait_for(lambda: statuses["202"] >= 20, "no load")
+        wait_until(lambda: statuses["202"] >= 20, "no load")
         old = set(stack.web_workers())
         web.process.signal(signal.SIGHUP)
-        wait_for(lambda: old.isdisjoint(stack.web_workers()) and stack.web_workers(), "the old workers stay")
+        wait_until(lambda: old.isdisjoint(stack.web_workers()) and stack.web_workers(), "the old workers stay")
         so_far = statuses["202"]
-        wait_for(lambda: statuses["202"] >= so_far + 20, "the load doesn't go on")
+        wait_until(lambda: statuses["202"] >= so_far + 20, "the load doesn't go on")
     finally:
         stopping.set()
         for thread in threads:
@@ -112,10 +113,10 @@ def test_sigterm_lets_a_worker_finish_what_is_on_the_wire_and_nothing_is_sent_tw
         for start in range(posted, posted + 300, 50):
             assert account.post_batch(*range(start, start + 50)).status == 202
         posted += 300
-        wait_for(lambda seen=seen: receiver.count >= seen + 20, "deliveries don't go on")  # type: ignore[misc]
+        wait_until(lambda seen=seen: receiver.count >= seen + 20, "deliveries don't go on")  # type: ignore[misc]
         # As in a rolling deploy: each worker ends, and another one takes its place.
         supervised.process.signal(signal.SIGTERM)
-        wait_for(lambda one=supervised: one.restarts == 1, "the worker doesn't end")  # type: ignore[misc]
+        wait_until(lambda one=supervised: one.restarts == 1, "the worker doesn't end")  # type: ignore[misc]
     wait_until_settled(stack)
     ids = Counter(request.headers["webhook-id"] for request in receiver.requests)
     assert len(ids) == posted
@@ -130,7 +131,7 @@ def test_a_worker_that_ends_gives_its_leases_back_at_once(stack: Stack, account:
     (worker,) = stack.workers
     account.subscribe(receiver.url())
     assert account.post_batch(*range(20)).status == 202
-    wait_for(lambda: receiver.count >= 4, "nothing is on the wire")
+    wait_until(lambda: receiver.count >= 4, "nothing is on the wire")
     started = log_size(stack, "worker_1")
     worker.unwatch()
     worker.process.signal(signal.SIGTERM)
@@ -156,15 +157,14 @@ def test_workers_are_told_apart_by_random_names_and_not_by_process_ids(stack: St
     stack.start_workers({}, {})
 
     def names() -> set[str]:
-        answer = stack.valkey_command("SMEMBERS", "rq:workers").decode()
-        return set(re.findall(r"rq:worker:(\S+)", answer))
+        return {name.decode().removeprefix("rq:worker:") for name in stack.redis.smembers("rq:workers")}
 
-    known = wait_for(lambda: len(names()) == 2 and names(), "two workers aren't known")
+    known = wait_until(lambda: len(names()) == 2 and names(), "two workers aren't known")
     assert all(re.fullmatch("[0-9a-f]{32}", name) for name in known)
     # The same process id in another container would be the same number here: a restart takes other names.
     for supervised in stack.workers:
         supervised.process.kill()
-    wait_for(lambda: len(names() - known) == 2, "the new workers took no new names")
+    wait_until(lambda: len(names() - known) == 2, "the new workers took no new names")
 
 
 def test_a_recovery_goes_on_when_the_processes_that_began_it_are_killed(
@@ -181,9 +181,9 @@ def test_a_recovery_goes_on_when_the_processes_that_began_it_are_killed(
     assert asked.status == 202, asked
     web.process.kill()
     stack.workers[0].process.kill()
-    wait_for(lambda: web.restarts == 1 and web.alive, "gunicorn is not started again")
+    wait_until(lambda: web.restarts == 1 and web.alive, "gunicorn is not started again")
     web.process.wait_for_url(f"{stack.url}/api/health")
-    wait_for(
+    wait_until(
         lambda: stack.sql("SELECT state, queued FROM webhooks_bulkrun") == [("done", 1500)], "the recovery doesn't end"
     )
     wait_until_settled(stack)

@@ -16,7 +16,8 @@ from django.db import migrations, models
 from django.db.migrations.operations.base import Operation
 
 from devstack import processes
-from soak.stack import Stack, wait_for
+from devstack.stack import Stack
+from devstack.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ("orgs", "events", "webhooks")
@@ -134,7 +135,7 @@ def test_while_indexes_are_built_the_old_code_goes_on_writing(stack: Stack, env:
         old.execute("BEGIN")
         old.execute(insert)  # the index waits for this transaction ...
         building = subprocess.Popen([sys.executable, "-c", BUILD], cwd=ROOT, env=env)
-        wait_for(
+        wait_until(
             lambda: stack.sql(
                 "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX CONCURRENTLY%'"
                 " AND wait_event_type = 'Lock'"

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from devstack.errors import DevstackError
+from devstack.http_receiver import Receiver
 from devstack.pgbouncer import PgBouncer, find
 from devstack.processes import ROOT
-from devstack.receiver import Receiver
-from soak.stack import ROLES, Stack, wait_for
+from devstack.stack import ROLES, Stack
+from devstack.waiting import wait_until
 from tests.servers import HOME
 from tests.system import (
     Account,
@@ -123,14 +124,14 @@ def test_a_pooler_or_a_database_that_restarts_is_an_outage_like_any_other(
         running.postgres.stop("fast")
         assert_unavailable(account.post_event(10))
         running.postgres.start()
-        wait_for(lambda: account.post_event(11).status == 202, "no 202 after PostgreSQL came back")
+        wait_until(lambda: account.post_event(11).status == 202, "no 202 after PostgreSQL came back")
         receiver.wait_for(11, timeout=60)
         wait_until_settled(running)
 
         pooler.stop()
         assert_unavailable(account.post_event(12))
         pooler.start()
-        wait_for(lambda: account.post_event(13).status == 202, "no 202 after PgBouncer came back")
+        wait_until(lambda: account.post_event(13).status == 202, "no 202 after PgBouncer came back")
         receiver.wait_for(12, timeout=60)
         wait_until_settled(running)
         assert events_stored(running) == len({request.headers["webhook-id"] for request in receiver.requests})

@@ -12,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from core.redis import PAUSE_SECONDS
-from devstack.receiver import Receiver
-from soak.stack import Stack, wait_for
+from devstack.http_receiver import Receiver
+from devstack.stack import Stack
+from devstack.waiting import wait_until
 from tests.system import Account, events_stored, log_of, log_size, open_account, wait_until_settled
 
 REQUESTS = 50
@@ -42,7 +43,7 @@ def test_without_redis_events_are_accepted_and_delivered_and_nothing_needs_a_res
     running: Stack, account: Account, receiver: Receiver, how: str
 ) -> None:
     account.subscribe(receiver.url())
-    wait_for(lambda: _is_healthy(account), "not healthy before")
+    wait_until(lambda: _is_healthy(account), "not healthy before")
     started = log_size(running, "web")
     if how == "killed":
         running.valkey.kill()
@@ -64,11 +65,11 @@ def test_without_redis_events_are_accepted_and_delivered_and_nothing_needs_a_res
         running.valkey.start()  # empty
     else:
         running.valkey.resume()
-    wait_for(lambda: _is_healthy(account), "not healthy again", pause=0.2)
+    wait_until(lambda: _is_healthy(account), "not healthy again", pause=0.2)
     assert account.post_event(1000).status == 202
     receiver.wait_for(REQUESTS + 11)
     # The job loop takes wake-ups again: nothing waits on the queue.
-    wait_for(lambda: running.valkey_command("LLEN", "rq:queue:events") == b":0\r\n", "no worker takes wake-ups")
+    wait_until(lambda: running.redis.llen("rq:queue:events") == 0, "no worker takes wake-ups")
     assert running.workers[0].restarts == 0
     assert running.web is not None
     assert running.web.restarts == 0
@@ -79,12 +80,12 @@ def test_a_flushed_redis_knows_its_workers_again_and_loses_no_event(
     running: Stack, account: Account, receiver: Receiver
 ) -> None:
     account.subscribe(receiver.url())
-    wait_for(lambda: _is_healthy(account), "not healthy before")
+    wait_until(lambda: _is_healthy(account), "not healthy before")
     for number in range(5):
         assert account.post_event(number).status == 202
-        running.valkey_command("FLUSHALL")
+        running.redis.flushall()
     receiver.wait_for(5)
-    wait_for(lambda: _is_healthy(account), "the worker is not known again", pause=0.2)
+    wait_until(lambda: _is_healthy(account), "the worker is not known again", pause=0.2)
     assert running.workers[0].restarts == 0
 
 

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import trustme
 
+from devstack.http_receiver import Receiver
 from devstack.processes import ROOT
-from devstack.receiver import Receiver
 from devstack.sentinel import Server, Watched
-from soak.stack import Stack, wait_for
+from devstack.stack import Stack
+from devstack.waiting import wait_until
 from tests.system import Account, log_of, wait_until_settled
 from triggers_project.start_checks import CLUSTER
 
@@ -119,10 +120,10 @@ def test_a_worker_that_starts_without_redis_works_and_uses_it_when_it_is_there(
         assert "Connection refused" in said["reason"]
 
         server.start()
-        wait_for(lambda: _healthy(account), "the worker doesn't use Redis", pause=0.2)
+        wait_until(lambda: _healthy(account), "the worker doesn't use Redis", pause=0.2)
         assert account.post_event(2).status == 202
         receiver.wait_for(2)
-        wait_for(lambda: server.client().llen("rq:queue:events") == 0, "no worker takes wake-ups")
+        wait_until(lambda: server.client().llen("rq:queue:events") == 0, "no worker takes wake-ups")
     assert len(_lines(stack, "worker_1", "redis_unavailable")) == 1
     assert len(_lines(stack, "worker_1", "worker_reconnecting")) <= 1
     assert stack.workers[0].restarts == 0
@@ -179,7 +180,7 @@ def test_an_old_primary_that_stays_up_as_a_replica_is_left_at_once(
         stack.start_workers(env)
         with Receiver() as receiver:
             account.subscribe(receiver.url())
-            wait_for(lambda: _healthy(account), "not healthy before", pause=0.2)
+            wait_until(lambda: _healthy(account), "not healthy before", pause=0.2)
             assert account.post_event(1).status == 202
             receiver.wait_for(1)
 
@@ -187,12 +188,12 @@ def test_an_old_primary_that_stays_up_as_a_replica_is_left_at_once(
             old.client().replicaof(*new.address)
             assert account.post_event(2).status == 202
             receiver.wait_for(2)
-            wait_for(lambda: new.client().scard("rq:workers") == 1, "the worker stays with the replica", pause=0.2)
-            wait_for(lambda: _healthy(account), "the web process stays with the replica", pause=0.2)
+            wait_until(lambda: new.client().scard("rq:workers") == 1, "the worker stays with the replica", pause=0.2)
+            wait_until(lambda: _healthy(account), "the web process stays with the replica", pause=0.2)
             assert account.post_event(3).status == 202
             receiver.wait_for(3)
-            wait_for(lambda: new.client().keys("triggers:rate:*"), "rates aren't counted there")
-            wait_for(lambda: new.client().llen("rq:queue:events") == 0, "no worker takes wake-ups")
+            wait_until(lambda: new.client().keys("triggers:rate:*"), "rates aren't counted there")
+            wait_until(lambda: new.client().llen("rq:queue:events") == 0, "no worker takes wake-ups")
         assert "Traceback" not in log_of(stack, "worker_1") + log_of(stack, "web")
     finally:
         route.close()
@@ -219,23 +220,23 @@ def test_sentinel_leads_everybody_to_the_primary_through_one_failover_and_anothe
         account.subscribe(receiver.url())
 
         def works_through(server: Server) -> None:
-            wait_for(lambda: server.client().scard("rq:workers") == 1, f"no worker at {server.name}", pause=0.2)
-            wait_for(lambda: _healthy(account), f"not healthy with {server.name}", pause=0.2)
+            wait_until(lambda: server.client().scard("rq:workers") == 1, f"no worker at {server.name}", pause=0.2)
+            wait_until(lambda: _healthy(account), f"not healthy with {server.name}", pause=0.2)
             count = receiver.count
             assert account.post_event(count).status == 202
             receiver.wait_for(count + 1)
-            wait_for(lambda: server.client().keys("triggers:rate:*"), f"rates aren't counted at {server.name}")
-            wait_for(lambda: server.client().llen("rq:queue:events") == 0, f"no wake-ups through {server.name}")
+            wait_until(lambda: server.client().keys("triggers:rate:*"), f"rates aren't counted at {server.name}")
+            wait_until(lambda: server.client().llen("rq:queue:events") == 0, f"no wake-ups through {server.name}")
 
         first, second = watched.servers
         works_through(first)
         watched.fail_over()  # the old primary stays up
-        wait_for(lambda: watched.primary() is second, "the sentinels changed nothing")
+        wait_until(lambda: watched.primary() is second, "the sentinels changed nothing")
         works_through(second)
-        wait_for(lambda: first.client().info("replication")["role"] == "slave", "the old primary is no replica")
+        wait_until(lambda: first.client().info("replication")["role"] == "slave", "the old primary is no replica")
         second.kill()
         assert account.post_event(-1).status == 202  # before anybody has noticed
-        wait_for(lambda: watched.primary() is first, "the sentinels didn't notice")
+        wait_until(lambda: watched.primary() is first, "the sentinels didn't notice")
         works_through(first)
         wait_until_settled(stack)
     assert stack.workers[0].restarts == 0

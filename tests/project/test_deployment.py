@@ -8,7 +8,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 
 from devstack.processes import ROOT, Process
 from devstack.sockets import free_port
+from devstack.waiting import wait_until
 from tests.servers import postgres, valkey
 from triggers_project.options import OPTIONS
 
@@ -227,15 +227,9 @@ def test_the_worker_container_works_is_healthy_and_stops(container: Container) -
     assert container.run("worker", command).returncode != 0
     process = container.start("worker", SERVICES["worker"]["command"])
     try:
-        ends = time.monotonic() + 60
-        while container.run("worker", command).returncode:
-            assert process.alive, process.last_line()
-            assert time.monotonic() < ends, "the worker never got healthy"
-            time.sleep(0.2)
+        wait_until(lambda: container.run("worker", command).returncode == 0, "the worker never got healthy", pause=0.2)
         first = alive.stat().st_mtime
-        while alive.stat().st_mtime == first:
-            assert time.monotonic() < ends, "the worker showed life once only"
-            time.sleep(0.2)
+        wait_until(lambda: alive.stat().st_mtime != first, "the worker showed life once only")
         assert process.stop() == 0
         # A worker that hangs is seen by its file growing old.
         os.utime(alive, (first - 600, first - 600))

@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from devstack import processes
+from devstack.http_receiver import Received, Receiver, Response
 from devstack.postgres import USER
 from devstack.processes import ROOT
-from devstack.receiver import Received, Receiver, Response
 from devstack.sentinel import Server
 from tests.servers import ENVIRONMENT, postgres
 

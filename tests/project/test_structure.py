@@ -34,3 +34,17 @@ def test_the_product_does_not_import_what_only_runs_and_tests_need() -> None:
         for path in sorted((ROOT / layer).rglob("*.py")):
             wrong += [str(path)] if _imported_packages(path) & {"devstack", "tests", "bench", "soak", "pytest"} else []
     assert not wrong
+
+
+def test_the_tests_import_neither_the_benchmark_nor_the_soak() -> None:
+    """They run both as their users do: an import would hide what only works in a process that is set up already."""
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name in sorted(_imported_packages(path) & {"bench", "soak"})
+    ]
+    assert not wrong
+
+
+def test_the_development_stack_imports_neither_the_benchmark_nor_the_soak() -> None:
+    assert not [path for path in (ROOT / "devstack").rglob("*.py") if _imported_packages(path) & {"bench", "soak"}]

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,7 +20,8 @@ from rq.serializers import JSONSerializer
 
 from core.wakeups import EVENTS, WEBHOOKS, WakeUp, wake
 from core.workers import count_live_workers
-from devstack.receiver import Receiver
+from devstack.http_receiver import Receiver
+from devstack.waiting import wait_until
 from events.models import Event
 from orgs.models import Organization
 from triggers_project import jobs
@@ -30,14 +31,6 @@ from webhooks.dispatch.sender import current_sender
 from webhooks.models import Delivery
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until `condition` holds."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, "it never came true"
-        time.sleep(0.02)
 
 
 @pytest.fixture(autouse=True)
@@ -110,11 +103,11 @@ def test_a_worker_needs_no_job_to_find_what_waits(posted: list[str], receiver: R
 
     def stop_when_done() -> None:
         try:
-            until(lambda: len(receiver.requests) == len(posted))
-            until(lambda: get_redis_connection("default").scard("rq:workers") == 1)
+            wait_until(lambda: len(receiver.requests) == len(posted))
+            wait_until(lambda: get_redis_connection("default").scard("rq:workers") == 1)
             alive.append(count_live_workers(get_redis_connection("default")))
             get_redis_connection("default").flushall()  # forgets the worker, which registers again
-            until(lambda: count_live_workers(get_redis_connection("default")) == 1)
+            wait_until(lambda: count_live_workers(get_redis_connection("default")) == 1)
         finally:
             connection.close()
             signal.raise_signal(signal.SIGTERM)

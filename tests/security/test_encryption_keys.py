@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import io
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,6 +13,7 @@ from django.core.management import CommandError, call_command
 from django.db import connection, transaction
 
 from core.encryption import DecryptionError, decrypt, encrypt
+from devstack.waiting import wait_until
 from orgs.models import AuditEntry, Organization
 from tests.servers import ENVIRONMENT
 from webhooks import subscriptions
@@ -151,14 +151,13 @@ def test_deleted_subscriptions_have_nothing_to_encrypt(organization: Organizatio
 
 def _wait_until_blocked() -> None:
     """Wait until a statement waits for a row that we hold."""
-    ends = time.monotonic() + 60
-    while time.monotonic() < ends:
+
+    def is_blocked() -> bool:
         with connection.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            if cursor.fetchone()[0]:
-                return
-        time.sleep(0.01)
-    raise AssertionError("nothing waited")
+            return bool(cursor.fetchone()[0])
+
+    wait_until(is_blocked, "nothing waits for a lock")
 
 
 @pytest.mark.django_db(transaction=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +11,12 @@ from cryptography.fernet import Fernet
 from django.db import connection
 
 from devstack import processes
-from devstack.receiver import Received, Receiver, Response
+from devstack.http_receiver import Received, Receiver, Response
+from devstack.waiting import wait_until
 from orgs.keys import create_api_key
 from orgs.models import Organization
 from tests.security.test_abuse import redis_text
 from tests.servers import ENVIRONMENT, postgres
-
-
-def _wait(condition: Callable[[], Any], what: str) -> None:
-    ends = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < ends, what
-        time.sleep(0.05)
 
 
 def _moody(request: Received, number: int) -> Response:
@@ -115,11 +107,11 @@ def test_no_secret_key_or_payload_reaches_a_log_or_redis(organization: Organizat
                 rows = call("GET", "/api/deliveries?limit=200")["data"]
                 return len(rows) == 9 and all(row["status"] in {"delivered", "failed"} for row in rows)
 
-            _wait(settled, "deliveries did not settle")
+            wait_until(settled, "deliveries did not settle")
             failed = call("GET", "/api/deliveries?status=failed")["data"]
             assert failed
             call("POST", f"/api/deliveries/{failed[0]['id']}/retry")
-            _wait(settled, "the retry did not settle")
+            wait_until(settled, "the retry did not settle")
             assert any(one.headers.get("x-other") == "changed-value-hidden" for one in receiver.requests)
             seen_in_redis.append(redis_text())
     finally:

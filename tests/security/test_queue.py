@@ -6,11 +6,10 @@ import base64
 import json
 import os
 import pickle
-import time
 import tracemalloc
 import uuid
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,14 @@ from rq.job import Job
 from rq.serializers import JSONSerializer, PickleSerializer
 
 from core.wakeups import EVENTS, WEBHOOKS, ForbiddenJob, WakeUp, wake
+from devstack.http_receiver import Receiver
 from devstack.processes import Process, worker
-from devstack.receiver import Receiver
+from devstack.waiting import wait_until
 from events.ingest import ingest
 from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.servers import postgres
-
-
-def _wait(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends, what
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -137,13 +130,13 @@ def test_hostile_jobs_are_not_run_and_the_worker_lives_on(
             _push(queue, fields)
         redis.rpush(f"rq:queue:{queue}", str(uuid.uuid4()), b"../../etc/passwd", b"\xff\xfe")
     # The queue drains, each job refused, and the same process goes on to do what it is there for.
-    _wait(
+    wait_until(
         lambda: not running.alive or not redis.llen("rq:queue:events") + redis.llen("rq:queue:webhooks"), "not drained"
     )
     assert running.alive, running.last_line()
     event = ingest(organization.id, NewEvent("a", "1", None)).event_id
     wake(EVENTS)
-    _wait(lambda: Event.objects.get(id=event).status == "processed", "the worker does nothing any more")
+    wait_until(lambda: Event.objects.get(id=event).status == "processed", "the worker does nothing any more")
     assert running.alive
     for name, mark in marks.items():
         assert not mark.exists(), f"the job with {name} was run"
@@ -223,7 +216,7 @@ def test_bombs_cost_a_worker_no_memory_and_what_cant_be_read_no_job_loop(
     def process_an_event() -> None:
         event = ingest(organization.id, NewEvent("a", "1", None)).event_id
         wake(EVENTS)
-        _wait(lambda: Event.objects.get(id=event).status == "processed", "the worker does nothing any more")
+        wait_until(lambda: Event.objects.get(id=event).status == "processed", "the worker does nothing any more")
 
     process_an_event()
     before = peak_memory(running)
@@ -234,7 +227,7 @@ def test_bombs_cost_a_worker_no_memory_and_what_cant_be_read_no_job_loop(
             _push(queue, {"data": OURS, **fields})
         redis.set("rq:job:plain", "text")
         redis.rpush(f"rq:queue:{queue}", "plain", "x" * 1000, "a b")
-    _wait(
+    wait_until(
         lambda: not running.alive or not redis.llen("rq:queue:events") + redis.llen("rq:queue:webhooks"), "not drained"
     )
     process_an_event()
@@ -262,8 +255,8 @@ def test_jobs_that_were_abandoned_with_garbage_in_them_dont_stop_a_worker_at_its
     try:
         event = ingest(organization.id, NewEvent("a", "1", None)).event_id
         wake(EVENTS)
-        _wait(lambda: Event.objects.get(id=event).status == "processed", "the worker does nothing")
-        _wait(lambda: not redis.llen("rq:queue:events"), "the job loop doesn't move")
+        wait_until(lambda: Event.objects.get(id=event).status == "processed", "the worker does nothing")
+        wait_until(lambda: not redis.llen("rq:queue:events"), "the job loop doesn't move")
         assert "unhandled exception" not in (tmp_path / "worker.log").read_text()
     finally:
         process.stop(30)
@@ -278,7 +271,7 @@ def test_a_failed_job_makes_no_request_and_isnt_tried_again(running: Process, tm
         _push(EVENTS, {"data": failing, "webhooks": json.dumps([webhook])})
         _push(EVENTS, {"data": failing, "retries_left": "5", "number_of_retries": "0", "retry_intervals": "[0]"})
         _push(EVENTS, {"data": failing, "timeout": "-1", "failure_ttl": "9" * 30})
-        _wait(lambda: redis.zcard("rq:failed:events") == 3, "the jobs didn't fail, each once")
+        wait_until(lambda: redis.zcard("rq:failed:events") == 3, "the jobs didn't fail, each once")
         assert not redis.llen("rq:queue:events")
         assert receiver.requests == []
     assert running.alive

@@ -14,7 +14,7 @@ from django.utils import timezone
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from core.encryption import decrypt
-from devstack.receiver import Receiver
+from devstack.http_receiver import Receiver
 from orgs.models import Organization
 from tests.api.helpers import assert_problem
 from tests.security.egress import deliver

@@ -67,18 +67,6 @@ def statuses(**filters: Any) -> list[str]:
     return sorted(Delivery.objects.filter(**filters).values_list("status", flat=True))
 
 
-def wait_until(condition: Callable[[], T], timeout: float = 30.0) -> T:
-    """Wait until `condition` is true and return what it returned.  Raises AssertionError."""
-    ends = time.monotonic() + timeout
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > ends:
-            raise AssertionError("what was waited for didn't come")
-        time.sleep(0.02)
-
-
 @contextlib.contextmanager
 def sending(capacity: int = 200, poll_seconds: float = 0.05, grace_seconds: float = 0.0) -> Iterator[Sender]:
     """Run a sender as a worker does."""

@@ -23,11 +23,12 @@ from typing import Any
 import pytest
 import trustme
 
-from devstack.receiver import Receiver
+from devstack.http_receiver import Receiver
 from devstack.sockets import free_port
+from devstack.waiting import wait_until
 from orgs.models import Organization
 from tests.security.listeners import Names
-from tests.webhooks.helpers import accept, queue_of, raw_server, read_request, sending, subscribe, wait_until
+from tests.webhooks.helpers import accept, queue_of, raw_server, read_request, sending, subscribe
 from webhooks.models import Delivery, DeliveryAttempt, Subscription
 
 pytestmark = pytest.mark.django_db(transaction=True)

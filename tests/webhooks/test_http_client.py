@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from devstack.receiver import Receiver, Response
+from devstack.http_receiver import Receiver, Response
 from tests.webhooks.helpers import raw_server, read_request
 from webhooks.destinations.http.client import HttpClient
 from webhooks.destinations.http.egress import Egress

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from django.db.models.functions import Now
 
-from devstack.receiver import Receiver
+from devstack.http_receiver import Receiver
+from devstack.waiting import wait_until
 from orgs.models import Organization
-from tests.webhooks.helpers import accept, queue_of, sending, statuses, subscribe, wait_until
+from tests.webhooks.helpers import accept, queue_of, sending, statuses, subscribe
 from tests.webhooks.transactions import another_transaction, wait_until_held_up
 from webhooks.dispatch.leases import expire
 from webhooks.dispatch.sender import lease_covers_attempt

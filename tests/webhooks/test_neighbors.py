@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.ids import new_id
-from devstack.receiver import Receiver, Response
+from devstack.http_receiver import Receiver, Response
+from devstack.waiting import wait_until
 from events.ingest import ingest, ingest_batch
 from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
-from tests.webhooks.helpers import accept, sending, statuses, subscribe, wait_until
+from tests.webhooks.helpers import accept, sending, statuses, subscribe
 from webhooks import subscriptions
 from webhooks.dispatch.allocation import share_between_organizations
 from webhooks.dispatch.claim import Occupancy, claim

@@ -8,13 +8,14 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
-from devstack.receiver import Receiver
+from devstack.http_receiver import Receiver
+from devstack.waiting import wait_until
 from events import reprocessing
 from events.ingest import ingest, ingest_batch
 from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
-from tests.webhooks.helpers import accept, sending, statuses, subscribe, wait_until
+from tests.webhooks.helpers import accept, sending, statuses, subscribe
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.routing.fan_out import DELIVERIES_AT_A_TIME, fan_out_batch
 from webhooks.upkeep.sweep import Sweep

@@ -13,10 +13,11 @@ import pytest
 from django.db import connection, transaction
 
 from devstack.processes import Process
+from devstack.waiting import wait_until
 from events.models import Event
 from orgs.models import Organization
 from tests.servers import postgres
-from tests.webhooks.helpers import accept, in_threads, queue_of, result, statuses, subscribe, wait_until
+from tests.webhooks.helpers import accept, in_threads, queue_of, result, statuses, subscribe
 from webhooks import subscriptions
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results

@@ -10,11 +10,12 @@ import pytest
 from django.db import connection
 from standardwebhooks import Webhook
 
-from devstack.receiver import Received, Receiver, Response
+from devstack.http_receiver import Received, Receiver, Response
+from devstack.waiting import wait_until
 from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
-from tests.webhooks.helpers import accept, fan_out, queue_of, sending, statuses, subscribe, wait_until
+from tests.webhooks.helpers import accept, fan_out, queue_of, sending, statuses, subscribe
 from webhooks import subscriptions
 from webhooks.dispatch.sender import Sender
 from webhooks.models import Delivery, DeliveryAttempt, SubscriptionQueue

@@ -9,9 +9,10 @@ import pytest
 from django.db.models.functions import Now
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from devstack.receiver import Received, Receiver, Response
+from devstack.http_receiver import Received, Receiver, Response
+from devstack.waiting import wait_until
 from orgs.models import Organization
-from tests.webhooks.helpers import accept, queue_of, sending, statuses, subscribe, wait_until
+from tests.webhooks.helpers import accept, queue_of, sending, statuses, subscribe
 from webhooks import subscriptions
 from webhooks.dispatch.claim import claim
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue

@@ -11,7 +11,8 @@ import pytest
 from django.db import transaction
 from django.db.models.functions import Now
 
-from devstack.receiver import Receiver
+from devstack.http_receiver import Receiver
+from devstack.waiting import wait_until
 from events.ingest import ingest
 from events.models import Event
 from events.payload import NewEvent
@@ -25,7 +26,6 @@ from tests.webhooks.helpers import (
     sending,
     statuses,
     subscribe,
-    wait_until,
 )
 from webhooks import subscriptions
 from webhooks.dispatch.claim import claim

@@ -9,8 +9,8 @@ from typing import Any
 import psycopg
 from django.db import connection
 
+from devstack.waiting import wait_until
 from tests.servers import postgres
-from tests.webhooks.helpers import wait_until
 
 
 @contextlib.contextmanager

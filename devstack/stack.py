@@ -1,43 +1,44 @@
-"""The system that is hurt: servers of its own, supervised web and worker processes, and a look into the database."""
+"""The whole system on this machine: servers of its own, web and worker processes, and a look into all of them."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import hashlib
+import json
+import os
+import signal
 import socket
 import threading
-import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
+import redis
 from psycopg import sql
 
 from devstack import processes
+from devstack.http_receiver import ReceiverProcess
 from devstack.pgbouncer import PgBouncer
 from devstack.pids import children
-from devstack.postgres import USER, Postgres
-from devstack.processes import Process
+from devstack.postgres import DATABASE, USER, Postgres
+from devstack.processes import ROOT, Process
 from devstack.sockets import free_port
+from devstack.supervisor import Supervised
 from devstack.valkey import Valkey
-from soak.clock import Clock
-from soak.supervisor import Supervised
+from devstack.waiting import wait_until
 
-T = TypeVar("T")
-
-# Fixed secrets: nothing of the soak leaves this machine.
+# Fixed secrets: nothing of the tests, the benchmark, and the soak leaves this machine.
 ENVIRONMENT = {
     "ENVIRONMENT": "development",
-    "SECRET_KEY": "only-for-the-soak-0123456789abcdefghijkl",
-    "SECRETS_ENCRYPTION_KEYS": "c29hay1vbmx5LXNvYWstb25seS1zb2FrLW9ubHktISE=",
-    "WEBHOOK_ALLOWED_SUBNETS": "127.0.0.0/8",
-    "ALLOWED_HOSTS": "localhost,127.0.0.1",
+    "SECRET_KEY": "only-for-development-0123456789abcdefghij",
+    "SECRETS_ENCRYPTION_KEYS": "ZGV2c3RhY2stZGV2c3RhY2stZGV2c3RhY2stZGV2cyE=",
+    "WEBHOOK_ALLOWED_SUBNETS": "127.0.0.0/8,::1/128",
+    "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
     "DJANGO_SETTINGS_MODULE": "triggers_project.settings",
-    "DEFAULT_EVENTS_PER_MINUTE": "1000000",
 }
 # Each process logs in to PostgreSQL under a name of its own, so that pg_stat_activity tells whose session is whose.
 ROLES = ("web", "worker_1", "worker_2")
@@ -48,6 +49,8 @@ POOL = {"default_pool_size": "6"}
 SCOPES = (
     "events:write", "events:read", "subscriptions:manage", "deliveries:read", "deliveries:retry", "keys:manage",
 )  # fmt: skip
+# High enough never to be met, and still counted on each request.
+EVENTS_PER_MINUTE = 100_000_000
 
 _TABLES = (
     "webhooks_deliveryattempt, webhooks_delivery, webhooks_subscriptionqueue, webhooks_bulkrun, webhooks_subscription, "
@@ -58,11 +61,14 @@ _TABLES = (
 class Stack:
     """Servers that live from `start` to `stop`; web and workers come and go in between.
 
-    home: where the servers live.  env: settings of web and workers, on top of ENVIRONMENT.  pooled: whether web and
-    workers reach PostgreSQL through a PgBouncer.
+    home: where the servers live.  env: settings of web and workers, on top of ENVIRONMENT.  A DATABASE_URL or
+    REDIS_URL among them names a server that runs elsewhere; it is neither started nor emptied of old data.  pooled:
+    whether web and workers reach PostgreSQL through a PgBouncer.
     """
 
-    def __init__(self, home: Path, env: Mapping[str, str] | None = None, *, pooled: bool = False) -> None:
+    def __init__(
+        self, home: Path, env: Mapping[str, str] | None = None, port: int = 0, *, pooled: bool = False
+    ) -> None:
         self.home = home
         self.postgres = Postgres(home / "postgres", durable=True)
         self.pooler = PgBouncer(home / "pgbouncer", self.postgres.url(), ROLES, POOL) if pooled else None
@@ -70,12 +76,11 @@ class Stack:
         self._other_valkey = Valkey(home / "valkey-2")
         # Where REDIS_URL leads: a link, which a failover moves to the other server's socket.
         self._valkey_link = self.valkey.socket_path.with_name("current.sock")
-        self.logs = home / "logs"
+        self.logs = home / "log"
         self.env = {**ENVIRONMENT, **(env or {})}
-        self.port = free_port()
+        self.port = port or free_port()
         self.web: Supervised | None = None
         self.workers: list[Supervised] = []
-        self.clock = Clock(home / "clock")
         self._connections: dict[int, psycopg.Connection[Any]] = {}
         self._lock = threading.Lock()
 
@@ -84,32 +89,78 @@ class Stack:
         """Return the web process's base URL."""
         return f"http://127.0.0.1:{self.port}"
 
-    # --- life ---------------------------------------------------------------------------------------
+    @functools.cached_property
+    def redis(self) -> redis.Redis:
+        """Return a client of Valkey."""
+        return redis.Redis.from_url(self.environment()["REDIS_URL"], socket_timeout=5)
+
+    # --- servers ------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Start PostgreSQL and Valkey, migrate, and empty what an earlier run left."""
-        self.postgres.start()
-        self.valkey.start()
-        self._lead_to_valkey()
-        direct = {**self.env, "DATABASE_URL": self.postgres.url(), "REDIS_URL": self.valkey.url()}
-        processes.manage("migrate", "--verbosity", "0", env=direct)
+        """Start PostgreSQL and Valkey, and bring the schema up to date."""
+        self.start_servers()
+        self.migrate()
+
+    def start_servers(self) -> None:
+        """Start PostgreSQL and Valkey."""
+        if self._owns_database:
+            self.postgres.start()
+        if "REDIS_URL" not in self.env:
+            self.valkey.start()
+            self._lead_to_valkey()
+
+    def migrate(self) -> bool:
+        """Bring the schema up to date; tell whether the data had to be deleted for it.
+
+        No migration leads from a migration's older text to its newer one, so data that was made by it goes.
+        """
+        if not self._owns_database:
+            processes.manage("migrate", "--verbosity", "0", env=self.environment())
+            return False
+        migrations = {f"{path.parts[-3]}/{path.stem}": _digest(path) for path in ROOT.glob("*/migrations/0*.py")}
+        is_stale = self._is_older_than(migrations)
+        if is_stale:
+            self._close_connections()
+            with psycopg.connect(self.postgres.url("postgres"), autocommit=True) as session:
+                session.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)".encode())
+            self.postgres.create_database(DATABASE)
+        direct = {**self.env, "DATABASE_URL": self.postgres.url()}
+        processes.manage("migrate", "--verbosity", "0", env={**self.environment(), **direct})
+        self.sql(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(DATABASE), json.dumps(migrations)))
         for role in ROLES:
             if not self.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)):
                 self.sql(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER").format(sql.Identifier(role)))
         if self.pooler is not None:
             self.pooler.start()
-        self.empty()
+        return is_stale
+
+    def _is_older_than(self, migrations: Mapping[str, str]) -> bool:
+        """Tell whether a migration that made the schema has changed since, or is gone."""
+        ((has_schema, comment),) = self.sql(
+            "SELECT to_regclass('django_migrations') IS NOT NULL, shobj_description(oid, 'pg_database')"
+            " FROM pg_database WHERE datname = current_database()"
+        )
+        made_by = json.loads(comment or "{}").items()
+        return has_schema and not (made_by and made_by <= migrations.items())
+
+    @property
+    def _owns_database(self) -> bool:
+        return "DATABASE_URL" not in self.env
 
     def empty(self) -> None:
         """Forget all rows, and what Valkey holds."""
         self.sql("ALTER TABLE orgs_auditentry DISABLE TRIGGER USER")
-        self.sql(f"TRUNCATE {_TABLES} CASCADE")  # type: ignore[arg-type]
+        self.sql(f"TRUNCATE {_TABLES} CASCADE")
         self.sql("ALTER TABLE orgs_auditentry ENABLE TRIGGER USER")
-        self.valkey_command("FLUSHALL")
+        self.redis.flushall()
 
     def stop(self) -> None:
         """Stop everything."""
         self.stop_processes()
+        self.stop_servers()
+
+    def stop_servers(self) -> None:
+        """Stop the servers that are our own."""
         self._close_connections()
         for valkey in (self.valkey, self._other_valkey):
             valkey.stop()
@@ -133,37 +184,36 @@ class Stack:
         moved.symlink_to(self.valkey.socket_path)
         moved.replace(self._valkey_link)
 
-    def stop_processes(self) -> None:
-        """Stop web and workers."""
-        web, self.web = self.web, None
-        workers, self.workers = self.workers, []
-        for supervised in [*workers, *([web] if web else [])]:
-            supervised.unwatch()
-        for supervised in [*workers, *([web] if web else [])]:
-            supervised.stop()
+    # --- processes ----------------------------------------------------------------------------------
 
-    def _environment(self, role: str) -> dict[str, str]:
+    def environment(self, role: str = USER) -> dict[str, str]:
         """Return what a process of ours gets on top of the caller's own environment."""
         servers = {
             "DATABASE_URL": self.postgres.url().replace(f"//{USER}@", f"//{role}@", 1),
             "REDIS_URL": f"unix://{quote(str(self._valkey_link), safe='/')}?db=0",
         }
-        if self.pooler is not None:
+        if self.pooler is not None and role in ROLES:
             servers |= {"DATABASE_URL": self.pooler.url(role), "DB_PREPARED_STATEMENTS": "false"}
-        return {**self.env, **servers}
+        return {**servers, **self.env}
 
-    def process(self, name: str, command: list[str], role: str, env: Mapping[str, str] | None = None) -> Process:
-        """Return one of our processes, not started; its log is `name`.log."""
-        return Process(name, command, self.logs / f"{name}.log", {**self._environment(role), **(env or {})})
+    def set_django_up(self) -> None:
+        """Set Django up in this process, on these servers."""
+        import django
+
+        os.environ.update(self.environment())
+        django.setup()
 
     def make_web(self, workers: int = 2, env: Mapping[str, str] | None = None) -> Process:
         """Return a gunicorn, not started."""
         given = {"BIND": f"127.0.0.1:{self.port}", "WEB_CONCURRENCY": str(workers), **(env or {})}
-        return self.process("web", processes.web_command(), "web", given)
+        return self._make("web", processes.web_command(), given)
 
-    def make_worker(self, number: int, env: Mapping[str, str] | None = None) -> Process:
+    def make_worker(self, number: int = 1, env: Mapping[str, str] | None = None) -> Process:
         """Return worker `number` (1 or 2), not started."""
-        return self.process(f"worker_{number}", processes.worker_command(), f"worker_{number}", env)
+        return self._make(f"worker_{number}", processes.worker_command(), env or {})
+
+    def _make(self, name: str, command: list[str], env: Mapping[str, str]) -> Process:
+        return Process(name, command, self.logs / f"{name}.log", {**self.environment(name), **env})
 
     def start_web(self, workers: int = 2, env: Mapping[str, str] | None = None) -> Supervised:
         """Start gunicorn under supervision; it answers when this returns."""
@@ -178,16 +228,24 @@ class Stack:
         for number, _ in enumerate(environments, start=1):
             self.wait_for_worker(number)
 
-    def wait_for_worker(self, number: int, seconds: float = 60.0) -> None:
+    def wait_for_worker(self, number: int) -> None:
         """Wait until worker `number` has a session in PostgreSQL."""
-        wait_for(
-            lambda: bool(self.sql("SELECT 1 FROM pg_stat_activity WHERE usename = %s", (f"worker_{number}",))),
+        wait_until(
+            lambda: self.sql("SELECT 1 FROM pg_stat_activity WHERE usename = %s", (f"worker_{number}",)),
             f"worker {number} didn't start",
-            seconds,
         )
 
+    def stop_processes(self) -> None:
+        """Stop web and workers."""
+        supervised = [*self.workers, *([self.web] if self.web else [])]
+        self.web, self.workers = None, []
+        for one in supervised:
+            one.unwatch()
+        for one in supervised:
+            one.stop()
+
     def worker_processes(self, number: int) -> list[int]:
-        """Return the process ids of worker `number`: its own, and that of its process for the busy queues."""
+        """Return the process ids of worker `number`: its own, and that of its backlog sender."""
         pid = self.workers[number - 1].pid
         return [pid, *children(pid)]
 
@@ -195,11 +253,17 @@ class Stack:
         """Return the process ids of gunicorn's workers."""
         return children(self.web.pid) if self.web is not None else []
 
+    def receiver(self, host: str = "127.0.0.1") -> ReceiverProcess:
+        """Return an HTTP receiver in a process of its own, not started; use it as a context manager."""
+        return ReceiverProcess(self.logs / "receiver.log", host)
+
     # --- a look into the servers --------------------------------------------------------------------
 
     def connect(self) -> psycopg.Connection[Any]:
         """Return a new session of our own, in autocommit mode."""
-        return psycopg.connect(self.postgres.url(), autocommit=True, connect_timeout=5, application_name="soak")
+        return psycopg.connect(
+            self.environment()["DATABASE_URL"], autocommit=True, connect_timeout=5, application_name="devstack"
+        )
 
     def sql(self, statement: Any, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows, on a session that is made again after a crash of the server.
@@ -239,15 +303,16 @@ class Stack:
             connection.settimeout(5)
             connection.connect(str((of or self.valkey).socket_path))
             connection.sendall(" ".join(words).encode() + b"\r\n")
-            return connection.recv(65536)
+            answer: bytes = connection.recv(65536)
+            return answer
 
     def make_organization(self, name: str) -> str:
         """Make an organization and return its id."""
         organization = str(uuid.uuid4())
         self.sql(
             "INSERT INTO orgs_organization (id, name, is_active, events_per_minute, retention_days)"
-            " VALUES (%s, %s, true, 1000000, 30)",
-            (organization, name),
+            " VALUES (%s, %s, true, %s, 30)",
+            (organization, name, EVENTS_PER_MINUTE),
         )
         return organization
 
@@ -263,17 +328,22 @@ class Stack:
         return key
 
 
-def wait_for(condition: Callable[[], T], otherwise: str, seconds: float = 60.0, pause: float = 0.02) -> T:
-    """Return what `condition()` returns as soon as it is true.
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
-    Errors of a database that is away count as not yet.  Raises TimeoutError with the text `otherwise`.
-    """
-    ends = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(psycopg.OperationalError):
-            found = condition()
-            if found:
-                return found
-        if time.monotonic() > ends:
-            raise TimeoutError(otherwise)
-        time.sleep(pause)
+
+def forget_settings_of_the_shell() -> None:
+    """Take the product's settings out of this process's environment: they must not change what is tested."""
+    from triggers_project.options import OPTIONS
+
+    for option in OPTIONS:
+        os.environ.pop(option.name, None)
+
+
+def stop_on_signals() -> None:
+    """Let SIGTERM end this program like Ctrl-C, so that it stops what it started."""
+
+    def end(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)

@@ -1,0 +1,75 @@
+"""Nothing accepted is lost, whatever is killed: short runs of `make soak`, as real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from devstack.processes import ROOT
+from tests.servers import HOME
+
+# A busy machine may need long.
+pytestmark = pytest.mark.timeout(400)
+# Every fault once, in short runs.
+PLANS = {
+    "claiming and sending": ["WorkerClaiming+WebWorker", "WorkerSending"],
+    "fanning out and recording": ["WorkerFanningOut+WorkerClockWrong", "WorkerRecording+ValkeyFlushed"],
+    "commits in doubt": ["WebInDoubt", "WorkerInDoubt+ValkeyKilled", "ValkeyFailedOver"],
+    "servers": ["WebMaster", "WorkerSending+PostgresStopped", "BacklogSenderKilled"],
+}
+
+
+def _soak(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "soak", *arguments], cwd=ROOT, env={"PATH": os.environ["PATH"], **env},
+        capture_output=True, text=True, timeout=380, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def home() -> Path:
+    """Return a folder for the soak's servers, which the runs share, without an earlier result."""
+    folder = HOME / "soak"
+    (folder / "soak.json").unlink(missing_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("rounds", PLANS.values(), ids=PLANS)
+def test_every_accepted_event_arrives_whatever_is_killed(home: Path, rounds: list[str]) -> None:
+    done = _soak("--short", "--home", str(home), *rounds, SOAK_SEED="20")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((home / "soak.json").read_text())
+    assert found["violations"] == []
+    assert found["rounds"] == len(rounds)
+    assert found["accepted"] > 0
+    assert found["lost"] == found["stuck"] == 0
+    assert found["deliveries"] == 3 * (found["accepted"] + found["stored_without_answer"])
+    assert found["in_flight_at_kills"] > 0
+    assert found["duplicates"] <= found["in_flight_at_kills"]
+
+
+def test_every_fault_of_the_soak_is_made_here_too_and_twenty_rounds_hold_each() -> None:
+    every = {fault for rounds in PLANS.values() for together in rounds for fault in together.split("+")}
+    plans = [_soak("--list", SOAK_SEED=seed).stdout.splitlines() for seed in ("1", "2", "3", "1")]
+    for planned in plans:
+        assert len(planned) == 20
+        assert {fault for together in planned for fault in together.split("+")} == every
+        assert sum("+" in together for together in planned) == 10
+    assert plans[0] == plans[3] != plans[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "reason"),
+    [
+        (["NoSuchFault"], {}, "There is no fault 'NoSuchFault'."),
+        ([], {"SOAK_ROUNDS": "many"}, "SOAK_ROUNDS and SOAK_SEED are whole numbers."),
+    ],
+)
+def test_what_can_t_run_ends_with_one_line(arguments: list[str], env: dict[str, str], reason: str) -> None:
+    done = _soak(*arguments, **env)
+    assert (done.returncode, done.stderr.strip()) == (2, reason)
