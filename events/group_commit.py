@@ -138,7 +138,7 @@ class GroupCommit:
         self._waiting: OrderedDict[uuid.UUID, deque[_Request]] = OrderedDict()  # by organization, who is next first
         self._arrived = asyncio.Event()
         self._database = AsyncConnection()
-        self._redis = AsyncRedis()
+        self.redis = AsyncRedis()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> GroupCommit:
@@ -153,7 +153,7 @@ class GroupCommit:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         await self._database.close()
-        await self._redis.close()
+        await self.redis.close()
 
     async def accept(
         self, caller: Caller, events: Sequence[NewEvent], memo: dict[str, Any]
@@ -236,7 +236,7 @@ class GroupCommit:
             Demand(str(organization_id), rate, [len(request.items) for request in requests])
             for (organization_id, rate), requests in by_organization.items()
         ]
-        decisions = await hit_each(self._redis, POLICY, demands)
+        decisions = await hit_each(self.redis, POLICY, demands)
         for requests, of_each in zip(by_organization.values(), decisions, strict=True):
             for request, decision in zip(requests, of_each, strict=True):
                 request.decision = decision

@@ -16,7 +16,7 @@ from devstack.stack import Stack, forget_settings_of_the_shell, stop_on_signals
 # Short leases keep rounds short: what a killed worker held is taken back after six seconds.
 SETTINGS = {
     "DELIVERY_TIMEOUT": "2s",
-    "LEASE_MARGIN": "4s",
+    "LEASE_MARGIN": "8s",
     "DELIVERY_RETRY_SCHEDULE": "0s," + ",".join(["500ms"] * 30),
     "BREAKER_BASE_DELAY": "200ms",
     "BREAKER_MAX_DELAY": "1s",

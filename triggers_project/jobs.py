@@ -19,9 +19,6 @@ log = structlog.get_logger()
 
 # A job hands its worker back after this long; the other queue gets its turn.
 SLICE_SECONDS = 0.25
-# Between two looks, events that trickle in are gathered for this long: a look and its commit cost the same
-# for one event as for a hundred, and a job of its own costs more than both.
-GATHER_SECONDS = 0.01
 
 _fanned_out_at = float("-inf")
 LEFT_TO_BACKLOG_SECONDS = 1.0
@@ -64,7 +61,7 @@ def process_events() -> None:
 
 
 def fan_out_for(seconds: float) -> bool:
-    """Fan out while events come, for `seconds` at the most, and tell whether work may be left."""
+    """Fan out while events wait, for `seconds` at the most, and tell whether work may be left."""
     global _fanned_out_at
     ends = time.monotonic() + seconds
     while True:
@@ -77,12 +74,11 @@ def fan_out_for(seconds: float) -> bool:
             sender.wake(backlog=False)
         if result.seen and (sender is None or not sender.has_room()):
             wake(WEBHOOKS)  # for the other workers
-        if not result.seen:
+        # Of what comes after this round, its own wake-up tells.
+        if not result.more:
             return False
         if time.monotonic() >= ends:
             return True
-        if not result.more:
-            time.sleep(GATHER_SECONDS)
 
 
 def deliver_webhooks() -> None:

@@ -33,8 +33,8 @@ from rq.worker import WorkerStatus
 from core.db import borrow_connection
 from core.process import prepare
 from core.redis import RedisUnavailable, call_redis
-from core.wakeups import EVENTS, JOB_TIMEOUT_SECONDS, WakeUp, wake
-from triggers_project.jobs import fan_out_for, last_fan_out
+from core.wakeups import EVENTS, JOB_TIMEOUT_SECONDS, SignalListener, WakeUp, wake
+from triggers_project.jobs import fan_out_for, last_fan_out, process_events
 from triggers_project.start_checks import check_services
 from webhooks.dispatch.sender import current_sender, start_sender
 from webhooks.upkeep.sweep import Sweep
@@ -93,6 +93,9 @@ class TriggersWorker(SimpleWorker):
         sender = start_sender(with_backlog_sender=not self._ends)
         housekeeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         housekeeping.start()
+        listener = SignalListener(_process_signaled_events)
+        if not self._ends:
+            listener.start()
         kwargs["logging_level"] = "WARNING"  # RQ tells of every job; ours tell what they did
         logging.getLogger("rq.worker").addFilter(_is_news)
         worked = False
@@ -116,6 +119,7 @@ class TriggersWorker(SimpleWorker):
                     self._asked_to_stop.wait(RECONNECT_SECONDS)
         finally:
             self._asked_to_stop.set()
+            listener.stop()
             sender.stop(settings.WORKER_SHUTDOWN_GRACE)
             housekeeping.join(timeout=5)
             with contextlib.suppress(RedisError, OSError):
@@ -259,6 +263,14 @@ class TriggersWorker(SimpleWorker):
                 pipeline.execute()
 
         call_redis(beat)
+
+
+def _process_signaled_events() -> None:
+    """Do what an RQ job on `events` does; no failure ends the listening thread."""
+    try:
+        process_events()
+    except Exception as error:
+        log.error("fan_out_failed", error=repr(error)[:300])
 
 
 def _is_news(record: logging.LogRecord) -> bool:

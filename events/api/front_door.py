@@ -6,6 +6,7 @@ The same steps as in `views`, with the same functions, except that the events of
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,8 @@ from core.db import borrow_connection
 from core.front_door.app import Handler
 from core.front_door.http import Request, Response
 from core.json_response import dumps
-from core.wakeups import EVENTS, wake_soon
+from core.redis import RedisUnavailable
+from core.wakeups import EVENTS, SIGNAL, wake_soon
 from events import backlog, rate
 from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
 from events.group_commit import GroupCommit
@@ -33,6 +35,8 @@ class EventsDoor:
     def __init__(self) -> None:
         self.commits = GroupCommit()
         self.authenticator = Authenticator()
+        self._signal_wanted = False
+        self._signaling: asyncio.Task[None] | None = None
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="backlog")
 
     def routes(self) -> dict[tuple[str, str], Handler]:
@@ -77,10 +81,23 @@ class EventsDoor:
         with failure_logged(caller.organization_id, events, started):
             results, decision = await self.commits.accept(caller, events, request.memo)
         if accepted_count(results):
-            wake_soon(EVENTS)
+            self._signal()
         for event, result in zip(events, results, strict=True):
             log_result(caller.organization_id, event, result, started)
         return results, rate.headers(decision)
+
+    def _signal(self) -> None:
+        """Tell the workers of new events: at once by the signal, and by an RQ job."""
+        wake_soon(EVENTS, signal=False)
+        self._signal_wanted = True
+        if self._signaling is None or self._signaling.done():
+            self._signaling = asyncio.create_task(self._send_signals())
+
+    async def _send_signals(self) -> None:
+        while self._signal_wanted:
+            self._signal_wanted = False  # before it is sent: what is committed after that needs another one
+            with contextlib.suppress(RedisUnavailable):  # then the sweep finds the events
+                await self.commits.redis.run(SIGNAL)
 
     async def _require_room(self, caller: Caller, events: int) -> None:
         """Do as `backlog.require_room`, with the counts made in a thread."""

@@ -20,8 +20,20 @@ from core import ratelimits
 from core import redis as core_redis
 from core.ratelimits import RateLimitDecision, hit
 from core.redis import RedisUnavailable, call_redis
-from core.wakeups import EVENTS, WEBHOOKS, ForbiddenJob, WakeUp, wait_until_woken, wake, wake_soon
+from core.wakeups import (
+    EVENTS,
+    SIGNAL_KEY,
+    WEBHOOKS,
+    ForbiddenJob,
+    SignalListener,
+    WakeUp,
+    signal_events,
+    wait_until_woken,
+    wake,
+    wake_soon,
+)
 from devstack.processes import ROOT
+from devstack.waiting import wait_until
 
 
 def queue(name: str) -> Queue:
@@ -223,3 +235,42 @@ def test_the_headers_tell_the_policy_what_is_left_and_when_to_come_back() -> Non
         "RateLimit": '"events";r=59;t=12',
     }
     assert RateLimitDecision(False, 60, 0, 0).headers("events")["Retry-After"] == "1"
+
+
+def test_a_signal_is_taken_by_one_listener_and_one_that_comes_meanwhile_is_not_lost() -> None:
+    taken: list[str] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly() -> None:
+        taken.append(threading.current_thread().name)
+        begun.set()
+        assert go_on.wait(30)
+
+    listener = SignalListener(slowly)
+    listener.start()
+    try:
+        assert signal_events()
+        assert begun.wait(30)
+        for _ in range(5):
+            assert signal_events()  # while the listener is busy: they share one token
+        assert get_redis_connection("default").llen(SIGNAL_KEY) == 1
+        go_on.set()
+        wait_until(lambda: len(taken) == 2, "the second signal was lost")
+        assert get_redis_connection("default").llen(SIGNAL_KEY) == 0
+    finally:
+        listener.stop()
+        listener.join(30)
+
+
+def test_a_listener_outlives_a_redis_that_is_away() -> None:
+    taken: list[int] = []
+    core_redis.breaker.open(3600)
+    assert not signal_events()
+    listener = SignalListener(lambda: taken.append(1))
+    listener.start()
+    try:
+        core_redis.breaker.reset()
+        wait_until(lambda: signal_events() and bool(taken), "the listener takes no signal")
+    finally:
+        listener.stop()
+        listener.join(30)
