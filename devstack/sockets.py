@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import socket
 import stat
 import tempfile
@@ -50,11 +51,14 @@ def make_private_folder(folder: Path, *, uid: int | None = None, gid: int | None
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port of 127.0.0.1 that was free a moment ago.
+
+    At random, and below the ports that the system gives to clients, so that hardly anybody takes it meanwhile.
+    """
+    while True:
+        port = random.SystemRandom().randrange(20_000, 30_000)
+        if why_port_is_not_free(port) is None:
+            return port
 
 
 def why_port_is_not_free(port: int) -> str | None:

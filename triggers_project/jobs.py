@@ -12,6 +12,7 @@ from django.conf import settings
 
 from core.db import borrow_connection, is_transient
 from core.wakeups import EVENTS, WEBHOOKS, wake
+from webhooks.dispatch.hand_over import SenderHandOver
 from webhooks.dispatch.sender import Sender, current_sender
 from webhooks.routing.fan_out import FanOut
 
@@ -34,6 +35,15 @@ class _FanOutState(threading.local):
     def __init__(self) -> None:
         self.fan_out = FanOut()
         self.left_to_backlog: TTLCache[uuid.UUID, bool] = TTLCache(maxsize=1_000, ttl=LEFT_TO_BACKLOG_SECONDS)
+        self._hand_over: tuple[Sender, SenderHandOver] | None = None
+
+    def hand_over_to(self, sender: Sender | None) -> SenderHandOver | None:
+        """Return this thread's hand-over to the sender."""
+        if sender is None:
+            return None
+        if self._hand_over is None or self._hand_over[0] is not sender:
+            self._hand_over = sender, SenderHandOver(sender)
+        return self._hand_over[1]
 
 
 _state = _FanOutState()
@@ -67,12 +77,14 @@ def fan_out_for(seconds: float) -> bool:
     while True:
         _fanned_out_at = time.monotonic()
         sender = current_sender()
-        result = _state.fan_out.run_round(settings.MAX_CONCURRENT_EVENTS, skip=list(_state.left_to_backlog))
+        result = _state.fan_out.run_round(
+            settings.MAX_CONCURRENT_EVENTS, list(_state.left_to_backlog), _state.hand_over_to(sender)
+        )
         if result.left_behind and sender is not None and sender.take_over_fan_out():
             _state.left_to_backlog.update(dict.fromkeys(result.left_behind, True))
-        if result.seen and sender is not None:
+        if result.left_to_claims and sender is not None:
             sender.wake(backlog=False)
-        if result.seen and (sender is None or not sender.has_room()):
+        if result.left_to_claims and (sender is None or not sender.has_room()):
             wake(WEBHOOKS)  # for the other workers
         # Of what comes after this round, its own wake-up tells.
         if not result.more:

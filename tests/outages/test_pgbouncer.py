@@ -18,7 +18,6 @@ from devstack.waiting import wait_until
 from tests.servers import HOME
 from tests.system import (
     Account,
-    Held,
     assert_unavailable,
     events_stored,
     log_of,
@@ -89,15 +88,14 @@ def test_a_killed_worker_s_leases_come_back_through_the_pooler_and_the_sweep_goe
 ) -> None:
     stack.start_web(workers=1, env=_through(pooler, "web"))
     stack.start_workers(_through(pooler, "worker_1"))
-    held = Held()
-    held.close()
-    with Receiver(held) as receiver:
+    with Receiver() as receiver:
+        receiver.hold()
         account.subscribe(receiver.url())
         assert account.post_event(1).status == 202
         receiver.wait_for(1)
         stack.workers[0].unwatch()
         stack.workers[0].process.kill()
-        held.open()
+        receiver.release()
         stack.start_workers(_through(pooler, "worker_1"))
         first, second = receiver.wait_for(2, timeout=60)
         assert first.headers["webhook-id"] == second.headers["webhook-id"]

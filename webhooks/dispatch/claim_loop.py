@@ -103,11 +103,13 @@ class ClaimLoop:
         while not self._stopped:
             self._woken.clear()
             self._progress.claim_begins()
-            room = self._room()
-            if room > 0 and not settings.DISABLE_WEBHOOK_DELIVERY:
+            is_off = settings.DISABLE_WEBHOOK_DELIVERY
+            room = 0 if is_off else self._reserve()
+            if room > 0:
                 try:
                     claimed = await self._claim(room)
                 except Exception as error:
+                    self._in_flight.release(room)
                     log.warning("claim_failed", error=repr(error)[:300])
                     await asyncio.sleep(RETRY_SECONDS)
                     continue
@@ -117,20 +119,22 @@ class ClaimLoop:
                     return
                 for delivery in claimed.deliveries:
                     self._begin(delivery, claimed)
+                self._in_flight.release(room)
                 self._backlog_sender.take_over(claimed.backlog, self._in_flight)
             else:
                 claimed = Claim()
-            self._progress.claim_ended(claimed.more or claimed.skipped_locked or room <= 0)
+            self._progress.claim_ended(claimed.more or claimed.skipped_locked or (room <= 0 and not is_off))
             self._progress.check_drained(len(self._in_flight))
-            if not (claimed.more and claimed.deliveries and self._room() > 0):
+            if not (claimed.more and claimed.deliveries and self._in_flight.free > 0):
                 await self._sleep(claimed.skipped_locked)
             await self._gather()
 
+    def _reserve(self) -> int:
+        """Reserve the places that a claim may fill; 0 when there is none."""
+        return self._in_flight.reserve(max(0, self._capacity - len(self._in_flight)))
+
     def _is_stopped(self) -> bool:
         return self._stopped
-
-    def _room(self) -> int:
-        return self._capacity - len(self._in_flight)
 
     async def _claim(self, room: int) -> Claim:
         """Claim from this sender's queues; those with a backlog are the backlog sender's as long as it is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Hashable
@@ -14,9 +15,16 @@ K = TypeVar("K", bound=Hashable)
 
 
 class InFlight:
-    """Counts deliveries from their claim until their result is recorded.  Changed on one thread, the sender's."""
+    """Counts deliveries from their claim until their result is recorded, and the places that are left.
 
-    def __init__(self) -> None:
+    capacity: most deliveries in work.  `add` and `remove` are for one thread, the sender's; places may be reserved from
+    any.  A place that a claim or a hand-over may yet fill is reserved, so that together they never take too many.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._reserved = 0
+        self._lock = threading.Lock()
         self._total = 0
         self._by_organization: Counter[uuid.UUID] = Counter()
         self._by_subscription: Counter[uuid.UUID] = Counter()
@@ -33,6 +41,23 @@ class InFlight:
     def leases(self) -> set[uuid.UUID]:
         """The leases under which deliveries are in work."""
         return set(self._by_lease)
+
+    @property
+    def free(self) -> int:
+        """How many places are neither taken nor reserved."""
+        return max(0, self._capacity - self._total - self._reserved)
+
+    def reserve(self, wanted: int) -> int:
+        """Reserve up to `wanted` places; return how many."""
+        with self._lock:
+            number = min(wanted, self.free)
+            self._reserved += number
+            return number
+
+    def release(self, number: int) -> None:
+        """Give reserved places back, filled or not."""
+        with self._lock:
+            self._reserved -= number
 
     def add(self, delivery: ClaimedDelivery) -> None:
         """Count a delivery in."""
@@ -51,7 +76,7 @@ class InFlight:
         _decrement(self._by_lease, delivery.lease_id)
 
     def occupancy(self) -> Occupancy:
-        """Return a copy of the counts, for a claim on another thread."""
+        """Return a copy of the counts, for a claim or a hand-over on another thread."""
         return Occupancy(self._by_organization.copy(), self._by_subscription.copy(), self._by_host.copy())
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import threading
 import time
 import uuid
@@ -27,7 +26,7 @@ from webhooks.destinations.http.destination import HttpDestination
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch import leases
 from webhooks.dispatch.backlog_sender import BacklogSender
-from webhooks.dispatch.claim import Claim, QueueFilter
+from webhooks.dispatch.claim import Claim, Occupancy, QueueFilter
 from webhooks.dispatch.claim_loop import ClaimLoop
 from webhooks.dispatch.delivery import AttemptResult, ClaimedDelivery
 from webhooks.dispatch.in_flight import InFlight
@@ -57,6 +56,7 @@ class Sender:
 
     capacity: most deliveries in work.  poll_seconds: how often it looks without being woken.  queues: those that it
     claims from.  with_backlog_sender: whether it may leave queues with a backlog to a process of their own.
+    kept_for_hand_over: places that claims leave to deliveries that are handed over.
     """
 
     def __init__(
@@ -66,13 +66,16 @@ class Sender:
         queues: QueueFilter = QueueFilter.ALL,
         *,
         with_backlog_sender: bool = False,
+        kept_for_hand_over: int = 0,
     ) -> None:
         self._capacity = capacity
+        self._kept_for_hand_over = kept_for_hand_over
         self._poll_seconds = poll_seconds
         self._queues = queues
         self._with_backlog_sender = with_backlog_sender
         self._progress = Progress()
-        self._in_flight = InFlight()
+        self._in_flight = InFlight(capacity)
+        self._given_back: set[uuid.UUID] = set()  # leases that came when the sender was stopping
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -118,6 +121,31 @@ class Sender:
         """Tell whether this sender could take more now."""
         return self.is_alive and not self._stopping and len(self._in_flight) < self._capacity
 
+    def reserve(self, places: int) -> int:
+        """Reserve up to `places` places for deliveries that will be handed over; return how many."""
+        return self._in_flight.reserve(places) if self.has_room() else 0
+
+    def release_places(self, number: int) -> None:
+        """Give reserved places back."""
+        self._in_flight.release(number)
+
+    def free_places(self) -> int:
+        """Return how many places are neither taken nor reserved."""
+        return self._in_flight.free
+
+    def occupancy(self) -> Occupancy:
+        """Return which places are taken, and by whom."""
+        return self._in_flight.occupancy()
+
+    def take(self, claimed: Claim, reserved: int) -> None:
+        """Send deliveries that are leased to this sender and for which `reserved` places are held.
+
+        A sender that stops gives them back.
+        """
+        if self._stopping or not self._call(lambda: self._take(claimed, reserved)):
+            leases.release({delivery.lease_id for delivery in claimed.deliveries})
+            self._in_flight.release(reserved)
+
     def stop_claiming(self) -> None:
         """Claim nothing more; what is in flight goes on."""
         self._stopping = True
@@ -134,13 +162,26 @@ class Sender:
         if self._thread is not None:
             self._thread.join()
 
-    def _call(self, action: Callable[[], None]) -> None:
+    def _call(self, action: Callable[[], None]) -> bool:
+        """Run `action` on the sender's loop soon; False when the loop has ended."""
         loop = self._loop
-        if loop is not None and not loop.is_closed():
-            with contextlib.suppress(RuntimeError):  # the loop may close between the two lines
-                loop.call_soon_threadsafe(action)
+        if loop is None or loop.is_closed():
+            return False
+        try:
+            loop.call_soon_threadsafe(action)
+        except RuntimeError:  # the loop was closed between the two lines
+            return False
+        return True
 
     # --- on the sender's own thread ---------------------------------------------------------------
+
+    def _take(self, claimed: Claim, reserved: int) -> None:
+        if self._stopping:
+            self._given_back |= {delivery.lease_id for delivery in claimed.deliveries}
+        else:
+            for delivery in claimed.deliveries:
+                self._begin(delivery, claimed)
+        self._in_flight.release(reserved)
 
     def _look_here(self) -> None:
         self._claim_loop.look()
@@ -178,7 +219,7 @@ class Sender:
             await recording
             await self._backlog_sender.join(max(0.0, self._grace_ends - time.monotonic()) + BACKLOG_SENDER_END_SECONDS)
             await self._destination.aclose()
-            await self._release(self._in_flight.leases)
+            await self._release(self._in_flight.leases | self._given_back)
             self._claim_thread.shutdown()
             self._record_thread.shutdown()
             self._progress.end()
@@ -196,7 +237,7 @@ class Sender:
             gives_up=lambda: time.monotonic() > self._grace_ends,
         )
         self._claim_loop = ClaimLoop(
-            capacity=self._capacity,
+            capacity=self._capacity - self._kept_for_hand_over,
             poll_seconds=self._poll_seconds,
             queues=self._queues,
             in_flight=self._in_flight,
@@ -277,7 +318,10 @@ def start_sender(*, with_backlog_sender: bool) -> Sender:
     global _current
     if _current is None or not _current.is_alive:
         _current = Sender(
-            settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL, with_backlog_sender=with_backlog_sender
+            settings.MAX_CONCURRENT_DELIVERIES,
+            settings.SWEEP_INTERVAL,
+            with_backlog_sender=with_backlog_sender,
+            kept_for_hand_over=settings.MAX_CONCURRENT_DELIVERIES // 8,
         )
         _current.start()
     return _current

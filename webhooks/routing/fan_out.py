@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import psycopg
 import structlog
 from django.conf import settings
 
 from core.db import in_transaction, is_transient, pipelined, server_cursor
 from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_cursor
+from webhooks.routing.hand_over import HandOver
 from webhooks.routing.insert import NewDeliveries
+from webhooks.routing.matching import SubscribedTypes
 from webhooks.routing.subscribers import Subscribers
 
 log = structlog.get_logger()
@@ -62,13 +63,14 @@ class Round:
 
     seen: events that it claimed.  left_behind: organizations of which it processed fewer events than it claimed,
     because they want so many deliveries.  passed_over: those of which it processed none.  more: whether another round
-    at once may find more.
+    at once may find more.  left_to_claims: whether deliveries are due that were not handed over to a sender.
     """
 
     seen: int = 0
     left_behind: frozenset[uuid.UUID] = frozenset()
     passed_over: frozenset[uuid.UUID] = frozenset()
     more: bool = False
+    left_to_claims: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +103,33 @@ class FanOut:
         # Organizations that the last round passed over: an event of theirs comes first in the next one.
         self._overdue: frozenset[uuid.UUID] = frozenset()
 
-    def run_round(self, limit: int, skip: Collection[uuid.UUID] = ()) -> Round:
-        """Process up to `limit` accepted events that are due, and none of organizations in `skip`."""
+    def run_round(self, limit: int, skip: Collection[uuid.UUID] = (), hand_over: HandOver | None = None) -> Round:
+        """Process up to `limit` accepted events that are due, and none of organizations in `skip`.
+
+        hand_over: takes the deliveries that can be sent at once.
+        """
         started = time.perf_counter()
         try:
-            result, processed = in_transaction(lambda: self._claim_and_process(limit, skip))
-        except _RoundFailed as failed:
+            result, processed = in_transaction(lambda: self._claim_and_process(limit, skip, hand_over))
+        except BaseException as error:
+            if hand_over is not None:
+                hand_over.abandon()
+            if not isinstance(error, _RoundFailed):
+                raise
+            failed = error
             log.warning("fan_out_batch_failed", events=len(failed.events), error=repr(failed.__cause__)[:300])
             for event in failed.events:
                 self._process_alone(event)
-            return Round(len(failed.events), more=len(failed.events) >= limit)
+            return Round(len(failed.events), more=len(failed.events) >= limit, left_to_claims=True)
+        if hand_over is not None:
+            hand_over.begin()
         self._overdue = result.passed_over
         _log_outcomes(processed, started)
         return result
 
-    def _claim_and_process(self, limit: int, skip: Collection[uuid.UUID]) -> tuple[Round, list[_Processed]]:
+    def _claim_and_process(
+        self, limit: int, skip: Collection[uuid.UUID], hand_over: HandOver | None
+    ) -> tuple[Round, list[_Processed]]:
         with claiming_cursor() as claiming, server_cursor() as other, pipelined():
             # A crash that forgets this commit leaves the events accepted, and they are processed again.
             other.execute("SET LOCAL synchronous_commit = off")
@@ -124,7 +138,7 @@ class FanOut:
                 return Round(), []
             other.execute(ANNOUNCE_FAN_OUT, (len(events),))
         try:
-            processed = self._process(events)
+            processed, left_to_claims = self._process(events, hand_over)
         except Exception as error:
             if is_transient(error):
                 raise
@@ -132,22 +146,16 @@ class FanOut:
         done = {entry.event.id for entry in processed}
         served = {entry.event.organization_id for entry in processed}
         left = frozenset(event.organization_id for event in events if event.id not in done)
-        return Round(len(events), left, left - served, more=bool(left) or len(events) >= limit), processed
+        more = bool(left) or len(events) >= limit
+        return Round(len(events), left, left - served, more, left_to_claims), processed
 
-    def _process(self, events: Sequence[AcceptedEvent]) -> list[_Processed]:
-        """Insert the deliveries of locked events, as many as a round may; the other events stay accepted."""
-        with server_cursor() as inserting, server_cursor() as other:
-            with pipelined():
-                chosen, wanted = self._insert(events, inserting, other)
-            inserted = inserting.rowcount  # a closed cursor has forgotten it
-        # Without a conflict every delivery is new; with one, only a round of one event can tell whose it was.
-        new = not wanted or inserted == wanted or len(chosen) > 1
-        return [_Processed(event, new or not deliveries) for event, deliveries in chosen]
+    def _process(
+        self, events: Sequence[AcceptedEvent], hand_over: HandOver | None = None
+    ) -> tuple[list[_Processed], bool]:
+        """Insert the deliveries of locked events, as many as a round may; the other events stay accepted.
 
-    def _insert(
-        self, events: Sequence[AcceptedEvent], inserting: psycopg.Cursor[object], other: psycopg.Cursor[object]
-    ) -> tuple[list[tuple[AcceptedEvent, int]], int]:
-        """Send the statements; return the events of this round, each with its number of deliveries, and the sum."""
+        Returns the events that were processed, and whether deliveries are due that were not handed over.
+        """
         matchers = self._subscribers.matchers({event.organization_id for event in events})
         wanting = {
             event.id: matchers[event.organization_id].match(event.type) if event.organization_id in matchers else []
@@ -156,15 +164,45 @@ class FanOut:
         chosen = choose_events(
             events, {event_id: len(found) for event_id, found in wanting.items()}, self._deliveries, self._overdue
         )
-        deliveries = NewDeliveries()
+        wanted = sum(len(wanting[event.id]) for event in chosen)
+        pending, handed_over = self._divide(chosen, wanting, hand_over)
+        delay = settings.DELIVERY_RETRY_SCHEDULE[0]
+        with server_cursor() as inserting, server_cursor() as other:
+            with pipelined():
+                if hand_over is not None and handed_over.events:
+                    hand_over.insert(handed_over.organizations, handed_over.events, handed_over.subscriptions)
+                pending.insert(delay, inserting)
+                other.execute(MARK_PROCESSED, ([event.id for event in chosen],))
+                pending.mark_queues(delay, other)
+            inserted = inserting.rowcount if len(pending) else 0  # a closed cursor has forgotten it
+            if hand_over is not None and handed_over.events:
+                inserted += hand_over.inserted()
+        # Without a conflict every delivery is new; with one, only a round of one event can tell whose it was.
+        new = not wanted or inserted == wanted or len(chosen) > 1
+        return [_Processed(event, new or not wanting[event.id]) for event in chosen], bool(pending.due)
+
+    @staticmethod
+    def _divide(
+        chosen: Sequence[AcceptedEvent],
+        wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]],
+        hand_over: HandOver | None,
+    ) -> tuple[NewDeliveries, NewDeliveries]:
+        """Return the deliveries of the round: those for claims to find, and those that are handed over."""
+        places: dict[uuid.UUID, int] = {}
+        if hand_over is not None:
+            active = Counter(one.subscription_id for event in chosen for one in wanting[event.id] if one.is_active)
+            disabled = {one.subscription_id for event in chosen for one in wanting[event.id] if not one.is_active}
+            places = hand_over.choose(active, disabled)
+        pending, handed_over = NewDeliveries(), NewDeliveries()
         for event in chosen:
             for subscription in wanting[event.id]:
-                deliveries.add(event.organization_id, [event.id], subscription.subscription_id, subscription.is_active)
-        delay = settings.DELIVERY_RETRY_SCHEDULE[0]
-        deliveries.insert(delay, inserting)
-        other.execute(MARK_PROCESSED, ([event.id for event in chosen],))
-        deliveries.mark_queues(delay, other)
-        return [(event, len(wanting[event.id])) for event in chosen], len(deliveries)
+                subscription_id = subscription.subscription_id
+                at_once = subscription.is_active and places.get(subscription_id, 0) > 0
+                if at_once:
+                    places[subscription_id] -= 1
+                deliveries = handed_over if at_once else pending
+                deliveries.add(event.organization_id, [event.id], subscription_id, subscription.is_active)
+        return pending, handed_over
 
     def _process_alone(self, event: AcceptedEvent) -> None:
         """Process one event of a failed round in its own transaction; count a failure against it alone."""
@@ -178,7 +216,7 @@ class FanOut:
                 )
                 if cursor.fetchone() is None:
                     return []
-            return self._process([event])
+            return self._process([event])[0]
 
         try:
             _log_outcomes(in_transaction(again), started)

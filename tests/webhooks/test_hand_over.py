@@ -1,0 +1,252 @@
+"""New deliveries go straight from the fan-out to the sender, as bounded and as safe as by a claim."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.db.models.functions import Now
+from structlog.testing import capture_logs
+
+from core.db import borrow_connection
+from devstack.http_receiver import Receiver, Response
+from devstack.waiting import wait_until
+from events.ingest import ingest
+from events.payload import NewEvent
+from orgs.models import Organization
+from tests.webhooks.helpers import queue_of, statuses, subscribe
+from webhooks import subscriptions
+from webhooks.dispatch.hand_over import MOST_DELIVERIES, SenderHandOver
+from webhooks.dispatch.sender import Sender
+from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
+from webhooks.routing.fan_out import FanOut, Round
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def accept(organization: Organization, count: int = 1) -> list[uuid.UUID]:
+    """Accept events and leave them to a fan-out."""
+    return [ingest(organization.id, NewEvent("a.b", str(number), None)).event_id for number in range(count)]
+
+
+@pytest.fixture
+def sender() -> Iterator[Sender]:
+    """Return a sender that claims nothing by itself: what it sends was handed over."""
+    running = _start(capacity=100)
+    yield running
+    running.stop(0)
+
+
+def _start(capacity: int) -> Sender:
+    running = Sender(capacity, poll_seconds=3600)
+    running.start()
+    assert running.wait_until_drained(30)  # its first claim is over
+    return running
+
+
+def run_round(sender: Sender) -> Round:
+    return FanOut().run_round(1000, hand_over=SenderHandOver(sender))
+
+
+def test_an_event_is_sent_without_a_claim(organization: Organization, receiver: Receiver, sender: Sender) -> None:
+    subscription = subscribe(organization, receiver.url())
+    (event,) = accept(organization)
+    result = run_round(sender)
+    assert (result.seen, result.left_to_claims) == (1, False)
+    (request,) = receiver.wait_for(1)
+    assert request.headers["webhook-id"] == str(event)
+    wait_until(lambda: statuses() == ["delivered"], "it isn't recorded")
+    queue = queue_of(subscription)
+    assert (queue.in_flight, queue.next_due_at) == (0, None)
+    attempt = DeliveryAttempt.objects.get()
+    assert (attempt.status_code, attempt.error) == (200, "")
+    wait_until(lambda: sender.free_places() == 100, "places are lost")
+
+
+def test_each_subscription_of_an_event_gets_its_delivery(
+    organization: Organization, receiver: Receiver, sender: Sender
+) -> None:
+    for number in range(5):
+        subscribe(organization, receiver.url(f"/{number}"))
+    accept(organization, 4)
+    run_round(sender)
+    receiver.wait_for(20)
+    wait_until(lambda: statuses() == ["delivered"] * 20, "they aren't recorded")
+    assert set(SubscriptionQueue.objects.values_list("in_flight", flat=True)) == {0}
+
+
+def _pause(subscription: Subscription) -> None:
+    SubscriptionQueue.objects.update(paused_until=Now() + timedelta(hours=1))
+
+
+def _back_up(subscription: Subscription) -> None:
+    SubscriptionQueue.objects.update(has_backlog=True)
+
+
+def _be_due(subscription: Subscription) -> None:
+    SubscriptionQueue.objects.update(next_due_at=Now())
+
+
+def _fill(subscription: Subscription) -> None:
+    SubscriptionQueue.objects.update(in_flight=4, concurrency_window=4)
+
+
+def _limit_rate(subscription: Subscription) -> None:
+    Subscription.objects.update(deliveries_per_second=1)
+
+
+@pytest.mark.parametrize("how", [_pause, _back_up, _be_due, _fill, _limit_rate])
+def test_what_has_to_wait_or_to_be_weighed_is_left_to_claims(
+    organization: Organization, sender: Sender, how: Callable[[Subscription], None]
+) -> None:
+    subscription = subscribe(organization)
+    how(subscription)
+    before = queue_of(subscription).in_flight
+    accept(organization)
+    assert run_round(sender).left_to_claims
+    queue = queue_of(subscription)
+    assert statuses() == ["pending"]
+    assert queue.next_due_at is not None
+    assert queue.in_flight == before
+    assert sender.free_places() == 100
+
+
+def test_a_disabled_subscription_s_delivery_is_held(organization: Organization, sender: Sender) -> None:
+    subscription = subscribe(organization)
+    subscriptions.disable(subscription, "by request")
+    accept(organization)
+    assert not run_round(sender).left_to_claims
+    assert statuses() == ["held"]
+    assert sender.free_places() == 100
+
+
+def test_while_delivery_is_switched_off_or_first_attempts_wait_nothing_is_handed_over(
+    organization: Organization, sender: Sender, settings: Any
+) -> None:
+    subscribe(organization)
+    settings.DISABLE_WEBHOOK_DELIVERY = True
+    accept(organization)
+    run_round(sender)
+    settings.DISABLE_WEBHOOK_DELIVERY = False
+    settings.DELIVERY_RETRY_SCHEDULE = (60.0,)
+    SubscriptionQueue.objects.update(next_due_at=None)
+    accept(organization)
+    run_round(sender)
+    assert statuses() == ["pending"] * 2
+
+
+def test_the_window_and_the_sender_s_places_bound_what_is_handed_over(organization: Organization) -> None:
+    with Receiver(lambda request, number: Response(delay=3600)) as receiver:
+        narrow = subscribe(organization, receiver.url("/narrow"))
+        SubscriptionQueue.objects.filter(pk=narrow.pk).update(concurrency_window=2)
+        sender = _start(capacity=20)
+        try:
+            accept(organization, 5)
+            assert run_round(sender).left_to_claims
+            receiver.wait_for(2)
+            assert statuses() == ["delivering"] * 2 + ["pending"] * 3
+            assert queue_of(narrow).in_flight == 2
+            # A second organization's queue finds places; no single one gets all of them.
+            wide = subscribe(Organization.objects.create(name="Wide"), receiver.url("/wide"))
+            SubscriptionQueue.objects.filter(pk=wide.pk).update(concurrency_window=100)
+            accept(wide.organization, 30)
+            run_round(sender)
+            in_flight = queue_of(wide).in_flight
+            assert 0 < in_flight < 18
+            assert sender.free_places() == 20 - 2 - in_flight
+        finally:
+            sender.stop(0)
+    assert statuses() == ["pending"] * 35  # what was on the wire is given back
+
+
+def test_a_large_round_is_left_to_claims(organization: Organization, sender: Sender) -> None:
+    subscribe(organization)
+    accept(organization, MOST_DELIVERIES + 1)
+    assert run_round(sender).left_to_claims
+    assert set(statuses()) == {"pending"}
+    assert sender.free_places() == 100
+
+
+def test_a_delivery_that_exists_is_neither_sent_again_nor_counted(
+    organization: Organization, receiver: Receiver, sender: Sender
+) -> None:
+    subscription = subscribe(organization, receiver.url())
+    (event,) = accept(organization)
+    Delivery.objects.create(
+        organization=organization, subscription=subscription, event_id=event, status="delivered", next_attempt_at=None
+    )
+    accept(organization)
+    run_round(sender)
+    receiver.wait_for(1)
+    wait_until(lambda: statuses() == ["delivered"] * 2, "the other one isn't recorded")
+    assert [request.headers["webhook-id"] for request in receiver.requests] != [str(event)]
+    assert len(receiver.requests) == 1
+    assert queue_of(subscription).in_flight == 0
+    wait_until(lambda: sender.free_places() == 100, "places are lost")
+
+
+def test_a_round_that_fails_hands_nothing_over_and_gives_the_places_back(
+    organization: Organization, sender: Sender
+) -> None:
+    subscription = subscribe(organization)
+    accept(organization)
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE events_event ADD CONSTRAINT refused CHECK (status <> 'processed') NOT VALID")
+    try:
+        run_round(sender)
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER TABLE events_event DROP CONSTRAINT refused")
+    assert not Delivery.objects.exists()
+    assert queue_of(subscription).in_flight == 0
+    assert sender.free_places() == 100
+
+
+def test_a_sender_that_stops_gives_back_what_is_handed_over_to_it(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    sender = _start(capacity=10)
+    hand_over = SenderHandOver(sender)
+    accept(organization)
+
+    class StopsMeanwhile(SenderHandOver):
+        def begin(self) -> None:
+            sender.stop_claiming()
+            super().begin()
+
+    FanOut().run_round(1000, hand_over=StopsMeanwhile(sender))
+    sender.stop(0)
+    wait_until(lambda: statuses() == ["pending"], "the lease is not given back")
+    assert queue_of(subscription).in_flight == 0
+    accept(organization)
+    assert FanOut().run_round(1000, hand_over=hand_over).left_to_claims  # it takes nothing any more
+
+
+def test_rounds_that_share_queues_never_wait_for_each_other_in_a_circle(
+    organization: Organization, receiver: Receiver, sender: Sender
+) -> None:
+    for number in range(6):
+        subscribe(organization, receiver.url(f"/{number}"), deliveries_per_second=None if number % 2 else 1000)
+    rounds = 40
+
+    def fan_out() -> None:
+        own, hand_over = FanOut(), SenderHandOver(sender)
+        for _ in range(rounds):
+            borrow_connection(lambda: accept(organization) and own.run_round(1, hand_over=hand_over))
+
+    with capture_logs() as logged:
+        threads = [threading.Thread(target=fan_out) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(100)
+        while run_round(sender).seen:
+            pass
+    assert not [line for line in logged if line["event"] == "transaction_retried"]
+    sender.wake()
+    wait_until(lambda: statuses() == ["delivered"] * 4 * rounds * 6, "not all is delivered")
+    assert set(SubscriptionQueue.objects.values_list("in_flight", flat=True)) == {0}

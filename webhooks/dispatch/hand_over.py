@@ -1,0 +1,223 @@
+"""Handing new deliveries from the fan-out straight to this process's sender: one transaction and one update less.
+
+Only what needs no waiting and no deliberation is handed over: a queue that accepts deliveries, has nothing due and no
+backlog, room in its concurrency window, and no rate limit.  Everything else is claimed (`claim`), and so is what
+exceeds the share that a claim would give.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+import uuid
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import psycopg
+from django.conf import settings
+from psycopg.rows import class_row
+
+from core.db import server_cursor
+from core.ids import new_id, new_ids
+from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
+from webhooks.dispatch.allocation import limit_hosts, share_between_organizations
+from webhooks.dispatch.claim import Claim
+from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
+from webhooks.dispatch.sender import Sender
+
+# A round with more deliveries than this is for claims, which gather.
+MOST_DELIVERIES = 256
+
+# Locks every queue that the round has deliveries for, in the order of their ids as everywhere: the round waits for no
+# further lock while it holds these.
+_LOCK_QUEUES = """
+SELECT q.subscription_id, q.organization_id,
+       q.accepts_deliveries AND NOT q.has_backlog
+       AND (q.next_due_at IS NULL OR q.next_due_at > clock_timestamp())
+       AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
+       AND s.deliveries_per_second IS NULL AS is_idle,
+       least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
+       extract(epoch FROM clock_timestamp())::float8 AS now,
+       s.url, s.encrypted_headers, s.encrypted_secret,
+       CASE WHEN s.encrypted_previous_secrets = '{}' THEN '{}' ELSE ARRAY (
+           SELECT p.secret
+           FROM unnest(s.encrypted_previous_secrets, s.previous_secrets_expire_at)
+               WITH ORDINALITY AS p(secret, expires_at, position)
+           WHERE p.expires_at > clock_timestamp() ORDER BY p.position
+       ) END AS encrypted_previous_secrets
+FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
+WHERE q.subscription_id = ANY (%(ids)s::uuid[])
+ORDER BY q.subscription_id
+FOR UPDATE OF q
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Queue:
+    """A row of _LOCK_QUEUES.  now: seconds since the epoch."""
+
+    subscription_id: uuid.UUID
+    organization_id: uuid.UUID
+    is_idle: bool
+    room: int
+    now: float
+    url: str
+    encrypted_headers: str
+    encrypted_secret: str
+    encrypted_previous_secrets: list[str]
+
+
+# A delivery that exists, from an earlier fan-out of the same event, is neither inserted nor counted.
+_INSERT_LEASED = """
+WITH inserted AS (
+    INSERT INTO webhooks_delivery (
+        id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
+        attempts_used, attempt_count, last_error, created_at, lease_id, lease_expires_at
+    )
+    SELECT id, organization_id, event_id, subscription_id, 'delivering', t, 'schedule', 0, 0, '', t,
+           %(lease)s, t + make_interval(secs => %(lease_seconds)s)
+    FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[])
+             AS d(id, organization_id, event_id, subscription_id),
+         clock_timestamp() AS t
+    ON CONFLICT (event_id, subscription_id) DO NOTHING
+    RETURNING id, event_id, subscription_id
+), counted AS (
+    UPDATE webhooks_subscriptionqueue q SET in_flight = q.in_flight + i.number, last_claimed_at = clock_timestamp()
+    FROM (SELECT subscription_id, count(*) AS number FROM inserted GROUP BY subscription_id) AS i
+    WHERE q.subscription_id = i.subscription_id
+)
+SELECT i.id AS delivery_id, i.subscription_id, e.id AS event_id, e.type AS event_type,
+       e.created_at AS event_created_at, e.data AS event_data
+FROM inserted i JOIN events_event e ON e.id = i.event_id
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Inserted:
+    """A row of _INSERT_LEASED."""
+
+    delivery_id: uuid.UUID
+    subscription_id: uuid.UUID
+    event_id: uuid.UUID
+    event_type: str
+    event_created_at: datetime.datetime
+    event_data: str
+
+
+class SenderHandOver:
+    """A `webhooks.routing.hand_over.HandOver` to the sender of this process."""
+
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._reserved = 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self.abandon()
+        self._queues: dict[uuid.UUID, _Queue] = {}
+        self._endpoints: dict[uuid.UUID, Endpoint] = {}
+        self._inserting: psycopg.Cursor[_Inserted] | None = None
+        self._number = 0
+        self._rows: list[_Inserted] = []
+        self._lease_id = new_id()
+
+    def choose(self, wanted: Mapping[uuid.UUID, int], others: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
+        self._reset()
+        total = sum(wanted.values())
+        if not 0 < total <= MOST_DELIVERIES or settings.DELIVERY_RETRY_SCHEDULE[0] or settings.DISABLE_WEBHOOK_DELIVERY:
+            return {}
+        self._reserved = free = self._sender.reserve(total)
+        if not free:
+            return {}
+        self._started = time.monotonic()
+        with server_cursor(class_row(_Queue)) as cursor:
+            parameters = {"ids": [*wanted, *others], "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION}
+            locked = cursor.execute(_LOCK_QUEUES, parameters).fetchall()
+        queues = [queue for queue in locked if queue.subscription_id in wanted and queue.is_idle and queue.room > 0]
+        for queue in queues:
+            self._queues[queue.subscription_id] = queue
+            self._endpoints[queue.subscription_id] = open_endpoint(
+                queue.url, queue.encrypted_headers, queue.encrypted_secret, queue.encrypted_previous_secrets
+            )
+        return self._share(queues, wanted, free)
+
+    def _share(self, queues: list[_Queue], wanted: Mapping[uuid.UUID, int], free: int) -> dict[uuid.UUID, int]:
+        """Return how many deliveries each queue gets: at most its share of a claim of all free places."""
+        occupancy = self._sender.occupancy()
+        rooms = limit_hosts(
+            [min(queue.room, wanted[queue.subscription_id]) for queue in queues],
+            [self._endpoints[queue.subscription_id].host for queue in queues],
+            occupancy.by_host,
+            settings.MAX_CONNECTIONS_PER_HOST,
+        )
+        quotas = share_between_organizations(
+            rooms,
+            [queue.organization_id for queue in queues],
+            [occupancy.by_subscription[queue.subscription_id] for queue in queues],
+            occupancy.by_organization,
+            self._sender.free_places() + free,
+        )
+        shares: dict[uuid.UUID, int] = {}
+        for queue, quota in zip(queues, quotas, strict=True):
+            share = min(quota, free)
+            free -= share
+            if share:
+                shares[queue.subscription_id] = share
+        return shares
+
+    def insert(self, organizations: list[uuid.UUID], events: list[uuid.UUID], subscriptions: list[uuid.UUID]) -> None:
+        self._number = len(events)
+        if not events:
+            return
+        self._inserting = server_cursor(class_row(_Inserted))
+        self._inserting.execute(
+            _INSERT_LEASED,
+            {
+                "ids": new_ids(len(events)),
+                "organizations": organizations,
+                "events": events,
+                "subscriptions": subscriptions,
+                "lease": self._lease_id,
+                "lease_seconds": settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN,
+            },
+        )
+
+    def inserted(self) -> int:
+        if self._inserting is not None:
+            self._rows = self._inserting.fetchall()
+            self._inserting.close()
+            self._inserting = None
+        return len(self._rows)
+
+    def begin(self) -> None:
+        rows, reserved, self._rows, self._reserved = self._rows, self._reserved, [], 0
+        if not rows:
+            self._sender.release_places(reserved)
+            return
+        queue = self._queues[rows[0].subscription_id]
+        claimed = Claim(
+            [self._claimed(row) for row in rows],
+            clock=DatabaseClock(queue.now, self._started),
+            lease_ends=self._started + settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN,
+        )
+        self._sender.take(claimed, reserved)
+
+    def _claimed(self, row: _Inserted) -> ClaimedDelivery:
+        return ClaimedDelivery(
+            row.delivery_id,
+            row.subscription_id,
+            self._queues[row.subscription_id].organization_id,
+            self._lease_id,
+            0,
+            "schedule",
+            row.event_id,
+            row.event_type,
+            row.event_created_at,
+            row.event_data,
+            self._endpoints[row.subscription_id],
+        )
+
+    def abandon(self) -> None:
+        reserved, self._reserved = self._reserved, 0
+        if reserved:
+            self._sender.release_places(reserved)

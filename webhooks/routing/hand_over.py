@@ -1,0 +1,37 @@
+"""What the fan-out needs of a sender that takes new deliveries straight from it.
+
+A delivery that is handed over is inserted as `delivering`, under a lease of this process's sender, so that no claim
+has to find it first.  The layer that sends implements this.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Collection, Mapping
+from typing import Protocol
+
+
+class HandOver(Protocol):
+    """The places of a sender for the deliveries of one round.  For one thread.
+
+    A round calls `choose`, then `insert`, and after its commit `begin`; or `abandon` in place of any of them.
+    """
+
+    def choose(self, wanted: Mapping[uuid.UUID, int], others: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
+        """Return how many deliveries each queue gets that can take some at once, with all queues of the round locked.
+
+        wanted: by subscription, how many deliveries the round has for it.  others: subscriptions that are disabled.
+        Within the round's transaction.
+        """
+
+    def insert(self, organizations: list[uuid.UUID], events: list[uuid.UUID], subscriptions: list[uuid.UUID]) -> None:
+        """Insert deliveries under a lease, and count them in their queues."""
+
+    def inserted(self) -> int:
+        """Return how many deliveries `insert` made; the others existed."""
+
+    def begin(self) -> None:
+        """Give what was inserted to the sender: the transaction is committed."""
+
+    def abandon(self) -> None:
+        """Give the places back."""
