@@ -9,10 +9,13 @@ wire.  The product has no hooks for any of it.
 from __future__ import annotations
 
 import contextlib
+import http.client
+import json
 import os
 import random
 import signal
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +62,10 @@ class Fault:
 
     def mend(self) -> None:
         """Bring back what no supervisor brings back."""
+
+    def clear_up(self) -> list[str]:
+        """Remove what the fault added, when the load has drained; return what became of it that must not have."""
+        return []
 
     # --- for the faults -----------------------------------------------------------------------------
 
@@ -405,12 +412,68 @@ class PostgresStopped(Fault):
         self.stack.postgres.start()
 
 
+# --- neighbors ---------------------------------------------------------------------------------------
+
+
+class GreedyNeighbor(Fault):
+    """An organization with many subscriptions to one type sends a large batch of it."""
+
+    name = "a greedy neighbor"
+    subscriptions = 40
+    events = 250
+
+    def prepare(self) -> None:
+        self._neighbor = Receiver(keep=False)
+        self._neighbor.start()
+        self._organization = self.stack.make_organization(f"Greedy {uuid.uuid4()}")
+        self._key = self.stack.make_key(self._organization)
+        for number in range(self.subscriptions):
+            url = self._neighbor.url(f"/{number}")
+            self._post("/api/subscriptions", {"url": url, "event_types": ["greedy"], "max_in_flight": 8}, 201)
+
+    def strike(self) -> None:
+        batch = [{"type": "greedy", "data": number, "dedup_id": str(number)} for number in range(self.events)]
+        self._post("/api/events/batch", batch, 202, 200)
+
+    def _post(self, path: str, body: object, *statuses: int) -> None:
+        """Send a request again and again until it gets one of these statuses: web and servers may be away."""
+
+        def is_answered() -> bool:
+            connection = http.client.HTTPConnection("127.0.0.1", self.stack.port, timeout=30)
+            headers = {"X-API-Key": self._key, "Content-Type": "application/json"}
+            try:
+                connection.request("POST", path, json.dumps(body), headers)
+                return connection.getresponse().status in statuses
+            except OSError:
+                return False
+            finally:
+                connection.close()
+
+        self._wait(is_answered)
+
+    def clear_up(self) -> list[str]:
+        self._neighbor.stop()
+        found = self.stack.sql(
+            "SELECT status, count(*) FROM webhooks_delivery WHERE organization_id = %s GROUP BY status",
+            (self._organization,),
+        )
+        for table, column in (
+            ("webhooks_deliveryattempt", "delivery_id"), ("webhooks_delivery", "id"), ("events_event", ""),
+            ("events_dedupkey", ""), ("webhooks_subscriptionqueue", ""), ("webhooks_subscription", ""),
+        ):  # fmt: skip
+            whose = f"{column} IN (SELECT id FROM webhooks_delivery WHERE" if column else "("
+            self.stack.sql(f"DELETE FROM {table} WHERE {whose} organization_id = %s)", (self._organization,))
+        wanted = [("delivered", self.subscriptions * self.events)]
+        return [] if found == wanted else [f"of the greedy neighbor's deliveries, {found} and not {wanted}"]
+
+
 WORKER_FAULTS: tuple[type[Fault], ...] = (
     WorkerClaiming, WorkerSending, WorkerRecording, WorkerFanningOut, WorkerInDoubt, WorkerClockWrong,
     BacklogSenderKilled,
 )  # fmt: skip
 OTHER_FAULTS: tuple[type[Fault], ...] = (
     WebWorker, WebMaster, WebInDoubt, ValkeyKilled, ValkeyFlushed, ValkeyFailedOver, PostgresStopped,
+    GreedyNeighbor,
 )  # fmt: skip
 # Both stop whole transactions from outside, and would wait for each other.
 _NOT_TOGETHER = {

@@ -77,6 +77,7 @@ class Soak:
         self._keys: dict[str, str] = {}
         self._in_flight: set[Row] = set()
         self._violations: list[str] = []
+        self._used: list[Fault] = []
 
     def run(self, planned: Sequence[tuple[type[Fault], ...]]) -> Outcome:
         """Do the planned rounds under load and judge what is there when the load has drained."""
@@ -94,6 +95,8 @@ class Soak:
             for producer in self._producers:
                 producer.join()
             self._drain()
+            for fault in self._used:
+                self._violations += fault.clear_up()
             outcome.verdict = judge(
                 self._stack, self._ledger, self._receiver.requests, self._secrets, self._paths, self._organizations,
                 self._in_flight,
@@ -161,6 +164,7 @@ class Soak:
             for fault in sorted(faults, key=lambda fault: fault.is_brief):
                 fault.prepare()
                 ready.append(fault)
+                self._used.append(fault)
             struck_at = time.monotonic()
             for fault in sorted(faults, key=lambda fault: fault.stops_database):
                 fault.strike()

@@ -28,6 +28,9 @@ from orgs.front_door import Authenticator
 from orgs.keys import Caller
 from orgs.models import Scope
 
+# Pause between two signals of this process.
+SHARE_SECONDS = 0.002
+
 
 class EventsDoor:
     """The two routes.  commits: a service that has to run while requests are served."""
@@ -98,6 +101,7 @@ class EventsDoor:
             self._signal_wanted = False  # before it is sent: what is committed after that needs another one
             with contextlib.suppress(RedisUnavailable):  # then the sweep finds the events
                 await self.commits.redis.run(SIGNAL)
+            await asyncio.sleep(SHARE_SECONDS)  # what is committed meanwhile shares the next one
 
     async def _require_room(self, caller: Caller, events: int) -> None:
         """Do as `backlog.require_room`, with the counts made in a thread."""

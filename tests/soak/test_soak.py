@@ -21,6 +21,7 @@ PLANS = {
     "fanning out and recording": ["WorkerFanningOut+WorkerClockWrong", "WorkerRecording+ValkeyFlushed"],
     "commits in doubt": ["WebInDoubt", "WorkerInDoubt+ValkeyKilled", "ValkeyFailedOver"],
     "servers": ["WebMaster", "WorkerSending+PostgresStopped", "BacklogSenderKilled"],
+    "neighbors": ["WorkerSending+GreedyNeighbor"],
 }
 
 
