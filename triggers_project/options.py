@@ -321,8 +321,8 @@ OPTIONS: tuple[Option, ...] = (
         "MAX_QUEUE_LENGTH",
         _integer(1, 10_000_000),
         "100000",
-        "Accepted but unprocessed events, of all organizations together, over which `POST /api/events` answers 503. It "
-        "protects the disk.",
+        "Accepted but unprocessed events, of all organizations together, above which `POST /api/events` returns 503. "
+        "Protects the disk.",
     ),
     Option(
         "MAX_WAITING_EVENTS",
