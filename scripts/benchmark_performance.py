@@ -178,7 +178,7 @@ def report(phase: Phase) -> list[Figure]:
         through = len(arrived) / max(phase.last_arrival_after, 1e-9)
         found.append(Figure(phase.name, "delivered", through, "events/s", "> 100"))
     found += [
-        Figure(phase.name, "answered 202", phase.outcome.share(202) * 100, "%", "= 100"),
+        Figure(phase.name, "returned 202", phase.outcome.share(202) * 100, "%", "= 100"),
         Figure(phase.name, "processed", len(phase.processing) / sent * 100, "%", "= 100"),
         Figure(phase.name, "delivered", len(arrived) / sent * 100, "%", "= 100"),
         Figure(phase.name, "delivered twice", duplicates(phase.arrivals), "deliveries", "= 0"),
