@@ -185,7 +185,12 @@ def test_a_commit_takes_no_more_requests_once_it_has_bytes_enough(
     assert transactions() == [["100", "200"], ["300", "400"], ["500"]]
 
 
-def test_a_request_whose_client_is_gone_before_its_commit_stores_nothing(organization: Organization) -> None:
+@pytest.mark.parametrize("events_per_minute", [0, 1000])
+def test_a_request_whose_client_is_gone_before_its_commit_stores_nothing(
+    organization: Organization, events_per_minute: int
+) -> None:
+    organization.events_per_minute = events_per_minute
+    organization.save()
     caller = caller_of(organization)
 
     async def offer(commits: GroupCommit) -> None:
