@@ -1,4 +1,4 @@
-"""The figures on the admin's first page."""
+"""The numbers on the admin's first page."""
 
 from __future__ import annotations
 

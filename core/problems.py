@@ -65,7 +65,7 @@ register(
     ProblemType(
         "invalid",
         400,
-        "A field, parameter or header is not valid; `errors` names each one.",
+        "A field, parameter, or header is not valid; `errors` names each one.",
         "The event is not valid.",
         {"errors": [{"pointer": "/type", "detail": "is required"}]},
     ),
@@ -84,10 +84,10 @@ register(
     ProblemType(
         "bad_request",
         400,
-        "The request is malformed: a header, the host or the path.",
+        "The request is malformed: a header, the host, or the path.",
         "Content-Length is not a number.",
     ),
-    ProblemType("forbidden", 403, "The request is refused, whatever the key.", "This is not allowed."),
+    ProblemType("forbidden", 403, "The request is refused, whatever key it has.", "This is not allowed."),
     ProblemType(
         "not_found",
         404,
@@ -97,7 +97,7 @@ register(
     ProblemType(
         "method_not_allowed",
         405,
-        "The URL exists but doesn't take this method; `Allow` lists those that it takes.",
+        "The URL exists but doesn't support this method; `Allow` lists the methods it supports.",
         'Method "PUT" not allowed.',
     ),
     ProblemType(
@@ -123,14 +123,14 @@ register(
     ProblemType(
         "unsupported_media_type",
         415,
-        "The content type is missing, or not one that this operation takes.",
+        "The content type is missing, or this operation doesn't support it.",
         "The content type must be application/json.",
     ),
     ProblemType(
         "internal_error",
         500,
-        "A fault of the server; it was logged under the request's id.",
-        "Something went wrong here. It was logged under the request id.",
+        "An internal error, which was logged with the request's id.",
+        "An internal error occurred. It was logged with the request id.",
     ),
     ProblemType(
         "database_unavailable",
@@ -180,7 +180,7 @@ def not_found() -> Problem:
 
 def internal_error() -> Problem:
     """Return the 500 for a fault of ours, which the caller logs."""
-    return Problem("internal_error", "Something went wrong here. It was logged under the request id.")
+    return Problem("internal_error", "An internal error occurred. It was logged with the request id.")
 
 
 def database_unavailable() -> Problem:

@@ -117,7 +117,7 @@ def parse_parameters(request: Request, parsers: Mapping[str, Callable[[str], Any
         parser = parsers.get(name)
         if parser is None:
             known = ", ".join(sorted(parsers)) or "none"
-            errors.append((f"?{name[:80]}", f"is not a parameter of this endpoint (it knows {known})"))
+            errors.append((f"?{name[:80]}", f"is not a parameter of this endpoint (it has: {known})"))
         elif len(given) > 1:
             errors.append((f"?{name}", "is given more than once"))
         else:

@@ -87,7 +87,7 @@ class _Bound:
 def _organization_events_refusal(limit: int) -> Problem:
     return Problem(
         "event_backlog_full",
-        f"The organization has {limit} accepted events waiting to be processed, the most that it may have "
+        f"The organization has {limit} accepted events waiting to be processed, which is the limit "
         "(MAX_WAITING_EVENTS). Nothing was stored; try again.",
         headers={"Retry-After": "5"},
         extra={"limit_events": limit},
@@ -97,8 +97,8 @@ def _organization_events_refusal(limit: int) -> Problem:
 def _organization_deliveries_refusal(limit: int) -> Problem:
     return Problem(
         "delivery_backlog_full",
-        f"The organization has {limit} deliveries waiting, the most that it may have (MAX_WAITING_DELIVERIES). Nothing "
-        "was stored. `GET /api/subscriptions` shows which endpoints don't take theirs.",
+        f"The organization has {limit} deliveries waiting, which is the limit (MAX_WAITING_DELIVERIES). Nothing "
+        "was stored. `GET /api/deliveries?status=pending` and `?status=held` list them.",
         headers={"Retry-After": "60"},
         extra={"limit_deliveries": limit},
     )

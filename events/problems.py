@@ -8,8 +8,8 @@ register(
     ProblemType(
         "dedup_conflict",
         409,
-        "The `dedup_id` was used for an event with other content; `event_id` and `Location` name that event.",
-        "This dedup_id was used for an event with other content.",
+        "The `dedup_id` was used for an event with different content; `event_id` and `Location` name that event.",
+        "This dedup_id was used for an event with different content.",
         {
             "event_id": _EVENT_ID,
             "errors": [{"pointer": "/dedup_id", "detail": f"stands for the event {_EVENT_ID}, whose content differs"}],
@@ -25,14 +25,14 @@ register(
     ProblemType(
         "rate_limited",
         429,
-        "The organization is over its events per minute; retry after `Retry-After`.",
+        "The organization has reached its limit of events per minute; retry after `Retry-After`.",
         "The organization may send 60000 events a minute.",
     ),
     ProblemType(
         "event_backlog_full",
         429,
         "The organization has `limit_events` accepted events that aren't processed yet; retry after `Retry-After`.",
-        "The organization has 20000 accepted events waiting to be processed, the most that it may have "
+        "The organization has 20000 accepted events waiting to be processed, which is the limit "
         "(MAX_WAITING_EVENTS). Nothing was stored; try again.",
         {"limit_events": 20000},
     ),
@@ -40,14 +40,14 @@ register(
         "delivery_backlog_full",
         429,
         "The organization has `limit_deliveries` deliveries that are pending or held; retry after `Retry-After`.",
-        "The organization has 1000000 deliveries waiting, the most that it may have (MAX_WAITING_DELIVERIES). Nothing "
-        "was stored. `GET /api/subscriptions` shows which endpoints don't take theirs.",
+        "The organization has 1000000 deliveries waiting, which is the limit (MAX_WAITING_DELIVERIES). Nothing "
+        "was stored. `GET /api/deliveries?status=pending` and `?status=held` list them.",
         {"limit_deliveries": 1000000},
     ),
     ProblemType(
         "backlog_full",
         503,
-        "Too many accepted events of all organizations are waiting to be processed; retry after `Retry-After`.",
+        "Too many accepted events are waiting to be processed, over all organizations; retry after `Retry-After`.",
         "Too many accepted events of all organizations are waiting (MAX_QUEUE_LENGTH). Nothing was stored; try again.",
     ),
 )

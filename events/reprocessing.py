@@ -10,7 +10,7 @@ from events.models import Event, EventStatus
 
 
 def reprocess(events: QuerySet[Event]) -> int:
-    """Give those of `events` that are in error a new fan-out with fresh tries; return how many."""
+    """Give those of `events` that are in error a new fan-out with a fresh set of attempts; return how many."""
     changed = events.filter(status=EventStatus.ERROR).update(
         status=EventStatus.ACCEPTED, failed_attempts=0, due_at=Now()
     )

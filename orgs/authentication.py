@@ -34,7 +34,7 @@ def authenticate_key(key: str, address: str) -> Caller:
     Raises Problem: 401 for a missing or wrong key; 429 for an address that fails too often.
     """
     if not key:
-        raise _refusal(address, "not_authenticated", "Give an API key in `X-API-Key` or `Authorization: Bearer`.")
+        raise _refusal(address, "not_authenticated", "Send an API key in `X-API-Key` or `Authorization: Bearer`.")
     early = failed_authentications.refuse_early(address, key)
     if early is not None:
         raise _too_many(early)

@@ -216,10 +216,10 @@ def require_within(wanted: Iterable[str], held: Iterable[str]) -> None:
     """Raise ScopeError when `wanted` has a scope that `held` lacks."""
     beyond = sorted(set(wanted) - set(held))
     if beyond:
-        raise ScopeError("a key can't give what it doesn't have: " + ", ".join(beyond))
+        raise ScopeError("a key can't grant scopes that it doesn't have: " + ", ".join(beyond))
 
 
 def require_no_longer(wanted: datetime.datetime | None, held: datetime.datetime | None) -> None:
     """Raise ExpiryError when a key that ends at `wanted` would outlive one that ends at `held` (None is never)."""
     if held is not None and (wanted is None or wanted > held):
-        raise ExpiryError(f"a key can't give one that outlives it: it ends at {held.isoformat()}")
+        raise ExpiryError(f"a key can't create one that expires later than itself, at {held.isoformat()}")

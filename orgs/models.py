@@ -30,12 +30,12 @@ class Organization(models.Model):
     name = models.CharField(max_length=200, unique=True)
     is_active = models.BooleanField(default=True, help_text="An inactive organization's keys are refused.")
     events_per_minute = models.PositiveIntegerField(
-        default=default_events_per_minute, help_text="Most events accepted in a minute; 0 is no limit."
+        default=default_events_per_minute, help_text="Most events accepted in a minute; 0 means no limit."
     )
     retention_days = models.PositiveIntegerField(
         default=default_retention_days,
         validators=[MinValueValidator(1), MaxValueValidator(3650)],
-        help_text="Settled events are deleted after this many days.",
+        help_text="Completed events are deleted after this many days.",
     )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 

@@ -7,12 +7,12 @@ register(
         "not_authenticated",
         401,
         "The request has no API key.",
-        "Give an API key in `X-API-Key` or `Authorization: Bearer`.",
+        "Send an API key in `X-API-Key` or `Authorization: Bearer`.",
     ),
     ProblemType(
         "invalid_api_key",
         401,
-        "The API key is wrong, revoked or expired, or its organization is inactive.",
+        "The API key is wrong, revoked, or expired, or its organization is inactive.",
         "The API key is not valid.",
     ),
     ProblemType(
@@ -26,12 +26,12 @@ register(
         "outlives_caller",
         403,
         "A key tried to create one that expires later than itself.",
-        "A key can't give one that outlives it.",
+        "A key can't create one that expires later than itself.",
         {
             "errors": [
                 {
                     "pointer": "/expires_at",
-                    "detail": "a key can't give one that outlives it: it ends at 2027-01-31T12:00:00+00:00",
+                    "detail": "a key can't create one that expires later than itself, at 2027-01-31T12:00:00+00:00",
                 }
             ]
         },
@@ -39,7 +39,7 @@ register(
     ProblemType(
         "too_many_keys",
         409,
-        "The organization has as many API keys as it may, `limit_keys`; revoked and expired ones don't count.",
+        "The organization has reached its limit of API keys, `limit_keys`; revoked and expired ones don't count.",
         "The organization has 1000 API keys, which is the limit. Revoke one that isn't used.",
         {"limit_keys": 1000},
     ),
@@ -47,13 +47,13 @@ register(
         "key_revoked",
         409,
         "The key to rotate is revoked.",
-        "The key is revoked; make a new one instead.",
+        "The key is revoked; create a new one instead.",
     ),
     ProblemType(
         "key_expired",
         409,
         "The key to rotate has expired.",
-        "The key is expired; make a new one instead.",
+        "The key is expired; create a new one instead.",
     ),
     ProblemType(
         "too_many_failures",

@@ -178,7 +178,7 @@ def report(phase: Phase) -> list[Figure]:
         through = len(arrived) / max(phase.last_arrival_after, 1e-9)
         found.append(Figure(phase.name, "delivered", through, "events/s", "> 100"))
     found += [
-        Figure(phase.name, "answered 202", phase.outcome.share(202) * 100, "%", "= 100"),
+        Figure(phase.name, "returned 202", phase.outcome.share(202) * 100, "%", "= 100"),
         Figure(phase.name, "processed", len(phase.processing) / sent * 100, "%", "= 100"),
         Figure(phase.name, "delivered", len(arrived) / sent * 100, "%", "= 100"),
         Figure(phase.name, "delivered twice", duplicates(phase.arrivals), "deliveries", "= 0"),
@@ -213,12 +213,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--url", default=os.environ.get("TEST_API_URL", ""), help="base URL, such as http://host:8000")
     parser.add_argument("--api-key", default=os.environ.get("TEST_API_KEY", ""), help="a key with every scope")
     parser.add_argument(
-        "--receiver-host",
+        "--endpoint-host",
         default="127.0.0.1",
-        help="address of this machine that the workers reach and WEBHOOK_ALLOWED_SUBNETS allows (127.0.0.1)",
+        help="address of this machine that the workers can reach and WEBHOOK_ALLOWED_SUBNETS allows (127.0.0.1)",
     )
     parser.add_argument("--patience", type=float, default=60.0, help="seconds to wait for the last delivery (60)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     options = parser.parse_args(arguments)
     for name in ("events", "concurrency", "rate", "patience"):
         if getattr(options, name) <= 0:
@@ -235,7 +235,7 @@ def main() -> int:
     try:
         with (
             installation(options) as (url, key),
-            ReceiverProcess(HOME / "logs" / "receiver.log", options.receiver_host) as receiver,
+            ReceiverProcess(HOME / "logs" / "receiver.log", options.endpoint_host) as receiver,
         ):
             phases = Run(url, key, receiver, options).measure()
     except (CannotMeasure, DevstackError, ValueError) as error:

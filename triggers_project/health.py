@@ -70,7 +70,7 @@ def health_detailed(request: HttpRequest) -> HttpResponse:
     except (DatabaseError, PsycopgError, PoolTimeout) as error:
         log.warning("health_database_down", error=type(error).__name__)
         body.update(status="unhealthy", database="down")
-        reasons.append("The database does not answer.")
+        reasons.append("The database is not responding.")
     try:
         body["workers"] = call_redis(count_live_workers)
     except RedisUnavailable:
@@ -78,7 +78,7 @@ def health_detailed(request: HttpRequest) -> HttpResponse:
         body["workers"] = None
         if body["status"] == "healthy":
             body["status"] = "degraded"
-        reasons.append("Redis does not answer.")
+        reasons.append("Redis is not responding.")
     body["config"] = {
         "max_concurrent_events": settings.MAX_CONCURRENT_EVENTS,
         "max_concurrent_deliveries": settings.MAX_CONCURRENT_DELIVERIES,

@@ -26,18 +26,21 @@ _DETAILED: Schema = {
         "status": {
             "type": "string",
             "enum": ["healthy", "degraded", "unhealthy"],
-            "description": "`degraded`: events are accepted and kept, but something is slower or missing.",
+            "description": "`degraded`: events are accepted and stored, but something is slower or missing.",
         },
         "service": {"type": "string"},
         "redis": _PART,
         "database": _PART,
         "queues": {
             **_object(
-                event_queue_length={**_COUNT, "description": "Accepted events that wait for their fan-out."},
+                event_queue_length={**_COUNT, "description": "Accepted events that are waiting for their fan-out."},
                 webhook_queue_length={**_COUNT, "description": "Deliveries that are due."},
                 event_pending_processing={**_COUNT, "description": "Events being fanned out."},
                 webhook_pending_processing={**_COUNT, "description": "Deliveries being sent."},
-                counted_up_to={**_COUNT, "description": "Longer queues show this figure."},
+                counted_up_to={
+                    **_COUNT,
+                    "description": "Where counting stops; a number with this value means at least this many.",
+                },
             ),
             "description": "Absent while the database is down.",
         },
@@ -67,18 +70,18 @@ _PATHS: Schema = {
         "get": {
             "operationId": "getHealth",
             "tags": ["Health"],
-            "summary": "Is this process alive?",
-            "description": "For load balancers. It asks no other part and needs no key.",
+            "summary": "Check that a process is alive",
+            "description": "For load balancers. It checks nothing but the web process and needs no key.",
             "security": [],
-            "responses": {"200": _answer("This process answers.", "Health"), **_SHARED},
+            "responses": {"200": _answer("The process is alive.", "Health"), **_SHARED},
         }
     },
     "/api/health/detailed": {
         "get": {
             "operationId": "getDetailedHealth",
             "tags": ["Health"],
-            "summary": "The state of the parts and the queues",
-            "description": "For operators. It needs no key and costs little however long the queues are.",
+            "summary": "Get the state of the system and its queues",
+            "description": "For operators. It needs no key and is cheap, however long the queues are.",
             "security": [],
             "responses": {
                 "200": _answer("Every part is up.", "DetailedHealth"),

@@ -226,10 +226,15 @@ OPTIONS: tuple[Option, ...] = (
         "ENVIRONMENT",
         _one_of("production", "development"),
         "production",
-        "`production` refuses to start with DEBUG, a missing secret or a missing encryption key.",
+        "In `production`, nothing starts with DEBUG, a missing secret, or a missing encryption key.",
     ),
-    Option("DATABASE_URL", _POSTGRES, "", "PostgreSQL, e.g. `postgres://user:password@host:5432/triggers`. Required."),
-    Option("REDIS_URL", _REDIS, "", "Redis or Valkey, e.g. `redis://host:6379/0`. Required."),
+    Option(
+        "DATABASE_URL",
+        _POSTGRES,
+        "",
+        "PostgreSQL, such as `postgres://user:password@host:5432/triggers`. Required.",
+    ),
+    Option("REDIS_URL", _REDIS, "", "Redis or Valkey, such as `redis://host:6379/0`. Required."),
     Option(
         "REDIS_SENTINELS",
         _hosts_with_ports,
@@ -247,31 +252,35 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("DEBUG", _boolean, "false", "Django's debug pages. Never in production."),
     Option(
-        "ALLOWED_HOSTS", _host_names, "localhost,127.0.0.1,[::1]", "Host names that requests may name, with commas."
+        "ALLOWED_HOSTS",
+        _host_names,
+        "localhost,127.0.0.1,[::1]",
+        "Host names that requests may be sent to, separated by commas.",
     ),
     Option(
         "CSRF_TRUSTED_ORIGINS",
         _origins,
         "",
-        "Origins the admin is served from behind a proxy, e.g. `https://a.example`.",
+        "Origins that the admin is served from behind a proxy, such as `https://a.example`.",
     ),
     Option(
         "USE_HTTPS",
         _boolean,
         "true in production, else false",
-        "Secure cookies, HSTS and redirect to https (`X-Forwarded-Proto` is believed).",
+        "Secure cookies, HSTS, and a redirect to https; `X-Forwarded-Proto` is trusted.",
     ),
     Option(
         "TRUSTED_PROXIES",
         _integer(0, 10),
         "0",
-        "How many reverse proxies in front append to `X-Forwarded-For`; 0 takes the peer's address.",
+        "How many reverse proxies in front append to `X-Forwarded-For`; 0 means that the peer's address is the "
+        "client's.",
     ),
     Option(
         "URL_PREFIX",
         _url_prefix,
         "",
-        "Path under which everything is served, e.g. `/triggers`. Not `api`, `static` or ADMIN_PATH.",
+        "Path under which everything is served, such as `/triggers`. Not `api`, `static`, or ADMIN_PATH.",
     ),
     Option("ADMIN_PATH", _path_segment, "admin", "Path segment of the Django admin; not `api` or `static`."),
     Option("LOG_LEVEL", _one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO", "Level of the JSON log on stderr."),
@@ -280,29 +289,29 @@ OPTIONS: tuple[Option, ...] = (
         "DB_POOL_SIZE",
         _integer(1, 500),
         "max(4, WEB_THREADS)",
-        "Connections a process may keep open. The default is one per thread that talks to the database.",
+        "Connections that a process may keep open. The default is one per thread that talks to the database.",
     ),
-    Option("DB_POOL_MAX_OVERFLOW", _integer(0, 500), "2", "Connections on top of DB_POOL_SIZE under pressure."),
+    Option("DB_POOL_MAX_OVERFLOW", _integer(0, 500), "2", "Additional connections under load, beyond DB_POOL_SIZE."),
     Option("DB_POOL_TIMEOUT", _duration(0.1, 300), "30s", "Longest wait for a free connection."),
-    Option("DB_POOL_MAX_LIFETIME", _duration(10, 86400), "1h", "A connection is replaced after this time."),
+    Option("DB_POOL_MAX_LIFETIME", _duration(10, 86400), "1h", "Age at which a connection is replaced."),
     Option(
         "DB_PREPARED_STATEMENTS",
         _boolean,
         "true",
-        "Keep statements prepared in PostgreSQL. `false` behind a pooler in transaction mode that can't follow them.",
+        "Use prepared statements. Set to `false` behind a pooler in transaction mode that doesn't support them.",
     ),
     Option(
         "WEB_THREADS",
         _integer(1, 200),
         "8",
-        "Threads of each gunicorn worker process for what Django serves; accepting events takes none.",
+        "Threads of each gunicorn worker process for what Django serves; accepting events doesn't use them.",
     ),
     # Ingestion
     Option(
         "MAX_EVENT_BYTES",
         _integer(1024, 16 * 1024 * 1024),
         "262144",
-        "Largest body of `POST /api/events`; beyond it 413.",
+        "Largest body of `POST /api/events`; a larger one gets a 413.",
     ),
     Option("MAX_BATCH_BYTES", _integer(1024, 64 * 1024 * 1024), "5242880", "Largest body of `POST /api/events/batch`."),
     Option("MAX_BATCH_EVENTS", _integer(1, 10_000), "1000", "Most events in one batch."),
@@ -312,35 +321,35 @@ OPTIONS: tuple[Option, ...] = (
         "MAX_QUEUE_LENGTH",
         _integer(1, 10_000_000),
         "100000",
-        "Accepted but unprocessed events, of all organizations together, over which `POST /api/events` answers 503. It "
-        "protects the disk.",
+        "Accepted but unprocessed events, of all organizations together, above which `POST /api/events` returns 503. "
+        "Protects the disk.",
     ),
     Option(
         "MAX_WAITING_EVENTS",
         _integer(1, 10_000_000),
         "20000",
-        "Accepted but unprocessed events of one organization over which its `POST /api/events` answers 429.",
+        "Accepted but unprocessed events of one organization above which its `POST /api/events` returns 429.",
     ),
     Option(
         "MAX_WAITING_DELIVERIES",
         _integer(1, 100_000_000),
         "1000000",
-        "Pending and held deliveries of one organization over which its `POST /api/events` answers 429.",
+        "Pending and held deliveries of one organization above which its `POST /api/events` returns 429.",
     ),
     Option(
         "DEFAULT_EVENTS_PER_MINUTE",
         _integer(0, 100_000_000),
         "60000",
-        "Rate limit of a new organization; 0 is no limit.",
+        "Rate limit of a new organization; 0 means no limit.",
     ),
     Option(
-        "DEFAULT_RETENTION_DAYS", _integer(1, 3650), "30", "Days that a new organization's settled events are kept."
+        "DEFAULT_RETENTION_DAYS", _integer(1, 3650), "30", "Days that a new organization's completed events are kept."
     ),
     Option(
         "AUTH_FAILURES_PER_MINUTE",
         _integer(1, 1_000_000),
         "60",
-        "Failed authentications per client address and minute; beyond it 429.",
+        "Failed authentications per client address and minute; more get a 429.",
     ),
     Option(
         "MAX_API_KEYS",
@@ -355,7 +364,7 @@ OPTIONS: tuple[Option, ...] = (
         "MAX_CONCURRENT_DELIVERIES",
         _integer(1, 10_000),
         "512",
-        "Deliveries that each of a worker's two processes holds in flight.",
+        "Deliveries that each of a worker's two processes has in flight.",
     ),
     Option(
         "MAX_CONNECTIONS_PER_HOST",
@@ -373,10 +382,10 @@ OPTIONS: tuple[Option, ...] = (
         "INITIAL_CONCURRENCY_WINDOW",
         _integer(1, 1000),
         "4",
-        "Deliveries in flight to a subscription that has not answered yet; each success allows one more.",
+        "Deliveries in flight to a subscription that hasn't had a success yet; each success allows one more.",
     ),
-    Option("EVENT_MAX_ATTEMPTS", _integer(1, 100), "5", "Failed fan-outs after which an event is `error`."),
-    Option("SWEEP_INTERVAL", _duration(0.05, 60), "1s", "How often a worker looks for work that no wake-up announced."),
+    Option("EVENT_MAX_ATTEMPTS", _integer(1, 100), "5", "Failed fan-outs after which an event is in `error`."),
+    Option("SWEEP_INTERVAL", _duration(0.05, 60), "1s", "How often a worker looks for work without a wake-up."),
     Option(
         "WORKER_SHUTDOWN_GRACE",
         _duration(0, 600),
@@ -387,66 +396,85 @@ OPTIONS: tuple[Option, ...] = (
         "WORKER_HEARTBEAT_FILE",
         _writable_file,
         "",
-        "File that a worker touches while its threads run, for a health check; empty: none.",
+        "File that a worker touches while its threads run, for a health check; empty means none.",
     ),
     # Deliveries
-    Option("DISABLE_WEBHOOK_DELIVERY", _boolean, "false", "Keep deliveries pending and send none."),
+    Option("DISABLE_WEBHOOK_DELIVERY", _boolean, "false", "Keep deliveries pending and don't send any."),
     Option(
         "DELIVERY_RETRY_SCHEDULE",
         _schedule,
         "0s,5s,5m,30m,2h,5h,10h,10h",
-        "Delay before each try; the number of entries is the number of tries.",
+        "Delay before each attempt; the number of entries is the number of attempts.",
     ),
-    Option("DELIVERY_RETRY_JITTER", _number(0, 0.5), "0.1", "Each delay is spread by this share, both ways."),
+    Option(
+        "DELIVERY_RETRY_JITTER",
+        _number(0, 0.5),
+        "0.1",
+        "Share of each delay by which it varies at random, up or down.",
+    ),
     Option(
         "DELIVERY_TIMEOUT",
         _duration(0.1, 300),
         "30s",
-        "Total time of one try: resolving, connecting, sending, reading.",
+        "Total time of one attempt: resolving, connecting, sending, and reading.",
     ),
     Option(
         "LEASE_MARGIN",
         _duration(1, 3600),
         "30s",
-        "Beyond DELIVERY_TIMEOUT, how long a worker's claim on a delivery lasts; a worker that died is noticed then.",
+        "How much longer than DELIVERY_TIMEOUT a worker's lease on a delivery lasts; when it ends, another worker may "
+        "take the delivery.",
     ),
-    Option("RETRY_AFTER_MAX", _duration(1, 86400), "1h", "Longest `Retry-After` of a receiver that is honored."),
-    Option("RESPONSE_BODY_BYTES", _integer(0, 65536), "1024", "Bytes of a receiver's answer kept with an attempt."),
+    Option("RETRY_AFTER_MAX", _duration(1, 86400), "1h", "Longest `Retry-After` of an endpoint that is honored."),
+    Option(
+        "RESPONSE_BODY_BYTES",
+        _integer(0, 65536),
+        "1024",
+        "Bytes of an endpoint's response stored with an attempt.",
+    ),
     Option(
         "DISABLE_AFTER_FAILING_FOR",
         _duration(1, 365 * 86400),
         "5d",
-        "A subscription that has only failed for this long is disabled.",
+        "How long a subscription may fail without a success before it is disabled.",
     ),
     Option(
         "BREAKER_THRESHOLD",
         _integer(0, 10_000),
         "10",
-        "Failures in a row after which a subscription is backed off as a whole; 0 never.",
+        "Consecutive failures that open a subscription's circuit breaker; 0 means never.",
     ),
     Option(
         "BREAKER_BASE_DELAY",
         _duration(0.01, 3600),
         "5s",
-        "First pause of a subscription whose circuit opened; doubles.",
+        "Pause after a circuit breaker opens for the first time; doubles each time.",
     ),
-    Option("BREAKER_MAX_DELAY", _duration(0.01, 86400), "60s", "Longest pause between probes of an open circuit."),
+    Option(
+        "BREAKER_MAX_DELAY",
+        _duration(0.01, 86400),
+        "60s",
+        "Longest pause of an open circuit breaker between probes.",
+    ),
     Option("DNS_CACHE_TTL", _duration(0, 300), "10s", "How long a worker keeps a resolved address."),
     Option(
         "WEBHOOK_DNS_SERVERS",
         _name_servers,
         "",
-        "Name servers for receivers' names, e.g. `10.0.0.2,[fd00::2]:53`; empty asks the system's resolver.",
+        "Name servers for endpoints' host names, such as `10.0.0.2,[fd00::2]:53`; empty uses the system's resolver.",
     ),
     # Egress
     Option(
         "WEBHOOK_ALLOWED_SUBNETS",
         _networks,
         "",
-        "Networks that may be called although they are not public, e.g. `10.20.0.0/16`.",
+        "Private networks that webhooks may be sent to, such as `10.20.0.0/16`.",
     ),
     Option(
-        "WEBHOOK_ALLOWED_PORTS", _ports, "", "Ports that may be called; empty allows all but well-known non-web ones."
+        "WEBHOOK_ALLOWED_PORTS",
+        _ports,
+        "",
+        "Ports that webhooks may be sent to; empty allows all but well-known ports of other protocols.",
     ),
     Option(
         "WEBHOOK_PROXY_URL",
@@ -458,13 +486,16 @@ OPTIONS: tuple[Option, ...] = (
         "WEBHOOK_CA_FILE",
         _readable_file,
         "",
-        "PEM file of further certificate authorities that receivers' certificates may come from.",
+        "PEM file of additional certificate authorities to trust for endpoints' certificates.",
     ),
     # Admin log-in
     Option(
-        "LOGIN_FAILURE_LIMIT", _integer(1, 1000), "10", "Failed admin log-ins per address and user name before a lock."
+        "LOGIN_FAILURE_LIMIT",
+        _integer(1, 1000),
+        "10",
+        "Failed admin log-ins per address and user name before further ones are locked out.",
     ),
-    Option("LOGIN_COOLOFF", _duration(1, 86400), "15m", "How long that lock lasts."),
+    Option("LOGIN_COOLOFF", _duration(1, 86400), "15m", "How long the lockout lasts."),
 )
 
 

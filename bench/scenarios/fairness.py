@@ -69,7 +69,7 @@ def backlog(stack: BenchStack) -> list[Figure]:
     name = "backlog"
     # A receiver that takes 100 ms is the usual reason for a backlog; an instant one drains it with all
     # that the machine has, and what is measured then is the machine's saturation.
-    for kind, label, target in (("slow/100", "a receiver of 100 ms", "<= 1.5"), ("ok", "an instant receiver", "")):
+    for kind, label, target in (("slow/100", "a 100 ms endpoint", "<= 1.5"), ("ok", "an instant endpoint", "")):
         stack.reset()
         tenant = stack.tenant()
         with stack.receiver() as receiver, stack.running_web(), stack.running_worker():

@@ -29,7 +29,7 @@ def single(stack: BenchStack) -> list[Figure]:
     name = "single"
     return [
         Figure(name, "accepted", plain.statuses[202] / plain.seconds, "events/s", ">= 1000"),
-        Figure(name, "answered 202", plain.share(202) * 100, "%", ">= 100"),
+        Figure(name, "returned 202", plain.share(202) * 100, "%", ">= 100"),
         Figure(name, "accepted but not stored", -surplus, "events", "= 0"),
         Figure(name, "p95 at full load", percentile(plain.latencies, 0.95) * 1000, "ms"),
         Figure(name, "gunicorn's processor time", cpu / plain.requests * 1000, "ms/event"),
@@ -52,7 +52,7 @@ def batch(stack: BenchStack) -> list[Figure]:
         rate = outcome.statuses[202] * EVENTS_A_BATCH / outcome.seconds
         found.append(Figure("batch", metric, rate, "events/s", target))
         if not with_dedup_id:
-            found.append(Figure("batch", "answered 202", outcome.share(202) * 100, "%", ">= 100"))
+            found.append(Figure("batch", "returned 202", outcome.share(202) * 100, "%", ">= 100"))
     with stack.running_web(workers=1):
         send(Load(stack.url, tenant.key, WARM_UP // 20, 8, batch=EVENTS_A_BATCH))
         outcome = send(Load(stack.url, tenant.key, BATCH_REQUESTS // 3, 8, batch=EVENTS_A_BATCH))

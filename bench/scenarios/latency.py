@@ -1,4 +1,4 @@
-"""How long one event takes at a steady 100 a second, with healthy and with hanging receivers."""
+"""How long one event takes at a steady 100 a second, with healthy and with hanging endpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECEIVERS = 4
 
 
 def healthy(stack: BenchStack) -> list[Figure]:
-    """Paced 100 events/s, a healthy receiver: API, accept to processed, accept to received."""
+    """Paced 100 events/s, a healthy endpoint: API, accept to processed, accept to received."""
     tenant = stack.tenant()
     with stack.receiver() as receiver, stack.running_web(), stack.running_worker():
         stack.subscribe(tenant, receiver.url("/ok/1"))
@@ -35,14 +35,14 @@ def healthy(stack: BenchStack) -> list[Figure]:
         Figure(name, "accept to processed p95", percentile(processed, 0.95), "ms", "< 50"),
         Figure(name, "accept to received p50", percentile(arrived, 0.5), "ms"),
         Figure(name, "accept to received p95", percentile(arrived, 0.95), "ms", "< 100"),
-        Figure(name, "answered 202", outcome.share(202) * 100, "%", ">= 100"),
+        Figure(name, "returned 202", outcome.share(202) * 100, "%", ">= 100"),
         Figure(name, "not delivered", outcome.requests - len({event for _, event, _ in taken}), "events", "= 0"),
         Figure(name, "delivered twice", duplicates(taken), "deliveries", "= 0"),
     ]
 
 
 def hanging(stack: BenchStack) -> list[Figure]:
-    """Paced 100 events/s, every receiver hanging 30 s, against instant ones; rounds take turns."""
+    """Paced 100 events/s, every endpoint hanging 30 s, against instant ones; rounds take turns."""
     latencies: dict[str, list[float]] = {"ok": [], "hang": []}
     answered = []
     with stack.receiver() as receiver, stack.running_web():
@@ -59,10 +59,10 @@ def hanging(stack: BenchStack) -> list[Figure]:
                 answered.append(outcome.share(202))
     instant, hung = (percentile(latencies[kind], 0.95) * 1000 for kind in ("ok", "hang"))
     return [
-        Figure("hanging", "API p95, instant receivers", instant, "ms"),
-        Figure("hanging", "API p95, hanging receivers", hung, "ms", "< 10"),
+        Figure("hanging", "API p95, instant endpoints", instant, "ms"),
+        Figure("hanging", "API p95, hanging endpoints", hung, "ms", "< 10"),
         Figure("hanging", "ratio of the two", hung / instant, "", "<= 1.3"),
-        Figure("hanging", "answered 202", min(answered) * 100, "%", ">= 100"),
+        Figure("hanging", "returned 202", min(answered) * 100, "%", ">= 100"),
     ]
 
 

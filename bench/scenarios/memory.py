@@ -16,7 +16,7 @@ ENDLESS = 400
 
 
 def memory(stack: BenchStack) -> list[Figure]:
-    """100,000 deliveries in one worker, some to receivers whose answers never end."""
+    """100,000 deliveries in one worker, some to endpoints whose responses never end."""
     tenant = stack.tenant()
     endless_done = 0
     with stack.receiver() as receiver, stack.running_worker() as worker:
@@ -35,7 +35,7 @@ def memory(stack: BenchStack) -> list[Figure]:
         Figure("memory", f"resident after {WARM_UP:,} deliveries, both processes", before, "MiB"),
         Figure("memory", f"resident after {ROUND * ROUNDS:,} more", sizes[-1], "MiB"),
         Figure("memory", "growth at most", max(sizes) - before, "MiB", "< 50"),
-        Figure("memory", "endless answers dealt with", endless_done, "deliveries", f"= {ENDLESS * ROUNDS}"),
+        Figure("memory", "endless responses cut off", endless_done, "deliveries", f"= {ENDLESS * ROUNDS}"),
     ]
 
 

@@ -37,7 +37,7 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     search_fields = ("id",)
     search_help_text = (
         "Search by an entry's exact id or, among the newest "
-        f"{_RECENT_ENTRIES:,}, by an exact actor (user:…, key:…), action or target."
+        f"{_RECENT_ENTRIES:,}, by an exact actor (user:…, key:…), action, or target."
     )
     ordering = ("-created_at", "-id")
     fields = (

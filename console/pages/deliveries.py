@@ -107,7 +107,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
     list_filter = (DeliveryStatusFilter, SpanFilter, EventFilter, SubscriptionFilter, OrganizationFilter)
     search_fields = ("id",)
     search_help_text = (
-        "Search by the exact id of a delivery, event or subscription, an event's dedup_id, or a subscription's URL."
+        "Search by the exact id of a delivery, event, or subscription, an event's dedup_id, or a subscription's URL."
     )
     fields: ClassVar = (
         "id", "status_display", "result_display", "event_link", "subscription_link", "organization_link",

@@ -57,8 +57,8 @@ class EventAdmin(ReadOnlyAdmin):
     list_filter = (EventStatusFilter, SpanFilter, OrganizationFilter)
     search_fields = ("id",)
     search_help_text = (
-        f"Search by an event's exact id, dedup_id or type. For a type the newest {LIST_BOUND:,} are found, unless you "
-        "filter by organization."
+        f"Search by an event's exact id, dedup_id, or type. A search for a type finds the newest {LIST_BOUND:,}, "
+        "unless you filter by organization."
     )
     ordering = ("-created_at", "-id")
     fields: ClassVar = (

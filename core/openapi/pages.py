@@ -18,7 +18,7 @@ def page_of(item: Shape, name: str) -> Shape:
         "__doc__": "One page, newest first.",
         "data": item(many=True),
         "next_cursor": serializers.CharField(
-            allow_null=True, help_text="Give it as `cursor` to read on; null on the last page."
+            allow_null=True, help_text="Send it as `cursor` to get the next page; null on the last page."
         ),
     }
     return type(name, (serializers.Serializer,), members)

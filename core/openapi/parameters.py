@@ -23,13 +23,13 @@ PAGE = [
         "limit",
         {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
         OpenApiParameter.QUERY,
-        description="Most rows in the response.",
+        description="Maximum number of rows in the response.",
     ),
-    query("cursor", "`next_cursor` of the page before; the other parameters stay the same."),
+    query("cursor", "`next_cursor` of the previous page. Keep the other parameters the same."),
 ]
 
-SINCE = query("since", "Made at this time or later (ISO 8601; UTC without an offset).", OpenApiTypes.DATETIME)
-UNTIL = query("until", "Made before this time (ISO 8601; UTC without an offset).", OpenApiTypes.DATETIME)
+SINCE = query("since", "Only those created at this time or later (ISO 8601; default UTC).", OpenApiTypes.DATETIME)
+UNTIL = query("until", "Only those created before this time (ISO 8601; default UTC).", OpenApiTypes.DATETIME)
 
 
 def location(*statuses: int) -> OpenApiParameter:
@@ -39,7 +39,7 @@ def location(*statuses: int) -> OpenApiParameter:
         {"type": "string", "format": "uri-reference"},
         OpenApiParameter.HEADER,
         response=list(statuses),
-        description="Where to read what this response is about.",
+        description="The URL of the resource.",
     )
 
 

@@ -15,13 +15,13 @@ RATE_LIMIT_FIELDS = ("RateLimit", "RateLimit-Policy")
 
 HEADERS: Schema = {
     "X-Request-Id": {
-        "description": "The request's id: the one that was sent, or a fresh one.",
+        "description": "The request's id: the one you sent, or a new one.",
         "required": True,
         "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
         "example": REQUEST_ID,
     },
     "X-Response-Time": {
-        "description": "How long the server took.",
+        "description": "How long the server took to respond.",
         "required": True,
         "schema": {"type": "string", "pattern": r"^[0-9]+\.[0-9]{2}ms$"},
         "example": "3.21ms",
@@ -33,7 +33,7 @@ HEADERS: Schema = {
         "example": "5",
     },
     "RateLimit": {
-        "description": "What is left of the quota (`r`) and the seconds until it is whole again (`t`); "
+        "description": "What is left of the quota (`r`), and the seconds until it is reset (`t`); "
         "IETF draft-ietf-httpapi-ratelimit-headers. Absent when the organization has no limit.",
         "schema": {"type": "string"},
         "example": '"events";r=59999;t=42',
@@ -63,14 +63,14 @@ PROBLEM: Schema = {"$ref": "#/components/schemas/Problem"}
 
 PROBLEM_SCHEMA: Schema = {
     "type": "object",
-    "description": "An error (RFC 9457). Programs decide by `status` and `code`; `detail` is for people.",
+    "description": "An error (RFC 9457). `status` and `code` are for programs, `detail` is for people.",
     "required": ["type", "title", "status", "detail", "code", "request_id"],
     "properties": {
         "type": {"type": "string", "format": "uri-reference", "description": "Always `about:blank`; see `code`."},
         "title": {"type": "string", "description": "The status in words."},
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
         "detail": {"type": "string", "description": "What is wrong, in a sentence."},
-        "code": {"type": "string", "description": "What is wrong, in a word that doesn't change."},
+        "code": {"type": "string", "description": "What is wrong, as a stable identifier."},
         "request_id": {"type": ["string", "null"], "description": "As in `X-Request-Id`; quote it in a bug report."},
         "errors": {
             "type": "array",
@@ -81,7 +81,7 @@ PROBLEM_SCHEMA: Schema = {
                 "properties": {
                     "pointer": {
                         "type": "string",
-                        "description": "JSON pointer into the body (RFC 6901; empty for the whole), "
+                        "description": "JSON pointer into the body (RFC 6901; empty for the whole body), "
                         "`?name` for a query parameter, `#Name` for a header.",
                     },
                     "detail": {"type": "string"},
@@ -96,14 +96,14 @@ PROBLEM_SCHEMA: Schema = {
 _SHARED_ERRORS: dict[int, tuple[str, tuple[str, ...]]] = {
     400: ("The request is not valid. Nothing was stored.", ()),
     401: ("The request is not authenticated.", ("WWW-Authenticate",)),
-    403: ("The key may not do this.", ()),
+    403: ("The key isn't allowed to do this.", ()),
     404: ("There is no such resource in this organization.", ()),
     413: ("The request is too large. Nothing was stored.", ()),
     414: ("The URL is too long.", ()),
-    415: ("The body has a content type or encoding that this operation doesn't take.", ()),
+    415: ("The body has a content type or encoding that this operation doesn't support.", ()),
     429: ("Too many requests. Nothing was stored.", ("Retry-After", *RATE_LIMIT_FIELDS)),
-    500: ("A fault of the server.", ()),
-    503: ("The service can't take the request now. Nothing was stored; try again.", ("Retry-After",)),
+    500: ("An internal error.", ()),
+    503: ("The service can't handle the request now. Nothing was stored; try again.", ("Retry-After",)),
 }
 
 

@@ -36,19 +36,19 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
                     "pattern": f"^{EVENT_TYPE.pattern}$",
                     "minLength": 1,
                     "maxLength": MAX_TYPE_CHARACTERS,
-                    "description": "What happened: words of letters, digits and `_` with dots between them.",
+                    "description": "What happened: words of letters, digits, and `_`, separated by dots.",
                 },
                 "data": {
-                    "description": "Any JSON value. It is kept and delivered byte for byte: large integers, the "
-                    "order of members and the spelling of numbers stay what they are. U+0000 is refused."
+                    "description": "Any JSON value. It is stored and delivered byte for byte, so large integers, the "
+                    "order of members, and the form of numbers don't change. U+0000 is refused."
                 },
                 "payload": {"description": "Another name for `data`."},
                 "dedup_id": {
                     "type": ["string", "null"],
                     "minLength": 1,
                     "maxLength": MAX_DEDUP_ID_CHARACTERS,
-                    "description": "Makes a retry safe: within the window (24 h) the same id with the same content "
-                    "is a duplicate, with other content a conflict.",
+                    "description": "Makes a retry safe: within 24 hours, the same id with the same "
+                    "content is a duplicate, and with different content a conflict.",
                 },
             },
             "oneOf": [{"required": ["data"]}, {"required": ["payload"]}],
@@ -73,10 +73,12 @@ NEW_EVENTS: Schema = {
     "type": "array",
     "minItems": 1,
     "items": {"$ref": "#/components/schemas/NewEventRequest"},
-    "description": "At most 1,000 by default. An item that isn't valid is answered as `invalid`; the others are taken.",
+    "description": (
+        "At most 1,000 by default. An item that isn't valid gets the status `invalid`; the others are accepted."
+    ),
 }
 NDJSON: Schema = {
     "type": "string",
-    "description": "One event a line, each as in the JSON array; blank lines are skipped.",
+    "description": "One event per line, each as in the JSON array. Blank lines are skipped.",
 }
 NDJSON_EXAMPLE = '{"type":"order.created","data":{"order":4711}}\n{"type":"order.paid","data":{"order":4711}}\n'

@@ -70,7 +70,7 @@ def receipt(result: Ingested) -> tuple[int, dict[str, Any], dict[str, str]]:
     if result.status is IngestStatus.CONFLICT:
         raise Problem(
             "dedup_conflict",
-            "This dedup_id was used for an event with other content.",
+            "This dedup_id was used for an event with different content.",
             errors=[("/dedup_id", f"stands for the event {result.event_id}, whose content differs")],
             headers={"Location": location},
             extra={"event_id": str(result.event_id)},

@@ -84,7 +84,7 @@ class EventOut(OutputSerializer):
     created_at = serializers.DateTimeField()
     processed_at = serializers.DateTimeField(allow_null=True)
     dedup_id = serializers.CharField(allow_null=True)
-    data = RawJSONField(help_text="As the producer sent it, byte for byte.")  # type: ignore[assignment]
+    data = RawJSONField(help_text="The data as the producer sent it, byte for byte.")  # type: ignore[assignment]
     error = serializers.CharField(
         required=False, help_text="Why the last fan-out failed, if one did.", source="last_error"
     )

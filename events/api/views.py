@@ -70,7 +70,7 @@ class EventListView(APIView):
             202: OpenApiResponse(shapes.EventReceipt, "Accepted: the event is committed.", [openapi.ACCEPTED]),
             200: OpenApiResponse(
                 shapes.EventReceipt,
-                "A retry: an event with this `dedup_id` and content is there.",
+                "A duplicate: an event with this `dedup_id` and content was accepted before.",
                 [openapi.DUPLICATE],
             ),
             **conflict("dedup_conflict"),
@@ -81,7 +81,7 @@ class EventListView(APIView):
         ],
     )
     def post(self, request: Request) -> Response:
-        """Accept one event: 202 when it is committed, 200 for a retry, 409 for a reused dedup id."""
+        """Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event."""
         started = time.perf_counter()
         event = _parse(request)
         caller = caller_of(request)
@@ -101,8 +101,8 @@ class EventListView(APIView):
         summary="List events",
         parameters=[
             query("type", "Only events of exactly this type."),
-            query("status", "Only events in this state.", enum=EventStatus.values),
-            query("undelivered", "`true`: only what some subscription hasn't received.", OpenApiTypes.BOOL),
+            query("status", "Only events with this status.", enum=EventStatus.values),
+            query("undelivered", "`true`: only events that some subscription hasn't received.", OpenApiTypes.BOOL),
             SINCE,
             UNTIL,
             *PAGE,
@@ -152,11 +152,11 @@ class EventBatchView(APIView):
                 "At least one item was accepted and is committed.",
                 [OpenApiExample("mixed", openapi.BATCH_RECEIPT)],
             ),
-            200: OpenApiResponse(shapes.BatchReceipt, "No item was accepted; each says why."),
+            200: OpenApiResponse(shapes.BatchReceipt, "No item was accepted. Each item says why."),
         },
     )
     def post(self, request: Request) -> Response:
-        """Accept up to MAX_BATCH_EVENTS events in one transaction and say in order what became of each.
+        """Accept up to MAX_BATCH_EVENTS events in one transaction and return the result of each, in the same order.
 
         202 when at least one item was accepted, 200 when none was but all were read: every item's
         own `status` is what counts. An array that isn't JSON as a whole is refused as a whole; of
@@ -187,10 +187,10 @@ class EventView(APIView):
     scopes: ClassVar = {"GET": Scope.EVENTS_READ}
 
     @extend_schema(
-        operation_id="getEvent", tags=["Events"], summary="Read an event", responses=shapes.EventWithDeliveries
+        operation_id="getEvent", tags=["Events"], summary="Get an event", responses=shapes.EventWithDeliveries
     )
     def get(self, request: Request, event_id: uuid.UUID) -> Response:
-        """Return the event with a line for each of its deliveries."""
+        """Return the event with a summary of each of its deliveries."""
         event = Event.objects.filter(organization_id=caller_of(request).organization_id, id=event_id).first()
         if event is None:
             raise not_found()

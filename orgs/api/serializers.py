@@ -29,12 +29,12 @@ class ApiKeyCreate(StrictSerializer):
         child=serializers.ChoiceField(choices=Scope.choices),
         required=False,
         allow_empty=False,
-        help_text="Defaults to the scopes of the key that asks; never more than those.",
+        help_text="Defaults to the scopes of the calling key, and can't go beyond them.",
     )
     expires_at = serializers.DateTimeField(
         required=False,
         allow_null=True,
-        help_text="Null is never. Defaults to when the key that asks ends; never later than that.",
+        help_text="Null means never. Defaults to the expiry of the calling key, and can't be later.",
     )
 
     def validate_expires_at(self, value: datetime.datetime | None) -> datetime.datetime | None:
@@ -52,7 +52,7 @@ class ApiKeyRotate(StrictSerializer):
         max_value=30 * 86400,
         required=False,
         default=86400,
-        help_text="How long the old key still works.",
+        help_text="How long the old key keeps working.",
     )
 
 
@@ -112,7 +112,7 @@ class Me(OutputSerializer):
 
     organization = CallerOrganization(source="*")
     key = CallerKey(source="*")
-    events_per_minute = serializers.IntegerField(help_text="The organization's rate; 0 is no limit.")
+    events_per_minute = serializers.IntegerField(help_text="The organization's rate limit; 0 means no limit.")
 
 
 KeyPage = page_of(ApiKeyOut, "KeyPage")

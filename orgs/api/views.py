@@ -42,7 +42,7 @@ class MeView(APIView):
 
     scopes: ClassVar = {"GET": None}
 
-    @extend_schema(operation_id="getCaller", tags=["Account"], summary="Who am I?", responses=Me)
+    @extend_schema(operation_id="getCaller", tags=["Account"], summary="Get the calling key", responses=Me)
     def get(self, request: Request) -> Response:
         """Return the organization and the key of the request."""
         return Response(Me().to_representation(caller_of(request)))
@@ -73,7 +73,9 @@ def _require_no_longer(request: Request, expires_at: datetime.datetime | None) -
         keys.require_no_longer(expires_at, caller_of(request).expires_at)
     except keys.ExpiryError as error:
         raise Problem(
-            "outlives_caller", "A key can't give one that outlives it.", errors=[("/expires_at", str(error))]
+            "outlives_caller",
+            "A key can't create one that expires later than itself.",
+            errors=[("/expires_at", str(error))],
         ) from None
 
 
@@ -101,14 +103,14 @@ class KeyListView(APIView):
     @extend_schema(
         operation_id="createKey",
         tags=["Keys"],
-        summary="Make a key",
+        summary="Create a key",
         parameters=[location(201)],
         request=ApiKeyCreate,
         responses={201: ApiKeyWithSecret, **conflict("too_many_keys")},
         examples=[OpenApiExample("key", KEY_EXAMPLE, request_only=True)],
     )
     def post(self, request: Request) -> Response:
-        """Make a key; its text is in this response and nowhere else."""
+        """Create a key. Its text is in this response and can't be read again."""
         serializer = ApiKeyCreate(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         wanted = serializer.validated_data
@@ -133,7 +135,7 @@ class KeyView(APIView):
 
     scopes: ClassVar = {"GET": Scope.KEYS_MANAGE, "DELETE": Scope.KEYS_MANAGE}
 
-    @extend_schema(operation_id="getKey", tags=["Keys"], summary="Read a key", responses=ApiKeyOut)
+    @extend_schema(operation_id="getKey", tags=["Keys"], summary="Get a key", responses=ApiKeyOut)
     def get(self, request: Request, key_id: uuid.UUID) -> Response:
         """Return the key without its secret."""
         return Response(ApiKeyOut().to_representation(_own_key(request, key_id)))
@@ -145,7 +147,7 @@ class KeyView(APIView):
         responses={204: OpenApiResponse(None, "Revoked.")},
     )
     def delete(self, request: Request, key_id: uuid.UUID) -> Response:
-        """Revoke the key; it is refused from the next request on."""
+        """Revoke the key. It is refused from the next request on."""
         key = _own_key(request, key_id)
         with transaction.atomic():
             if keys.revoke(key):
@@ -161,7 +163,7 @@ class KeyRotateView(APIView):
     @extend_schema(
         operation_id="rotateKey",
         tags=["Keys"],
-        summary="Replace a key",
+        summary="Rotate a key",
         parameters=[location(201)],
         request=ApiKeyRotate,
         responses={
@@ -171,7 +173,7 @@ class KeyRotateView(APIView):
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
     def post(self, request: Request, key_id: uuid.UUID) -> Response:
-        """Make a successor with the same scopes and expiry; the old key works on for `overlap_seconds`."""
+        """Create a key with the same scopes and expiry. The old key keeps working for `overlap_seconds`."""
         serializer = ApiKeyRotate(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         old = _own_key(request, key_id)
@@ -188,7 +190,7 @@ class KeyRotateView(APIView):
                     {"successor": key.prefix, "overlap_seconds": overlap.total_seconds()},
                 )
         except keys.KeyEnded as ended:
-            raise Problem(f"key_{ended}", f"The key is {ended}; make a new one instead.") from None
+            raise Problem(f"key_{ended}", f"The key is {ended}; create a new one instead.") from None
         key.refresh_from_db()
         return _created(key, secret)
 
@@ -201,7 +203,7 @@ class AuditListView(APIView):
     @extend_schema(
         operation_id="listAuditEntries",
         tags=["Account"],
-        summary="Who did what",
+        summary="List audit entries",
         parameters=[query("action", "Only this action, such as `key.create`."), SINCE, UNTIL, *PAGE],
         responses=AuditPage,
     )

@@ -29,14 +29,14 @@ class Migration(migrations.Migration):
                     "events_per_minute",
                     models.PositiveIntegerField(
                         default=orgs.models.default_events_per_minute,
-                        help_text="Most events accepted in a minute; 0 is no limit.",
+                        help_text="Most events accepted in a minute; 0 means no limit.",
                     ),
                 ),
                 (
                     "retention_days",
                     models.PositiveIntegerField(
                         default=orgs.models.default_retention_days,
-                        help_text="Settled events are deleted after this many days.",
+                        help_text="Completed events are deleted after this many days.",
                         validators=[
                             django.core.validators.MinValueValidator(1),
                             django.core.validators.MaxValueValidator(3650),

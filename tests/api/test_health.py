@@ -185,9 +185,9 @@ def test_a_part_that_is_down_is_a_503_with_the_reason_and_the_short_page_stays_2
     nowhere = f"127.0.0.1:{free_port()}"
     cases = [
         ({"DATABASE_URL": f"postgres://user:hunter2@{nowhere}/none", "REDIS_URL": valkey.url()},
-         ("unhealthy", "down", "up"), ["The database does not answer."]),
+         ("unhealthy", "down", "up"), ["The database is not responding."]),
         ({"DATABASE_URL": postgres.url(connection.settings_dict["NAME"]), "REDIS_URL": f"redis://:hunter2@{nowhere}"},
-         ("degraded", "up", "down"), ["Redis does not answer."]),
+         ("degraded", "up", "down"), ["Redis is not responding."]),
     ]  # fmt: skip
     for number, (environment, state, reasons) in enumerate(cases):
         log = tmp_path / f"web{number}.log"
@@ -215,7 +215,7 @@ def test_each_part_that_fails_is_named_in_this_process_too(client: Any) -> None:
     assert answer.status_code == 503
     body = answer.json()
     assert (body["status"], body["database"], body["redis"], body["workers"]) == ("unhealthy", "down", "down", None)
-    assert body["reasons"] == ["The database does not answer.", "Redis does not answer."]
+    assert body["reasons"] == ["The database is not responding.", "Redis is not responding."]
 
 
 def test_the_config_shows_the_limits_in_force(client: Any, settings: Any) -> None:

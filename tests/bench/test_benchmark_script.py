@@ -29,7 +29,7 @@ def test_every_event_is_followed_from_the_request_to_the_receiver(tmp_path: Path
     assert done.returncode in {0, 1}, done.stderr  # whether it was fast enough is the machine's business
     found = {(row["scenario"], row["metric"], row["unit"]): row for row in json.loads(output.read_text())}
     for phase in ("paced", "flat out"):
-        for share in ("answered 202", "processed", "delivered"):
+        for share in ("returned 202", "processed", "delivered"):
             assert found[phase, share, "%"]["value"] == 100
         assert found[phase, "delivered twice", "deliveries"]["value"] == 0
         for metric in ("API latency", "accept to processed", "accept to delivered"):

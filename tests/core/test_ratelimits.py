@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 
+import pytest
 from django_redis import get_redis_connection
 
 from core.ratelimits import hit
@@ -91,3 +92,13 @@ def test_a_rate_that_was_changed_holds_at_once() -> None:
 def test_what_redis_refuses_is_counted_in_this_process() -> None:
     get_redis_connection("default").set(KEY, "no number")
     assert [hit("p", "a", 2).allowed for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("where", ["Redis", "this process"])
+def test_a_cost_that_does_not_fit_uses_up_nothing(where: str) -> None:
+    if where == "this process":
+        get_redis_connection("default").set(KEY, "no number")
+    costs = [3, 8, 5, 3, 2, 1]
+    decisions = [hit("p", "a", 10, cost=cost) for cost in costs]
+    assert [decision.allowed for decision in decisions] == [True, False, True, False, True, False]
+    assert [decision.remaining for decision in decisions] == [7, 7, 2, 2, 0, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from core.problems import Problem
 from events import backlog
@@ -13,7 +14,8 @@ from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.api.helpers import assert_problem
-from tests.webhooks.helpers import fan_out
+from tests.webhooks.helpers import fan_out, in_threads
+from tests.webhooks.transactions import another_transaction, wait_until_held_up
 
 pytestmark = pytest.mark.django_db
 
@@ -78,3 +80,64 @@ def test_counting_stops_at_the_bound(organization: Organization) -> None:
     assert backlog.waiting_events(3) == 3
     assert backlog.waiting_events(100) == 8
     assert backlog.oldest_waiting_seconds() >= 0
+
+
+def test_events_that_are_let_in_are_no_deliveries_yet(organization: Organization, settings: Any) -> None:
+    settings.MAX_WAITING_DELIVERIES = 2
+    for _ in range(5):
+        backlog.require_room(organization.id, 2)
+
+
+def test_a_count_that_took_long_is_used_for_many_times_as_long(
+    organization: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backlog, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(backlog, "_FRESH_PER_SECOND_COUNTED", 0.0)
+    backlog.require_room(organization.id, 1)
+    monkeypatch.setattr(backlog, "_FRESH_PER_SECOND_COUNTED", 1e9)
+    assert backlog.estimate.is_stale(organization.id)
+    backlog.require_room(organization.id, 1)
+    assert not backlog.estimate.is_stale(organization.id), "some microseconds, a billion times"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_while_one_thread_counts_others_go_on_with_the_figure_there_is(organization: Organization) -> None:
+    with another_transaction() as other:
+        other.execute("LOCK TABLE events_event IN ACCESS EXCLUSIVE MODE")
+
+        def work(number: int) -> None:
+            if number:
+                wait_until_held_up(other, number)  # one after the other
+            if number < 2:
+                backlog.estimate.refresh(organization.id)
+                return
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT count(*) FROM pg_stat_activity"
+                    " WHERE %s = ANY (pg_blocking_pids(pid)) AND query LIKE '%%organization_id = %%'",
+                    [other.info.backend_pid],
+                )
+                counting = cursor.fetchone()[0]
+            other.rollback()
+            assert counting == 1, "the second thread is at what no other one counts"
+
+        in_threads(3, work)
+
+
+def test_what_is_refused_for_one_bound_is_not_counted_against_another(
+    organization: Organization, other_organization: Organization, settings: Any
+) -> None:
+    settings.MAX_WAITING_EVENTS, settings.MAX_QUEUE_LENGTH = 2, 1
+    backlog.require_room(other_organization.id, 1)
+    for _ in range(4):
+        with pytest.raises(Problem) as refused:
+            backlog.require_room(organization.id, 1)
+        assert refused.value.code == "backlog_full", "its own bound is far"
+
+
+def test_a_figure_is_known_for_a_minute(organization: Organization, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not backlog.estimate.is_known(organization.id)
+    backlog.estimate.refresh(organization.id)
+    assert backlog.estimate.is_known(organization.id)
+    monkeypatch.setattr(backlog, "_KNOWN_SECONDS", 0.0)  # as if a minute had passed
+    assert not backlog.estimate.is_known(organization.id)

@@ -1,7 +1,8 @@
-"""A dedup id is known for the window that the setting names, and then it is new again: alone and in a batch."""
+"""A dedup id is remembered for the window that the setting names, and then it is new again, however its event comes."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
+from events.group_commit import GroupCommit
 from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
 from events.models import DedupKey, Event
 from events.payload import NewEvent
+from orgs.keys import authenticate, create_api_key
 from orgs.models import Organization
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.django_db(transaction=True)  # the front door has a connection of its own
 
 Send = Callable[[Organization, NewEvent], Ingested]
 
@@ -28,7 +31,19 @@ def in_batch(organization: Organization, event: NewEvent) -> Ingested:
     return result
 
 
-both_ways = pytest.mark.parametrize("send", [alone, in_batch])
+def through_the_front_door(organization: Organization, event: NewEvent) -> Ingested:
+    caller = authenticate(create_api_key(organization)[1])
+    assert caller is not None
+
+    async def run() -> Ingested:
+        async with GroupCommit() as commits:
+            (_, result), _ = await commits.accept(caller, [NewEvent("filler", "0", None), event], {})
+            return result
+
+    return asyncio.run(run())
+
+
+every_way = pytest.mark.parametrize("send", [alone, in_batch, through_the_front_door])
 
 
 def database_time() -> float:
@@ -41,7 +56,7 @@ def order(data: str) -> NewEvent:
     return NewEvent("order.created", data, "d")
 
 
-@both_ways
+@every_way
 def test_a_dedup_id_expires_when_the_setting_says(organization: Organization, settings: Any, send: Send) -> None:
     settings.DEDUP_WINDOW = 7200.0
     before = database_time()
@@ -51,19 +66,19 @@ def test_a_dedup_id_expires_when_the_setting_says(organization: Organization, se
     assert before + 7200 - 0.001 <= expires_at <= after + 7200 + 0.001
 
 
-@both_ways
+@every_way
 def test_within_the_window_the_id_stands_for_the_first_event(organization: Organization, send: Send) -> None:
     first = send(organization, order("1"))
     kept = DedupKey.objects.get()
     assert send(organization, order("1")) == Ingested(IngestStatus.DUPLICATE, first.event_id)
     assert send(organization, order("2")) == Ingested(IngestStatus.CONFLICT, first.event_id)
-    known = DedupKey.objects.get()
-    assert (known.event_id, bytes(known.fingerprint)) == (kept.event_id, bytes(kept.fingerprint))
-    assert known.expires_at == kept.expires_at, "a repetition doesn't lengthen the window"
+    still = DedupKey.objects.get()
+    assert (still.event_id, bytes(still.fingerprint)) == (kept.event_id, bytes(kept.fingerprint))
+    assert still.expires_at == kept.expires_at, "a repetition doesn't lengthen the window"
     assert Event.objects.filter(dedup_id="d").count() == 1
 
 
-@both_ways
+@every_way
 def test_after_the_window_the_id_stands_for_the_next_event_for_a_whole_window(
     organization: Organization, settings: Any, send: Send
 ) -> None:

@@ -176,6 +176,35 @@ def test_organizations_take_turns_when_a_commit_is_full(
     assert transactions() == [["0", "9"], ["1", "2"], ["3", "4"]]
 
 
+def test_a_commit_takes_no_more_requests_once_it_has_bytes_enough(
+    organization: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "MOST_BYTES", 5)
+    caller = caller_of(organization)
+    accept_at_once(*((caller, [event(number)]) for number in (100, 200, 300, 400, 500)))
+    assert transactions() == [["100", "200"], ["300", "400"], ["500"]]
+
+
+@pytest.mark.parametrize("events_per_minute", [0, 1000])
+def test_a_request_whose_client_is_gone_before_its_commit_stores_nothing(
+    organization: Organization, events_per_minute: int
+) -> None:
+    organization.events_per_minute = events_per_minute
+    organization.save()
+    caller = caller_of(organization)
+
+    async def offer(commits: GroupCommit) -> None:
+        gone = asyncio.create_task(commits.accept(caller, [event(1)], {}))
+        await asyncio.sleep(0)  # it has arrived
+        gone.cancel()
+        await commits.accept(caller, [event(2)], {})
+        with pytest.raises(asyncio.CancelledError):
+            await gone
+
+    with_commits(offer)
+    assert transactions() == [["2"]]
+
+
 def test_after_the_database_has_closed_the_connection_the_next_event_is_accepted(organization: Organization) -> None:
     caller = caller_of(organization)
 

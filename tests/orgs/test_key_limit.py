@@ -18,6 +18,8 @@ from django.utils import timezone
 from orgs.keys import TooManyKeys, create_api_key, revoke, rotate
 from orgs.models import ApiKey, AuditEntry, Organization
 from tests.api.helpers import assert_problem
+from tests.webhooks.helpers import in_threads
+from tests.webhooks.transactions import another_transaction, wait_until_held_up
 
 HOUR = datetime.timedelta(hours=1)
 
@@ -104,3 +106,29 @@ def test_the_limit_holds_for_callers_at_once(organization: Organization, setting
     create_api_key(organization)
     with pytest.raises(TooManyKeys):
         create_api_key(organization)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_that_count_at_once_don_t_both_find_room_for_one_more(organization: Organization, settings: Any) -> None:
+    settings.MAX_API_KEYS = 1
+    spare, _ = create_api_key(organization)
+    revoke(spare)
+    revive = "UPDATE orgs_apikey SET revoked_at = NULL"
+
+    with another_transaction() as other:
+        other.execute("SELECT 1 FROM orgs_organization FOR NO KEY UPDATE")  # as whoever creates a key does
+        other.execute(revive)
+
+        def work(number: int) -> str:
+            if number:
+                wait_until_held_up(other)
+                other.commit()
+                return ""
+            try:
+                create_api_key(organization)
+            except TooManyKeys:
+                return "refused"
+            return "created"
+
+        assert sorted(in_threads(2, work)) == ["", "refused"]
+    assert ApiKey.objects.count() == 1

@@ -91,6 +91,44 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def _find(named: str, near: list[Path]) -> Path | None:
+    """Return the file or folder that the map names, from the root, a neighbor's folder, or a neighbor's package."""
+    for folder in (ROOT, *(place if place.is_dir() else place.parent for place in near)):
+        for start in (folder, folder.parent):
+            if (start / named).exists():
+                return start / named
+    return None
+
+
+def test_everything_that_the_map_sends_people_to_is_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page.split("| to change or add |")[1].split("\n\n")[0]
+    rows = [re.split(r" \| ?", line.strip("| "), maxsplit=2) for line in table.splitlines()[2:]]
+    assert len(rows) > 30
+    settings = {option.name for option in OPTIONS}
+    for row in rows:
+        places: list[Path] = []
+        words = []
+        tokens = re.findall(r"`([^`]+)`", " ".join(row[1:]))
+        for token in sorted(tokens, key=lambda token: not token.endswith("/")):
+            if "<" in token:  # stands for several
+                continue
+            if re.fullmatch(r"[\w./]+(/|\.py|\.md)", token):
+                place = _find(token, places)
+                assert place, f"there is no {token}: {row[0]}"
+                places.append(place)
+            elif re.fullmatch(r"\w+(\.\w+)?", token) and token != "settings.NAME":
+                words += token.split(".")
+        sources = [
+            source.read_text()
+            for place in places
+            for source in (place.rglob("*.py") if place.is_dir() else [place] if place.suffix == ".py" else [])
+        ]
+        for word in words:
+            if sources and word not in settings:
+                assert any(re.search(rf"\b{word}\b", text) for text in sources), f"where is {word}: {row[0]}"
+
+
 def test_every_test_that_the_reliability_page_names_exists() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith("| promise |")]

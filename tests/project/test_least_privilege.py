@@ -138,6 +138,9 @@ def test_everything_works_with_the_documented_rights(
             assert kept == [(1,)], "the deleted one stays"
             health = httpx.get(f"{base}/api/health/detailed", trust_env=False, timeout=30)
             assert (health.status_code, health.json()["workers"]) == (200, 1)
+            # Counted just now: a count is kept for a minute, and a busy machine takes longer for all of the above.
+            wrong = httpx.get(f"{base}/api/me", headers={"X-API-Key": "trk_x_y"}, trust_env=False, timeout=30)
+            assert wrong.status_code == 401
             assert redis_server.client().keys("triggers:rate:*")
     finally:
         assert worker.stop() == 0

@@ -311,3 +311,41 @@ def test_what_postgresql_cannot_hold_is_replaced(organization: Organization, tex
     attempt = DeliveryAttempt.objects.get()
     assert "\x00" not in attempt.response_body + attempt.error_detail
     assert attempt.error_detail != "The response could not be stored."
+
+
+def test_a_failure_of_any_kind_leaves_no_window_beyond_the_subscription_s_own_limit(organization: Organization) -> None:
+    subscription = subscribe(organization, max_in_flight=3)
+    accept(organization)
+    [claimed] = claim(10).deliveries
+    SubscriptionQueue.objects.update(concurrency_window=10)  # the limit was lowered since
+    record_results([result(claimed, 400)])
+    assert queue_of(subscription).concurrency_window == 3
+
+
+def test_the_longest_retry_after_of_a_batch_pauses_the_queue(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    accept(organization, 3)
+    asked = [None, "1000", "10"]
+    before = timezone.now()
+    record_results([result(c, 429, retry_after=wait) for c, wait in zip(claim(10).deliveries, asked, strict=True)])
+    paused_until = queue_of(subscription).paused_until
+    assert paused_until is not None
+    assert paused_until >= before + datetime.timedelta(seconds=999)
+
+
+@pytest.mark.parametrize(("delay", "asked", "longer"), [(5.0, 1000, 1000), (2000.0, 1000, 2000)])
+def test_the_next_attempt_waits_for_the_schedule_and_for_retry_after(
+    organization: Organization, settings: Any, delay: float, asked: int, longer: float
+) -> None:
+    settings.DELIVERY_RETRY_SCHEDULE = (0.0, delay)
+    settings.DELIVERY_RETRY_JITTER = 0.0
+    subscribe(organization)
+    accept(organization)
+    [claimed] = claim(10).deliveries
+    before = timezone.now()
+    record_results([result(claimed, 503, retry_after=str(asked))])
+    after = timezone.now()
+    next_attempt_at = Delivery.objects.get().next_attempt_at
+    assert next_attempt_at is not None
+    wait = datetime.timedelta(seconds=longer)
+    assert before + wait <= next_attempt_at <= after + wait

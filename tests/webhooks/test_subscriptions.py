@@ -12,8 +12,9 @@ from standardwebhooks import Webhook, WebhookVerificationError
 from devstack.http_receiver import Received, Receiver, Response
 from devstack.waiting import wait_until
 from orgs.models import Organization
-from tests.webhooks.helpers import accept, queue_of, sending, statuses, subscribe
+from tests.webhooks.helpers import NOWHERE, accept, queue_of, sending, statuses, subscribe
 from webhooks import subscriptions
+from webhooks.destinations.http.signing import secret_key
 from webhooks.dispatch.claim import claim
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.subscriptions import RESYNC_ROWS
@@ -108,6 +109,24 @@ def test_the_next_attempt_is_signed_with_the_new_secret_and_in_the_overlap_with_
     else:
         with pytest.raises(WebhookVerificationError):
             Webhook(old).verify(last.body, last.headers)
+
+
+@pytest.mark.django_db
+def test_the_secrets_of_several_rotations_sign_in_turn_the_last_one_first(organization: Organization) -> None:
+    subscription, first = subscriptions.create(organization.id, url=NOWHERE, event_types=["*"])
+    hour = datetime.timedelta(hours=1)
+    secrets = [first, *(subscriptions.rotate_secret(subscription, hour) for _ in range(3))]
+    accept(organization)
+    [claimed] = claim(1).deliveries
+    assert claimed.endpoint.keys == tuple(secret_key(secret) for secret in reversed(secrets))
+    kept = Subscription.objects.get()
+    second_ended = [*kept.previous_secrets_expire_at]
+    second_ended[1] = Subscription.objects.annotate(now=Now()).get().now
+    Subscription.objects.update(previous_secrets_expire_at=second_ended)
+    SubscriptionQueue.objects.update(in_flight=0, next_due_at=Now())
+    Delivery.objects.update(status="pending")
+    [again] = claim(1).deliveries
+    assert again.endpoint.keys == tuple(secret_key(secrets[number]) for number in (3, 2, 0))
 
 
 @pytest.mark.django_db

@@ -130,13 +130,13 @@ class SecretRotateSerializer(StrictSerializer):
         max_value=30 * 86400,
         required=False,
         default=86400,
-        help_text="How long the secret that is replaced signs beside the new one; 0 ends it at once.",
+        help_text="How long the old secret keeps signing beside the new one; 0 ends it at once.",
     )
     end_earlier_secrets = StrictBooleanField(
         required=False,
         default=False,
         help_text=(
-            "Also end the secrets that earlier rotations replaced, although their overlaps last. After a leak, send "
+            "Also end the secrets of earlier rotations, even if their overlaps aren't over. After a leak, send "
             "this with `overlap_seconds` 0: then only the new secret signs."
         ),
     )
@@ -185,10 +185,10 @@ class RotatedSubscriptionSerializer(NewSubscriptionSerializer):
     """A subscription with its new secret."""
 
     previous_secret_expires_at = serializers.SerializerMethodField(
-        help_text="Until then the replaced secret signs too; null if it stopped signing at once."
+        help_text="When the old secret stops signing; null if it has already stopped."
     )
     previous_secrets_expire_at = serializers.SerializerMethodField(
-        help_text="When each of the earlier secrets that still sign stops, the last one replaced first; at most ten."
+        help_text="When each of the earlier secrets that still sign stops, most recently replaced first; at most ten."
     )
 
     def get_previous_secret_expires_at(self, subscription: Subscription) -> datetime.datetime | None:

@@ -197,9 +197,9 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
     def rotate_secret(self, request: Request, subscription_id: uuid.UUID) -> Response:
-        """Replace the secret. The old one and the new one both sign for `overlap_seconds`.
+        """Replace the secret. Requests are signed with both the old and the new one for `overlap_seconds`.
 
-        Secrets that earlier rotations replaced sign until their own overlaps end; ten of them may at a time.
+        Secrets of earlier rotations keep signing until their own overlaps end. At most ten can do so at a time.
         """
         subscription = self.own_row(request, subscription_id)
         serializer = SecretRotateSerializer(data=read_object(request))
@@ -231,8 +231,8 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
     def recover(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Queue every event since `since` that matches the subscription and wasn't delivered to it.
 
-        A subscription has at most one recovery at a time. Asking again returns the running one, which then
-        reaches back to the earlier of the two times.
+        A subscription has at most one recovery at a time. If one is running, it is returned, and it starts from the
+        earlier of the two times.
         """
         subscription = self.own_row(request, subscription_id)
         serializer = RecoverSerializer(data=read_object(request))

@@ -21,7 +21,7 @@ from webhooks.subscriptions import disable_automatically
 
 log = structlog.get_logger()
 
-GONE = "The endpoint answered 410 Gone."
+GONE = "The endpoint returned 410 Gone."
 
 # Every attempt is kept.  The delivery only changes while the lease is still the worker's own.
 RECORD_ATTEMPTS = """

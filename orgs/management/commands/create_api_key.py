@@ -21,8 +21,8 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("org", help="id or name of the organization")
         parser.add_argument("--name", default="", help="what the key is for")
-        parser.add_argument("--scope", action="append", choices=Scope.values, help="repeatable; default all")
-        parser.add_argument("--expires-in-days", type=float, help="default never")
+        parser.add_argument("--scope", action="append", choices=Scope.values, help="can be repeated; default: all")
+        parser.add_argument("--expires-in-days", type=float, help="default: never")
 
     def handle(self, *args: Any, **options: Any) -> None:
         organization = find_organization(options["org"])

@@ -19,8 +19,8 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", help="unique name")
-        parser.add_argument("--events-per-minute", type=int, help="rate limit; 0 is none")
-        parser.add_argument("--retention-days", type=int, help="how long settled events are kept")
+        parser.add_argument("--events-per-minute", type=int, help="rate limit; 0 means no limit")
+        parser.add_argument("--retention-days", type=int, help="days to keep completed events")
 
     def handle(self, *args: Any, **options: Any) -> None:
         name = options["name"].strip()

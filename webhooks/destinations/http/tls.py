@@ -1,14 +1,14 @@
-"""New TLS connections to a receiver resume the session of an earlier one.
+"""New TLS connections to an endpoint resume the session of an earlier one.
 
-A full handshake has the receiver sign and us check a chain of certificates.  A resumed one has neither, and with
+A full handshake has the endpoint sign and us check a chain of certificates.  A resumed one has neither, and with
 TLS 1.2 a round trip less.  asyncio has no parameter for a session, but `ssl.SSLContext.sslobject_class` is a
 documented place for a class of one's own: each connection's TLS object asks the cache before its handshake and
-brings it what the receiver gave.
+brings it what the endpoint gave.
 
 A resumed session isn't verified again: OpenSSL checks neither the certificate nor the name.  So a session comes
 from a full handshake only, under the same context (CA file, check of the name) and for the very name that it is
 offered to, and it is used for an hour at the most.  The port isn't known here.  Another port of the same name
-that knows the session must hold that name's keys; one that doesn't know it refuses, like a receiver that has
+that knows the session must hold that name's keys; one that doesn't know it refuses, like an endpoint that has
 been restarted, and a full handshake with all its checks follows.
 """
 
@@ -24,13 +24,13 @@ from typing import Any, ClassVar
 
 # A session of an ordinary certificate takes about 13 KB.
 MAX_NAMES = 1_000
-# What a receiver says of a ticket's life counts, but a certificate that has been revoked or has run out must be seen.
+# What an endpoint says of a ticket's life counts, but a certificate that has been revoked or has run out must be seen.
 MAX_AGE_SECONDS = 3_600.0
-# Some receivers give a new session each time and know none again, and with some Pythons reading one costs a copy.
+# Some endpoints give a new session each time and know none again, and with some Pythons reading one costs a copy.
 READ_PAUSE_SECONDS = 60.0
-# A receiver that drops connections which offer a session is not offered it any longer.
+# An endpoint that drops connections which offer a session is not offered it any longer.
 PATIENCE_SECONDS = 3.0
-# A session holds the receiver's certificates, and it may send any along.  Honest ones are a fifth of this.
+# A session holds the endpoint's certificates, and it may send any along.  Honest ones are a fifth of this.
 MAX_CERTIFICATES_BYTES = 32_768
 # Where Python loses memory at each reading, so many are read: about 10 MB.
 MAX_READS_WHERE_READING_LEAKS = 1_000
