@@ -120,6 +120,15 @@ def test_malformed_chunks_are_a_400_that_ends_the_connection(front: Door, body: 
     assert not Event.objects.exists()
 
 
+def test_django_gets_a_body_in_chunks_whole(front: Door) -> None:
+    body = json.dumps({"url": "https://a.example/hook", "event_types": ["*"], "description": "x" * 300}).encode()
+    chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:20], body[20:])) + b"0\r\n\r\n"
+    with front.connect() as connected:
+        connected.sendall(front.head("Transfer-Encoding: chunked", path="/api/subscriptions") + chunks)
+        status, _, created = read(connected)
+    assert (status, created["description"]) == (201, "x" * 300)
+
+
 def test_a_body_that_nobody_wanted_is_read_so_that_the_connection_can_be_kept(front: Door) -> None:
     good, front.key = front.key, "trk_nonsense_nonsense"
     with front.connect() as connected:
@@ -175,9 +184,9 @@ def test_headers_that_pass_for_others_are_not_believed(front: Door, line: str) -
         assert (status, headers["location"]) == (302, "/api/docs")
         connected.sendall(front.head(line, "Content-Length: 0", method="GET", path="/api/me"))
         assert read(connected)[0] == 200
-    front.key = ""
+    good, front.key = front.key, ""
     with front.connect() as connected:
-        connected.sendall(front.head("X_API_Key: " + front.key, "Content-Length: 0", method="GET", path="/api/me"))
+        connected.sendall(front.head("X_API_Key: " + good, "Content-Length: 0", method="GET", path="/api/me"))
         assert read(connected)[0] == 401
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from django.db.models.functions import Now
 
+from core.front_door.http import Message, Request, Response
 from events.models import Event
+from orgs.front_door import MOST_CHANGES, Authenticator, KeyChanged
 from orgs.key_cache import KeyCache
-from orgs.models import ApiKey, Organization
+from orgs.keys import Caller, create_api_key
+from orgs.models import ApiKey, Organization, Scope
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
 from triggers_project.asgi import events_door
@@ -117,3 +121,34 @@ def test_a_key_is_looked_up_again_after_seconds_and_its_last_use_is_noted_on(
     for _ in range(2):
         assert remembered.post("/api/events", GOOD).status_code == 202
     assert ApiKey.objects.get().last_used_at is not None
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("changes", "served"), [(MOST_CHANGES - 1, True), (MOST_CHANGES, False), (100, False)])
+def test_a_request_starts_over_only_so_often(organization: Organization, changes: int, served: bool) -> None:
+    _, key = create_api_key(organization)
+    begun = 0
+
+    async def serve(request: Request, caller: Caller) -> Response:
+        nonlocal begun
+        begun += 1
+        if begun <= changes:
+            raise KeyChanged
+        return Response(200, b"{}")
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    handle = Authenticator().requires(Scope.EVENTS_WRITE, serve)
+    scope = {"headers": [(b"x-api-key", key.encode())], "client": ("127.0.0.1", 1)}
+    request = Request(scope, receive, "id")
+    if served:
+        assert asyncio.run(_awaited(handle(request))).status == 200
+    else:
+        with pytest.raises(KeyChanged):
+            asyncio.run(_awaited(handle(request)))
+    assert begun == MOST_CHANGES
+
+
+async def _awaited(response: Awaitable[Response]) -> Response:
+    return await response
