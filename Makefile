@@ -27,7 +27,7 @@ run: $(STAMP) ## start everything and send a first webhook; Ctrl-C stops it (POR
 	@exec $(PY) -m devstack.run
 
 test: $(STAMP) ## run every test, on servers of its own
-	@exec $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	@exec $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## check the code with ruff and mypy
 	@$(PY) -m ruff check .

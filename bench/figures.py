@@ -39,7 +39,7 @@ class Figure:
         return {
             "scenario": self.scenario,
             "metric": self.metric,
-            "value": round(self.value, 4),
+            "value": self.value,  # not rounded: the page shows it as the terminal did
             "unit": self.unit,
             "target": self.target or None,
             "ok": self.ok,

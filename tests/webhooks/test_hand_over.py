@@ -158,7 +158,7 @@ def test_the_window_and_the_sender_s_places_bound_what_is_handed_over(organizati
             run_round(sender)
             in_flight = queue_of(wide).in_flight
             assert 0 < in_flight < 18
-            assert sender.free_places() == 20 - 2 - in_flight
+            wait_until(lambda: sender.free_places() == 20 - 2 - in_flight, "places are lost")
         finally:
             sender.stop(0)
     assert statuses() == ["pending"] * 35  # what was on the wire is given back
