@@ -11,6 +11,7 @@ import pytest
 from core.front_door.app import MAX_SITE_BODY_BYTES, FrontDoor
 from core.front_door.http import Message, Request, Response
 from core.middleware import MAX_URL_CHARACTERS
+from core.problems import Problem
 
 OWN, SITE = 200, 299
 PATH = "/api/events"
@@ -115,3 +116,15 @@ def test_a_body_of_the_site_s_is_bounded() -> None:
     assert ask(chunked, path="/", parts=[half, half, b"x"])[0] == 413
     assert ask(chunked, path="/", parts=[half * 2 + b"x"])[0] == 413, "all at once"
     assert ask((b"content-length", b"%d" % (MAX_SITE_BODY_BYTES + 1)), path="/")[0] == 413
+
+
+def test_no_more_of_a_body_is_read_than_shows_that_it_is_too_large() -> None:
+    waiting = [b"12345", b"67890", b"x", b"never read"]
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": waiting.pop(0), "more_body": True}
+
+    with pytest.raises(Problem) as refused:
+        asyncio.run(Request({"headers": []}, receive, "id").read(10))
+    assert refused.value.code == "too_large"
+    assert waiting == [b"never read"]

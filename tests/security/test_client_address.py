@@ -95,6 +95,7 @@ def test_a_peer_on_a_unix_socket_has_no_address(settings: LazySettings, proxies:
 def test_an_ipv6_client_is_counted_by_its_network() -> None:
     assert client_network("2001:db8::1") == client_network("2001:db8::ffff:2") == "2001:db8::"
     assert client_network("2001:db8:0:1::1") == "2001:db8:0:1::"
+    assert client_network("2001:db8::ffff:ffff:ffff:ffff") == "2001:db8::"
     assert client_network("203.0.113.9") == "203.0.113.9"
     assert client_network("") == ""
 
