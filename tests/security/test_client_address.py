@@ -16,6 +16,7 @@ from django.test import Client
 from django.urls import reverse
 
 from core.client_address import client_address, client_network, lockout_address
+from core.front_door.http import Message, Request
 from devstack import processes
 from orgs.models import AuditEntry, Organization
 from tests.conftest import ApiClient
@@ -84,6 +85,27 @@ def test_the_client_is_who_the_trusted_proxies_saw(
     assert client_address(request_from(PEER, forwarded)) == address
 
 
+@pytest.mark.parametrize(
+    ("proxies", "lines", "address"),
+    [
+        (0, ["203.0.113.1"], PEER),
+        (1, [], PEER),
+        (1, ["203.0.113.1"], "203.0.113.1"),
+        (1, ["6.6.6.6", "203.0.113.1"], "203.0.113.1"),
+        (2, ["6.6.6.6, 203.0.113.1", "10.0.0.2"], "203.0.113.1"),
+    ],
+)
+def test_the_front_door_goes_by_the_same_rule(
+    settings: LazySettings, proxies: int, lines: list[str], address: str
+) -> None:
+    async def receive() -> Message:
+        raise AssertionError("the body is nobody's business here")
+
+    settings.TRUSTED_PROXIES = proxies
+    headers = [(b"x-forwarded-for", line.encode()) for line in lines]
+    assert client_address(Request({"headers": headers, "client": (PEER, 40001)}, receive, "id")) == address
+
+
 @pytest.mark.parametrize(("proxies", "address"), [(0, ""), (1, "203.0.113.1")])
 def test_a_peer_on_a_unix_socket_has_no_address(settings: LazySettings, proxies: int, address: str) -> None:
     settings.TRUSTED_PROXIES = proxies
@@ -95,6 +117,7 @@ def test_a_peer_on_a_unix_socket_has_no_address(settings: LazySettings, proxies:
 def test_an_ipv6_client_is_counted_by_its_network() -> None:
     assert client_network("2001:db8::1") == client_network("2001:db8::ffff:2") == "2001:db8::"
     assert client_network("2001:db8:0:1::1") == "2001:db8:0:1::"
+    assert client_network("2001:db8::ffff:ffff:ffff:ffff") == "2001:db8::"
     assert client_network("203.0.113.9") == "203.0.113.9"
     assert client_network("") == ""
 

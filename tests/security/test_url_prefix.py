@@ -17,7 +17,7 @@ from django.conf import LazySettings
 from django.contrib.auth.models import User
 from django.db import connection
 
-from core.url_prefix import full_path, path_below
+from core.url_prefix import full_path, path_below, serve_below_prefix
 from devstack import processes
 from devstack.sockets import free_port
 from orgs.keys import create_api_key
@@ -282,3 +282,18 @@ def test_the_prefix_is_taken_off_once_and_as_whole_segments(
     settings.URL_PREFIX = prefix
     assert path_below(path) == below
     assert full_path("/api/me") == f"{prefix}/api/me"
+
+
+@pytest.mark.parametrize("prefix", ["", "/triggers"])
+def test_the_application_is_told_the_prefix_and_nothing_that_a_server_took_for_it(
+    settings: LazySettings, prefix: str
+) -> None:
+    settings.URL_PREFIX = prefix
+    seen: dict[str, Any] = {}
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.update(environ)
+        return []
+
+    serve_below_prefix(application)({"SCRIPT_NAME": "/evil", "PATH_INFO": f"{prefix}/api/me"}, None)
+    assert (seen["SCRIPT_NAME"], seen["PATH_INFO"]) == (prefix, "/api/me")
