@@ -26,6 +26,11 @@ from webhooks import subscriptions
 from webhooks.models import Subscription
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: "tests/soak/" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
     """Let the tests' own clean-up empty the audit log, which the database refuses otherwise."""

@@ -17,11 +17,10 @@ from tests.servers import HOME
 pytestmark = pytest.mark.timeout(400)
 # Every fault once, in short runs.
 PLANS = {
-    "claiming and sending": ["WorkerClaiming+WebWorker", "WorkerSending"],
+    "claiming and sending": ["WorkerClaiming+WebWorker", "WorkerSending+GreedyNeighbor"],
     "fanning out and recording": ["WorkerFanningOut+WorkerClockWrong", "WorkerRecording+ValkeyFlushed"],
     "commits in doubt": ["WebInDoubt", "WorkerInDoubt+ValkeyKilled", "ValkeyFailedOver"],
     "servers": ["WebMaster", "WorkerSending+PostgresStopped", "BacklogSenderKilled"],
-    "neighbors": ["WorkerSending+GreedyNeighbor"],
 }
 
 
