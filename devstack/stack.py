@@ -176,6 +176,7 @@ class Stack:
         self.valkey_command("REPLICAOF", "NO", "ONE")
         self.valkey_command("FLUSHALL")
         self._lead_to_valkey()
+        self.redis.connection_pool.disconnect()  # which leads to the old one
         self.valkey_command("REPLICAOF", "127.0.0.1", "1", of=old)  # of nobody: Unix sockets can't replicate
 
     def _lead_to_valkey(self) -> None:
