@@ -126,8 +126,7 @@ class FrontDoor:
         ]
         if not keep_alive:
             headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+        # Before the response, as Django's middleware does: whoever has the answer finds the line.
         log.info(
             "request",
             method=request.scope["method"],
@@ -135,6 +134,8 @@ class FrontDoor:
             status=response.status,
             duration_ms=round(elapsed_ms, 2),
         )
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
 
     def _is_ordinary(self, request: Request) -> bool:
         """Return whether Django's checks of a request's host, scheme, and URL would let it pass."""

@@ -13,6 +13,7 @@ import pytest
 from django.db import connection
 
 from devstack import processes
+from devstack.waiting import wait_until
 from events.models import Event
 from orgs.keys import create_api_key
 from orgs.models import Organization
@@ -82,13 +83,19 @@ def test_bodies_are_bounded_however_they_are_sent_and_every_request_is_one_line_
     ]  # fmt: skip
     assert Event.objects.count() == 2
 
-    # Each request is logged after its answer was sent; the last one's line may still be on its way.
-    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
-    requests = [line for line in lines if line["event"] == "request" and line["path"] == "/api/events"]
-    assert [line["status"] for line in requests][:5] == [202, 202, 413, 413, 400]
+    def lines() -> list[dict[str, Any]]:
+        return [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+
+    def of_requests() -> list[dict[str, Any]]:
+        return [line for line in lines() if line["event"] == "request" and line["path"] == "/api/events"]
+
+    # Each request is logged after its answer was sent.
+    wait_until(lambda: len(of_requests()) == len(answers), "a request's line is missing")
+    requests = of_requests()
+    assert [line["status"] for line in requests] == [202, 202, 413, 413, 400]
     for line in requests:
         assert {"method", "path", "status", "duration_ms", "request_id", "level", "timestamp"} <= set(line)
-    ingested = [line for line in lines if line["event"] == "event_ingested"]
+    ingested = [line for line in lines() if line["event"] == "event_ingested"]
     assert [line["outcome"] for line in ingested] == ["persisted", "persisted"]
     assert ingested[0]["request_id"] == requests[0]["request_id"] == "first"
     assert {line["event_id"] for line in ingested} == {answer["id"] for _, answer in answers[:2]}
