@@ -56,17 +56,24 @@ class AsyncRedis:
     async def run(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """Return the replies to several commands, each given as its words, sent in one round trip.
 
-        Raises RedisUnavailable as `core.redis.call_redis` does, and NoScriptError for an EVALSHA of an unknown script.
+        After a connection error they are sent once more: each must be one that may run twice.  Raises RedisUnavailable
+        as `core.redis.call_redis` does, and NoScriptError for an EVALSHA of an unknown script.
         """
 
-        async def send() -> list[Any]:
+        async def send(is_first: bool = True) -> list[Any]:
             pipeline = self._client.pipeline(transaction=False)
             for words in commands:
                 pipeline.execute_command(*words)
             try:
                 replies: list[Any] = await pipeline.execute()
-            except (ReadOnlyError, MasterDownError) as error:
+            except (ReadOnlyError, MasterDownError, RedisConnectionError) as error:
+                # A server that went away or became a replica while the connection was idle is noticed only now.  The
+                # next connection asks for the primary anew.
                 await self._client.connection_pool.disconnect()
+                if is_first:
+                    return await send(is_first=False)
+                if isinstance(error, RedisConnectionError):
+                    raise
                 raise RedisConnectionError(f"the server is no longer the primary: {error}") from error
             return replies
 

@@ -21,6 +21,7 @@ from devstack.sentinel import Server, Watched
 from devstack.stack import Stack
 from devstack.waiting import wait_until
 from tests.system import Account, log_of, wait_until_settled
+from tests.webhooks.helpers import raw_server
 from triggers_project.start_checks import CLUSTER
 
 
@@ -37,28 +38,6 @@ def _lines(stack: Stack, name: str, event: str) -> list[dict[str, Any]]:
 def _clear_logs(stack: Stack) -> None:
     for log in stack.logs.glob("*.log"):
         log.unlink()
-
-
-class UntrustedTLS:
-    """A TLS port whose certificate nobody here trusts."""
-
-    def __init__(self) -> None:
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        trustme.CA().issue_cert("127.0.0.1").configure_cert(self._context)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client = self._socket.accept()[0]
-                with contextlib.suppress(OSError):
-                    self._context.wrap_socket(client, server_side=True).close()
-
-    def close(self) -> None:
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
 
 
 class Route:
@@ -131,11 +110,12 @@ def test_a_worker_that_starts_without_redis_works_and_uses_it_when_it_is_there(
 
 
 @pytest.fixture
-def untrusted() -> Iterator[UntrustedTLS]:
-    """Return a TLS port."""
-    untrusted = UntrustedTLS()
-    yield untrusted
-    untrusted.close()
+def untrusted() -> Iterator[int]:
+    """Return a TLS port whose certificate nobody here trusts."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with raw_server(lambda stream: None, context) as port:
+        yield port
 
 
 @pytest.mark.parametrize(
@@ -148,11 +128,11 @@ def untrusted() -> Iterator[UntrustedTLS]:
     ids=["certificate", "password", "host"],
 )
 def test_a_worker_that_can_t_use_redis_works_and_says_why_once(
-    stack: Stack, account: Account, server: Server, untrusted: UntrustedTLS, url: str, reason: str
+    stack: Stack, account: Account, server: Server, untrusted: int, url: str, reason: str
 ) -> None:
     _clear_logs(stack)
     server.start().client().config_set("requirepass", "right")
-    env = {"REDIS_URL": url.format(tls=untrusted.port, port=server.port)}
+    env = {"REDIS_URL": url.format(tls=untrusted, port=server.port)}
     stack.start_web(workers=1, env=env)
     stack.start_workers(env)
     with Receiver() as receiver:
