@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from django.http import HttpResponse
 from rest_framework.renderers import BaseRenderer
 
 
@@ -25,14 +23,6 @@ class JSONRenderer(BaseRenderer):
 def dumps(data: Any) -> bytes:
     """Return `data` as JSON; times as RFC 3339 in UTC with a `Z`."""
     return orjson.dumps(data, default=_default, option=orjson.OPT_UTC_Z)
-
-
-def json_response(body: Any, status: int, headers: Mapping[str, str]) -> HttpResponse:
-    """Return `body` rendered as JSON.
-
-    Cheaper than DRF's Response, which negotiates a renderer for each response and is made for templates.
-    """
-    return HttpResponse(JSONRenderer().render(body), status=status, content_type="application/json", headers=headers)
 
 
 def _default(value: Any) -> Any:

@@ -80,8 +80,9 @@ class _Bound:
     name: str
     limit: Callable[[], int]
     count: Callable[[uuid.UUID, int], int]
-    is_shared: bool  # by all organizations
     refusal: Callable[[int], Problem]
+    is_shared: bool = False  # by all organizations
+    counts_events: bool = True  # else deliveries, which events become only later
 
 
 def _organization_events_refusal(limit: int) -> Problem:
@@ -118,22 +119,21 @@ _BOUNDS = (
         "events",
         lambda: settings.MAX_WAITING_EVENTS,
         lambda organization_id, most: waiting_events(most, organization_id),
-        False,
         _organization_events_refusal,
     ),
     _Bound(
         "deliveries",
         lambda: settings.MAX_WAITING_DELIVERIES,
         lambda organization_id, most: delivery_lookup().waiting(organization_id, most),
-        False,
         _organization_deliveries_refusal,
+        counts_events=False,
     ),
     _Bound(
         "all events",
         lambda: settings.MAX_QUEUE_LENGTH,
         lambda _organization_id, most: waiting_events(most),
-        True,
         _shared_refusal,
+        is_shared=True,
     ),
 )
 
@@ -143,7 +143,7 @@ class BacklogEstimate:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._figures: LRUCache[tuple[str, uuid.UUID | None], _Figure] = LRUCache(2 * MOST_ORGANIZATIONS)
+        self._figures: LRUCache[tuple[str, uuid.UUID], _Figure] = LRUCache(2 * MOST_ORGANIZATIONS)
         self._shared = _Figure()
 
     def is_stale(self, organization_id: uuid.UUID) -> bool:
@@ -186,7 +186,7 @@ class BacklogEstimate:
                 if figure.length >= bound.limit():
                     return bound.refusal(bound.limit())
             for bound, figure in figures:
-                if bound.name != "deliveries":
+                if bound.counts_events:
                     figure.length += events
         return None
 

@@ -107,8 +107,8 @@ class WSGIBridge:
         self._application = application
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="django")
 
-    async def __call__(self, request: Request, body: bytes, send: Send, *, keep_alive: bool = True) -> None:
-        """Serve a request whose body was read.  keep_alive: False announces that the connection will be closed."""
+    async def __call__(self, request: Request, body: bytes, send: Send) -> None:
+        """Serve a request whose body was read."""
         environ = build_environ(request, body)
 
         def begin() -> tuple[_Reply, bytes, bool]:
@@ -117,8 +117,7 @@ class WSGIBridge:
 
         run = asyncio.get_running_loop().run_in_executor
         reply, piece, more = await run(self._executor, begin)
-        headers = reply.headers if keep_alive else [*reply.headers, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await send({"type": "http.response.body", "body": piece, "more_body": more})
         try:
             while more:

@@ -6,7 +6,6 @@ import time
 import uuid
 from typing import ClassVar
 
-import structlog
 from django.conf import settings
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiRequest, OpenApiResponse, extend_schema
@@ -34,10 +33,6 @@ from orgs.authentication import caller_of
 from orgs.models import Scope
 
 MOST_DELIVERIES = 1000  # of an event, in one response
-
-log = structlog.get_logger()
-
-POLICY = "events"
 
 
 def _parse(request: Request) -> NewEvent:

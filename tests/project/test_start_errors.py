@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import signal
@@ -10,7 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -21,6 +20,7 @@ from devstack.pids import children
 from devstack.postgres import USER
 from devstack.sockets import free_port
 from tests.servers import ENVIRONMENT, postgres, valkey
+from tests.webhooks.helpers import raw_server
 from triggers_project.options import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,28 +176,23 @@ def _url_of(role: str, database: str = "triggers") -> str:
     return postgres.url(database).replace(f"//{USER}@", f"//{role}@", 1)
 
 
-class UntrustedPostgres:
-    """A port that offers TLS as PostgreSQL does, with a certificate nobody here trusts."""
+@pytest.fixture(scope="module")
+def untrusted() -> Iterator[int]:
+    """Return a port that offers TLS as PostgreSQL does, with a certificate nobody here trusts."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
 
-    def __init__(self) -> None:
-        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        trustme.CA().issue_cert("127.0.0.1").configure_cert(self._context)
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        threading.Thread(target=self._serve, daemon=True).start()
+    def offer_tls(stream: socket.socket) -> None:
+        stream.recv(8)  # the request for TLS
+        stream.sendall(b"S")
+        context.wrap_socket(stream, server_side=True).close()
 
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client = self._socket.accept()[0]
-                with client, contextlib.suppress(OSError):
-                    client.recv(8)  # the request for TLS
-                    client.sendall(b"S")
-                    self._context.wrap_socket(client, server_side=True).close()
+    with raw_server(offer_tls) as port:
+        yield port
 
 
 @pytest.fixture(scope="module")
-def unusable(migrated: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+def unusable(migrated: str, untrusted: int, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
     """Return a DATABASE_URL for each fault, and what its line says."""
     for role in ("locked", "without_rights"):
         _role(role)
@@ -218,7 +213,7 @@ def unusable(migrated: str, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "role": (_url_of("no_such_role"), "does not exist"),
         "migrations": (postgres.url("not_migrated"), "manage.py migrate"),
         "rights": (_url_of("without_rights", migrated), "permission denied for table"),
-        "certificate": (f"postgres://u@127.0.0.1:{UntrustedPostgres().port}/x?{tls}", "certificate verify failed"),
+        "certificate": (f"postgres://u@127.0.0.1:{untrusted}/x?{tls}", "certificate verify failed"),
         "option": (f"{postgres.url()}&no_such_option=1", "no_such_option"),
     }
 

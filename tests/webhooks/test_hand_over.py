@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import connection
 from django.db.models.functions import Now
@@ -17,6 +18,7 @@ from core.db import borrow_connection
 from devstack.http_receiver import Receiver, Response
 from devstack.waiting import wait_until
 from events.ingest import ingest
+from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import queue_of, statuses, subscribe
@@ -250,3 +252,54 @@ def test_rounds_that_share_queues_never_wait_for_each_other_in_a_circle(
     sender.wake()
     wait_until(lambda: statuses() == ["delivered"] * 4 * rounds * 6, "not all is delivered")
     assert set(SubscriptionQueue.objects.values_list("in_flight", flat=True)) == {0}
+
+
+def test_what_a_round_inserted_before_it_was_rolled_back_is_not_sent(
+    organization: Organization, receiver: Receiver, sender: Sender
+) -> None:
+    subscription = subscribe(organization, receiver.url())
+    (event,) = accept(organization)
+
+    class Deadlocked(SenderHandOver):
+        """Meets a deadlock after it has inserted; before the round is tried again, somebody else does its work."""
+
+        attempts = 0
+
+        def inserted(self) -> int:
+            number = super().inserted()
+            self.attempts += 1
+            assert (number, self.attempts) == (1, 1)
+            raise psycopg.errors.DeadlockDetected
+
+    def somebody_else() -> None:
+        # Waits for the event's lock, which the rollback releases.
+        borrow_connection(lambda: Event.objects.filter(pk=event).update(status="processed"))
+
+    hand_over = Deadlocked(sender)
+    other = threading.Thread(target=somebody_else)
+    original = hand_over.choose
+
+    def choose(*wanted: Any) -> Any:
+        other.start()
+        wait_until(lambda: _someone_waits_for_a_lock(), "nobody waits for the event")
+        return original(*wanted)
+
+    hand_over.choose = choose  # type: ignore[method-assign]
+    result = FanOut().run_round(1000, hand_over=hand_over)
+    other.join(30)
+    assert (result.seen, hand_over.attempts) == (0, 1)
+    assert not Delivery.objects.exists()
+    assert sender.free_places() == 100
+    (second,) = accept(organization)
+    run_round(sender)
+    assert [request.headers["webhook-id"] for request in receiver.wait_for(1)] == [str(second)]
+    wait_until(lambda: queue_of(subscription).in_flight == 0, "the second one isn't recorded")
+    assert len(receiver.requests) == 1
+
+
+def _someone_waits_for_a_lock() -> bool:
+    with psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": None}) as own:
+        waiting = own.execute(
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return waiting.fetchone() is not None

@@ -69,9 +69,17 @@ class Claim:
     lease_ends: float = 0.0
 
 
+# The replaced secrets of a subscription `s` that still sign, that of the last rotation first.
+PREVIOUS_SECRETS = """CASE WHEN s.encrypted_previous_secrets = '{}' THEN '{}' ELSE ARRAY (
+           SELECT p.secret
+           FROM unnest(s.encrypted_previous_secrets, s.previous_secrets_expire_at)
+               WITH ORDINALITY AS p(secret, expires_at, position)
+           WHERE p.expires_at > clock_timestamp() ORDER BY p.position
+       ) END"""
+
 # Queues take turns: first every organization's longest-unclaimed queue, then every second one, and so on.
 # due_queues counts those that were due before the locks: fewer rows than that means that some were locked.
-_LOCK_DUE_QUEUES = """
+_LOCK_DUE_QUEUES = f"""
 WITH due AS (
     SELECT q.subscription_id, q.last_claimed_at,
            row_number() OVER (PARTITION BY q.organization_id ORDER BY q.last_claimed_at) AS turn
@@ -87,12 +95,7 @@ SELECT q.subscription_id, q.organization_id,
        s.deliveries_per_second, extract(epoch FROM q.rate_reserved_until)::float8 AS rate_reserved_until,
        extract(epoch FROM clock_timestamp())::float8 AS now,
        s.url, s.encrypted_headers, s.encrypted_secret,
-       CASE WHEN s.encrypted_previous_secrets = '{}' THEN '{}' ELSE ARRAY (
-           SELECT p.secret
-           FROM unnest(s.encrypted_previous_secrets, s.previous_secrets_expire_at)
-               WITH ORDINALITY AS p(secret, expires_at, position)
-           WHERE p.expires_at > clock_timestamp() ORDER BY p.position
-       ) END AS encrypted_previous_secrets,
+       {PREVIOUS_SECRETS} AS encrypted_previous_secrets,
        (SELECT count(*) FROM due) AS due_queues
 FROM due JOIN webhooks_subscriptionqueue q ON q.subscription_id = due.subscription_id
 JOIN webhooks_subscription s ON s.id = q.subscription_id
@@ -101,7 +104,7 @@ WHERE q.accepts_deliveries AND q.has_backlog = ANY(%(has_backlog)s)
   AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
 ORDER BY due.turn, due.last_claimed_at
 FOR UPDATE OF q SKIP LOCKED
-"""
+"""  # noqa: S608 - a constant of ours
 
 
 @dataclass(frozen=True, slots=True)

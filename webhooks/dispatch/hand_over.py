@@ -21,7 +21,7 @@ from core.db import server_cursor
 from core.ids import new_id, new_ids
 from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
 from webhooks.dispatch.allocation import limit_hosts, share_between_organizations
-from webhooks.dispatch.claim import Claim
+from webhooks.dispatch.claim import PREVIOUS_SECRETS, Claim
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.dispatch.sender import Sender
 
@@ -30,7 +30,7 @@ MOST_DELIVERIES = 256
 
 # Locks every queue that the round has deliveries for, in the order of their ids as everywhere: the round waits for no
 # further lock while it holds these.
-_LOCK_QUEUES = """
+_LOCK_QUEUES = f"""
 SELECT q.subscription_id, q.organization_id,
        q.accepts_deliveries AND NOT q.has_backlog
        AND (q.next_due_at IS NULL OR q.next_due_at > clock_timestamp())
@@ -39,17 +39,12 @@ SELECT q.subscription_id, q.organization_id,
        least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
        extract(epoch FROM clock_timestamp())::float8 AS now,
        s.url, s.encrypted_headers, s.encrypted_secret,
-       CASE WHEN s.encrypted_previous_secrets = '{}' THEN '{}' ELSE ARRAY (
-           SELECT p.secret
-           FROM unnest(s.encrypted_previous_secrets, s.previous_secrets_expire_at)
-               WITH ORDINALITY AS p(secret, expires_at, position)
-           WHERE p.expires_at > clock_timestamp() ORDER BY p.position
-       ) END AS encrypted_previous_secrets
+       {PREVIOUS_SECRETS} AS encrypted_previous_secrets
 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
 WHERE q.subscription_id = ANY (%(ids)s::uuid[])
 ORDER BY q.subscription_id
 FOR UPDATE OF q
-"""
+"""  # noqa: S608 - a constant of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,20 +104,22 @@ class SenderHandOver:
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender
-        self._reserved = 0
-        self._reset()
+        self._forget()
 
-    def _reset(self) -> None:
-        self.abandon()
+    def _forget(self) -> None:
+        self._reserved = 0
         self._queues: dict[uuid.UUID, _Queue] = {}
         self._endpoints: dict[uuid.UUID, Endpoint] = {}
         self._inserting: psycopg.Cursor[_Inserted] | None = None
-        self._number = 0
         self._rows: list[_Inserted] = []
         self._lease_id = new_id()
+        self._started = 0.0
+
+    def abandon(self) -> None:
+        self._sender.release_places(self._reserved)
+        self._forget()
 
     def choose(self, wanted: Mapping[uuid.UUID, int], others: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
-        self._reset()
         total = sum(wanted.values())
         if not 0 < total <= MOST_DELIVERIES or settings.DELIVERY_RETRY_SCHEDULE[0] or settings.DISABLE_WEBHOOK_DELIVERY:
             return {}
@@ -166,9 +163,6 @@ class SenderHandOver:
         return shares
 
     def insert(self, organizations: list[uuid.UUID], events: list[uuid.UUID], subscriptions: list[uuid.UUID]) -> None:
-        self._number = len(events)
-        if not events:
-            return
         self._inserting = server_cursor(class_row(_Inserted))
         self._inserting.execute(
             _INSERT_LEASED,
@@ -190,16 +184,16 @@ class SenderHandOver:
         return len(self._rows)
 
     def begin(self) -> None:
-        rows, reserved, self._rows, self._reserved = self._rows, self._reserved, [], 0
-        if not rows:
-            self._sender.release_places(reserved)
+        if not self._rows:
+            self.abandon()
             return
-        queue = self._queues[rows[0].subscription_id]
         claimed = Claim(
-            [self._claimed(row) for row in rows],
-            clock=DatabaseClock(queue.now, self._started),
+            [self._claimed(row) for row in self._rows],
+            clock=DatabaseClock(self._queues[self._rows[0].subscription_id].now, self._started),
             lease_ends=self._started + settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN,
         )
+        reserved = self._reserved
+        self._forget()
         self._sender.take(claimed, reserved)
 
     def _claimed(self, row: _Inserted) -> ClaimedDelivery:
@@ -216,8 +210,3 @@ class SenderHandOver:
             row.event_data,
             self._endpoints[row.subscription_id],
         )
-
-    def abandon(self) -> None:
-        reserved, self._reserved = self._reserved, 0
-        if reserved:
-            self._sender.release_places(reserved)

@@ -118,12 +118,13 @@ class Sender:
         return self._backlog_sender.is_running
 
     def has_room(self) -> bool:
-        """Tell whether this sender could take more now."""
-        return self.is_alive and not self._stopping and len(self._in_flight) < self._capacity
+        """Tell whether claims of this sender could bring more now."""
+        claimable = self._capacity - self._kept_for_hand_over
+        return self.is_alive and not self._stopping and len(self._in_flight) < claimable
 
     def reserve(self, places: int) -> int:
         """Reserve up to `places` places for deliveries that will be handed over; return how many."""
-        return self._in_flight.reserve(places) if self.has_room() else 0
+        return self._in_flight.reserve(places) if self.is_alive and not self._stopping else 0
 
     def release_places(self, number: int) -> None:
         """Give reserved places back."""

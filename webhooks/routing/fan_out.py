@@ -130,6 +130,8 @@ class FanOut:
     def _claim_and_process(
         self, limit: int, skip: Collection[uuid.UUID], hand_over: HandOver | None
     ) -> tuple[Round, list[_Processed]]:
+        if hand_over is not None:
+            hand_over.abandon()  # what an attempt that was rolled back had prepared
         with claiming_cursor() as claiming, server_cursor() as other, pipelined():
             # A crash that forgets this commit leaves the events accepted, and they are processed again.
             other.execute("SET LOCAL synchronous_commit = off")

@@ -14,7 +14,7 @@ from typing import Protocol
 class HandOver(Protocol):
     """The places of a sender for the deliveries of one round.  For one thread.
 
-    A round calls `choose`, then `insert`, and after its commit `begin`; or `abandon` in place of any of them.
+    Each attempt at a round calls `abandon` first, then `choose`, `insert`, and `inserted`; after the commit, `begin`.
     """
 
     def choose(self, wanted: Mapping[uuid.UUID, int], others: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
@@ -34,4 +34,4 @@ class HandOver(Protocol):
         """Give what was inserted to the sender: the transaction is committed."""
 
     def abandon(self) -> None:
-        """Give the places back."""
+        """Give the places back, and forget what was inserted: it was rolled back."""
