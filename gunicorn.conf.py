@@ -44,6 +44,13 @@ def on_starting(server: Any) -> None:
         sys.exit(checked.returncode)
 
 
+def child_exit(server: Any, worker: Any) -> None:
+    """Let the other workers know that this one, however it ended, accepts no more connections."""
+    web_loop = sys.modules.get("triggers_project.web_loop")
+    if web_loop is not None:
+        web_loop.counts.leave(worker.age)
+
+
 def worker_exit(server: Any, worker: Any) -> None:
     """Wake the workers for the last events before the process ends, so that a deploy delays no webhook."""
     wakeups = sys.modules.get("core.wakeups")

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
+from triggers_project.web_loop import counts
+
 # How long a client may take from connecting, or from the first byte of a request, to the end of the request's head.
 HEAD_SECONDS = 20.0
 # How long an idle connection may still bring a request when the server stops.
@@ -78,6 +80,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        counts.add(-1)
         self._stop_timer()
         super().connection_lost(exc)
 
@@ -95,7 +98,7 @@ class WebWorker(UvicornWorker):  # type: ignore[misc]
     """uvicorn as gunicorn runs it."""
 
     CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
-        "loop": "uvloop",
+        "loop": "triggers_project.web_loop:WebLoop",
         "http": BoundedProtocol,
         "ws": "none",
         "lifespan": "on",
@@ -105,7 +108,8 @@ class WebWorker(UvicornWorker):  # type: ignore[misc]
     }
 
     def init_process(self) -> None:
-        """Let the process have as many connections as the system allows it."""
+        """Let the process have as many connections as the system allows it, and its share of them."""
+        counts.choose_place(self.age)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         super().init_process()
