@@ -22,7 +22,7 @@ from webhooks.dispatch.allocation import share_between_organizations
 from webhooks.dispatch.claim import Occupancy, claim
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.routing.claim_events import ORGANIZATIONS_AT_A_TIME, AcceptedEvent
-from webhooks.routing.fan_out import DELIVERIES_AT_A_TIME, SHARED_ROUND, FanOut, choose_events
+from webhooks.routing.fan_out import CLAIM_AHEAD, DELIVERIES_AT_A_TIME, SHARED_ROUND, FanOut, choose_events
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -58,6 +58,19 @@ def test_a_round_that_organizations_share_makes_few_deliveries_and_says_whom_it_
     assert result.left_behind == {organization.id}
     assert Delivery.objects.count() <= DELIVERIES_AT_A_TIME // SHARED_ROUND
     assert Delivery.objects.filter(organization=other_organization).count() == 3
+
+
+def test_a_round_claims_few_events_more_than_it_can_process_until_they_want_less(
+    organization: Organization, other_organization: Organization
+) -> None:
+    _greedy(organization, 100, 50)
+    fan_out = FanOut()
+    each = DELIVERIES_AT_A_TIME // 100
+    # The first round doesn't know yet how many deliveries an event has.
+    assert [fan_out.run_round(1000).seen for _ in range(4)] == [50, CLAIM_AHEAD * each, CLAIM_AHEAD * each, 20]
+    assert [fan_out.run_round(1000).seen for _ in range(2)] == [10, 0]
+    _greedy(other_organization, 1, 500)
+    assert [fan_out.run_round(1000).seen for _ in range(6)] == [20, 40, 80, 160, 200, 0]
 
 
 def test_what_is_left_to_another_process_is_skipped(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -17,19 +18,24 @@ log = structlog.get_logger()
 BACKLOG_AGE_SECONDS = 0.1
 LOOK_SECONDS = 0.25
 RETRY_SECONDS = 1.0
+# While more is due than the sender can take, each round is followed by a rest this many times as long: nothing is sent
+# later for it, and PostgreSQL has time for others.  Its processes don't have the low priority of this one.
+REST = 3
 
 
 class BacklogFanOut:
     """Fans out events that have waited for a while, for organizations with more than a round makes.
 
-    on_due: called after each round, on the thread, because deliveries may be due.
+    on_due: called after each round, on the thread, because deliveries may be due.  has_room: tells whether more of them
+    could be sent now.
     """
 
-    def __init__(self, on_due: Callable[[], None]) -> None:
+    def __init__(self, on_due: Callable[[], None], has_room: Callable[[], bool]) -> None:
         self._on_due = on_due
+        self._has_room = has_room
         self._fan_out = FanOut(BACKLOG_DELIVERIES_AT_A_TIME, BACKLOG_AGE_SECONDS)
         self._woken = threading.Event()
-        self._stopped = False
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fan-out", daemon=True)
 
     def start(self) -> None:
@@ -42,34 +48,37 @@ class BacklogFanOut:
 
     def stop(self) -> None:
         """Finish the round that is under way and end the thread."""
-        self._stopped = True
+        self._stopping.set()
         self._woken.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopped:
+        while not self._stopping.is_set():
             self._woken.wait()
             self._woken.clear()
             try:
                 idle_looks = 0
                 # What was left behind a moment ago has not waited long enough yet: look a few times more.
-                while not self._stopped and idle_looks < 2:
+                while not self._stopping.is_set() and idle_looks < 2:
                     idle_looks = 0 if self._work_off() else idle_looks + 1
                     if idle_looks:
                         self._woken.wait(LOOK_SECONDS)
             except Exception as error:
                 log.warning("backlog_fan_out_failed", error=repr(error)[:300])
                 self._woken.set()
-                if not self._stopped:
-                    threading.Event().wait(RETRY_SECONDS)
+                if not self._stopping.is_set():
+                    self._stopping.wait(RETRY_SECONDS)
 
     def _work_off(self) -> bool:
         """Run rounds as long as there are events; tell whether there were any."""
         worked = False
-        while not self._stopped:
+        while not self._stopping.is_set():
+            started = time.monotonic()
             result = borrow_connection(lambda: self._fan_out.run_round(settings.MAX_CONCURRENT_EVENTS))
             if not result.seen:
                 break
             worked = True
             self._on_due()
+            if not self._has_room():
+                self._stopping.wait(REST * (time.monotonic() - started))
         return worked

@@ -9,6 +9,7 @@ left of the round.  Its other events wait for the next round or, in a worker wit
 
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 from collections import Counter, defaultdict
@@ -34,6 +35,10 @@ DELIVERIES_AT_A_TIME = 1_000
 SHARED_ROUND = 4
 # A process that only works off backlogs makes fewer, larger transactions.
 BACKLOG_DELIVERIES_AT_A_TIME = 5_000
+# Claiming an event that has to wait for the next round is wasted work.  After a round that left events behind, the next
+# one claims this many times as many as it processed, until a round processes all of them.
+CLAIM_AHEAD = 2
+FEWEST_EVENTS = 8
 
 # How many events each running fan-out holds is told as a shared advisory lock whose second key is the number
 # (`webhooks.stats` adds them up).  It is true at every moment, because it goes with the transaction.
@@ -102,6 +107,7 @@ class FanOut:
         self._subscribers = Subscribers()
         # Organizations that the last round passed over: an event of theirs comes first in the next one.
         self._overdue: frozenset[uuid.UUID] = frozenset()
+        self._most_events = sys.maxsize
 
     def run_round(self, limit: int, skip: Collection[uuid.UUID] = (), hand_over: HandOver | None = None) -> Round:
         """Process up to `limit` accepted events that are due, and none of organizations in `skip`.
@@ -109,6 +115,7 @@ class FanOut:
         hand_over: takes the deliveries that can be sent at once.
         """
         started = time.perf_counter()
+        limit = min(limit, self._most_events)
         try:
             result, processed = in_transaction(lambda: self._claim_and_process(limit, skip, hand_over))
         except BaseException as error:
@@ -124,6 +131,10 @@ class FanOut:
         if hand_over is not None:
             hand_over.begin()
         self._overdue = result.passed_over
+        if result.left_behind:
+            self._most_events = max(FEWEST_EVENTS, CLAIM_AHEAD * len(processed))
+        elif result.seen >= limit:
+            self._most_events = CLAIM_AHEAD * limit
         _log_outcomes(processed, started)
         return result
 

@@ -46,7 +46,7 @@ class Command(BaseCommand):
             with contextlib.suppress(OSError):  # the worker is gone, which the loop below notices
                 os.write(sys.stdout.fileno(), DUE)
 
-        fan_out = BacklogFanOut(deliveries_due)
+        fan_out = BacklogFanOut(deliveries_due, sender.has_room)
         fan_out.start()
         fan_out.wake()
         message = READY
