@@ -23,6 +23,7 @@ from events import backlog, rate
 from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
 from events.group_commit import GroupCommit
 from events.ingest import Ingested
+from events.pacing import Pacing
 from events.payload import NewEvent, parse_batch, parse_event
 from orgs.front_door import Authenticator
 from orgs.keys import Caller
@@ -40,6 +41,7 @@ class EventsDoor:
         self.authenticator = Authenticator()
         self._signal_wanted = False
         self._signaling: asyncio.Task[None] | None = None
+        self._pacing = Pacing()
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="backlog")
 
     def routes(self) -> dict[tuple[str, str], Handler]:
@@ -81,6 +83,7 @@ class EventsDoor:
         """Store the events of a request and wake the workers; return what became of each, and the rate's headers."""
         rate.require_possible(caller, len(events))
         await self._require_room(caller, len(events))
+        await self._pace(caller)
         with failure_logged(caller.organization_id, events, started):
             results, decision = await self.commits.accept(caller, events, request.memo)
         if accepted_count(results):
@@ -117,6 +120,16 @@ class EventsDoor:
         problem = backlog.estimate.add(organization_id, events)
         if problem is not None:
             raise problem
+
+    async def _pace(self, caller: Caller) -> None:
+        """Wait before a request of an organization whose earlier events the workers can't keep up with."""
+        if self._pacing.wants_look():
+            look = asyncio.get_running_loop().run_in_executor(
+                self._counting, lambda: borrow_connection(self._pacing.look)
+            )
+            look.add_done_callback(_ignore_failure)
+        if pause := self._pacing.pause(caller.organization_id):
+            await asyncio.sleep(pause)
 
 
 def _ignore_failure(done: asyncio.Future[None]) -> None:

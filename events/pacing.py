@@ -1,0 +1,131 @@
+"""Accepting no faster than the workers keep up: a pause before each request of an organization whose events wait.
+
+Accepting and delivering share the machine.  Flat out, accepting would take so much of it that the workers fall ever
+further behind.  So the front door looks now and then how long an organization's oldest accepted event has waited for
+its fan-out, and pauses before its requests while that is too long.  Who sends as fast as responses come settles at the
+rate at which events are delivered; who sends steadily notices nothing.
+
+Only the fan-out counts: it needs no endpoint, so that slow endpoints slow nobody's requests.  And only one that makes
+progress: where no worker runs, pauses would help nobody.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from psycopg.rows import class_row
+
+from core.db import server_cursor
+
+# The longest that an event may wait for its fan-out without a pause for its organization.
+MOST_WAITING_SECONDS = 0.05
+# The first pause, and the longest.  Each look makes it longer by half, or half as long.
+FIRST_SECONDS = 0.004
+LONGEST_SECONDS = 0.5
+# Between two looks of a process.
+LOOK_SECONDS = 0.05
+# A fan-out whose oldest event is the same for so long has stopped.
+STOPPED_SECONDS = 1.0
+# A look sees no more organizations than this; the next one goes on behind the last of them.
+ORGANIZATIONS_AT_A_TIME = 100
+NOBODY = uuid.UUID(int=0)
+
+# Jumps from one organization to the next, as `webhooks.routing.claim_events` does: it costs what organizations are
+# waiting, not what events are.
+_OLDEST = """
+WITH RECURSIVE oldest AS (
+    (SELECT organization_id, due_at, 1 AS number FROM events_event
+     WHERE status = 'accepted' AND organization_id > %(after)s ORDER BY organization_id, due_at LIMIT 1)
+    UNION ALL
+    (SELECT e.organization_id, e.due_at, oldest.number + 1
+     FROM oldest CROSS JOIN LATERAL (
+         SELECT organization_id, due_at FROM events_event
+         WHERE status = 'accepted' AND organization_id > oldest.organization_id ORDER BY organization_id, due_at LIMIT 1
+     ) AS e WHERE oldest.number < %(organizations)s)
+)
+SELECT organization_id, due_at, extract(epoch FROM clock_timestamp() - due_at)::float8 AS waited FROM oldest
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class OldestEvent:
+    """An organization's accepted event that was due first, and the seconds since then."""
+
+    organization_id: uuid.UUID
+    due_at: datetime.datetime
+    waited: float
+
+
+def oldest_events(after: uuid.UUID) -> list[OldestEvent]:
+    """Return the oldest accepted event of each organization that has one, of those behind `after` by their ids."""
+    with server_cursor(class_row(OldestEvent)) as cursor:
+        return cursor.execute(_OLDEST, {"after": after, "organizations": ORGANIZATIONS_AT_A_TIME}).fetchall()
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """What a process knows of an organization whose events wait too long.  same_since: a monotonic time."""
+
+    oldest_due_at: datetime.datetime
+    same_since: float
+    pause: float = 0.0
+
+
+class Pacing:
+    """The pauses of every organization, in one process.  find: does as `oldest_events`.  clock: a monotonic one."""
+
+    def __init__(
+        self,
+        find: Callable[[uuid.UUID], Sequence[OldestEvent]] = oldest_events,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._find = find
+        self._clock = clock
+        self._waiting: dict[uuid.UUID, _Waiting] = {}
+        self._after = NOBODY
+        self._next_look_at = float("-inf")
+
+    def pause(self, organization_id: uuid.UUID) -> float:
+        """Return how long to wait, in seconds, before the organization's next request is stored."""
+        waiting = self._waiting.get(organization_id)
+        return 0.0 if waiting is None else waiting.pause
+
+    def wants_look(self) -> bool:
+        """Return whether `look` should be called now; after that, not for LOOK_SECONDS."""
+        now = self._clock()
+        if now < self._next_look_at:
+            return False
+        self._next_look_at = now + LOOK_SECONDS
+        return True
+
+    def look(self) -> None:
+        """See who waits, and make pauses longer or shorter.  For one thread at a time."""
+        began_behind = self._after
+        found = {oldest.organization_id: oldest for oldest in self._find(began_behind)}
+        self._after = max(found) if len(found) == ORGANIZATIONS_AT_A_TIME else NOBODY
+        now = self._clock()
+        for organization_id, oldest in found.items():
+            if oldest.waited > MOST_WAITING_SECONDS:
+                self._lengthen(self._waiting.setdefault(organization_id, _Waiting(oldest.due_at, now)), oldest, now)
+        for organization_id, waiting in list(self._waiting.items()):
+            if organization_id <= began_behind or (self._after != NOBODY and organization_id > self._after):
+                continue  # this look saw other organizations
+            late = found.get(organization_id)
+            if late is None or late.waited <= MOST_WAITING_SECONDS or now - waiting.same_since >= STOPPED_SECONDS:
+                self._shorten(organization_id, waiting, keep=late is not None and late.waited > MOST_WAITING_SECONDS)
+
+    @staticmethod
+    def _lengthen(waiting: _Waiting, oldest: OldestEvent, now: float) -> None:
+        if oldest.due_at != waiting.oldest_due_at:
+            waiting.oldest_due_at, waiting.same_since = oldest.due_at, now
+        if now - waiting.same_since < STOPPED_SECONDS:
+            waiting.pause = min(LONGEST_SECONDS, max(FIRST_SECONDS, waiting.pause * 1.5))
+
+    def _shorten(self, organization_id: uuid.UUID, waiting: _Waiting, *, keep: bool) -> None:
+        waiting.pause = waiting.pause / 2 if waiting.pause > FIRST_SECONDS else 0.0
+        if not waiting.pause and not keep:
+            del self._waiting[organization_id]

@@ -1,0 +1,111 @@
+"""Accepting goes at the pace of the fan-out, for the organization whose events wait, and only while it goes on."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+
+import pytest
+from django.utils import timezone
+
+from events import pacing
+from events.ingest import ingest
+from events.models import Event
+from events.pacing import FIRST_SECONDS, LONGEST_SECONDS, LOOK_SECONDS, STOPPED_SECONDS, Pacing
+from events.payload import NewEvent
+from orgs.models import Organization
+from webhooks.routing.fan_out import FanOut
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Return a clock that stands still."""
+    return Clock()
+
+
+def _accept_late(organization: Organization, events: int = 1) -> None:
+    """Accept events that have been due for a minute and more, each at a time of its own."""
+    for number in range(events):
+        event = ingest(organization.id, NewEvent("a.b", "{}", None)).event_id
+        due_at = timezone.now() - datetime.timedelta(seconds=60 + events - number)
+        Event.objects.filter(pk=event).update(due_at=due_at)
+
+
+def test_an_organization_whose_events_wait_is_slowed_down_until_they_are_fanned_out(
+    organization: Organization, other_organization: Organization, clock: Clock
+) -> None:
+    paces = Pacing(clock=clock)
+    _accept_late(organization, 40)
+    ingest(other_organization.id, NewEvent("a.b", "{}", None))
+    Event.objects.filter(organization=other_organization).update(due_at=timezone.now() + datetime.timedelta(hours=1))
+    pauses = []
+    for _ in range(30):
+        paces.look()
+        pauses.append(paces.pause(organization.id))
+        Event.objects.filter(pk=Event.objects.filter(status="accepted").earliest("due_at").pk).update(
+            status="processed"
+        )
+        clock.now += LOOK_SECONDS
+    assert pauses[:3] == [FIRST_SECONDS, FIRST_SECONDS * 1.5, FIRST_SECONDS * 1.5**2]
+    assert pauses[-1] == LONGEST_SECONDS
+    assert paces.pause(other_organization.id) == 0
+    fan_out = FanOut()
+    while fan_out.run_round(1000).seen:
+        pass
+    for _ in range(10):
+        paces.look()
+    assert paces.pause(organization.id) == 0
+
+
+def test_where_no_fan_out_goes_on_nobody_is_slowed_down(organization: Organization, clock: Clock) -> None:
+    paces = Pacing(clock=clock)
+    _accept_late(organization)
+    for _ in range(30):
+        paces.look()
+    assert paces.pause(organization.id) == LONGEST_SECONDS
+    clock.now += STOPPED_SECONDS
+    for _ in range(10):
+        paces.look()
+    assert paces.pause(organization.id) == 0
+    _accept_late(organization, 2)  # another one is the oldest now, as after a fan-out
+    paces.look()
+    assert paces.pause(organization.id) == FIRST_SECONDS
+
+
+def test_a_process_looks_now_and_then(clock: Clock) -> None:
+    paces = Pacing(clock=clock)
+    assert [paces.wants_look(), paces.wants_look()] == [True, False]
+    clock.now += LOOK_SECONDS
+    assert [paces.wants_look(), paces.wants_look()] == [True, False]
+
+
+def test_looks_take_turns_between_more_organizations_than_one_sees(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr(pacing, "ORGANIZATIONS_AT_A_TIME", 3)
+    everybody = [Organization.objects.create(name=f"Org {number}") for number in range(7)]
+    for each in everybody:
+        _accept_late(each)
+    paces = Pacing(clock=clock)
+    seen: list[set[uuid.UUID]] = []
+    for _ in range(3):
+        before = {each.id for each in everybody if paces.pause(each.id)}
+        paces.look()
+        seen.append({each.id for each in everybody if paces.pause(each.id)} - before)
+    assert [len(ids) for ids in seen] == [3, 3, 1]
+    Event.objects.update(status="processed")
+    for _ in range(10):
+        paces.look()
+    assert not any(paces.pause(each.id) for each in everybody)
