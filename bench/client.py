@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Outcome:
-    """What a run of requests brought.  Latencies in seconds; `sent` holds the scheduled (paced) or real send times."""
+    """What a run of requests brought.  latencies: in seconds.  responded: when the response for an event came."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
     seconds: float = 0.0
-    sent: dict[str, float] = field(default_factory=dict)
+    responded: dict[str, float] = field(default_factory=dict)
 
     @property
     def requests(self) -> int:

@@ -6,9 +6,11 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 
 from bench.client import Api, Outcome, flat_out, paced
 from devstack.processes import ROOT
@@ -18,7 +20,10 @@ DATA = '{"order": 4711, "customer": "c_1029384756", "total": "19.90", "currency"
 
 @dataclass(frozen=True)
 class Load:
-    """What to send.  requests: how many; rate: a second, 0 for flat out; batch: events a request, 0 for single ones."""
+    """What to send.  requests: how many; rate: a second, 0 for flat out; batch: events a request, 0 for single ones.
+
+    seconds: end after so long even if fewer were sent.  keep_times: remember when each event's response came.
+    """
 
     url: str
     key: str
@@ -28,6 +33,8 @@ class Load:
     batch: int = 0
     types: tuple[str, ...] = ("order.created",)
     with_dedup_id: bool = False
+    seconds: float = 0.0
+    keep_times: bool = False
 
 
 def _events(load: Load) -> Iterator[str]:
@@ -52,10 +59,24 @@ def requests_of(load: Load, api: Api) -> Iterator[bytes]:
 async def run(load: Load) -> Outcome:
     """Send the load from this process."""
     api = Api(load.url, load.key)
+    responded: dict[str, float] = {}
+
+    def on_answer(status: int, body: bytes, sent: float) -> None:
+        if load.keep_times and status == 202:
+            responded[json.loads(body)["id"]] = time.time()
+
     if load.rate:
-        return await paced(api, requests_of(load, api), load.rate, load.connections)
-    prepared = iter(list(requests_of(load, api)))
-    return await flat_out(api, prepared, load.connections)
+        outcome = await paced(api, requests_of(load, api), load.rate, load.connections, on_answer)
+    else:
+        requests = iter(list(requests_of(load, api)))
+        outcome = await flat_out(api, _until(requests, load.seconds), load.connections, on_answer)
+    outcome.responded = responded
+    return outcome
+
+
+def _until(requests: Iterator[bytes], seconds: float) -> Iterator[bytes]:
+    ends = time.monotonic() + seconds if seconds else float("inf")
+    return takewhile(lambda _: time.monotonic() < ends, requests)
 
 
 def send(load: Load) -> Outcome:
@@ -66,7 +87,7 @@ def send(load: Load) -> Outcome:
     )  # fmt: skip
     found = json.loads(done.stdout)
     statuses = Counter({int(status): count for status, count in found["statuses"].items()})
-    return Outcome(statuses, found["latencies"], found["seconds"])
+    return Outcome(statuses, found["latencies"], found["seconds"], found["responded"])
 
 
 def main() -> None:
@@ -74,7 +95,7 @@ def main() -> None:
     given = json.load(sys.stdin)
     given["types"] = tuple(given["types"])
     outcome = asyncio.run(run(Load(**given)))
-    json.dump({"statuses": outcome.statuses, "latencies": outcome.latencies, "seconds": outcome.seconds}, sys.stdout)
+    json.dump(vars(outcome), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from bench import stack
-from bench.scenarios import bigtables, churn, delivery, fairness, fanout, ingestion, latency, memory, plainrq, scaling
+from bench.scenarios import (
+    bigtables,
+    churn,
+    delivery,
+    end_to_end,
+    fairness,
+    fanout,
+    ingestion,
+    latency,
+    memory,
+    plainrq,
+    scaling,
+)
 
 _SMALL: dict[object, dict[str, object]] = {
     ingestion: {"WARM_UP": 20, "SINGLE_REQUESTS": 60, "BATCH_REQUESTS": 9, "EVENTS_A_BATCH": 10},
     latency: {"WARM_UP": 10, "SECONDS": 1, "ROUNDS": 1},
+    end_to_end: {
+        "RATES": (50.0, 100.0),
+        "PACED_SECONDS": 1,
+        "FLAT_OUT_SECONDS": 2.0,
+        "FLAT_OUT_REQUESTS": 2000,
+        "BATCHES": 6,
+        "SILENT": 20,
+        "DRIPPING": 10,
+        "CROWD_SECONDS": 1,
+    },
     fanout: {"EVENTS": 10_000},
     delivery: {"WARM_UP": 20, "DELIVERIES": 500, "CLIENT_REQUESTS": 100},
     plainrq: {"EVENTS": 50, "SAMPLES": {"SimpleWorker": 10, "Worker": 3}},
