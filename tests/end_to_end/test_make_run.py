@@ -37,7 +37,7 @@ START_SECONDS = 150.0
 
 def _clean_environment() -> dict[str, str]:
     """Return the environment without what the tests' own servers need."""
-    ours = {option.name for option in OPTIONS} | {"DJANGO_SETTINGS_MODULE", "PORT", "TEST_API_URL", "TEST_API_KEY"}
+    ours = {option.name for option in OPTIONS} | {"DJANGO_SETTINGS_MODULE", "TEST_API_URL", "TEST_API_KEY"}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
