@@ -64,8 +64,10 @@ worker_class = "triggers_project.web_worker.WebWorker"
 workers = _settings["WEB_CONCURRENCY"]
 
 keepalive = 75  # longer than the usual load balancer's, so that it is never we who close first
-timeout = 60  # above the 30 s that a request may wait for a database connection
-graceful_timeout = 35
+# A worker whose event loop stands still for so long, or that takes so long to load, is killed and replaced.  The loop
+# reports to gunicorn after each half of it.  A request may take longer; nothing here limits one that Django serves.
+timeout = 60
+graceful_timeout = 35  # after SIGTERM, how long requests in flight may finish
 backlog = 2048
 
 accesslog = None  # the application logs each request as one JSON line

@@ -34,7 +34,7 @@ def operations(page: str) -> str:
 
 def _table(title: str, options: list[Option[object]]) -> str:
     rows = [
-        f"| `{option.name}` | {option.kind.expected} | {f'`{option.default}`' if option.default else '–'} "
+        f"| `{option.name}` | {option.kind.expected} | {f'`{option.default}`' if option.default else chr(0x2013)} "
         f"| {option.meaning} |\n"
         for option in options
     ]
