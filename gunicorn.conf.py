@@ -1,5 +1,6 @@
-"""How gunicorn serves the API.  Each value can be set through the environment."""
+"""How gunicorn serves the API."""
 
+import json
 import os
 import signal
 import subprocess
@@ -27,17 +28,23 @@ if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
     signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
 
 
-def _count(name: str, default: str) -> int:
-    text = os.environ.get(name, default)
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        sys.exit(f"{name} is wrong: expected a whole number from 1.")
-    return int(text)
+def _read_settings(*names: str) -> dict[str, Any]:
+    """Return the values of these settings, or end with a line for each setting of the application that is wrong.
+
+    In a process of its own: what gunicorn's master has imported, a reload would not read again.
+    """
+    command = [sys.executable, "-m", "triggers_project.options", *names]
+    read = subprocess.run(command, stdout=subprocess.PIPE, check=False)  # noqa: S603
+    if read.returncode:
+        sys.exit(read.returncode)
+    values: dict[str, Any] = json.loads(read.stdout)
+    return values
 
 
 def on_starting(server: Any) -> None:
-    """End with the line that names a wrong setting, or one that leads nowhere, instead of failing in each worker.
+    """End with the line that names a setting that leads nowhere, instead of failing in each worker.
 
-    In a process of its own: what gunicorn's master has imported, a reload would not read again.
+    In a process of its own, as above.
     """
     checked = subprocess.run([sys.executable, "-c", _CHECK], check=False)  # noqa: S603
     if checked.returncode:
@@ -58,19 +65,21 @@ def worker_exit(server: Any, worker: Any) -> None:
         wakeups.wait_until_woken(2.0)
 
 
-bind = os.environ.get("BIND", f"0.0.0.0:{_count('PORT', '8000')}")
+_settings = _read_settings("BIND", "WEB_CONCURRENCY", "GUNICORN_LOG_LEVEL")
+bind = _settings["BIND"]
 worker_class = "triggers_project.web_worker.WebWorker"
-workers = _count("WEB_CONCURRENCY", "2")
-_count("WEB_THREADS", "8")  # the threads that Django's views run in, of each worker process
+workers = _settings["WEB_CONCURRENCY"]
 
 keepalive = 75  # longer than the usual load balancer's, so that it is never we who close first
-timeout = 60  # above the 30 s that a request may wait for a database connection
-graceful_timeout = 35
+# A worker whose event loop stands still for so long, or that takes so long to load, is killed and replaced.  The loop
+# reports to gunicorn after each half of it.  A request may take longer; nothing here limits one that Django serves.
+timeout = 60
+graceful_timeout = 35  # after SIGTERM, how long requests in flight may finish
 backlog = 2048
 
 accesslog = None  # the application logs each request as one JSON line
 errorlog = "-"
-loglevel = os.environ.get("GUNICORN_LOG_LEVEL", "warning")
+loglevel = _settings["GUNICORN_LOG_LEVEL"]
 # gunicorn's heartbeat files: in memory, so that a busy disk can't make a worker look dead.
 worker_tmp_dir = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108
 control_socket_disable = True

@@ -208,6 +208,18 @@ def only_run() -> Iterator[None]:
         ) from None
 
 
+def read_settings(env: Mapping[str, str]) -> dict[str, Any]:
+    """Return the value of every setting.  Raises DevstackError with a line for each that is wrong."""
+    from django.core.exceptions import ImproperlyConfigured
+
+    from triggers_project.options import read_options
+
+    try:
+        return read_options(env)
+    except ImproperlyConfigured as error:
+        raise DevstackError(str(error)) from None
+
+
 def check_servers(env: Mapping[str, str]) -> None:
     """Raise DevstackError when the database or Redis doesn't answer."""
     import psycopg
@@ -334,6 +346,7 @@ def _run_demo(port: int) -> int:
         _end_on_signals(run)
         say("Starting PostgreSQL and Valkey ...")
         env = run.start_servers()
+        options = read_settings(os.environ)
         check_servers(env)
         if run.stack.migrate():
             say("The local data was of older migrations and was deleted.")
@@ -343,7 +356,7 @@ def _run_demo(port: int) -> int:
         remembered = read_demo()
         secret: dict[str, str] = {"value": remembered.get("secret", "")}
         receiver = run.start_receiver(int(remembered.get("port", "0")), lambda: secret["value"])
-        base = run.start_processes()
+        base = run.start_processes() + options["URL_PREFIX"]
         api = ensure_key(base)
         # By name, so that a policy which refuses the address shows at the delivery, as it would in production.
         demo = ensure_subscription(api, f"http://localhost:{receiver.port}/webhooks")
@@ -353,7 +366,7 @@ def _run_demo(port: int) -> int:
         lines = first_webhook(run, api)
         if refused:
             lines.append(f"           The API refused the demo's endpoint: {refused} (see WEBHOOK_ALLOWED_SUBNETS)")
-        _report(lines, base, env, api)
+        _report(lines, f"{base}/{options['ADMIN_PATH']}/", env, api)
         run.announced = True
         return run.stay()
     except KeyboardInterrupt:
@@ -365,18 +378,17 @@ def _run_demo(port: int) -> int:
         run.stop()
 
 
-def _report(lines: list[str], base: str, env: Mapping[str, str], api: Api) -> None:
-    admin_path = os.environ.get("ADMIN_PATH", "admin")
+def _report(lines: list[str], admin: str, env: Mapping[str, str], api: Api) -> None:
     say()
     for line in lines:
         say(line)
     say()
-    say(f"Admin      {base}/{admin_path}/  user {ADMIN_USER}  password {env['ADMIN_PASSWORD']}")
-    say(f"API        {base}/api/docs")
+    say(f"Admin      {admin}  user {ADMIN_USER}  password {env['ADMIN_PASSWORD']}")
+    say(f"API        {api.base}/api/docs")
     say("Logs       .local/log/")
     say()
     say("Send another event:")
-    say(f"  curl -i {base}/api/events -H 'X-API-Key: {api.key}' -H 'Content-Type: application/json' \\")
+    say(f"  curl -i {api.base}/api/events -H 'X-API-Key: {api.key}' -H 'Content-Type: application/json' \\")
     say("""    -d '{"type": "order.created", "data": {"id": 1}}'""")
     say()
     say("Ctrl-C stops everything.")

@@ -84,10 +84,10 @@ def main() -> int:
     for name, value in result.items():
         if name not in {"table", "violations"}:
             print(f"{name.replace('_', ' '):<32} {value}")
-    for violation in outcome.verdict.violations:
+    for violation in outcome.report.violations:
         print(f"\nBROKEN  {violation}")
-    print(f"\n{'A promise was broken' if outcome.verdict.violations else 'Every promise was kept'}; {path}")
-    return 1 if outcome.verdict.violations else 0
+    print(f"\n{'A promise was broken' if outcome.report.violations else 'Every promise was kept'}; {path}")
+    return 1 if outcome.report.violations else 0
 
 
 if __name__ == "__main__":

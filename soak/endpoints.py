@@ -12,9 +12,9 @@ from devstack.http_receiver import OK, Received, Response
 class Kind(StrEnum):
     """How a subscription's endpoint behaves."""
 
-    STEADY = "steady"  # answers at once
+    STEADY = "steady"  # responds at once
     SLOW = "slow"  # takes up to a third of a second
-    FLAKY = "flaky"  # 500s, resets, and answers that never come
+    FLAKY = "flaky"  # 500s, resets, and responses that never come
 
 
 class Endpoints:

@@ -2,7 +2,7 @@
 
 A kill "in the middle of" something is a real SIGKILL at a moment that is held still from outside: a
 table lock stops the process inside its transaction, a standby that doesn't exist stops it between
-its commit and the server's answer, a receiver that is silent stops it while its requests are on the
+its commit and the server's response, a receiver that is silent stops it while its requests are on the
 wire.  The product has no hooks for any of it.
 """
 
@@ -168,7 +168,7 @@ class WorkerClaiming(_KilledInStatement):
 
 
 class WorkerRecording(_KilledInStatement):
-    """Answers came, their queues are locked, the attempts are being written."""
+    """Responses came, their queues are locked, the attempts are being written."""
 
     name = "worker killed while recording"
     table = "webhooks_deliveryattempt"
@@ -184,7 +184,7 @@ class WorkerFanningOut(_KilledInStatement):
 
 
 class WorkerSending(Fault):
-    """Requests are on the wire and no receiver has answered them."""
+    """Requests are on the wire and no receiver has responded to them."""
 
     name = "worker killed while sending"
     is_brief = True
@@ -438,7 +438,7 @@ class GreedyNeighbor(Fault):
     def _post(self, path: str, body: object, *statuses: int) -> None:
         """Send a request again and again until it gets one of these statuses: web and servers may be away."""
 
-        def is_answered() -> bool:
+        def has_responded() -> bool:
             connection = http.client.HTTPConnection("127.0.0.1", self.stack.port, timeout=30)
             headers = {"X-API-Key": self._key, "Content-Type": "application/json"}
             try:
@@ -449,7 +449,7 @@ class GreedyNeighbor(Fault):
             finally:
                 connection.close()
 
-        self._wait(is_answered)
+        self._wait(has_responded)
 
     def clear_up(self) -> list[str]:
         self._neighbor.stop()

@@ -29,7 +29,7 @@ class Ledger:
     """What was offered, by the token in its data, and how the requests ended."""
 
     offered: dict[str, Offered] = field(default_factory=dict)
-    answers: Counter[str] = field(default_factory=Counter)
+    responses: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
 
     @property
@@ -63,7 +63,7 @@ class Producer:
         self._stopping.set()
 
     def join(self) -> None:
-        """Wait until what was begun has an answer, or won't get one."""
+        """Wait until what was begun has a response, or won't get one."""
         self._thread.join(LAST_TRIES_SECONDS + REQUEST_SECONDS)
         if self._thread.is_alive():
             self._ledger.faults.append(f"{self.name} hangs")
@@ -84,28 +84,28 @@ class Producer:
         return event
 
     def _offer(self, events: list[dict[str, object]], retry: bool) -> None:
-        """Post until there is a clear answer; without dedup ids only once."""
+        """Post until there is a clear response; without dedup ids only once."""
         pauses = 0.0
         while True:
-            status, answer = self._post(events)
-            self._ledger.answers[str(status or "none")] += 1
+            status, response = self._post(events)
+            self._ledger.responses[str(status or "none")] += 1
             if status in {200, 202}:
-                self._note(events, status, answer)
+                self._note(events, status, response)
                 return
             if status not in {0, 502, 503, 504}:
-                self._ledger.faults.append(f"{self.name} got {status}: {answer[:300]!r}")
+                self._ledger.faults.append(f"{self.name} got {status}: {response[:300]!r}")
                 return
             if not retry:
                 return
             pause = self._random.uniform(0.1, 0.5)
             pauses += pause if self._stopping.is_set() else 0
             if pauses > LAST_TRIES_SECONDS:
-                self._ledger.faults.append(f"{self.name} got no answer for {LAST_TRIES_SECONDS:g} s")
+                self._ledger.faults.append(f"{self.name} got no response for {LAST_TRIES_SECONDS:g} s")
                 return
             threading.Event().wait(pause)
 
-    def _note(self, events: list[dict[str, object]], status: int, answer: bytes) -> None:
-        document = json.loads(answer)
+    def _note(self, events: list[dict[str, object]], status: int, response: bytes) -> None:
+        document = json.loads(response)
         items = document["data"] if self._batch else [document]
         for event, item in zip(events, items, strict=True):
             if item["status"] in {"accepted", "duplicate"}:
@@ -114,15 +114,15 @@ class Producer:
                 self._ledger.faults.append(f"{self.name} got {item}")
 
     def _post(self, events: list[dict[str, object]]) -> tuple[int, bytes]:
-        """Return status and body; 0 when no answer came, which says nothing about what was stored."""
+        """Return status and body; 0 when no response came, which says nothing about what was stored."""
         path, body = ("/api/events/batch", events) if self._batch else ("/api/events", events[0])
         headers = {"X-API-Key": self._key, "Content-Type": "application/json"}
         try:
             if self._connection is None:
                 self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=REQUEST_SECONDS)
             self._connection.request("POST", path, json.dumps(body), headers)
-            answer = self._connection.getresponse()
-            return answer.status, answer.read()
+            response = self._connection.getresponse()
+            return response.status, response.read()
         except (OSError, http.client.HTTPException):
             if self._connection is not None:
                 with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""A run: load from the beginning to the end, a round for each fault or pair, then the verdict."""
+"""A run: load from the beginning to the end, a round for each fault or pair, then the report."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 from devstack.http_receiver import Receiver
 from devstack.stack import Stack
 from devstack.waiting import wait_until
+from soak.checks import Report, check
 from soak.clock import Clock
 from soak.endpoints import Endpoints, Kind, token_of
 from soak.faults import Fault, Missed, Row
 from soak.producers import Ledger, Producer
-from soak.verdict import Verdict, judge
 
 ORGANIZATIONS = ("first", "second")
 RECOVERY_SECONDS = 90.0
@@ -43,8 +43,8 @@ class Outcome:
 
     seed: int
     rounds: list[Round] = field(default_factory=list)
-    verdict: Verdict = field(default_factory=Verdict)
-    answers: dict[str, int] = field(default_factory=dict)
+    report: Report = field(default_factory=Report)
+    responses: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
 
     def as_json(self) -> dict[str, Any]:
@@ -52,8 +52,8 @@ class Outcome:
         return {
             "seed": self.seed,
             "rounds": len(self.rounds),
-            **dataclasses.asdict(self.verdict),
-            "answers": self.answers,
+            **dataclasses.asdict(self.report),
+            "responses": self.responses,
             "seconds": round(self.seconds, 1),
             "table": [dataclasses.asdict(one) for one in self.rounds],
         }
@@ -80,7 +80,7 @@ class Soak:
         self._used: list[Fault] = []
 
     def run(self, planned: Sequence[tuple[type[Fault], ...]]) -> Outcome:
-        """Do the planned rounds under load and judge what is there when the load has drained."""
+        """Do the planned rounds under load and check what is there when the load has drained."""
         started = time.monotonic()
         outcome = Outcome(self._seed)
         self._receiver.start()
@@ -97,17 +97,17 @@ class Soak:
             self._drain()
             for fault in self._used:
                 self._violations += fault.clear_up()
-            outcome.verdict = judge(
+            outcome.report = check(
                 self._stack, self._ledger, self._receiver.requests, self._secrets, self._paths, self._organizations,
                 self._in_flight,
             )  # fmt: skip
-            outcome.verdict.violations += self._violations
+            outcome.report.violations += self._violations
         finally:
             for producer in self._producers:
                 producer.stop()
             self._stack.stop_processes()
             self._receiver.stop()
-        outcome.answers = dict(sorted(self._ledger.answers.items()))
+        outcome.responses = dict(sorted(self._ledger.responses.items()))
         outcome.seconds = time.monotonic() - started
         return outcome
 
@@ -143,12 +143,12 @@ class Soak:
         connection = http.client.HTTPConnection("127.0.0.1", self._stack.port, timeout=30)
         try:
             connection.request(method, path, json.dumps(body), {"X-API-Key": key, "Content-Type": "application/json"})
-            answer = connection.getresponse()
-            text = answer.read()
+            response = connection.getresponse()
+            text = response.read()
         finally:
             connection.close()
-        if answer.status >= 300:
-            raise RuntimeError(f"{method} {path} answered {answer.status}: {text[:300]!r}")
+        if response.status >= 300:
+            raise RuntimeError(f"{method} {path} returned {response.status}: {text[:300]!r}")
         document: dict[str, Any] = json.loads(text)
         return document
 

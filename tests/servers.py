@@ -35,7 +35,8 @@ ENVIRONMENT = {
 
 stack.forget_settings_of_the_shell()
 # Read again under the settings, so that the coverage of its lines is counted.
-del sys.modules["triggers_project.options"]
+for name in [name for name in sys.modules if name.startswith("triggers_project.options")]:
+    del sys.modules[name]
 os.environ.update(ENVIRONMENT, DATABASE_URL=postgres.url(), REDIS_URL=valkey.url())
 
 

@@ -1,8 +1,7 @@
-"""The one settings module. What an operator can choose is listed in `options.py`."""
+"""The one settings module. What an operator can choose is declared in `options/declarations.py`."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from pathlib import Path
 
@@ -12,80 +11,18 @@ from redis.retry import Retry
 
 from core.logs import configure_logging
 from core.postgresql.base import WatchedConnection
-from triggers_project.options import read_options
+from triggers_project.options import read_local_env, read_options
+from triggers_project.options.declarations import *
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-# `make run` leaves what it started here, so that manage.py in the same folder finds it.
-environ.Env.read_env(BASE_DIR / ".local" / "env")
+read_local_env()
+# Every setting that an operator can choose.  The import says the names and, to a type checker, their types; the values
+# come from the environment, and all that are wrong are refused at once.
+globals().update(read_options(os.environ))
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-# Checked here, all at once; what each means is said in options.py.
-_options = read_options(os.environ)
-ENVIRONMENT: str = _options["ENVIRONMENT"]
-DATABASE_URL: str = _options["DATABASE_URL"]
-REDIS_URL: str = _options["REDIS_URL"]
-REDIS_SENTINELS: tuple[tuple[str, int], ...] = _options["REDIS_SENTINELS"]
-REDIS_SENTINEL_PASSWORD: str = _options["REDIS_SENTINEL_PASSWORD"]
-SECRET_KEY: str = _options["SECRET_KEY"]
-SECRETS_ENCRYPTION_KEYS: list[str] = _options["SECRETS_ENCRYPTION_KEYS"]
-DEBUG: bool = _options["DEBUG"]
 # 127.0.0.1 is how a container asks itself whether it is healthy.
-ALLOWED_HOSTS: list[str] = [*_options["ALLOWED_HOSTS"], "127.0.0.1"]
-CSRF_TRUSTED_ORIGINS: list[str] = _options["CSRF_TRUSTED_ORIGINS"]
-USE_HTTPS: bool = _options["USE_HTTPS"]
-TRUSTED_PROXIES: int = _options["TRUSTED_PROXIES"]
-URL_PREFIX: str = _options["URL_PREFIX"]
-ADMIN_PATH: str = _options["ADMIN_PATH"]
-LOG_LEVEL: str = _options["LOG_LEVEL"]
-DB_POOL_SIZE: int = _options["DB_POOL_SIZE"]
-DB_POOL_MAX_OVERFLOW: int = _options["DB_POOL_MAX_OVERFLOW"]
-DB_POOL_TIMEOUT: float = _options["DB_POOL_TIMEOUT"]
-DB_POOL_MAX_LIFETIME: float = _options["DB_POOL_MAX_LIFETIME"]
-DB_PREPARED_STATEMENTS: bool = _options["DB_PREPARED_STATEMENTS"]
-WEB_THREADS: int = _options["WEB_THREADS"]
-MAX_EVENT_BYTES: int = _options["MAX_EVENT_BYTES"]
-MAX_BATCH_BYTES: int = _options["MAX_BATCH_BYTES"]
-MAX_BATCH_EVENTS: int = _options["MAX_BATCH_EVENTS"]
-MAX_JSON_DEPTH: int = _options["MAX_JSON_DEPTH"]
-DEDUP_WINDOW: float = _options["DEDUP_WINDOW"]
-MAX_QUEUE_LENGTH: int = _options["MAX_QUEUE_LENGTH"]
-MAX_WAITING_EVENTS: int = _options["MAX_WAITING_EVENTS"]
-MAX_WAITING_DELIVERIES: int = _options["MAX_WAITING_DELIVERIES"]
-DEFAULT_EVENTS_PER_MINUTE: int = _options["DEFAULT_EVENTS_PER_MINUTE"]
-DEFAULT_RETENTION_DAYS: int = _options["DEFAULT_RETENTION_DAYS"]
-AUTH_FAILURES_PER_MINUTE: int = _options["AUTH_FAILURES_PER_MINUTE"]
-MAX_API_KEYS: int = _options["MAX_API_KEYS"]
-MAX_SUBSCRIPTIONS: int = _options["MAX_SUBSCRIPTIONS"]
-MAX_CONCURRENT_EVENTS: int = _options["MAX_CONCURRENT_EVENTS"]
-MAX_CONCURRENT_DELIVERIES: int = _options["MAX_CONCURRENT_DELIVERIES"]
-MAX_CONNECTIONS_PER_HOST: int = _options["MAX_CONNECTIONS_PER_HOST"]
-MAX_IN_FLIGHT_PER_SUBSCRIPTION: int = _options["MAX_IN_FLIGHT_PER_SUBSCRIPTION"]
-INITIAL_CONCURRENCY_WINDOW: int = _options["INITIAL_CONCURRENCY_WINDOW"]
-EVENT_MAX_ATTEMPTS: int = _options["EVENT_MAX_ATTEMPTS"]
-SWEEP_INTERVAL: float = _options["SWEEP_INTERVAL"]
-WORKER_SHUTDOWN_GRACE: float = _options["WORKER_SHUTDOWN_GRACE"]
-WORKER_HEARTBEAT_FILE: str = _options["WORKER_HEARTBEAT_FILE"]
-DISABLE_WEBHOOK_DELIVERY: bool = _options["DISABLE_WEBHOOK_DELIVERY"]
-DELIVERY_RETRY_SCHEDULE: tuple[float, ...] = _options["DELIVERY_RETRY_SCHEDULE"]
-DELIVERY_RETRY_JITTER: float = _options["DELIVERY_RETRY_JITTER"]
-DELIVERY_TIMEOUT: float = _options["DELIVERY_TIMEOUT"]
-LEASE_MARGIN: float = _options["LEASE_MARGIN"]
-RETRY_AFTER_MAX: float = _options["RETRY_AFTER_MAX"]
-RESPONSE_BODY_BYTES: int = _options["RESPONSE_BODY_BYTES"]
-DISABLE_AFTER_FAILING_FOR: float = _options["DISABLE_AFTER_FAILING_FOR"]
-BREAKER_THRESHOLD: int = _options["BREAKER_THRESHOLD"]
-BREAKER_BASE_DELAY: float = _options["BREAKER_BASE_DELAY"]
-BREAKER_MAX_DELAY: float = _options["BREAKER_MAX_DELAY"]
-DNS_CACHE_TTL: float = _options["DNS_CACHE_TTL"]
-WEBHOOK_DNS_SERVERS: tuple[str, ...] = _options["WEBHOOK_DNS_SERVERS"]
-WEBHOOK_ALLOWED_SUBNETS: tuple[Network, ...] = _options["WEBHOOK_ALLOWED_SUBNETS"]
-WEBHOOK_ALLOWED_PORTS: frozenset[int] = _options["WEBHOOK_ALLOWED_PORTS"]
-WEBHOOK_PROXY_URL: str = _options["WEBHOOK_PROXY_URL"]
-WEBHOOK_CA_FILE: str = _options["WEBHOOK_CA_FILE"]
-LOGIN_FAILURE_LIMIT: int = _options["LOGIN_FAILURE_LIMIT"]
-LOGIN_COOLOFF: float = _options["LOGIN_COOLOFF"]
+ALLOWED_HOSTS = [*ALLOWED_HOSTS, "127.0.0.1"]
 
 INSTALLED_APPS = [
     "console.apps.ConsoleConfig",  # before the admin, whose templates it changes
@@ -273,7 +210,7 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
     {"NAME": "django.contrib.auth.password_validation.NumericPasswordValidator"},
 ]
-AXES_FAILURE_LIMIT = _options["LOGIN_FAILURE_LIMIT"]
+AXES_FAILURE_LIMIT = LOGIN_FAILURE_LIMIT
 AXES_COOLOFF_TIME = LOGIN_COOLOFF / 3600
 AXES_CLIENT_IP_CALLABLE = "core.client_address.lockout_address"
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import uuid
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
@@ -21,48 +24,108 @@ MAX_FIELD_BYTES = 8190
 MAX_FIELDS = 100
 
 
+NOT_HTTP = "The request is not valid HTTP/1.1."
+HEAD_TOO_LARGE = (
+    f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes, and {MAX_FIELDS} header fields, "
+    f"each of them and the URL up to {MAX_FIELD_BYTES} bytes."
+)
+
+
 class HeadTooLarge(ValueError):
-    """The head of a request is over a limit; uvicorn responds with a 400."""
+    """The head of a request is over a limit."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol, which by itself bounds neither the size of a request's head nor the wait for it.
 
     A connection whose request's head is late is closed.  Between two requests, uvicorn's keep-alive limit counts.
+
+    uvicorn doesn't document this class for subclasses.  tests/api/test_front_door.py checks with real sockets what is
+    changed here, so an upgrade that breaks it fails there.
     """
 
     _head_timer: asyncio.TimerHandle | None = None
     _is_last = False  # the next request is the connection's last one
     _awaits_head = True
     _head_bytes = 0
+    _refusal = NOT_HTTP
+    _is_refused = False  # nothing more is read; the connection ends with the responses that are due
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         super().data_received(data)
         if self._awaits_head and not self.transport.is_closing():
             self._start_timer()
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
-                self.send_400_response("The request's head is too large.")
+                self._refuse(HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         self._awaits_head = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        longest = max((len(value) for _, value in self.headers), default=0)
+        if len(self.headers) > MAX_FIELDS or max(longest, len(self.url)) > MAX_FIELD_BYTES:
+            self._refusal = HEAD_TOO_LARGE
+            raise HeadTooLarge
+        super().on_headers_complete()
         self._awaits_head = False
         self._head_bytes = 0
         self._stop_timer()
-        if len(self.url) > MAX_FIELD_BYTES or len(self.headers) > MAX_FIELDS:
-            raise HeadTooLarge
-        if max((len(value) for _, value in self.headers), default=0) > MAX_FIELD_BYTES:
-            raise HeadTooLarge
-        super().on_headers_complete()
         if self._is_last:
             self.cycle.keep_alive = False
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what the parser couldn't read; uvicorn's message for that would be plain text."""
+        self._refuse(self._refusal)
+
+    def _refuse(self, detail: str) -> None:
+        """End the connection because of a malformed request, with a 400 if that can't pass for another's response."""
+        self._is_refused = True
+        self._stop_timer()
+        is_unanswered = self.cycle is not None and not self.cycle.response_complete
+        if self._awaits_head and is_unanswered:
+            self.cycle.keep_alive = False  # earlier requests, which were complete, get their responses
+            return
+        is_body_of_a_later_one = is_unanswered and (self.pipeline or self.cycle.response_started)
+        is_body_of_an_answered_one = not self._awaits_head and not is_unanswered
+        if not is_body_of_a_later_one and not is_body_of_an_answered_one:
+            self.transport.write(self._bad_request(detail))
+        self.transport.close()
+
+    def _bad_request(self, detail: str) -> bytes:
+        """Return a whole 400 response."""
+        # Not above: the class is imported by gunicorn's master, which would keep the application's modules on a reload.
+        from core.problems import MEDIA_TYPE, Problem, document
+
+        request_id = str(uuid.uuid4())
+        body = orjson.dumps(document(SimpleNamespace(request_id=request_id), Problem("bad_request", detail)))
+        headers = {
+            b"content-type": MEDIA_TYPE.encode(),
+            b"content-length": b"%d" % len(body),
+            b"x-request-id": request_id.encode(),
+            b"cache-control": b"no-store",
+            b"connection": b"close",
+        }
+        lines = [b"%b: %b\r\n" % field for field in (*self.server_state.default_headers, *headers.items())]
+        return b"".join([b"HTTP/1.1 400 Bad Request\r\n", *lines, b"\r\n", body])
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Respond to a complete request although the client has ended its side of the connection, as `nc` does.
+
+        Returns whether the connection stays open for that.  What isn't complete can't be any more.
+        """
+        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            return False
+        self.cycle.keep_alive = False
+        self._stop_timer()
+        return True
 
     def shutdown(self) -> None:
         """Close the connection as the server stops, after LAST_REQUEST_SECONDS if it is idle.

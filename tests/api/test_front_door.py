@@ -142,6 +142,69 @@ def test_malformed_chunks_are_a_400_that_ends_the_connection(front: Door, body: 
         connected.sendall(front.head("Transfer-Encoding: chunked") + body)
         status, headers, _ = read(connected)
         assert (status, headers["connection"]) == (400, "close")
+        assert headers["content-type"] == "application/problem+json"
+        assert connected.recv(1) == b""
+    assert not Event.objects.exists()
+
+
+NO_HTTP = [b"GARBAGE\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n\r\n", b"GET /a b HTTP/1.1\r\n\r\n"]
+
+
+@pytest.mark.parametrize("sent", NO_HTTP, ids=["words", "TLS", "version", "blank in the URL"])
+def test_what_is_no_http_is_refused_with_a_problem(front: Door, sent: bytes) -> None:
+    with front.connect() as connected:
+        connected.sendall(sent)
+        status, headers, problem = read(connected)
+        assert connected.recv(1) == b""
+    assert (status, headers["content-type"], headers["connection"]) == (400, "application/problem+json", "close")
+    assert (problem["code"], problem["detail"]) == ("bad_request", "The request is not valid HTTP/1.1.")
+    assert problem["request_id"] == headers["x-request-id"]
+
+
+def test_the_refusal_of_a_head_says_what_the_limits_are(front: Door) -> None:
+    with front.connect() as connected:
+        connected.sendall(front.head("X-A: " + "x" * 9000))
+        _, _, problem = read(connected)
+    assert problem["detail"] == web_worker.HEAD_TOO_LARGE
+
+
+@pytest.mark.parametrize("after", [b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nX-A: " + b"x" * 9000 + b"\r\n\r\n"])
+def test_what_is_malformed_after_a_request_is_not_taken_for_its_response(front: Door, after: bytes) -> None:
+    with front.connect() as connected:
+        connected.sendall(front.whole() + front.whole() + after)
+        received = connected.makefile("rb").read()
+    assert received.count(b"HTTP/1.1 202 Accepted\r\n") == 2
+    assert received.count(b"HTTP/1.1 ") == 2
+    assert received.count(b"connection: close\r\n") == 1
+    assert Event.objects.count() == 2
+
+
+def test_what_is_malformed_after_a_response_is_refused(front: Door) -> None:
+    with front.connect() as connected:
+        connected.sendall(front.whole())
+        assert read(connected)[0] == 202
+        connected.sendall(NO_HTTP[0])
+        assert read(connected)[0] == 400
+        assert connected.recv(1) == b""
+
+
+@pytest.mark.parametrize("path", ["/api/events", "/api/me"])
+def test_a_client_that_has_ended_its_side_gets_its_responses(front: Door, path: str) -> None:
+    method = "POST" if path == "/api/events" else "GET"
+    request = front.whole() if method == "POST" else front.head(method=method, path=path)
+    with front.connect() as connected:
+        connected.sendall(request + request + b"POST /api/ev")
+        connected.shutdown(socket.SHUT_WR)
+        received = connected.makefile("rb").read()
+    assert received.count(b"HTTP/1.1 20") == 2
+    assert received.count(b"connection: close\r\n") == 1
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /api/ev", b"POST /api/events HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"])
+def test_a_client_that_ends_its_side_before_a_request_is_complete_is_let_go(front: Door, sent: bytes) -> None:
+    with front.connect() as connected:
+        connected.sendall(sent)
+        connected.shutdown(socket.SHUT_WR)
         assert connected.recv(1) == b""
     assert not Event.objects.exists()
 

@@ -37,7 +37,7 @@ START_SECONDS = 150.0
 
 def _clean_environment() -> dict[str, str]:
     """Return the environment without what the tests' own servers need."""
-    ours = {option.name for option in OPTIONS} | {"DJANGO_SETTINGS_MODULE", "PORT", "TEST_API_URL", "TEST_API_KEY"}
+    ours = {option.name for option in OPTIONS} | {"DJANGO_SETTINGS_MODULE", "TEST_API_URL", "TEST_API_KEY"}
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
@@ -221,10 +221,16 @@ def test_make_run_shows_a_first_webhook_stays_up_and_leaves_nothing_behind(clone
         assert again.stderr.startswith("make run is already running in this folder")
         assert len(again.stderr.splitlines()) == 1
 
-        # Another clone runs beside it; with no address allowed its delivery is refused, and it stays up.
-        beside = Running(second, free_port(), WEBHOOK_ALLOWED_SUBNETS="")
+        # Another clone runs beside it, under a path; with no address allowed its delivery is refused, and it stays up.
+        beside = Running(second, free_port(), WEBHOOK_ALLOWED_SUBNETS="", URL_PREFIX="triggers")
         beside.wait_for(r"^Delivery +[0-9a-f-]{36}  pending \(address_not_allowed: .*\)$")
         beside.wait_for(r"^Ctrl-C stops everything\.$")
+        root = f"http://127.0.0.1:{beside.port}/triggers"
+        beside.wait_for(rf"^Admin +{root}/admin/  user ")
+        beside.wait_for(rf"^API +{root}/api/docs$")
+        line = beside.wait_for(r"^  (curl -i [^\n]+\n[^\n]+)$")[1]
+        assert f"{root}/api/events" in line
+        assert _paste(line)[0] == 202
         assert beside.is_up
         assert beside.account.call("GET", "/api/me").status == 200
         assert first.account.call("GET", "/api/me").status == 200

@@ -28,8 +28,6 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
 EXAMPLE = set(re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.M))
 SECRETS = {"POSTGRES_PASSWORD", "VALKEY_PASSWORD", "SECRET_KEY", "SECRETS_ENCRYPTION_KEYS"}
-# gunicorn.conf.py reads these beside our own settings.
-GUNICORN = {"PORT", "BIND", "WEB_CONCURRENCY", "WEB_THREADS", "GUNICORN_LOG_LEVEL"}
 
 
 # --- what the files say ---------------------------------------------------------------------------
@@ -74,7 +72,7 @@ def test_secrets_come_from_the_environment_and_have_no_default() -> None:
 
 
 def test_every_variable_that_a_service_gets_is_a_setting() -> None:
-    known = {option.name for option in OPTIONS} | GUNICORN
+    known = {option.name for option in OPTIONS}
     for name in ("migrate", "web", "worker"):
         assert set(SERVICES[name]["environment"]) <= known
 

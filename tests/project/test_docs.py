@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from django.core.management import get_commands
 
+from scripts import settings_docs
 from tests.project.routes import api_routes
 from triggers_project.options import OPTIONS
 from webhooks.destinations.outcome import Failure
@@ -31,11 +32,15 @@ def _rows(text: str) -> list[list[str]]:
     return rows
 
 
-def test_the_settings_table_lists_every_setting_with_its_default_and_meaning() -> None:
-    documented = {
-        row[0].strip("`"): (row[1].strip("`").removeprefix("\u2013"), row[2]) for row in _rows(_section("Settings"))
-    }
-    assert documented == {option.name: (option.default, option.help) for option in OPTIONS}
+def test_the_settings_tables_are_what_the_declarations_say() -> None:
+    assert settings_docs.operations(OPERATIONS) == OPERATIONS, "run python -m scripts.settings_docs"
+
+
+def test_the_example_of_an_env_file_lists_every_setting() -> None:
+    example = settings_docs.EXAMPLE.read_text()
+    assert settings_docs.example(example) == example, "run python -m scripts.settings_docs"
+    names = re.findall(r"^#?([A-Z_]+)=", example, re.M)
+    assert len(names) == len(set(names))
 
 
 def test_the_commands_table_lists_every_command_of_ours() -> None:

@@ -48,7 +48,7 @@ def test_every_accepted_event_arrives_whatever_is_killed(home: Path, rounds: lis
     assert found["rounds"] == len(rounds)
     assert found["accepted"] > 0
     assert found["lost"] == found["stuck"] == 0
-    assert found["deliveries"] == 3 * (found["accepted"] + found["stored_without_answer"])
+    assert found["deliveries"] == 3 * (found["accepted"] + found["stored_without_response"])
     assert found["in_flight_at_kills"] > 0
     assert found["duplicates"] <= found["in_flight_at_kills"]
 

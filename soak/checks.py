@@ -1,4 +1,4 @@
-"""What is found afterwards, compared with what was promised: plain counting, without repair by hand."""
+"""Checks after a run that every promise was kept: what was promised, what is stored, and what was received."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SHOWN = 20  # violations of one kind that are told one by one
 
 
 @dataclass
-class Verdict:
+class Report:
     """The figures, and a line for each promise that was broken."""
 
     accepted: int = 0
     offered: int = 0
-    unanswered: int = 0
-    stored_without_answer: int = 0
+    without_response: int = 0
+    stored_without_response: int = 0
     deliveries: int = 0
     attempts: int = 0
     received: int = 0
@@ -30,7 +30,7 @@ class Verdict:
     stuck: int = 0
     duplicates: int = 0
     in_flight_at_kills: int = 0
-    late_answers: int = 0
+    late_responses: int = 0
     attempts_lost_with_the_worker: int = 0
     violations: list[str] = field(default_factory=list)
 
@@ -40,7 +40,7 @@ class Verdict:
             self.violations.append(f"{what}: {len(rows)}, such as {rows[:SHOWN]}")
 
 
-def judge(
+def check(
     stack: Stack,
     ledger: Ledger,
     taken: list[Received],
@@ -48,22 +48,22 @@ def judge(
     paths: dict[str, str],
     organizations: dict[str, list[str]],
     in_flight: set[Row],
-) -> Verdict:
+) -> Report:
     """Compare the ledger, the database and what was received.
 
     secrets, paths: a subscription's secret and its id by its path.  organizations: each organization's paths.
     in_flight: the deliveries that may have come twice.
     """
-    verdict = Verdict(accepted=ledger.accepted, offered=len(ledger.offered), in_flight_at_kills=len(in_flight))
-    verdict.violations += ledger.faults
-    events = _judge_events(stack, ledger, verdict)
-    _judge_received(ledger, taken, secrets, organizations, events, verdict)
-    _judge_rows(stack, organizations, verdict)
-    _judge_attempts(stack, taken, paths, in_flight, verdict)
-    return verdict
+    report = Report(accepted=ledger.accepted, offered=len(ledger.offered), in_flight_at_kills=len(in_flight))
+    report.violations += ledger.faults
+    events = _check_events(stack, ledger, report)
+    _check_received(ledger, taken, secrets, organizations, events, report)
+    _check_rows(stack, organizations, report)
+    _check_attempts(stack, taken, paths, in_flight, report)
+    return report
 
 
-def _judge_events(stack: Stack, ledger: Ledger, verdict: Verdict) -> dict[str, str]:
+def _check_events(stack: Stack, ledger: Ledger, report: Report) -> dict[str, str]:
     """Check that every promised event is stored once under its id; return the ids of all stored ones by token."""
     stored: dict[str, list[str]] = defaultdict(list)
     for event_id, token in stack.sql("SELECT id::text, data::json ->> 'token' FROM events_event"):
@@ -71,30 +71,30 @@ def _judge_events(stack: Stack, ledger: Ledger, verdict: Verdict) -> dict[str, s
     missing, wrong = [], []
     for token, offered in ledger.offered.items():
         if offered.event_id is None:
-            verdict.unanswered += 1
-            verdict.stored_without_answer += len(stored[token])
+            report.without_response += 1
+            report.stored_without_response += len(stored[token])
         elif not stored[token]:
             missing.append(token)
         elif stored[token] != [offered.event_id]:
             wrong.append((token, offered.event_id, stored[token]))
-    verdict.lost += len(missing)
-    verdict.broke("accepted and not stored", missing)
-    verdict.broke("stored under another id than the answer named", wrong)
-    verdict.broke("stored more than once", [token for token, ids in stored.items() if len(ids) > 1])
-    verdict.broke("stored without having been offered", [token for token in stored if token not in ledger.offered])
+    report.lost += len(missing)
+    report.broke("accepted and not stored", missing)
+    report.broke("stored under another id than the response named", wrong)
+    report.broke("stored more than once", [token for token, ids in stored.items() if len(ids) > 1])
+    report.broke("stored without having been offered", [token for token in stored if token not in ledger.offered])
     return {token: ids[0] for token, ids in stored.items() if ids}
 
 
-def _judge_received(
+def _check_received(
     ledger: Ledger,
     taken: list[Received],
     secrets: dict[str, str],
     organizations: dict[str, list[str]],
     events: dict[str, str],
-    verdict: Verdict,
+    report: Report,
 ) -> None:
     """Check that each stored event reached each subscription of its organization, signed, under its own id."""
-    verdict.received = len(taken)
+    report.received = len(taken)
     reached: set[tuple[str, str]] = {(r.path, token_of(r)) for r in taken if r.status == 200}
     absent = [
         (path, token)
@@ -103,39 +103,39 @@ def _judge_received(
         for path in organizations[ledger.offered[token].organization]
         if (path, token) not in reached
     ]
-    verdict.lost += len({token for _, token in absent})
-    verdict.broke("stored and not received", absent)
+    report.lost += len({token for _, token in absent})
+    report.broke("stored and not received", absent)
     strangers = [
         (request.path, token)
         for request in taken
         if (token := token_of(request)) not in ledger.offered
         or request.path not in organizations[ledger.offered[token].organization]
     ]
-    verdict.broke("received by somebody else", strangers)
-    verdict.broke(
+    report.broke("received by somebody else", strangers)
+    report.broke(
         "received under another webhook-id than the event's",
         [(r.path, token_of(r), _id_of(r)) for r in taken if events.get(token_of(r)) != _id_of(r)],
     )
-    verdict.broke(
+    report.broke(
         "received with a signature or a time that isn't right",
         [(r.path, token_of(r)) for r in taken if r.path not in secrets or not verify(secrets[r.path], r)],
     )
 
 
-def _judge_rows(stack: Stack, organizations: dict[str, list[str]], verdict: Verdict) -> None:
+def _check_rows(stack: Stack, organizations: dict[str, list[str]], report: Report) -> None:
     """Check that nothing is left in between, and that the queues count right."""
-    verdict.deliveries = int(stack.sql("SELECT count(*) FROM webhooks_delivery")[0][0])
+    report.deliveries = int(stack.sql("SELECT count(*) FROM webhooks_delivery")[0][0])
     delivering = stack.sql("SELECT id::text FROM webhooks_delivery WHERE status = 'delivering'")
-    verdict.stuck = len(delivering)
-    verdict.broke("stuck in delivering", delivering)
-    verdict.broke(
+    report.stuck = len(delivering)
+    report.broke("stuck in delivering", delivering)
+    report.broke(
         "neither delivered nor on its way",
         stack.sql("SELECT status, count(*) FROM webhooks_delivery WHERE status <> 'delivered' GROUP BY 1"),
     )
-    verdict.broke(
+    report.broke(
         "event not processed", stack.sql("SELECT id::text, status FROM events_event WHERE status <> 'processed'")
     )
-    verdict.broke(
+    report.broke(
         "queue whose in_flight isn't the number of its deliveries that are on their way",
         stack.sql(
             "SELECT l.subscription_id::text, l.in_flight FROM webhooks_subscriptionqueue l"
@@ -143,21 +143,21 @@ def _judge_rows(stack: Stack, organizations: dict[str, list[str]], verdict: Verd
             " FROM webhooks_delivery d WHERE d.subscription_id = l.subscription_id AND d.status = 'delivering')"
         ),
     )
-    verdict.broke(
+    report.broke(
         "subscription disabled",
         stack.sql("SELECT id::text, disabled_reason FROM webhooks_subscription WHERE NOT is_active"),
     )
 
 
-def _judge_attempts(
-    stack: Stack, taken: list[Received], paths: dict[str, str], in_flight: set[Row], verdict: Verdict
+def _check_attempts(
+    stack: Stack, taken: list[Received], paths: dict[str, str], in_flight: set[Row], report: Report
 ) -> None:
     """Check that attempts are recorded, and that only what was in flight at a kill came twice."""
-    verdict.attempts = int(stack.sql("SELECT count(*) FROM webhooks_deliveryattempt")[0][0])
-    verdict.attempts_lost_with_the_worker = int(
+    report.attempts = int(stack.sql("SELECT count(*) FROM webhooks_deliveryattempt")[0][0])
+    report.attempts_lost_with_the_worker = int(
         stack.sql("SELECT count(*) FROM webhooks_deliveryattempt WHERE error = 'worker_lost'")[0][0]
     )
-    verdict.broke(
+    report.broke(
         "delivery whose attempts aren't numbered 1 to attempt_count",
         stack.sql(
             "SELECT d.id::text, d.attempt_count, array_agg(a.number ORDER BY a.number) FROM webhooks_delivery d"
@@ -173,7 +173,7 @@ def _judge_attempts(
             " JOIN webhooks_deliveryattempt a ON a.delivery_id = d.id GROUP BY 1, 2"
         )
     }
-    verdict.broke("delivered without a recorded success", [row for row, errors in recorded.items() if not errors[""]])
+    report.broke("delivered without a recorded success", [row for row, errors in recorded.items() if not errors[""]])
     came: dict[Row, list[Received]] = defaultdict(list)
     for request in taken:
         came[paths[request.path], _id_of(request)].append(request)
@@ -182,26 +182,26 @@ def _judge_attempts(
         again = sum(request.status == 200 for request in requests) - 1
         errors = recorded.get(row, Counter())
         if again > 0:
-            # Answered in full, but noted as a failure: the answer came when the sender had given up.
+            # Sent in full, but noted as a failure: the response came when the sender had given up.
             unanswered = sum(not request.status for request in requests)
             late = min(again, errors["timeout"] + errors["connection_lost"] - unanswered)
             if row in in_flight:
-                verdict.duplicates += again
+                report.duplicates += again
             elif late == again:
-                verdict.late_answers += again
+                report.late_responses += again
             else:
-                verdict.duplicates += again
+                report.duplicates += again
                 unexplained.append((row, dict(errors)))
         # A kept connection that ends before the first byte of a response costs no attempt: the request goes out once
         # more, within the same one.
         reset = sum(not request.status and not request.cut for request in requests)
         if len(requests) - reset > sum(errors.values()) and row not in in_flight:
             unrecorded.append((row, len(requests), dict(errors)))
-    verdict.broke("received twice without having been in flight at a kill", unexplained)
-    verdict.broke("received and not recorded as an attempt", unrecorded)
-    if verdict.duplicates > verdict.in_flight_at_kills:
-        verdict.violations.append(
-            f"{verdict.duplicates} duplicates, but only {verdict.in_flight_at_kills} were in flight at the kills"
+    report.broke("received twice without having been in flight at a kill", unexplained)
+    report.broke("received and not recorded as an attempt", unrecorded)
+    if report.duplicates > report.in_flight_at_kills:
+        report.violations.append(
+            f"{report.duplicates} duplicates, but only {report.in_flight_at_kills} were in flight at the kills"
         )
 
 

@@ -1,0 +1,76 @@
+"""Write what the documentation says of each setting, from its declaration: `python -m scripts.settings_docs`.
+
+That is the tables of docs/operations.md, and the end of .env.example.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import textwrap
+from pathlib import Path
+
+import yaml
+
+from triggers_project.options import OPTIONS, Option
+
+ROOT = Path(__file__).resolve().parent.parent
+OPERATIONS = ROOT / "docs" / "operations.md"
+EXAMPLE = ROOT / ".env.example"
+COMPOSE = ROOT / "docker-compose.yml"
+
+BEGIN = "<!-- Written by `python -m scripts.settings_docs` from triggers_project/options/declarations.py. -->\n"
+END = "<!-- The end of what it writes. -->\n"
+EVERYTHING_ELSE = "# --- Everything else, with its default. Written by `python -m scripts.settings_docs`. ---\n"
+
+
+def operations(page: str) -> str:
+    """Return docs/operations.md with the tables that the declarations make."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    tables = [_table(title, list(group)) for title, group in itertools.groupby(OPTIONS, lambda option: option.section)]
+    return f"{before}{BEGIN}\n{''.join(tables)}{END}{after}"
+
+
+def _table(title: str, options: list[Option[object]]) -> str:
+    rows = [
+        f"| `{option.name}` | {option.kind.expected} | {f'`{option.default}`' if option.default else chr(0x2013)} "
+        f"| {option.meaning} |\n"
+        for option in options
+    ]
+    return f"### {title}\n\n| variable | value | default | meaning |\n|---|---|---|---|\n{''.join(rows)}\n"
+
+
+def example(text: str) -> str:
+    """Return .env.example with a comment for each setting that it doesn't explain and that compose doesn't fix."""
+    head = text.split(EVERYTHING_ELSE)[0]
+    told = {*re.findall(r"^([A-Z_]+)=", head, re.M), *_fixed_by_compose()}
+    lines = [_example(option) for option in OPTIONS if option.name not in told]
+    return head + EVERYTHING_ELSE + "".join(lines)
+
+
+def _example(option: Option[object]) -> str:
+    meaning = textwrap.fill(option.meaning, 110, initial_indent="# ", subsequent_indent="# ")
+    return f"\n{meaning}\n#{option.name}={'' if option.derive else option.default}\n"
+
+
+def _fixed_by_compose() -> set[str]:
+    """Return the variables whose value docker-compose.yml gives a service by itself."""
+    services = yaml.safe_load(COMPOSE.read_text())["services"].values()
+    return {
+        name
+        for service in services
+        if service.get("image") == "triggers-api"
+        for name, value in service["environment"].items()
+        if f"${{{name}:" not in str(value)
+    }
+
+
+def main() -> None:
+    """Write both files."""
+    for path, written in ((OPERATIONS, operations), (EXAMPLE, example)):
+        path.write_text(written(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+"""Every setting that an operator can choose: the section of its table, its kind, its default, and what it means.
+
+To add one, declare it here, and run `python -m scripts.settings_docs` for the documentation.  Its value is then
+`settings.NAME`.  Don't import a name from here: it is the declaration, not the value.
+"""
+
+from triggers_project.options import kinds
+from triggers_project.options.option import Section
+
+# --- The process ------------------------------------------------------------------------------------
+_process = Section("The process")
+ENVIRONMENT = _process.option(
+    kinds.one_of("production", "development"),
+    "production",
+    "In `production`, nothing starts with DEBUG, a missing secret, or a missing encryption key.",
+)
+DATABASE_URL = _process.option(
+    kinds.url("postgres", "postgresql"),
+    "",
+    "PostgreSQL, such as `postgres://user:password@host:5432/triggers`. Required.",
+)
+REDIS_URL = _process.option(
+    kinds.url("redis", "rediss", "unix"),
+    "",
+    "Redis or Valkey, such as `redis://host:6379/0`. Required.",
+)
+REDIS_SENTINELS = _process.option(
+    kinds.hosts_with_ports,
+    "",
+    "Sentinels that know the primary, e.g. `sentinel-1:26379,sentinel-2:26379`; the host in `REDIS_URL` is then the "
+    "name they know it by, e.g. `redis://mymaster/0`.",
+)
+REDIS_SENTINEL_PASSWORD = _process.option(
+    kinds.text,
+    "",
+    "The sentinels' own password, if they have one.",
+)
+SECRET_KEY = _process.option(
+    kinds.text,
+    "",
+    "Django's secret key (sessions, CSRF). At least 32 characters. Required.",
+)
+SECRETS_ENCRYPTION_KEYS = _process.option(
+    kinds.fernet_keys,
+    "",
+    "Fernet keys that encrypt webhook secrets and header values at rest, newest first. Required.",
+)
+DEBUG = _process.option(
+    kinds.boolean,
+    "false",
+    "Django's debug pages. Never in production.",
+)
+ALLOWED_HOSTS = _process.option(
+    kinds.host_names,
+    "localhost,127.0.0.1,[::1]",
+    "Host names that requests may be sent to, separated by commas.",
+)
+CSRF_TRUSTED_ORIGINS = _process.option(
+    kinds.origins,
+    "",
+    "Origins that the admin is served from behind a proxy, such as `https://a.example`.",
+)
+USE_HTTPS = _process.option(
+    kinds.boolean,
+    "true in production, else false",
+    "Secure cookies, HSTS, and a redirect to https; `X-Forwarded-Proto` is trusted.",
+    derive=lambda values: "true" if values["ENVIRONMENT"] == "production" else "false",
+)
+TRUSTED_PROXIES = _process.option(
+    kinds.integer(0, 10),
+    "0",
+    "How many reverse proxies in front append to `X-Forwarded-For`; 0 means that the peer's address is the client's.",
+)
+URL_PREFIX = _process.option(
+    kinds.url_prefix,
+    "",
+    "Path under which everything is served, such as `/triggers`. Not `api`, `static`, or ADMIN_PATH.",
+)
+ADMIN_PATH = _process.option(
+    kinds.path_segment,
+    "admin",
+    "Path segment of the Django admin; not `api` or `static`.",
+)
+LOG_LEVEL = _process.option(
+    kinds.one_of("DEBUG", "INFO", "WARNING", "ERROR"),
+    "INFO",
+    "Level of the JSON log on stderr.",
+)
+
+# --- Web server, read by gunicorn.conf.py -----------------------------------------------------------
+_web = Section("Web server")
+WEB_CONCURRENCY = _web.option(
+    kinds.integer(1, 1000),
+    "2",
+    "gunicorn's worker processes.",
+)
+WEB_THREADS = _web.option(
+    kinds.integer(1, 200),
+    "8",
+    "Threads of each gunicorn worker process for what Django serves; accepting events doesn't use them.",
+)
+PORT = _web.option(
+    kinds.integer(1, 65535),
+    "8000",
+    "Port that gunicorn listens on, on all addresses.",
+)
+BIND = _web.option(
+    kinds.text,
+    "0.0.0.0:PORT",
+    "What gunicorn listens on instead, such as `127.0.0.1:8000` or `unix:/run/triggers.sock`.",
+    derive=lambda values: f"0.0.0.0:{values['PORT']}",
+)
+GUNICORN_LOG_LEVEL = _web.option(
+    kinds.one_of("debug", "info", "warning", "error", "critical"),
+    "warning",
+    "Level of gunicorn's own log on stderr.",
+)
+
+# --- Database connections ---------------------------------------------------------------------------
+_database = Section("Database connections")
+DB_POOL_SIZE = _database.option(
+    kinds.integer(1, 500),
+    "max(4, WEB_THREADS)",
+    "Connections that a process may keep open. The default is one per thread that talks to the database.",
+    derive=lambda values: str(max(4, values["WEB_THREADS"])),
+)
+DB_POOL_MAX_OVERFLOW = _database.option(
+    kinds.integer(0, 500),
+    "2",
+    "Additional connections under load, beyond DB_POOL_SIZE.",
+)
+DB_POOL_TIMEOUT = _database.option(
+    kinds.duration(0.1, 300),
+    "30s",
+    "Longest wait for a free connection.",
+)
+DB_POOL_MAX_LIFETIME = _database.option(
+    kinds.duration(10, 86400),
+    "1h",
+    "Age at which a connection is replaced.",
+)
+DB_PREPARED_STATEMENTS = _database.option(
+    kinds.boolean,
+    "true",
+    "Use prepared statements. Set to `false` behind a pooler in transaction mode that doesn't support them.",
+)
+
+# --- Accepting events -------------------------------------------------------------------------------
+_accepting = Section("Accepting events")
+MAX_EVENT_BYTES = _accepting.option(
+    kinds.integer(1024, 16 * 1024 * 1024, "bytes"),
+    "262144",
+    "Largest body of `POST /api/events`; a larger one gets a 413.",
+)
+MAX_BATCH_BYTES = _accepting.option(
+    kinds.integer(1024, 64 * 1024 * 1024, "bytes"),
+    "5242880",
+    "Largest body of `POST /api/events/batch`.",
+)
+MAX_BATCH_EVENTS = _accepting.option(
+    kinds.integer(1, 10_000),
+    "1000",
+    "Most events in one batch.",
+)
+MAX_JSON_DEPTH = _accepting.option(
+    kinds.integer(2, 500),
+    "64",
+    "Deepest nesting that a request's JSON may have.",
+)
+DEDUP_WINDOW = _accepting.option(
+    kinds.duration(1, 90 * 86400),
+    "24h",
+    "How long a `dedup_id` is remembered.",
+)
+MAX_QUEUE_LENGTH = _accepting.option(
+    kinds.integer(1, 10_000_000),
+    "100000",
+    "Accepted but unprocessed events, of all organizations together, above which `POST /api/events` returns 503. "
+    "Protects the disk.",
+)
+MAX_WAITING_EVENTS = _accepting.option(
+    kinds.integer(1, 10_000_000),
+    "20000",
+    "Accepted but unprocessed events of one organization above which its `POST /api/events` returns 429.",
+)
+MAX_WAITING_DELIVERIES = _accepting.option(
+    kinds.integer(1, 100_000_000),
+    "1000000",
+    "Pending and held deliveries of one organization above which its `POST /api/events` returns 429.",
+)
+DEFAULT_EVENTS_PER_MINUTE = _accepting.option(
+    kinds.integer(0, 100_000_000),
+    "60000",
+    "Rate limit of a new organization; 0 means no limit.",
+)
+DEFAULT_RETENTION_DAYS = _accepting.option(
+    kinds.integer(1, 3650, "days"),
+    "30",
+    "Days that a new organization's completed events are kept.",
+)
+AUTH_FAILURES_PER_MINUTE = _accepting.option(
+    kinds.integer(1, 1_000_000),
+    "60",
+    "Failed authentications per client address and minute; more get a 429.",
+)
+MAX_API_KEYS = _accepting.option(
+    kinds.integer(1, 1_000_000),
+    "1000",
+    "Most API keys of one organization; revoked and expired ones don't count.",
+)
+MAX_SUBSCRIPTIONS = _accepting.option(
+    kinds.integer(1, 1_000_000),
+    "1000",
+    "Most subscriptions of one organization.",
+)
+
+# --- Workers ----------------------------------------------------------------------------------------
+_workers = Section("Workers")
+MAX_CONCURRENT_EVENTS = _workers.option(
+    kinds.integer(1, 10_000),
+    "1000",
+    "Events that a worker claims and fans out at a time.",
+)
+MAX_CONCURRENT_DELIVERIES = _workers.option(
+    kinds.integer(1, 10_000),
+    "512",
+    "Deliveries that each of a worker's two processes has in flight.",
+)
+MAX_CONNECTIONS_PER_HOST = _workers.option(
+    kinds.integer(1, 10_000),
+    "256",
+    "Requests that each of a worker's two processes has in flight to one host and port.",
+)
+MAX_IN_FLIGHT_PER_SUBSCRIPTION = _workers.option(
+    kinds.integer(1, 10_000),
+    "256",
+    "Deliveries in flight to one subscription, over all workers; a subscription may override it.",
+)
+INITIAL_CONCURRENCY_WINDOW = _workers.option(
+    kinds.integer(1, 1000),
+    "4",
+    "Deliveries in flight to a subscription that hasn't had a success yet; each success allows one more.",
+)
+EVENT_MAX_ATTEMPTS = _workers.option(
+    kinds.integer(1, 100),
+    "5",
+    "Failed fan-outs after which an event is in `error`.",
+)
+SWEEP_INTERVAL = _workers.option(
+    kinds.duration(0.05, 60),
+    "1s",
+    "How often a worker looks for work without a wake-up.",
+)
+WORKER_SHUTDOWN_GRACE = _workers.option(
+    kinds.duration(0, 600),
+    "35s",
+    "After SIGTERM, how long requests in flight may finish before their leases are released.",
+)
+WORKER_HEARTBEAT_FILE = _workers.option(
+    kinds.writable_file,
+    "",
+    "File that a worker touches while its threads run, for a health check; empty means none.",
+)
+
+# --- Deliveries -------------------------------------------------------------------------------------
+_deliveries = Section("Deliveries")
+DISABLE_WEBHOOK_DELIVERY = _deliveries.option(
+    kinds.boolean,
+    "false",
+    "Keep deliveries pending and don't send any.",
+)
+DELIVERY_RETRY_SCHEDULE = _deliveries.option(
+    kinds.schedule,
+    "0s,5s,5m,30m,2h,5h,10h,10h",
+    "Delay before each attempt; the number of entries is the number of attempts.",
+)
+DELIVERY_RETRY_JITTER = _deliveries.option(
+    kinds.number(0, 0.5),
+    "0.1",
+    "Share of each delay by which it varies at random, up or down.",
+)
+DELIVERY_TIMEOUT = _deliveries.option(
+    kinds.duration(0.1, 300),
+    "30s",
+    "Total time of one attempt: resolving, connecting, sending, and reading.",
+)
+LEASE_MARGIN = _deliveries.option(
+    kinds.duration(1, 3600),
+    "30s",
+    "How much longer than DELIVERY_TIMEOUT a worker's lease on a delivery lasts; when it ends, another worker may "
+    "take the delivery.",
+)
+RETRY_AFTER_MAX = _deliveries.option(
+    kinds.duration(1, 86400),
+    "1h",
+    "Longest `Retry-After` of an endpoint that is honored.",
+)
+RESPONSE_BODY_BYTES = _deliveries.option(
+    kinds.integer(0, 65536, "bytes"),
+    "1024",
+    "Bytes of an endpoint's response stored with an attempt.",
+)
+DISABLE_AFTER_FAILING_FOR = _deliveries.option(
+    kinds.duration(1, 365 * 86400),
+    "5d",
+    "How long a subscription may fail without a success before it is disabled.",
+)
+BREAKER_THRESHOLD = _deliveries.option(
+    kinds.integer(0, 10_000),
+    "10",
+    "Consecutive failures that open a subscription's circuit breaker; 0 means never.",
+)
+BREAKER_BASE_DELAY = _deliveries.option(
+    kinds.duration(0.01, 3600),
+    "5s",
+    "Pause after a circuit breaker opens for the first time; doubles each time.",
+)
+BREAKER_MAX_DELAY = _deliveries.option(
+    kinds.duration(0.01, 86400),
+    "60s",
+    "Longest pause of an open circuit breaker between probes.",
+)
+DNS_CACHE_TTL = _deliveries.option(
+    kinds.duration(0, 300),
+    "10s",
+    "How long a worker keeps a resolved address.",
+)
+WEBHOOK_DNS_SERVERS = _deliveries.option(
+    kinds.name_servers,
+    "",
+    "Name servers for endpoints' host names, such as `10.0.0.2,[fd00::2]:53`; empty uses the system's resolver.",
+)
+
+# --- Egress -----------------------------------------------------------------------------------------
+_egress = Section("Egress")
+WEBHOOK_ALLOWED_SUBNETS = _egress.option(
+    kinds.networks,
+    "",
+    "Private networks that webhooks may be sent to, such as `10.20.0.0/16`.",
+)
+WEBHOOK_ALLOWED_PORTS = _egress.option(
+    kinds.ports,
+    "",
+    "Ports that webhooks may be sent to; empty allows all but well-known ports of other protocols.",
+)
+WEBHOOK_PROXY_URL = _egress.option(
+    kinds.url("http", "https"),
+    "",
+    "Forward proxy for all deliveries; it then decides which addresses are reached.",
+)
+WEBHOOK_CA_FILE = _egress.option(
+    kinds.readable_file,
+    "",
+    "PEM file of additional certificate authorities to trust for endpoints' certificates.",
+)
+
+# --- Admin log-in -----------------------------------------------------------------------------------
+_login = Section("Admin log-in")
+LOGIN_FAILURE_LIMIT = _login.option(
+    kinds.integer(1, 1000),
+    "10",
+    "Failed admin log-ins per address and user name before further ones are locked out.",
+)
+LOGIN_COOLOFF = _login.option(
+    kinds.duration(1, 86400),
+    "15m",
+    "How long the lockout lasts.",
+)
