@@ -125,6 +125,11 @@ def _reset_health(subscription_id: uuid.UUID, **more: Any) -> None:
         failing_since=None,
         recent_failures=[],
         concurrency_window=settings.INITIAL_CONCURRENCY_WINDOW,
+        active_since=Now(),
+        ready_since=Now(),
+        last_error="",
+        last_status_code=None,
+        last_failure_at=None,
         **more,
     )
 
@@ -155,10 +160,10 @@ def disable_automatically(subscription_id: uuid.UUID, reason: str) -> bool:
     Returns False if that, or its audit entry, is refused: then the subscription stays as it is, and the next failure
     tries again; what else the transaction does isn't harmed.
     """
-    organization_id = Subscription.objects.values_list("organization_id", flat=True).get(pk=subscription_id)
+    organization_id, url = Subscription.objects.values_list("organization_id", "url").get(pk=subscription_id)
     entry = partial(
         record, "subscription.disable", actor=f"system:{AUTOMATIC}", organization_id=organization_id,
-        target=subscription_id, detail={"reason": reason},
+        target=subscription_id, name=url, reason=reason,
     )  # fmt: skip
     try:
         with transaction.atomic():
@@ -192,7 +197,7 @@ def enable(subscription: Subscription, *, audit: Audit | None = None) -> None:
         SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
         # Not if it was deleted meanwhile.  One that is active is enabled, too: that clears its record of failures.
         enabled = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
-            is_active=True, disabled_at=None, disabled_reason="", updated_at=Now()
+            is_active=True, disabled_at=None, disabled_reason="", stopped_with_host=False, updated_at=Now()
         )
         if enabled:
             _reset_health(subscription.pk, accepts_deliveries=True, needs_resync=True, next_due_at=Now())

@@ -17,8 +17,8 @@ from console.actions import TooMany, refuse_too_many, report, selected_ids
 from console.delivery_actions import USE_COMMAND, apply_to_deliveries
 from console.filters import EventFilter, OrganizationFilter, SpanFilter, SubscriptionFilter
 from console.formatting import (
-    badge,
     code_block,
+    delivery_badge,
     format_time,
     last_result,
     list_link,
@@ -33,33 +33,34 @@ from core.ids import parse_id
 from events.models import Event
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.models import Delivery, DeliveryStatus, Subscription
+from webhooks.states import DeliveryState, in_delivery_state
 
 SHOWN_ATTEMPTS = 100
 
 
-# The pending deliveries that are due first.  SQL, because of the LATERAL join: there is no index of all pending
-# deliveries by their time, which would cost every delivery two more index entries.  There is one for each
-# subscription, and the subscriptions are few.
-_SOONEST_DUE = """
-SELECT d.id FROM (
-    SELECT subscription_id FROM webhooks_subscriptionqueue
-    WHERE next_due_at IS NOT NULL AND (%(organization)s::uuid IS NULL OR organization_id = %(organization)s)
+# Deliveries that wait for an attempt: the oldest of each organization.  SQL, because of the LATERAL join: there is no
+# index of all that waits over all organizations, which would cost every delivery two more index entries.
+_FIND_WAITING = """
+SELECT d.id FROM orgs_organization o CROSS JOIN LATERAL (
+    SELECT id, created_at FROM webhooks_delivery
+    WHERE organization_id = o.id AND status = 'pending' AND {condition}
       AND (%(subscription)s::uuid IS NULL OR subscription_id = %(subscription)s)
-    ORDER BY next_due_at LIMIT %(most)s
-) AS l CROSS JOIN LATERAL (
-    SELECT id, next_attempt_at FROM webhooks_delivery
-    WHERE subscription_id = l.subscription_id AND status = 'pending' ORDER BY next_attempt_at LIMIT %(most)s
-) AS d ORDER BY d.next_attempt_at LIMIT %(most)s
+    ORDER BY created_at, id LIMIT %(most)s
+) AS d
+WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
+ORDER BY d.created_at, d.id LIMIT %(most)s
 """
+# The states whose lists are in the order of the next attempts, and their conditions, as in the indexes.
+_WAITING = {DeliveryState.PENDING.value: "last_error = ''", DeliveryState.RETRYING.value: "NOT last_error = ''"}
 
 
-def _soonest_due(request: HttpRequest) -> list[uuid.UUID]:
-    """Return the ids of the first pending deliveries by due time, within the request's other filters."""
+def _waiting_ids(request: HttpRequest, state: str) -> list[uuid.UUID]:
+    """Return the ids of the oldest deliveries in a state of _WAITING, within the request's other filters."""
     chosen = {
         name: parse_id(request.GET[name]) if name in request.GET else None for name in ("organization", "subscription")
     }
     with connection.cursor() as cursor:
-        cursor.execute(_SOONEST_DUE, {**chosen, "most": LIST_BOUND})
+        cursor.execute(_FIND_WAITING.format(condition=_WAITING[state]), {**chosen, "most": LIST_BOUND})
         return [row[0] for row in cursor.fetchall()]
 
 
@@ -74,24 +75,20 @@ class DeliveryStatusFilter(admin.SimpleListFilter):
     }
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        offered = [(status, status) for status in DeliveryStatus.values]
-        offered[4:4] = [(name, label) for name, (label, _) in self._recently_failed.items()]
+        offered = [(state, state) for state in DeliveryState.values]
+        offered[5:5] = [(name, label) for name, (label, _) in self._recently_failed.items()]
         return offered
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
         if value is None:
             return queryset
-        if (
-            value == DeliveryStatus.PENDING
-            and request.method == "GET"
-            and EventFilter.parameter_name not in request.GET
-        ):
-            return queryset.filter(pk__in=_soonest_due(request))
+        if value in _WAITING and request.method == "GET" and EventFilter.parameter_name not in request.GET:
+            return queryset.filter(pk__in=_waiting_ids(request, value))
         if value in self._recently_failed:
             since = timezone.now() - datetime.timedelta(seconds=self._recently_failed[value][1])
             return queryset.filter(status=DeliveryStatus.FAILED, completed_at__gte=since)
-        return queryset.filter(status=value) if value in DeliveryStatus.values else queryset.none()
+        return queryset.filter(in_delivery_state(value)) if value in DeliveryState.values else queryset.none()
 
 
 @admin.register(Delivery)
@@ -128,7 +125,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Newest first, in the order of the index that serves the filters; pending deliveries by due time."""
-        if request.method == "GET" and request.GET.get("status") == DeliveryStatus.PENDING:
+        if request.method == "GET" and request.GET.get("status") in _WAITING:
             return ("next_attempt_at", "id")
         narrowed = {"organization", "subscription", "event"} & set(request.GET)
         return ("-created_at", "-id") if narrowed else ("-id",)
@@ -139,7 +136,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="status")
     def status_display(self, row: Delivery) -> SafeString:
-        return badge(row.status)
+        return delivery_badge(row)
 
     @admin.display(description="event")
     def event_link(self, row: Delivery) -> SafeString | str:

@@ -16,38 +16,33 @@ from django.utils.safestring import SafeString
 
 from console.actions import TooMany, refuse_too_many, report, selected_ids
 from console.filters import OrganizationFilter
-from console.formatting import badge, format_time, lines, list_link, short
+from console.formatting import cause_of, error_words, format_time, lines, list_link, short, state_badge
 from console.model_admin import BoundedAdmin, new_secret_page
 from console.subscription_forms import SubscriptionActionForm, SubscriptionForm
 from core.ids import parse_id
 from core.query import ParameterError, moment
 from webhooks import subscriptions
 from webhooks.models import Subscription, SubscriptionQueue
+from webhooks.states import DELETED, SubscriptionState, in_state, with_state
 from webhooks.upkeep import recovery
 
 
 class SubscriptionStateFilter(admin.SimpleListFilter):
-    """Subscriptions with one status."""
+    """Subscriptions in one state."""
 
-    title = "status"
+    title = "state"
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("active", "active"), ("disabled", "disabled"), ("failing", "failing"), ("deleted", "deleted")]
+        return [(state, state) for state in (*SubscriptionState.values, DELETED)]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep those with the status; without one, all, so that a search finds deleted ones, too."""
+        """Keep those in the state; without one, all, so that a search finds deleted ones, too."""
         value = self.value()
-        if value == "deleted":
-            return queryset.filter(deleted_at__isnull=False)
-        not_deleted = queryset.filter(deleted_at=None)
-        if value == "active":
-            return not_deleted.filter(is_active=True)
-        if value == "disabled":
-            return not_deleted.filter(is_active=False)
-        if value == "failing":
-            return not_deleted.filter(queue__failing_since__isnull=False)
-        return queryset.none() if value is not None else queryset
+        if value is None:
+            return queryset
+        offered = {*SubscriptionState.values, DELETED}
+        return queryset.filter(in_state(value)) if value in offered else queryset.none()
 
 
 @admin.register(Subscription)
@@ -58,8 +53,8 @@ class SubscriptionAdmin(BoundedAdmin):
     form = SubscriptionForm
     action_form = SubscriptionActionForm
     list_display = (
-        "url_display", "status_display", "organization_link", "event_types_display", "in_flight", "failing_since",
-        "description_display", "created_at",
+        "url_display", "state_display", "state_since_display", "cause_display", "next_attempt_display",
+        "organization_link", "event_types_display", "description_display",
     )  # fmt: skip
     list_select_related = ("organization", "queue")
     list_filter = (SubscriptionStateFilter, OrganizationFilter)
@@ -75,17 +70,18 @@ class SubscriptionAdmin(BoundedAdmin):
         "headers_text", "remove_headers",
     )  # fmt: skip
     _status_fields = (
-        "id", "status_display", "disabled_reason_display", "disabled_at", "header_names_display",
+        "id", "disabled_reason_display", "disabled_at", "header_names_display",
         "previous_secrets_display", "created_at", "updated_at", "deleted_at",
     )  # fmt: skip
     _queue_fields = (
-        "in_flight", "concurrency_window", "has_backlog", "paused_until", "failing_since", "consecutive_failures",
-        "last_success_at", "next_due_at",
+        "state_display", "state_since_display", "cause_display", "last_success_at", "last_failure_at",
+        "last_error_display", "next_attempt_display", "breaker_display", "paused_until", "consecutive_failures",
+        "in_flight", "concurrency_window", "has_backlog",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Subscription]:
-        """Return subscriptions with their queues, without their secrets."""
-        return (
+        """Return subscriptions with their states and queues, without their secrets."""
+        return with_state(
             super().get_queryset(request).select_related("organization", "queue")
             .defer("encrypted_headers", "encrypted_secret", "encrypted_previous_secrets")
         )  # fmt: skip
@@ -152,16 +148,33 @@ class SubscriptionAdmin(BoundedAdmin):
         some = [short(pattern) for pattern in row.event_types[:10]]
         return lines(some + (["…"] if len(row.event_types) > 10 else []))
 
-    @admin.display(description="status")
-    def status_display(self, row: Subscription) -> SafeString:
-        if row.deleted_at is not None:
-            return badge("cancelled", "deleted")
-        if not row.is_active:
-            return badge("held", "disabled")
-        queue = _queue(row)
-        if queue is not None and queue.failing_since is not None:
-            return badge("failed", "failing")
-        return badge("active")
+    @admin.display(description="state")
+    def state_display(self, row: Any) -> SafeString:
+        return state_badge(row.state)
+
+    @admin.display(description="since")
+    def state_since_display(self, row: Any) -> str:
+        return format_time(row.state_since)
+
+    @admin.display(description="cause")
+    def cause_display(self, row: Any) -> str:
+        return cause_of(row) or "-"
+
+    @admin.display(description="circuit breaker")
+    def breaker_display(self, row: Any) -> str:
+        return str(row.breaker)
+
+    @admin.display(description="last error")
+    def last_error_display(self, row: Any) -> str:
+        return error_words(row.last_error, row.last_status_code) or "-"
+
+    @admin.display(description="last failure")
+    def last_failure_at(self, row: Any) -> str:
+        return format_time(row.last_failure_at)
+
+    @admin.display(description="next attempt")
+    def next_attempt_display(self, row: Any) -> str:
+        return format_time(row.next_attempt_at)
 
     @admin.display(description="disabled reason")
     def disabled_reason_display(self, row: Subscription) -> str:
@@ -191,14 +204,8 @@ class SubscriptionAdmin(BoundedAdmin):
         return bool(queue and queue.has_backlog)
 
     @admin.display(description="paused until")
-    def paused_until(self, row: Subscription) -> str:
-        queue = _queue(row)
-        return format_time(queue.paused_until if queue else None)
-
-    @admin.display(description="failing since")
-    def failing_since(self, row: Subscription) -> str:
-        queue = _queue(row)
-        return format_time(queue.failing_since if queue else None)
+    def paused_until(self, row: Any) -> str:
+        return format_time(row.paused_until)
 
     @admin.display(description="consecutive failures")
     def consecutive_failures(self, row: Subscription) -> object:
@@ -210,14 +217,9 @@ class SubscriptionAdmin(BoundedAdmin):
         queue = _queue(row)
         return format_time(queue.last_success_at if queue else None)
 
-    @admin.display(description="next attempt")
-    def next_due_at(self, row: Subscription) -> str:
-        queue = _queue(row)
-        return format_time(queue.next_due_at if queue else None)
-
     @admin.display(description="deliveries")
     def deliveries_display(self, row: Subscription) -> SafeString:
-        statuses = ("", "pending", "failed", "held", "delivered")
+        statuses = ("", "pending", "retrying", "failed", "held", "delivered")
         return format_html_join(
             " · ",
             "{}",

@@ -64,7 +64,23 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 ("action", models.CharField(max_length=60)),
-                ("target", models.CharField(blank=True, max_length=200)),
+                ("target", models.CharField(blank=True, help_text="The id of what it was done to.", max_length=200)),
+                (
+                    "target_name",
+                    models.CharField(
+                        blank=True,
+                        db_default="",
+                        default="",
+                        help_text="The name that it had then, for people.",
+                        max_length=300,
+                    ),
+                ),
+                (
+                    "reason",
+                    models.CharField(
+                        blank=True, db_default="", default="", help_text="As the actor gave it.", max_length=500
+                    ),
+                ),
                 ("detail", models.JSONField(default=dict)),
                 ("address", models.CharField(blank=True, max_length=64)),
                 ("request_id", models.CharField(blank=True, max_length=128)),
@@ -89,6 +105,7 @@ class Migration(migrations.Migration):
                 "indexes": [
                     models.Index(fields=["organization", "created_at", "id"], name="orgs_audit_org_list"),
                     models.Index(fields=["created_at", "id"], name="orgs_audit_list"),
+                    models.Index(fields=["target", "created_at", "id"], name="orgs_audit_target"),
                 ],
             },
         ),

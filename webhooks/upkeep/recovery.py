@@ -25,7 +25,7 @@ log = structlog.get_logger()
 RECOVERIES_AT_A_TIME = 20
 
 
-def start(subscription: Subscription, since: datetime.datetime) -> BulkRun:
+def start(subscription: Subscription, since: datetime.datetime, actor: str = "") -> BulkRun:
     """Begin to queue for `subscription` every event since `since` that it wants and hasn't received.
 
     A subscription has at most one recovery under way: that one is returned, and starts over from `since` if it began
@@ -45,6 +45,8 @@ def start(subscription: Subscription, since: datetime.datetime) -> BulkRun:
                 subscription=subscription,
                 organization_id=subscription.organization_id,
                 filters={"since": since.isoformat()},
+                actor=actor,
+                in_background=True,
             )
         elif since < datetime.datetime.fromisoformat(run.filters["since"]):
             run.filters = {"since": since.isoformat()}
