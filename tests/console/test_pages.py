@@ -131,7 +131,7 @@ def test_why_a_delivery_failed_stands_in_the_list_and_on_its_page(world: World, 
     listed = viewer.get(list_url(Delivery, status="failed")).content.decode()
     assert "HTTP 500" in listed
     page = viewer.get(page_url(world.deliveries["failed"])).content.decode()
-    assert "500 http_status" in page
+    assert "HTTP 500" in page
     assert "answered 500 Internal Server Error" in page
     assert "out of order" in page
     error = viewer.get(list_url(type(world.event), status="error")).content.decode()
