@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from django.http import HttpRequest
 
 from core.client_address import client_address
 from orgs.models import AuditEntry
+
+MOST_TARGETS = 1000
 
 
 def record(
@@ -21,6 +24,7 @@ def record(
     request: HttpRequest | None = None,
     name: str = "",
     reason: str = "",
+    targets: Sequence[object] = (),
 ) -> None:
     """Add an entry, in the caller's transaction.
 
@@ -30,7 +34,8 @@ def record(
 
     actor: `key:<prefix>`, `user:<name>`, `command:<name>`, or `system:worker` for what happens by itself.
     target: the id of what it was done to.  name: what people call that, such as a subscription's URL.  An act on many
-    rows is one entry, with their number and what chose them in `detail`.
+    rows is one entry, with their number and what chose them in `detail`, and their ids in `targets`, of which
+    MOST_TARGETS are kept: the history of each of them leads to the entry.
     reason: why, in the actor's words.
     detail: JSON without any secret.
     """
@@ -40,6 +45,7 @@ def record(
         action=action,
         target=str(target)[:200],
         target_name=name[:300],
+        targets=[str(one)[:40] for one in targets[:MOST_TARGETS]],
         reason=reason[:500],
         detail=detail or {},
         address=client_address(request)[:64] if request is not None else "",
@@ -78,6 +84,7 @@ def record_for_user(
     *,
     name: str = "",
     reason: str = "",
+    targets: Sequence[object] = (),
 ) -> None:
     """Add an entry for what a member of staff did in the admin."""
     record(
@@ -89,6 +96,7 @@ def record_for_user(
         request=request,
         name=name,
         reason=reason,
+        targets=targets,
     )
 
 

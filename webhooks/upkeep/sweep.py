@@ -19,7 +19,7 @@ from events.backlog import waiting_events
 from webhooks.dispatch import leases
 from webhooks.models import SubscriptionQueue
 from webhooks.subscriptions import resync
-from webhooks.upkeep import recovery
+from webhooks.upkeep import background_runs
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 from webhooks.upkeep.retention import Purge
 from webhooks.upkeep.task_lease import Lease
@@ -31,7 +31,7 @@ SWEEP = "sweep"
 PURGE_EVERY_SECONDS = 60.0
 QUEUE_REPAIR_SECONDS = 30.0
 PURGE_SLICE_SECONDS = 2.0
-RECOVERY_SLICE_SECONDS = 1.0
+RUN_SLICE_SECONDS = 1.0
 RESYNC_SLICE_SECONDS = 1.0
 
 
@@ -61,7 +61,7 @@ class Sweep:
         parts: list[tuple[str, Callable[[], object]]] = [
             ("leases", _expire_leases),
             ("resync", _resync_queues),
-            ("recoveries", lambda: recovery.advance_all(RECOVERY_SLICE_SECONDS)),
+            ("bulk runs", lambda: background_runs.advance_all(RUN_SLICE_SECONDS)),
         ]
         now = time.monotonic()
         if now - self._repaired_queues_at >= QUEUE_REPAIR_SECONDS:
