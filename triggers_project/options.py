@@ -346,6 +346,12 @@ OPTIONS: tuple[Option, ...] = (
         "DEFAULT_RETENTION_DAYS", _integer(1, 3650), "30", "Days that a new organization's completed events are kept."
     ),
     Option(
+        "HELD_RETENTION_DAYS",
+        _integer(0, 3650),
+        "90",
+        "Days after which a delivery that is held is cancelled; 0 keeps it until it is resumed.",
+    ),
+    Option(
         "AUTH_FAILURES_PER_MINUTE",
         _integer(1, 1_000_000),
         "60",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from webhooks.models import Delivery, DeliveryStatus, Subscription, Subscription
 log = structlog.get_logger()
 
 RESYNC_ROWS = 5000
+RESYNC_AT_ONCE = 10
 # In the audit log, `system:` and this stands for what a worker does by itself.
 AUTOMATIC = "worker"
 DISABLED_BY_REQUEST = "Disabled by request."
@@ -113,12 +114,12 @@ def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
     subscription.refresh_from_db()
 
 
-def _reset_health(subscription_id: uuid.UUID, **more: Any) -> None:
+def _reset_health(*subscription_ids: uuid.UUID, **more: Any) -> None:
     """Clear the record of failures, close the circuit breaker, and set what `more` names.
 
     In a transaction this comes first: everybody locks the queue before anything else of a subscription.
     """
-    SubscriptionQueue.objects.filter(pk=subscription_id).update(
+    SubscriptionQueue.objects.filter(pk__in=subscription_ids).update(
         paused_until=None,
         breaker_trips=0,
         consecutive_failures=0,
@@ -206,6 +207,63 @@ def enable(subscription: Subscription, *, audit: Audit | None = None) -> None:
     resync(subscription.pk)
     wake(WEBHOOKS)
     subscription.refresh_from_db()
+
+
+def disable_many(
+    subscription_ids: Sequence[uuid.UUID],
+    reason: str,
+    *,
+    audit: Callable[[list[Subscription]], None],
+    with_host: bool = False,
+) -> list[Subscription]:
+    """Disable those of the subscriptions that are active, in one transaction; return them.
+
+    audit: writes one entry for all of them, in that transaction.  with_host: they are stopped because of their host,
+    and `hosts.enable` may enable them again.
+    """
+    with transaction.atomic():
+        _lock(subscription_ids)
+        rows = list(Subscription.objects.filter(pk__in=subscription_ids, is_active=True, deleted_at=None))
+        ids = [row.pk for row in rows]
+        Subscription.objects.filter(pk__in=ids).update(
+            is_active=False, disabled_at=Now(), disabled_reason=reason[:500], stopped_with_host=with_host,
+            updated_at=Now(),
+        )  # fmt: skip
+        SubscriptionQueue.objects.filter(pk__in=ids).update(accepts_deliveries=False, needs_resync=True)
+        if rows:
+            audit(rows)
+    _begin_resync(ids)
+    return rows
+
+
+def enable_many(
+    subscription_ids: Sequence[uuid.UUID], *, audit: Callable[[list[Subscription]], None]
+) -> list[Subscription]:
+    """Enable those of the subscriptions that are disabled, in one transaction; return them.  audit: as above."""
+    with transaction.atomic():
+        _lock(subscription_ids)
+        rows = list(Subscription.objects.filter(pk__in=subscription_ids, is_active=False, deleted_at=None))
+        ids = [row.pk for row in rows]
+        Subscription.objects.filter(pk__in=ids).update(
+            is_active=True, disabled_at=None, disabled_reason="", stopped_with_host=False, updated_at=Now()
+        )
+        _reset_health(*ids, accepts_deliveries=True, needs_resync=True, next_due_at=Now())
+        if rows:
+            audit(rows)
+    _begin_resync(ids)
+    wake(WEBHOOKS)
+    return rows
+
+
+def _lock(subscription_ids: Sequence[uuid.UUID]) -> None:
+    """Lock the queues, in the order of their ids as everywhere."""
+    list(SubscriptionQueue.objects.select_for_update().filter(pk__in=subscription_ids).order_by("pk"))
+
+
+def _begin_resync(subscription_ids: Sequence[uuid.UUID]) -> None:
+    """Bring the deliveries of a few subscriptions in line at once; the sweep goes on with the others in a second."""
+    for subscription_id in subscription_ids[:RESYNC_AT_ONCE]:
+        resync(subscription_id)
 
 
 def delete(subscription: Subscription, *, audit: Audit | None = None) -> None:

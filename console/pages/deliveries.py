@@ -6,15 +6,15 @@ import datetime
 import uuid
 from typing import Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db import connection
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from console.actions import TooMany, refuse_too_many, report, selected_ids
-from console.delivery_actions import USE_COMMAND, apply_to_deliveries
+from console.actions import ACTION_BOUND
+from console.delivery_actions import NOT_BY_FILTER, hold_or_resume, list_filters
 from console.filters import EventFilter, OrganizationFilter, SpanFilter, SubscriptionFilter
 from console.formatting import (
     code_block,
@@ -27,12 +27,14 @@ from console.formatting import (
     short,
     table,
 )
+from console.host_actions import stop_or_enable
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
+from console.runs import ask_and_run
 from core.ids import parse_id
 from events.models import Event
 from webhooks.delivery_actions import DeliveryAction
-from webhooks.models import Delivery, DeliveryStatus, Subscription
+from webhooks.models import BulkRun, Delivery, DeliveryStatus, Subscription
 from webhooks.states import DeliveryState, in_delivery_state
 
 SHOWN_ATTEMPTS = 100
@@ -111,8 +113,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "attempt_count", "attempts_used", "cause", "next_attempt_at", "lease_expires_at", "created_at", "completed_at",
         "attempts_display", "data_display",
     )  # fmt: skip
-    actions = ("retry", "replay", "hold", "resume")
-    object_actions = ("retry", "replay", "hold", "resume")
+    actions = ("retry", "replay", "hold", "resume", "stop_host", "enable_host")
+    object_actions = ("retry", "replay", "hold", "resume", "stop_host")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         """Return deliveries with what the list shows of their event and subscription."""
@@ -205,34 +207,56 @@ class DeliveryAdmin(ReadOnlyAdmin):
         """Whether the user may use the actions, for `permissions=["manage"]`."""
         return request.user.has_perm("webhooks.manage_delivery")
 
-    def _apply(self, request: HttpRequest, queryset: QuerySet[Delivery], action: DeliveryAction, done: str) -> None:
-        try:
-            chosen = selected_ids(queryset)
-        except TooMany:
-            refuse_too_many(self, request, USE_COMMAND)
-            return
-        changed, skipped = apply_to_deliveries(request, action, chosen)
-        report(self, request, done, changed, skipped)
+    def _run(self, request: HttpRequest, queryset: QuerySet[Delivery], kind: BulkRun.Kind) -> HttpResponse | None:
+        if request.POST.get("select_across") == "1":
+            chosen = list_filters(request)
+            if chosen is None:
+                self.message_user(request, NOT_BY_FILTER, messages.ERROR)
+                return None
+            filters, asked = chosen
+            return ask_and_run(self, request, kind, filters, asked)
+        ids = sorted(str(pk) for pk in queryset.values_list("pk", flat=True)[:ACTION_BOUND])
+        return ask_and_run(self, request, kind, {"deliveries": ids})
 
     @admin.action(description="Retry now (one attempt)", permissions=["manage"])
-    def retry(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
-        """Make one more attempt of each now, even while a circuit breaker is open."""
-        self._apply(request, queryset, DeliveryAction.RETRY, "queued for a retry")
+    def retry(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
+        """Make one more attempt of each now; those that were chosen one by one even while a circuit breaker is open."""
+        return self._run(request, queryset, BulkRun.Kind.RETRY)
 
     @admin.action(description="Replay (full retry schedule)", permissions=["manage"])
-    def replay(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
+    def replay(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
         """Send each again, with a fresh retry schedule."""
-        self._apply(request, queryset, DeliveryAction.REPLAY, "queued for replay")
+        return self._run(request, queryset, BulkRun.Kind.REPLAY)
 
     @admin.action(description="Hold", permissions=["manage"])
-    def hold(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
+    def hold(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
         """Send none of them until they are resumed."""
-        self._apply(request, queryset, DeliveryAction.HOLD, "held")
+        return hold_or_resume(self, request, queryset, DeliveryAction.HOLD)
 
     @admin.action(description="Resume", permissions=["manage"])
-    def resume(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
+    def resume(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
         """Send those that are held."""
-        self._apply(request, queryset, DeliveryAction.RESUME, "resumed")
+        return hold_or_resume(self, request, queryset, DeliveryAction.RESUME)
+
+    def has_switch_permission(self, request: HttpRequest) -> bool:
+        """Whether the user may disable subscriptions, for `permissions=["switch"]`."""
+        return request.user.has_perm("webhooks.switch_subscription")
+
+    @admin.action(description="Stop this host…", permissions=["switch"])
+    def stop_host(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
+        """Disable every subscription that leads to the hosts of the selected deliveries."""
+        return stop_or_enable(self, request, _hosts(queryset), stop=True)
+
+    @admin.action(description="Enable this host…", permissions=["switch"])
+    def enable_host(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
+        """Enable again what was stopped with the hosts of the selected deliveries."""
+        return stop_or_enable(self, request, _hosts(queryset), stop=False)
+
+
+def _hosts(queryset: QuerySet[Delivery]) -> set[tuple[str, uuid.UUID]]:
+    rows = queryset.values_list("pk", flat=True)[:ACTION_BOUND]
+    chosen = Delivery.objects.filter(pk__in=list(rows))
+    return set(chosen.values_list("subscription__host", "organization_id"))
 
 
 def _filter_for(term: str) -> tuple[str, uuid.UUID] | None:

@@ -66,7 +66,7 @@ def start(
     """
     run = BulkRun.objects.create(
         kind=kind, filters=_plain(filters), organization_id=organization_id, actor=actor, total=total,
-        subscription_id=filters.get("subscription"),
+        subscription=Subscription.objects.filter(pk=filters.get("subscription")).first(),
     )  # fmt: skip
     run.refresh_from_db()
     return run
