@@ -83,6 +83,10 @@ def ask_and_run(
         if not found.delivered:
             del form.fields["again"]
         return question_page(model_admin, request, form, _question(kind, found))
+    if not found.total:
+        left = _left_alone(found)
+        model_admin.message_user(request, f"Nothing was queued. {left}".strip(), messages.WARNING)
+        return HttpResponseRedirect(request.get_full_path())
     return _begin(model_admin, request, kind, chosen, [asked or filters, sorted(replay.states_in(chosen))], found, form)
 
 
@@ -111,7 +115,7 @@ def _begin(
         if not found.is_cut and found.total <= DONE_AT_ONCE:
             while run.state == BulkRun.State.RUNNING and (following := replay.advance(run.pk)) is not None:
                 run = following
-        model_admin.message_user(request, _said(run, found), messages.SUCCESS if found.total else messages.WARNING)
+        model_admin.message_user(request, _said(run, found), messages.SUCCESS)
     return HttpResponseRedirect(reverse("admin:webhooks_bulkrun_change", args=[run.pk]))
 
 
@@ -157,7 +161,15 @@ def _said(run: BulkRun, found: Preview) -> str:
     word = _WORDS[BulkRun.Kind(run.kind)][0]
     if run.state == BulkRun.State.RUNNING:
         return f"{word} of {_many(found)} has begun. Workers go on with it; this page shows how far they are."
-    return " ".join([f"{word}: {describe(run)}", *breaker_sentences(found.expected)])
+    return " ".join([f"{word}: {describe(run)}", *breaker_sentences(found.expected), _left_alone(found)]).strip()
+
+
+def _left_alone(found: Preview) -> str:
+    """Return which of the deliveries that were chosen one by one a run leaves alone, and why."""
+    reasons = {_WHY_NOT.get(state, state): count for state, count in found.others.items()}
+    if found.delivered and found.is_by_name:
+        reasons["delivered already"] = found.delivered
+    return f"Left alone: {'; '.join(f'{count:,} {why}' for why, count in reasons.items())}." if reasons else ""
 
 
 def _many(found: Preview) -> str:

@@ -55,7 +55,7 @@ class Preview:
 
     by_cause: how many for each state, error class and status code, the most frequent first.
     delivered: how many more match that were delivered, which a run doesn't take unless that is said; None if it does.
-    others: how many match in other states, for each, if deliveries were named one by one.
+    is_by_name: the deliveries were named one by one.  others: how many of them are in which other state.
     """
 
     total: int = 0
@@ -65,6 +65,7 @@ class Preview:
     by_organization: dict[uuid.UUID, int] = field(default_factory=dict)
     delivered: int | None = None
     others: dict[str, int] = field(default_factory=dict)
+    is_by_name: bool = False
 
     def of_fate(self, fate: Fate) -> int:
         """Return how many deliveries meet a fate."""
@@ -94,6 +95,7 @@ def preview(filters: Mapping[str, Any]) -> Preview:
     if replay.DELIVERED not in states:
         found.delivered = replay.matching(filters, replay.DELIVERED)[:COUNT_TO].count()
     if "deliveries" in filters:
+        found.is_by_name = True
         named = matching_deliveries({"deliveries": filters["deliveries"]}).values_list("status", "last_error")
         found.others = dict(Counter(state for row in named if (state := delivery_state(*row)) not in replay.STATES))
     return found
