@@ -47,7 +47,7 @@ def list_filters(request: HttpRequest) -> tuple[dict[str, Any], dict[str, str]] 
 
     None if a run can't choose by one of them.
     """
-    given = {name: value for name, value in request.GET.items() if name not in _HOW_SHOWN}
+    given = {name: str(value) for name, value in request.GET.items() if name not in _HOW_SHOWN}
     filters: dict[str, Any] = {}
     now = timezone.now()
     for name, value in given.items():

@@ -50,7 +50,8 @@ def stop_or_enable(
     """
     owners: dict[str, set[uuid.UUID]] = {}
     for host, organization_id in chosen:
-        owners.setdefault(host, set()).add(organization_id)
+        if host:
+            owners.setdefault(host, set()).add(organization_id)
     if not owners or len(owners) > MOST_HOSTS:
         text = f"Select rows of 1 to {MOST_HOSTS} hosts; these are of {len(owners)}. Nothing was changed."
         model_admin.message_user(request, text, messages.ERROR)
@@ -74,8 +75,8 @@ def stop_or_enable(
     reason = reason_of(form)
     changed = 0
     for host, organizations in owners.items():
-        for organization_id in [None] if everybody else sorted(organizations):
-            changed += _change(request, host, organization_id, reason, stop)
+        scopes: list[uuid.UUID | None] = [None] if everybody else [*sorted(organizations)]
+        changed += sum(_change(request, host, organization_id, reason, stop) for organization_id in scopes)
     word = "disabled" if stop else "enabled"
     way_back = " To send to them again, use “Enable this host”." if stop and changed else ""
     level = messages.SUCCESS if changed else messages.WARNING

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,12 +17,13 @@ from console.model_admin import BoundedAdmin
 from orgs import audit
 from webhooks.models import BulkRun, Subscription
 from webhooks.upkeep import replay
+from webhooks.upkeep.bulk_runs import CHUNK
 from webhooks.upkeep.preview import COUNT_TO, Expected, Fate, Preview, preview
 
 # What somebody types to have delivered webhooks sent a second time.
 SEND_AGAIN = "send again"
 # Runs up to this size are done before the next page is shown.
-DONE_AT_ONCE = replay.CHUNK
+DONE_AT_ONCE = CHUNK
 SHOWN_ROWS = 20
 # An act on more organizations than this is one entry of the installation's.
 MOST_ENTRIES = 20
@@ -124,7 +124,7 @@ def _write_audit(request: HttpRequest, run: BulkRun, found: Preview, reason: str
     named: list[str] = run.filters.get("deliveries") or run.filters.get("events") or []
     filters = {name: value for name, value in run.filters.items() if name not in {"deliveries", "events"}}
     target, name = _target(run, named)
-    counts: dict[uuid.UUID | None, int] = dict(found.by_organization)
+    counts = found.by_organization
     if len(counts) > MOST_ENTRIES or found.is_cut or not counts:
         counts = {run.organization_id: found.total}
     for organization_id, count in counts.items():
@@ -184,9 +184,9 @@ def _question(kind: BulkRun.Kind, found: Preview) -> Question:
         paragraphs.append(f"The numbers below are of the first {COUNT_TO:,}.")
     paragraphs += breaker_sentences(found.expected)
     if found.delivered:
-        count = f"{found.delivered:,} or more" if found.delivered >= COUNT_TO else f"{found.delivered:,}"
+        delivered = f"{found.delivered:,} or more" if found.delivered >= COUNT_TO else f"{found.delivered:,}"
         paragraphs.append(
-            f"Delivered already, and left alone unless you say so: {count} more. Their endpoints would get those "
+            f"Delivered already, and left alone unless you say so: {delivered} more. Their endpoints would get those "
             "webhooks a second time."
         )
     for state, count in found.others.items():

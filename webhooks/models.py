@@ -10,7 +10,7 @@ from django.contrib.postgres.indexes import HashIndex
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import F, Func, Q, Value
-from django.db.models.functions import Lower, Now
+from django.db.models.functions import Coalesce, Lower, Now
 
 from core.ids import new_id
 from events.models import Event
@@ -30,7 +30,12 @@ class Subscription(models.Model):
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+", db_index=False)
     url = models.CharField(max_length=2048)
     host = models.GeneratedField(
-        expression=Lower(Func(F("url"), Value(_HOST_IN_URL), function="substring", output_field=models.TextField())),
+        # Empty for a text that isn't a URL, which must not be refused here: it fails alone, where it is used.
+        expression=Coalesce(
+            Lower(Func(F("url"), Value(_HOST_IN_URL), function="substring", output_field=models.TextField())),
+            Value(""),
+            output_field=models.TextField(),
+        ),
         output_field=models.TextField(),
         db_persist=True,
     )

@@ -97,7 +97,7 @@ class BulkRunAdmin(ReadOnlyAdmin):
 
     @admin.display(description="organization")
     def organization_link(self, row: BulkRun) -> SafeString | str:
-        return object_link(Organization.objects.filter(pk=row.organization_id).first())
+        return object_link(Organization.objects.filter(pk=row.organization_id).first() if row.organization_id else None)
 
     @admin.display(description="filters")
     def filters_display(self, row: BulkRun) -> SafeString:
@@ -113,9 +113,10 @@ class BulkRunAdmin(ReadOnlyAdmin):
         """Show the run; while it goes on, the page comes again by itself."""
         response = super().change_view(request, object_id, form_url, extra_context)
         row_id = parse_id(object_id)
-        running = BulkRun.objects.filter(pk=row_id, state=BulkRun.State.RUNNING, in_background=True)
-        if request.method == "GET" and row_id is not None and response.status_code == 200 and running.exists():
-            response["Refresh"] = str(REFRESH_SECONDS)
+        if request.method == "GET" and row_id is not None and response.status_code == 200:
+            running = BulkRun.objects.filter(pk=row_id, state=BulkRun.State.RUNNING, in_background=True)
+            if running.exists():
+                response["Refresh"] = str(REFRESH_SECONDS)
         return response
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:

@@ -62,7 +62,7 @@ class Preview:
     is_cut: bool = False
     by_cause: list[tuple[str, str, int | None, int]] = field(default_factory=list)
     expected: list[Expected] = field(default_factory=list)
-    by_organization: dict[uuid.UUID, int] = field(default_factory=dict)
+    by_organization: dict[uuid.UUID | None, int] = field(default_factory=dict)
     delivered: int | None = None
     others: dict[str, int] = field(default_factory=dict)
     is_by_name: bool = False
@@ -78,7 +78,7 @@ def preview(filters: Mapping[str, Any]) -> Preview:
     found = Preview()
     causes: Counter[tuple[str, str, int | None]] = Counter()
     by_subscription: Counter[uuid.UUID] = Counter()
-    organizations: Counter[uuid.UUID] = Counter()
+    organizations: Counter[uuid.UUID | None] = Counter()
     columns = ("subscription_id", "organization_id", "last_error", "last_status_code")
     for state in states:
         room = COUNT_TO - found.total

@@ -66,7 +66,7 @@ def start(
     """
     run = BulkRun.objects.create(
         kind=kind, filters=_plain(filters), organization_id=organization_id, actor=actor, total=total,
-        subscription=Subscription.objects.filter(pk=filters.get("subscription")).first(),
+        subscription=_subscription(filters.get("subscription")),
     )  # fmt: skip
     run.refresh_from_db()
     return run
@@ -125,6 +125,10 @@ def _next_rows(run: BulkRun, states: Sequence[str], rows: int) -> list[_Row]:
         for state in states
     ]
     return list(heapq.merge(*parts, key=lambda row: (row[1], row[0])))[:rows]
+
+
+def _subscription(named: Any) -> Subscription | None:
+    return Subscription.objects.filter(pk=named).first() if named is not None else None
 
 
 def _plain(filters: Mapping[str, Any]) -> dict[str, Any]:
