@@ -14,7 +14,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from console.filters import OrganizationFilter, SpanFilter
-from console.formatting import code_block, short
+from console.formatting import code_block, format_time, short
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
@@ -83,9 +83,9 @@ class AuditEntryAdmin(ReadOnlyAdmin):
     """Who did what."""
 
     list_display = (
-        "created_at", "actor_display", "action", "what_display", "reason_display", "organization_link", "address",
+        "created_display", "organization_link", "actor_display", "action", "what_display", "reason_display",
     )  # fmt: skip
-    list_display_links = ("created_at",)
+    list_display_links = ("created_display",)
     list_select_related = ("organization",)
     list_filter = (OrganizationFilter, SpanFilter, TargetFilter)
     search_fields = ("id",)
@@ -98,6 +98,10 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         "created_at", "actor_display", "action", "what_display", "reason_display", "organization_link",
         "detail_display", "target_display", "address", "request_id", "id",
     )  # fmt: skip
+
+    @admin.display(description="created at")
+    def created_display(self, row: AuditEntry) -> str:
+        return format_time(row.created_at)
 
     @admin.display(description="actor")
     def actor_display(self, row: AuditEntry) -> str:

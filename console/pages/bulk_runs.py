@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 
 from console.actions import ACTION_BOUND, report
 from console.filters import ChoiceFilter, OrganizationFilter
-from console.formatting import badge, code_block, object_link, short
+from console.formatting import badge, code_block, format_time, object_link, short
 from console.model_admin import ReadOnlyAdmin
 from console.runs import describe
 from core.ids import parse_id
@@ -51,20 +51,28 @@ class BulkRunAdmin(ReadOnlyAdmin):
     """Retries, replays and recoveries of many deliveries, with their progress."""
 
     list_display = (
-        "created_at", "kind", "state_display", "progress_display", "subscription_link", "actor", "finished_at",
+        "created_display", "kind", "state_display", "progress_display", "actor_display", "subscription_link",
     )  # fmt: skip
-    list_display_links = ("created_at",)
+    list_display_links = ("created_display",)
     list_select_related = ("subscription",)
     list_filter = (KindFilter, RunStateFilter, OrganizationFilter)
     search_fields = ("id",)
     search_help_text = "Search by a run's exact id."
     ordering = ("-id",)
     fields: ClassVar = (
-        "kind", "state_display", "progress_display", "result_display", "actor", "subscription_link",
+        "kind", "state_display", "progress_display", "result_display", "actor_display", "subscription_link",
         "organization_link", "filters_display", "before", "cursor_at", "created_at", "updated_at", "finished_at", "id",
     )  # fmt: skip
     actions = ("cancel",)
     object_actions = ("cancel",)
+
+    @admin.display(description="created at")
+    def created_display(self, row: BulkRun) -> str:
+        return format_time(row.created_at)
+
+    @admin.display(description="begun by")
+    def actor_display(self, row: BulkRun) -> str:
+        return short(row.actor, 60) or "-"
 
     @admin.display(description="status")
     def state_display(self, row: BulkRun) -> SafeString:

@@ -319,7 +319,9 @@ class RecoverySerializer(serializers.Serializer[BulkRun]):
     id = serializers.UUIDField()
     kind = serializers.ChoiceField(choices=[BulkRun.Kind.RECOVER.value])
     status = serializers.ChoiceField(choices=BulkRun.State.values, source="state")
+    events_seen = serializers.IntegerField(source="visited", help_text="Events looked at so far.")
     queued = serializers.IntegerField(help_text="Deliveries queued so far.")
+    held = serializers.IntegerField(help_text="Of those queued: held, because the subscription is disabled.")
     created_at = serializers.DateTimeField()
     finished_at = serializers.DateTimeField(allow_null=True)
 
