@@ -35,6 +35,8 @@ _Row = tuple[uuid.UUID, datetime.datetime]
 
 def states_in(filters: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the states that the run takes, as its filters name them; by default those that need it."""
+    if "status" in filters:  # one state, in the words of a list
+        return (filters["status"],)
     return tuple(filters.get("statuses", NEEDS_IT))
 
 
