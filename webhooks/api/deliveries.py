@@ -31,7 +31,7 @@ from webhooks.api.viewsets import OrganizationViewSet
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
-from webhooks.states import DeliveryState
+from webhooks.states import DeliveryState, delivery_state
 
 MAX_ATTEMPTS_SHOWN = 1000
 _WHY_NOT_RETRYABLE = {
@@ -125,6 +125,8 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         delivery.refresh_from_db()
         if not changed:
             reason = _WHY_NOT_RETRYABLE.get(DeliveryStatus(delivery.status), "Its subscription is disabled or deleted.")
-            raise Problem("not_retryable", reason, extra={"delivery_status": delivery.status})
+            raise Problem(
+                "not_retryable", reason, extra={"delivery_status": delivery_state(delivery.status, delivery.last_error)}
+            )
         wake(WEBHOOKS)
         return Response(render_delivery(delivery), status=202)
