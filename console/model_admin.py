@@ -161,11 +161,23 @@ class BoundedAdmin(_ModelAdmin):
         """Return what the audit log calls the row."""
         return str(row.pk)
 
-    def audit(self, request: HttpRequest, action: str, row: Any, detail: dict[str, Any], reason: str = "") -> None:
-        """Write what was done to a row to the audit log, in the current transaction."""
+    def audit(
+        self,
+        request: HttpRequest,
+        action: str,
+        row: Any,
+        detail: dict[str, Any],
+        reason: str = "",
+        targets: Sequence[object] = (),
+    ) -> None:
+        """Write what was done to a row to the audit log, in the current transaction.
+
+        targets: the ids of what else it is about.
+        """
         audit.record_for_user(
-            request, action, _organization_id_of(row), self.audit_target(row), detail, name=str(row), reason=reason
-        )
+            request, action, _organization_id_of(row), self.audit_target(row), detail, name=str(row), reason=reason,
+            targets=targets,
+        )  # fmt: skip
 
     def audit_many(
         self, request: HttpRequest, action: str, rows: Sequence[Any], detail: dict[str, Any], reason: str = ""

@@ -65,7 +65,7 @@ def ask_and_recover(model_admin: BoundedAdmin, request: HttpRequest, subscriptio
         if running is None or running.filters != run.filters:
             model_admin.audit(
                 request, "subscription.recover", subscription, {"since": since.isoformat(), "run": str(run.pk)},
-                reason_of(form),
+                reason_of(form), [run.pk],
             )  # fmt: skip
     if running is not None:
         text = f"{running.actor or 'Somebody'} began a recovery at {format_time(running.created_at)}. This is that run."

@@ -130,7 +130,14 @@ def _write_audit(request: HttpRequest, run: BulkRun, found: Preview, reason: str
     for organization_id, count in counts.items():
         detail = {"run": str(run.pk), "count": count, "count_is_more": found.is_cut, "filters": filters}
         audit.record_for_user(
-            request, f"delivery.{run.kind}", organization_id, target, detail, name=name, reason=reason, targets=named
+            request,
+            f"delivery.{run.kind}",
+            organization_id,
+            target,
+            detail,
+            name=name,
+            reason=reason,
+            targets=[run.pk, *named],
         )
 
 

@@ -120,6 +120,8 @@ def test_more_than_can_be_counted_stays_bounded_and_is_run_by_workers_to_its_end
     assert "Refresh" not in viewer.get(page_url(run))
     assert AuditEntry.objects.filter(action="delivery.replay").count() == 1
     assert AuditEntry.objects.get(action="delivery.replay").target_name == world.subscription.url
+    for row in (run, world.subscription):
+        assert "delivery.replay" in text_of(viewer.get(page_url(row, "history"), follow=True))
 
 
 def test_a_run_can_be_cancelled_and_what_it_did_stays(world: World, operator: Client, viewer: Client) -> None:
