@@ -1,79 +1,134 @@
-"""Retrying, replaying, holding and resuming many deliveries: in steps, each with its audit entries."""
+"""What the actions on deliveries share: what a list's filters mean to a run, and holding and resuming."""
 
 from __future__ import annotations
 
+import datetime
 import uuid
-from collections import Counter, defaultdict
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
-from django.http import HttpRequest
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 
-from console.actions import chunks
+from console.actions import TooMany, chunks, refuse_too_many, report, selected_ids
+from console.confirmation import Question, ReasonForm, answer, question_page, reason_of
+from console.filters import SPANS
+from core.ids import parse_id
 from core.wakeups import WEBHOOKS, wake
 from orgs import audit
 from webhooks import delivery_actions
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.models import Delivery
+from webhooks.states import DeliveryState, delivery_state
+from webhooks.upkeep import replay
+
+if TYPE_CHECKING:
+    from console.model_admin import BoundedAdmin
 
 USE_COMMAND = (
     "Narrow the list with filters, or use `manage.py replay_deliveries`, which is paced and can be resumed. It takes "
     "--org, --subscription, --event, --status and --since."
 )
+NOT_BY_FILTER = (
+    "All matching rows can be chosen by state, creation time, organization, subscription and event. Take away the "
+    "list's other filters and the search, or choose rows one by one. Nothing was changed."
+)
+
+_FAILED_SINCE = {"failed-1h": datetime.timedelta(hours=1), "failed-1d": datetime.timedelta(days=1)}
+_ROWS = {"organization": "org", "subscription": "subscription", "event": "event"}
+# Parameters of a list that choose no rows.
+_HOW_SHOWN = {"p", "o", "e"}
 
 
-def apply_to_deliveries(
-    request: HttpRequest, action: DeliveryAction, chosen: list[uuid.UUID]
-) -> tuple[int, dict[str, int]]:
-    """Apply the action to the deliveries, in steps; each step and its audit entries are one transaction.
+def list_filters(request: HttpRequest) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """Return what the list's filters choose, as a run's filters and in the list's own words.
 
-    Returns how many deliveries changed, and for the others how many were skipped for which reason.
+    None if a run can't choose by one of them.
     """
-    changed = 0
+    given = {name: str(value) for name, value in request.GET.items() if name not in _HOW_SHOWN}
+    filters: dict[str, Any] = {}
+    now = timezone.now()
+    for name, value in given.items():
+        if name in _ROWS:
+            row_id = parse_id(value)
+            if row_id is None:
+                return None
+            filters[_ROWS[name]] = row_id
+        elif name == "created" and value in SPANS:
+            filters["since"] = now - SPANS[value][1]
+        elif name == "status" and value in _FAILED_SINCE:
+            filters.update(statuses=[DeliveryState.FAILED.value], failed_since=now - _FAILED_SINCE[value])
+        elif name == "status" and value == replay.DELIVERED:
+            filters["statuses"] = []  # only with the words that include them
+        elif name == "status" and value in DeliveryState.values:
+            filters["statuses"] = [value] if value in replay.NEEDS_IT else []
+        else:
+            return None
+    return filters, given
+
+
+def hold_or_resume(
+    model_admin: BoundedAdmin, request: HttpRequest, queryset: QuerySet[Delivery], action: DeliveryAction
+) -> HttpResponse | None:
+    """Hold or resume the chosen deliveries, in steps; holding asks for a reason first."""
+    try:
+        chosen: list[uuid.UUID] = selected_ids(queryset)
+    except TooMany:
+        refuse_too_many(model_admin, request, "Narrow the list with filters.")
+        return None
+    rows = list(
+        Delivery.objects.filter(pk__in=chosen).values_list(
+            "pk", "organization_id", "status", "last_error", "subscription__is_active", "subscription__deleted_at"
+        )
+    )
     skipped: Counter[str] = Counter()
-    for part in chunks(chosen):
+    able: list[uuid.UUID] = []
+    organizations: Counter[uuid.UUID] = Counter()
+    for pk, organization_id, status, error, is_active, deleted_at in rows:
+        why_not = _why_not(action, delivery_state(status, error), is_active, deleted_at is not None)
+        if why_not is None:
+            able.append(pk)
+            organizations[organization_id] += 1
+        else:
+            skipped[why_not] += 1
+    reason = ""
+    if action is DeliveryAction.HOLD and able:
+        form = answer(request, ReasonForm)
+        if not form.is_valid():
+            what = f"{len(able):,} {'delivery' if len(able) == 1 else 'deliveries'}"
+            paragraphs = [f"Nothing of {what} is sent until somebody resumes {'it' if len(able) == 1 else 'them'}."]
+            paragraphs += [f"{count:,} selected will be left alone: {why}." for why, count in skipped.items()]
+            return question_page(model_admin, request, form, Question(f"Hold {what}?", f"Hold {what}", paragraphs))
+        reason = reason_of(form)
+    changed = 0
+    for number, part in enumerate(chunks(able)):
         with transaction.atomic():
-            before = {
-                row[0]: row[1:]
-                for row in Delivery.objects.filter(pk__in=part).values_list(
-                    "pk", "organization_id", "status", "subscription__is_active", "subscription__deleted_at"
-                )
-            }
-            able: dict[uuid.UUID, list[str]] = defaultdict(list)
-            reasons: Counter[str] = Counter()
-            for delivery_id, (organization_id, status, is_active, deleted_at) in before.items():
-                reason = _why_not(action, status, is_active, deleted_at is not None)
-                if reason is None:
-                    able[organization_id].append(str(delivery_id))
-                else:
-                    reasons[reason] += 1
-            done = delivery_actions.apply(action, part, announce=False)
-            # A worker may have claimed or completed one between the look and the change.
-            reasons["changed meanwhile"] += len(before) - sum(reasons.values()) - done
-            for organization_id, ids in able.items():
-                target = ids[0] if len(ids) == 1 else f"{len(ids)} deliveries"
-                audit.record_for_user(
-                    request,
-                    f"delivery.{action.verb}",
-                    organization_id,
-                    target,
-                    {"deliveries": ids, "changed_in_all": done},
-                )
-        if done:
-            wake(WEBHOOKS)
-        changed += done
-        skipped += reasons
-    skipped["deleted meanwhile"] += len(chosen) - changed - sum(skipped.values())
-    return changed, dict(skipped)
+            changed += delivery_actions.apply(action, part, announce=False)
+            if number == 0:  # one entry for the act, with what was chosen
+                for organization_id, count in organizations.items():
+                    of_one = able[0] if len(able) == 1 else ""
+                    audit.record_for_user(
+                        request, f"delivery.{action.verb}", organization_id, of_one,
+                        {"count": count, "filters": dict(request.GET.items())}, reason=reason,
+                        name=f"{count} {'delivery' if count == 1 else 'deliveries'}", targets=able,
+                    )  # fmt: skip
+    if changed and action is DeliveryAction.RESUME:
+        wake(WEBHOOKS)
+    # A worker may have claimed or completed one between the look and the change.
+    skipped["changed meanwhile"] += len(chosen) - changed - sum(skipped.values())
+    report(model_admin, request, "held" if action is DeliveryAction.HOLD else "resumed", changed, dict(skipped))
+    return None
 
 
-def _why_not(action: DeliveryAction, status: str, is_active: bool, deleted: bool) -> str | None:
+def _why_not(action: DeliveryAction, state: str, is_active: bool, deleted: bool) -> str | None:
     """Return why the action skips a delivery, or None if it doesn't."""
-    if status not in action.states:
+    if state not in action.states:
         return {
             "delivering": "being sent right now",
-            "held": "held (use Resume)",
             "cancelled": "cancelled with the subscription",
-        }.get(status, f"{status} (can't {action.verb})")
+        }.get(state, f"{state} (can't {action.verb})")
     if deleted:
         return "for a deleted subscription"
     if not is_active and action is not DeliveryAction.HOLD:

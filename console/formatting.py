@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from django.db.models import Model
 from django.urls import reverse
@@ -11,7 +12,9 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from core.pretty import excerpt, pretty_json, visible
-from webhooks.models import Delivery, DeliveryStatus
+from webhooks.destinations.outcome import Failure
+from webhooks.models import Delivery
+from webhooks.states import Breaker, SubscriptionState, delivery_state, next_attempt_at
 
 SHOWN_CHARACTERS = 65_536
 
@@ -36,6 +39,41 @@ def short(text: str, most: int = 80) -> str:
 def badge(status: str, label: str | None = None) -> SafeString:
     """Return a status in its color.  status: one of our words, used as a CSS class.  label: what is shown instead."""
     return format_html('<span class="state state-{}">{}</span>', status, label or status)
+
+
+# The colors of a subscription's states, by the CSS classes of the deliveries' statuses.
+_STATE_COLORS = {"failing": "failed", "paused": "retrying", "disabled": "held", "deleted": "cancelled"}
+
+
+def state_badge(state: str) -> SafeString:
+    """Return a subscription's state in its color."""
+    return badge(_STATE_COLORS.get(state, state), state)
+
+
+def delivery_badge(delivery: Delivery) -> SafeString:
+    """Return a delivery's state in its color."""
+    return badge(delivery_state(delivery.status, delivery.last_error))
+
+
+def error_words(error: str, status_code: int | None) -> str:
+    """Return what an attempt failed of: its status code if it is that, its error class otherwise."""
+    if error == Failure.HTTP_STATUS and status_code:
+        return f"HTTP {status_code}"
+    words = error.replace("_", " ")
+    return f"{words} (HTTP {status_code})" if words and status_code else words
+
+
+def cause_of(subscription: Any) -> str:
+    """Return why a subscription, read with its state, isn't active; empty if it is."""
+    error = error_words(subscription.last_error or "", subscription.last_status_code)
+    if subscription.state == SubscriptionState.DISABLED:
+        return short(subscription.disabled_reason, 160)
+    if subscription.state == SubscriptionState.PAUSED:
+        why = "circuit breaker is open" if subscription.breaker == Breaker.OPEN else "endpoint asked for a pause"
+        return f"{error or 'unknown error'}; {why} until {format_time(subscription.paused_until)}"
+    if subscription.state == SubscriptionState.FAILING:
+        return error or "unknown error"
+    return ""
 
 
 def object_link(row: Model | None, label: str | None = None) -> SafeString | str:
@@ -77,13 +115,13 @@ def format_time(moment: datetime.datetime | None) -> str:
 
 
 def last_result(delivery: Delivery) -> str:
-    """Return the status code and error class of a delivery's last attempt, or a dash."""
-    return " ".join(str(part) for part in (delivery.last_status_code, delivery.last_error) if part) or "-"
+    """Return what came of a delivery's last attempt, or a dash."""
+    return error_words(delivery.last_error, delivery.last_status_code) or str(delivery.last_status_code or "-")
 
 
 def next_attempt(delivery: Delivery) -> str:
     """Return when a pending delivery is attempted next, or a dash."""
-    return format_time(delivery.next_attempt_at if delivery.status == DeliveryStatus.PENDING else None)
+    return format_time(next_attempt_at(delivery))
 
 
 def delivery_table(deliveries: Iterable[Delivery]) -> SafeString:
@@ -94,7 +132,7 @@ def delivery_table(deliveries: Iterable[Delivery]) -> SafeString:
             (
                 object_link(row, str(row.pk)),
                 object_link(row.subscription),
-                badge(row.status),
+                delivery_badge(row),
                 row.attempt_count,
                 last_result(row),
                 next_attempt(row),

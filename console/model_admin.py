@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.utils import model_ngettext
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import ValidationError
@@ -156,9 +157,50 @@ class BoundedAdmin(_ModelAdmin):
 
     # --- audit log ----------------------------------------------------------------------------------
 
-    def audit(self, request: HttpRequest, action: str, row: Any, detail: dict[str, Any]) -> None:
-        """Write what was done to a row to the audit log, in the current transaction."""
-        audit.record_for_user(request, action, _organization_id_of(row), row.pk, detail)
+    def audit_target(self, row: Any) -> str:
+        """Return what the audit log calls the row."""
+        return str(row.pk)
+
+    def audit(
+        self,
+        request: HttpRequest,
+        action: str,
+        row: Any,
+        detail: dict[str, Any],
+        reason: str = "",
+        targets: Sequence[object] = (),
+    ) -> None:
+        """Write what was done to a row to the audit log, in the current transaction.
+
+        targets: the ids of what else it is about.
+        """
+        audit.record_for_user(
+            request, action, _organization_id_of(row), self.audit_target(row), detail, name=str(row), reason=reason,
+            targets=targets,
+        )  # fmt: skip
+
+    def audit_many(
+        self, request: HttpRequest, action: str, rows: Sequence[Any], detail: dict[str, Any], reason: str = ""
+    ) -> None:
+        """Write one entry for what was done to rows of one organization, in the current transaction."""
+        if len(rows) == 1:
+            self.audit(request, action, rows[0], detail, reason)
+        elif rows:
+            audit.record_for_user(
+                request, action, _organization_id_of(rows[0]), "", {"count": len(rows), **detail}, reason=reason,
+                name=f"{len(rows)} {model_ngettext(self.opts, len(rows))}",
+                targets=[self.audit_target(row) for row in rows],
+            )  # fmt: skip
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show what the audit log says of the row, whoever did it: people, keys, commands or the system."""
+        row = self.get_object(request, object_id)
+        if row is None or not self.has_view_permission(request, row):
+            return super().history_view(request, object_id, extra_context)  # which refuses in Django's way
+        query = {"target": self.audit_target(row)}
+        return HttpResponseRedirect(reverse("admin:orgs_auditentry_changelist", query=query))
 
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         """Log an addition in the audit log, too."""

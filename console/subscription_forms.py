@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.conf import settings
-from django.contrib.admin.helpers import ActionForm
 from rest_framework import serializers
 
 from webhooks import subscriptions
@@ -115,15 +114,3 @@ def _texts(reasons: Any) -> list[str]:
     if isinstance(reasons, list | tuple):
         return [text for inner in reasons for text in _texts(inner)]
     return [str(reasons)]
-
-
-class SubscriptionActionForm(ActionForm):
-    """What the actions on subscriptions ask for: a reason for disabling, a time for recovering."""
-
-    reason = forms.CharField(
-        required=False, max_length=300, label="Reason to disable:", widget=forms.TextInput(attrs={"size": 24})
-    )
-    since = forms.CharField(
-        required=False, max_length=40, label="Recover since:",
-        widget=forms.TextInput(attrs={"size": 20, "placeholder": "2026-01-31T12:00:00Z"}),
-    )  # fmt: skip

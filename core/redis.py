@@ -23,7 +23,11 @@ PAUSE_SECONDS = 1.0
 
 
 class RedisUnavailable(Exception):
-    """Redis did not respond, or failed a moment ago."""
+    """Redis did not respond, or failed a moment ago.  reason: the error that it failed with then, if that is known."""
+
+    def __init__(self, text: str, reason: BaseException | None = None) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class CircuitBreaker:
@@ -37,6 +41,7 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._probe = threading.Lock()
         self._retry_at = 0.0  # by the monotonic clock; 0 is closed
+        self._reason: BaseException | None = None  # why it is open
 
     @property
     def is_open(self) -> bool:
@@ -50,15 +55,16 @@ class CircuitBreaker:
     def reset(self) -> None:
         """Close the breaker: the next call goes through."""
         self._retry_at = 0.0
+        self._reason = None
 
     def run(self, command: Callable[[], T]) -> T:
         """Return what `command`, which uses Redis, returns.  Raises RedisUnavailable when it fails or may not run."""
         if not self._retry_at:
             return self._attempt(command)
         if time.monotonic() < self._retry_at:
-            raise RedisUnavailable("Redis failed a moment ago")
+            raise RedisUnavailable("Redis failed a moment ago", self._reason)
         if not self._probe.acquire(blocking=False):
-            raise RedisUnavailable("another thread is probing whether Redis is back")
+            raise RedisUnavailable("another thread is probing whether Redis is back", self._reason)
         try:
             result = self._attempt(command)
             self.reset()
@@ -71,9 +77,9 @@ class CircuitBreaker:
         if not self._retry_at:
             return await self._attempt_async(command)
         if time.monotonic() < self._retry_at:
-            raise RedisUnavailable("Redis failed a moment ago")
+            raise RedisUnavailable("Redis failed a moment ago", self._reason)
         if not self._probe.acquire(blocking=False):
-            raise RedisUnavailable("another thread is probing whether Redis is back")
+            raise RedisUnavailable("another thread is probing whether Redis is back", self._reason)
         try:
             result = await self._attempt_async(command)
             self.reset()
@@ -101,6 +107,7 @@ class CircuitBreaker:
         """Open the breaker after an error of Redis; the first failure of an outage is told."""
         with self._lock:
             first = not self._retry_at
+            self._reason = error
             self.open(PAUSE_SECONDS)
         if first:
             log.warning("redis_unavailable", setting="REDIS_URL", reason=str(error)[:300] or type(error).__name__)

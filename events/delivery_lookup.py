@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from django.db.models import Q
 
-DELIVERY_STATUSES = ("pending", "delivering", "delivered", "failed", "held", "cancelled")
+DELIVERY_STATUSES = ("pending", "retrying", "delivering", "delivered", "failed", "held", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)

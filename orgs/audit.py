@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from django.http import HttpRequest
 
 from core.client_address import client_address
 from orgs.models import AuditEntry
+
+MOST_TARGETS = 1000
 
 
 def record(
@@ -19,6 +22,9 @@ def record(
     target: object = "",
     detail: dict[str, Any] | None = None,
     request: HttpRequest | None = None,
+    name: str = "",
+    reason: str = "",
+    targets: Sequence[object] = (),
 ) -> None:
     """Add an entry, in the caller's transaction.
 
@@ -27,6 +33,10 @@ def record(
     after the last.
 
     actor: `key:<prefix>`, `user:<name>`, `command:<name>`, or `system:worker` for what happens by itself.
+    target: the id of what it was done to.  name: what people call that, such as a subscription's URL.  An act on many
+    rows is one entry, with their number and what chose them in `detail`, and their ids in `targets`, of which
+    MOST_TARGETS are kept: the history of each of them leads to the entry.
+    reason: why, in the actor's words.
     detail: JSON without any secret.
     """
     AuditEntry.objects.create(
@@ -34,13 +44,24 @@ def record(
         actor=actor[:200],
         action=action,
         target=str(target)[:200],
+        target_name=name[:300],
+        targets=[str(one)[:40] for one in targets[:MOST_TARGETS]],
+        reason=reason[:500],
         detail=detail or {},
         address=client_address(request)[:64] if request is not None else "",
         request_id=getattr(request, "request_id", "") if request is not None else "",
     )
 
 
-def record_for_caller(request: Any, action: str, target: object = "", detail: dict[str, Any] | None = None) -> None:
+def record_for_caller(
+    request: Any,
+    action: str,
+    target: object = "",
+    detail: dict[str, Any] | None = None,
+    *,
+    name: str = "",
+    reason: str = "",
+) -> None:
     """Add an entry for what a key did through the API.  request: DRF's, authenticated."""
     record(
         action,
@@ -49,6 +70,8 @@ def record_for_caller(request: Any, action: str, target: object = "", detail: di
         target=target,
         detail=detail,
         request=request._request,
+        name=name,
+        reason=reason,
     )
 
 
@@ -58,9 +81,25 @@ def record_for_user(
     organization_id: uuid.UUID | None,
     target: object = "",
     detail: dict[str, Any] | None = None,
+    *,
+    name: str = "",
+    reason: str = "",
+    targets: Sequence[object] = (),
 ) -> None:
     """Add an entry for what a member of staff did in the admin."""
-    username = getattr(request.user, "username", "") or "unknown"
     record(
-        action, actor=f"user:{username}", organization_id=organization_id, target=target, detail=detail, request=request
+        action,
+        actor=staff_actor(request),
+        organization_id=organization_id,
+        target=target,
+        detail=detail,
+        request=request,
+        name=name,
+        reason=reason,
+        targets=targets,
     )
+
+
+def staff_actor(request: HttpRequest) -> str:
+    """Return the name that the member of staff who makes the request has in the audit log."""
+    return f"user:{getattr(request.user, 'username', '') or 'unknown'}"

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models.functions import Now
@@ -101,7 +102,15 @@ class AuditEntry(models.Model):
         max_length=200, help_text="`key:<prefix>`, `user:<name>`, `command:<name>` or `system:worker`"
     )
     action = models.CharField(max_length=60)
-    target = models.CharField(max_length=200, blank=True)
+    target = models.CharField(max_length=200, blank=True, help_text="The id of what it was done to.")
+    target_name = models.CharField(
+        max_length=300, blank=True, default="", db_default="", help_text="The name that it had then, for people."
+    )
+    targets = ArrayField(
+        models.CharField(max_length=40), default=list, db_default=[], blank=True,
+        help_text="The ids of all that it was done to, if they are several and not too many.",
+    )  # fmt: skip
+    reason = models.CharField(max_length=500, blank=True, default="", db_default="", help_text="As the actor gave it.")
     detail = models.JSONField(default=dict)
     address = models.CharField(max_length=64, blank=True)
     request_id = models.CharField(max_length=128, blank=True)
@@ -113,6 +122,8 @@ class AuditEntry(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["organization", "created_at", "id"], name="orgs_audit_org_list"),
             models.Index(fields=["created_at", "id"], name="orgs_audit_list"),
+            models.Index(fields=["target", "created_at", "id"], name="orgs_audit_target"),
+            GinIndex(fields=["targets"], name="orgs_audit_targets"),
         ]
 
     def __str__(self) -> str:

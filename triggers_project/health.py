@@ -13,8 +13,7 @@ from psycopg_pool import PoolTimeout
 
 from core.json_response import JSONRenderer
 from core.problems import only_get
-from core.redis import RedisUnavailable, call_redis
-from core.workers import count_live_workers
+from core.redis_health import check_redis
 from events.backlog import oldest_waiting_seconds, waiting_events
 from webhooks import stats
 
@@ -52,14 +51,15 @@ def _database_figures() -> dict[str, Any]:
             "event": round(oldest_waiting_seconds(), 3) if waiting else 0.0,
             "webhook": round(stats.oldest_due_seconds(), 3) if due else 0.0,
         },
+        "paused_deliveries": stats.paused_deliveries(COUNT_TO),
     }
 
 
 def health_detailed(request: HttpRequest) -> HttpResponse:
     """Return the state of the parts, true figures of the queues, and the limits in force.
 
-    503 when a part is down, with the reason; without Redis the system is `degraded`: events are
-    accepted and kept, deliveries are slower.
+    503 when a part is down, with the reason.  Without Redis, or a Redis that takes writes, the system is `degraded`:
+    events are accepted and kept, deliveries are slower.  Without workers, nothing is sent.
     """
     if (refusal := only_get(request)) is not None:
         return refusal
@@ -71,14 +71,12 @@ def health_detailed(request: HttpRequest) -> HttpResponse:
         log.warning("health_database_down", error=type(error).__name__)
         body.update(status="unhealthy", database="down")
         reasons.append("The database is not responding.")
-    try:
-        body["workers"] = call_redis(count_live_workers)
-    except RedisUnavailable:
-        body["redis"] = "down"
-        body["workers"] = None
+    redis = check_redis()
+    body.update(redis=redis.state, workers=redis.workers)
+    if redis.problem:
         if body["status"] == "healthy":
             body["status"] = "degraded"
-        reasons.append("Redis is not responding.")
+        reasons.append(redis.problem)
     body["config"] = {
         "max_concurrent_events": settings.MAX_CONCURRENT_EVENTS,
         "max_concurrent_deliveries": settings.MAX_CONCURRENT_DELIVERIES,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from core.openapi import HEADERS, Schema
+from webhooks.stats import PauseReason
 
 _HEADERS: Schema = {name: {"$ref": f"#/components/headers/{name}"} for name in HEADERS if name.startswith("X-")}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
@@ -29,12 +30,16 @@ _DETAILED: Schema = {
             "description": "`degraded`: events are accepted and stored, but something is slower or missing.",
         },
         "service": {"type": "string"},
-        "redis": _PART,
+        "redis": {
+            "type": "string",
+            "enum": ["up", "down", "refuses_writes"],
+            "description": "`refuses_writes`: it responds, but is full, read-only, or can't save.",
+        },
         "database": _PART,
         "queues": {
             **_object(
                 event_queue_length={**_COUNT, "description": "Accepted events that are waiting for their fan-out."},
-                webhook_queue_length={**_COUNT, "description": "Deliveries that are due."},
+                webhook_queue_length={**_COUNT, "description": "Deliveries that could be sent now."},
                 event_pending_processing={**_COUNT, "description": "Events being fanned out."},
                 webhook_pending_processing={**_COUNT, "description": "Deliveries being sent."},
                 counted_up_to={
@@ -48,7 +53,24 @@ _DETAILED: Schema = {
             **_object(event=_SECONDS, webhook=_SECONDS),
             "description": "Absent while the database is down.",
         },
-        "workers": {"type": ["integer", "null"], "description": "Live workers; null while Redis is down."},
+        "paused_deliveries": {
+            **_object(
+                **{
+                    reason.value: {**_COUNT, "description": text}
+                    for reason, text in {
+                        PauseReason.CIRCUIT_BREAKER: "Behind a circuit breaker that isn't closed.",
+                        PauseReason.RETRY_AFTER: "The endpoint asked for a pause with `Retry-After`.",
+                        PauseReason.RATE_LIMIT: "The subscription's `deliveries_per_second` is used up.",
+                        PauseReason.CONCURRENCY_LIMIT: "As many requests are in flight as the endpoint takes.",
+                        PauseReason.HELD: "The subscription is disabled, or an operator holds the delivery.",
+                        PauseReason.SENDING_DISABLED: "`DISABLE_WEBHOOK_DELIVERY` is set.",
+                    }.items()
+                }
+            ),
+            "description": "Deliveries whose time has come and that can't be sent now, by reason, each counted up to "
+            "`queues.counted_up_to`. Absent while the database is down.",
+        },
+        "workers": {"type": ["integer", "null"], "description": "Live workers; null while Redis takes no writes."},
         "config": {"type": "object", "description": "The limits in force."},
         "reasons": {"type": "array", "items": {"type": "string"}, "description": "What is wrong, if anything is."},
     },

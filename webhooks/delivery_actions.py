@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum
 
 from django.conf import settings
@@ -14,19 +15,28 @@ from core.db import in_transaction
 from core.wakeups import WEBHOOKS, wake
 from webhooks.models import Cause, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.queues import lock_queues, mark_due
+from webhooks.states import in_delivery_states
 
 
 class DeliveryAction(Enum):
-    """What to do, and with deliveries in which states."""
+    """What to do, and with deliveries in which states (`webhooks.states`)."""
 
-    RETRY = ("retry", ("pending", "failed", "delivered"))
-    REPLAY = ("replay", ("failed", "delivered"))
-    HOLD = ("hold", ("pending",))
+    RETRY = ("retry", ("pending", "retrying", "failed", "delivered"))
+    REPLAY = ("replay", ("retrying", "failed", "delivered"))
+    HOLD = ("hold", ("pending", "retrying"))
     RESUME = ("resume", ("held",))
 
     def __init__(self, verb: str, states: tuple[str, ...]) -> None:
         self.verb = verb
         self.states = states
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """How many deliveries an action changed.  held: those of them that are held now and weren't meant to be."""
+
+    changed: int = 0
+    held: int = 0
 
 
 def apply(action: DeliveryAction, delivery_ids: Iterable[uuid.UUID], *, announce: bool = True) -> int:
@@ -37,33 +47,59 @@ def apply(action: DeliveryAction, delivery_ids: Iterable[uuid.UUID], *, announce
     announce: wake the workers afterwards.
     """
     ids = list(delivery_ids)
-    changed = in_transaction(lambda: _apply(action, ids)) if ids else 0
+    changed = in_transaction(lambda: _apply(action, ids, action.states)).changed if ids else 0
     if changed and announce and action is not DeliveryAction.HOLD:
         wake(WEBHOOKS)
     return changed
 
 
-def _apply(action: DeliveryAction, ids: list[uuid.UUID]) -> int:
+def apply_in_run(
+    action: DeliveryAction, delivery_ids: Iterable[uuid.UUID], states: Iterable[str], *, probe: bool
+) -> Applied:
+    """Retry or replay those of the deliveries that are in one of `states`, in the caller's transaction.
+
+    Those of a disabled subscription become held, and go out when it is enabled.  A pause stays, so that many retries
+    aren't many probes of an endpoint that is down.  probe: let one request through at once, whatever the breaker says.
+    """
+    ids = list(delivery_ids)
+    return _apply(action, ids, tuple(states), hold_if_disabled=True, probe=probe) if ids else Applied()
+
+
+def _apply(
+    action: DeliveryAction,
+    ids: list[uuid.UUID],
+    states: tuple[str, ...],
+    *,
+    hold_if_disabled: bool = False,
+    probe: bool = True,
+) -> Applied:
     lock_queues(Delivery.objects.filter(id__in=ids).values_list("subscription_id", flat=True).distinct())
-    fitting = Delivery.objects.filter(id__in=ids, status__in=action.states, subscription__deleted_at=None)
-    if action is not DeliveryAction.HOLD:
+    fitting = Delivery.objects.filter(in_delivery_states(states), id__in=ids, subscription__deleted_at=None)
+    if action is not DeliveryAction.HOLD and not hold_if_disabled:
         fitting = fitting.filter(subscription__is_active=True)
     # Locked: a worker whose queue isn't among those that were just locked has none of these in hand.
-    chosen = list(fitting.select_for_update(of=("self",)).values_list("id", "subscription_id"))
-    Delivery.objects.filter(id__in=[row[0] for row in chosen]).update(**_changes(action))
-    queues = list({row[1] for row in chosen})
+    chosen = list(
+        fitting.select_for_update(of=("self",)).values_list("id", "subscription_id", "subscription__is_active")
+    )
+    to_send = [row[0] for row in chosen if row[2] or action is DeliveryAction.HOLD]
+    to_hold = [row[0] for row in chosen if not row[2] and action is not DeliveryAction.HOLD]
+    Delivery.objects.filter(id__in=to_send).update(**_changes(action))
+    if to_hold:
+        Delivery.objects.filter(id__in=to_hold).update(**{**_changes(action), "status": DeliveryStatus.HELD})
+    queues = list({row[1] for row in chosen if row[2]})
     if queues and action is not DeliveryAction.HOLD:
         mark_due(queues)
-        if action is DeliveryAction.RETRY:
+        if action is DeliveryAction.RETRY and probe:
             # Somebody asks for it now: let one through, whatever the breaker says.
             SubscriptionQueue.objects.filter(pk__in=queues).update(paused_until=None)
-    return len(chosen)
+    return Applied(len(chosen), len(to_hold))
 
 
 def _changes(action: DeliveryAction) -> dict[str, object]:
     """Return the columns that the action sets."""
     if action is DeliveryAction.HOLD:
-        return {"status": DeliveryStatus.HELD}
+        # Since when it is held: `upkeep.held_retention` counts from there.
+        return {"status": DeliveryStatus.HELD, "next_attempt_at": Now()}
     due_now: dict[str, object] = {"status": DeliveryStatus.PENDING, "next_attempt_at": Now()}
     if action is DeliveryAction.RESUME:
         return due_now

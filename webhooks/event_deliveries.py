@@ -11,14 +11,24 @@ from django.db.models import Exists, OuterRef, Q
 from core.db import server_cursor
 from events.delivery_lookup import DeliveryLine
 from webhooks.models import Delivery
+from webhooks.states import delivery_state, next_attempt_at
 
 # The same words in the same order as the condition of the index webhooks_delivery_undelivered.
 _UNDELIVERED = ("pending", "delivering", "held", "failed")
 
-# SQL because the ORM would select the primary key, for which PostgreSQL must read the rows beside the index.
+# SQL because the ORM would select the primary key, for which PostgreSQL must read the rows beside the index.  In three
+# parts, because what waits for its first attempt, what waits for another one, and what is held are in different places
+# of two indexes.
 _COUNT_WAITING = """
 SELECT count(*) FROM (
-    SELECT 1 FROM webhooks_delivery WHERE organization_id = %s AND status IN ('pending', 'held') LIMIT %s
+    (SELECT 1 FROM webhooks_delivery
+     WHERE organization_id = %(organization)s AND status = 'pending' AND last_error = '' LIMIT %(most)s)
+    UNION ALL
+    (SELECT 1 FROM webhooks_delivery
+     WHERE organization_id = %(organization)s AND status = 'pending' AND NOT last_error = '' LIMIT %(most)s)
+    UNION ALL
+    (SELECT 1 FROM webhooks_delivery WHERE organization_id = %(organization)s AND status = 'held' LIMIT %(most)s)
+    LIMIT %(most)s
 ) AS waiting
 """
 
@@ -43,10 +53,19 @@ class EventDeliveries:
 
     def of_event(self, event_id: uuid.UUID, most: int) -> Sequence[DeliveryLine]:
         rows = Delivery.objects.filter(event_id=event_id).order_by("created_at", "id")
-        columns = ("id", "subscription_id", "status", "attempt_count", "next_attempt_at", "completed_at")
-        return [DeliveryLine(*row) for row in rows.values_list(*columns)[:most]]
+        return [
+            DeliveryLine(
+                row.id,
+                row.subscription_id,
+                delivery_state(row.status, row.last_error),
+                row.attempt_count,
+                next_attempt_at(row),
+                row.completed_at,
+            )
+            for row in rows[:most]
+        ]
 
     def waiting(self, organization_id: uuid.UUID, most: int) -> int:
         with server_cursor() as cursor:
-            row = cursor.execute(_COUNT_WAITING, (organization_id, most)).fetchone()
+            row = cursor.execute(_COUNT_WAITING, {"organization": organization_id, "most": most}).fetchone()
         return int(row[0]) if row else 0

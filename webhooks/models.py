@@ -9,12 +9,15 @@ from django.contrib.postgres.fields import ArrayField
 from django.contrib.postgres.indexes import HashIndex
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models import F, Q
-from django.db.models.functions import Now
+from django.db.models import F, Func, Q, Value
+from django.db.models.functions import Coalesce, Lower, Now
 
 from core.ids import new_id
 from events.models import Event
 from orgs.models import Organization
+
+# The host in a URL, without user and port (RFC 3986 §3.2): what PostgreSQL makes `Subscription.host` of.
+_HOST_IN_URL = r"^[^:/?#]*://(?:[^/?#@]*@)?(\[[^/?#\]]*\]|[^/?#:]*)"
 
 
 class Subscription(models.Model):
@@ -26,6 +29,16 @@ class Subscription(models.Model):
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+", db_index=False)
     url = models.CharField(max_length=2048)
+    host = models.GeneratedField(
+        # Empty for a text that isn't a URL, which must not be refused here: it fails alone, where it is used.
+        expression=Coalesce(
+            Lower(Func(F("url"), Value(_HOST_IN_URL), function="substring", output_field=models.TextField())),
+            Value(""),
+            output_field=models.TextField(),
+        ),
+        output_field=models.TextField(),
+        db_persist=True,
+    )
     description = models.CharField(max_length=500, blank=True, default="")
     event_types = ArrayField(models.CharField(max_length=257))
     encrypted_headers = models.TextField(blank=True, default="", editable=False)
@@ -37,6 +50,9 @@ class Subscription(models.Model):
     is_active = models.BooleanField(default=True)
     disabled_at = models.DateTimeField(null=True)
     disabled_reason = models.CharField(max_length=500, blank=True, default="")
+    stopped_with_host = models.BooleanField(
+        default=False, db_default=False, editable=False, help_text="Disabled together with all others of its host."
+    )
     max_in_flight = models.PositiveIntegerField(
         null=True,
         blank=True,
@@ -60,6 +76,7 @@ class Subscription(models.Model):
                 fields=["organization", "created_at", "id"], condition=Q(deleted_at=None), name="webhooks_sub_list"
             ),
             HashIndex(fields=["url"], name="webhooks_sub_url"),
+            HashIndex(fields=["host"], name="webhooks_sub_host"),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(
@@ -97,6 +114,16 @@ class SubscriptionQueue(models.Model):
         default=0, help_text="How often the circuit breaker has opened since the last success."
     )
     failing_since = models.DateTimeField(null=True)
+    active_since = models.DateTimeField(
+        db_default=Now(), help_text="When it began to be neither failing nor disabled; kept from before while it is."
+    )
+    ready_since = models.DateTimeField(
+        db_default=Now(),
+        help_text="When it last stopped waiting for its endpoint: since then, only for workers.",
+    )
+    last_failure_at = models.DateTimeField(null=True)
+    last_error = models.CharField(max_length=30, blank=True, default="", db_default="")
+    last_status_code = models.PositiveSmallIntegerField(null=True)
     recent_failures = ArrayField(
         models.DateTimeField(),
         default=list,
@@ -119,6 +146,9 @@ class SubscriptionQueue(models.Model):
         indexes: ClassVar = [
             models.Index(fields=["next_due_at"], condition=Q(accepts_deliveries=True), name="webhooks_queue_due"),
             models.Index(fields=["subscription"], condition=Q(needs_resync=True), name="webhooks_queue_resync"),
+            models.Index(
+                fields=["failing_since"], condition=Q(failing_since__isnull=False), name="webhooks_queue_failing"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -189,11 +219,17 @@ class Delivery(models.Model):
             models.Index(
                 fields=["lease_expires_at"], condition=Q(status="delivering"), name="webhooks_delivery_leased"
             ),
-            # For the lists by state: the rows wanted may be older than millions of delivered ones.
+            # For the lists by state: the rows wanted may be older than millions of delivered ones.  What waits for its
+            # first attempt and what waits for another one (`webhooks.states`) are in one index each.
             models.Index(
                 fields=["organization", "status", "created_at", "id"],
-                condition=Q(status__in=["pending", "held", "failed", "cancelled"]),
+                condition=Q(status__in=["held", "failed", "cancelled"]) | Q(status="pending", last_error=""),
                 name="webhooks_delivery_by_status",
+            ),
+            models.Index(
+                fields=["organization", "created_at", "id"],
+                condition=Q(status="pending") & ~Q(last_error=""),
+                name="webhooks_delivery_retrying",
             ),
             models.Index(fields=["subscription"], condition=Q(status="held"), name="webhooks_delivery_held"),
             # For `GET /api/events?undelivered=true`, which must not walk the history.
@@ -246,37 +282,56 @@ class DeliveryAttempt(models.Model):
 
 
 class BulkRun(models.Model):
-    """A replay or a recovery of many deliveries, with its position, so that it can continue after a crash."""
+    """A retry, replay or recovery of many deliveries, with its position, so that it can continue after a crash."""
 
     class Kind(models.TextChoices):
-        """replay sends matching deliveries again; recover queues the events that a subscription missed."""
+        """retry and replay send matching deliveries again; recover queues the events that a subscription missed."""
 
+        RETRY = "retry"
         REPLAY = "replay"
         RECOVER = "recover"
 
     class State(models.TextChoices):
-        """running until every matching row has been visited."""
+        """running until every matching row has been visited, or somebody cancels it."""
 
         RUNNING = "running"
         DONE = "done"
+        CANCELLED = "cancelled"
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     kind = models.CharField(max_length=10, choices=Kind.choices)
     state = models.CharField(max_length=10, choices=State.choices, default=State.RUNNING)
     organization_id = models.UUIDField(null=True)
     subscription = models.ForeignKey(Subscription, null=True, on_delete=models.CASCADE, related_name="+")
+    actor = models.CharField(max_length=200, blank=True, default="", db_default="", help_text="As in the audit log.")
     filters = models.JSONField(default=dict)
+    fingerprint = models.CharField(
+        max_length=64, blank=True, default="", db_default="", editable=False,
+        help_text="What was asked for, as a hash: two who ask for the same get one run.",
+    )  # fmt: skip
+    in_background = models.BooleanField(
+        default=False, db_default=False, help_text="Workers move it on; otherwise the command that began it does."
+    )
     before = models.DateTimeField(db_default=Now(), help_text="Only rows older than this are included.")
     cursor_at = models.DateTimeField(null=True)
     cursor_id = models.UUIDField(null=True)
-    queued = models.PositiveIntegerField(default=0)
+    total = models.PositiveIntegerField(
+        null=True, help_text="Matching rows when it began, counted to a bound; empty if nobody counted them."
+    )
+    visited = models.PositiveIntegerField(default=0, db_default=0, help_text="Matching rows that it has seen.")
+    queued = models.PositiveIntegerField(default=0, help_text="Deliveries made due, and those held instead.")
+    held = models.PositiveIntegerField(
+        default=0, db_default=0, help_text="Of those queued: held, because their subscription is disabled."
+    )
     created_at = models.DateTimeField(db_default=Now())
+    updated_at = models.DateTimeField(db_default=Now())
     finished_at = models.DateTimeField(null=True)
 
     class Meta:
         indexes: ClassVar = [
             models.Index(fields=["created_at"], condition=Q(state="running"), name="webhooks_bulkrun_running"),
             models.Index(fields=["organization_id", "created_at", "id"], name="webhooks_bulkrun_list"),
+            models.Index(fields=["fingerprint", "created_at"], name="webhooks_bulkrun_same"),
         ]
 
     def __str__(self) -> str:

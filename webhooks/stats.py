@@ -1,23 +1,98 @@
-"""Statistics for health and the console: what is due, what is in work, and how long the oldest has waited."""
+"""Statistics for health and the console: what could be sent now, what waits for something else, what is in work.
+
+A delivery is *due* if it could be sent now: its time has come, and nothing is missing but a free worker.  What has to
+wait for its endpoint, a limit or a person is *paused*, for one of PAUSE_REASONS.  So a dead or slow endpoint is never
+taken for a lack of workers.
+"""
 
 from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from django.conf import settings
 
 from core.db import server_cursor
 from webhooks.routing.fan_out import FAN_OUT_LOCK
 
-COUNT_DUE = """
+
+class PauseReason(StrEnum):
+    """Why deliveries whose time has come can't be sent now."""
+
+    CIRCUIT_BREAKER = "circuit_breaker"  # open, or half-open: the next success lets all of them through
+    RETRY_AFTER = "retry_after"  # the endpoint asked for a pause
+    RATE_LIMIT = "rate_limit"  # the subscription's `deliveries_per_second`
+    CONCURRENCY_LIMIT = "concurrency_limit"  # as many requests are in flight to the endpoint as it takes
+    HELD = "held"  # the subscription is disabled, or a person holds the delivery
+    SENDING_DISABLED = "sending_disabled"  # DISABLE_WEBHOOK_DELIVERY
+
+
+# Conditions on a queue `q` of a subscription `s`.  The first that holds is the reason.
+_PAUSES = {
+    PauseReason.CIRCUIT_BREAKER: "q.breaker_trips > 0",
+    PauseReason.RETRY_AFTER: "coalesce(q.paused_until > statement_timestamp(), false)",
+    # What a claim leaves behind when the limit is used up.
+    PauseReason.RATE_LIMIT: "q.next_due_at > statement_timestamp() AND s.deliveries_per_second IS NOT NULL",
+    PauseReason.CONCURRENCY_LIMIT: (
+        "q.in_flight >= least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))"
+    ),
+}
+_PAUSED = " OR ".join(f"({condition})" for condition in _PAUSES.values())
+_QUEUES = """webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id"""
+
+
+def _count(queues: str) -> str:
+    """Return the statement that counts deliveries whose time has come in queues that meet the condition `queues`."""
+    return f"""
 SELECT count(*) FROM (
-    SELECT 1 FROM webhooks_subscriptionqueue q JOIN webhooks_delivery d ON d.subscription_id = q.subscription_id
-    WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp()
-      AND d.status = 'pending' AND d.next_attempt_at <= statement_timestamp()
-    LIMIT %s
-) AS waiting
+    SELECT 1 FROM {_QUEUES} CROSS JOIN LATERAL (
+        SELECT 1 FROM webhooks_delivery d
+        WHERE d.subscription_id = q.subscription_id AND d.status = 'pending'
+          AND d.next_attempt_at <= statement_timestamp() LIMIT %(most)s
+    ) AS waiting
+    WHERE q.accepts_deliveries AND {queues} LIMIT %(most)s
+) AS counted"""  # noqa: S608 - constants of ours
+
+
+def _count_paused() -> str:
+    """Return the statement that counts for each reason."""
+    parts = []
+    earlier: list[str] = []
+    for reason, condition in _PAUSES.items():
+        of_this = " AND ".join([*(f"NOT ({one})" for one in earlier), f"({condition})"])
+        # Queues in which nothing is due at all aren't looked into; those of a rate limit say that themselves.
+        due = "" if reason is PauseReason.RATE_LIMIT else " AND q.next_due_at <= statement_timestamp()"
+        parts.append(f"SELECT '{reason}' AS reason, ({_count(of_this + due)}) AS number")
+        earlier.append(condition)
+    return "\nUNION ALL ".join(parts)
+
+
+COUNT_DUE = _count(f"q.next_due_at <= statement_timestamp() AND NOT ({_PAUSED})")
+COUNT_PAUSED = _count_paused()
+COUNT_HELD = "SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE status = 'held' LIMIT %(most)s) AS held"
+COUNT_RETRYING = """
+SELECT count(*) FROM (
+    SELECT 1 FROM orgs_organization o CROSS JOIN LATERAL (
+        SELECT 1 FROM webhooks_delivery
+        WHERE organization_id = o.id AND status = 'pending' AND NOT last_error = '' LIMIT %(most)s
+    ) AS retrying LIMIT %(most)s
+) AS counted
 """
 COUNT_DELIVERING = "SELECT coalesce(sum(in_flight), 0) FROM webhooks_subscriptionqueue WHERE in_flight > 0"
-OLDEST_DUE = """
-SELECT extract(epoch FROM clock_timestamp() - min(next_due_at)) FROM webhooks_subscriptionqueue
-WHERE accepts_deliveries AND next_due_at <= statement_timestamp()
-"""
+# Since when it could be sent: not before the queue last waited for its endpoint.  A queue's own `next_due_at` may be
+# that of a delivery that has been sent since, so the first of those that wait is looked up.
+OLDEST_DUE = f"""
+SELECT extract(epoch FROM clock_timestamp() - min(greatest(first.due_at, due.ready_since, due.paused_until))) FROM (
+    SELECT q.subscription_id, q.ready_since, q.paused_until FROM {_QUEUES}
+    WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp() AND NOT ({_PAUSED})
+    ORDER BY q.next_due_at LIMIT 1000
+) AS due CROSS JOIN LATERAL (
+    SELECT d.next_attempt_at AS due_at FROM webhooks_delivery d
+    WHERE d.subscription_id = due.subscription_id AND d.status = 'pending'
+      AND d.next_attempt_at <= statement_timestamp()
+    ORDER BY d.next_attempt_at LIMIT 1
+) AS first
+"""  # noqa: S608 - constants of ours
 COUNT_IN_FAN_OUT = f"""
 SELECT coalesce(sum(objid::bigint), 0) FROM pg_locks
 WHERE locktype = 'advisory' AND classid = {FAN_OUT_LOCK} AND objsubid = 2 AND granted
@@ -25,15 +100,34 @@ WHERE locktype = 'advisory' AND classid = {FAN_OUT_LOCK} AND objsubid = 2 AND gr
 """  # noqa: S608 - a constant of ours
 
 
-def _one(statement: str, parameters: tuple[int, ...] = ()) -> float | None:
+def _one(statement: str, parameters: dict[str, Any] | None = None) -> float | None:
     with server_cursor() as cursor:
-        row = cursor.execute(statement, parameters or None).fetchone()
+        row = cursor.execute(statement, parameters).fetchone()
     return float(row[0]) if row and row[0] is not None else None
 
 
+def _parameters(most: int = 0) -> dict[str, Any]:
+    return {"most": most, "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION}
+
+
 def due_deliveries(most: int) -> int:
-    """Return how many deliveries are due and wait for a worker, counting to `most` at the furthest."""
-    return int(_one(COUNT_DUE, (most,)) or 0)
+    """Return how many deliveries could be sent now and wait for a worker, counting to `most` at the furthest."""
+    return 0 if settings.DISABLE_WEBHOOK_DELIVERY else int(_one(COUNT_DUE, _parameters(most)) or 0)
+
+
+def paused_deliveries(most: int) -> dict[str, int]:
+    """Return how many deliveries are paused for each of the reasons, counting to `most` at the furthest."""
+    with server_cursor() as cursor:
+        counts = {reason: int(number) for reason, number in cursor.execute(COUNT_PAUSED, _parameters(most)).fetchall()}
+    counts[PauseReason.HELD] = int(_one(COUNT_HELD, {"most": most}) or 0)
+    switched_off = settings.DISABLE_WEBHOOK_DELIVERY
+    counts[PauseReason.SENDING_DISABLED] = int(_one(COUNT_DUE, _parameters(most)) or 0) if switched_off else 0
+    return {reason.value: counts[reason] for reason in PauseReason}
+
+
+def retrying_deliveries(most: int) -> int:
+    """Return how many deliveries have failed and wait for another attempt, counting to `most` at the furthest."""
+    return int(_one(COUNT_RETRYING, {"most": most}) or 0)
 
 
 def deliveries_in_flight() -> int:
@@ -47,5 +141,7 @@ def events_in_fan_out() -> int:
 
 
 def oldest_due_seconds() -> float:
-    """Return how long the delivery that is due longest has waited, in seconds; 0 when none is due."""
-    return max(0.0, _one(OLDEST_DUE) or 0.0)
+    """Return how long the delivery that is due longest could have been sent, in seconds; 0 when none is due."""
+    if settings.DISABLE_WEBHOOK_DELIVERY:
+        return 0.0
+    return max(0.0, _one(OLDEST_DUE, {"max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION}) or 0.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from webhooks.models import Delivery, DeliveryStatus, Subscription, Subscription
 log = structlog.get_logger()
 
 RESYNC_ROWS = 5000
+RESYNC_AT_ONCE = 10
 # In the audit log, `system:` and this stands for what a worker does by itself.
 AUTOMATIC = "worker"
 DISABLED_BY_REQUEST = "Disabled by request."
@@ -113,18 +114,23 @@ def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
     subscription.refresh_from_db()
 
 
-def _reset_health(subscription_id: uuid.UUID, **more: Any) -> None:
+def _reset_health(*subscription_ids: uuid.UUID, **more: Any) -> None:
     """Clear the record of failures, close the circuit breaker, and set what `more` names.
 
     In a transaction this comes first: everybody locks the queue before anything else of a subscription.
     """
-    SubscriptionQueue.objects.filter(pk=subscription_id).update(
+    SubscriptionQueue.objects.filter(pk__in=subscription_ids).update(
         paused_until=None,
         breaker_trips=0,
         consecutive_failures=0,
         failing_since=None,
         recent_failures=[],
         concurrency_window=settings.INITIAL_CONCURRENCY_WINDOW,
+        active_since=Now(),
+        ready_since=Now(),
+        last_error="",
+        last_status_code=None,
+        last_failure_at=None,
         **more,
     )
 
@@ -155,10 +161,10 @@ def disable_automatically(subscription_id: uuid.UUID, reason: str) -> bool:
     Returns False if that, or its audit entry, is refused: then the subscription stays as it is, and the next failure
     tries again; what else the transaction does isn't harmed.
     """
-    organization_id = Subscription.objects.values_list("organization_id", flat=True).get(pk=subscription_id)
+    organization_id, url = Subscription.objects.values_list("organization_id", "url").get(pk=subscription_id)
     entry = partial(
         record, "subscription.disable", actor=f"system:{AUTOMATIC}", organization_id=organization_id,
-        target=subscription_id, detail={"reason": reason},
+        target=subscription_id, name=url, reason=reason,
     )  # fmt: skip
     try:
         with transaction.atomic():
@@ -192,7 +198,7 @@ def enable(subscription: Subscription, *, audit: Audit | None = None) -> None:
         SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
         # Not if it was deleted meanwhile.  One that is active is enabled, too: that clears its record of failures.
         enabled = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
-            is_active=True, disabled_at=None, disabled_reason="", updated_at=Now()
+            is_active=True, disabled_at=None, disabled_reason="", stopped_with_host=False, updated_at=Now()
         )
         if enabled:
             _reset_health(subscription.pk, accepts_deliveries=True, needs_resync=True, next_due_at=Now())
@@ -201,6 +207,63 @@ def enable(subscription: Subscription, *, audit: Audit | None = None) -> None:
     resync(subscription.pk)
     wake(WEBHOOKS)
     subscription.refresh_from_db()
+
+
+def disable_many(
+    subscription_ids: Sequence[uuid.UUID],
+    reason: str,
+    *,
+    audit: Callable[[list[Subscription]], None],
+    with_host: bool = False,
+) -> list[Subscription]:
+    """Disable those of the subscriptions that are active, in one transaction; return them.
+
+    audit: writes one entry for all of them, in that transaction.  with_host: they are stopped because of their host,
+    and `hosts.enable` may enable them again.
+    """
+    with transaction.atomic():
+        _lock(subscription_ids)
+        rows = list(Subscription.objects.filter(pk__in=subscription_ids, is_active=True, deleted_at=None))
+        ids = [row.pk for row in rows]
+        Subscription.objects.filter(pk__in=ids).update(
+            is_active=False, disabled_at=Now(), disabled_reason=reason[:500], stopped_with_host=with_host,
+            updated_at=Now(),
+        )  # fmt: skip
+        SubscriptionQueue.objects.filter(pk__in=ids).update(accepts_deliveries=False, needs_resync=True)
+        if rows:
+            audit(rows)
+    _begin_resync(ids)
+    return rows
+
+
+def enable_many(
+    subscription_ids: Sequence[uuid.UUID], *, audit: Callable[[list[Subscription]], None]
+) -> list[Subscription]:
+    """Enable those of the subscriptions that are disabled, in one transaction; return them.  audit: as above."""
+    with transaction.atomic():
+        _lock(subscription_ids)
+        rows = list(Subscription.objects.filter(pk__in=subscription_ids, is_active=False, deleted_at=None))
+        ids = [row.pk for row in rows]
+        Subscription.objects.filter(pk__in=ids).update(
+            is_active=True, disabled_at=None, disabled_reason="", stopped_with_host=False, updated_at=Now()
+        )
+        _reset_health(*ids, accepts_deliveries=True, needs_resync=True, next_due_at=Now())
+        if rows:
+            audit(rows)
+    _begin_resync(ids)
+    wake(WEBHOOKS)
+    return rows
+
+
+def _lock(subscription_ids: Sequence[uuid.UUID]) -> None:
+    """Lock the queues, in the order of their ids as everywhere."""
+    list(SubscriptionQueue.objects.select_for_update().filter(pk__in=subscription_ids).order_by("pk"))
+
+
+def _begin_resync(subscription_ids: Sequence[uuid.UUID]) -> None:
+    """Bring the deliveries of a few subscriptions in line at once; the sweep goes on with the others in a second."""
+    for subscription_id in subscription_ids[:RESYNC_AT_ONCE]:
+        resync(subscription_id)
 
 
 def delete(subscription: Subscription, *, audit: Audit | None = None) -> None:

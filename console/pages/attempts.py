@@ -50,6 +50,10 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
         "error", "detail_full", "response_display", "id",
     )  # fmt: skip
 
+    def audit_target(self, row: DeliveryAttempt) -> str:
+        """Return the delivery's id: nobody does anything to an attempt alone."""
+        return str(row.delivery_id)
+
     @admin.display(description="attempt")
     def number_display(self, row: DeliveryAttempt) -> str:
         return f"#{row.number}"

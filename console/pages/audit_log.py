@@ -9,10 +9,12 @@ from django.contrib import admin
 from django.db import connection
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from console.filters import OrganizationFilter, SpanFilter
-from console.formatting import code_block, short
+from console.formatting import code_block, format_time, short
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
@@ -21,33 +23,99 @@ from orgs.models import AuditEntry
 _RECENT_ENTRIES = 50_000
 _FIND_RECENT = """
 SELECT id FROM (
-    SELECT id, actor, action, target FROM orgs_auditentry ORDER BY created_at DESC, id DESC LIMIT %s
-) AS recent WHERE actor = %s OR action = %s OR target = %s LIMIT %s
+    SELECT id, actor, action, target, target_name FROM orgs_auditentry ORDER BY created_at DESC, id DESC LIMIT %s
+) AS recent WHERE actor = %s OR action = %s OR target = %s OR target_name = %s LIMIT %s
 """
+
+
+# What the first word of an action is about: the admin's page of its target.
+_PAGES = {
+    "subscription": "webhooks_subscription",
+    "delivery": "webhooks_delivery",
+    "key": "orgs_apikey",
+    "organization": "orgs_organization",
+    "event": "events_event",
+    "run": "webhooks_bulkrun",
+}
+
+
+def _page_of(row: AuditEntry) -> str | None:
+    """Return the address of the admin's page of what the entry is about."""
+    model = _PAGES.get(row.action.partition(".")[0])
+    if "run" in row.detail:
+        model, target = "webhooks_bulkrun", str(row.detail["run"])
+    else:
+        target = row.target
+    if model is None or parse_id(target) is None:
+        return None
+    return reverse(f"admin:{model}_change", args=[target])
+
+
+class TargetFilter(admin.SimpleListFilter):
+    """Entries about one thing, which its HISTORY leads to; shown only while it is set."""
+
+    title = "what it was done to"
+    parameter_name = "target"
+    template = "console/exact_filter.html"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        value = self.value()
+        if not value:
+            return []
+        named = AuditEntry.objects.filter(target=value[:200]).exclude(target_name="").order_by("-created_at", "-id")
+        name = named.values_list("target_name", flat=True).first()
+        return [(value, short(name or value, 60))]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        if value is None:
+            return queryset
+        if "\x00" in value or len(value) > 200:
+            return queryset.none()
+        # Each half by its own index.
+        of_one = AuditEntry.objects.filter(target=value).order_by("-created_at", "-id").values("pk")[:LIST_BOUND]
+        of_many = AuditEntry.objects.filter(targets__contains=[value[:40]]).values("pk")[:LIST_BOUND]
+        return queryset.filter(pk__in=[row["pk"] for rows in (of_one, of_many) for row in rows])
 
 
 @admin.register(AuditEntry)
 class AuditEntryAdmin(ReadOnlyAdmin):
     """Who did what."""
 
-    list_display = ("created_at", "actor_display", "action", "target_display", "organization_link", "address")
-    list_display_links = ("created_at",)
+    list_display = (
+        "created_display", "organization_link", "actor_display", "action", "what_display", "reason_display",
+    )  # fmt: skip
+    list_display_links = ("created_display",)
     list_select_related = ("organization",)
-    list_filter = (OrganizationFilter, SpanFilter)
+    list_filter = (OrganizationFilter, SpanFilter, TargetFilter)
     search_fields = ("id",)
     search_help_text = (
         "Search by an entry's exact id or, among the newest "
-        f"{_RECENT_ENTRIES:,}, by an exact actor (user:…, key:…), action, or target."
+        f"{_RECENT_ENTRIES:,}, by an exact actor (user:…, key:…), action, target, or name."
     )
     ordering = ("-created_at", "-id")
     fields = (
-        "created_at", "actor_display", "action", "target_display", "detail_display", "organization_link", "address",
-        "request_id", "id",
+        "created_at", "actor_display", "action", "what_display", "reason_display", "organization_link",
+        "detail_display", "target_display", "address", "request_id", "id",
     )  # fmt: skip
+
+    @admin.display(description="created at")
+    def created_display(self, row: AuditEntry) -> str:
+        return format_time(row.created_at)
 
     @admin.display(description="actor")
     def actor_display(self, row: AuditEntry) -> str:
         return short(row.actor, 200)
+
+    @admin.display(description="what it was done to")
+    def what_display(self, row: AuditEntry) -> SafeString | str:
+        label = short(row.target_name or row.target, 100) or "-"
+        url = _page_of(row)
+        return format_html('<a href="{}">{}</a>', url, label) if url else label
+
+    @admin.display(description="reason")
+    def reason_display(self, row: AuditEntry) -> str:
+        return short(row.reason, 200) or "-"
 
     @admin.display(description="target")
     def target_display(self, row: AuditEntry) -> str:
@@ -63,5 +131,5 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         if row_id and AuditEntry.objects.filter(pk=row_id).exists():
             return queryset.filter(pk=row_id)
         with connection.cursor() as cursor:
-            cursor.execute(_FIND_RECENT, [_RECENT_ENTRIES, term, term, term, LIST_BOUND])
+            cursor.execute(_FIND_RECENT, [_RECENT_ENTRIES, term, term, term, term, LIST_BOUND])
             return queryset.filter(pk__in=[found[0] for found in cursor.fetchall()])

@@ -6,19 +6,19 @@ import datetime
 import uuid
 from typing import Any, ClassVar
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db import connection
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from console.actions import TooMany, refuse_too_many, report, selected_ids
-from console.delivery_actions import USE_COMMAND, apply_to_deliveries
+from console.actions import ACTION_BOUND
+from console.delivery_actions import NOT_BY_FILTER, hold_or_resume, list_filters
 from console.filters import EventFilter, OrganizationFilter, SpanFilter, SubscriptionFilter
 from console.formatting import (
-    badge,
     code_block,
+    delivery_badge,
     format_time,
     last_result,
     list_link,
@@ -27,39 +27,42 @@ from console.formatting import (
     short,
     table,
 )
+from console.host_actions import stop_or_enable
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
+from console.runs import ask_and_run
 from core.ids import parse_id
 from events.models import Event
 from webhooks.delivery_actions import DeliveryAction
-from webhooks.models import Delivery, DeliveryStatus, Subscription
+from webhooks.models import BulkRun, Delivery, DeliveryStatus, Subscription
+from webhooks.states import DeliveryState, in_delivery_state
 
 SHOWN_ATTEMPTS = 100
 
 
-# The pending deliveries that are due first.  SQL, because of the LATERAL join: there is no index of all pending
-# deliveries by their time, which would cost every delivery two more index entries.  There is one for each
-# subscription, and the subscriptions are few.
-_SOONEST_DUE = """
-SELECT d.id FROM (
-    SELECT subscription_id FROM webhooks_subscriptionqueue
-    WHERE next_due_at IS NOT NULL AND (%(organization)s::uuid IS NULL OR organization_id = %(organization)s)
+# Deliveries that wait for an attempt: the oldest of each organization.  SQL, because of the LATERAL join: there is no
+# index of all that waits over all organizations, which would cost every delivery two more index entries.
+_FIND_WAITING = """
+SELECT d.id FROM orgs_organization o CROSS JOIN LATERAL (
+    SELECT id, created_at FROM webhooks_delivery
+    WHERE organization_id = o.id AND status = 'pending' AND {condition}
       AND (%(subscription)s::uuid IS NULL OR subscription_id = %(subscription)s)
-    ORDER BY next_due_at LIMIT %(most)s
-) AS l CROSS JOIN LATERAL (
-    SELECT id, next_attempt_at FROM webhooks_delivery
-    WHERE subscription_id = l.subscription_id AND status = 'pending' ORDER BY next_attempt_at LIMIT %(most)s
-) AS d ORDER BY d.next_attempt_at LIMIT %(most)s
+    ORDER BY created_at, id LIMIT %(most)s
+) AS d
+WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
+ORDER BY d.created_at, d.id LIMIT %(most)s
 """
+# The states whose lists are in the order of the next attempts, and their conditions, as in the indexes.
+_WAITING = {DeliveryState.PENDING.value: "last_error = ''", DeliveryState.RETRYING.value: "NOT last_error = ''"}
 
 
-def _soonest_due(request: HttpRequest) -> list[uuid.UUID]:
-    """Return the ids of the first pending deliveries by due time, within the request's other filters."""
+def _waiting_ids(request: HttpRequest, state: str) -> list[uuid.UUID]:
+    """Return the ids of the oldest deliveries in a state of _WAITING, within the request's other filters."""
     chosen = {
         name: parse_id(request.GET[name]) if name in request.GET else None for name in ("organization", "subscription")
     }
     with connection.cursor() as cursor:
-        cursor.execute(_SOONEST_DUE, {**chosen, "most": LIST_BOUND})
+        cursor.execute(_FIND_WAITING.format(condition=_WAITING[state]), {**chosen, "most": LIST_BOUND})
         return [row[0] for row in cursor.fetchall()]
 
 
@@ -74,24 +77,20 @@ class DeliveryStatusFilter(admin.SimpleListFilter):
     }
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        offered = [(status, status) for status in DeliveryStatus.values]
-        offered[4:4] = [(name, label) for name, (label, _) in self._recently_failed.items()]
+        offered = [(state, state) for state in DeliveryState.values]
+        offered[5:5] = [(name, label) for name, (label, _) in self._recently_failed.items()]
         return offered
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         value = self.value()
         if value is None:
             return queryset
-        if (
-            value == DeliveryStatus.PENDING
-            and request.method == "GET"
-            and EventFilter.parameter_name not in request.GET
-        ):
-            return queryset.filter(pk__in=_soonest_due(request))
+        if value in _WAITING and request.method == "GET" and EventFilter.parameter_name not in request.GET:
+            return queryset.filter(pk__in=_waiting_ids(request, value))
         if value in self._recently_failed:
             since = timezone.now() - datetime.timedelta(seconds=self._recently_failed[value][1])
             return queryset.filter(status=DeliveryStatus.FAILED, completed_at__gte=since)
-        return queryset.filter(status=value) if value in DeliveryStatus.values else queryset.none()
+        return queryset.filter(in_delivery_state(value)) if value in DeliveryState.values else queryset.none()
 
 
 @admin.register(Delivery)
@@ -114,8 +113,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "attempt_count", "attempts_used", "cause", "next_attempt_at", "lease_expires_at", "created_at", "completed_at",
         "attempts_display", "data_display",
     )  # fmt: skip
-    actions = ("retry", "replay", "hold", "resume")
-    object_actions = ("retry", "replay", "hold", "resume")
+    actions = ("retry", "replay", "hold", "resume", "stop_host", "enable_host")
+    object_actions = ("retry", "replay", "hold", "resume", "stop_host")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         """Return deliveries with what the list shows of their event and subscription."""
@@ -128,7 +127,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Newest first, in the order of the index that serves the filters; pending deliveries by due time."""
-        if request.method == "GET" and request.GET.get("status") == DeliveryStatus.PENDING:
+        if request.method == "GET" and request.GET.get("status") in _WAITING:
             return ("next_attempt_at", "id")
         narrowed = {"organization", "subscription", "event"} & set(request.GET)
         return ("-created_at", "-id") if narrowed else ("-id",)
@@ -139,7 +138,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="status")
     def status_display(self, row: Delivery) -> SafeString:
-        return badge(row.status)
+        return delivery_badge(row)
 
     @admin.display(description="event")
     def event_link(self, row: Delivery) -> SafeString | str:
@@ -208,34 +207,56 @@ class DeliveryAdmin(ReadOnlyAdmin):
         """Whether the user may use the actions, for `permissions=["manage"]`."""
         return request.user.has_perm("webhooks.manage_delivery")
 
-    def _apply(self, request: HttpRequest, queryset: QuerySet[Delivery], action: DeliveryAction, done: str) -> None:
-        try:
-            chosen = selected_ids(queryset)
-        except TooMany:
-            refuse_too_many(self, request, USE_COMMAND)
-            return
-        changed, skipped = apply_to_deliveries(request, action, chosen)
-        report(self, request, done, changed, skipped)
+    def _run(self, request: HttpRequest, queryset: QuerySet[Delivery], kind: BulkRun.Kind) -> HttpResponse | None:
+        if request.POST.get("select_across") == "1":
+            chosen = list_filters(request)
+            if chosen is None:
+                self.message_user(request, NOT_BY_FILTER, messages.ERROR)
+                return None
+            filters, asked = chosen
+            return ask_and_run(self, request, kind, filters, asked)
+        ids = sorted(str(pk) for pk in queryset.values_list("pk", flat=True)[:ACTION_BOUND])
+        return ask_and_run(self, request, kind, {"deliveries": ids})
 
     @admin.action(description="Retry now (one attempt)", permissions=["manage"])
-    def retry(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
-        """Make one more attempt of each now, even while a circuit breaker is open."""
-        self._apply(request, queryset, DeliveryAction.RETRY, "queued for a retry")
+    def retry(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
+        """Make one more attempt of each now; those that were chosen one by one even while a circuit breaker is open."""
+        return self._run(request, queryset, BulkRun.Kind.RETRY)
 
     @admin.action(description="Replay (full retry schedule)", permissions=["manage"])
-    def replay(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
+    def replay(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
         """Send each again, with a fresh retry schedule."""
-        self._apply(request, queryset, DeliveryAction.REPLAY, "queued for replay")
+        return self._run(request, queryset, BulkRun.Kind.REPLAY)
 
     @admin.action(description="Hold", permissions=["manage"])
-    def hold(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
+    def hold(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
         """Send none of them until they are resumed."""
-        self._apply(request, queryset, DeliveryAction.HOLD, "held")
+        return hold_or_resume(self, request, queryset, DeliveryAction.HOLD)
 
     @admin.action(description="Resume", permissions=["manage"])
-    def resume(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> None:
+    def resume(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
         """Send those that are held."""
-        self._apply(request, queryset, DeliveryAction.RESUME, "resumed")
+        return hold_or_resume(self, request, queryset, DeliveryAction.RESUME)
+
+    def has_switch_permission(self, request: HttpRequest) -> bool:
+        """Whether the user may disable subscriptions, for `permissions=["switch"]`."""
+        return request.user.has_perm("webhooks.switch_subscription")
+
+    @admin.action(description="Stop this host…", permissions=["switch"])
+    def stop_host(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
+        """Disable every subscription that leads to the hosts of the selected deliveries."""
+        return stop_or_enable(self, request, _hosts(queryset), stop=True)
+
+    @admin.action(description="Enable this host…", permissions=["switch"])
+    def enable_host(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
+        """Enable again what was stopped with the hosts of the selected deliveries."""
+        return stop_or_enable(self, request, _hosts(queryset), stop=False)
+
+
+def _hosts(queryset: QuerySet[Delivery]) -> set[tuple[str, uuid.UUID]]:
+    rows = queryset.values_list("pk", flat=True)[:ACTION_BOUND]
+    chosen = Delivery.objects.filter(pk__in=list(rows))
+    return set(chosen.values_list("subscription__host", "organization_id"))
 
 
 def _filter_for(term: str) -> tuple[str, uuid.UUID] | None:

@@ -8,22 +8,22 @@ from typing import Any, ClassVar
 from django.contrib import admin
 from django.db import connection, transaction
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.utils.safestring import SafeString
 
 from console.actions import TooMany, chunks, refuse_too_many, report, selected_ids
-from console.delivery_actions import USE_COMMAND, apply_to_deliveries
+from console.delivery_actions import USE_COMMAND
 from console.filters import ChoiceFilter, OrganizationFilter, SpanFilter
 from console.formatting import badge, code_block, delivery_table, list_link, short
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
+from console.runs import ask_and_run
 from core.ids import parse_id
 from core.wakeups import EVENTS, wake
 from events import reprocessing
 from events.models import Event, EventStatus
 from orgs import audit
-from webhooks.delivery_actions import DeliveryAction
-from webhooks.models import Delivery
+from webhooks.models import BulkRun, Delivery
 
 
 class EventStatusFilter(ChoiceFilter):
@@ -130,22 +130,24 @@ class EventAdmin(ReadOnlyAdmin):
             return
         changed = 0
         skipped: dict[str, int] = defaultdict(int)
-        for part in chunks(chosen):
+        rows = list(Event.objects.filter(pk__in=chosen).order_by("pk").values_list("pk", "organization_id", "status"))
+        by_organization: dict[Any, list[str]] = defaultdict(list)
+        for event_id, organization_id, status in rows:
+            if status == EventStatus.ERROR:
+                by_organization[organization_id].append(str(event_id))
+            else:
+                skipped[f"{status}, not in error"] += 1
+        in_error = [event_id for ids in by_organization.values() for event_id in ids]
+        for number, part in enumerate(chunks(in_error)):
             with transaction.atomic():
-                rows = list(
-                    Event.objects.select_for_update().filter(pk__in=part).order_by("pk")
-                    .values_list("pk", "organization_id", "status")
-                )  # fmt: skip
-                by_organization: dict[Any, list[str]] = defaultdict(list)
-                for event_id, organization_id, status in rows:
-                    if status == EventStatus.ERROR:
-                        by_organization[organization_id].append(str(event_id))
-                    else:
-                        skipped[f"{status}, not in error"] += 1
                 changed += reprocessing.reprocess(Event.objects.filter(pk__in=part))
-                for organization_id, ids in by_organization.items():
-                    target = ids[0] if len(ids) == 1 else f"{len(ids)} events"
-                    audit.record_for_user(request, "event.reprocess", organization_id, target, {"events": ids})
+                if number == 0:  # one entry for the act
+                    for organization_id, ids in by_organization.items():
+                        audit.record_for_user(
+                            request, "event.reprocess", organization_id, ids[0] if len(ids) == 1 else "",
+                            {"count": len(ids), "filters": dict(request.GET.items())}, targets=ids,
+                            name=f"{len(ids)} {'event' if len(ids) == 1 else 'events'}",
+                        )  # fmt: skip
         if changed:
             wake(EVENTS)  # once more, because `reprocess` wakes before the commit
         report(self, request, "queued for reprocessing", changed, skipped)
@@ -166,13 +168,12 @@ class EventAdmin(ReadOnlyAdmin):
         """Whether the user may replay deliveries, for `permissions=["replay"]`."""
         return request.user.has_perm("webhooks.manage_delivery")
 
-    @admin.action(description="Replay all deliveries", permissions=["replay"])
-    def replay(self, request: HttpRequest, queryset: QuerySet[Event]) -> None:
-        """Send every completed delivery of the selected events again."""
+    @admin.action(description="Replay deliveries", permissions=["replay"])
+    def replay(self, request: HttpRequest, queryset: QuerySet[Event]) -> HttpResponse | None:
+        """Send the failed and retrying deliveries of the selected events again and, if that is said, the others."""
         try:
-            deliveries = selected_ids(Delivery.objects.filter(event_id__in=selected_ids(queryset)).order_by("id"))
+            events = sorted(str(pk) for pk in selected_ids(queryset))
         except TooMany:
             refuse_too_many(self, request, USE_COMMAND)
-            return
-        changed, skipped = apply_to_deliveries(request, DeliveryAction.REPLAY, deliveries)
-        report(self, request, "queued for replay", changed, skipped, Delivery)
+            return None
+        return ask_and_run(self, request, BulkRun.Kind.REPLAY, {"events": events})

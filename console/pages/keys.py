@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from django import forms
 from django.contrib import admin
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from console.actions import TooMany, refuse_too_many, report, selected_ids
+from console.confirmation import Question, ReasonForm, answer, question_page, reason_of
 from console.filters import OrganizationFilter
-from console.formatting import badge, lines, short
+from console.formatting import badge, format_time, lines, object_link, short, table
 from console.model_admin import BoundedAdmin, new_secret_page
 from core.ids import parse_id
-from orgs import audit, keys
-from orgs.models import ApiKey, Scope, all_scopes
+from orgs import keys
+from orgs.models import ApiKey, AuditEntry, Scope, all_scopes
 
 if TYPE_CHECKING:
     _ApiKeyForm = forms.ModelForm[ApiKey]
 else:
     _ApiKeyForm = forms.ModelForm
+
+SHOWN_ROWS = 20
 
 
 class ApiKeyForm(_ApiKeyForm):
@@ -104,7 +108,7 @@ class ApiKeyAdmin(BoundedAdmin):
     autocomplete_fields = ("organization",)
     actions = ("revoke",)
     object_actions = ("revoke",)
-    _facts = ("id", "prefix", "state", "revoked_at", "last_used_at", "created_at")
+    _facts = ("id", "prefix", "state", "revoked_at", "revoked_by", "last_used_at", "created_at")
 
     def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
         """Return the fields of the form and, for an existing key, what is known about it."""
@@ -158,17 +162,45 @@ class ApiKeyAdmin(BoundedAdmin):
         return request.user.has_perm("orgs.revoke_apikey")
 
     @admin.action(description="Revoke", permissions=["revoke"])
-    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
-        """Revoke the selected keys; each is refused from the next request on."""
+    def revoke(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> HttpResponse | None:
+        """Revoke the selected keys, for a reason; each is refused from the next request on."""
         try:
             chosen = selected_ids(queryset)
         except TooMany:
             refuse_too_many(self, request, "Filter by organization, or make the organization inactive.")
-            return
+            return None
+        rows = list(ApiKey.objects.filter(pk__in=chosen).select_related("organization"))
+        live = [key for key in rows if key.revoked_at is None]
+        form = answer(request, ReasonForm)
+        if live and not form.is_valid():
+            what = f"{len(live):,} API key{'' if len(live) == 1 else 's'}"
+            texts = [f"Requests with {what} are refused from the next one on. You can't undo this."]
+            shown = table(("organization", "key", "last used"), [
+                (short(key.organization.name, 60), short(str(key), 80), format_time(key.last_used_at))
+                for key in live[:SHOWN_ROWS]
+            ])  # fmt: skip
+            question = Question(f"Revoke {what}?", f"Revoke {what}", texts, [("API keys", shown)])
+            return question_page(self, request, form, question)
         changed = 0
-        for key in ApiKey.objects.filter(pk__in=chosen):
+        owned: dict[Any, list[ApiKey]] = defaultdict(list)
+        for key in live:
+            owned[key.organization_id].append(key)
+        for of_one in owned.values():
             with transaction.atomic():
-                if keys.revoke(key):
-                    changed += 1
-                    audit.record_for_user(request, "key.revoke", key.organization_id, key.pk, {"prefix": key.prefix})
+                done = [key for key in of_one if keys.revoke(key)]
+                self.audit_many(request, "key.revoke", done, {}, reason_of(form))
+            changed += len(done)
         report(self, request, "revoked", changed, {"already revoked": len(chosen) - changed})
+        return None
+
+    @admin.display(description="revoked by")
+    def revoked_by(self, row: ApiKey) -> SafeString | str:
+        """Return who revoked the key, and why, from the audit log."""
+        if row.revoked_at is None:
+            return "-"
+        about = Q(target=str(row.pk)) | Q(targets__contains=[str(row.pk)])
+        entry = AuditEntry.objects.filter(about, action="key.revoke").order_by("-created_at").first()
+        if entry is None:
+            return "-"
+        reason = f": {short(entry.reason, 200)}" if entry.reason else ""
+        return object_link(entry, f"{entry.actor} at {format_time(entry.created_at)}{reason}")

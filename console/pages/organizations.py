@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from django import forms
 from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -15,18 +16,75 @@ from console.model_admin import BoundedAdmin
 from core.ids import parse_id
 from orgs.models import Organization
 
+if TYPE_CHECKING:
+    _OrganizationForm = forms.ModelForm[Organization]
+else:
+    _OrganizationForm = forms.ModelForm
+
+# As Django names changed fields in its log: by their labels.
+_WITH_OWN_ENTRY = {"Is active", "Reason to deactivate"}
+
+
+class OrganizationForm(_OrganizationForm):
+    """An organization, and why it is made inactive."""
+
+    deactivation_reason = forms.CharField(
+        label="Reason to deactivate",
+        max_length=300,
+        required=False,
+        widget=forms.TextInput(attrs={"size": 60}),
+        help_text="Required to make an active organization inactive; shown in the audit log.",
+    )
+
+    class Meta:
+        model = Organization
+        fields = ("name", "is_active", "events_per_minute", "retention_days")
+
+    def clean(self) -> Any:
+        """Ask for a reason if the organization becomes inactive."""
+        cleaned = super().clean() or self.cleaned_data
+        deactivates = not self.instance._state.adding and "is_active" in self.changed_data and not cleaned["is_active"]
+        if deactivates and not cleaned.get("deactivation_reason", "").strip():
+            self.add_error("deactivation_reason", "Say why the organization is made inactive.")
+        return cleaned
+
 
 @admin.register(Organization)
 class OrganizationAdmin(BoundedAdmin):
     """Organizations and their limits."""
 
     audit_noun = "organization"
+    form = OrganizationForm
     list_display = ("name_display", "status", "events_per_minute", "retention_days", "created_at")
     search_fields = ("name",)
     search_help_text = "Search by the beginning of a name or by an exact id."
     ordering = ("name",)
-    fields = ("name", "is_active", "events_per_minute", "retention_days", "id", "created_at", "related")
+    _settings = ("name", "is_active", "events_per_minute", "retention_days")
     readonly_fields = ("id", "created_at", "related")
+
+    def get_fields(self, request: HttpRequest, obj: Organization | None = None) -> Any:
+        """Return the settings, with the reason where it may be needed, and what is known about the organization."""
+        may_deactivate = obj is not None and obj.is_active and self.has_change_permission(request, obj)
+        reason = ("deactivation_reason",) if may_deactivate else ()
+        return (*self._settings[:2], *reason, *self._settings[2:], *self.readonly_fields)
+
+    def save_model(self, request: HttpRequest, obj: Organization, form: Any, change: bool) -> None:
+        """Save it, and say in the audit log if it was made inactive, or active again, and why."""
+        super().save_model(request, obj, form, change)
+        if change and "is_active" in form.changed_data:
+            action = "organization.activate" if obj.is_active else "organization.deactivate"
+            reason = " ".join(form.cleaned_data.get("deactivation_reason", "").split())
+            self.audit(request, action, obj, {}, "" if obj.is_active else reason)
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        """Log what else was changed; that it was made inactive has an entry of its own."""
+        for part in message:
+            if isinstance(part, dict) and "fields" in part.get("changed", {}):
+                kept = [name for name in part["changed"]["fields"] if name not in _WITH_OWN_ENTRY]
+                part["changed"]["fields"] = kept
+                if not kept:
+                    return None
+        return super().log_change(request, obj, message)
 
     @admin.display(description="name")
     def name_display(self, row: Organization) -> str:

@@ -13,7 +13,8 @@ from django.contrib.auth.forms import UsernameField
 from django.contrib.auth.models import Group, User
 from django.db import transaction
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
 from django.utils.decorators import method_decorator
 from django.views.decorators.debug import sensitive_post_parameters
 
@@ -45,7 +46,16 @@ class AuditedAdmin(_ModelAdmin):
 
     def audit(self, request: HttpRequest, action: str, row: Any, detail: dict[str, Any]) -> None:
         """Write what was done to a row to the audit log."""
-        audit.record_for_user(request, f"{self.audit_noun}.{action}", None, row, detail)
+        audit.record_for_user(request, f"{self.audit_noun}.{action}", None, row, detail, name=str(row))
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show what the audit log says of the row."""
+        row = self.get_object(request, object_id)
+        if row is None or not self.has_view_permission(request, row):
+            return super().history_view(request, object_id, extra_context)
+        return HttpResponseRedirect(reverse("admin:orgs_auditentry_changelist", query={"target": str(row)}))
 
     def changed_detail(self, row: Any) -> dict[str, Any]:
         """Return what an entry says about the row besides the names of the changed fields."""

@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from django.conf import settings
 from django.contrib import admin, messages
-from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
-from console.actions import TooMany, refuse_too_many, report, selected_ids
+from console.actions import ACTION_BOUND, TooMany, refuse_too_many, report, selected_ids
+from console.confirmation import Question, ReasonForm, answer, question_page, reason_of
 from console.filters import OrganizationFilter
-from console.formatting import badge, format_time, lines, list_link, short
+from console.formatting import cause_of, error_words, format_time, lines, list_link, short, state_badge, table
+from console.host_actions import stop_or_enable
 from console.model_admin import BoundedAdmin, new_secret_page
-from console.subscription_forms import SubscriptionActionForm, SubscriptionForm
+from console.recoveries import ask_and_recover
+from console.runs import ask_and_run
+from console.subscription_forms import SubscriptionForm
 from core.ids import parse_id
-from core.query import ParameterError, moment
 from webhooks import subscriptions
-from webhooks.models import Subscription, SubscriptionQueue
-from webhooks.upkeep import recovery
+from webhooks.models import BulkRun, Subscription, SubscriptionQueue
+from webhooks.states import DELETED, SubscriptionState, in_state, with_state
+
+SHOWN_ROWS = 20
+# A transaction disables or enables as many: an organization has at most MAX_SUBSCRIPTIONS, by default as many.
+MOST_AT_ONCE = 1000
 
 
 class SubscriptionStateFilter(admin.SimpleListFilter):
-    """Subscriptions with one status."""
+    """Subscriptions in one state."""
 
-    title = "status"
+    title = "state"
     parameter_name = "state"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("active", "active"), ("disabled", "disabled"), ("failing", "failing"), ("deleted", "deleted")]
+        return [(state, state) for state in (*SubscriptionState.values, DELETED)]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        """Keep those with the status; without one, all, so that a search finds deleted ones, too."""
+        """Keep those in the state; without one, all, so that a search finds deleted ones, too."""
         value = self.value()
-        if value == "deleted":
-            return queryset.filter(deleted_at__isnull=False)
-        not_deleted = queryset.filter(deleted_at=None)
-        if value == "active":
-            return not_deleted.filter(is_active=True)
-        if value == "disabled":
-            return not_deleted.filter(is_active=False)
-        if value == "failing":
-            return not_deleted.filter(queue__failing_since__isnull=False)
-        return queryset.none() if value is not None else queryset
+        if value is None:
+            return queryset
+        offered = {*SubscriptionState.values, DELETED}
+        return queryset.filter(in_state(value)) if value in offered else queryset.none()
 
 
 @admin.register(Subscription)
@@ -56,10 +58,9 @@ class SubscriptionAdmin(BoundedAdmin):
 
     audit_noun = "subscription"
     form = SubscriptionForm
-    action_form = SubscriptionActionForm
     list_display = (
-        "url_display", "status_display", "organization_link", "event_types_display", "in_flight", "failing_since",
-        "description_display", "created_at",
+        "url_display", "state_display", "state_since_display", "cause_display", "next_attempt_display",
+        "organization_link", "event_types_display", "description_display",
     )  # fmt: skip
     list_select_related = ("organization", "queue")
     list_filter = (SubscriptionStateFilter, OrganizationFilter)
@@ -67,25 +68,26 @@ class SubscriptionAdmin(BoundedAdmin):
     search_help_text = "Search by a subscription's exact id or URL."
     autocomplete_fields = ("organization",)
     ordering = ("-id",)
-    actions = ("disable", "enable", "recover")
-    object_actions = ("disable", "enable", "recover")
+    actions = ("retry_failed", "disable", "enable", "recover", "stop_host", "enable_host")
+    object_actions = actions
     delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
         "organization", "url", "event_types_text", "description", "max_in_flight", "deliveries_per_second",
         "headers_text", "remove_headers",
     )  # fmt: skip
     _status_fields = (
-        "id", "status_display", "disabled_reason_display", "disabled_at", "header_names_display",
+        "id", "disabled_reason_display", "disabled_at", "header_names_display",
         "previous_secrets_display", "created_at", "updated_at", "deleted_at",
     )  # fmt: skip
     _queue_fields = (
-        "in_flight", "concurrency_window", "has_backlog", "paused_until", "failing_since", "consecutive_failures",
-        "last_success_at", "next_due_at",
+        "state_display", "state_since_display", "cause_display", "last_success_at", "last_failure_at",
+        "last_error_display", "next_attempt_display", "breaker_display", "paused_until", "consecutive_failures",
+        "in_flight", "concurrency_window", "has_backlog",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Subscription]:
-        """Return subscriptions with their queues, without their secrets."""
-        return (
+        """Return subscriptions with their states and queues, without their secrets."""
+        return with_state(
             super().get_queryset(request).select_related("organization", "queue")
             .defer("encrypted_headers", "encrypted_secret", "encrypted_previous_secrets")
         )  # fmt: skip
@@ -152,16 +154,33 @@ class SubscriptionAdmin(BoundedAdmin):
         some = [short(pattern) for pattern in row.event_types[:10]]
         return lines(some + (["…"] if len(row.event_types) > 10 else []))
 
-    @admin.display(description="status")
-    def status_display(self, row: Subscription) -> SafeString:
-        if row.deleted_at is not None:
-            return badge("cancelled", "deleted")
-        if not row.is_active:
-            return badge("held", "disabled")
-        queue = _queue(row)
-        if queue is not None and queue.failing_since is not None:
-            return badge("failed", "failing")
-        return badge("active")
+    @admin.display(description="state")
+    def state_display(self, row: Any) -> SafeString:
+        return state_badge(row.state)
+
+    @admin.display(description="since")
+    def state_since_display(self, row: Any) -> str:
+        return format_time(row.state_since)
+
+    @admin.display(description="cause")
+    def cause_display(self, row: Any) -> str:
+        return cause_of(row) or "-"
+
+    @admin.display(description="circuit breaker")
+    def breaker_display(self, row: Any) -> str:
+        return str(row.breaker)
+
+    @admin.display(description="last error")
+    def last_error_display(self, row: Any) -> str:
+        return error_words(row.last_error, row.last_status_code) or "-"
+
+    @admin.display(description="last failure")
+    def last_failure_at(self, row: Any) -> str:
+        return format_time(row.last_failure_at)
+
+    @admin.display(description="next attempt")
+    def next_attempt_display(self, row: Any) -> str:
+        return format_time(row.next_attempt_at)
 
     @admin.display(description="disabled reason")
     def disabled_reason_display(self, row: Subscription) -> str:
@@ -191,14 +210,8 @@ class SubscriptionAdmin(BoundedAdmin):
         return bool(queue and queue.has_backlog)
 
     @admin.display(description="paused until")
-    def paused_until(self, row: Subscription) -> str:
-        queue = _queue(row)
-        return format_time(queue.paused_until if queue else None)
-
-    @admin.display(description="failing since")
-    def failing_since(self, row: Subscription) -> str:
-        queue = _queue(row)
-        return format_time(queue.failing_since if queue else None)
+    def paused_until(self, row: Any) -> str:
+        return format_time(row.paused_until)
 
     @admin.display(description="consecutive failures")
     def consecutive_failures(self, row: Subscription) -> object:
@@ -210,14 +223,9 @@ class SubscriptionAdmin(BoundedAdmin):
         queue = _queue(row)
         return format_time(queue.last_success_at if queue else None)
 
-    @admin.display(description="next attempt")
-    def next_due_at(self, row: Subscription) -> str:
-        queue = _queue(row)
-        return format_time(queue.next_due_at if queue else None)
-
     @admin.display(description="deliveries")
     def deliveries_display(self, row: Subscription) -> SafeString:
-        statuses = ("", "pending", "failed", "held", "delivered")
+        statuses = ("", "pending", "retrying", "failed", "held", "delivered")
         return format_html_join(
             " · ",
             "{}",
@@ -271,6 +279,10 @@ class SubscriptionAdmin(BoundedAdmin):
         """Whether the user may disable, enable and recover subscriptions, for `permissions=["switch"]`."""
         return request.user.has_perm("webhooks.switch_subscription")
 
+    def has_manage_permission(self, request: HttpRequest) -> bool:
+        """Whether the user may retry deliveries, for `permissions=["manage"]`."""
+        return request.user.has_perm("webhooks.manage_delivery")
+
     def _auditor(
         self, request: HttpRequest, action: str, row: Subscription, detail: dict[str, Any] | None = None
     ) -> Callable[[], None]:
@@ -283,26 +295,46 @@ class SubscriptionAdmin(BoundedAdmin):
         except TooMany:
             refuse_too_many(self, request, "Filter by organization.")
             return None
-        return list(Subscription.objects.filter(pk__in=ids).order_by("pk"))
+        return list(Subscription.objects.filter(pk__in=ids).select_related("organization").order_by("pk"))
+
+    @admin.action(description="Retry failed deliveries", permissions=["manage"])
+    def retry_failed(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
+        """Make one more attempt of each delivery to the selected subscription that failed or is retrying."""
+        ids = list(queryset.values_list("pk", flat=True)[:2])
+        if len(ids) != 1:
+            self.message_user(request, "Select one subscription at a time. Nothing was changed.", messages.ERROR)
+            return None
+        return ask_and_run(self, request, BulkRun.Kind.RETRY, {"subscription": ids[0]})
 
     @admin.action(description="Disable", permissions=["switch"])
-    def disable(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
-        """Stop sending to the selected subscriptions; their deliveries are held."""
+    def disable(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
+        """Stop sending to the selected subscriptions, for a reason; their deliveries are held."""
         rows = self._selected(request, queryset)
         if rows is None:
-            return
-        given = " ".join(request.POST.get("reason", "").split())[:300]
-        reason = f"Disabled by {request.user.get_username()}" + (f": {given}" if given else ".")
-        skipped: Counter[str] = Counter()
-        for row in rows:
-            if row.deleted_at is not None:
-                skipped["deleted"] += 1
-            elif not row.is_active:
-                skipped["already disabled"] += 1
-            else:
-                entry = self._auditor(request, "subscription.disable", row, {"reason": reason})
-                subscriptions.disable(row, reason, audit=entry)
-        report(self, request, "disabled", len(rows) - sum(skipped.values()), dict(skipped))
+            return None
+        skipped = _count_skipped(rows, "already disabled", lambda row: row.is_active)
+        able = len(rows) - sum(skipped.values())
+        form = answer(request, ReasonForm)
+        if able and not form.is_valid():
+            what = f"{able:,} subscription{'' if able == 1 else 's'}"
+            texts = [f"Nothing more is sent to {what}; what waits for {'it' if able == 1 else 'them'} is held until "
+                     f"{'it is' if able == 1 else 'they are'} enabled again."]  # fmt: skip
+            if settings.HELD_RETENTION_DAYS:
+                texts.append(f"What is held for more than {settings.HELD_RETENTION_DAYS} days is cancelled.")
+            shown = table(("organization", "endpoint"), [
+                (short(row.organization.name, 60), short(row.url, 100)) for row in rows[:SHOWN_ROWS] if row.is_active
+            ])  # fmt: skip
+            question = Question(f"Disable {what}?", f"Disable {what}", texts, [("Subscriptions", shown)])
+            return question_page(self, request, form, question)
+        done = 0
+        if able:
+            reason = reason_of(form)
+            by = f"Disabled by {request.user.get_username()}: {reason}"
+            write = partial(self.audit_many, request, "subscription.disable", detail={}, reason=reason)
+            for ids in _by_organization(rows):
+                done += len(subscriptions.disable_many(ids, by, audit=lambda changed: write(rows=changed)))
+        report(self, request, "disabled", done, dict(skipped))
+        return None
 
     @admin.action(description="Enable", permissions=["switch"])
     def enable(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
@@ -310,40 +342,56 @@ class SubscriptionAdmin(BoundedAdmin):
         rows = self._selected(request, queryset)
         if rows is None:
             return
-        skipped: Counter[str] = Counter()
-        for row in rows:
-            if row.deleted_at is not None:
-                skipped["deleted"] += 1
-            elif row.is_active:
-                skipped["already enabled"] += 1
-            else:
-                subscriptions.enable(row, audit=self._auditor(request, "subscription.enable", row))
-        report(self, request, "enabled", len(rows) - sum(skipped.values()), dict(skipped))
+        skipped = _count_skipped(rows, "already enabled", lambda row: not row.is_active)
+        write = partial(self.audit_many, request, "subscription.enable", detail={})
+        done = 0
+        for ids in _by_organization(rows):
+            done += len(subscriptions.enable_many(ids, audit=lambda changed: write(rows=changed)))
+        report(self, request, "enabled", done, dict(skipped))
 
-    @admin.action(description="Recover missed events", permissions=["switch"])
-    def recover(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
-        """Queue every event since a time that matches the selected subscriptions and wasn't delivered to them."""
-        try:
-            since = moment(request.POST.get("since", "").strip())
-        except ParameterError:
-            self.message_user(
-                request,
-                "Enter a time to recover events since, such as 2026-01-31T12:00:00Z. Nothing was changed.",
-                messages.ERROR,
-            )
-            return
+    @admin.action(description="Recover missed events…", permissions=["switch"])
+    def recover(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
+        """Queue every event since a time that matches the selected subscription and wasn't delivered to it."""
         rows = self._selected(request, queryset)
         if rows is None:
-            return
-        recoverable = [row for row in rows if row.deleted_at is None]
-        for row in recoverable:
-            with transaction.atomic():
-                run = recovery.start(row, since)
-                self.audit(request, "subscription.recover", row, {"since": since.isoformat(), "run": str(run.pk)})
-        report(
-            self, request, "being recovered (see the bulk runs for progress)", len(recoverable),
-            {"deleted": len(rows) - len(recoverable)},
-        )  # fmt: skip
+            return None
+        if len(rows) != 1 or rows[0].deleted_at is not None:
+            text = "Select one subscription at a time that isn't deleted. Nothing was changed."
+            self.message_user(request, text, messages.ERROR)
+            return None
+        return ask_and_recover(self, request, rows[0])
+
+    @admin.action(description="Stop this host…", permissions=["switch"])
+    def stop_host(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
+        """Disable every subscription that leads to the hosts of the selected ones."""
+        chosen = queryset.values_list("host", "organization_id")[:ACTION_BOUND]
+        return stop_or_enable(self, request, chosen, stop=True)
+
+    @admin.action(description="Enable this host…", permissions=["switch"])
+    def enable_host(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
+        """Enable again what was stopped with the hosts of the selected subscriptions."""
+        chosen = queryset.values_list("host", "organization_id")[:ACTION_BOUND]
+        return stop_or_enable(self, request, chosen, stop=False)
+
+
+def _count_skipped(rows: list[Subscription], why: str, fits: Callable[[Subscription], bool]) -> Counter[str]:
+    skipped: Counter[str] = Counter()
+    for row in rows:
+        if row.deleted_at is not None:
+            skipped["deleted"] += 1
+        elif not fits(row):
+            skipped[why] += 1
+    return skipped
+
+
+def _by_organization(rows: list[Subscription]) -> Iterator[list[uuid.UUID]]:
+    """Yield the ids of each organization's subscriptions, a thousand at the most: each part is one transaction."""
+    owned: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
+    for row in rows:
+        owned[row.organization_id].append(row.pk)
+    for ids in owned.values():
+        for start in range(0, len(ids), MOST_AT_ONCE):
+            yield ids[start : start + MOST_AT_ONCE]
 
 
 def _queue(row: Subscription) -> SubscriptionQueue | None:

@@ -125,7 +125,7 @@ class KeyListView(APIView):
                 scopes=set(scopes),
                 expires_at=expires_at,
             )
-            audit.record_for_caller(request, "key.create", key.prefix, {"scopes": key.scopes})
+            audit.record_for_caller(request, "key.create", key.id, {"scopes": key.scopes}, name=str(key))
         key.refresh_from_db()
         return _created(key, secret)
 
@@ -144,14 +144,16 @@ class KeyView(APIView):
         operation_id="revokeKey",
         tags=["Keys"],
         summary="Revoke a key",
+        parameters=[query("reason", "Why, for those who read the audit log later; at most 255 characters.")],
         responses={204: OpenApiResponse(None, "Revoked.")},
     )
     def delete(self, request: Request, key_id: uuid.UUID) -> Response:
         """Revoke the key. It is refused from the next request on."""
+        reason = parse_parameters(request, {"reason": text}).get("reason", "")
         key = _own_key(request, key_id)
         with transaction.atomic():
             if keys.revoke(key):
-                audit.record_for_caller(request, "key.revoke", key.prefix)
+                audit.record_for_caller(request, "key.revoke", key.id, name=str(key), reason=reason)
         return Response(status=204)
 
 
@@ -186,8 +188,9 @@ class KeyRotateView(APIView):
                 audit.record_for_caller(
                     request,
                     "key.rotate",
-                    old.prefix,
+                    old.id,
                     {"successor": key.prefix, "overlap_seconds": overlap.total_seconds()},
+                    name=str(old),
                 )
         except keys.KeyEnded as ended:
             raise Problem(f"key_{ended}", f"The key is {ended}; create a new one instead.") from None

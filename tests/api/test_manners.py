@@ -11,7 +11,7 @@ from django.test import Client
 from structlog.testing import capture_logs
 
 from core.problems import MEDIA_TYPE
-from tests.api.helpers import assert_problem, rows, table_away
+from tests.api.helpers import assert_problem, beat, rows, table_away
 from webhooks.models import Subscription
 
 TIME = re.compile(r"\d+\.\d\dms")
@@ -91,6 +91,7 @@ def test_a_method_that_is_not_there_is_a_405_that_names_those_that_are(
 
 @pytest.mark.parametrize("path", ["/api/health", "/api/health/detailed", "/api/schema"])
 def test_open_pages_only_read(api: Any, path: str) -> None:
+    beat()
     answer = api.post(path, {})
     assert_problem(answer, 405)
     assert answer["Allow"] == "GET, HEAD"

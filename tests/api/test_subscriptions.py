@@ -45,10 +45,13 @@ def test_a_subscription_is_made_with_everything_that_was_given_and_a_secret(api:
     assert len(base64.b64decode(secret.removeprefix("whsec_"), validate=True)) == 32
     assert parse_datetime(shown.pop("created_at"))
     assert parse_datetime(shown.pop("updated_at"))
+    assert parse_datetime(shown.pop("state_since"))
     assert shown == {
         "id": shown["id"], "url": NEW["url"], "event_types": NEW["event_types"], "description": NEW["description"],
         "header_names": ["Authorization", "X-Warehouse"], "status": "active", "disabled_reason": "",
-        "disabled_at": None, "max_in_flight": 7, "deliveries_per_second": 2.5,
+        "disabled_at": None, "max_in_flight": 7, "deliveries_per_second": 2.5, "state": "active", "breaker": "closed",
+        "paused_until": None, "last_success_at": None, "last_failure_at": None, "last_error": None,
+        "last_status_code": None, "next_attempt_at": None,
     }  # fmt: skip
 
 
@@ -144,7 +147,7 @@ def test_a_change_changes_what_it_names_and_nothing_else(api: Any, change: dict[
     assert answer.status_code == 200
     after = answer.json()
     assert parse_datetime(after["updated_at"]) > parse_datetime(before["updated_at"])
-    assert after == {**before, **change, "updated_at": after["updated_at"]}
+    assert after == {**before, **change, "updated_at": after["updated_at"], "state_since": after["state_since"]}
     assert api.get(f"{PATH}/{before['id']}").json() == after
 
 

@@ -101,7 +101,11 @@ def make_hostile_rows(canary: str, turn: int) -> list[Model]:
         disabled_at=timezone.now(),
     )
     SubscriptionQueue.objects.filter(pk=subscription.pk).update(
-        failing_since=timezone.now(), next_due_at=timezone.now(), accepts_deliveries=turn % 2 == 0
+        failing_since=timezone.now(),
+        next_due_at=timezone.now(),
+        accepts_deliveries=turn % 2 == 0,
+        last_error=source.text(30),
+        last_status_code=500,
     )
     event = make_event(
         organization, type=source.text(255), data=whole, dedup_id=source.text(255), status=EventStatus.ERROR,
@@ -113,7 +117,13 @@ def make_hostile_rows(canary: str, turn: int) -> list[Model]:
         delivery, error=source.text(30), error_detail=source.text(500), response_body=whole,
     )  # fmt: skip
     run = BulkRun.objects.create(
-        kind="replay", subscription=subscription, organization_id=organization.pk, filters={source.text(200): whole}
+        kind="replay",
+        subscription=subscription,
+        organization_id=organization.pk,
+        filters={source.text(200): whole},
+        actor=source.text(200, "user:"),
+        total=5,
+        visited=2,
     )
     user = User.objects.create(
         username=source.text(150, f"{turn}"), first_name=source.text(150), last_name=source.text(150),
@@ -123,6 +133,7 @@ def make_hostile_rows(canary: str, turn: int) -> list[Model]:
     entry = AuditEntry.objects.create(
         organization=organization, actor=source.text(200, "user:"), action=source.text(60), target=source.text(200),
         detail={source.text(200): [whole]}, address=source.text(64), request_id=source.text(128),
+        target_name=source.text(300), reason=source.text(500),
     )  # fmt: skip
     return [organization, key, subscription, event, delivery, attempt, run, user, group, entry]
 

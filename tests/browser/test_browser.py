@@ -139,6 +139,12 @@ def test_an_action_on_a_list_and_a_button_on_a_page_work(staff_tab: Watched, sit
         page.click(".actions [type=submit]")
     staff_tab.check()
     failed.refresh_from_db()
+    assert failed.status == "failed", "nothing is done before it is confirmed"
+    with page.expect_navigation():
+        page.click("css=button >> text=Replay 1 delivery")
+    staff_tab.check()
+    assert "Replay: 1 queued." in page.inner_text(".messagelist")
+    failed.refresh_from_db()
     assert failed.status == "pending"
     broken = make_event(organization, status=EventStatus.ERROR, last_error="ValueError", processed_at=timezone.now())
     staff_tab.visit(site + page_url(broken))

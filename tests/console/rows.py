@@ -113,15 +113,21 @@ def page_url(row: Model, what: str = "change") -> str:
     return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_{what}", args=[row.pk])
 
 
-def act(client: Any, action: str, rows: list[Any], *, every: bool = False, **words: str) -> Any:
-    """Do an action on rows as the list's form does; return the page that follows."""
+def ask(client: Any, action: str, rows: list[Any], *, every: bool = False, query: Any = None, **words: str) -> Any:
+    """Choose an action on rows as the list's form does; return the page that follows, which may ask to confirm it."""
     model = type(rows[0])
     chosen = [str(row.pk) for row in rows]
     return client.post(
-        list_url(model),
+        list_url(model, **(query or {})),
         {"action": action, "_selected_action": chosen, "select_across": "1" if every else "0", "index": "0", **words},
         follow=True,
     )
+
+
+def act(client: Any, action: str, rows: list[Any], *, every: bool = False, query: Any = None, **words: str) -> Any:
+    """Do an action on rows and confirm it; return the page that follows."""
+    given = {"confirmed": "1", "reason": "for a test", "seen_at": timezone.now().isoformat(), "scope": "own", **words}
+    return ask(client, action, rows, every=every, query=query, **given)
 
 
 def said(response: Any) -> str:

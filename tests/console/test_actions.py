@@ -17,7 +17,7 @@ from orgs.keys import authenticate
 from orgs.models import ApiKey, AuditEntry
 from tests.api.helpers import refuse_audit_entries
 from tests.console.conftest import Staff
-from tests.console.rows import World, act, list_url, make_delivery, make_event, page_url, said
+from tests.console.rows import World, act, ask, list_url, make_delivery, page_url, said
 from webhooks import subscriptions
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 
@@ -31,8 +31,8 @@ def status_of(row: Any) -> str:
 @pytest.mark.parametrize(
     ("action", "changes"),
     [
-        ("retry", {"failed": "pending", "delivered": "pending", "pending": "pending"}),
-        ("replay", {"failed": "pending", "delivered": "pending"}),
+        ("retry", {"failed": "pending"}),
+        ("replay", {"failed": "pending"}),
         ("hold", {"pending": "held"}),
         ("resume", {"held": "pending"}),
     ],
@@ -43,13 +43,15 @@ def test_a_repair_takes_the_deliveries_that_it_fits_and_says_why_it_left_the_oth
     answer = act(operator, action, list(world.deliveries.values()))
     for before, row in world.deliveries.items():
         assert status_of(row) == changes.get(before, before)
-    assert said(answer).startswith(f"{len(changes)} ")
-    assert f"{6 - len(changes)} skipped" in said(answer)
+    assert "1 " in said(answer)
     assert "being sent right now" in said(answer)
+    assert ("delivered already" in said(answer)) is (action in {"retry", "replay"})
     entry = AuditEntry.objects.get(action=f"delivery.{action}")
     assert entry.actor == "user:operator-1"
     assert entry.organization_id == world.organization.pk
-    assert set(entry.detail["deliveries"]) == {str(world.deliveries[name].pk) for name in changes}
+    assert entry.detail["count"] == 1
+    assert {str(world.deliveries[name].pk) for name in changes} <= {entry.target, *entry.targets}
+    assert entry.reason == ("" if action == "resume" else "for a test")
 
 
 def test_retry_makes_one_more_try_and_replay_starts_the_schedule_anew(
@@ -72,22 +74,29 @@ def test_retry_makes_one_more_try_and_replay_starts_the_schedule_anew(
     assert (failed.attempts_used, failed.cause) == (0, "replay")
 
 
-def test_deliveries_of_a_disabled_or_deleted_subscription_are_left_alone(world: World, operator: Client) -> None:
+def test_deliveries_of_a_disabled_subscription_are_held_and_of_a_deleted_one_left_alone(
+    world: World, operator: Client
+) -> None:
     subscriptions.disable(world.subscription)
-    answer = act(operator, "retry", [world.deliveries["failed"]])
-    assert "disabled subscription" in said(answer)
+    failed = world.deliveries["failed"]
+    answer = act(operator, "retry", [failed])
+    assert "1 of them held, because their subscriptions are disabled" in said(answer)
+    assert status_of(failed) == "held"
     subscriptions.delete(world.subscription)
-    answer = act(operator, "replay", [world.deliveries["failed"]])
-    assert "deleted subscription" in said(answer)
-    assert status_of(world.deliveries["failed"]) == "failed"
+    Delivery.objects.filter(pk=failed.pk).update(status="failed")
+    assert "the subscription was deleted" in ask(operator, "replay", [failed]).content.decode()
+    act(operator, "replay", [failed])
+    assert status_of(failed) == "failed"
 
 
 def test_an_events_replay_sends_its_settled_deliveries_again(world: World, operator: Client) -> None:
     other, _ = subscriptions.create(world.organization.pk, url="http://127.0.0.1:9/b", event_types=["*"])
     second = make_delivery(world.event, other, "delivered")
     answer = act(operator, "replay", [world.event])
-    assert said(answer).startswith("2 ")
-    assert status_of(second) == status_of(world.deliveries["failed"]) == "pending"
+    assert said(answer).startswith("Replay: 1 queued")
+    assert (status_of(second), status_of(world.deliveries["failed"])) == ("delivered", "pending")
+    answer = act(operator, "replay", [world.event], again="Send again")
+    assert status_of(second) == "pending"
     assert status_of(world.deliveries["delivered"]) == "delivered"
 
 
@@ -121,12 +130,20 @@ def test_a_subscription_is_disabled_with_a_reason_and_enabled_again(world: World
 
 
 def test_recover_needs_a_time_and_starts_a_run(world: World, operator: Client) -> None:
-    for wrong in ("", "yesterday", "2026-13-01T00:00:00Z", "1e9"):
-        assert "Enter a time" in said(act(operator, "recover", [world.subscription], since=wrong))
-    assert BulkRun.objects.count() == 1
+    for wrong in ("yesterday", "2026-13-01T00:00:00Z", "1e9"):
+        assert b"Enter a time" in act(operator, "recover", [world.subscription], since=wrong).content
+    assert b"This field is required" in act(operator, "recover", [world.subscription], since="").content
     BulkRun.objects.update(state="done")
-    answer = act(operator, "recover", [world.subscription], since="2026-01-01T00:00:00Z")
-    assert "recover" in said(answer)
+    since = "2026-01-01T00:00:00Z"
+    preview = act(operator, "recover", [world.subscription], since=since).content.decode()
+    assert "There are 6 events since then. 1 deliveries would be queued." in preview
+    assert BulkRun.objects.count() == 1
+    words = {"since": since, "shown": "2026-01-01T00:00:00+00:00"}
+    answer = act(operator, "recover", [world.subscription], **words)
+    assert "recovery has begun" in said(answer)
+    assert answer["Refresh"]
+    answer = act(operator, "recover", [world.subscription], **words)
+    assert "user:operator-1 began a recovery" in said(answer)
     run = BulkRun.objects.exclude(pk=world.run.pk).get()
     assert (run.kind, run.subscription_id) == ("recover", world.subscription.pk)
     assert AuditEntry.objects.get(action="subscription.recover").detail["run"] == str(run.pk)
@@ -137,7 +154,8 @@ def test_a_revoked_key_is_refused_at_once(world: World, owner: Client) -> None:
     assert "1 API key revoked" in said(act(owner, "revoke", [world.key]))
     assert authenticate(world.key_text) is None
     assert "already revoked" in said(act(owner, "revoke", [world.key]))
-    assert AuditEntry.objects.get(action="key.revoke").detail == {"prefix": world.key.prefix}
+    entry = AuditEntry.objects.get(action="key.revoke")
+    assert (entry.target, entry.target_name, entry.reason) == (str(world.key.pk), str(world.key), "for a test")
 
 
 ACTIONS: list[tuple[str, Callable[[World], Any], str]] = [
@@ -175,58 +193,105 @@ def test_an_action_is_offered_and_done_only_with_its_permission(
 
 def test_a_button_on_a_rows_page_does_it_to_this_row_and_comes_back(world: World, operator: Client) -> None:
     failed = world.deliveries["failed"]
+    given = {"action": "retry", "_selected_action": str(failed.pk), "index": "0", "select_across": "0",
+             "back": str(failed.pk)}  # fmt: skip
+    page = operator.post(list_url(Delivery), given)
+    assert page.status_code == 200
+    for name, value in given.items():
+        assert f'<input type="hidden" name="{name}" value="{value}">' in page.content.decode()
+    assert status_of(failed) == "failed"
     answer = operator.post(
-        list_url(Delivery),
-        {"action": "retry", "_selected_action": str(failed.pk), "index": "0", "select_across": "0",
-         "back": str(failed.pk)},
-    )  # fmt: skip
+        list_url(Delivery), {**given, "confirmed": "1", "seen_at": page.context["form"].initial["seen_at"]}
+    )
     assert answer["Location"] == page_url(failed)
     assert status_of(failed) == "pending"
     assert [str(message) for message in get_messages(answer.wsgi_request)]
 
 
-def test_all_that_match_are_taken_across_pages_in_chunks(world: World, operator: Client) -> None:
-    events = [make_event(world.organization) for _ in range(actions.ACTION_CHUNK + 20)]
-    for event in events:
-        make_delivery(event, world.subscription, "failed")
-    answer = operator.post(
-        list_url(Delivery, status="failed"),
-        {"action": "replay", "_selected_action": str(world.deliveries["failed"].pk), "select_across": "1",
-         "index": "0"}, follow=True,
-    )  # fmt: skip
-    assert f"{len(events) + 1} deliveries queued for replay" in said(answer)
-    assert not Delivery.objects.filter(status="failed").exists()
-    entries = AuditEntry.objects.filter(action="delivery.replay")
-    assert sum(len(entry.detail["deliveries"]) for entry in entries) == len(events) + 1
-    assert len(entries) == 2
-
-
-def test_more_than_the_bound_is_refused_as_a_whole(world: World, operator: Client, owner: Client) -> None:
+def test_more_events_than_the_bound_are_refused_as_a_whole(world: World, operator: Client) -> None:
     from django.db import connection
 
     with connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO webhooks_delivery"
-            " (id, organization_id, event_id, subscription_id, status, cause, attempts_used,"
-            " attempt_count, last_error) SELECT gen_random_uuid(), %s, gen_random_uuid(), %s, 'failed', 'schedule', 0,"
-            " 0, '' FROM generate_series(1, %s)",
-            [world.organization.pk, world.subscription.pk, actions.ACTION_BOUND + 1],
-        )
         cursor.execute(
             "INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error)"
             " SELECT gen_random_uuid(), %s, 'a', '1', 'error', 0, '' FROM generate_series(1, %s)",
             [world.organization.pk, actions.ACTION_BOUND + 1],
         )
-    for action, row in (("replay", world.deliveries["failed"]), ("reprocess", world.error_event)):
-        answer = act(operator, action, [row], every=True)
+    for action in ("replay", "reprocess"):
+        answer = act(operator, action, [world.error_event], every=True)
         assert "too many for one action" in said(answer)
-        assert status_of(row) in {"failed", "error"}
-    assert "replay_deliveries" in said(act(operator, "replay", [world.deliveries["failed"]], every=True))
-    assert not Delivery.objects.filter(status="pending", cause="replay").exists()
+    assert status_of(world.error_event) == "error"
     assert not AuditEntry.objects.filter(action__in=["delivery.replay", "event.reprocess"]).exists()
-    page = operator.get(list_url(Delivery))
+    page = operator.get(list_url(type(world.event)))
     assert "Only the first" in page.content.decode()
     assert page.context["cl"].result_count == 1000
+
+
+@pytest.mark.parametrize(
+    ("action", "pick", "group"),
+    [
+        ("disable", lambda world: world.subscription, "operator"),
+        ("hold", lambda world: world.deliveries["pending"], "operator"),
+        ("revoke", lambda world: world.key, "owner"),
+        ("stop_host", lambda world: world.subscription, "operator"),
+    ],
+)
+def test_what_people_ask_about_later_needs_a_reason(
+    world: World, staff: Staff, action: str, pick: Callable[[World], Any], group: str
+) -> None:
+    row, client = pick(world), staff(group)
+    row.refresh_from_db()
+    asked = ask(client, action, [row])
+    assert 'name="reason"' in asked.content.decode()
+    for reason in ("", " ", "\x00"):
+        again = act(client, action, [row], reason=reason)
+        assert 'class="errorlist"' in again.content.decode()
+    assert model_to_dict(row) == model_to_dict(type(row).objects.get(pk=row.pk))
+    act(client, action, [row], reason="<b>why</b>  not")
+    assert model_to_dict(row) != model_to_dict(type(row).objects.get(pk=row.pk)) or row.pk == world.key.pk
+    entry = AuditEntry.objects.latest("created_at")
+    assert entry.reason == "<b>why</b> not"
+    history = client.get(page_url(row, "history"), follow=True).content.decode()
+    assert "&lt;b&gt;why&lt;/b&gt; not" in history
+    assert f"user:{group}-1" in history
+
+
+def test_an_organization_is_deactivated_only_with_a_reason(world: World, owner: Client) -> None:
+    given = {"name": "Acme", "events_per_minute": "5", "retention_days": "7"}
+    answer = owner.post(page_url(world.organization), given)
+    assert "Say why" in answer.content.decode()
+    world.organization.refresh_from_db()
+    assert world.organization.is_active
+    answer = owner.post(page_url(world.organization), {**given, "deactivation_reason": "does not pay"})
+    assert answer.status_code == 302
+    entry = AuditEntry.objects.get(action="organization.deactivate")
+    assert (entry.target_name, entry.reason) == ("Acme", "does not pay")
+    assert "does not pay" in owner.get(page_url(world.organization, "history"), follow=True).content.decode()
+    owner.post(page_url(world.organization), {**given, "is_active": "on"})
+    assert AuditEntry.objects.filter(action="organization.activate").count() == 1
+
+
+def test_an_act_on_many_is_one_entry_that_the_history_of_each_leads_to(world: World, operator: Client) -> None:
+    rows = [subscriptions.create(world.organization.pk, url=f"http://127.0.0.1:9/{n}", event_types=["*"])[0]
+            for n in range(30)]  # fmt: skip
+    act(operator, "disable", rows, reason="the data center moves")
+    entry = AuditEntry.objects.get(action="subscription.disable")
+    assert (entry.detail, entry.target_name, entry.target) == ({"count": 30}, "30 subscriptions", "")
+    for row in (rows[0], rows[-1]):
+        history = operator.get(page_url(row, "history"), follow=True)
+        assert "the data center moves" in history.content.decode()
+        assert history.redirect_chain[-1][0] == list_url(AuditEntry, target=str(row.pk))
+    assert (
+        "the data center moves"
+        not in operator.get(page_url(world.subscription, "history"), follow=True).content.decode()
+    )
+
+
+def test_who_revoked_a_key_and_why_stands_on_its_page(world: World, owner: Client) -> None:
+    act(owner, "revoke", [world.key], reason="it was in a public repository")
+    page = owner.get(page_url(world.key)).content.decode()
+    assert "user:owner-1" in page
+    assert "it was in a public repository" in page
 
 
 def test_an_organization_is_changed_and_the_change_is_written_down(world: World, owner: Client) -> None:

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from orgs.models import Organization
 from tests.console.conftest import Staff
-from tests.console.rows import World, act, list_url, page_url, said
+from tests.console.rows import World, act, list_url, page_url
 from webhooks.models import Delivery, Subscription
 
 NOBODY = "0198f2d0-6d3c-7a52-9b1e-000000000000"
@@ -136,7 +136,7 @@ def test_an_action_on_a_row_of_another_model_changes_nothing(world: World, opera
     answer = operator.post(
         list_url(Delivery), {"action": "retry", "_selected_action": str(world.event.pk), "index": "0"}, follow=True
     )
-    assert "0 to be tried now" in said(answer) or said(answer)
+    assert "Nothing matches that needs it." in answer.content.decode()
     assert Organization.objects.count() == 1
     assert operator.get(page_url(world.event)).status_code == 200
 

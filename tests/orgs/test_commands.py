@@ -38,7 +38,11 @@ def test_create_org_prints_the_id_alone(settings: Any) -> None:
     assert (organization.name, organization.is_active) == ("Acme", True)
     assert (organization.events_per_minute, organization.retention_days) == (77, 30)
     entry = AuditEntry.objects.get()
-    assert (entry.action, entry.actor, entry.organization_id) == ("org.create", "command:create_org", organization.id)
+    assert (entry.action, entry.actor, entry.organization_id) == (
+        "organization.create",
+        "command:create_org",
+        organization.id,
+    )
 
 
 @pytest.mark.django_db

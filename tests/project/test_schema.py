@@ -15,6 +15,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 from orgs.models import Organization
+from tests.api.helpers import beat
 from tests.conftest import ApiClient
 from tests.project.routes import api_routes
 from webhooks.routing import fan_out
@@ -171,6 +172,7 @@ ANSWERS = [
 def test_what_is_answered_is_what_is_described(
     schema: dict[str, Any], api: ApiClient, organization: Organization
 ) -> None:
+    beat()
     made = api.post(
         "/api/subscriptions", {"url": "https://example.com/", "event_types": ["*"], "headers": {"X-A": "1"}}
     )

@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
 
 from orgs.keys import create_api_key
 from orgs.models import Organization
+from tests.api.helpers import beat
 from triggers_project.wsgi import application
 
 
@@ -52,6 +53,8 @@ def key(organization: Organization) -> str:
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_answers_as_documented(name: str, key: str) -> None:
+    beat()
+
     @seed(20260101)
     @settings(max_examples=12, phases=[Phase.explicit, Phase.generate], derandomize=False, **FEW)
     @given(case=OPERATIONS[name].as_strategy())

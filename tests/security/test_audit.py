@@ -43,7 +43,7 @@ def test_everything_that_a_key_does_is_in_the_log_with_who_and_where_from(
 ) -> None:
     key = api.post("/api/keys", {"scopes": ["events:read"]}).json()
     api.post(f"/api/keys/{key['id']}/rotate", {"overlap_seconds": 60})
-    api.delete(f"/api/keys/{key['id']}")
+    api.delete(f"/api/keys/{key['id']}?reason=it leaked")
     made = api.post("/api/subscriptions", {"url": "https://a.example/", "event_types": ["*"]}).json()
     path = f"/api/subscriptions/{made['id']}"
     api.patch(path, {"headers": {"X-Token": "hidden-value"}})
@@ -53,14 +53,14 @@ def test_everything_that_a_key_does_is_in_the_log_with_who_and_where_from(
     delivery = Delivery.objects.get()
     assert api.post(f"/api/deliveries/{delivery.id}/retry").status_code == 202
     api.post(f"{path}/recover", {"since": "2026-01-01T00:00:00Z"})
-    api.post(f"{path}/disable")
+    api.post(f"{path}/disable", {"reason": "we move"})
     api.post(f"{path}/enable")
     api.delete(path)
     listed = api.get("/api/audit").json()["data"]
     assert [(entry["action"], entry["target"]) for entry in reversed(listed)] == [
-        ("key.create", key["prefix"]),
-        ("key.rotate", key["prefix"]),
-        ("key.revoke", key["prefix"]),
+        ("key.create", key["id"]),
+        ("key.rotate", key["id"]),
+        ("key.revoke", key["id"]),
         ("subscription.create", made["id"]),
         ("subscription.change", made["id"]),
         ("subscription.rotate_secret", made["id"]),
@@ -72,6 +72,13 @@ def test_everything_that_a_key_does_is_in_the_log_with_who_and_where_from(
     ]
     assert {entry["actor"] for entry in listed} == {f"key:{api.key.split('_')[1]}"}
     assert all(entry["request_id"] for entry in listed)
+    # For people: what each was done to by its name, and why, if that was said.
+    names = {entry["action"].partition(".")[0]: entry["target_name"] for entry in listed}
+    assert names["subscription"] == "https://a.example/"
+    assert names["key"].startswith(key["prefix"])
+    assert names["delivery"] == "a to https://a.example/"
+    reasons = {entry["action"]: entry["reason"] for entry in listed if entry["reason"]}
+    assert reasons == {"key.revoke": "it leaked", "subscription.disable": "we move"}
     assert AuditEntry.objects.filter(action="key.create").get().address == "127.0.0.1"
     assert "hidden-value" not in str(list(AuditEntry.objects.values()))
     assert other_api.get("/api/audit").json()["data"] == []

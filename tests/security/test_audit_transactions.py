@@ -30,7 +30,7 @@ from orgs import audit
 from orgs.keys import create_api_key, revoke
 from orgs.models import ApiKey, AuditEntry, Organization
 from tests.api.helpers import assert_problem
-from tests.console.rows import World, list_url, make_world, page_url
+from tests.console.rows import World, list_url, make_delivery, make_world, page_url
 from tests.security.test_tenancy import KNOWN, path_of
 from tests.webhooks.helpers import accept, result, statuses, subscribe
 from webhooks import subscriptions
@@ -147,10 +147,21 @@ def full(organization: Organization, root: Client) -> World:
     world = make_world(organization)
     disabled, _ = subscriptions.create(organization.pk, url="http://127.0.0.1:8081/", event_types=["*"])
     subscriptions.disable(disabled)
+    stopped, _ = subscriptions.create(organization.pk, url="http://192.0.2.1/", event_types=["*"])
+    subscriptions.disable_many([stopped.pk], "stopped", audit=lambda rows: None, with_host=True)
+    make_delivery(world.event, stopped, "held")
     User.objects.create_user("somebody", password=PASSWORD)
     Group.objects.create(name="spare")  # the ones of the migration don't survive a test with real transactions
     revoke(create_api_key(organization)[0])
     return world
+
+
+# What any confirmation page asks for, and the actions that take one row.
+CONFIRMED = {
+    "index": "0", "post": "yes", "confirmed": "1", "reason": "a test", "scope": "all",
+    "since": "2025-01-01T00:00:00Z", "shown": "2025-01-01T00:00:00+00:00",
+}  # fmt: skip
+FOR_ONE = {"retry_failed", "recover"}
 
 
 def as_root() -> HttpRequest:
@@ -168,7 +179,9 @@ def test_no_action_of_the_admin_changes_anything_without_its_entry(
     before = everything()
     for name in names:
         rows = [str(pk) for pk in model._default_manager.exclude(pk=as_root().user.pk).values_list("pk", flat=True)]
-        form = {"action": name, "_selected_action": rows, "index": "0", "since": "2026-01-01T00:00:00Z", "post": "yes"}
+        if name in FOR_ONE:
+            rows = [str(full.subscription.pk)]
+        form = {"action": name, "_selected_action": rows, **CONFIRMED, "seen_at": timezone.now().isoformat()}
         answer = root.post(list_url(model), form)
         assert answer.status_code == 500, f"{name}: give it rows that it fits, or it goes without an entry"
         assert b"Traceback" not in answer.content
@@ -335,7 +348,7 @@ def test_an_automatic_disable_is_in_the_log(organization: Organization) -> None:
         organization.pk,
     )
     subscription.refresh_from_db()
-    assert entry.detail == {"reason": subscription.disabled_reason}
+    assert (entry.target_name, entry.reason) == (subscription.url, subscription.disabled_reason)
 
 
 def test_no_automatic_disable_without_its_entry_and_the_attempt_is_recorded(

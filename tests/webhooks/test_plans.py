@@ -33,7 +33,7 @@ from webhooks.dispatch import leases
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
-from webhooks.upkeep import queue_repair, recovery
+from webhooks.upkeep import background_runs, queue_repair
 from webhooks.upkeep.retention import purge_expired
 
 BIG = {"events_event", "webhooks_delivery", "webhooks_deliveryattempt", "events_dedupkey"}
@@ -322,7 +322,7 @@ def test_looking_after_things_walks_no_history(history: History) -> None:
         purge_expired,
         queue_repair.repair_next_due_at,
         queue_repair.recount_in_flight,
-        lambda: recovery.advance_all(0.1),
+        lambda: background_runs.advance_all(0.1),
         lambda: subscriptions.resync(history.busy.pk),
         lambda: reprocess(Event.objects.filter(status="error", organization_id=history.organization.id)),
     ]

@@ -22,7 +22,7 @@ from webhooks import subscriptions
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results
 from webhooks.models import BulkRun, Delivery, SubscriptionQueue
-from webhooks.upkeep import recovery
+from webhooks.upkeep import background_runs, recovery
 from webhooks.upkeep.sweep import Sweep
 
 LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
@@ -145,7 +145,7 @@ def test_a_recovery_whose_process_is_killed_in_a_chunk_goes_on_where_it_was(
     program = (
         "import django; django.setup()\n"
         "import sys, uuid\n"
-        "from webhooks.upkeep import recovery\n"
+        "from webhooks.upkeep import background_runs, recovery\n"
         "while recovery.advance(uuid.UUID(sys.argv[1]), 5).state == 'running': pass\n"
     )
     environment = {**os.environ, "DATABASE_URL": postgres.url(connection.settings_dict["NAME"])}
@@ -193,7 +193,7 @@ def test_recoveries_take_turns_and_one_that_cannot_go_on_stops_no_other(
     organization: Organization, other_organization: Organization
 ) -> None:
     accept(organization, 3)
-    broken = [recovery.start(subscribe(organization), LONG_AGO).id for _ in range(recovery.RECOVERIES_AT_A_TIME + 5)]
+    broken = [recovery.start(subscribe(organization), LONG_AGO).id for _ in range(background_runs.RUNS_AT_A_TIME + 5)]
     BulkRun.objects.filter(id__in=broken).update(filters={})  # as only a hand could
     fine = recovery.start(_missed(other_organization, 3), LONG_AGO)
     for _ in range(200):

@@ -85,7 +85,8 @@ def test_a_replay_starts_the_schedule_anew_and_says_how_many_it_did(subscription
     assert queue.next_due_at <= timezone.now()
     assert (run.state, run.queued) == ("done", 3)
     entry = AuditEntry.objects.get()
-    assert (entry.action, entry.target, entry.detail) == ("delivery.replay", str(run.id), {"status": "failed"})
+    assert (entry.action, entry.target) == ("delivery.replay", str(run.id))
+    assert entry.detail == {"filters": {"statuses": ["failed"]}, "count": 3, "count_is_more": False}
 
 
 def test_each_filter_replays_exactly_what_it_names(
@@ -95,46 +96,85 @@ def test_each_filter_replays_exactly_what_it_names(
     failed, delivered = add(subscription), add(subscription, "delivered")
     recent = add(subscription, at=NOW - datetime.timedelta(minutes=5))
     elsewhere, foreign = add(second), add(other_subscription)
+    retrying = add(subscription, "pending")
+    Delivery.objects.filter(pk=retrying.pk).update(last_error="timeout")
+    retrying.refresh_from_db()
     untouched = [add(subscription, status) for status in ("pending", "delivering", "held", "cancelled")]
     before = {row.id: row.status for row in untouched}
     half_hour_ago = (NOW - HOUR / 2).isoformat()
     cases: list[tuple[list[str], set[Delivery]]] = [
         (["--delivery", str(failed.id)], {failed}),
-        (["--event", str(delivered.event_id)], {delivered}),
+        (["--event", str(delivered.event_id)], set()),
+        (["--event", str(delivered.event_id), "--include-delivered"], {delivered}),
         (["--subscription", str(second.id)], {elsewhere}),
-        (["--org", "Acme"], {failed, delivered, recent, elsewhere}),
+        (["--org", "Acme"], {failed, retrying, recent, elsewhere}),
+        (["--org", "Acme", "--include-delivered"], {failed, retrying, delivered, recent, elsewhere}),
         (["--org", str(foreign.organization_id)], {foreign}),
         (["--status", "failed"], {failed, recent, elsewhere, foreign}),
-        (["--status", "delivered"], {delivered}),
+        (["--status", "retrying"], {retrying}),
+        (["--status", "delivered", "--include-delivered"], {delivered}),
+        (["--status", "failed", "--include-delivered"], {failed, recent, elsewhere, foreign, delivered}),
         (["--since", half_hour_ago], {recent}),
         (["--since", "30m"], {recent}),
-        (["--until", half_hour_ago], {failed, delivered, elsewhere, foreign}),
+        (["--until", half_hour_ago], {failed, retrying, elsewhere, foreign}),
         (["--org", "Acme", "--status", "failed", "--until", "30m"], {failed, elsewhere}),
-        (["--subscription", str(second.id), "--status", "delivered"], set()),
+        (["--subscription", str(second.id), "--status", "retrying"], set()),
     ]
     for arguments, expected in cases:
         dry, _ = replay(*arguments, "--dry-run")
-        assert dry == f"{len(expected)} deliveries would be replayed.\n", arguments
+        assert dry.startswith(f"{len(expected)} deliveries would be replayed.\n"), arguments
         assert not replayed()
         out, _ = replay(*arguments)
         assert out == f"{len(expected)} deliveries replayed.\n", arguments
         assert replayed() == {row.id for row in expected}, arguments
-        for row in (failed, delivered, recent, elsewhere, foreign):
+        for row in (failed, retrying, delivered, recent, elsewhere, foreign):
             row.save()  # as it was before
     assert {row.id: row.status for row in Delivery.objects.filter(id__in=before)} == before
 
 
-def test_deliveries_of_a_disabled_or_deleted_subscription_are_left_alone(
+def test_deliveries_of_a_disabled_subscription_are_held_and_of_a_deleted_one_left_alone(
     organization: Organization, subscription: Subscription
 ) -> None:
-    deleted = subscriptions.create(organization.id, url="http://127.0.0.1:9/", event_types=["*"])[0]
+    deleted = subscriptions.create(organization.id, url="http://127.0.0.1:9/deleted", event_types=["*"])[0]
     for one in (subscription, deleted):
         add(one)
     subscriptions.disable(subscription)
     subscriptions.delete(deleted)
-    assert replay("--status", "failed", "--dry-run")[0] == "0 deliveries would be replayed.\n"
-    assert replay("--status", "failed")[0] == "0 deliveries replayed.\n"
-    assert set(Delivery.objects.values_list("status", flat=True)) == {"failed"}
+    dry, _ = replay("--status", "failed", "--dry-run")
+    assert dry.startswith("1 deliveries would be replayed.\n")
+    assert f"1 would be held, because the subscription is disabled: {subscription.url}" in dry
+    assert f"1 would be left alone, because the subscription was deleted: {deleted.url}" in dry
+    out, _ = replay("--status", "failed")
+    assert out == "1 deliveries replayed. 1 of them are held: their subscriptions are disabled.\n"
+    assert sorted(Delivery.objects.values_list("status", flat=True)) == ["failed", "held"]
+    subscriptions.enable(subscription)
+    assert sorted(Delivery.objects.values_list("status", flat=True)) == ["failed", "pending"]
+
+
+def test_what_was_delivered_is_sent_again_only_if_that_is_said(subscription: Subscription) -> None:
+    add(subscription, "delivered")
+    with pytest.raises(CommandError, match="only with --include-delivered"):
+        replay("--status", "delivered")
+    assert "1 more were delivered" in replay("--subscription", str(subscription.id), "--dry-run")[0]
+    assert replay("--subscription", str(subscription.id))[0] == "0 deliveries replayed.\n"
+    assert replay("--subscription", str(subscription.id), "--include-delivered")[0] == "1 deliveries replayed.\n"
+
+
+def test_a_dry_run_says_of_which_causes_and_what_the_circuit_breaker_makes_of_it(subscription: Subscription) -> None:
+    for error, code in (("http_status", 503), ("http_status", 503), ("timeout", None)):
+        Delivery.objects.filter(pk=add(subscription).pk).update(last_error=error, last_status_code=code)
+    until = timezone.now() + HOUR
+    SubscriptionQueue.objects.update(breaker_trips=3, paused_until=until, failing_since=NOW)
+    dry, _ = replay("--subscription", str(subscription.id), "--dry-run")
+    assert dry.splitlines()[:3] == [
+        "3 deliveries would be replayed.",
+        "  2 failed http_status 503",
+        "  1 failed timeout",
+    ]
+    assert "3 would wait behind a circuit breaker" in dry
+    assert f"nothing is sent before {until.isoformat(timespec='seconds')}" in dry
+    replay("--subscription", str(subscription.id))
+    assert SubscriptionQueue.objects.get().paused_until == until, "many replays are no reason to probe the endpoint"
 
 
 def test_more_than_a_chunk_is_replayed_to_the_last_one(subscription: Subscription) -> None:

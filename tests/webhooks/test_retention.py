@@ -223,7 +223,7 @@ def test_finished_recoveries_and_replays_go_with_their_organization_s_days(organ
             kind="recover", subscription=subscription, organization_id=organization.id, state="done",
             finished_at=Now() - datetime.timedelta(days=days),
         )  # fmt: skip
-    BulkRun.objects.create(kind="replay", state="done", finished_at=Now() - datetime.timedelta(days=31))
+    BulkRun.objects.create(kind="replay", state="cancelled", finished_at=Now() - datetime.timedelta(days=31))
     running = BulkRun.objects.create(kind="recover", subscription=subscription, organization_id=organization.id)
     BulkRun.objects.filter(id=running.id).update(created_at=Now() - datetime.timedelta(days=400))
     assert purge_expired().bulk_runs == 2

@@ -198,6 +198,11 @@ DEFAULT_RETENTION_DAYS = _accepting.option(
     "30",
     "Days that a new organization's completed events are kept.",
 )
+HELD_RETENTION_DAYS = _accepting.option(
+    kinds.integer(0, 3650, "days"),
+    "90",
+    "Days after which a delivery that is held is cancelled; 0 keeps it until it is resumed.",
+)
 AUTH_FAILURES_PER_MINUTE = _accepting.option(
     kinds.integer(1, 1_000_000),
     "60",

@@ -31,6 +31,7 @@ from webhooks.api.viewsets import OrganizationViewSet
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
+from webhooks.states import DeliveryState, delivery_state
 
 MAX_ATTEMPTS_SHOWN = 1000
 _WHY_NOT_RETRYABLE = {
@@ -59,7 +60,12 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         parameters=[
             query("event", "Only deliveries of this event.", OpenApiTypes.UUID),
             query("subscription", "Only deliveries to this subscription.", OpenApiTypes.UUID),
-            query("status", "Only deliveries with this status.", enum=DeliveryStatus.values),
+            query(
+                "status",
+                "Only deliveries with this status. `pending` are those that wait for their first attempt; those that "
+                "failed and wait for another one are `retrying`.",
+                enum=DeliveryState.values,
+            ),
             SINCE,
             UNTIL,
             *PAGE,
@@ -73,7 +79,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
             {
                 "event": identifier,
                 "subscription": identifier,
-                "status": one_of(*DeliveryStatus.values),
+                "status": one_of(*DeliveryState.values),
                 "since": moment,
                 "until": moment,
                 **PAGE_PARAMETERS,
@@ -114,10 +120,13 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         with transaction.atomic():
             changed = delivery_actions.apply(DeliveryAction.RETRY, [delivery.id], announce=False)
             if changed:
-                audit.record_for_caller(request, "delivery.retry", delivery.id)
+                name = f"{delivery.event.type} to {delivery.subscription.url}"
+                audit.record_for_caller(request, "delivery.retry", delivery.id, name=name)
         delivery.refresh_from_db()
         if not changed:
             reason = _WHY_NOT_RETRYABLE.get(DeliveryStatus(delivery.status), "Its subscription is disabled or deleted.")
-            raise Problem("not_retryable", reason, extra={"delivery_status": delivery.status})
+            raise Problem(
+                "not_retryable", reason, extra={"delivery_status": delivery_state(delivery.status, delivery.last_error)}
+            )
         wake(WEBHOOKS)
         return Response(render_delivery(delivery), status=202)

@@ -25,8 +25,9 @@ from core.serializers import (
 from webhooks import subscriptions
 from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.destinations.outcome import Failure
-from webhooks.models import BulkRun, Cause, Delivery, DeliveryAttempt, DeliveryStatus, Subscription
+from webhooks.models import BulkRun, Cause, Delivery, DeliveryAttempt, Subscription
 from webhooks.routing.matching import pattern_error
+from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
 MAX_EVENT_TYPES = 100
 MAX_HEADERS = 20
@@ -142,6 +143,19 @@ class SecretRotateSerializer(StrictSerializer):
     )
 
 
+class ReasonSerializer(StrictSerializer):
+    """The body of `POST /api/subscriptions/{id}/disable`, which may be empty."""
+
+    reason = StrictCharField(
+        max_length=300,
+        required=False,
+        default="",
+        allow_blank=True,
+        validators=[validate_plain_text],
+        help_text="Why, for those who ask later: shown with the subscription and in the audit log.",
+    )
+
+
 class RecoverSerializer(StrictSerializer):
     """The body of `POST /api/subscriptions/{id}/recover`."""
 
@@ -149,6 +163,16 @@ class RecoverSerializer(StrictSerializer):
 
 
 # --- responses --------------------------------------------------------------------------------------
+
+
+class FailureField(serializers.ChoiceField):
+    """An error class, which the database keeps as an empty text for none; shown as null."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(choices=[failure.value for failure in Failure], allow_null=True, **options)
+
+    def to_representation(self, value: Any) -> Any:
+        return value or None
 
 
 class SubscriptionSerializer(serializers.Serializer[Subscription]):
@@ -159,7 +183,33 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     event_types = serializers.ListField(child=serializers.CharField())
     description = serializers.CharField()
     header_names = serializers.ListField(child=serializers.CharField())
-    status = serializers.SerializerMethodField()
+    status = serializers.SerializerMethodField(
+        help_text="What you set with `enable` and `disable`, or an endpoint that is gone has set. `state` says more."
+    )
+    state = serializers.ChoiceField(
+        choices=SubscriptionState.values,
+        help_text=(
+            "`failing`: the last attempt failed. `paused`: nothing is sent until `paused_until`, because the circuit "
+            "breaker is open or the endpoint asked for it with `Retry-After`. `disabled`: see `disabled_reason`."
+        ),
+    )
+    state_since = serializers.DateTimeField(
+        help_text="When the state began; for `failing` and `paused`, when the failures began."
+    )
+    breaker = serializers.ChoiceField(
+        choices=Breaker.values,
+        help_text="The circuit breaker. `half-open`: one request at a time is sent, until one succeeds.",
+    )
+    paused_until = serializers.DateTimeField(allow_null=True, help_text="The end of the pause; null if there is none.")
+    last_success_at = serializers.DateTimeField(allow_null=True)
+    last_failure_at = serializers.DateTimeField(allow_null=True)
+    last_error = FailureField(help_text="Error class of the last failed attempt; null if there was none at this URL.")
+    last_status_code = serializers.IntegerField(
+        allow_null=True, help_text="The status of the endpoint's response to that attempt; null if there was none."
+    )
+    next_attempt_at = serializers.DateTimeField(
+        allow_null=True, help_text="When the next attempt is planned; null if nothing waits or it is disabled."
+    )
     disabled_reason = serializers.CharField()
     disabled_at = serializers.DateTimeField(allow_null=True)
     max_in_flight = serializers.IntegerField(allow_null=True)
@@ -198,16 +248,6 @@ class RotatedSubscriptionSerializer(NewSubscriptionSerializer):
         return subscriptions.ends_of_previous_secrets(subscription)
 
 
-class FailureField(serializers.ChoiceField):
-    """An error class, which the database keeps as an empty text for none; shown as null."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(choices=[failure.value for failure in Failure], allow_null=True, **options)
-
-    def to_representation(self, value: Any) -> Any:
-        return value or None
-
-
 class MillisecondsField(serializers.FloatField):
     """A duration in milliseconds, shown with two decimals."""
 
@@ -230,15 +270,37 @@ class AttemptSerializer(serializers.Serializer[DeliveryAttempt]):
     response_body = serializers.CharField(help_text="The beginning of the response's body.")
 
 
+class DeliveryStateField(serializers.ChoiceField):
+    """A delivery's state, which comes from two of its columns."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(choices=DeliveryState.values, source="*", **options)
+
+    def to_representation(self, value: Any) -> Any:
+        return delivery_state(value.status, value.last_error)
+
+
+class NextAttemptField(serializers.DateTimeField):
+    """When a delivery is attempted next."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(source="*", allow_null=True, **options)
+
+    def to_representation(self, value: Any) -> Any:
+        return next_attempt_at(value)
+
+
 class DeliverySerializer(serializers.Serializer[Delivery]):
     """A delivery: one event for one subscription."""
 
     id = serializers.UUIDField()
     event_id = serializers.UUIDField()
     subscription_id = serializers.UUIDField()
-    status = serializers.ChoiceField(choices=DeliveryStatus.values)
+    status = DeliveryStateField(
+        help_text="`pending` waits for its first attempt, `retrying` failed and waits for another one."
+    )
     attempt_count = serializers.IntegerField()
-    next_attempt_at = serializers.DateTimeField(allow_null=True)
+    next_attempt_at = NextAttemptField(help_text="When the next attempt is due; null if none is planned.")
     last_status_code = serializers.IntegerField(allow_null=True)
     last_error = FailureField()
     completed_at = serializers.DateTimeField(allow_null=True)
@@ -257,7 +319,9 @@ class RecoverySerializer(serializers.Serializer[BulkRun]):
     id = serializers.UUIDField()
     kind = serializers.ChoiceField(choices=[BulkRun.Kind.RECOVER.value])
     status = serializers.ChoiceField(choices=BulkRun.State.values, source="state")
+    events_seen = serializers.IntegerField(source="visited", help_text="Events looked at so far.")
     queued = serializers.IntegerField(help_text="Deliveries queued so far.")
+    held = serializers.IntegerField(help_text="Of those queued: held, because the subscription is disabled.")
     created_at = serializers.DateTimeField()
     finished_at = serializers.DateTimeField(allow_null=True)
 

@@ -15,9 +15,9 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from core.json_body import read_object
-from core.openapi import PAGE, conflict, location
+from core.openapi import PAGE, conflict, location, query
 from core.problems import Problem, not_found
-from core.query import PAGE_PARAMETERS, page, parse_parameters
+from core.query import PAGE_PARAMETERS, one_of, page, parse_parameters
 from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
@@ -26,6 +26,7 @@ from webhooks import subscriptions
 from webhooks.api import openapi
 from webhooks.api.serializers import (
     NewSubscriptionSerializer,
+    ReasonSerializer,
     RecoverSerializer,
     RecoverySerializer,
     RotatedSubscriptionSerializer,
@@ -37,12 +38,13 @@ from webhooks.api.serializers import (
 )
 from webhooks.api.viewsets import OrganizationViewSet
 from webhooks.models import BulkRun, Subscription
+from webhooks.states import SubscriptionState, in_state, with_state
 from webhooks.upkeep import recovery
 
 
-def _auditor(request: Request, action: str, subscription: Subscription) -> Callable[[], None]:
+def _auditor(request: Request, action: str, subscription: Subscription, reason: str = "") -> Callable[[], None]:
     """Return a function that writes the audit entry for `action`, for the transaction that makes the change."""
-    return partial(audit.record_for_caller, request, action, subscription.id)
+    return partial(audit.record_for_caller, request, action, subscription.id, name=subscription.url, reason=reason)
 
 
 def _too_many_secrets(ends_at: datetime.datetime) -> Problem:
@@ -74,19 +76,22 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
     }
 
     def own_rows(self, request: Request) -> QuerySet[Subscription]:
-        return subscriptions.of_organization(caller_of(request).organization_id)
+        return with_state(subscriptions.of_organization(caller_of(request).organization_id))
 
     @extend_schema(
         operation_id="listSubscriptions",
         tags=["Subscriptions"],
         summary="List subscriptions",
-        parameters=PAGE,
+        parameters=[query("state", "Only subscriptions in this state.", enum=SubscriptionState.values), *PAGE],
         responses=openapi.SubscriptionPage,
     )
     def list(self, request: Request) -> Response:
         """List subscriptions, newest first."""
-        parameters = parse_parameters(request, PAGE_PARAMETERS)
-        return Response(page(self.own_rows(request), parameters, render_subscription))
+        parameters = parse_parameters(request, {"state": one_of(*SubscriptionState.values), **PAGE_PARAMETERS})
+        rows = self.own_rows(request)
+        if "state" in parameters:
+            rows = rows.filter(in_state(parameters["state"]))
+        return Response(page(rows, parameters, render_subscription))
 
     @extend_schema(
         operation_id="createSubscription",
@@ -109,11 +114,12 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
                 subscription, secret = subscriptions.create(
                     caller_of(request).organization_id, **serializer.validated_data
                 )
-                audit.record_for_caller(request, "subscription.create", subscription.id)
+                audit.record_for_caller(request, "subscription.create", subscription.id, name=subscription.url)
         except subscriptions.TooManySubscriptions:
             raise Problem(
                 "too_many_subscriptions", "The organization has reached its limit of subscriptions."
             ) from None
+        subscription = self.own_row(request, subscription.id)
         return Response(
             dict(NewSubscriptionSerializer(subscription, context={"secret": secret}).data),
             status=201,
@@ -146,9 +152,10 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         with transaction.atomic():
             subscriptions.change(subscription, serializer.validated_data)
             audit.record_for_caller(
-                request, "subscription.change", subscription.id, {"fields": sorted(serializer.validated_data)}
-            )
-        return Response(render_subscription(subscription))
+                request, "subscription.change", subscription.id, {"fields": sorted(serializer.validated_data)},
+                name=subscription.url,
+            )  # fmt: skip
+        return Response(render_subscription(self.own_row(request, subscription_id)))
 
     @extend_schema(
         operation_id="deleteSubscription",
@@ -173,20 +180,31 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         """Enable the subscription and deliver what was held for it."""
         subscription = self.own_row(request, subscription_id)
         subscriptions.enable(subscription, audit=_auditor(request, "subscription.enable", subscription))
-        return Response(render_subscription(subscription))
+        return Response(render_subscription(self.own_row(request, subscription_id)))
 
     @extend_schema(
         operation_id="disableSubscription",
         tags=["Subscriptions"],
         summary="Disable a subscription",
-        request=None,
+        request=ReasonSerializer,
         responses=SubscriptionSerializer,
+        examples=[OpenApiExample("with a reason", {"reason": "the shop is moving"}, request_only=True)],
     )
     def disable(self, request: Request, subscription_id: uuid.UUID) -> Response:
-        """Disable the subscription. Its waiting and new deliveries are held until it is enabled again."""
+        """Disable the subscription. Its waiting and new deliveries are held until it is enabled again.
+
+        Deliveries that are held for a long time are cancelled, if the operator has set that.
+        """
         subscription = self.own_row(request, subscription_id)
-        subscriptions.disable(subscription, audit=_auditor(request, "subscription.disable", subscription))
-        return Response(render_subscription(subscription))
+        serializer = ReasonSerializer(data=read_object(request))
+        serializer.is_valid(raise_exception=True)
+        reason = serializer.validated_data["reason"].strip()
+        subscriptions.disable(
+            subscription,
+            f"{subscriptions.DISABLED_BY_REQUEST[:-1]}: {reason}" if reason else subscriptions.DISABLED_BY_REQUEST,
+            audit=_auditor(request, "subscription.disable", subscription, reason=reason),
+        )
+        return Response(render_subscription(self.own_row(request, subscription_id)))
 
     @extend_schema(
         operation_id="rotateSecret",
@@ -214,8 +232,10 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             except Subscription.DoesNotExist:
                 raise not_found() from None
             audit.record_for_caller(
-                request, "subscription.rotate_secret", subscription.id, dict(serializer.validated_data)
-            )
+                request, "subscription.rotate_secret", subscription.id, dict(serializer.validated_data),
+                name=subscription.url,
+            )  # fmt: skip
+        subscription = self.own_row(request, subscription_id)
         context = {"secret": secret, "overlap": overlap}
         return Response(dict(RotatedSubscriptionSerializer(subscription, context=context).data))
 
@@ -238,10 +258,11 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         serializer = RecoverSerializer(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         with transaction.atomic():
-            run = recovery.start(subscription, serializer.validated_data["since"])
+            run = recovery.start(subscription, serializer.validated_data["since"], caller_of(request).actor)
             audit.record_for_caller(
-                request, "subscription.recover", subscription.id, {"since": run.filters["since"], "run": str(run.id)}
-            )
+                request, "subscription.recover", subscription.id, {"since": run.filters["since"], "run": str(run.id)},
+                name=subscription.url,
+            )  # fmt: skip
         return Response(
             dict(RecoverySerializer(run).data),
             status=202,

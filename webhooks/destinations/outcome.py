@@ -22,6 +22,8 @@ class Failure(StrEnum):
     PROXY_FAILED = "proxy_failed"
     INTERNAL_ERROR = "internal_error"
     WORKER_LOST = "worker_lost"
+    # No attempt's: why a delivery was cancelled.
+    HELD_TOO_LONG = "held_too_long"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from django.conf import settings
 from psycopg.rows import class_row
 
 from core.db import in_transaction, is_transient, pipelined, server_cursor
+from webhooks.destinations.outcome import Outcome
 from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failure, after_success
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
@@ -81,7 +82,18 @@ UPDATE webhooks_subscriptionqueue q SET
     consecutive_failures = v.failures,
     breaker_trips = v.trips,
     paused_until = CASE WHEN v.pause > 0 THEN clock_timestamp() + make_interval(secs => v.pause) END,
-    failing_since = CASE WHEN v.failing THEN coalesce(q.failing_since, clock_timestamp()) END,
+    failing_since = CASE
+        WHEN NOT v.failing THEN NULL
+        WHEN v.succeeded THEN clock_timestamp()
+        ELSE coalesce(q.failing_since, clock_timestamp())
+    END,
+    active_since = CASE WHEN v.succeeded AND q.failing_since IS NOT NULL THEN clock_timestamp()
+                   ELSE q.active_since END,
+    ready_since = CASE WHEN v.was_full OR (v.succeeded AND q.failing_since IS NOT NULL) THEN clock_timestamp()
+                  ELSE q.ready_since END,
+    last_failure_at = CASE WHEN v.error <> '' THEN clock_timestamp() ELSE q.last_failure_at END,
+    last_error = CASE WHEN v.error <> '' THEN v.error ELSE q.last_error END,
+    last_status_code = CASE WHEN v.error <> '' THEN v.code ELSE q.last_status_code END,
     recent_failures = (
         SELECT failures[greatest(1, cardinality(failures) - %(failures_kept)s + 1):]
         FROM (SELECT CASE WHEN v.succeeded THEN '{}' ELSE q.recent_failures END
@@ -91,8 +103,9 @@ UPDATE webhooks_subscriptionqueue q SET
     next_due_at = least(q.next_due_at, to_timestamp(v.due))
 FROM unnest(%(queues)s::uuid[], %(finished)s::int[], %(windows)s::int[], %(failures)s::int[], %(trips)s::int[],
             %(pauses)s::float8[], %(failing)s::bool[], %(new_failures)s::int[], %(succeeded)s::bool[],
-            %(due)s::float8[])
-     AS v(subscription_id, finished, win, failures, trips, pause, failing, new_failures, succeeded, due)
+            %(due)s::float8[], %(was_full)s::bool[], %(errors)s::text[], %(codes)s::int[])
+     AS v(subscription_id, finished, win, failures, trips, pause, failing, new_failures, succeeded, due, was_full,
+          error, code)
 WHERE q.subscription_id = v.subscription_id
 """
 
@@ -113,6 +126,7 @@ class _QueueUpdate:
         self.retry_after = 0.0
         self.finished = 0
         self.due: float | None = None
+        self.last_failure: Outcome | None = None
         self.disable_reason = ""
 
     def count_row(self, row: _RecordedAttempt) -> None:
@@ -134,6 +148,7 @@ class _QueueUpdate:
                 continue
             self.health = after_failure(self.health, policy, outcome.is_overload)
             self.is_failing = True
+            self.last_failure = outcome
             self.failures_in_period += 1
             self.new_failures += 1
             asked = retry_after_seconds(outcome, result.started_at, settings.RETRY_AFTER_MAX)
@@ -292,13 +307,17 @@ def _attempt_columns(
         "statuses": [status.value for status, _ in steps],
         "delays": [delay for _, delay in steps],
         "codes": [result.outcome.status_code for result in results],
-        "errors": [result.outcome.failure.value if result.outcome.failure else "" for result in results],
+        "errors": [_error_class(result.outcome) for result in results],
         "details": [storable(result.outcome.detail[:500]) for result in results],
         "bodies": [storable(result.outcome.body) for result in results],
         "started": [result.started_at for result in results],
         "durations": [result.duration_ms for result in results],
         "causes": [result.delivery.cause for result in results],
     }
+
+
+def _error_class(outcome: Outcome | None) -> str:
+    return outcome.failure.value if outcome is not None and outcome.failure is not None else ""
 
 
 def _queue_columns(queues: Mapping[uuid.UUID, _QueueUpdate]) -> dict[str, object]:
@@ -317,4 +336,7 @@ def _queue_columns(queues: Mapping[uuid.UUID, _QueueUpdate]) -> dict[str, object
         "failing": [update.is_failing for update in updates],
         "succeeded": [update.succeeded for update in updates],
         "due": [update.due for update in updates],
+        "was_full": [update.queue.is_full for update in updates],
+        "errors": [_error_class(update.last_failure) for update in updates],
+        "codes": [update.last_failure.status_code if update.last_failure else None for update in updates],
     }

@@ -32,7 +32,10 @@ def advance(run_id: uuid.UUID, step: Callable[[BulkRun, int], None], rows: int) 
             return None
         if run.state == BulkRun.State.RUNNING:
             step(run, rows)
-            run.save(update_fields=["queued", "cursor_at", "cursor_id", "state", "finished_at"])
+            run.updated_at = Now()
+            run.save(update_fields=[
+                "visited", "queued", "held", "cursor_at", "cursor_id", "state", "updated_at", "finished_at",
+            ])  # fmt: skip
             run.refresh_from_db()
     wake(WEBHOOKS)
     return run
@@ -50,10 +53,23 @@ def from_place(run: BulkRun, rows: QuerySet[Any]) -> QuerySet[Any]:
 
 def move_on(run: BulkRun, seen: Sequence[tuple[Any, ...]], rows: int) -> None:
     """Keep the place behind the last row seen, as (id, created_at, ...); a short chunk was the last one."""
+    run.visited += len(seen)
     if seen:
         run.cursor_id, run.cursor_at = seen[-1][0], seen[-1][1]
     if len(seen) < rows:
         finish(run)
+
+
+def cancel(run_id: uuid.UUID) -> bool:
+    """End a run before it is done; what it did stays.  Return False if it wasn't running."""
+    with transaction.atomic():
+        run = BulkRun.objects.select_for_update().filter(pk=run_id, state=BulkRun.State.RUNNING).first()
+        if run is None:
+            return False
+        run.state = BulkRun.State.CANCELLED
+        run.updated_at = run.finished_at = Now()
+        run.save(update_fields=["state", "updated_at", "finished_at"])
+        return True
 
 
 def finish(run: BulkRun) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import random
-import time
 import uuid
 
-import structlog
 from django.db import transaction
 from django.db.models.functions import Now
 
-from core.db import is_transient, server_cursor
+from core.db import server_cursor
 from events.models import Event, EventStatus
 from webhooks.models import BulkRun, Cause, Delivery, DeliveryStatus, Subscription
 from webhooks.queues import lock_queues, mark_due
@@ -20,12 +17,8 @@ from webhooks.routing.matching import Matcher, SubscribedTypes
 from webhooks.upkeep import bulk_runs
 from webhooks.upkeep.bulk_runs import CHUNK
 
-log = structlog.get_logger()
 
-RECOVERIES_AT_A_TIME = 20
-
-
-def start(subscription: Subscription, since: datetime.datetime) -> BulkRun:
+def start(subscription: Subscription, since: datetime.datetime, actor: str = "") -> BulkRun:
     """Begin to queue for `subscription` every event since `since` that it wants and hasn't received.
 
     A subscription has at most one recovery under way: that one is returned, and starts over from `since` if it began
@@ -45,11 +38,14 @@ def start(subscription: Subscription, since: datetime.datetime) -> BulkRun:
                 subscription=subscription,
                 organization_id=subscription.organization_id,
                 filters={"since": since.isoformat()},
+                actor=actor,
+                in_background=True,
             )
         elif since < datetime.datetime.fromisoformat(run.filters["since"]):
             run.filters = {"since": since.isoformat()}
             run.cursor_at = run.cursor_id = None
-            run.save(update_fields=["filters", "cursor_at", "cursor_id"])
+            run.visited, run.total = 0, None
+            run.save(update_fields=["filters", "cursor_at", "cursor_id", "visited", "total"])
     run.refresh_from_db()
     return run
 
@@ -57,38 +53,6 @@ def start(subscription: Subscription, since: datetime.datetime) -> BulkRun:
 def advance(run_id: uuid.UUID, rows: int = CHUNK) -> BulkRun | None:
     """Look at the next `rows` events and return where the run stands; None if another process is at it."""
     return bulk_runs.advance(run_id, _step, rows)
-
-
-def advance_all(seconds: float) -> None:
-    """Move on with the recoveries that are under way, taking turns, for about `seconds`; the sweep calls this.
-
-    One that raises is left where it is, and holds up no other.
-    """
-    ends = time.monotonic() + seconds
-    waiting = _one_of_each_organization()
-    while waiting:
-        run_id = waiting.pop(0)
-        try:
-            run = advance(run_id)
-        except Exception as error:
-            if is_transient(error):
-                raise
-            log.error("recovery_failed", run=str(run_id), error=repr(error)[:300])
-            continue
-        if run is not None and run.state == BulkRun.State.RUNNING:
-            waiting.append(run_id)
-        if time.monotonic() >= ends:
-            return
-
-
-def _one_of_each_organization() -> list[uuid.UUID]:
-    """Return running recoveries, one for each organization, in no order: everyone has a turn."""
-    running = BulkRun.objects.filter(state=BulkRun.State.RUNNING, kind=BulkRun.Kind.RECOVER)
-    runs = list(running.values_list("organization_id", "id"))
-    random.shuffle(runs)
-    chosen = list(dict(runs).values())
-    random.shuffle(chosen)
-    return chosen[:RECOVERIES_AT_A_TIME]
 
 
 def _step(run: BulkRun, rows: int) -> None:
@@ -110,8 +74,11 @@ def _step(run: BulkRun, rows: int) -> None:
     existing = set(
         Delivery.objects.filter(event_id__in=wanted, subscription=subscription).values_list("event_id", flat=True)
     )
-    run.queued += _requeue_failed(subscription, list(existing))
-    run.queued += _add_deliveries(subscription, [event_id for event_id in wanted if event_id not in existing])
+    queued = _requeue_failed(subscription, list(existing))
+    queued += _add_deliveries(subscription, [event_id for event_id in wanted if event_id not in existing])
+    run.queued += queued
+    if not subscription.is_active:
+        run.held += queued
     bulk_runs.move_on(run, seen, rows)
 
 

@@ -82,7 +82,7 @@ _DELETE_DELIVERIES = "DELETE FROM webhooks_delivery WHERE event_id = ANY(%s::uui
 _DELETE_FINISHED_RUNS = """
 DELETE FROM webhooks_bulkrun WHERE id IN (
     SELECT r.id FROM webhooks_bulkrun r LEFT JOIN orgs_organization o ON o.id = r.organization_id
-    WHERE r.state = 'done'
+    WHERE r.state <> 'running'
       AND r.finished_at < clock_timestamp() - make_interval(days => coalesce(o.retention_days, %(days)s))
     LIMIT %(rows)s FOR UPDATE OF r SKIP LOCKED
 )

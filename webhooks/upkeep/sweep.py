@@ -19,7 +19,8 @@ from events.backlog import waiting_events
 from webhooks.dispatch import leases
 from webhooks.models import SubscriptionQueue
 from webhooks.subscriptions import resync
-from webhooks.upkeep import recovery
+from webhooks.upkeep import background_runs
+from webhooks.upkeep.held_retention import HeldRetention
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 from webhooks.upkeep.retention import Purge
 from webhooks.upkeep.task_lease import Lease
@@ -31,7 +32,8 @@ SWEEP = "sweep"
 PURGE_EVERY_SECONDS = 60.0
 QUEUE_REPAIR_SECONDS = 30.0
 PURGE_SLICE_SECONDS = 2.0
-RECOVERY_SLICE_SECONDS = 1.0
+CANCEL_SLICE_SECONDS = 1.0
+RUN_SLICE_SECONDS = 1.0
 RESYNC_SLICE_SECONDS = 1.0
 
 
@@ -41,6 +43,7 @@ class Sweep:
     def __init__(self, events_waiting: Callable[[], None]) -> None:
         self._events_waiting = events_waiting
         self._lease = Lease(SWEEP)
+        self._held = HeldRetention()
         self._purge = Purge()
         self._purged_at = time.monotonic()
         self._repaired_queues_at = float("-inf")
@@ -61,18 +64,24 @@ class Sweep:
         parts: list[tuple[str, Callable[[], object]]] = [
             ("leases", _expire_leases),
             ("resync", _resync_queues),
-            ("recoveries", lambda: recovery.advance_all(RECOVERY_SLICE_SECONDS)),
+            ("bulk runs", lambda: background_runs.advance_all(RUN_SLICE_SECONDS)),
         ]
         now = time.monotonic()
         if now - self._repaired_queues_at >= QUEUE_REPAIR_SECONDS:
             self._repaired_queues_at = now
             parts += [("overdue queues", repair_next_due_at), ("miscounted queues", recount_in_flight)]
         if now - self._purged_at >= PURGE_EVERY_SECONDS:
-            parts.append(("purge", self._purge_a_slice))
+            # What is cancelled first can be deleted at once.
+            parts += [("held deliveries", self._cancel_a_slice), ("purge", self._purge_a_slice)]
         for name, work in parts:
             if not self._lease.keep():
                 return  # the last part took so long that another worker does this now
             _part(name, work)
+
+    def _cancel_a_slice(self) -> None:
+        cancelled = self._held.run(CANCEL_SLICE_SECONDS)
+        if cancelled.deliveries:
+            log.info("held_deliveries_cancelled", deliveries=cancelled.deliveries)
 
     def _purge_a_slice(self) -> None:
         before, self._purged_at = self._purged_at, time.monotonic()

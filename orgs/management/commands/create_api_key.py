@@ -38,8 +38,9 @@ class Command(BaseCommand):
             with transaction.atomic():
                 key, text = keys.create_api_key(organization, name=name, scopes=options["scope"], expires_at=expires_at)
                 audit.record(
-                    "key.create", actor="command:create_api_key", organization_id=organization.id, target=key.prefix
-                )
+                    "key.create", actor="command:create_api_key", organization_id=organization.id, target=key.id,
+                    name=str(key),
+                )  # fmt: skip
         except keys.TooManyKeys as error:
             raise CommandError(str(error)) from None
         self.stdout.write(text)

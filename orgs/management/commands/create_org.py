@@ -37,5 +37,8 @@ class Command(BaseCommand):
             organization, created = Organization.objects.get_or_create(name=name, defaults=limits)
             if not created:
                 raise CommandError(f"There already is an organization named {name!r}: {organization.id}")
-            audit.record("org.create", actor="command:create_org", organization_id=organization.id, target=name)
+            audit.record(
+                "organization.create", actor="command:create_org", organization_id=organization.id,
+                target=organization.id, name=name,
+            )  # fmt: skip
         self.stdout.write(str(organization.id))

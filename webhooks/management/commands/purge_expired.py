@@ -8,25 +8,34 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from orgs import audit
+from webhooks.upkeep.held_retention import cancel_expired
 from webhooks.upkeep.retention import purge_expired
 
 
 class Command(BaseCommand):
     help = (
         "Deletes events older than their organization's retention_days, with their deliveries and attempts, if they "
-        "have been processed and none of their deliveries is still open. Also deletes expired dedup ids. The workers "
-        "do this regularly by themselves."
+        "have been processed and none of their deliveries is still open. Also deletes expired dedup ids, and cancels "
+        "deliveries held for more than HELD_RETENTION_DAYS. The workers do this regularly by themselves."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
         entry = partial(audit.record, actor="command:purge_expired", organization_id=None)
         entry("purge.start")
+        cancelled = cancel_expired()
         purged = purge_expired()
         entry(
             "purge",
-            detail={"events": purged.events, "deliveries": purged.deliveries, "attempts": purged.attempts},
+            detail={
+                "cancelled": cancelled.deliveries,
+                "events": purged.events,
+                "deliveries": purged.deliveries,
+                "attempts": purged.attempts,
+            },
         )
         self.stdout.write(
             f"{purged.events} events, {purged.deliveries} deliveries, {purged.attempts} attempts and "
             f"{purged.dedup_keys} dedup ids deleted."
         )
+        if cancelled.deliveries:
+            self.stdout.write(f"{cancelled.deliveries} held deliveries cancelled.")

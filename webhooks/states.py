@@ -1,0 +1,171 @@
+"""How deliveries and subscriptions stand, in the words that people see.  The API, the admin, health and the commands
+all ask here.
+
+A delivery is *retrying* from its first failed attempt until it is sent or has failed for good; the database's `pending`
+covers that and what waits for its first attempt.
+
+A subscription is *disabled*, *paused* (its circuit breaker is open, or its endpoint asked for a pause), *failing* (its
+last attempt failed) or *active*, the first of these that is so.  The conditions are defined once, as SQL; the queries
+that `with_state` and `in_state` return carry them, and Python only reads what came of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+
+from django.conf import settings
+from django.db.models import (
+    Case,
+    CharField,
+    DateTimeField,
+    F,
+    IntegerField,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    TextChoices,
+    Value,
+    When,
+)  # fmt: skip
+from django.db.models.functions import Coalesce, Greatest, Now
+
+from webhooks.models import Delivery, DeliveryStatus, Subscription
+
+# --- deliveries -------------------------------------------------------------------------------------
+
+
+class DeliveryState(TextChoices):
+    """How a delivery stands: its status, with `retrying` apart from `pending`."""
+
+    PENDING = "pending"
+    RETRYING = "retrying"
+    DELIVERING = "delivering"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    HELD = "held"
+    CANCELLED = "cancelled"
+
+
+# The conditions of the indexes webhooks_delivery_by_status and webhooks_delivery_retrying.
+_NOT_ATTEMPTED = Q(status=DeliveryStatus.PENDING, last_error="")
+_RETRYING = Q(status=DeliveryStatus.PENDING) & ~Q(last_error="")
+
+
+def delivery_state(status: str, last_error: str) -> str:
+    """Return the state of a delivery with these columns."""
+    if status == DeliveryStatus.PENDING and last_error:
+        return DeliveryState.RETRYING.value
+    return status
+
+
+def next_attempt_at(delivery: Delivery) -> datetime.datetime | None:
+    """Return when a delivery that waits for an attempt is due; None if none is planned."""
+    return delivery.next_attempt_at if delivery.status == DeliveryStatus.PENDING else None
+
+
+def in_delivery_state(state: str) -> Q:
+    """Return the condition for deliveries in a state."""
+    if state == DeliveryState.RETRYING:
+        return _RETRYING
+    return _NOT_ATTEMPTED if state == DeliveryState.PENDING else Q(status=state)
+
+
+def in_delivery_states(states: Iterable[str]) -> Q:
+    """Return the condition for deliveries in one of the states."""
+    condition = Q(pk__in=[])
+    for state in states:
+        condition |= in_delivery_state(state)
+    return condition
+
+
+# --- subscriptions ----------------------------------------------------------------------------------
+
+
+class SubscriptionState(TextChoices):
+    """How a subscription stands."""
+
+    ACTIVE = "active"
+    FAILING = "failing"
+    PAUSED = "paused"
+    DISABLED = "disabled"
+
+
+class Breaker(TextChoices):
+    """The circuit breaker: closed while deliveries flow, open during a pause, half-open while it probes."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+# What a deleted subscription's page shows; the API has no deleted ones.
+DELETED = "deleted"
+
+# In order: a subscription is in the first state whose condition it meets, and otherwise active.
+_CONDITIONS: dict[str, Q] = {
+    DELETED: Q(deleted_at__isnull=False),
+    SubscriptionState.DISABLED.value: Q(is_active=False),
+    SubscriptionState.PAUSED.value: Q(queue__paused_until__gt=Now()),
+    SubscriptionState.FAILING.value: Q(queue__failing_since__isnull=False),
+}
+_IS_PAUSED = _CONDITIONS[SubscriptionState.PAUSED]
+
+
+def in_state(state: str) -> Q:
+    """Return the condition for subscriptions in a state: `deleted`, or one of SubscriptionState."""
+    condition = Q()
+    for name, holds in _CONDITIONS.items():
+        if name == state:
+            return condition & holds
+        # Spelled out, because NOT (NULL > now()) is NULL, which isn't true.
+        condition &= (
+            Q(queue__paused_until__isnull=True) | Q(queue__paused_until__lte=Now()) if holds is _IS_PAUSED else ~holds
+        )
+    return condition
+
+
+def with_state(rows: QuerySet[Subscription]) -> QuerySet[Subscription]:
+    """Return the subscriptions with their states, as further attributes of each.
+
+    state, state_since; breaker; paused_until (of a pause that lasts); failing_since, last_success_at, last_failure_at,
+    last_error, last_status_code; next_attempt_at: when the next attempt is planned, none while it is disabled.
+    """
+    active = Q(is_active=True, deleted_at=None)
+    first_pending = (
+        Delivery.objects.filter(subscription_id=OuterRef("pk"), status=DeliveryStatus.PENDING)
+        .order_by("next_attempt_at").values("next_attempt_at")[:1]
+    )  # fmt: skip
+    nothing = Value(None, DateTimeField())
+    is_sent_to = active & Q(first_pending_at__isnull=False) if not settings.DISABLE_WEBHOOK_DELIVERY else Q(pk__in=[])
+    return rows.alias(first_pending_at=Subquery(first_pending)).annotate(
+        state=Case(
+            *(When(condition, then=Value(name)) for name, condition in _CONDITIONS.items()),
+            default=Value(SubscriptionState.ACTIVE.value),
+            output_field=CharField(),
+        ),
+        state_since=Case(
+            When(_CONDITIONS[DELETED], then=F("deleted_at")),
+            When(~active, then=F("disabled_at")),
+            default=Coalesce("queue__failing_since", "queue__active_since"),
+            output_field=DateTimeField(),
+        ),
+        breaker=Case(
+            When(_IS_PAUSED & Q(queue__breaker_trips__gt=0), then=Value(Breaker.OPEN.value)),
+            When(queue__breaker_trips__gt=0, then=Value(Breaker.HALF_OPEN.value)),
+            default=Value(Breaker.CLOSED.value),
+            output_field=CharField(),
+        ),
+        paused_until=Case(When(active & _IS_PAUSED, then=F("queue__paused_until")), default=nothing),
+        failing_since=Case(When(active, then=F("queue__failing_since")), default=nothing),
+        last_success_at=F("queue__last_success_at"),
+        last_failure_at=F("queue__last_failure_at"),
+        last_error=F("queue__last_error"),
+        last_status_code=Case(default=F("queue__last_status_code"), output_field=IntegerField()),
+        # The queue's own time is later only while a rate limit makes it wait.  GREATEST ignores what is NULL.
+        next_attempt_at=Case(
+            When(is_sent_to, then=Greatest("first_pending_at", "queue__next_due_at", "queue__paused_until")),
+            default=nothing,
+        ),
+    )

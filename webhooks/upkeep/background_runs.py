@@ -1,0 +1,55 @@
+"""The runs that workers move on: recoveries, and the retries and replays that were asked for in the admin."""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections import defaultdict
+
+import structlog
+
+from core.db import is_transient
+from webhooks.models import BulkRun
+from webhooks.upkeep import recovery, replay
+
+log = structlog.get_logger()
+
+RUNS_AT_A_TIME = 20
+
+
+def advance(run: BulkRun) -> BulkRun | None:
+    """Do the next rows of a run and return where it stands; None if another process is at it."""
+    return recovery.advance(run.pk) if run.kind == BulkRun.Kind.RECOVER else replay.advance(run.pk)
+
+
+def advance_all(seconds: float) -> None:
+    """Move on with the runs that are under way, taking turns, for about `seconds`; the sweep calls this.
+
+    One that raises is left where it is, and holds up no other.
+    """
+    ends = time.monotonic() + seconds
+    waiting = _one_of_each_organization()
+    while waiting:
+        run = waiting.pop(0)
+        try:
+            following = advance(run)
+        except Exception as error:
+            if is_transient(error):
+                raise
+            log.error("bulk_run_failed", run=str(run.pk), kind=run.kind, error=repr(error)[:300])
+            continue
+        if following is not None and following.state == BulkRun.State.RUNNING:
+            waiting.append(following)
+        if time.monotonic() >= ends:
+            return
+
+
+def _one_of_each_organization() -> list[BulkRun]:
+    """Return running runs, one for each organization, in no order: everyone has a turn."""
+    by_organization: dict[uuid.UUID | None, list[BulkRun]] = defaultdict(list)
+    for run in BulkRun.objects.filter(state=BulkRun.State.RUNNING, in_background=True):
+        by_organization[run.organization_id].append(run)
+    chosen = [random.choice(runs) for runs in by_organization.values()]
+    random.shuffle(chosen)
+    return chosen[:RUNS_AT_A_TIME]

@@ -1,0 +1,177 @@
+"""What a retry, replay or recovery of many deliveries would do, counted before anybody confirms it.
+
+Counting stops at COUNT_TO: a preview of a million rows costs what one of ten thousand does, and says so.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from django.conf import settings
+
+from events.models import Event, EventStatus
+from webhooks.delivery_filters import matching_deliveries
+from webhooks.models import Delivery, Subscription
+from webhooks.routing.matching import Matcher, SubscribedTypes
+from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, with_state
+from webhooks.upkeep import replay
+
+COUNT_TO = 10_000
+# Deliveries of so many subscriptions are told apart by what will happen to them.
+MOST_SUBSCRIPTIONS = 1000
+
+
+class Fate(StrEnum):
+    """What happens to a delivery that a run makes due."""
+
+    DUE = "due"
+    RATE_LIMIT = "rate_limit"
+    CIRCUIT_BREAKER = "circuit_breaker"
+    RETRY_AFTER = "retry_after"
+    HELD = "held"
+    SENDING_DISABLED = "sending_disabled"
+    LEFT_ALONE = "left_alone"  # its subscription was deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """How many deliveries of a subscription meet a fate.  until: the end of its pause, if it has one."""
+
+    fate: Fate
+    subscription: Subscription
+    count: int
+    until: datetime.datetime | None = None
+
+
+@dataclass
+class Preview:
+    """total: matching deliveries, counted to COUNT_TO.  is_cut: there are more than were counted.
+
+    by_cause: how many for each state, error class and status code, the most frequent first.
+    delivered: how many more match that were delivered, which a run doesn't take unless that is said; None if it does.
+    is_by_name: the deliveries were named one by one.  others: how many of them are in which other state.
+    """
+
+    total: int = 0
+    is_cut: bool = False
+    by_cause: list[tuple[str, str, int | None, int]] = field(default_factory=list)
+    expected: list[Expected] = field(default_factory=list)
+    by_organization: dict[uuid.UUID | None, int] = field(default_factory=dict)
+    delivered: int | None = None
+    others: dict[str, int] = field(default_factory=dict)
+    is_by_name: bool = False
+
+    def of_fate(self, fate: Fate) -> int:
+        """Return how many deliveries meet a fate."""
+        return sum(one.count for one in self.expected if one.fate is fate)
+
+
+def preview(filters: Mapping[str, Any]) -> Preview:
+    """Return what a retry or replay of what `filters` match would do."""
+    states = replay.states_in(filters)
+    found = Preview()
+    causes: Counter[tuple[str, str, int | None]] = Counter()
+    by_subscription: Counter[uuid.UUID] = Counter()
+    organizations: Counter[uuid.UUID | None] = Counter()
+    columns = ("subscription_id", "organization_id", "last_error", "last_status_code")
+    for state in states:
+        room = COUNT_TO - found.total
+        rows = list(replay.matching(filters, state).values_list(*columns)[: room + 1])
+        found.is_cut = found.is_cut or len(rows) > room
+        for subscription_id, organization_id, error, code in rows[:room]:
+            found.total += 1
+            causes[state, error, code] += 1
+            by_subscription[subscription_id] += 1
+            organizations[organization_id] += 1
+    found.by_cause = [(*cause, count) for cause, count in causes.most_common()]
+    found.by_organization = dict(organizations)
+    found.expected = expect(by_subscription)
+    if replay.DELIVERED not in states:
+        found.delivered = replay.matching(filters, replay.DELIVERED)[:COUNT_TO].count()
+    if "deliveries" in filters:
+        found.is_by_name = True
+        named = matching_deliveries({"deliveries": filters["deliveries"]}).values_list("status", "last_error")
+        found.others = dict(Counter(state for row in named if (state := delivery_state(*row)) not in replay.STATES))
+    return found
+
+
+def expect(by_subscription: Mapping[uuid.UUID, int]) -> list[Expected]:
+    """Return what happens to so many deliveries of each subscription once they are due, those of most first."""
+    chosen = [pk for pk, _ in Counter(by_subscription).most_common(MOST_SUBSCRIPTIONS)]
+    rows = {row.pk: row for row in with_state(Subscription.objects.filter(pk__in=chosen))}
+    return [_expect(rows[pk], by_subscription[pk]) for pk in chosen if pk in rows]
+
+
+def _expect(subscription: Any, count: int) -> Expected:
+    until = None
+    if subscription.deleted_at is not None:
+        fate = Fate.LEFT_ALONE
+    elif subscription.state == SubscriptionState.DISABLED:
+        fate = Fate.HELD
+    elif settings.DISABLE_WEBHOOK_DELIVERY:
+        fate = Fate.SENDING_DISABLED
+    elif subscription.breaker != Breaker.CLOSED:
+        fate, until = Fate.CIRCUIT_BREAKER, subscription.paused_until
+    elif subscription.paused_until is not None:
+        fate, until = Fate.RETRY_AFTER, subscription.paused_until
+    else:
+        fate = Fate.DUE if subscription.deliveries_per_second is None else Fate.RATE_LIMIT
+    return Expected(fate, subscription, count, until)
+
+
+@dataclass
+class RecoveryPreview:
+    """What a recovery would do.  events: those since the time, counted to COUNT_TO; is_cut: there are more.
+
+    wanted: those that the subscription wants.  missing: without a delivery, which the recovery creates.
+    by_state: the others, by the state of their deliveries; the failed ones are sent again.
+    """
+
+    subscription: Subscription
+    events: int = 0
+    is_cut: bool = False
+    wanted: int = 0
+    missing: int = 0
+    by_state: dict[str, int] = field(default_factory=dict)
+    expected: list[Expected] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """Return how many deliveries become due or held."""
+        return self.missing + self.by_state.get(DeliveryState.FAILED, 0)
+
+
+def preview_recovery(subscription: Subscription, since: datetime.datetime) -> RecoveryPreview:
+    """Return what recovering the subscription's events since a time would do."""
+    found = RecoveryPreview(subscription)
+    rows = Event.objects.filter(
+        organization_id=subscription.organization_id, created_at__gte=since, status=EventStatus.PROCESSED
+    )
+    seen = list(rows.order_by("created_at", "id").values_list("id", "type")[: COUNT_TO + 1])
+    found.is_cut = len(seen) > COUNT_TO
+    seen = seen[:COUNT_TO]
+    matcher = Matcher([SubscribedTypes(subscription.pk, tuple(subscription.event_types), subscription.is_active)])
+    wanted = [event_id for event_id, event_type in seen if matcher.match(event_type)]
+    found.events, found.wanted = len(seen), len(wanted)
+    states: Counter[str] = Counter()
+    for part in _parts(wanted, 1000):
+        states.update(
+            delivery_state(*row)
+            for row in Delivery.objects.filter(event_id__in=part, subscription=subscription).values_list(
+                "status", "last_error"
+            )
+        )
+    found.by_state = dict(states)
+    found.missing = found.wanted - sum(states.values())
+    found.expected = expect({subscription.pk: found.total}) if found.total else []
+    return found
+
+
+def _parts(ids: list[uuid.UUID], size: int) -> Iterable[list[uuid.UUID]]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
