@@ -36,6 +36,7 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?|")  # RFC 9
 _OURS = {
     "host", "content-type", "content-length", "content-encoding", "transfer-encoding", "connection", "keep-alive",
     "te", "trailer", "upgrade", "expect", "user-agent", "cookie", "proxy-authorization", "proxy-connection",
+    "traceparent", "tracestate",
 }  # fmt: skip
 
 

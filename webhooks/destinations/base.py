@@ -11,7 +11,10 @@ from webhooks.destinations.outcome import Outcome
 
 
 class Outgoing(Protocol):
-    """An event on its way to one destination.  event_data: the producer's JSON text."""
+    """An event on its way to one destination.  event_data: the producer's JSON text.
+
+    event_trace: the trace that it belongs to, as `events.origin` stores it.
+    """
 
     @property
     def event_id(self) -> uuid.UUID: ...
@@ -21,6 +24,8 @@ class Outgoing(Protocol):
     def event_created_at(self) -> datetime.datetime: ...
     @property
     def event_data(self) -> str: ...
+    @property
+    def event_trace(self) -> str | None: ...
     @property
     def endpoint(self) -> Endpoint: ...
 

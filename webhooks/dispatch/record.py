@@ -12,6 +12,9 @@ from django.conf import settings
 from psycopg.rows import class_row
 
 from core.db import in_transaction, is_transient, pipelined, server_cursor
+from core.encryption import Sealer
+from webhooks.destinations.exchange import seal_exchange
+from webhooks.dispatch.attempt_log import LATE, RecordedAttempt, log_attempts
 from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failure, after_success
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
@@ -21,6 +24,9 @@ from webhooks.subscriptions import disable_automatically
 
 log = structlog.get_logger()
 
+# For the one thread that records.
+_sealer = Sealer()
+
 GONE = "The endpoint returned 410 Gone."
 
 # Every attempt is kept.  The delivery only changes while the lease is still the worker's own.
@@ -29,8 +35,8 @@ WITH result AS (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(leases)s::uuid[], %(statuses)s::text[], %(delays)s::float8[], %(codes)s::int[],
         %(errors)s::text[], %(details)s::text[], %(bodies)s::text[], %(started)s::float8[], %(durations)s::float8[],
-        %(causes)s::text[]
-    ) AS r(delivery_id, lease_id, status, delay, code, error, detail, body, started, duration, cause)
+        %(causes)s::text[], %(exchanges)b::bytea[]
+    ) AS r(delivery_id, lease_id, status, delay, code, error, detail, body, started, duration, cause, exchange)
 ), changed AS (
     UPDATE webhooks_delivery d SET
         attempt_count = d.attempt_count + 1,
@@ -51,13 +57,14 @@ WITH result AS (
     RETURNING d.id, d.subscription_id, d.attempt_count, own.one = 1 AS held_lease, d.status, d.next_attempt_at
 ), kept AS (
     INSERT INTO webhooks_deliveryattempt (
-        delivery_id, number, cause, started_at, duration_ms, status_code, error, error_detail, response_body
+        delivery_id, number, cause, started_at, duration_ms, status_code, error, error_detail, response_body,
+        sealed_exchange
     )
     SELECT r.delivery_id, changed.attempt_count, r.cause, to_timestamp(r.started), r.duration, r.code, r.error,
-           r.detail, r.body
+           r.detail, r.body, r.exchange
     FROM result r JOIN changed ON changed.id = r.delivery_id
 )
-SELECT id AS delivery_id, subscription_id, held_lease, status,
+SELECT id AS delivery_id, subscription_id, attempt_count AS number, held_lease, status,
        extract(epoch FROM next_attempt_at)::float8 AS next_attempt_at
 FROM changed
 """
@@ -69,6 +76,7 @@ class _RecordedAttempt:
 
     delivery_id: uuid.UUID
     subscription_id: uuid.UUID
+    number: int
     held_lease: bool
     status: str
     next_attempt_at: float | None
@@ -164,10 +172,11 @@ def record_results(results: Sequence[AttemptResult]) -> bool:
     A result whose lease was lost adds its attempt and changes nothing else.
     """
     batches = in_transaction(lambda: [_record(batch) for batch in _without_repeats(results)])
-    for disabled, _ in batches:
+    log_attempts([attempt for _, _, attempts in batches for attempt in attempts])
+    for disabled, _, _ in batches:
         for subscription_id, reason in disabled.items():
             log.warning("subscription_disabled", subscription_id=str(subscription_id), reason=reason)
-    return any(made_room for _, made_room in batches)
+    return any(made_room for _, made_room, _ in batches)
 
 
 def record_each(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], bool]:
@@ -186,7 +195,9 @@ def record_each(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], 
         log.error("record_batch_failed", results=len(results), error=repr(error)[:300])
     for position, result in enumerate(results):
         # The endpoint's words are the only part that isn't ours: leave them out, keep what they mean.
-        bare = replace(result.outcome, detail="The response could not be stored.", body="", retry_after=None)
+        bare = replace(
+            result.outcome, detail="The response could not be stored.", body="", retry_after=None, exchange=None
+        )
         for version in (result, replace(result, outcome=bare)):
             try:
                 record_results([version])
@@ -216,11 +227,11 @@ def _without_repeats(results: Sequence[AttemptResult]) -> list[list[AttemptResul
     return [list(batch.values()) for batch in batches]
 
 
-def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], bool]:
+def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], bool, list[RecordedAttempt]]:
     """Store results of different deliveries: lock their queues, record the attempts, write the queues back.
 
-    Returns the subscriptions that were disabled, with the reasons, and whether something may be due that no claim
-    could take: a queue that was full has room again, or a delivery is due at once.
+    Returns the subscriptions that were disabled, with the reasons; whether something may be due that no claim could
+    take: a queue that was full has room again, or a delivery is due at once; and the attempts.
     """
     by_queue: dict[uuid.UUID, list[AttemptResult]] = defaultdict(list)
     for result in results:
@@ -236,8 +247,13 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
         recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
         in_time = set()
+        by_delivery = {result.delivery.delivery_id: result for result in results}
+        attempts = []
         for row in recording.fetchall():
             queues[row.subscription_id].count_row(row)
+            attempts.append(
+                RecordedAttempt(by_delivery[row.delivery_id], row.number, row.status if row.held_lease else LATE)
+            )
             if row.held_lease:
                 in_time.add(row.delivery_id)
         for subscription_id, queue_results in by_queue.items():
@@ -253,7 +269,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
             else:
                 _go_on(key, by_queue[key])
     made_room = any(update.queue.is_full for update in queues.values()) or any(delay == 0 for _, delay in steps)
-    return disabled, made_room
+    return disabled, made_room, attempts
 
 
 def _go_on(subscription_id: uuid.UUID, results: Sequence[AttemptResult]) -> None:
@@ -298,7 +314,13 @@ def _attempt_columns(
         "started": [result.started_at for result in results],
         "durations": [result.duration_ms for result in results],
         "causes": [result.delivery.cause for result in results],
+        "exchanges": [_sealed_exchange(result) for result in results],
     }
+
+
+def _sealed_exchange(result: AttemptResult) -> bytes | None:
+    exchange = result.outcome.exchange
+    return seal_exchange(exchange, _sealer) if exchange is not None and result.delivery.keeps_exchange else None
 
 
 def _queue_columns(queues: Mapping[uuid.UUID, _QueueUpdate]) -> dict[str, object]:
