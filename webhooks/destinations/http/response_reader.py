@@ -71,7 +71,8 @@ class ResponseReader:
 
     __slots__ = (
         "_body", "_body_limit", "_framing_bytes", "_head_bytes", "_interim_responses", "_pending", "_remaining",
-        "_scanned", "_to_connect", "body", "end", "has_started", "head", "is_head_cut", "is_persistent", "retry_after", "status",
+        "_scanned", "_to_connect", "body", "end", "has_started", "head", "is_head_cut", "is_persistent",
+        "retry_after", "status",
     )  # fmt: skip
 
     def __init__(self, body_limit: int, *, to_connect: bool = False) -> None:
