@@ -25,7 +25,16 @@ class OrganizationAdmin(BoundedAdmin):
     search_fields = ("name",)
     search_help_text = "Search by the beginning of a name or by an exact id."
     ordering = ("name",)
-    fields = ("name", "is_active", "events_per_minute", "retention_days", "id", "created_at", "related")
+    fields = (
+        "name",
+        "is_active",
+        "events_per_minute",
+        "retention_days",
+        "keep_exchanges",
+        "id",
+        "created_at",
+        "related",
+    )
     readonly_fields = ("id", "created_at", "related")
 
     @admin.display(description="name")

@@ -14,7 +14,7 @@ from psycopg.rows import class_row
 from core.db import in_transaction, is_transient, pipelined, server_cursor
 from core.encryption import Sealer
 from webhooks.destinations.exchange import seal_exchange
-from webhooks.dispatch.attempt_log import LATE, RecordedAttempt, log_attempts
+from webhooks.dispatch.attempt_log import LATE, LoggedAttempt, log_attempt
 from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failure, after_success
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
@@ -172,7 +172,9 @@ def record_results(results: Sequence[AttemptResult]) -> bool:
     A result whose lease was lost adds its attempt and changes nothing else.
     """
     batches = in_transaction(lambda: [_record(batch) for batch in _without_repeats(results)])
-    log_attempts([attempt for _, _, attempts in batches for attempt in attempts])
+    for _, _, attempts in batches:
+        for attempt in attempts:
+            log_attempt(attempt)
     for disabled, _, _ in batches:
         for subscription_id, reason in disabled.items():
             log.warning("subscription_disabled", subscription_id=str(subscription_id), reason=reason)
@@ -227,7 +229,7 @@ def _without_repeats(results: Sequence[AttemptResult]) -> list[list[AttemptResul
     return [list(batch.values()) for batch in batches]
 
 
-def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], bool, list[RecordedAttempt]]:
+def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], bool, list[LoggedAttempt]]:
     """Store results of different deliveries: lock their queues, record the attempts, write the queues back.
 
     Returns the subscriptions that were disabled, with the reasons; whether something may be due that no claim could
@@ -251,9 +253,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         attempts = []
         for row in recording.fetchall():
             queues[row.subscription_id].count_row(row)
-            attempts.append(
-                RecordedAttempt(by_delivery[row.delivery_id], row.number, row.status if row.held_lease else LATE)
-            )
+            attempts.append(_logged(by_delivery[row.delivery_id], row))
             if row.held_lease:
                 in_time.add(row.delivery_id)
         for subscription_id, queue_results in by_queue.items():
@@ -316,6 +316,24 @@ def _attempt_columns(
         "causes": [result.delivery.cause for result in results],
         "exchanges": [_sealed_exchange(result) for result in results],
     }
+
+
+def _logged(result: AttemptResult, row: _RecordedAttempt) -> LoggedAttempt:
+    delivery, outcome = result.delivery, result.outcome
+    return LoggedAttempt(
+        row.status if row.held_lease else LATE,
+        delivery.delivery_id,
+        row.number,
+        delivery.event_id,
+        delivery.subscription_id,
+        delivery.organization_id,
+        delivery.event_request_id,
+        delivery.event_trace,
+        outcome.failure,
+        outcome.status_code,
+        result.duration_ms,
+        outcome.exchange,
+    )
 
 
 def _sealed_exchange(result: AttemptResult) -> bytes | None:
