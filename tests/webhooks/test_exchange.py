@@ -278,5 +278,6 @@ def test_the_command_sends_what_was_sent(text: str) -> None:
     assert url.endswith(request.path)
     sent = {name: value for name, value in request.headers.items() if name not in ("host", "content-length")}
     assert sent == {
-        "content-type": "application/json", "user-agent": "x", "x-quote": "it's $(id) \\ \"", "x-empty": "", "x-secret": "<x-secret>",
+        "content-type": "application/json", "user-agent": "x", "x-quote": "it's $(id) \\ \"", "x-empty": "",
+        "x-secret": "<x-secret>",
     }  # fmt: skip

@@ -97,7 +97,8 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
     def retrieve(self, request: Request, delivery_id: uuid.UUID) -> Response:
         """Return the delivery with its attempts, the oldest first."""
         delivery = self.own_row(request, delivery_id)
-        # Without their exchanges, which `attempt` shows, and without those made since the delivery was read, which its status doesn't reflect.
+        # Without their exchanges, which `attempt` shows, and without those made since the delivery was read, which its
+        # status doesn't reflect.
         attempts = DeliveryAttempt.objects.filter(delivery_id=delivery.id, number__lte=delivery.attempt_count)
         attempts = attempts.defer("sealed_exchange").order_by("number")[:MAX_ATTEMPTS_SHOWN]
         return Response({**render_delivery(delivery), "attempts": [render_attempt(attempt) for attempt in attempts]})
