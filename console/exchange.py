@@ -14,7 +14,7 @@ from webhooks.models import Delivery, DeliveryAttempt
 
 # Of the page: the element that writes the body, which all attempts of a delivery share.
 BODY_ID = "curl-body"
-_NOT_KEPT = "Not kept: the organization has switched it off, or the key that encrypted it is gone."
+_NOT_KEPT = "Not kept: no request was made, the organization keeps none, or the key that encrypted it is gone."
 
 
 def curl_body(delivery: Delivery) -> SafeString:
