@@ -95,11 +95,21 @@ def lines(parts: Iterable[str]) -> SafeString:
     return format_html_join("\n", "<div>{}</div>", ((part,) for part in parts))
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> SafeString:
-    """Return a small table; cells are escaped unless they are safe already."""
-    body = format_html_join(
-        "\n", "<tr>{}</tr>", ((format_html_join("", "<td>{}</td>", ((c,) for c in row)),) for row in rows)
-    )
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], more: Sequence[SafeString] = ()) -> SafeString:
+    """Return a small table; cells are escaped unless they are safe already.
+
+    more: what can be unfolded below each of the first rows.
+    """
+    body = SafeString("")
+    for position, row in enumerate(rows):
+        body += format_html("<tr>{}</tr>\n", format_html_join("", "<td>{}</td>", ((cell,) for cell in row)))
+        if position < len(more):
+            body += format_html(
+                '<tr class="exchange-row"><td colspan="{}"><details><summary>Request and response</summary>{}</details>'
+                "</td></tr>\n",
+                len(head),
+                more[position],
+            )
     if not body:
         return SafeString("none")
     return format_html(

@@ -26,6 +26,7 @@ from core.async_redis import AsyncRedis
 from core.ids import new_ids
 from core.ratelimits import Demand, RateLimitDecision, hit_each
 from events.ingest import Ingested, IngestStatus
+from events.origin import NO_ORIGIN, Origin
 from events.payload import NewEvent
 from events.rate import POLICY, over_limit
 from orgs import keys
@@ -47,8 +48,9 @@ _INSERT = f"""
 WITH item AS (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(organization_ids)s::uuid[], %(key_ids)s::uuid[], %(rates)s::int[],
-        %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[]
-    ) AS t(id, organization_id, key_id, rate, type, data, dedup_id, fingerprint)
+        %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[],
+        %(request_ids)s::bytea[], %(traces)s::text[]
+    ) AS t(id, organization_id, key_id, rate, type, data, dedup_id, fingerprint, request_id, trace)
 ), usable AS MATERIALIZED (
     SELECT k.id, o.events_per_minute FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
     WHERE k.id = ANY (%(distinct_key_ids)s::uuid[]) AND {keys.USABLE} AND %(scope)s = ANY (k.scopes)
@@ -64,9 +66,10 @@ WITH item AS (
     RETURNING event_id
 ), stored AS (
     INSERT INTO events_event (
-        id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at
+        id, organization_id, type, data, dedup_id, packed_request_id, trace, status, failed_attempts, last_error,
+        due_at, created_at
     )
-    SELECT p.id, p.organization_id, p.type, p.data, p.dedup_id, 'accepted', 0, '', t, t
+    SELECT p.id, p.organization_id, p.type, p.data, p.dedup_id, p.request_id, p.trace, 'accepted', 0, '', t, t
     FROM permitted p, clock_timestamp() AS t
     WHERE p.dedup_id IS NULL OR p.id IN (SELECT event_id FROM claimed)
     RETURNING id
@@ -120,6 +123,7 @@ class _Request:
     """The events of one request."""
 
     caller: Caller
+    origin: Origin
     done: asyncio.Future[list[Ingested]]
     items: list[_Item] = field(default_factory=list)
     size: int = 0
@@ -156,7 +160,7 @@ class GroupCommit:
         await self.redis.close()
 
     async def accept(
-        self, caller: Caller, events: Sequence[NewEvent], memo: dict[str, Any]
+        self, caller: Caller, events: Sequence[NewEvent], memo: dict[str, Any], origin: Origin = NO_ORIGIN
     ) -> tuple[list[Ingested], RateLimitDecision | None]:
         """Store the events of one request, all in one transaction, and return what became of each.
 
@@ -165,9 +169,10 @@ class GroupCommit:
         with nothing stored; KeyChanged when the caller may no longer send these events as remembered; and what
         psycopg raises when the database can't be reached, after which the events may or may not be stored.
 
+        origin: where the events came from.
         memo: of the request, so that it counts against the rate limit once, however often its key changes.
         """
-        request = _Request(caller, asyncio.get_running_loop().create_future())
+        request = _Request(caller, origin, asyncio.get_running_loop().create_future())
         if "rate" in memo:
             request.is_counted, request.decision = True, memo["rate"]
         for event_id, event in zip(new_ids(len(events)), events, strict=True):
@@ -315,6 +320,8 @@ class GroupCommit:
                 "data": [item.event.data for item in items],
                 "dedup_ids": [item.event.dedup_id for item in items],
                 "fingerprints": [item.fingerprint for item in items],
+                "request_ids": [item.request.origin.request_id for item in items],
+                "traces": [item.request.origin.trace for item in items],
                 "distinct_key_ids": list({caller.key_id for caller in callers}),
                 "scope": Scope.EVENTS_WRITE.value,
                 "window": datetime.timedelta(seconds=settings.DEDUP_WINDOW),

@@ -16,13 +16,17 @@ from django.conf import settings
 from core.db import in_transaction, server_cursor
 from core.ids import new_id, new_ids
 from events.models import DedupKey
+from events.origin import NO_ORIGIN, Origin
 from events.payload import NewEvent
 
 # SQL because this is the hot path, and because the ORM can't insert the event under the condition that its dedup id
 # was claimed.  Times are the database's.
 _INSERT_EVENT = """
-INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error, due_at, created_at)
-SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, 'accepted', 0, '', t, t FROM clock_timestamp() AS t
+INSERT INTO events_event (
+    id, organization_id, type, data, packed_request_id, trace, status, failed_attempts, last_error, due_at, created_at
+)
+SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, %(request_id)s, %(trace)s, 'accepted', 0, '', t, t
+FROM clock_timestamp() AS t
 """
 
 # One statement, so that no crash can store the dedup id without its event.  A dedup id that an uncommitted transaction
@@ -37,9 +41,11 @@ WITH claimed AS (
     RETURNING event_id
 )
 INSERT INTO events_event (
-    id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at
+    id, organization_id, type, data, dedup_id, packed_request_id, trace, status, failed_attempts, last_error, due_at,
+    created_at
 )
-SELECT claimed.event_id, %(organization_id)s, %(type)s, %(data)s, %(dedup_id)s, 'accepted', 0, '', t, t
+SELECT claimed.event_id, %(organization_id)s, %(type)s, %(data)s, %(dedup_id)s, %(request_id)s, %(trace)s,
+       'accepted', 0, '', t, t
 FROM claimed, clock_timestamp() AS t
 """
 
@@ -59,9 +65,11 @@ WITH item AS (
     RETURNING event_id
 )
 INSERT INTO events_event (
-    id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at
+    id, organization_id, type, data, dedup_id, packed_request_id, trace, status, failed_attempts, last_error, due_at,
+    created_at
 )
-SELECT item.id, %(organization_id)s, item.type, item.data, item.dedup_id, 'accepted', 0, '', t, t
+SELECT item.id, %(organization_id)s, item.type, item.data, item.dedup_id, %(request_id)s, %(trace)s,
+       'accepted', 0, '', t, t
 FROM item, clock_timestamp() AS t
 WHERE item.dedup_id IS NULL OR item.id IN (SELECT event_id FROM claimed)
 """
@@ -87,14 +95,14 @@ def _window() -> datetime.timedelta:
     return datetime.timedelta(seconds=settings.DEDUP_WINDOW)
 
 
-def ingest(organization_id: uuid.UUID, event: NewEvent) -> Ingested:
-    """Store `event` unless its dedup id is taken.
+def ingest(organization_id: uuid.UUID, event: NewEvent, origin: Origin = NO_ORIGIN) -> Ingested:
+    """Store `event`, with where it came from, unless its dedup id is taken.
 
     Within the window, the same id with the same content is a DUPLICATE, with other content a CONFLICT; neither
     changes anything.
     """
     while True:
-        event_id = _insert(organization_id, event)
+        event_id = _insert(organization_id, event, origin)
         if event_id is not None:
             return Ingested(IngestStatus.ACCEPTED, event_id)
         first = DedupKey.objects.filter(organization_id=organization_id, dedup_id=event.dedup_id).first()
@@ -104,7 +112,7 @@ def ingest(organization_id: uuid.UUID, event: NewEvent) -> Ingested:
         # The window ended between the two statements, so the id is free again.
 
 
-def _insert(organization_id: uuid.UUID, event: NewEvent) -> uuid.UUID | None:
+def _insert(organization_id: uuid.UUID, event: NewEvent, origin: Origin) -> uuid.UUID | None:
     """Insert an event and return its id; None, with nothing stored, if its dedup id is taken."""
     event_id = new_id()
     parameters: dict[str, object] = {
@@ -112,6 +120,8 @@ def _insert(organization_id: uuid.UUID, event: NewEvent) -> uuid.UUID | None:
         "organization_id": organization_id,
         "type": event.type,
         "data": event.data,
+        "request_id": origin.request_id,
+        "trace": origin.trace,
     }
     if event.dedup_id is not None:
         parameters |= {"dedup_id": event.dedup_id, "fingerprint": event.fingerprint(), "window": _window()}
@@ -120,8 +130,8 @@ def _insert(organization_id: uuid.UUID, event: NewEvent) -> uuid.UUID | None:
         return event_id if cursor.rowcount else None
 
 
-def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent]) -> list[Ingested]:
-    """Store `events` in one transaction and return what became of each, in the same order.
+def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent], origin: Origin = NO_ORIGIN) -> list[Ingested]:
+    """Store `events`, which came in one request, in one transaction and return what became of each, in the same order.
 
     Within the batch the first event with a dedup id counts, as if they had been sent one by one.
     """
@@ -146,6 +156,8 @@ def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent]) -> list
                     "dedup_ids": [events[p].dedup_id for p in offered],
                     "fingerprints": [fingerprints[p] for p in offered],
                     "window": _window(),
+                    "request_id": origin.request_id,
+                    "trace": origin.trace,
                 },
             )
         if not first_of:

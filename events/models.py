@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from core.ids import new_id
+from events.origin import split_trace, unpack_request_id
 from orgs.models import Organization
 
 
@@ -35,6 +36,9 @@ class Event(models.Model):
     due_at = models.DateTimeField(db_default=Now(), help_text="When the fan-out is due.")
     processed_at = models.DateTimeField(null=True)
     last_error = models.TextField(blank=True, default="")
+    # `events.origin` says what these two hold.
+    packed_request_id = models.BinaryField(max_length=128, null=True, editable=False)
+    trace = models.TextField(null=True, editable=False)
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
@@ -55,6 +59,21 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.type} {self.id}"
+
+    @property
+    def request_id(self) -> str | None:
+        """The id of the request that brought the event."""
+        return unpack_request_id(self.packed_request_id)
+
+    @property
+    def traceparent(self) -> str | None:
+        """The `traceparent` of the request that brought the event, if it had a valid one."""
+        return split_trace(self.trace)[0]
+
+    @property
+    def tracestate(self) -> str | None:
+        """The `tracestate` beside it."""
+        return split_trace(self.trace)[1]
 
 
 class DedupKey(models.Model):

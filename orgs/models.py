@@ -38,6 +38,11 @@ class Organization(models.Model):
         validators=[MinValueValidator(1), MaxValueValidator(3650)],
         help_text="Completed events are deleted after this many days.",
     )
+    keep_exchanges = models.BooleanField(
+        default=True,
+        db_default=True,
+        help_text="Keep with each attempt what was sent and received: URL, headers, addresses, and timings.",
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:

@@ -268,6 +268,9 @@ class DeliveryAttempt(models.Model):
     error = models.CharField(max_length=30, blank=True, default="", help_text="Error class; empty for a success.")
     error_detail = models.CharField(max_length=500, blank=True, default="")
     response_body = models.TextField(blank=True, default="")
+    sealed_exchange = models.BinaryField(
+        null=True, editable=False, help_text="What was sent and received, encrypted: `webhooks.destinations.exchange`."
+    )
 
     class Meta:
         indexes: ClassVar = [models.Index(fields=["delivery", "number"], name="webhooks_attempt_delivery")]

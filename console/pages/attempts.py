@@ -9,6 +9,7 @@ from django.db.models import Max, QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
+from console.exchange import curl_body, exchange_block
 from console.filters import DeliveryFilter
 from console.formatting import code_block, object_link, short
 from console.model_admin import ReadOnlyAdmin
@@ -37,6 +38,11 @@ class OutcomeFilter(admin.SimpleListFilter):
 class DeliveryAttemptAdmin(ReadOnlyAdmin):
     """One attempt: when it was made, how long it took, and what came back."""
 
+    class Media:
+        """Scripts of the page."""
+
+        js = ("console/copy.js",)
+
     list_display = (
         "number_display", "delivery_link", "started_at", "duration", "cause", "status_code", "error", "detail_display",
     )  # fmt: skip
@@ -47,7 +53,7 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     ordering = ("-id",)
     fields: ClassVar = (
         "number", "delivery_link", "event_link", "subscription_link", "started_at", "duration", "cause", "status_code",
-        "error", "detail_full", "response_display", "id",
+        "error", "detail_full", "exchange_display", "response_display", "id",
     )  # fmt: skip
 
     def audit_target(self, row: DeliveryAttempt) -> str:
@@ -81,6 +87,10 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     @admin.display(description="detail")
     def detail_full(self, row: DeliveryAttempt) -> str:
         return short(row.error_detail, 600) or "-"
+
+    @admin.display(description="exchange")
+    def exchange_display(self, row: DeliveryAttempt) -> SafeString:
+        return curl_body(row.delivery) + exchange_block(row)
 
     @admin.display(description="response body")
     def response_display(self, row: DeliveryAttempt) -> SafeString:

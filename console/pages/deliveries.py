@@ -15,6 +15,7 @@ from django.utils.safestring import SafeString
 
 from console.actions import ACTION_BOUND
 from console.delivery_actions import NOT_BY_FILTER, hold_or_resume, list_filters
+from console.exchange import curl_body, exchange_block
 from console.filters import EventFilter, OrganizationFilter, SpanFilter, SubscriptionFilter
 from console.formatting import (
     code_block,
@@ -38,6 +39,7 @@ from webhooks.models import BulkRun, Delivery, DeliveryStatus, Subscription
 from webhooks.states import DeliveryState, in_delivery_state
 
 SHOWN_ATTEMPTS = 100
+OPENED_ATTEMPTS = 20
 
 
 # Deliveries that wait for an attempt: the oldest of each organization.  SQL, because of the LATERAL join: there is no
@@ -96,6 +98,11 @@ class DeliveryStatusFilter(admin.SimpleListFilter):
 @admin.register(Delivery)
 class DeliveryAdmin(ReadOnlyAdmin):
     """One event for one subscription: its status, its attempts and the actions on it."""
+
+    class Media:
+        """Scripts of the page."""
+
+        js = ("console/copy.js",)
 
     audit_noun = "delivery"
     list_display = (
@@ -159,21 +166,26 @@ class DeliveryAdmin(ReadOnlyAdmin):
     @admin.display(description="attempts")
     def attempts_display(self, row: Delivery) -> SafeString:
         attempts = list(row.attempts.order_by("-number", "-id")[:SHOWN_ATTEMPTS])
+        rows = (
+            (
+                object_link(attempt, f"#{attempt.number}"),
+                format_time(attempt.started_at),
+                f"{attempt.duration_ms:.0f} ms",
+                attempt.cause,
+                attempt.status_code or "-",
+                short(" ".join(part for part in (attempt.error, attempt.error_detail) if part), 160) or "-",
+                short(attempt.response_body, 80) or "-",
+            )
+            for attempt in attempts
+        )
+        # The newest can be opened here; the others have their own pages.
         shown = table(
             ("attempt", "started at", "duration", "cause", "status code", "error", "response"),
-            (
-                (
-                    object_link(attempt, f"#{attempt.number}"),
-                    format_time(attempt.started_at),
-                    f"{attempt.duration_ms:.0f} ms",
-                    attempt.cause,
-                    attempt.status_code or "-",
-                    short(" ".join(part for part in (attempt.error, attempt.error_detail) if part), 160) or "-",
-                    short(attempt.response_body, 80) or "-",
-                )
-                for attempt in attempts
-            ),
+            rows,
+            [exchange_block(attempt) for attempt in attempts[:OPENED_ATTEMPTS]],
         )
+        if attempts:
+            shown = curl_body(row) + shown
         if len(attempts) == SHOWN_ATTEMPTS:
             shown += list_link("webhooks_deliveryattempt", "all attempts", delivery=row.pk)
         return shown

@@ -64,7 +64,7 @@ class EventAdmin(ReadOnlyAdmin):
     fields: ClassVar = (
         "id", "organization_link", "type_display", "status_display", "error_full", "failed_attempts", "created_at",
         "processed_at",
-        "due_at", "dedup_id_display", "deliveries_display", "data_display",
+        "due_at", "dedup_id_display", "request_id", "trace_display", "deliveries_display", "data_display",
     )  # fmt: skip
     actions = ("reprocess", "replay")
     object_actions = ("reprocess", "replay")
@@ -84,6 +84,10 @@ class EventAdmin(ReadOnlyAdmin):
     @admin.display(description="dedup_id")
     def dedup_id_display(self, row: Event) -> str:
         return short(row.dedup_id or "-", 255)
+
+    @admin.display(description="trace")
+    def trace_display(self, row: Event) -> str:
+        return short(row.trace or "-", 600)
 
     @admin.display(description="status")
     def status_display(self, row: Event) -> SafeString:

@@ -59,7 +59,7 @@ class OrganizationAdmin(BoundedAdmin):
     search_fields = ("name",)
     search_help_text = "Search by the beginning of a name or by an exact id."
     ordering = ("name",)
-    _settings = ("name", "is_active", "events_per_minute", "retention_days")
+    _settings = ("name", "is_active", "events_per_minute", "retention_days", "keep_exchanges")
     readonly_fields = ("id", "created_at", "related")
 
     def get_fields(self, request: HttpRequest, obj: Organization | None = None) -> Any:

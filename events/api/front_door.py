@@ -23,6 +23,7 @@ from events import backlog, rate
 from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
 from events.group_commit import GroupCommit
 from events.ingest import Ingested
+from events.origin import origin_of
 from events.pacing import Pacing
 from events.payload import NewEvent, parse_batch, parse_event
 from orgs.front_door import Authenticator
@@ -83,9 +84,10 @@ class EventsDoor:
         """Store the events of a request and wake the workers; return what became of each, and the rate's headers."""
         rate.require_possible(caller, len(events))
         await self._require_room(caller, len(events))
+        origin = origin_of(request.request_id, request.header(b"traceparent"), request.header(b"tracestate"))
         await self._pace(caller)
         with failure_logged(caller.organization_id, events, started):
-            results, decision = await self.commits.accept(caller, events, request.memo)
+            results, decision = await self.commits.accept(caller, events, request.memo, origin)
         if accepted_count(results):
             self._signal()
         for event, result in zip(events, results, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from drf_spectacular.extensions import OpenApiSerializerExtension
-from drf_spectacular.utils import OpenApiExample
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter
 
 from core.openapi import Schema
 from events.payload import EVENT_TYPE, MAX_DEDUP_ID_CHARACTERS, MAX_TYPE_CHARACTERS
@@ -55,6 +55,19 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
             "additionalProperties": False,
         }
 
+
+TRACE = [
+    OpenApiParameter(
+        name,
+        str,
+        OpenApiParameter.HEADER,
+        description=f"{text} (W3C Trace Context). A value that isn't valid is ignored.",
+    )
+    for name, text in (
+        ("traceparent", "The trace that the events belong to. Each delivery carries it on, with a span id of its own"),
+        ("tracestate", "Passed on beside `traceparent`, at most 512 characters of it"),
+    )
+]
 
 ACCEPTED = OpenApiExample(
     "accepted", {"id": EVENT_ID, "status": "accepted", "message": "Event queued for processing"}, status_codes=["202"]

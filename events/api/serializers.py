@@ -84,6 +84,11 @@ class EventOut(OutputSerializer):
     created_at = serializers.DateTimeField()
     processed_at = serializers.DateTimeField(allow_null=True)
     dedup_id = serializers.CharField(allow_null=True)
+    request_id = serializers.CharField(allow_null=True, help_text="The `X-Request-Id` of the request that sent it.")
+    traceparent = serializers.CharField(
+        allow_null=True, help_text="The `traceparent` of that request. Each attempt gets a span id of its own."
+    )
+    tracestate = serializers.CharField(allow_null=True, help_text="The `tracestate` of that request.")
     data = RawJSONField(help_text="The data as the producer sent it, byte for byte.")  # type: ignore[assignment]
     error = serializers.CharField(
         required=False, help_text="Why the last fan-out failed, if one did.", source="last_error"

@@ -27,6 +27,7 @@ from events.backlog import require_room
 from events.delivery_lookup import delivery_lookup
 from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
 from events.models import Event, EventStatus
+from events.origin import Origin, origin_of
 from events.payload import NewEvent, parse_batch, parse_event
 from events.queries import find_events
 from orgs.authentication import caller_of
@@ -50,6 +51,11 @@ def _parse_items(request: Request) -> list[NewEvent | shapes.FieldErrors]:
     )
 
 
+def _origin(request: Request) -> Origin:
+    headers = request.headers
+    return origin_of(request._request.request_id, headers.get("traceparent"), headers.get("tracestate"))  # type: ignore[attr-defined]
+
+
 class EventListView(APIView):
     """Accepting and listing events."""
 
@@ -59,7 +65,7 @@ class EventListView(APIView):
         operation_id="createEvent",
         tags=["Events"],
         summary="Send an event",
-        parameters=[location(200, 202), *rate_limit(200, 202)],
+        parameters=[*openapi.TRACE, location(200, 202), *rate_limit(200, 202)],
         request=shapes.NewEvent,
         responses={
             202: OpenApiResponse(shapes.EventReceipt, "Accepted: the event is committed.", [openapi.ACCEPTED]),
@@ -83,7 +89,7 @@ class EventListView(APIView):
         decision = rate.count(caller, 1)
         require_room(caller.organization_id, 1)
         with failure_logged(caller.organization_id, [event], started):
-            result = ingest(caller.organization_id, event)
+            result = ingest(caller.organization_id, event, _origin(request))
         log_result(caller.organization_id, event, result, started)
         if result.status is IngestStatus.ACCEPTED:
             wake_soon(EVENTS)
@@ -132,7 +138,7 @@ class EventBatchView(APIView):
         operation_id="createEvents",
         tags=["Events"],
         summary="Send many events",
-        parameters=rate_limit(200, 202),
+        parameters=[*openapi.TRACE, *rate_limit(200, 202)],
         request={
             "application/json": OpenApiRequest(
                 openapi.NEW_EVENTS, examples=[OpenApiExample("array", [openapi.ORDER, openapi.ORDER_AS_PAYLOAD])]
@@ -167,7 +173,7 @@ class EventBatchView(APIView):
             decision = rate.count(caller, len(valid))
             require_room(caller.organization_id, len(valid))
             with failure_logged(caller.organization_id, valid, started):
-                results = ingest_batch(caller.organization_id, valid)
+                results = ingest_batch(caller.organization_id, valid, _origin(request))
         for event, result in zip(valid, results, strict=True):
             log_result(caller.organization_id, event, result, started)
         if accepted_count(results):

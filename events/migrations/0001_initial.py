@@ -67,6 +67,8 @@ class Migration(migrations.Migration):
                 ),
                 ("processed_at", models.DateTimeField(null=True)),
                 ("last_error", models.TextField(blank=True, default="")),
+                ("packed_request_id", models.BinaryField(max_length=128, null=True)),
+                ("trace", models.TextField(editable=False, null=True)),
                 ("created_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                 (
                     "organization",

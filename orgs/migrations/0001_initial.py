@@ -45,6 +45,14 @@ class Migration(migrations.Migration):
                     ),
                 ),
                 (
+                    "keep_exchanges",
+                    models.BooleanField(
+                        db_default=True,
+                        default=True,
+                        help_text="Keep with each attempt what was sent and received: URL, headers, addresses, and timings.",
+                    ),
+                ),
+                (
                     "created_at",
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False),
                 ),

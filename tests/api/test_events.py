@@ -35,10 +35,36 @@ def test_an_event_is_answered_with_its_id_and_where_to_read_it(api: Any) -> None
     assert answer["Location"] == f"/api/events/{answer.json()['id']}"
     shown = api.get(answer["Location"]).json()
     assert parse_datetime(shown.pop("created_at"))
+    assert shown.pop("request_id") == answer["X-Request-Id"]
     assert shown == {
+        "traceparent": None, "tracestate": None,
         "id": answer.json()["id"], "type": "order.created", "status": "accepted", "processed_at": None,
         "dedup_id": None, "data": {"order": 1}, "deliveries": [],
     }  # fmt: skip
+
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize("request_id", ["order-4711", "0123456789abcdef", "5d3ba1c0-9a0b-4a0e-8d6e-0c9d7f6a1b2c"])
+def test_an_event_keeps_the_request_id_and_the_trace_of_its_request(api: Any, request_id: str) -> None:
+    headers = {"X-Request-Id": request_id, "traceparent": TRACEPARENT, "tracestate": "a=1, b=2"}
+    one = api.post("/api/events", {"type": "a", "data": 1, "dedup_id": "x"}, **headers)
+    items = [{"type": "a", "data": 1}, {"type": "b", "data": 2, "dedup_id": "y"}]
+    batch = api.post("/api/events/batch", items, **headers)
+    assert api.post("/api/events", {"type": "a", "data": 1, "dedup_id": "x"}).status_code == 200
+    for event_id in (one.json()["id"], *(item["id"] for item in batch.json()["data"])):
+        shown = api.get(f"/api/events/{event_id}").json()
+        assert shown["request_id"] == request_id
+        assert (shown["traceparent"], shown["tracestate"]) == (TRACEPARENT, "a=1,b=2")
+
+
+@pytest.mark.parametrize("traceparent", ["", "00-0-0-0", TRACEPARENT + "x", "\xff", TRACEPARENT.upper()])
+def test_a_trace_that_is_not_valid_is_ignored(api: Any, traceparent: str) -> None:
+    answer = api.post("/api/events", {"type": "a", "data": 1}, traceparent=traceparent, tracestate="a=1")
+    assert answer.status_code == 202
+    shown = api.get(answer["Location"]).json()
+    assert (shown["traceparent"], shown["tracestate"]) == (None, None)
 
 
 VALUES = ["1", "-0", "1.0", "1e5", "1E-7", "123456789012345678901234567890", "-9223372036854775809", "0.1000", "null",

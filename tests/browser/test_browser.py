@@ -5,7 +5,9 @@ from __future__ import annotations
 import html
 import json
 import re
+import subprocess
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,9 @@ from django.urls import reverse
 from django.utils import timezone
 from playwright.sync_api import BrowserContext
 
+from core.encryption import Sealer
 from core.wakeups import EVENTS, wake
+from devstack.http_receiver import Receiver
 from events.models import EventStatus
 from orgs.models import ApiKey, AuditEntry, Organization
 from tests.browser.conftest import Watched, log_in, program_or_reason
@@ -25,7 +29,10 @@ from tests.browser.hostile import (
     make_hostile_rows,
     make_log_entries,
 )
-from tests.console.rows import list_url, make_event, make_world, page_url
+from tests.console.rows import list_url, make_attempt, make_delivery, make_event, make_world, page_url
+from webhooks import subscriptions
+from webhooks.attempts import request_body
+from webhooks.destinations.exchange import Exchange, seal_exchange
 from webhooks.models import Delivery, Subscription
 
 # The first run on a machine may have a browser to download.
@@ -97,6 +104,42 @@ def test_rq_pages_show_hostile_jobs_as_text(staff_tab: Watched, site: str, canar
         staff_tab.visit(site + reverse("django_rq:job_detail", args=[0, job.id]))
         assert "hostile" in staff_tab.page.inner_text("#content")
         staff_tab.visit(site + reverse("django_rq:delete_job", args=[0, job.id]))
+
+
+def test_an_exchange_is_text_and_its_command_repeats_the_request(
+    staff_tab: Watched, context: BrowserContext, site: str, canary: str, tmp_path: Path
+) -> None:
+    organization, page = Organization.objects.create(name="Acme"), staff_tab.page
+    hostile = " ".join(payload.replace("{c}", canary) for payload in PAYLOADS)
+    data = json.dumps({"text": hostile + " it's \u202e $(id)", "long": "x" * 2000}, ensure_ascii=False)
+    with Receiver() as receiver:
+        subscription = subscriptions.create(organization.pk, url=receiver.url("/a?q='$(id)'"), event_types=["*"])[0]
+        delivery = make_delivery(make_event(organization, data=data), subscription, "delivered")
+        url = subscription.url.replace("/a?", f"/{'p' * 1500}?")
+        sent = Exchange(url, [("webhook-id", "x"), ("webhook-signature", None), ("x-<b>", None)], 10)
+        line = hostile.replace("\n", " ").encode()
+        sent.response_head = b"HTTP/1.1 200 <b>\r\nx-long: " + b"y" * 4000 + b"\r\nx: \xff\xe2\x80\xae" + line
+        make_attempt(delivery, 1, sealed_exchange=None)
+        attempt = make_attempt(delivery, 2, sealed_exchange=seal_exchange(sent, Sealer()), response_body=hostile)
+        page.set_viewport_size({"width": 1280, "height": 900})
+        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=site)
+        for row in (delivery, attempt):
+            staff_tab.visit(site + page_url(row))
+            for element in page.query_selector_all("details summary"):
+                element.click()
+            staff_tab.check()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+            assert "Not kept" in page.inner_text("#content") or row is attempt
+            page.click("button[data-copy]")
+            page.wait_for_selector("button[data-copy]:text('Copied')")
+            page.screenshot(path=str(tmp_path / f"{type(row).__name__}.png"), full_page=True)
+            command = page.evaluate("navigator.clipboard.readText()")
+            assert "\u202e" not in command
+            subprocess.run(["bash"], input=command.encode(), stdout=subprocess.DEVNULL, check=True, timeout=60)
+        first, second = receiver.wait_for(2)
+    assert first.body == second.body == request_body(delivery.event).encode()
+    assert first.headers["webhook-signature"] == "<webhook-signature>"
+    assert url.endswith(first.path)
 
 
 def test_failed_log_ins_keep_the_name_as_text(tab: Watched, site: str, canary: str, db: None) -> None:

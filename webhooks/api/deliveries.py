@@ -8,12 +8,12 @@ from typing import ClassVar
 from django.db import transaction
 from django.db.models import QuerySet
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiResponse, extend_schema
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from core.openapi import PAGE, SINCE, UNTIL, conflict, query
-from core.problems import Problem
+from core.problems import Problem, not_found
 from core.query import PAGE_PARAMETERS, identifier, moment, one_of, page, parse_parameters
 from core.wakeups import WEBHOOKS, wake
 from orgs import audit
@@ -22,18 +22,21 @@ from orgs.models import Scope
 from webhooks import delivery_actions
 from webhooks.api import openapi
 from webhooks.api.serializers import (
+    AttemptWithExchangeSerializer,
     DeliverySerializer,
     DeliveryWithAttemptsSerializer,
     render_attempt,
     render_delivery,
 )
 from webhooks.api.viewsets import OrganizationViewSet
+from webhooks.attempts import describe_exchange, exchange_of
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
 from webhooks.states import DeliveryState, delivery_state
 
 MAX_ATTEMPTS_SHOWN = 1000
+MAX_ATTEMPT_NUMBER = 2**31 - 1  # of the column
 _WHY_NOT_RETRYABLE = {
     DeliveryStatus.DELIVERING: "The delivery is being sent right now.",
     DeliveryStatus.HELD: "The delivery is held; enable its subscription first.",
@@ -47,6 +50,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
     action_scopes: ClassVar = {
         "list": Scope.DELIVERIES_READ,
         "retrieve": Scope.DELIVERIES_READ,
+        "attempt": Scope.DELIVERIES_READ,
         "retry": Scope.DELIVERIES_RETRY,
     }
 
@@ -99,10 +103,36 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
     def retrieve(self, request: Request, delivery_id: uuid.UUID) -> Response:
         """Return the delivery with its attempts, the oldest first."""
         delivery = self.own_row(request, delivery_id)
-        # Without those made since the delivery was read, which its status doesn't reflect.
+        # Without their exchanges, which `attempt` shows, and without those made since the delivery was read, which its
+        # status doesn't reflect.
         attempts = DeliveryAttempt.objects.filter(delivery_id=delivery.id, number__lte=delivery.attempt_count)
-        attempts = attempts.order_by("number", "id")[:MAX_ATTEMPTS_SHOWN]
+        attempts = attempts.defer("sealed_exchange").order_by("number")[:MAX_ATTEMPTS_SHOWN]
         return Response({**render_delivery(delivery), "attempts": [render_attempt(attempt) for attempt in attempts]})
+
+    @extend_schema(
+        operation_id="getDeliveryAttempt",
+        tags=["Deliveries"],
+        summary="Get an attempt with what was sent and received",
+        parameters=[OpenApiParameter("number", int, OpenApiParameter.PATH, description="1 is the first.")],
+        responses=AttemptWithExchangeSerializer,
+    )
+    def attempt(self, request: Request, delivery_id: uuid.UUID, number: int) -> Response:
+        """Return an attempt with its exchange. The request's body is made from the event's `data`."""
+        delivery = self.own_row(request, delivery_id)
+        attempt = None
+        if number <= MAX_ATTEMPT_NUMBER:
+            attempt = DeliveryAttempt.objects.filter(delivery_id=delivery.id, number=number).first()
+        if attempt is None:
+            raise not_found()
+        exchange = exchange_of(attempt)
+        return Response(
+            {
+                **render_attempt(attempt),
+                "delivery_id": delivery.id,
+                "event_id": delivery.event_id,
+                "exchange": None if exchange is None else describe_exchange(exchange),
+            }
+        )
 
     @extend_schema(
         operation_id="retryDelivery",

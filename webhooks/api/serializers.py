@@ -37,6 +37,7 @@ _HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?|")  # RFC 9
 _OURS = {
     "host", "content-type", "content-length", "content-encoding", "transfer-encoding", "connection", "keep-alive",
     "te", "trailer", "upgrade", "expect", "user-agent", "cookie", "proxy-authorization", "proxy-connection",
+    "traceparent", "tracestate",
 }  # fmt: skip
 
 
@@ -288,6 +289,73 @@ class NextAttemptField(serializers.DateTimeField):
 
     def to_representation(self, value: Any) -> Any:
         return next_attempt_at(value)
+
+
+class HeaderSerializer(serializers.Serializer[Any]):
+    """One header."""
+
+    name = serializers.CharField()
+    value = serializers.CharField(help_text="`***` for a signature or a custom header of the subscription.")
+
+
+class RequestSerializer(serializers.Serializer[Any]):
+    """The request of an attempt."""
+
+    method = serializers.CharField()
+    url = serializers.CharField()
+    http_version = serializers.CharField()
+    headers = HeaderSerializer(many=True)
+    body_bytes = serializers.IntegerField(help_text="Its length. The body holds the event and is the same every time.")
+
+
+class ResponseSerializer(serializers.Serializer[Any]):
+    """The response to an attempt; its body is the attempt's `response_body`."""
+
+    status_line = serializers.CharField()
+    headers = HeaderSerializer(many=True)
+    headers_truncated = serializers.BooleanField(help_text="Only the first 8 KiB are kept.")
+
+
+class ConnectionSerializer(serializers.Serializer[Any]):
+    """The connection that an attempt used."""
+
+    remote_address = serializers.CharField(
+        allow_null=True, help_text="IP address and port; null if there was no connection, or a proxy."
+    )
+    via_proxy = serializers.BooleanField()
+    reused = serializers.BooleanField(help_text="Whether it had carried a request before.")
+    resent = serializers.BooleanField(
+        help_text="Whether a reused connection ended without a response, so that the request was sent on a new one."
+    )
+
+
+class TimingsSerializer(serializers.Serializer[Any]):
+    """How long the parts of an attempt took; null for one that there was not."""
+
+    dns_ms = serializers.FloatField(allow_null=True)
+    connect_ms = serializers.FloatField(allow_null=True)
+    tls_ms = serializers.FloatField(allow_null=True)
+    first_byte_ms = serializers.FloatField(allow_null=True, help_text="From sending the request.")
+
+
+class ExchangeSerializer(serializers.Serializer[Any]):
+    """What an attempt sent and received."""
+
+    request = RequestSerializer()
+    response = ResponseSerializer(allow_null=True)
+    connection = ConnectionSerializer()
+    timings = TimingsSerializer()
+
+
+class AttemptWithExchangeSerializer(AttemptSerializer):
+    """One attempt with what it sent and received."""
+
+    delivery_id = serializers.UUIDField()
+    event_id = serializers.UUIDField()
+    exchange = ExchangeSerializer(
+        allow_null=True,
+        help_text="Null if it wasn't kept: the organization doesn't want it, or no request was made.",
+    )
 
 
 class DeliverySerializer(serializers.Serializer[Delivery]):

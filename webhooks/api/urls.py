@@ -24,5 +24,10 @@ urlpatterns = [
     ),
     path("deliveries", DeliveryViewSet.as_view({"get": "list"}), name="delivery-list"),
     path("deliveries/<uuid:delivery_id>", DeliveryViewSet.as_view({"get": "retrieve"}), name="delivery"),
+    path(
+        "deliveries/<uuid:delivery_id>/attempts/<int:number>",
+        DeliveryViewSet.as_view({"get": "attempt"}),
+        name="delivery-attempt",
+    ),
     path("deliveries/<uuid:delivery_id>/retry", DeliveryViewSet.as_view({"post": "retry"}), name="delivery-retry"),
 ]

@@ -10,8 +10,8 @@ from webhooks.destinations.http.endpoint import Endpoint
 from webhooks.destinations.outcome import Outcome
 
 
-class Outgoing(Protocol):
-    """An event on its way to one destination.  event_data: the producer's JSON text."""
+class SentEvent(Protocol):
+    """What a destination gets of an event.  event_data: the producer's JSON text."""
 
     @property
     def event_id(self) -> uuid.UUID: ...
@@ -21,6 +21,16 @@ class Outgoing(Protocol):
     def event_created_at(self) -> datetime.datetime: ...
     @property
     def event_data(self) -> str: ...
+
+
+class Outgoing(SentEvent, Protocol):
+    """An event on its way to one destination.
+
+    event_trace: the trace that it belongs to, as `events.origin` stores it.
+    """
+
+    @property
+    def event_trace(self) -> str | None: ...
     @property
     def endpoint(self) -> Endpoint: ...
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import orjson
 
-from webhooks.destinations.base import Outgoing
+from webhooks.destinations.base import SentEvent
 
 
-def standard_envelope(event: Outgoing) -> bytes:
+def standard_envelope(event: SentEvent) -> bytes:
     """Return the body of Standard Webhooks 1.0; `data` is the producer's text, byte for byte."""
     head = orjson.dumps(
         {"id": event.event_id, "type": event.event_type, "timestamp": event.event_created_at},

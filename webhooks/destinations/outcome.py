@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from webhooks.destinations.exchange import Exchange
+
 
 class Failure(StrEnum):
     """Why an attempt failed, as the API, the admin, and the logs name it."""
@@ -31,7 +33,7 @@ class Outcome:
     """The result of an attempt: a status code, or the failure that kept one from arriving.
 
     detail: a sentence for the tenant.  body: the first bytes of the response, as text.  retry_after: the value of
-    the `Retry-After` header, if there was one.
+    the `Retry-After` header, if there was one.  exchange: what was on the wire, if it came to that.
     """
 
     status_code: int | None = None
@@ -39,6 +41,7 @@ class Outcome:
     detail: str = ""
     body: str = ""
     retry_after: str | None = None
+    exchange: Exchange | None = None
 
     @property
     def succeeded(self) -> bool:

@@ -77,6 +77,9 @@ PREVIOUS_SECRETS = """CASE WHEN s.encrypted_previous_secrets = '{}' THEN '{}' EL
            WHERE p.expires_at > clock_timestamp() ORDER BY p.position
        ) END"""
 
+# Whether the organization of a subscription `s` has exchanges kept.
+KEEPS_EXCHANGES = "(SELECT o.keep_exchanges FROM orgs_organization o WHERE o.id = s.organization_id)"
+
 # Queues take turns: first every organization's longest-unclaimed queue, then every second one, and so on.
 # due_queues counts those that were due before the locks: fewer rows than that means that some were locked.
 _LOCK_DUE_QUEUES = f"""
@@ -95,7 +98,7 @@ SELECT q.subscription_id, q.organization_id,
        s.deliveries_per_second, extract(epoch FROM q.rate_reserved_until)::float8 AS rate_reserved_until,
        extract(epoch FROM clock_timestamp())::float8 AS now,
        s.url, s.encrypted_headers, s.encrypted_secret,
-       {PREVIOUS_SECRETS} AS encrypted_previous_secrets,
+       {PREVIOUS_SECRETS} AS encrypted_previous_secrets, {KEEPS_EXCHANGES} AS keeps_exchanges,
        (SELECT count(*) FROM due) AS due_queues
 FROM due JOIN webhooks_subscriptionqueue q ON q.subscription_id = due.subscription_id
 JOIN webhooks_subscription s ON s.id = q.subscription_id
@@ -121,6 +124,7 @@ class _DueQueue:
     encrypted_headers: str
     encrypted_secret: str
     encrypted_previous_secrets: list[str]
+    keeps_exchanges: bool
     due_queues: int
 
 
@@ -153,7 +157,8 @@ SET status = 'delivering', lease_id = %(lease)s,
 FROM events_event e
 WHERE d.id = ANY (ARRAY (SELECT id FROM picked)) AND e.id = d.event_id
 RETURNING d.id AS delivery_id, d.subscription_id, d.attempts_used, d.cause, e.id AS event_id, e.type AS event_type,
-          e.created_at AS event_created_at, e.data AS event_data
+          e.created_at AS event_created_at, e.data AS event_data, e.packed_request_id AS event_request_id,
+          e.trace AS event_trace
 """
 
 
@@ -169,6 +174,8 @@ class _LeasedDelivery:
     event_type: str
     event_created_at: datetime.datetime
     event_data: str
+    event_request_id: bytes | None
+    event_trace: str | None
 
 
 # A queue that gave all that was asked may have more due; only one that ran dry needs a look at the index.
@@ -200,6 +207,7 @@ class _Turn:
     room: int
     rate: float | None
     reserved_until: float | None
+    keeps_exchanges: bool
     quota: int = 0
     taken: int = 0
     wait_until: float | None = None
@@ -275,10 +283,10 @@ def _turn(row: _DueQueue) -> _Turn:
     endpoint = open_endpoint(row.url, row.encrypted_headers, row.encrypted_secret, row.encrypted_previous_secrets)
     rate = row.deliveries_per_second
     if rate is None:
-        return _Turn(row.subscription_id, row.organization_id, endpoint, row.room, None, None)
+        return _Turn(row.subscription_id, row.organization_id, endpoint, row.room, None, None, row.keeps_exchanges)
     reserved_until = row.rate_reserved_until or 0.0
     room = max(0, min(row.room, rate_limit.allowed_now(rate, reserved_until, row.now)))
-    return _Turn(row.subscription_id, row.organization_id, endpoint, room, rate, reserved_until)
+    return _Turn(row.subscription_id, row.organization_id, endpoint, room, rate, reserved_until, row.keeps_exchanges)
 
 
 def _allocate(turns: Sequence[_Turn], limit: int, occupancy: Occupancy | None) -> None:
@@ -332,6 +340,9 @@ def _lease(
                 row.event_created_at,
                 row.event_data,
                 turn.endpoint,
+                row.event_request_id,
+                row.event_trace,
+                turn.keeps_exchanges,
             )
         )
     return deliveries

@@ -13,7 +13,11 @@ from webhooks.destinations.outcome import Outcome
 
 @dataclass(frozen=True, slots=True)
 class ClaimedDelivery:
-    """A delivery that is this worker's to send until its lease ends.  event_data: the producer's JSON text."""
+    """A delivery that is this worker's to send until its lease ends.  event_data: the producer's JSON text.
+
+    event_request_id, event_trace: as `events.origin` stores them.  keeps_exchange: the organization wants exchanges
+    kept.
+    """
 
     delivery_id: uuid.UUID
     subscription_id: uuid.UUID
@@ -26,6 +30,9 @@ class ClaimedDelivery:
     event_created_at: datetime.datetime
     event_data: str
     endpoint: Endpoint
+    event_request_id: bytes | None = None
+    event_trace: str | None = None
+    keeps_exchange: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from core.db import server_cursor
 from core.ids import new_id, new_ids
 from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
 from webhooks.dispatch.allocation import limit_hosts, share_between_organizations
-from webhooks.dispatch.claim import PREVIOUS_SECRETS, Claim
+from webhooks.dispatch.claim import KEEPS_EXCHANGES, PREVIOUS_SECRETS, Claim
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.dispatch.sender import Sender
 
@@ -39,7 +39,7 @@ SELECT q.subscription_id, q.organization_id,
        least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
        extract(epoch FROM clock_timestamp())::float8 AS now,
        s.url, s.encrypted_headers, s.encrypted_secret,
-       {PREVIOUS_SECRETS} AS encrypted_previous_secrets
+       {PREVIOUS_SECRETS} AS encrypted_previous_secrets, {KEEPS_EXCHANGES} AS keeps_exchanges
 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
 WHERE q.subscription_id = ANY (%(ids)s::uuid[])
 ORDER BY q.subscription_id
@@ -60,6 +60,7 @@ class _Queue:
     encrypted_headers: str
     encrypted_secret: str
     encrypted_previous_secrets: list[str]
+    keeps_exchanges: bool
 
 
 # A delivery that exists, from an earlier fan-out of the same event, is neither inserted nor counted.
@@ -82,7 +83,8 @@ WITH inserted AS (
     WHERE q.subscription_id = i.subscription_id
 )
 SELECT i.id AS delivery_id, i.subscription_id, e.id AS event_id, e.type AS event_type,
-       e.created_at AS event_created_at, e.data AS event_data
+       e.created_at AS event_created_at, e.data AS event_data, e.packed_request_id AS event_request_id,
+       e.trace AS event_trace
 FROM inserted i JOIN events_event e ON e.id = i.event_id
 """
 
@@ -97,6 +99,8 @@ class _Inserted:
     event_type: str
     event_created_at: datetime.datetime
     event_data: str
+    event_request_id: bytes | None
+    event_trace: str | None
 
 
 class SenderHandOver:
@@ -209,4 +213,7 @@ class SenderHandOver:
             row.event_created_at,
             row.event_data,
             self._endpoints[row.subscription_id],
+            row.event_request_id,
+            row.event_trace,
+            self._queues[row.subscription_id].keeps_exchanges,
         )

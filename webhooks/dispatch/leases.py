@@ -11,6 +11,9 @@ import structlog
 from psycopg.rows import class_row
 
 from core.db import in_transaction, server_cursor
+from webhooks.destinations.outcome import Failure
+from webhooks.dispatch.attempt_log import LoggedAttempt, log_attempt
+from webhooks.models import DeliveryStatus
 from webhooks.queues import lock_queues
 
 log = structlog.get_logger()
@@ -59,7 +62,8 @@ WHERE q.subscription_id = v.subscription_id
 _NOTE_LOST_ATTEMPTS = """
 WITH lost AS (
     UPDATE webhooks_delivery SET attempt_count = attempt_count + 1, last_error = 'worker_lost', last_status_code = NULL
-    WHERE id = ANY(%s::uuid[]) RETURNING id, attempt_count, cause
+    WHERE id = ANY(%s::uuid[])
+    RETURNING id, attempt_count, cause, status, event_id, subscription_id, organization_id
 ), noted AS (
     INSERT INTO webhooks_deliveryattempt (
         delivery_id, number, cause, started_at, duration_ms, error, error_detail, response_body
@@ -68,7 +72,9 @@ WITH lost AS (
            'The worker that had claimed this delivery stopped. Whether the request was sent is unknown.', ''
     FROM lost
 )
-SELECT lost.id, (
+SELECT lost.id, lost.attempt_count AS number, lost.status, lost.event_id, lost.subscription_id, lost.organization_id,
+       (SELECT e.packed_request_id FROM events_event e WHERE e.id = lost.event_id) AS request_id,
+       (SELECT e.trace FROM events_event e WHERE e.id = lost.event_id) AS trace, (
     SELECT count(*) FROM webhooks_deliveryattempt a WHERE a.delivery_id = lost.id AND a.number > coalesce((
         SELECT max(b.number) FROM webhooks_deliveryattempt b
         WHERE b.delivery_id = lost.id AND b.error <> 'worker_lost'
@@ -82,6 +88,13 @@ class _LostDelivery:
     """A row of _NOTE_LOST_ATTEMPTS."""
 
     id: uuid.UUID
+    number: int
+    status: str
+    event_id: uuid.UUID
+    subscription_id: uuid.UUID
+    organization_id: uuid.UUID
+    request_id: bytes | None
+    trace: str | None
     lost_before: int
 
 
@@ -112,24 +125,42 @@ def release(lease_ids: Iterable[uuid.UUID]) -> int:
 def expire(limit: int = 1000) -> int:
     """Take back deliveries whose lease has ended, because their worker died.  Return how many."""
 
-    def work() -> list[uuid.UUID]:
+    def work() -> list[_LostDelivery]:
         with server_cursor(class_row(_Leased)) as cursor:
             found = cursor.execute(_FIND_EXPIRED, (limit,)).fetchall()
         returned = _return(found, None)
-        if returned:
-            _note_lost(returned)
-        return returned
+        return _note_lost(returned) if returned else []
 
-    returned = in_transaction(work)
-    if returned:
-        log.warning("leases_expired", deliveries=len(returned))
-    return len(returned)
+    lost = in_transaction(work)
+    for row in lost:
+        _log_lost(row)
+    if lost:
+        log.warning("leases_expired", deliveries=len(lost))
+    return len(lost)
 
 
-def _note_lost(delivery_ids: list[uuid.UUID]) -> None:
+def _log_lost(row: _LostDelivery) -> None:
+    given_up = row.status == DeliveryStatus.PENDING and row.lost_before + 1 >= MAX_WORKERS_LOST
+    log_attempt(
+        LoggedAttempt(
+            became=DeliveryStatus.FAILED if given_up else row.status,
+            delivery_id=row.id,
+            number=row.number,
+            event_id=row.event_id,
+            subscription_id=row.subscription_id,
+            organization_id=row.organization_id,
+            request_id=row.request_id,
+            trace=row.trace,
+            error=Failure.WORKER_LOST,
+        )
+    )
+
+
+def _note_lost(delivery_ids: list[uuid.UUID]) -> list[_LostDelivery]:
     """Add an attempt that says what happened; a delivery that keeps losing its workers waits longer each time."""
     with server_cursor(class_row(_LostDelivery)) as cursor:
-        lost = [row for row in cursor.execute(_NOTE_LOST_ATTEMPTS, (delivery_ids,)).fetchall() if row.lost_before]
+        noted = cursor.execute(_NOTE_LOST_ATTEMPTS, (delivery_ids,)).fetchall()
+    lost = [row for row in noted if row.lost_before]
     if lost:
         with server_cursor() as cursor:
             cursor.execute(
@@ -140,6 +171,7 @@ def _note_lost(delivery_ids: list[uuid.UUID]) -> None:
                     "most": MAX_WORKERS_LOST,
                 },
             )
+    return noted
 
 
 def _return(found: Sequence[_Leased], leases: list[uuid.UUID] | None) -> list[uuid.UUID]:

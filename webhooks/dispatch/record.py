@@ -12,7 +12,10 @@ from django.conf import settings
 from psycopg.rows import class_row
 
 from core.db import in_transaction, is_transient, pipelined, server_cursor
+from core.encryption import Sealer
+from webhooks.destinations.exchange import seal_exchange
 from webhooks.destinations.outcome import Outcome
+from webhooks.dispatch.attempt_log import LATE, LoggedAttempt, log_attempt
 from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failure, after_success
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
@@ -22,6 +25,9 @@ from webhooks.subscriptions import disable_automatically
 
 log = structlog.get_logger()
 
+# For the one thread that records.
+_sealer = Sealer()
+
 GONE = "The endpoint returned 410 Gone."
 
 # Every attempt is kept.  The delivery only changes while the lease is still the worker's own.
@@ -30,8 +36,8 @@ WITH result AS (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(leases)s::uuid[], %(statuses)s::text[], %(delays)s::float8[], %(codes)s::int[],
         %(errors)s::text[], %(details)s::text[], %(bodies)s::text[], %(started)s::float8[], %(durations)s::float8[],
-        %(causes)s::text[]
-    ) AS r(delivery_id, lease_id, status, delay, code, error, detail, body, started, duration, cause)
+        %(causes)s::text[], %(exchanges)b::bytea[]
+    ) AS r(delivery_id, lease_id, status, delay, code, error, detail, body, started, duration, cause, exchange)
 ), changed AS (
     UPDATE webhooks_delivery d SET
         attempt_count = d.attempt_count + 1,
@@ -52,13 +58,14 @@ WITH result AS (
     RETURNING d.id, d.subscription_id, d.attempt_count, own.one = 1 AS held_lease, d.status, d.next_attempt_at
 ), kept AS (
     INSERT INTO webhooks_deliveryattempt (
-        delivery_id, number, cause, started_at, duration_ms, status_code, error, error_detail, response_body
+        delivery_id, number, cause, started_at, duration_ms, status_code, error, error_detail, response_body,
+        sealed_exchange
     )
     SELECT r.delivery_id, changed.attempt_count, r.cause, to_timestamp(r.started), r.duration, r.code, r.error,
-           r.detail, r.body
+           r.detail, r.body, r.exchange
     FROM result r JOIN changed ON changed.id = r.delivery_id
 )
-SELECT id AS delivery_id, subscription_id, held_lease, status,
+SELECT id AS delivery_id, subscription_id, attempt_count AS number, held_lease, status,
        extract(epoch FROM next_attempt_at)::float8 AS next_attempt_at
 FROM changed
 """
@@ -70,6 +77,7 @@ class _RecordedAttempt:
 
     delivery_id: uuid.UUID
     subscription_id: uuid.UUID
+    number: int
     held_lease: bool
     status: str
     next_attempt_at: float | None
@@ -179,10 +187,13 @@ def record_results(results: Sequence[AttemptResult]) -> bool:
     A result whose lease was lost adds its attempt and changes nothing else.
     """
     batches = in_transaction(lambda: [_record(batch) for batch in _without_repeats(results)])
-    for disabled, _ in batches:
+    for _, _, attempts in batches:
+        for attempt in attempts:
+            log_attempt(attempt)
+    for disabled, _, _ in batches:
         for subscription_id, reason in disabled.items():
             log.warning("subscription_disabled", subscription_id=str(subscription_id), reason=reason)
-    return any(made_room for _, made_room in batches)
+    return any(made_room for _, made_room, _ in batches)
 
 
 def record_each(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], bool]:
@@ -201,7 +212,9 @@ def record_each(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], 
         log.error("record_batch_failed", results=len(results), error=repr(error)[:300])
     for position, result in enumerate(results):
         # The endpoint's words are the only part that isn't ours: leave them out, keep what they mean.
-        bare = replace(result.outcome, detail="The response could not be stored.", body="", retry_after=None)
+        bare = replace(
+            result.outcome, detail="The response could not be stored.", body="", retry_after=None, exchange=None
+        )
         for version in (result, replace(result, outcome=bare)):
             try:
                 record_results([version])
@@ -231,11 +244,11 @@ def _without_repeats(results: Sequence[AttemptResult]) -> list[list[AttemptResul
     return [list(batch.values()) for batch in batches]
 
 
-def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], bool]:
+def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], bool, list[LoggedAttempt]]:
     """Store results of different deliveries: lock their queues, record the attempts, write the queues back.
 
-    Returns the subscriptions that were disabled, with the reasons, and whether something may be due that no claim
-    could take: a queue that was full has room again, or a delivery is due at once.
+    Returns the subscriptions that were disabled, with the reasons; whether something may be due that no claim could
+    take: a queue that was full has room again, or a delivery is due at once; and the attempts.
     """
     by_queue: dict[uuid.UUID, list[AttemptResult]] = defaultdict(list)
     for result in results:
@@ -251,8 +264,11 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
         recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
         in_time = set()
+        by_delivery = {result.delivery.delivery_id: result for result in results}
+        attempts = []
         for row in recording.fetchall():
             queues[row.subscription_id].count_row(row)
+            attempts.append(_logged(by_delivery[row.delivery_id], row))
             if row.held_lease:
                 in_time.add(row.delivery_id)
         for subscription_id, queue_results in by_queue.items():
@@ -268,7 +284,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
             else:
                 _go_on(key, by_queue[key])
     made_room = any(update.queue.is_full for update in queues.values()) or any(delay == 0 for _, delay in steps)
-    return disabled, made_room
+    return disabled, made_room, attempts
 
 
 def _go_on(subscription_id: uuid.UUID, results: Sequence[AttemptResult]) -> None:
@@ -313,11 +329,35 @@ def _attempt_columns(
         "started": [result.started_at for result in results],
         "durations": [result.duration_ms for result in results],
         "causes": [result.delivery.cause for result in results],
+        "exchanges": [_sealed_exchange(result) for result in results],
     }
 
 
 def _error_class(outcome: Outcome | None) -> str:
     return outcome.failure.value if outcome is not None and outcome.failure is not None else ""
+
+
+def _logged(result: AttemptResult, row: _RecordedAttempt) -> LoggedAttempt:
+    delivery, outcome = result.delivery, result.outcome
+    return LoggedAttempt(
+        row.status if row.held_lease else LATE,
+        delivery.delivery_id,
+        row.number,
+        delivery.event_id,
+        delivery.subscription_id,
+        delivery.organization_id,
+        delivery.event_request_id,
+        delivery.event_trace,
+        outcome.failure,
+        outcome.status_code,
+        result.duration_ms,
+        outcome.exchange,
+    )
+
+
+def _sealed_exchange(result: AttemptResult) -> bytes | None:
+    exchange = result.outcome.exchange
+    return seal_exchange(exchange, _sealer) if exchange is not None and result.delivery.keeps_exchange else None
 
 
 def _queue_columns(queues: Mapping[uuid.UUID, _QueueUpdate]) -> dict[str, object]:

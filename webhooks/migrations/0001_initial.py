@@ -331,6 +331,12 @@ class Migration(migrations.Migration):
                 ("error_detail", models.CharField(blank=True, default="", max_length=500)),
                 ("response_body", models.TextField(blank=True, default="")),
                 (
+                    "sealed_exchange",
+                    models.BinaryField(
+                        help_text="What was sent and received, encrypted: `webhooks.destinations.exchange`.", null=True
+                    ),
+                ),
+                (
                     "delivery",
                     models.ForeignKey(
                         db_constraint=False,

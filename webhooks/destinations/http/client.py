@@ -7,9 +7,11 @@ The parts: `target` says what to ask for, `pool` keeps connections, a route (`co
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import httpx
 
+from webhooks.destinations.exchange import Exchange
 from webhooks.destinations.http.addresses import UrlError, check_url
 from webhooks.destinations.http.connect import DirectRoute, Route
 from webhooks.destinations.http.connection import Connection
@@ -47,29 +49,35 @@ class HttpClient:
         self._pool.close()
         await self._route.close()
 
-    async def send(self, url: str, headers: list[tuple[str, str]], body: bytes) -> Outcome:
+    async def send(
+        self, url: str, headers: list[tuple[str, str]], body: bytes, exchange: Exchange | None = None
+    ) -> Outcome:
         """POST `body` and return what came of it; never raises but for cancellation.
 
         The whole, from resolving to the last byte that is kept, ends within the timeout.
+
+        exchange: where to note what happens on the wire; the outcome brings it along.
         """
+        exchange = exchange or Exchange(url, [], len(body))
         deadline = asyncio.get_running_loop().time() + self._egress.timeout
         try:
             target = self._find_target(url)
             request = self._write_request(target, headers, body)
             async with asyncio.timeout_at(deadline):
-                connection, reader = await self._exchange(target, request)
+                connection, reader = await self._exchange(target, request, exchange)
             detail = await self._read_rest(connection, reader, deadline)
             if connection.finish():
                 self._pool.put(target.origin, connection)
             else:
                 connection.abort()
-            return _outcome(reader, detail)
+            return _outcome(reader, detail, exchange)
         except UrlError as error:
-            return Outcome(failure=Failure.ADDRESS_NOT_ALLOWED, detail=str(error))
+            return Outcome(failure=Failure.ADDRESS_NOT_ALLOWED, detail=str(error), exchange=exchange)
         except TimeoutError:
-            return Outcome(failure=Failure.TIMEOUT, detail=f"No complete response within {self._egress.timeout:g} s.")
+            detail = f"No complete response within {self._egress.timeout:g} s."
+            return Outcome(failure=Failure.TIMEOUT, detail=detail, exchange=exchange)
         except Exception as error:
-            return explain(error)
+            return replace(explain(error), exchange=exchange)
 
     def _find_target(self, url: str) -> Target:
         """Return where the URL leads, judged again: the policy may have changed since it was stored.
@@ -94,7 +102,7 @@ class HttpClient:
         )
         return head.encode() + body
 
-    async def _exchange(self, target: Target, request: bytes) -> tuple[Connection, ResponseReader]:
+    async def _exchange(self, target: Target, request: bytes, exchange: Exchange) -> tuple[Connection, ResponseReader]:
         """Send the request and return once the response's head is there.
 
         A kept connection that ends before the first byte of a response says nothing about the endpoint, which may
@@ -104,7 +112,8 @@ class HttpClient:
         if kept is not None:
             reader = ResponseReader(self._egress.body_bytes)
             try:
-                await kept.request(request, reader)
+                exchange.is_reused = True
+                await self._request(kept, request, reader, exchange)
             except ConnectionLost:
                 if reader.has_started:
                     raise
@@ -116,14 +125,30 @@ class HttpClient:
                 if reader.status != 408 or reader.is_persistent:
                     return kept, reader
             kept.abort()
-        connection = await self._route.connect(target)
+            exchange.is_reused, exchange.is_resent = False, True
+            exchange.remote_address, exchange.response_head, exchange.first_byte_us = "", b"", None
+        connection = await self._route.connect(target, exchange)
         reader = ResponseReader(self._egress.body_bytes)
         try:
-            await connection.request(request, reader)
+            await self._request(connection, request, reader, exchange)
         except BaseException:
             connection.abort()
             raise
         return connection, reader
+
+    async def _request(
+        self, connection: Connection, request: bytes, reader: ResponseReader, exchange: Exchange
+    ) -> None:
+        """Have the connection send the request, and note how that went."""
+        exchange.remote_address = connection.remote_address
+        exchange.via_proxy = bool(self._egress.proxy_url)
+        sent = asyncio.get_running_loop().time()
+        try:
+            await connection.request(request, reader)
+        finally:
+            exchange.response_head, exchange.is_head_cut = reader.head, reader.is_head_cut
+            if connection.first_byte_at is not None:
+                exchange.first_byte_us = round((connection.first_byte_at - sent) * 1_000_000)
 
     async def _read_rest(self, connection: Connection, reader: ResponseReader, deadline: float) -> str:
         """Wait for the end of the body, and return what is to be said about it: a body that fails changes nothing.
@@ -143,11 +168,11 @@ class HttpClient:
         return "The response's body broke off." if reader.end is End.BROKEN else ""
 
 
-def _outcome(reader: ResponseReader, detail: str) -> Outcome:
+def _outcome(reader: ResponseReader, detail: str, exchange: Exchange) -> Outcome:
     """Return what a response means.  detail: what is to be said about its body."""
     status = reader.status or 0
     failure = classify_response(status)
     if failure is not None:
         detail = detail or f"The endpoint responded with {status}."
     text = bytes(reader.body).decode("utf-8", "replace").replace("\x00", "\ufffd")
-    return Outcome(status, failure, detail, text, reader.retry_after)
+    return Outcome(status, failure, detail, text, reader.retry_after, exchange)

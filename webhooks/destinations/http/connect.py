@@ -11,6 +11,7 @@ from typing import Protocol
 
 import aiohappyeyeballs
 
+from webhooks.destinations.exchange import Exchange
 from webhooks.destinations.http.addresses import (
     NOT_ALLOWED,
     Address,
@@ -19,7 +20,7 @@ from webhooks.destinations.http.addresses import (
     is_port_allowed,
     literal_address,
 )
-from webhooks.destinations.http.connection import Connection
+from webhooks.destinations.http.connection import Connection, peer
 from webhooks.destinations.http.egress import Egress
 from webhooks.destinations.http.errors import ConnectFailed
 from webhooks.destinations.http.resolver import MAX_ADDRESSES, make_resolver
@@ -32,8 +33,8 @@ ATTEMPT_DELAY_SECONDS = 0.25
 class Route(Protocol):
     """A way for requests to get to their endpoints."""
 
-    async def connect(self, target: Target) -> Connection:
-        """Return a new connection on which a request to `target` can be sent.
+    async def connect(self, target: Target, exchange: Exchange) -> Connection:
+        """Return a new connection on which a request to `target` can be sent, and note the times in `exchange`.
 
         Raises AddressNotAllowed, DnsFailed, ConnectFailed, ProxyFailed, ssl.SSLError.
         """
@@ -56,12 +57,21 @@ class DirectRoute:
         self._context = context
         self._resolver = make_resolver(egress)
 
-    async def connect(self, target: Target) -> Connection:
+    async def connect(self, target: Target, exchange: Exchange) -> Connection:
         """Connect to one of the target's allowed addresses; see `Route`."""
         literal = literal_address(target.host)
-        addresses = [literal] if literal is not None else await self._resolver.resolve(target.host)
-        sock = await open_socket(addresses, target.port, self._check)
-        return await start(sock, self._context if target.is_tls else None, target.host)
+        if literal is not None:
+            addresses = [literal]
+        else:
+            with exchange.timed("dns_us"):
+                addresses = await self._resolver.resolve(target.host)
+        with exchange.timed("connect_us"):
+            sock = await open_socket(addresses, target.port, self._check)
+        exchange.remote_address = peer(sock)
+        if not target.is_tls:
+            return await start(sock, None, target.host)
+        with exchange.timed("tls_us"):
+            return await start(sock, self._context, target.host)
 
     def request_line(self, target: Target) -> str:
         """Return the request line in origin form (RFC 9112 §3.2.1)."""

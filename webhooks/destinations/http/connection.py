@@ -21,16 +21,20 @@ class Connection(asyncio.BufferedProtocol):
     Bytes or an end that come while no response is expected close it.  It is always closed at once (`abort`): there
     is never anything left to send, and a graceful end of TLS would leave it to the peer how long it takes.
 
+    remote_address: IP address and port of the peer.
+    first_byte_at: when the first byte of the last request's response came, by the loop's clock.
     has_been_kept: whether it has carried a request before, and was idle since.
     when_closed: called with the connection when that is closed, but not by `abort`.
     """
 
     has_been_kept = False
+    first_byte_at: float | None = None
     when_closed: Callable[[Connection], None] | None = None
 
     def __init__(self, sock: socket.socket) -> None:
         """Make the protocol of a connection over `sock`, which stays the transport's to close."""
         self._socket = sock
+        self.remote_address = peer(sock)
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN | select.POLLRDHUP)
         self._buffer = bytearray(READ_BYTES)
@@ -64,6 +68,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._is_closed:
             raise ConnectionLost
         self._reader = reader
+        self.first_byte_at = None
         self._may_hold_more = False
         self.transport.write(data)
         await self._wait()
@@ -131,6 +136,8 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
             self._tell_closed()
             return
+        if not reader.has_started:
+            self.first_byte_at = asyncio.get_running_loop().time()
         waits_for_head = reader.status is None
         try:
             reader.feed(data)
@@ -180,3 +187,12 @@ class Connection(asyncio.BufferedProtocol):
                 self._waiter.set_result(None)
             else:
                 self._waiter.set_exception(error)
+
+
+def peer(sock: socket.socket) -> str:
+    """Return the address and port that a socket is connected to; empty if the peer is gone already."""
+    try:
+        host, port = sock.getpeername()[:2]
+    except (OSError, ValueError):
+        return ""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

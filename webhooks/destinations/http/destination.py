@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from events.origin import trace_headers
 from webhooks.destinations.base import Outgoing
+from webhooks.destinations.exchange import Exchange
 from webhooks.destinations.formats import standard_envelope
 from webhooks.destinations.http.client import HttpClient
 from webhooks.destinations.http.egress import egress_from_settings
@@ -26,7 +28,21 @@ def build_headers(outgoing: Outgoing, timestamp: int, body: bytes) -> list[tuple
         ("webhook-timestamp", str(timestamp)),
         ("webhook-signature", sign(outgoing.endpoint.keys, webhook_id, timestamp, body)),
     ]
+    if outgoing.event_trace:
+        ours += trace_headers(outgoing.event_trace)
     return ours + list(outgoing.endpoint.headers)
+
+
+def mask_headers(headers: list[tuple[str, str]], own: int) -> list[tuple[str, str | None]]:
+    """Return the headers with None for what is secret: the signature, and the values of the last `own`.
+
+    own: how many are the subscription's own, which it stores encrypted.
+    """
+    ours = len(headers) - own
+    return [
+        (name, value if position < ours and name != "webhook-signature" else None)
+        for position, (name, value) in enumerate(headers)
+    ]
 
 
 class HttpDestination:
@@ -42,7 +58,9 @@ class HttpDestination:
             return Outcome(failure=Failure.INTERNAL_ERROR, detail=endpoint.fault)
         try:
             body = standard_envelope(outgoing)
-            return await self._client.send(endpoint.url, build_headers(outgoing, int(timestamp), body), body)
+            headers = build_headers(outgoing, int(timestamp), body)
+            exchange = Exchange(endpoint.url, mask_headers(headers, len(endpoint.headers)), len(body))
+            return await self._client.send(endpoint.url, headers, body, exchange)
         except Exception as error:
             return explain(error)
 

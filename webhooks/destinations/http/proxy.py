@@ -11,9 +11,10 @@ import ssl
 
 import httpx
 
+from webhooks.destinations.exchange import Exchange
 from webhooks.destinations.http.addresses import literal_address
 from webhooks.destinations.http.connect import open_socket, start, tls_name
-from webhooks.destinations.http.connection import Connection
+from webhooks.destinations.http.connection import Connection, peer
 from webhooks.destinations.http.egress import Egress
 from webhooks.destinations.http.errors import ConnectFailed, ConnectionLost, InvalidResponse, ProxyFailed
 from webhooks.destinations.http.resolver import CachingResolver, SystemResolver
@@ -36,15 +37,16 @@ class ProxyRoute:
             self._credentials = f"Proxy-Authorization: Basic {token}\r\n"
         self._resolver = CachingResolver(SystemResolver(egress.connections), egress.dns_cache_ttl)
 
-    async def connect(self, target: Target) -> Connection:
-        """Connect to the proxy, and through it to a TLS target."""
+    async def connect(self, target: Target, exchange: Exchange) -> Connection:
+        """Connect to the proxy, and through it to a TLS target.  The times up to the target's TLS are the proxy's."""
+        exchange.via_proxy = True
         try:
-            connection = await self._connect_to_proxy()
+            connection = await self._connect_to_proxy(exchange)
         except OSError as error:  # ssl.SSLError and DnsFailed are, too; they would name the proxy
             raise ProxyFailed from error
         if target.is_tls:
             try:
-                await self._open_tunnel(connection, target)
+                await self._open_tunnel(connection, target, exchange)
             except BaseException:
                 connection.abort()
                 raise
@@ -60,13 +62,19 @@ class ProxyRoute:
         """Close the resolver."""
         await self._resolver.close()
 
-    async def _connect_to_proxy(self) -> Connection:
+    async def _connect_to_proxy(self, exchange: Exchange) -> Connection:
         literal = literal_address(self._host)
-        addresses = [literal] if literal is not None else await self._resolver.resolve(self._host)
-        sock = await open_socket(addresses, self._port, None)
-        return await start(sock, self._context if self._is_tls else None, self._host)
+        if literal is not None:
+            addresses = [literal]
+        else:
+            with exchange.timed("dns_us"):
+                addresses = await self._resolver.resolve(self._host)
+        with exchange.timed("connect_us"):
+            sock = await open_socket(addresses, self._port, None)
+            exchange.remote_address = peer(sock)
+            return await start(sock, self._context if self._is_tls else None, self._host)
 
-    async def _open_tunnel(self, connection: Connection, target: Target) -> None:
+    async def _open_tunnel(self, connection: Connection, target: Target, exchange: Exchange) -> None:
         """Have the proxy connect to the target and do the TLS handshake with that."""
         host = f"[{target.host}]" if ":" in target.host else target.host
         head = f"CONNECT {host}:{target.port} HTTP/1.1\r\nHost: {host}:{target.port}\r\n{self._credentials}\r\n"
@@ -79,9 +87,10 @@ class ProxyRoute:
         if not is_open or not connection.finish():
             raise ProxyFailed
         try:
-            transport = await asyncio.get_running_loop().start_tls(
-                connection.transport, connection, self._context, server_hostname=tls_name(target.host)
-            )
+            with exchange.timed("tls_us"):
+                transport = await asyncio.get_running_loop().start_tls(
+                    connection.transport, connection, self._context, server_hostname=tls_name(target.host)
+                )
         except ssl.SSLError:
             raise
         except OSError as error:

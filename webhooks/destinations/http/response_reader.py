@@ -13,6 +13,7 @@ from __future__ import annotations
 import enum
 import re
 
+from webhooks.destinations.exchange import MAX_HEAD_BYTES as MAX_KEPT_HEAD_BYTES
 from webhooks.destinations.http.errors import ConnectionLost, InvalidResponse
 
 # Of one attempt: everything up to the end of the final response's headers, interim responses included.
@@ -61,6 +62,7 @@ class ResponseReader:
 
     status: the final response's status; None until its head is complete.
     retry_after: its Retry-After header, if there is one.
+    head: what is kept of the last head that came, status line and headers, valid or not; is_head_cut: there was more.
     body: what is kept of the body.
     end: how the body ended; None while it goes on.
     has_started: whether any byte of a response has arrived.
@@ -69,12 +71,15 @@ class ResponseReader:
 
     __slots__ = (
         "_body", "_body_limit", "_framing_bytes", "_head_bytes", "_interim_responses", "_pending", "_remaining",
-        "_scanned", "_to_connect", "body", "end", "has_started", "is_persistent", "retry_after", "status",
+        "_scanned", "_to_connect", "body", "end", "has_started", "head", "is_head_cut", "is_persistent",
+        "retry_after", "status",
     )  # fmt: skip
 
     def __init__(self, body_limit: int, *, to_connect: bool = False) -> None:
         self.status: int | None = None
         self.retry_after: str | None = None
+        self.head = b""
+        self.is_head_cut = False
         self.body = bytearray()
         self.end: End | None = None
         self.has_started = False
@@ -124,6 +129,7 @@ class ResponseReader:
             if self._head_bytes > MAX_HEAD_BYTES:
                 raise InvalidResponse("its headers are too long")
             head = bytes(pending[: found.start()])
+            self._keep_head(head)
             del pending[: found.end()]
             self._scanned = 0
             if self._read_head(head):
@@ -131,11 +137,17 @@ class ResponseReader:
                 pending.clear()
                 return rest
         if not pending.startswith(_START[: len(pending)]):
+            self._keep_head(pending)
             raise InvalidResponse("it doesn't begin with an HTTP/1.1 status line")
         if self._head_bytes + len(pending) > MAX_HEAD_BYTES:
+            self._keep_head(pending)
             raise InvalidResponse("its headers are too long")
         self._scanned = max(0, len(pending) - 2)
         return b""
+
+    def _keep_head(self, head: bytes | bytearray) -> None:
+        self.head = bytes(head[:MAX_KEPT_HEAD_BYTES])
+        self.is_head_cut = len(head) > MAX_KEPT_HEAD_BYTES
 
     def _read_head(self, head: bytes) -> bool:
         """Read a status line and its headers; return whether it was the final response's."""

@@ -1,0 +1,87 @@
+"""Reading attempts back: the exchange of each, for the API and the admin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from core.encryption import DecryptionError
+from events.models import Event
+from webhooks.destinations.exchange import Exchange, milliseconds, open_exchange, response_headers, status_line
+from webhooks.destinations.formats import standard_envelope
+from webhooks.destinations.http.target import parse_target
+from webhooks.models import DeliveryAttempt
+
+# What stands for a value that isn't kept.
+MASK = "***"
+
+
+def exchange_of(attempt: DeliveryAttempt) -> Exchange | None:
+    """Return what was sent and received; None if it isn't kept, or if the key that encrypted it is gone."""
+    if attempt.sealed_exchange is None:
+        return None
+    try:
+        return open_exchange(attempt.sealed_exchange)
+    except DecryptionError:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredEvent:
+    """An event as `formats` takes it."""
+
+    event_id: Any
+    event_type: str
+    event_created_at: Any
+    event_data: str
+
+
+def request_body(event: Event) -> str:
+    """Return the body of each request that delivers the event."""
+    return standard_envelope(_StoredEvent(event.id, event.type, event.created_at, event.data)).decode()
+
+
+def request_head(exchange: Exchange) -> tuple[str, list[tuple[str, str]]]:
+    """Return a request's path and its headers as they were sent, with MASK for what is secret."""
+    target = parse_target(exchange.url)
+    headers = [(name, MASK if value is None else value) for name, value in exchange.request_headers]
+    return target.path, [("Host", target.authority), *headers, ("Content-Length", str(exchange.body_bytes))]
+
+
+def describe_exchange(exchange: Exchange) -> dict[str, Any]:
+    """Return an exchange as the API shows it."""
+    _, headers = request_head(exchange)
+    response = None
+    if exchange.response_head:
+        response = {
+            "status_line": status_line(exchange),
+            "headers": _pairs(response_headers(exchange)),
+            "headers_truncated": exchange.is_head_cut,
+        }
+    return {
+        "request": {
+            "method": "POST",
+            "url": exchange.url,
+            "http_version": "1.1",
+            "headers": _pairs(headers),
+            "body_bytes": exchange.body_bytes,
+        },
+        "response": response,
+        "connection": {
+            # Which proxy the operator uses is its own business.
+            "remote_address": None if exchange.via_proxy else exchange.remote_address or None,
+            "via_proxy": exchange.via_proxy,
+            "reused": exchange.is_reused,
+            "resent": exchange.is_resent,
+        },
+        "timings": {
+            "dns_ms": milliseconds(exchange.dns_us),
+            "connect_ms": milliseconds(exchange.connect_us),
+            "tls_ms": milliseconds(exchange.tls_us),
+            "first_byte_ms": milliseconds(exchange.first_byte_us),
+        },
+    }
+
+
+def _pairs(headers: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"name": name, "value": value} for name, value in headers]
