@@ -346,6 +346,12 @@ OPTIONS: tuple[Option, ...] = (
         "DEFAULT_RETENTION_DAYS", _integer(1, 3650), "30", "Days that a new organization's completed events are kept."
     ),
     Option(
+        "ROLLUP_RETENTION_DAYS",
+        _integer(7, 3650),
+        "30",
+        "Days that the console's hourly figures are kept.",
+    ),
+    Option(
         "AUTH_FAILURES_PER_MINUTE",
         _integer(1, 1_000_000),
         "60",

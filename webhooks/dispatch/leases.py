@@ -12,6 +12,7 @@ from psycopg.rows import class_row
 
 from core.db import in_transaction, server_cursor
 from webhooks.queues import lock_queues
+from webhooks.rollups import count_lost_attempts
 
 log = structlog.get_logger()
 
@@ -140,6 +141,7 @@ def _note_lost(delivery_ids: list[uuid.UUID]) -> None:
                     "most": MAX_WORKERS_LOST,
                 },
             )
+    count_lost_attempts(delivery_ids)
 
 
 def _return(found: Sequence[_Leased], leases: list[uuid.UUID] | None) -> list[uuid.UUID]:

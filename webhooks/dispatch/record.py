@@ -17,11 +17,13 @@ from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
 from webhooks.models import Delivery, DeliveryStatus
 from webhooks.queues import LockedQueue, lock_queues, locking_cursor, mark_due
+from webhooks.rollups import ADD_ATTEMPTS, attempt_columns
 from webhooks.subscriptions import disable_automatically
 
 log = structlog.get_logger()
 
 GONE = "The endpoint returned 410 Gone."
+_SETTLED = frozenset({DeliveryStatus.DELIVERED, DeliveryStatus.FAILED})
 
 # Every attempt is kept.  The delivery only changes while the lease is still the worker's own.
 RECORD_ATTEMPTS = """
@@ -230,21 +232,26 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         locking_cursor() as locking,
         server_cursor(class_row(_RecordedAttempt)) as recording,
         server_cursor() as updating,
+        server_cursor() as counting,
         pipelined(),
     ):
         queues = {key: _QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking).items()}
         steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
         recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
         in_time = set()
+        settled = set()
         for row in recording.fetchall():
             queues[row.subscription_id].count_row(row)
             if row.held_lease:
                 in_time.add(row.delivery_id)
+                if row.status in _SETTLED:
+                    settled.add(row.delivery_id)
         for subscription_id, queue_results in by_queue.items():
             # A result that comes after its lease says nothing about the endpoint now.
             timely = [result for result in queue_results if result.delivery.delivery_id in in_time]
             queues[subscription_id].count_results(timely, policy)
         updating.execute(_UPDATE_QUEUES, _queue_columns(queues))
+        counting.execute(ADD_ATTEMPTS, attempt_columns(results, settled))
     disabled = {}
     for key, update in queues.items():
         if update.disable_reason and update.queue.accepts_deliveries:

@@ -18,6 +18,7 @@ from core.db import is_transient
 from events.backlog import waiting_events
 from webhooks.dispatch import leases
 from webhooks.models import SubscriptionQueue
+from webhooks.rollups import keep_rollups
 from webhooks.subscriptions import resync
 from webhooks.upkeep import recovery
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
@@ -62,6 +63,7 @@ class Sweep:
             ("leases", _expire_leases),
             ("resync", _resync_queues),
             ("recoveries", lambda: recovery.advance_all(RECOVERY_SLICE_SECONDS)),
+            ("rollups", keep_rollups),
         ]
         now = time.monotonic()
         if now - self._repaired_queues_at >= QUEUE_REPAIR_SECONDS:
