@@ -19,7 +19,7 @@ import datetime
 import http
 import uuid
 from bisect import bisect_left
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 import structlog
@@ -30,7 +30,6 @@ from core.db import in_transaction, server_cursor
 from core.redis import RedisUnavailable, call_redis
 from core.workers import count_live_workers
 from webhooks.dispatch.delivery import AttemptResult
-from webhooks.models import Cause
 
 log = structlog.get_logger()
 
@@ -137,38 +136,48 @@ class _Tally:
         self.latencies = [0] * BUCKETS
 
 
-def attempt_columns(results: Iterable[AttemptResult], settled: Collection[uuid.UUID]) -> dict[str, list[object]]:
+def attempt_columns(
+    by_queue: Mapping[uuid.UUID, Sequence[AttemptResult]], late: Collection[uuid.UUID], failed: Collection[uuid.UUID]
+) -> dict[str, list[object]]:
     """Return the parameters of ADD_ATTEMPTS.
 
-    settled: the deliveries that are delivered now, or have failed for good.  The latency is counted for those that were
-    delivered by the schedule: what an operator sends again days later says nothing about it.
+    by_queue: the results of each subscription.  late: deliveries whose results came after their lease and changed
+    nothing.  failed: those that have failed for good.  The latency is counted for what was delivered by the schedule:
+    what an operator sends again days later says nothing about it.
     """
-    tallies: dict[tuple[uuid.UUID, uuid.UUID, str], _Tally] = {}
-    for result in results:
-        delivery, outcome = result.delivery, result.outcome
-        name = outcome_of(outcome.failure.value if outcome.failure else "", outcome.status_code)
-        key = (delivery.organization_id, delivery.subscription_id, name)
-        tally = tallies.get(key)
-        if tally is None:
-            tally = tallies[key] = _Tally()
-        tally.attempts += 1
-        tally.duration_ms += result.duration_ms
-        tally.durations[bisect_left(BOUNDS_MS, result.duration_ms)] += 1
-        if delivery.delivery_id in settled:
+    # Runs for each delivery of a busy worker: the hash of a UUID, for one, is a call of a Python function.
+    rows: list[tuple[uuid.UUID, uuid.UUID, str, _Tally]] = []
+    for subscription_id, results in by_queue.items():
+        organization_id = results[0].delivery.organization_id
+        tallies: dict[str, _Tally] = {}
+        for result in results:
+            delivery, outcome, duration_ms = result.delivery, result.outcome, result.duration_ms
+            name = outcome_of(outcome.failure, outcome.status_code) if outcome.failure else DELIVERED
+            tally = tallies.get(name)
+            if tally is None:
+                tally = tallies[name] = _Tally()
+                rows.append((organization_id, subscription_id, name, tally))
+            tally.attempts += 1
+            tally.duration_ms += duration_ms
+            tally.durations[bisect_left(BOUNDS_MS, duration_ms)] += 1
+            if late and delivery.delivery_id in late:
+                continue
+            if outcome.failure:
+                tally.settled += delivery.delivery_id in failed
+                continue
             tally.settled += 1
-            if outcome.succeeded and delivery.cause == Cause.SCHEDULE:
-                received_at = result.started_at + result.duration_ms / 1000
-                latency = (received_at - delivery.event_created_at.timestamp()) * 1000
+            if delivery.cause == "schedule":
+                latency = (result.started_at - delivery.event_created_at.timestamp()) * 1000 + duration_ms
                 tally.latencies[bisect_left(BOUNDS_MS, latency)] += 1
     return {
-        "organizations": [key[0] for key in tallies],
-        "subscriptions": [key[1] for key in tallies],
-        "outcomes": [key[2] for key in tallies],
-        "attempts": [tally.attempts for tally in tallies.values()],
-        "settled": [tally.settled for tally in tallies.values()],
-        "duration_ms": [tally.duration_ms for tally in tallies.values()],
-        "durations": [_array(tally.durations) for tally in tallies.values()],
-        "latencies": [_array(tally.latencies) for tally in tallies.values()],
+        "organizations": [row[0] for row in rows],
+        "subscriptions": [row[1] for row in rows],
+        "outcomes": [row[2] for row in rows],
+        "attempts": [row[3].attempts for row in rows],
+        "settled": [row[3].settled for row in rows],
+        "duration_ms": [row[3].duration_ms for row in rows],
+        "durations": [_array(row[3].durations) for row in rows],
+        "latencies": [_array(row[3].latencies) for row in rows],
     }
 
 

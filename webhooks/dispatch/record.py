@@ -23,7 +23,6 @@ from webhooks.subscriptions import disable_automatically
 log = structlog.get_logger()
 
 GONE = "The endpoint returned 410 Gone."
-_SETTLED = frozenset({DeliveryStatus.DELIVERED, DeliveryStatus.FAILED})
 
 # Every attempt is kept.  The delivery only changes while the lease is still the worker's own.
 RECORD_ATTEMPTS = """
@@ -239,19 +238,21 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
         recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
         in_time = set()
-        settled = set()
+        late, failed = set(), set()
         for row in recording.fetchall():
             queues[row.subscription_id].count_row(row)
             if row.held_lease:
                 in_time.add(row.delivery_id)
-                if row.status in _SETTLED:
-                    settled.add(row.delivery_id)
+                if row.status == DeliveryStatus.FAILED:
+                    failed.add(row.delivery_id)
+            else:
+                late.add(row.delivery_id)
         for subscription_id, queue_results in by_queue.items():
             # A result that comes after its lease says nothing about the endpoint now.
             timely = [result for result in queue_results if result.delivery.delivery_id in in_time]
             queues[subscription_id].count_results(timely, policy)
         updating.execute(_UPDATE_QUEUES, _queue_columns(queues))
-        counting.execute(ADD_ATTEMPTS, attempt_columns(results, settled))
+        counting.execute(ADD_ATTEMPTS, attempt_columns(by_queue, late, failed))
     disabled = {}
     for key, update in queues.items():
         if update.disable_reason and update.queue.accepts_deliveries:
