@@ -1,25 +1,21 @@
-"""The numbers on the admin's first page."""
+"""The numbers of this moment on the admin's first page."""
 
 from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
-from typing import Any
 
-from django.db.models import Q
 from django.urls import reverse
 from django.utils import timezone
 
-from console.formatting import badge, list_link, object_link, short
 from core.redis import RedisUnavailable, call_redis
 from core.workers import count_live_workers
 from events.backlog import oldest_waiting_seconds, waiting_events
 from events.models import Event, EventStatus
 from webhooks import stats
-from webhooks.models import Delivery, DeliveryStatus, SubscriptionQueue
+from webhooks.models import Delivery, DeliveryStatus
 
 COUNT_TO = 10_000
-SHOWN_SUBSCRIPTIONS = 10
 # Waiting longer than this is an alarm.
 LATE_SECONDS = 60.0
 
@@ -76,34 +72,3 @@ def read_figures() -> list[Figure]:
         Figure("live workers", "?" if workers is None else str(workers),
                "Redis is not responding" if workers is None else "RQ's pages", rq, not workers),
     ]  # fmt: skip
-
-
-def read_unhealthy() -> list[dict[str, Any]]:
-    """Return the subscriptions that are failing or disabled, those that have been so longest first."""
-    queues = (
-        SubscriptionQueue.objects.filter(
-            Q(failing_since__isnull=False) | Q(accepts_deliveries=False), subscription__deleted_at=None
-        )
-        .select_related("subscription__organization")
-        .order_by("failing_since", "subscription__disabled_at", "pk")[:SHOWN_SUBSCRIPTIONS]
-    )
-    rows = []
-    for queue in queues:
-        subscription = queue.subscription
-        since = queue.failing_since if subscription.is_active else subscription.disabled_at
-        failing = f"{queue.consecutive_failures} consecutive failures"
-        rows.append(
-            {
-                "subscription": object_link(subscription, short(subscription.url, 60)),
-                "organization": object_link(subscription.organization),
-                "status": badge("failed", "failing") if subscription.is_active else badge("held", "disabled"),
-                "since": since,
-                "reason": failing if subscription.is_active else short(subscription.disabled_reason, 160),
-                "deliveries": list_link(
-                    "webhooks_delivery", "failed", subscription=subscription.pk, status="failed"
-                ) if subscription.is_active else list_link(
-                    "webhooks_delivery", "held", subscription=subscription.pk, status="held"
-                ),
-            }
-        )  # fmt: skip
-    return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Sequence
+from urllib.parse import urlsplit
 
 from django.db.models import Model
 from django.urls import reverse
@@ -31,6 +32,18 @@ def short(text: str, most: int = 80) -> str:
     """Return the beginning of text that others sent, on one line.  most: characters."""
     line = visible(text).replace("\n", " ").replace("\t", " ")
     return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def host_of_url(url: str, *, with_path: bool = False) -> str:
+    """Return a URL without its scheme, user and, unless `with_path`, its path; what can't be parsed, as it is."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if parts.port is not None:
+            host += f":{parts.port}"
+    except ValueError:
+        return url
+    return host + parts.path if with_path else host
 
 
 def badge(status: str, label: str | None = None) -> SafeString:

@@ -1,0 +1,79 @@
+// What the pages do by themselves: the home refreshes, ids are copied, pickers need no button.  Every page works without.
+'use strict';
+
+const LIVE_EVERY_MS = 15000;
+
+function clock(date) {
+    return date.toISOString().slice(11, 19) + ' UTC';
+}
+
+async function refresh(box, said) {
+    // Not while somebody is in it with the keyboard, reads a tooltip or has marked something.
+    const marked = window.getSelection();
+    if (document.hidden || box.contains(document.activeElement) ||
+            (marked && !marked.isCollapsed && box.contains(marked.anchorNode))) {
+        return;
+    }
+    try {
+        const answer = await fetch(box.dataset.live, {redirect: 'manual', headers: {Accept: 'text/html'}});
+        if (answer.type === 'opaqueredirect') {
+            said.textContent = 'You are logged out: the figures stand still.';
+            said.classList.add('stale');
+            return;
+        }
+        if (!answer.ok) {
+            throw new Error(answer.status);
+        }
+        box.innerHTML = await answer.text();
+        said.textContent = `Updated ${clock(new Date())}, every ${LIVE_EVERY_MS / 1000} s`;
+        said.classList.remove('stale');
+    } catch (error) {
+        said.textContent = `Not updated since ${said.dataset.last || 'the page was opened'}: no answer.`;
+        said.classList.add('stale');
+        return;
+    }
+    said.dataset.last = clock(new Date());
+}
+
+async function copy(text) {
+    // The clipboard of the browser's own is there only under HTTPS and on localhost.
+    if (navigator.clipboard) {
+        await navigator.clipboard.writeText(text);
+        return;
+    }
+    const field = document.createElement('textarea');
+    field.value = text;
+    document.body.append(field);
+    field.select();
+    document.execCommand('copy');
+    field.remove();
+}
+
+document.addEventListener('DOMContentLoaded', () => {
+    const box = document.querySelector('[data-live]');
+    const said = document.querySelector('[data-live-state]');
+    if (box && said) {
+        said.textContent = `Refreshes every ${LIVE_EVERY_MS / 1000} s`;
+        setInterval(() => refresh(box, said), LIVE_EVERY_MS);
+    }
+    document.querySelectorAll('select[data-submit]').forEach((picker) => picker.addEventListener('change', () => {
+        picker.form.submit();
+    }));
+});
+
+document.addEventListener('click', async (event) => {
+    const button = event.target.closest('button[data-copy]');
+    if (!button) {
+        return;
+    }
+    event.preventDefault();
+    try {
+        await copy(button.dataset.copy);
+        button.textContent = '✓';
+    } catch (error) {
+        button.textContent = '✗';
+    }
+    setTimeout(() => {
+        button.textContent = '⧉';
+    }, 1200);
+});
