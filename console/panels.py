@@ -74,11 +74,10 @@ def delivery_charts(series: Series) -> list[SafeString]:
 def home_charts(series: Series, *, of_all: bool) -> list[SafeString]:
     """Return the home's charts.  of_all: whether they show all organizations, and so the workers, too."""
     periods, span = series.periods, series.span
+    deliveries = [_per_minute(series, name) for name in ("accepted", "delivered")]
     waiting = [_gauge(name) for name in ("due", "retrying", "paused", "held")]
     charts = [
-        chart(
-            "Deliveries per minute", periods, span, [_per_minute(series, name) for name in ("accepted", "delivered")]
-        ),
+        chart("Deliveries per minute", periods, span, deliveries),
         chart("Failed attempts per minute", periods, span, [_per_minute(series, "failed")]),
         chart("Success rate of attempts", periods, span, [_SUCCESS], percent, 100.0),
         chart("From accepted to received", periods, span, _percentiles("latencies"), milliseconds),
