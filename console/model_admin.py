@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import ValidationError
@@ -56,6 +57,8 @@ class BoundedAdmin(_ModelAdmin):
     audit_noun = ""  # what stands before .create and .change in the audit log
     # The actions that the page of one object offers as buttons.
     object_actions: ClassVar[Sequence[str]] = ()
+    # Fields of the action form that belong to one action, by the field's name; others are always there.
+    action_of_field: ClassVar[Mapping[str, str]] = {}
 
     # --- lists --------------------------------------------------------------------------------------
 
@@ -136,15 +139,25 @@ class BoundedAdmin(_ModelAdmin):
     ) -> HttpResponse:
         """Show one row, with a button for each of its actions."""
         allowed: dict[str, Any] = self.get_actions(request)
-        buttons = [(name, allowed[name][2]) for name in self.object_actions if name in allowed]
+        row = self.get_object(request, unquote(object_id))
+        offered = [name for name in self.object_actions if name in allowed and (row is None or self.fits(name, row))]
         form = self.action_form(auto_id=None)
         context = {
-            "object_buttons": buttons,
-            "object_action_fields": [field for field in form if field.name not in {"action", "select_across"}],
+            "object_buttons": [(name, allowed[name][2]) for name in offered],
+            "object_action_fields": [
+                field
+                for field in form
+                if field.name not in {"action", "select_across"}
+                and self.action_of_field.get(field.name, offered and offered[0]) in offered
+            ],
             "changelist_url": reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"),
             **(extra_context or {}),
         }
         return super().change_view(request, object_id, form_url, context)
+
+    def fits(self, action: str, row: Any) -> bool:
+        """Tell whether an action makes sense for the row as it is now; its page leaves out the others' buttons."""
+        return True
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Refuse deletion; a subclass that allows it says how."""

@@ -118,10 +118,15 @@ def _texts(reasons: Any) -> list[str]:
 
 
 class SubscriptionActionForm(ActionForm):
-    """What the actions on subscriptions ask for: a reason for disabling, a time for recovering."""
+    """What the actions on subscriptions ask for: a reason for disabling, a time for recovering, a secret's overlap."""
 
     reason = forms.CharField(
         required=False, max_length=300, label="Reason to disable:", widget=forms.TextInput(attrs={"size": 24})
+    )
+    overlap = forms.ChoiceField(
+        required=False,
+        label="Old secret signs for:",
+        choices=[("86400", "1 more day"), ("3600", "1 more hour"), ("604800", "7 more days"), ("0", "no longer")],
     )
     since = forms.CharField(
         required=False, max_length=40, label="Recover since:",

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.utils import unquote
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
 from console.actions import TooMany, refuse_too_many, report, selected_ids
+from console.endpoint import endpoint_context
 from console.filters import OrganizationFilter
-from console.formatting import badge, format_time, lines, list_link, short
+from console.formatting import badge, format_time, lines, short
 from console.model_admin import BoundedAdmin, new_secret_page
 from console.subscription_forms import SubscriptionActionForm, SubscriptionForm
 from core.ids import parse_id
 from core.query import ParameterError, moment
-from webhooks import subscriptions
+from webhooks import endpoint_test, subscriptions
 from webhooks.models import Subscription, SubscriptionQueue
 from webhooks.upkeep import recovery
 
@@ -67,8 +69,10 @@ class SubscriptionAdmin(BoundedAdmin):
     search_help_text = "Search by a subscription's exact id or URL."
     autocomplete_fields = ("organization",)
     ordering = ("-id",)
-    actions = ("disable", "enable", "recover")
-    object_actions = ("disable", "enable", "recover")
+    actions = ("disable", "enable", "recover", "send_test", "rotate_secret")
+    object_actions = ("send_test", "disable", "enable", "rotate_secret", "recover")
+    action_of_field: ClassVar = {"reason": "disable", "since": "recover", "overlap": "rotate_secret"}
+    change_form_template = "console/endpoint.html"
     delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
         "organization", "url", "event_types_text", "description", "max_in_flight", "deliveries_per_second",
@@ -77,10 +81,6 @@ class SubscriptionAdmin(BoundedAdmin):
     _status_fields = (
         "id", "status_display", "disabled_reason_display", "disabled_at", "header_names_display",
         "previous_secrets_display", "created_at", "updated_at", "deleted_at",
-    )  # fmt: skip
-    _queue_fields = (
-        "in_flight", "concurrency_window", "has_backlog", "paused_until", "failing_since", "consecutive_failures",
-        "last_success_at", "next_due_at",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Subscription]:
@@ -96,7 +96,6 @@ class SubscriptionAdmin(BoundedAdmin):
             return [(None, {"fields": [name for name in self._form_fields if name != "remove_headers"]})]
         editable = self._form_fields if self.has_change_permission(request, obj) else self._plain_fields
         return [
-            ("Health", {"fields": (*self._queue_fields, "deliveries_display")}),
             ("Endpoint", {"fields": editable}),
             ("Status", {"fields": self._status_fields}),
         ]
@@ -111,7 +110,7 @@ class SubscriptionAdmin(BoundedAdmin):
         """Let nobody move a subscription to another organization, or change what was recorded about it."""
         if obj is None:
             return ()
-        facts = (*self._queue_fields, "deliveries_display", *self._status_fields, "organization")
+        facts = (*self._status_fields, "organization")
         return facts if self.has_change_permission(request, obj) else (*facts, *self._plain_fields)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -180,59 +179,10 @@ class SubscriptionAdmin(BoundedAdmin):
         queue = _queue(row)
         return queue.in_flight if queue else "-"
 
-    @admin.display(description="concurrency window")
-    def concurrency_window(self, row: Subscription) -> object:
-        queue = _queue(row)
-        return queue.concurrency_window if queue else "-"
-
-    @admin.display(description="has backlog", boolean=True)
-    def has_backlog(self, row: Subscription) -> bool:
-        queue = _queue(row)
-        return bool(queue and queue.has_backlog)
-
-    @admin.display(description="paused until")
-    def paused_until(self, row: Subscription) -> str:
-        queue = _queue(row)
-        return format_time(queue.paused_until if queue else None)
-
     @admin.display(description="failing since")
     def failing_since(self, row: Subscription) -> str:
         queue = _queue(row)
         return format_time(queue.failing_since if queue else None)
-
-    @admin.display(description="consecutive failures")
-    def consecutive_failures(self, row: Subscription) -> object:
-        queue = _queue(row)
-        return queue.consecutive_failures if queue else "-"
-
-    @admin.display(description="last success")
-    def last_success_at(self, row: Subscription) -> str:
-        queue = _queue(row)
-        return format_time(queue.last_success_at if queue else None)
-
-    @admin.display(description="next attempt")
-    def next_due_at(self, row: Subscription) -> str:
-        queue = _queue(row)
-        return format_time(queue.next_due_at if queue else None)
-
-    @admin.display(description="deliveries")
-    def deliveries_display(self, row: Subscription) -> SafeString:
-        statuses = ("", "pending", "failed", "held", "delivered")
-        return format_html_join(
-            " · ",
-            "{}",
-            (
-                (
-                    list_link(
-                        "webhooks_delivery",
-                        status or "all",
-                        subscription=row.pk,
-                        **({"status": status} if status else {}),
-                    ),
-                )
-                for status in statuses
-            ),
-        )
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
         """Find by id or URL."""
@@ -265,7 +215,30 @@ class SubscriptionAdmin(BoundedAdmin):
         """Return only the subscription itself: nothing else is removed with it."""
         return [short(str(row)) for row in objs], {}, set(), []
 
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show the subscription with the figures of its endpoint."""
+        row = self.get_object(request, unquote(object_id)) if request.method == "GET" else None
+        context = dict(extra_context or {})
+        if row is not None:
+            context["endpoint"] = {**endpoint_context(request, row), "state": self.status_display(row)}
+        return super().change_view(request, object_id, form_url, context)
+
     # --- actions ------------------------------------------------------------------------------------
+
+    def fits(self, action: str, row: Any) -> bool:
+        """Offer nothing for a deleted subscription, and for others what changes something."""
+        if row.deleted_at is not None:
+            return False
+        queue = _queue(row)
+        failing = queue is not None and queue.failing_since is not None
+        # Enabling one that fails closes its circuit breaker.
+        return {"disable": row.is_active, "enable": not row.is_active or failing}.get(action, True)
+
+    def has_rotate_permission(self, request: HttpRequest) -> bool:
+        """Whether the user may give a subscription a new secret, for `permissions=["rotate"]`."""
+        return request.user.has_perm("webhooks.change_subscription")
 
     def has_switch_permission(self, request: HttpRequest) -> bool:
         """Whether the user may disable, enable and recover subscriptions, for `permissions=["switch"]`."""
@@ -344,6 +317,56 @@ class SubscriptionAdmin(BoundedAdmin):
             self, request, "being recovered (see the bulk runs for progress)", len(recoverable),
             {"deleted": len(rows) - len(recoverable)},
         )  # fmt: skip
+
+    def _only_one(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> Subscription | None:
+        """Return the selected subscription; tell the user if it isn't one that exists."""
+        rows = list(queryset[:2])
+        if len(rows) != 1 or rows[0].deleted_at is not None:
+            self.message_user(request, "Select one subscription that isn't deleted.", messages.ERROR)
+            return None
+        return Subscription.objects.get(pk=rows[0].pk)
+
+    @admin.action(description="Send a test event", permissions=["switch"])
+    def send_test(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
+        """Send a test event to the endpoint and show what came back."""
+        row = self._only_one(request, queryset)
+        if row is None:
+            return
+        try:
+            result = endpoint_test.send_test_event(row)
+        except endpoint_test.TooManyTests as error:
+            wait = f"{error.sentence} Wait {error.retry_after} seconds."
+            self.message_user(request, wait, messages.ERROR)
+            return
+        self.audit(request, "subscription.test", row, result.for_audit())
+        body = short(result.outcome.body, 200)
+        said = f"Test event {result.event_id}: {result.summary}" + (f" Response: {body}" if body else "")
+        self.message_user(request, said, messages.SUCCESS if result.outcome.succeeded else messages.WARNING)
+
+    @admin.action(description="Rotate the secret", permissions=["rotate"])
+    def rotate_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
+        """Replace the signing secret and show the new one, which can't be read again."""
+        row = self._only_one(request, queryset)
+        given = request.POST.get("overlap", "")
+        if row is None:
+            return None
+        if given not in dict(SubscriptionActionForm.base_fields["overlap"].choices):  # type: ignore[attr-defined]
+            self.message_user(request, "Say how long the old secret signs. Nothing was changed.", messages.ERROR)
+            return None
+        overlap = datetime.timedelta(seconds=int(given))
+        try:
+            with transaction.atomic():
+                secret = subscriptions.rotate_secret(row, overlap)
+                self.audit(request, "subscription.rotate_secret", row, {"overlap_seconds": int(given)})
+        except subscriptions.TooManySecrets as error:
+            self.message_user(
+                request,
+                f"{subscriptions.MAX_PREVIOUS_SECRETS} earlier secrets still sign, the first of them until "
+                f"{format_time(error.ends_at)}. Nothing was changed.",
+                messages.ERROR,
+            )
+            return None
+        return new_secret_page(self, request, row, "signing secret", secret)
 
 
 def _queue(row: Subscription) -> SubscriptionQueue | None:

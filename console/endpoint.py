@@ -1,0 +1,122 @@
+"""What a subscription's page shows of its endpoint: figures over time, causes, recent attempts, and its queue."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from typing import Any
+
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+
+from console import panels
+from console.causes import words_for
+from console.formatting import format_time, list_link, object_link, short
+from console.series import SPANS, read_series
+from core.db import server_cursor
+from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus, Subscription, SubscriptionQueue
+from webhooks.rollups import outcome_of
+
+SHOWN_ATTEMPTS = 20
+# Their deliveries are among so many of the newest, and of those that wait for their next attempt longest.
+NEWEST_DELIVERIES = 500
+COUNT_TO = 10_000
+
+_COUNT_WAITING = """
+SELECT (SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'pending'
+                              AND next_attempt_at <= statement_timestamp() LIMIT %(most)s) AS ready),
+       (SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'pending'
+                              AND next_attempt_at > statement_timestamp() LIMIT %(most)s) AS later),
+       (SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'held'
+                              LIMIT %(most)s) AS held)
+"""
+
+
+def endpoint_context(request: HttpRequest, subscription: Subscription) -> dict[str, Any]:
+    """Return what the page shows above the subscription's settings."""
+    span = SPANS.get(request.GET.get("span", ""), SPANS["24h"])
+    series = read_series(span, subscription.organization_id, subscription.pk)
+    page = reverse("admin:webhooks_subscription_change", args=[subscription.pk])
+    as_table = "table" in request.GET
+    deliveries = [
+        list_link(
+            "webhooks_delivery", status or "all", subscription=subscription.pk, **({"status": status} if status else {})
+        )
+        for status in ("", "pending", "failed", "held", "delivered")
+    ]
+    return {
+        "organization": object_link(subscription.organization),
+        "deliveries": deliveries,
+        "span": span,
+        "spans": [(one.label, f"{page}?span={one.name}", one is span) for one in SPANS.values()],
+        "table_url": f"{page}?span={span.name}&table=1",
+        "charts_url": f"{page}?span={span.name}",
+        "headline": panels.headline(series)[1:],
+        "charts": None if as_table else panels.delivery_charts(series),
+        "table": {"head": panels.TABLE_HEAD, "rows": panels.table_rows(series)} if as_table else None,
+        "causes": panels.failures_by_cause(series.total()),
+        "queue": _queue_facts(subscription),
+        "attempts": _recent_attempts(subscription.pk),
+    }
+
+
+def _queue_facts(subscription: Subscription) -> list[tuple[str, Any]]:
+    """Return what waits, and behind what."""
+    queue: SubscriptionQueue | None = getattr(subscription, "queue", None)
+    if queue is None:
+        return []
+    with server_cursor() as cursor:
+        parameters = {"id": subscription.pk, "most": COUNT_TO}
+        ((ready, later, held),) = cursor.execute(_COUNT_WAITING, parameters).fetchall()
+    now = timezone.now()
+    paused = queue.paused_until is not None and queue.paused_until > now
+    state = "paused: sent after the pause" if paused else "due: sent as soon as there is room"
+
+    def waiting(number: int, status: str) -> Any:
+        text = f"{COUNT_TO:,}+" if number >= COUNT_TO else f"{number:,}"
+        return list_link("webhooks_delivery", text, subscription=subscription.pk, status=status)
+
+    return [
+        (state, waiting(ready, "pending")),
+        ("waiting for their next attempt", waiting(later, "pending")),
+        ("held", waiting(held, "held")),
+        ("requests in flight, of how many at a time", f"{queue.in_flight} of {queue.concurrency_window}"),
+        ("paused until", _when(queue.paused_until if paused else None, now)),
+        ("failing since", _when(queue.failing_since, now)),
+        ("consecutive failures", f"{queue.consecutive_failures:,}"),
+        ("last success", _when(queue.last_success_at, now)),
+        ("next attempt", _when(queue.next_due_at, now)),
+        ("has backlog: the last claim left some", "yes" if queue.has_backlog else "no"),
+    ]
+
+
+def _when(moment: datetime.datetime | None, now: datetime.datetime) -> str:
+    """Return a time, and how far away it is."""
+    if moment is None:
+        return "-"
+    seconds = (now - moment).total_seconds()
+    distance = panels.milliseconds(abs(seconds) * 1000)
+    return f"{format_time(moment)} ({f'{distance} ago' if seconds >= 0 else f'in {distance}'})"
+
+
+def _recent_attempts(subscription_id: uuid.UUID) -> list[dict[str, Any]]:
+    """Return the newest attempts.  There is no index of attempts by subscription: they are found by its deliveries."""
+    rows = Delivery.objects.filter(subscription_id=subscription_id)
+    newest = rows.order_by("-created_at", "-id").values_list("pk", "attempt_count")[:NEWEST_DELIVERIES]
+    ids = [pk for pk, attempts in newest if attempts][: 2 * SHOWN_ATTEMPTS]
+    waiting = rows.filter(status=DeliveryStatus.PENDING).order_by("-next_attempt_at")
+    ids += [pk for pk, attempts in waiting.values_list("pk", "attempt_count")[:SHOWN_ATTEMPTS] if attempts]
+    attempts = DeliveryAttempt.objects.filter(delivery_id__in=set(ids)).select_related("delivery__event")
+    attempts = attempts.defer("delivery__event__data").order_by("-started_at")[:SHOWN_ATTEMPTS]
+    return [
+        {
+            "started_at": format_time(attempt.started_at),
+            "delivery": object_link(attempt.delivery, f"{short(attempt.delivery.event.type, 50)} #{attempt.number}"),
+            "succeeded": not attempt.error,
+            "outcome": words_for(outcome_of(attempt.error, attempt.status_code)),
+            "duration": panels.milliseconds(attempt.duration_ms),
+            "detail": short(attempt.response_body or attempt.error_detail, 80),
+        }
+        for attempt in attempts
+    ]
