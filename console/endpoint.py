@@ -22,6 +22,7 @@ SHOWN_ATTEMPTS = 20
 # Their deliveries are among so many of the newest, and of those that wait for their next attempt longest.
 NEWEST_DELIVERIES = 500
 COUNT_TO = 10_000
+_LINKED_STATUSES = ("pending", "failed", "held", "delivered")
 
 _COUNT_WAITING = """
 SELECT (SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'pending'
@@ -40,10 +41,8 @@ def endpoint_context(request: HttpRequest, subscription: Subscription) -> dict[s
     page = reverse("admin:webhooks_subscription_change", args=[subscription.pk])
     as_table = "table" in request.GET
     deliveries = [
-        list_link(
-            "webhooks_delivery", status or "all", subscription=subscription.pk, **({"status": status} if status else {})
-        )
-        for status in ("", "pending", "failed", "held", "delivered")
+        list_link("webhooks_delivery", name, subscription=subscription.pk, **status)
+        for name, status in [("all", {}), *((one, {"status": one}) for one in _LINKED_STATUSES)]
     ]
     return {
         "organization": object_link(subscription.organization),
