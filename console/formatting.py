@@ -34,6 +34,16 @@ def short(text: str, most: int = 80) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
+def short_id(row_id: object) -> SafeString:
+    """Return the end of an id, which tells ids apart, with a button that copies all of it."""
+    text = str(row_id)
+    return format_html(
+        '<span class="id" title="{}">…{}'
+        '<button type="button" class="copy" data-copy="{}" aria-label="Copy id">⧉</button></span>',
+        text, text[-8:], text,
+    )  # fmt: skip
+
+
 def host_of_url(url: str, *, with_path: bool = False) -> str:
     """Return a URL without its scheme, user and, unless `with_path`, its path; what can't be parsed, as it is."""
     try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import unquote
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.admin.widgets import AutocompleteSelect
@@ -15,14 +16,16 @@ from django.core.exceptions import ValidationError
 from django.db import OperationalError, connection, transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.safestring import SafeString
 from psycopg.errors import QueryCanceled
 
+from console.export import FORMATS, export, progress_key
 from console.formatting import object_link
 from console.lists import BoundedChangeList, BoundedPaginator
-from core.ids import parse_id
+from core.ids import new_id, parse_id
 from orgs import audit
 from orgs.models import Organization
 
@@ -55,6 +58,8 @@ class BoundedAdmin(_ModelAdmin):
     change_list_template = "console/change_list.html"
     change_form_template = "console/change_form.html"
     audit_noun = ""  # what stands before .create and .change in the audit log
+    # What an export of the list holds: paths of fields by the names that they get; none where there is no export.
+    export_columns: ClassVar[Mapping[str, str]] = {}
     # The actions that the page of one object offers as buttons.
     object_actions: ClassVar[Sequence[str]] = ()
     # Fields of the action form that belong to one action, by the field's name; others are always there.
@@ -85,10 +90,12 @@ class BoundedAdmin(_ModelAdmin):
         row_id = parse_id(term)
         return queryset.filter(pk=row_id) if row_id else queryset.none()
 
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """Show the list, or a message if reading it takes longer than LIST_TIMEOUT_MS."""
         if request.method != "GET":
             return super().changelist_view(request, extra_context)
+        if self.export_columns and request.GET.get("export") in FORMATS and self.has_view_permission(request):
+            return self._export(request)
         try:
             with transaction.atomic():
                 _set_timeout(f"{LIST_TIMEOUT_MS}ms")
@@ -106,6 +113,29 @@ class BoundedAdmin(_ModelAdmin):
                 messages.ERROR,
             )
             return HttpResponseRedirect(request.path)
+
+    def _export(self, request: HttpRequest) -> HttpResponseBase:
+        """Return all rows that the list's filters let through as a file, and write that to the audit log."""
+        query: Any = request.GET.copy()
+        form = query.pop("export")[-1]
+        token = parse_id(query.pop("token", [""])[-1]) or new_id()
+        request.GET = query
+        request.is_export = True  # type: ignore[attr-defined]
+        try:
+            with transaction.atomic():
+                _set_timeout(f"{LIST_TIMEOUT_MS}ms")
+                rows = self.get_changelist_instance(request)
+                _set_timeout("DEFAULT")
+        except IncorrectLookupParameters:
+            return HttpResponseRedirect(request.path)
+        name = str(self.opts.verbose_name_plural).replace(" ", "-")
+        self.audit(request, f"{self.audit_noun}.export", None, {"format": form, "filters": query.dict()})
+        key = progress_key(request.user.pk, token)
+        return export(self.export_querysets(request, rows), self.export_columns, name, form, key)
+
+    def export_querysets(self, request: HttpRequest, rows: ChangeList) -> Iterable[tuple[QuerySet[Any], list[str]]]:
+        """Yield what an export reads, each with an order that an index has."""
+        yield rows.queryset, [str(name) for name in rows.get_ordering(request, rows.root_queryset)]
 
     def response_action(self, request: HttpRequest, queryset: QuerySet[Any], *more: Any) -> HttpResponse | None:
         """Run an action; a selection that isn't made of ids gets a message instead of an error."""
@@ -170,8 +200,9 @@ class BoundedAdmin(_ModelAdmin):
     # --- audit log ----------------------------------------------------------------------------------
 
     def audit(self, request: HttpRequest, action: str, row: Any, detail: dict[str, Any]) -> None:
-        """Write what was done to a row to the audit log, in the current transaction."""
-        audit.record_for_user(request, action, _organization_id_of(row), row.pk, detail)
+        """Write what was done to a row (None: to many) to the audit log, in the current transaction."""
+        organization_id, target = (_organization_id_of(row), row.pk) if row is not None else (None, "")
+        audit.record_for_user(request, action, organization_id, target, detail)
 
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         """Log an addition in the audit log, too."""

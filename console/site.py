@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from django.contrib.admin import AdminSite
 from django.core.exceptions import PermissionDenied
 from django.db import transaction
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.response import TemplateResponse
 from django.urls import path
 
@@ -23,7 +24,10 @@ class TriggersAdminSite(AdminSite):
 
     def get_urls(self) -> list[Any]:
         """Leave out the redirect to a row's page on the site: no row has one, and an invalid id would be an error."""
-        ours = [path("live/", self.admin_view(self.home_live), name="home_live")]
+        ours = [
+            path("live/", self.admin_view(self.home_live), name="home_live"),
+            path("export-progress/<uuid:token>/", self.admin_view(self.export_progress), name="export_progress"),
+        ]
         return ours + [route for route in super().get_urls() if getattr(route, "name", None) != "view_on_site"]
 
     # Logging in, logging out and changing one's password write to the audit log (orgs.signals, and below).  Each is one
@@ -57,6 +61,12 @@ class TriggersAdminSite(AdminSite):
 
             context["home"] = home_context(request)
         return super().index(request, context)
+
+    def export_progress(self, request: HttpRequest, token: uuid.UUID) -> HttpResponse:
+        """Return how many rows an export of this user has written so far."""
+        from console.export import read_progress
+
+        return JsonResponse(read_progress(request.user.pk, token) or {"rows": None, "is_complete": False})
 
     def home_live(self, request: HttpRequest) -> HttpResponse:
         """Return the part of the home that refreshes itself."""

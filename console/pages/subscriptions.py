@@ -15,10 +15,11 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.safestring import SafeString
 
+from console import search
 from console.actions import TooMany, refuse_too_many, report, selected_ids
 from console.endpoint import endpoint_context
 from console.filters import OrganizationFilter
-from console.formatting import badge, format_time, lines, short
+from console.formatting import badge, format_time, lines, short, short_id
 from console.model_admin import BoundedAdmin, new_secret_page
 from console.subscription_forms import SubscriptionActionForm, SubscriptionForm
 from core.ids import parse_id
@@ -60,13 +61,20 @@ class SubscriptionAdmin(BoundedAdmin):
     form = SubscriptionForm
     action_form = SubscriptionActionForm
     list_display = (
-        "url_display", "status_display", "organization_link", "event_types_display", "in_flight", "failing_since",
-        "description_display", "created_at",
+        "url_display", "organization_link", "status_display", "failing_since", "event_types_display", "in_flight",
+        "description_display", "created_display", "id_display",
     )  # fmt: skip
+    sortable_by = ("created_display",)
+    export_columns: ClassVar = {
+        "id": "id", "created_at": "created_at", "organization": "organization__name", "url": "url",
+        "event_types": "event_types", "description": "description", "is_active": "is_active",
+        "disabled_at": "disabled_at", "disabled_reason": "disabled_reason", "failing_since": "queue__failing_since",
+        "last_success_at": "queue__last_success_at", "deleted_at": "deleted_at",
+    }  # fmt: skip
     list_select_related = ("organization", "queue")
     list_filter = (SubscriptionStateFilter, OrganizationFilter)
     search_fields = ("id",)
-    search_help_text = "Search by a subscription's exact id or URL."
+    search_help_text = "An id, part of a URL, or part of an organization's name."
     autocomplete_fields = ("organization",)
     ordering = ("-id",)
     actions = ("disable", "enable", "recover", "send_test", "rotate_secret")
@@ -185,9 +193,19 @@ class SubscriptionAdmin(BoundedAdmin):
         return format_time(queue.failing_since if queue else None)
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Find by id or URL."""
+        """Find by id, part of the URL, or part of the organization's name."""
         row_id = parse_id(term)
-        return queryset.filter(pk=row_id) if row_id else queryset.filter(url=term)
+        if row_id:
+            return queryset.filter(pk=row_id)
+        return queryset.filter(pk__in=search.subscriptions_named(term, search.Scope.of(request)))
+
+    @admin.display(description="created", ordering="id")
+    def created_display(self, row: Subscription) -> str:
+        return format_time(row.created_at)
+
+    @admin.display(description="id")
+    def id_display(self, row: Subscription) -> SafeString:
+        return short_id(row.pk)
 
     # --- creating, changing, deleting ---------------------------------------------------------------
 

@@ -61,7 +61,40 @@ document.addEventListener('DOMContentLoaded', () => {
     }));
 });
 
+// The file comes as a download, beside which the page asks how many rows it has so far.
+function follow(link) {
+    const said = document.querySelector('[data-export-state]');
+    const token = crypto.randomUUID ? crypto.randomUUID() : '10000000-1000-4000-8000-100000000000'.replace(/[018]/g,
+        (c) => (+c ^ crypto.getRandomValues(new Uint8Array(1))[0] & 15 >> +c / 4).toString(16));
+    const progress = link.dataset.export.replace('00000000-0000-0000-0000-000000000000', token);
+    let silent = 0;
+    said.textContent = 'Starting …';
+    window.location.assign(`${link.href}&token=${token}`);
+    const timer = setInterval(async () => {
+        let found = {rows: null};
+        try {
+            found = await (await fetch(progress, {redirect: 'error'})).json();
+        } catch (error) {
+            // Asked again.
+        }
+        silent = found.rows === null ? silent + 1 : 0;
+        if (found.is_complete || silent > 30) {
+            clearInterval(timer);
+        }
+        if (found.rows !== null) {
+            const rows = found.rows.toLocaleString('en-US');
+            said.textContent = found.is_complete ? `Done: ${rows} rows.` : `${rows} rows so far …`;
+        }
+    }, 1000);
+}
+
 document.addEventListener('click', async (event) => {
+    const link = event.target.closest('a[data-export]');
+    if (link && event.button === 0 && !event.ctrlKey && !event.metaKey) {
+        event.preventDefault();
+        follow(link);
+        return;
+    }
     const button = event.target.closest('button[data-copy]');
     if (!button) {
         return;
