@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from bench import stack
-from bench.scenarios import bigtables, churn, delivery, fairness, fanout, ingestion, latency, memory, plainrq, scaling
+from bench.scenarios import (
+    bigtables,
+    churn,
+    console,
+    delivery,
+    fairness,
+    fanout,
+    ingestion,
+    latency,
+    memory,
+    plainrq,
+    scaling,
+)
 
 _SMALL: dict[object, dict[str, object]] = {
     ingestion: {"WARM_UP": 20, "SINGLE_REQUESTS": 60, "BATCH_REQUESTS": 9, "EVENTS_A_BATCH": 10},
@@ -13,6 +25,7 @@ _SMALL: dict[object, dict[str, object]] = {
     plainrq: {"EVENTS": 50, "SAMPLES": {"SimpleWorker": 10, "Worker": 3}},
     fairness: {"WARM_UP": 20, "SUBSCRIPTIONS": 6, "SECONDS": 1, "ROUNDS": 1, "BACKLOG": 1000},
     bigtables: {"WARM_UP": 20, "SETTLED": 4000, "PARKED": 400, "DELIVERIES": 200},
+    console: {"DELIVERIES": 4000, "ORGANIZATIONS": 20, "SUBSCRIPTIONS": 80},
     churn: {"WARM_UP": 20, "DELIVERIES": 400},
     scaling: {"WARM_UP": 20, "DELIVERIES": 400},
     memory: {"WARM_UP": 50, "ROUND": 100, "ROUNDS": 1, "ENDLESS": 10},

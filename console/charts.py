@@ -111,6 +111,8 @@ def _labelled(number: int) -> list[int]:
 
 
 def _clock(period: Period, span: Span) -> str:
+    if span.step >= 1440:
+        return period.at.strftime("%b %d")
     return period.at.strftime("%b %d %H:%M" if span.minutes > 1440 else "%H:%M")
 
 

@@ -18,7 +18,7 @@ from console.causes import words_for
 from console.charts import milliseconds, percent
 from console.dashboard import read_figures
 from console.formatting import badge, format_time, host_of_url, list_link, object_link, short
-from console.series import SPANS, EndpointFigures, Span, most_failing_endpoints, read_series, slowest_endpoints
+from console.series import SPANS, EndpointFigures, Span, rank_endpoints, read_series
 from core.db import server_cursor
 from core.ids import parse_id
 from core.redis import RedisUnavailable, call_redis
@@ -82,6 +82,7 @@ def live_context(request: HttpRequest, choice: Choice | None = None) -> dict[str
     """Return what refreshes itself."""
     choice = choice or choice_of(request)
     series = read_series(choice.span, choice.organization_id)
+    rankings = rank_endpoints(choice.span, choice.organization_id)
     context: dict[str, Any] = {
         "choice": choice,
         "now": format_time(timezone.now()),
@@ -89,8 +90,8 @@ def live_context(request: HttpRequest, choice: Choice | None = None) -> dict[str
         "figures": [] if choice.organization else read_figures(),
         "trouble": endpoints_in_trouble(choice.organization),
         "causes": panels.failures_by_cause(series.total()),
-        "slowest": _ranked(slowest_endpoints(choice.span, choice.organization_id)),
-        "most_failing": _ranked(most_failing_endpoints(choice.span, choice.organization_id)),
+        "slowest": _ranked(rankings.slowest),
+        "most_failing": _ranked(rankings.failing),
         "workers": None if choice.organization else _workers(),
     }
     if "table" in request.GET:

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from core.db import server_cursor
 from webhooks.models import Gauge, Rollup
-from webhooks.rollups import ACCEPTED, BOUNDS_MS, BUCKETS, DELIVERED, NO_ID, SUMS
+from webhooks.rollups import ACCEPTED, BOUNDS_MS, BUCKET_SUMS, BUCKETS, DELIVERED, NO_ID
 
 # The sweep sums up a minute some seconds after its end; until then the minute isn't shown.
 _SUMMED_UP_AFTER = datetime.timedelta(seconds=10)
@@ -31,10 +31,11 @@ class Span:
 SPANS = {
     span.name: span
     for span in (
-        Span("1h", "1 hour", 60, 1, 1),
-        Span("6h", "6 hours", 360, 1, 10),
+        Span("1h", "1 hour", 60, 1, 10),
+        Span("6h", "6 hours", 360, 1, 60),
         Span("24h", "24 hours", 1440, 10, 60),
-        Span("7d", "7 days", 10080, 60, 60),
+        Span("7d", "7 days", 10080, 60, 1440),
+        Span("30d", "30 days", 43200, 1440, 1440),
     )
 }
 
@@ -171,37 +172,46 @@ class EndpointFigures:
     p95_ms: float | None
 
 
+# One pass over the rows of the span without their histograms; those are read for the few that are shown.
 _RANK = f"""
-SELECT subscription_id, sum(attempts) FILTER (WHERE outcome <> '{DELIVERED}'), {SUMS}
-FROM webhooks_rollup
-WHERE step = %(step)s AND at >= %(since)s AND subscription_id <> %(no_id)s
-  AND (%(organization)s::uuid = %(no_id)s OR organization_id = %(organization)s)
-GROUP BY subscription_id
-HAVING sum(attempts) FILTER (WHERE outcome <> 'worker_lost') > 0 {{having}}
-ORDER BY {{order}} DESC LIMIT %(most)s
-"""  # noqa: S608 - constants of ours
-_SLOWEST = _RANK.format(having="", order="sum(duration_ms) / sum(attempts)")
-_MOST_FAILING = _RANK.format(
-    having=f"AND sum(attempts) FILTER (WHERE outcome <> '{DELIVERED}') > 0",
-    order=f"sum(attempts) FILTER (WHERE outcome <> '{DELIVERED}')",
+WITH figures AS MATERIALIZED (
+    SELECT organization_id, subscription_id, sum(attempts) AS attempts,
+           coalesce(sum(attempts) FILTER (WHERE outcome <> '{DELIVERED}'), 0) AS failed,
+           sum(duration_ms) / sum(attempts) AS mean_ms
+    FROM webhooks_rollup
+    WHERE step = %(step)s AND at >= %(since)s AND subscription_id <> %(no_id)s
+      AND (%(organization)s::uuid = %(no_id)s OR organization_id = %(organization)s)
+    GROUP BY organization_id, subscription_id
+), shown AS (
+    (SELECT 'slowest' AS ranking, * FROM figures ORDER BY mean_ms DESC LIMIT %(most)s)
+    UNION ALL
+    (SELECT 'failing', * FROM figures WHERE failed > 0 ORDER BY failed DESC LIMIT %(most)s)
 )
+SELECT ranking, subscription_id, attempts::bigint, failed::bigint, mean_ms, (
+    SELECT {BUCKET_SUMS} FROM webhooks_rollup r
+    WHERE r.step = %(step)s AND r.organization_id = shown.organization_id
+      AND r.subscription_id = shown.subscription_id AND r.at >= %(since)s
+) FROM shown
+"""  # noqa: S608 - constants of ours
 
 
-def slowest_endpoints(span: Span, organization_id: uuid.UUID = NO_ID, most: int = 5) -> list[EndpointFigures]:
-    """Return the subscriptions whose attempts took longest on average."""
-    return _rank(_SLOWEST, span, organization_id, most)
+@dataclass(frozen=True, slots=True)
+class Rankings:
+    """The subscriptions whose attempts took longest on average, and those with the most failed attempts."""
+
+    slowest: list[EndpointFigures]
+    failing: list[EndpointFigures]
 
 
-def most_failing_endpoints(span: Span, organization_id: uuid.UUID = NO_ID, most: int = 5) -> list[EndpointFigures]:
-    """Return the subscriptions with the most failed attempts."""
-    return _rank(_MOST_FAILING, span, organization_id, most)
-
-
-def _rank(statement: str, span: Span, organization_id: uuid.UUID, most: int) -> list[EndpointFigures]:
+def rank_endpoints(span: Span, organization_id: uuid.UUID = NO_ID, most: int = 5) -> Rankings:
+    """Return the endpoints that stand out, of an organization or of all."""
     since, _ = _bounds(span, span.ranking_step)
     window = {
         "step": span.ranking_step, "since": since, "organization": organization_id, "no_id": NO_ID, "most": most,
     }  # fmt: skip
+    rankings = Rankings([], [])
     with server_cursor() as cursor:
-        rows = cursor.execute(statement, window).fetchall()
-    return [EndpointFigures(row[0], row[2], row[1] or 0, row[4] / row[2], percentile(row[5], 0.95)) for row in rows]
+        for ranking, subscription_id, attempts, failed, mean_ms, buckets in cursor.execute(_RANK, window).fetchall():
+            figures = EndpointFigures(subscription_id, attempts, failed, mean_ms, percentile(buckets, 0.95))
+            (rankings.slowest if ranking == "slowest" else rankings.failing).append(figures)
+    return rankings

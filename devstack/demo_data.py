@@ -34,7 +34,7 @@ _EVENTS = """
 INSERT INTO events_event (id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at,
                           created_at, processed_at)
 SELECT uuidv7(at - now()), s.organizations[k], CASE WHEN n %% 997 = 0 THEN %(long_type)s ELSE (%(types)s::text[])[1 + n %% 5] END,
-       '{"id": ' || n || ', "customer": "C-' || n %% 5000 || '", "total": "' || (n * 7919) %% 90000 / 100.0 || '"}',
+       '{"id": ' || n || ', "customer": "C-' || n %% 5000 || '", "total": "' || (n::bigint * 7919) %% 90000 / 100.0 || '"}',
        CASE WHEN n %% 10 = 0 THEN 'order-' || n END, 'processed', 0, '', at, at, at
 FROM (SELECT n, now() - (%(count)s - n) * (interval '24 hours' / %(count)s) AS at, 1 + n %% %(subscriptions)s AS k
       FROM generate_series(1, %(count)s) AS n) AS e,
@@ -50,6 +50,7 @@ SELECT uuidv7(created_at - now()), organization_id, id, s.subscriptions[1 + n %%
        created_at + interval '40 ms', created_at
 FROM (SELECT id, organization_id, created_at, row_number() OVER (ORDER BY created_at) AS n FROM events_event) AS e,
      (SELECT %(ids)s::uuid[] AS subscriptions) AS s
+WHERE s.subscriptions[1 + n %% %(subscriptions)s] <> %(dead)s
 """
 _ATTEMPTS = """
 INSERT INTO webhooks_deliveryattempt (delivery_id, number, cause, started_at, duration_ms, status_code, error,
@@ -75,6 +76,13 @@ def _buckets(**counts: str) -> str:
     return f"ARRAY[{', '.join(counts.get(f'b{number}', '0') for number in range(18))}]"
 
 
+_REFUSED_ATTEMPTS = """
+INSERT INTO webhooks_deliveryattempt (delivery_id, number, cause, started_at, duration_ms, status_code, error,
+                                      error_detail, response_body)
+SELECT id, number, 'schedule', now() - (3 - number) * interval '5 minutes' - (random() * 300) * interval '1 second', 1.2,
+       NULL, 'connection_refused', 'The endpoint refused the connection.', ''
+FROM webhooks_delivery, generate_series(1, 2) AS number WHERE subscription_id = %(dead)s AND status = 'pending'
+"""
 # A day's swing, some noise, and for each subscription its own level.  No worker was there for twelve minutes.
 _ROLLUPS = f"""
 INSERT INTO webhooks_rollup (step, organization_id, subscription_id, at, outcome, attempts, settled, duration_ms,
@@ -115,7 +123,8 @@ INSERT INTO webhooks_gauge (step, organization_id, at, due, retrying, paused, ra
                             oldest_due_seconds, workers, places)
 SELECT %(step)s, %(no_id)s, at, (40 + 30 * sin(extract(epoch FROM at) / 700))::int, 300 + (extract(epoch FROM at)::int / 60) %% 50,
        2200, 0, 1400, (20 + 12 * sin(extract(epoch FROM at) / 900))::int, 0.4, 2, 1024
-FROM generate_series(%(since)s::timestamptz, %(until)s::timestamptz, make_interval(mins => %(step)s)) AS at
+FROM generate_series(%(since)s::timestamptz, %(until)s::timestamptz - interval '1 minute',
+                     make_interval(mins => %(step)s)) AS at
 WHERE NOT (%(step)s = 1 AND at >= %(until)s::timestamptz - interval '37 minutes' AND at < %(until)s::timestamptz - interval '25 minutes')
 ON CONFLICT DO NOTHING
 """
@@ -147,12 +156,12 @@ def fill(deliveries: int, organizations: int = 300, subscriptions: int = 1000, *
     secret = encrypt("whsec_" + "A" * 32)
     rows = Subscription.objects.bulk_create(
         Subscription(
-            organization=owners[n % organizations], url=f"https://hooks-{n}.example.com/v1/incoming/{n}",
+            organization=owners[n % organizations if n > 3 else 0], url=f"https://hooks-{n}.example.com/v1/incoming/{n}",
             event_types=["*"], encrypted_secret=secret, description=f"Endpoint {n}",
         )
         for n in range(subscriptions)
     )  # fmt: skip
-    dead, slow, disabled, healthy = rows[0], rows[organizations], rows[2 * organizations], rows[3 * organizations]
+    dead, slow, disabled, healthy = rows[:4]
     dead.url = "https://billing.acme.example/webhooks/triggers"
     slow.url = "https://slow.acme.example/hook"
     if hostile:
@@ -182,6 +191,7 @@ def fill(deliveries: int, organizations: int = 300, subscriptions: int = 1000, *
         "organizations": [row.organization_id for row in rows], "ids": [row.pk for row in rows],
     }  # fmt: skip
     with connection.cursor() as cursor:
+        values["dead"] = dead.pk
         cursor.execute(_EVENTS, values)
         cursor.execute(_DELIVERIES, values)
         cursor.execute(_ATTEMPTS)
@@ -190,14 +200,17 @@ def fill(deliveries: int, organizations: int = 300, subscriptions: int = 1000, *
                 _WAITING,
                 {"organization": row.organization_id, "subscription": row.pk, "status": status, "count": number},
             )
-        named = {"dead": dead.pk, "slow": slow.pk, "disabled": disabled.pk, "no_id": rollups.NO_ID, "until": now}
-        for step, back in ((60, datetime.timedelta(days=8)), (10, datetime.timedelta(hours=25)),
+        cursor.execute(_REFUSED_ATTEMPTS, values)
+        # Some minutes ahead, which no page shows yet: so that the lines don't end while somebody looks.
+        until = now + datetime.timedelta(minutes=5)
+        named = {"dead": dead.pk, "slow": slow.pk, "disabled": disabled.pk, "no_id": rollups.NO_ID, "until": until}
+        for step, back in ((1440, datetime.timedelta(days=30)), (60, datetime.timedelta(days=8)), (10, datetime.timedelta(hours=25)),
                            (1, datetime.timedelta(hours=6, minutes=50))):  # fmt: skip
             length = step * 60
             since = datetime.datetime.fromtimestamp((now - back).timestamp() // length * length, datetime.UTC)
             cursor.execute(_ROLLUPS, {**named, "step": step, "since": since})
             cursor.execute(_GAUGES, {**named, "step": step, "since": since})
-            _sum_up(step, since, now)
+            _sum_up(step, since, until)
             cursor.execute(_ACCEPTED, {**named, "step": step})
     return Demo(owners[0].pk, dead.pk, slow.pk, disabled.pk, healthy.pk)
 

@@ -349,7 +349,7 @@ OPTIONS: tuple[Option, ...] = (
         "ROLLUP_RETENTION_DAYS",
         _integer(7, 3650),
         "30",
-        "Days that the console's hourly figures are kept.",
+        "Days that the console's daily figures are kept.",
     ),
     Option(
         "AUTH_FAILURES_PER_MINUTE",

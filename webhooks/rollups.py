@@ -50,7 +50,8 @@ BUCKETS = len(BOUNDS_MS) + 1
 STEPS: dict[int, datetime.timedelta | None] = {
     1: datetime.timedelta(hours=7),
     10: datetime.timedelta(hours=25),
-    60: None,
+    60: datetime.timedelta(days=8),
+    1440: None,
 }
 # A minute is summed up this long after its end, and once more a minute later, for records that took long to commit.
 CLOSED_AFTER_SECONDS = 5
@@ -85,9 +86,9 @@ INSERT INTO webhooks_rollup AS t (
     step, organization_id, subscription_id, at, outcome, attempts, settled, duration_ms, durations, latencies
 )
 """
-SUMS = f"""
-sum(attempts)::bigint, sum(settled)::bigint, sum(duration_ms),
-{_each("sum(durations[{0}])::int")}, {_each("sum(latencies[{0}])::int")}
+BUCKET_SUMS = _each("sum(durations[{0}])::int")
+_SUMS = f"""
+sum(attempts)::bigint, sum(settled)::bigint, sum(duration_ms), {BUCKET_SUMS}, {_each("sum(latencies[{0}])::int")}
 """
 
 # In the order of the subscriptions, as their queues are locked.
@@ -248,14 +249,14 @@ GROUP BY organization_id, date_trunc('minute', created_at)
 """  # noqa: S608
 _SUM_ORGANIZATIONS = f"""
 {_INSERT}
-SELECT 1, organization_id, %(no_id)s, at, outcome, {SUMS} FROM webhooks_rollup
+SELECT 1, organization_id, %(no_id)s, at, outcome, {_SUMS} FROM webhooks_rollup
 WHERE step = 1 AND at >= %(since)s AND at < %(until)s AND subscription_id <> %(no_id)s
 GROUP BY organization_id, at, outcome
 {_REPLACE}
 """  # noqa: S608
 _SUM_ALL = f"""
 {_INSERT}
-SELECT 1, %(no_id)s, %(no_id)s, at, outcome, {SUMS} FROM webhooks_rollup
+SELECT 1, %(no_id)s, %(no_id)s, at, outcome, {_SUMS} FROM webhooks_rollup
 WHERE step = 1 AND at >= %(since)s AND at < %(until)s AND subscription_id = %(no_id)s AND organization_id <> %(no_id)s
 GROUP BY at, outcome
 {_REPLACE}
@@ -263,7 +264,7 @@ GROUP BY at, outcome
 # From one step to the next longer one: every period that has any of the minutes is computed again from all it has.
 _SUM_PERIODS = f"""
 {_INSERT}
-SELECT %(step)s, organization_id, subscription_id, date_bin(%(length)s, at, 'epoch'::timestamptz), outcome, {SUMS}
+SELECT %(step)s, organization_id, subscription_id, date_bin(%(length)s, at, 'epoch'::timestamptz), outcome, {_SUMS}
 FROM webhooks_rollup WHERE step = %(from_step)s AND at >= date_bin(%(length)s, %(since)s, 'epoch'::timestamptz)
   AND at < %(until)s
 GROUP BY 2, 3, 4, 5
@@ -316,8 +317,14 @@ def sum_up(since: datetime.datetime, until: datetime.datetime) -> None:
 
 
 def _each_step(statement: str, since: datetime.datetime, until: datetime.datetime) -> None:
-    steps = list(STEPS)
-    for from_step, step in pairwise(steps):
+    """Run a statement for each step that is computed from the one before it, when that one has a new period.
+
+    So the longest steps, which read most, are computed least often; a new period of theirs may be late by that much.
+    """
+    for from_step, step in pairwise(STEPS):
+        length = from_step * 60
+        if since.timestamp() // length == until.timestamp() // length:
+            return
         window = {
             "since": since, "until": until, "step": step, "from_step": from_step,
             "length": datetime.timedelta(minutes=step),

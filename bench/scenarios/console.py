@@ -11,11 +11,13 @@ from bench.stack import BenchStack
 from devstack.demo_data import Demo, fill
 
 DELIVERIES = 1_500_000
+ORGANIZATIONS = 300
+SUBSCRIPTIONS = 1000
 
 
 def console(stack: BenchStack) -> list[Figure]:
     """1,500,000 deliveries of 1,000 subscriptions, 300 organizations: every page of the console."""
-    demo = fill(DELIVERIES)
+    demo = fill(DELIVERIES, ORGANIZATIONS, SUBSCRIPTIONS)
     stack.sql("VACUUM ANALYZE")
     stack.sql("CHECKPOINT")
     with stack.running_web():

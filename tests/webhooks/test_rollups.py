@@ -187,17 +187,17 @@ def test_what_takes_too_long_to_count_is_a_gap_and_not_a_zero(monkeypatch: pytes
 
 
 def test_old_periods_go_and_longer_ones_stay_longer(organization: Organization, settings: Any) -> None:
-    settings.ROLLUP_RETENTION_DAYS = 7
+    settings.ROLLUP_RETENTION_DAYS = 30
     subscribe(organization)
     accept(organization)
     record_results([result(claim(1).deliveries[0])])
     make_older(5)
     rollups.keep_rollups()
     steps = []
-    for hours in (8, 26, 24 * 8):
+    for hours in (8, 26, 24 * 9, 24 * 31):
         Rollup.objects.update(at=timezone.now() - datetime.timedelta(hours=hours))
         Gauge.objects.update(at=timezone.now() - datetime.timedelta(hours=hours))
         rollups._delete_old()
         assert {*Rollup.objects.values_list("step")} == {*Gauge.objects.values_list("step")}
         steps.append(sorted({step for (step,) in Rollup.objects.values_list("step")}))
-    assert steps == [[10, 60], [60], []]
+    assert steps == [[10, 60, 1440], [60, 1440], [1440], []]
