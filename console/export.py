@@ -102,12 +102,12 @@ def _note(progress: str, rows: int, *, is_complete: bool) -> None:
         call_redis(lambda redis: redis.set(progress, text, ex=PROGRESS_SECONDS))
 
 
-def progress_key(user_id: int, token: uuid.UUID) -> str:
+def progress_key(user_id: int | None, token: uuid.UUID) -> str:
     """Return where the progress of one user's export is kept."""
     return f"triggers:export:{user_id}:{token}"
 
 
-def read_progress(user_id: int, token: uuid.UUID) -> dict[str, Any] | None:
+def read_progress(user_id: int | None, token: uuid.UUID) -> dict[str, Any] | None:
     """Return how many rows an export has written and whether that is all; None if nobody knows."""
     key = progress_key(user_id, token)
     try:

@@ -39,7 +39,7 @@ def short_id(row_id: object) -> SafeString:
     text = str(row_id)
     return format_html(
         '<span class="id" title="{}">…{}'
-        '<button type="button" class="copy" data-copy="{}" aria-label="Copy id">⧉</button></span>',
+        '<button type="button" class="copy" data-copy="{}" aria-label="Copy id">copy</button></span>',
         text, text[-8:], text,
     )  # fmt: skip
 

@@ -213,7 +213,7 @@ def _workers() -> dict[str, Any]:
     now = datetime.datetime.now(datetime.UTC)
     rows = [
         {
-            "name": short(worker.name, 40),
+            "name": short(worker.name, 13),
             "host": short(worker.host, 40),
             "state": short(worker.state, 20),
             "since": "-" if worker.born_at is None else _age(now - worker.born_at),

@@ -66,7 +66,7 @@ class BoundedChangeList(ChangeList):
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
         """Return the order that an index has, turned round if the address says so."""
-        ordering = list(self.model_admin.get_ordering(request))
+        ordering = [str(name) for name in self.model_admin.get_ordering(request)]
         return flipped(ordering) if self._is_turned(ordering) else ordering
 
     def _is_turned(self, ordering: Sequence[str]) -> bool:

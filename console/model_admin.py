@@ -53,7 +53,7 @@ class BoundedAdmin(_ModelAdmin):
     paginator = BoundedPaginator
     list_per_page = 50
     list_max_show_all = 0
-    sortable_by = ()
+    sortable_by: ClassVar[tuple[str, ...]] = ()
     actions_on_bottom = False
     change_list_template = "console/change_list.html"
     change_form_template = "console/change_form.html"

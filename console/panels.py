@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from django.utils.safestring import SafeString
 
 from console.causes import words_for
-from console.charts import Line, chart, count, milliseconds, percent
+from console.charts import Line, chart, milliseconds, percent
 from console.series import Period, Series, percentile
 from webhooks.rollups import DELIVERED
 
@@ -121,7 +121,7 @@ def _ms(value: float | None) -> str:
 
 def table_rows(series: Series) -> list[Sequence[str]]:
     """Return all figures as text, the newest period first: what the charts show, for those who can't see them."""
-    rows = []
+    rows: list[Sequence[str]] = []
     for period in reversed(series.periods):
         at = period.at.strftime("%Y-%m-%d %H:%M")
         if not period.is_observed:
@@ -146,7 +146,7 @@ def headline(series: Series) -> list[tuple[str, str, str]]:
     total = series.total()
     rate = total.success_rate
     return [
-        (count(total.accepted), "events accepted", ""),
+        (f"{total.accepted:,}", "events accepted", ""),
         (f"{total.delivered:,}", "delivered", f"{total.attempts:,} attempts"),
         ("-" if rate is None else percent(rate), "success rate", f"{total.failed:,} failed attempts"),
         (_ms(percentile(total.latencies, 0.5)), "accepted to received, p50", ""),

@@ -9,6 +9,7 @@ import datetime
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from django.db import connection
 from django.http import HttpRequest
@@ -53,7 +54,7 @@ class Scope:
         return cls(organization, timezone.now() - span[1], span[0].lower()) if span else cls(organization, None, name)
 
 
-def _rows(statement: str, parameters: dict[str, object]) -> list[uuid.UUID]:
+def _rows(statement: str, parameters: dict[str, Any]) -> list[uuid.UUID]:
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
         return [row[0] for row in cursor.fetchall()]

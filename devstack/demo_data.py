@@ -10,6 +10,7 @@ import datetime
 import random
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 HEALTHY_CODE = 200
 # Names and addresses that must not break a page.
@@ -186,7 +187,7 @@ def fill(deliveries: int, organizations: int = 300, subscriptions: int = 1000, *
     SubscriptionQueue.objects.filter(pk=rows[9].pk).update(
         failing_since=now - datetime.timedelta(minutes=8), consecutive_failures=3
     )
-    values = {
+    values: dict[str, Any] = {
         "long_type": LONG_TYPE, "types": list(TYPES), "count": deliveries, "subscriptions": subscriptions,
         "organizations": [row.organization_id for row in rows], "ids": [row.pk for row in rows],
     }  # fmt: skip
@@ -203,7 +204,13 @@ def fill(deliveries: int, organizations: int = 300, subscriptions: int = 1000, *
         cursor.execute(_REFUSED_ATTEMPTS, values)
         # Some minutes ahead, which no page shows yet: so that the lines don't end while somebody looks.
         until = now + datetime.timedelta(minutes=5)
-        named = {"dead": dead.pk, "slow": slow.pk, "disabled": disabled.pk, "no_id": rollups.NO_ID, "until": until}
+        named: dict[str, Any] = {
+            "dead": dead.pk,
+            "slow": slow.pk,
+            "disabled": disabled.pk,
+            "no_id": rollups.NO_ID,
+            "until": until,
+        }
         for step, back in ((1440, datetime.timedelta(days=30)), (60, datetime.timedelta(days=8)), (10, datetime.timedelta(hours=25)),
                            (1, datetime.timedelta(hours=6, minutes=50))):  # fmt: skip
             length = step * 60

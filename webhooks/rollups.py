@@ -21,6 +21,7 @@ import uuid
 from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import structlog
 from django.conf import settings
@@ -361,6 +362,6 @@ def _delete_old() -> None:
             in_transaction(lambda sql=statement, given=(step, age): _run(sql, (*given, DELETED_AT_A_TIME)))  # type: ignore[misc]
 
 
-def _run(statement: str, parameters: object) -> None:
+def _run(statement: str, parameters: Mapping[str, Any] | Sequence[Any]) -> None:
     with server_cursor() as cursor:
-        cursor.execute(statement, parameters)  # type: ignore[arg-type]
+        cursor.execute(statement, parameters)

@@ -45,7 +45,7 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
         "duration", "detail_display", "delivery_link",
     )  # fmt: skip
     list_select_related = ("delivery__event", "delivery__subscription", "delivery__organization")
-    sortable_by = ("time_display",)
+    sortable_by: ClassVar = ("time_display",)
     export_columns: ClassVar = {
         "delivery_id": "delivery_id", "number": "number", "started_at": "started_at", "duration_ms": "duration_ms",
         "cause": "cause", "status_code": "status_code", "error": "error", "error_detail": "error_detail",

@@ -108,9 +108,9 @@ class DeliveryAdmin(ReadOnlyAdmin):
     audit_noun = "delivery"
     list_display = (
         "time_display", "organization_link", "type_display", "endpoint_link", "status_display", "cause_display",
-        "attempt_count", "next_attempt_display", "id_display",
+        "attempts_column", "next_attempt_display", "id_display",
     )  # fmt: skip
-    sortable_by = ("time_display",)
+    sortable_by: ClassVar = ("time_display",)
     export_columns: ClassVar = {
         "id": "id", "created_at": "created_at", "organization": "organization__name", "event_id": "event_id",
         "event_type": "event__type", "dedup_id": "event__dedup_id", "subscription_id": "subscription_id",
@@ -165,6 +165,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
     @admin.display(description="endpoint")
     def endpoint_link(self, row: Delivery) -> SafeString | str:
         return object_link(row.subscription, short(host_of_url(row.subscription.url), 60))
+
+    @admin.display(description="attempts")
+    def attempts_column(self, row: Delivery) -> int:
+        return row.attempt_count
 
     @admin.display(description="cause")
     def cause_display(self, row: Delivery) -> str:

@@ -46,7 +46,7 @@ class EventAdmin(ReadOnlyAdmin):
     audit_noun = "event"
     list_display = ("time_display", "organization_link", "type_display", "status_display", "error_display",
                     "dedup_id_display", "id_display")  # fmt: skip
-    sortable_by = ("time_display",)
+    sortable_by: ClassVar = ("time_display",)
     export_columns: ClassVar = {
         "id": "id", "created_at": "created_at", "organization": "organization__name", "type": "type",
         "dedup_id": "dedup_id", "status": "status", "last_error": "last_error", "processed_at": "processed_at",

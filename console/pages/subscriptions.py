@@ -64,7 +64,7 @@ class SubscriptionAdmin(BoundedAdmin):
         "url_display", "organization_link", "status_display", "failing_since", "event_types_display", "in_flight",
         "description_display", "created_display", "id_display",
     )  # fmt: skip
-    sortable_by = ("created_display",)
+    sortable_by: ClassVar = ("created_display",)
     export_columns: ClassVar = {
         "id": "id", "created_at": "created_at", "organization": "organization__name", "url": "url",
         "event_types": "event_types", "description": "description", "is_active": "is_active",
@@ -252,7 +252,7 @@ class SubscriptionAdmin(BoundedAdmin):
         queue = _queue(row)
         failing = queue is not None and queue.failing_since is not None
         # Enabling one that fails closes its circuit breaker.
-        return {"disable": row.is_active, "enable": not row.is_active or failing}.get(action, True)
+        return bool({"disable": row.is_active, "enable": not row.is_active or failing}.get(action, True))
 
     def has_rotate_permission(self, request: HttpRequest) -> bool:
         """Whether the user may give a subscription a new secret, for `permissions=["rotate"]`."""

@@ -215,4 +215,8 @@ def test_no_page_is_wider_than_the_window(
         tab.visit(home_of(site) + path)
         wide = tab.page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         assert wide <= 0, (path, wide)
+        inner = tab.page.evaluate(
+            "[...document.querySelectorAll('.results')].map(e => e.scrollWidth - e.clientWidth)[0] ?? 0"
+        )
+        assert inner <= 0, (path, inner, "the list has to be scrolled sideways")
     context.close()

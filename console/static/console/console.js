@@ -107,6 +107,6 @@ document.addEventListener('click', async (event) => {
         button.textContent = '✗';
     }
     setTimeout(() => {
-        button.textContent = '⧉';
+        button.textContent = 'copy';
     }, 1200);
 });
