@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from console.actions import TooMany, chunks, refuse_too_many, report, selected_ids
 from console.confirmation import Question, ReasonForm, answer, question_page, reason_of
-from console.filters import SPANS
+from console.spans import SPANS
 from core.ids import parse_id
 from core.wakeups import WEBHOOKS, wake
 from orgs import audit

@@ -32,8 +32,8 @@ def exchange_block(attempt: DeliveryAttempt) -> SafeString:
     sent = "\n".join([f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in request)])
     command_id = f"curl-{attempt.number}"
     return format_html(
-        '<div class="exchange"><p><button type="button" class="button" data-copy="{body_id} {command_id}">Copy as curl'
-        '</button> <span class="help">{note}</span></p><pre id="{command_id}" hidden>{command}</pre>{facts}'
+        '<div class="exchange"><p><button type="button" class="button" data-copy-from="{body_id} {command_id}">'
+        'Copy as curl</button> <span class="help">{note}</span></p><pre id="{command_id}" hidden>{command}</pre>{facts}'
         "<h4>Request</h4>{sent}<h4>Response</h4>{received}{body}</div>",
         body_id=BODY_ID,
         command_id=command_id,

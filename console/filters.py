@@ -13,6 +13,7 @@ from django.http import HttpRequest
 from django.utils import timezone
 
 from console.formatting import short
+from console.spans import SPANS
 from core.ids import parse_id
 from events.models import Event
 from orgs.models import Organization
@@ -94,12 +95,6 @@ class OrganizationFilter(admin.SimpleListFilter):
         return queryset.filter(organization_id=organization_id) if organization_id else queryset.none()
 
 
-SPANS = {
-    "15m": ("Last 15 minutes", datetime.timedelta(minutes=15)),
-    "1h": ("Last hour", datetime.timedelta(hours=1)),
-    "1d": ("Last 24 hours", datetime.timedelta(days=1)),
-    "7d": ("Last 7 days", datetime.timedelta(days=7)),
-}
 # The time in an id comes from the clock of the machine that made it, which may be wrong by this much.
 _CLOCK_SKEW = datetime.timedelta(hours=2)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import datetime
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.db.models import Model
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from console.causes import error_words
 from core.pretty import excerpt, pretty_json, visible
-from webhooks.destinations.outcome import Failure
 from webhooks.models import Delivery
 from webhooks.states import Breaker, SubscriptionState, delivery_state, next_attempt_at
 
@@ -36,31 +37,36 @@ def short(text: str, most: int = 80) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
+def short_id(row_id: object) -> SafeString:
+    """Return the end of an id, which tells ids apart, with a button that copies all of it."""
+    text = str(row_id)
+    return format_html(
+        '<span class="id" title="{}">…{}'
+        '<button type="button" class="copy" data-copy="{}" aria-label="Copy id">copy</button></span>',
+        text, text[-8:], text,
+    )  # fmt: skip
+
+
+def host_of_url(url: str, *, with_path: bool = False) -> str:
+    """Return a URL without its scheme, user and, unless `with_path`, its path; what can't be parsed, as it is."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if parts.port is not None:
+            host += f":{parts.port}"
+    except ValueError:
+        return url
+    return host + parts.path if with_path else host
+
+
 def badge(status: str, label: str | None = None) -> SafeString:
     """Return a status in its color.  status: one of our words, used as a CSS class.  label: what is shown instead."""
     return format_html('<span class="state state-{}">{}</span>', status, label or status)
 
 
-# The colors of a subscription's states, by the CSS classes of the deliveries' statuses.
-_STATE_COLORS = {"failing": "failed", "paused": "retrying", "disabled": "held", "deleted": "cancelled"}
-
-
-def state_badge(state: str) -> SafeString:
-    """Return a subscription's state in its color."""
-    return badge(_STATE_COLORS.get(state, state), state)
-
-
 def delivery_badge(delivery: Delivery) -> SafeString:
     """Return a delivery's state in its color."""
     return badge(delivery_state(delivery.status, delivery.last_error))
-
-
-def error_words(error: str, status_code: int | None) -> str:
-    """Return what an attempt failed of: its status code if it is that, its error class otherwise."""
-    if error == Failure.HTTP_STATUS and status_code:
-        return f"HTTP {status_code}"
-    words = error.replace("_", " ")
-    return f"{words} (HTTP {status_code})" if words and status_code else words
 
 
 def cause_of(subscription: Any) -> str:

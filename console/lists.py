@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.views.main import ORDER_VAR, ChangeList
 from django.core.paginator import Page, Paginator
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -48,19 +49,46 @@ class BoundedPaginator(_Paginator):
         return self.count >= LIST_BOUND
 
 
+def flipped(ordering: Sequence[str]) -> list[str]:
+    """Return the opposite order."""
+    return [name.removeprefix("-") if name.startswith("-") else f"-{name}" for name in ordering]
+
+
 class BoundedChangeList(ChangeList):
-    """A list in a fixed order that is read in the view, where a slow one can be stopped, and not in the template."""
+    """A list in the order of an index, read in the view, where a slow one can be stopped, and not in the template.
+
+    People may turn the order round, at the head of the column that `sortable_by` of the admin names; no other order
+    has an index.
+    """
+
+    search_note = ""
+    export_links: Sequence[tuple[str, str]] = ()
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
-        """Return the order that an index has; people can't choose another one."""
-        return list(self.model_admin.get_ordering(request))
+        """Return the order that an index has, turned round if the address says so."""
+        ordering = [str(name) for name in self.model_admin.get_ordering(request)]
+        return flipped(ordering) if self._is_turned(ordering) else ordering
+
+    def _is_turned(self, ordering: Sequence[str]) -> bool:
+        asked = str(self.params.get(ORDER_VAR, ""))
+        return bool(asked) and asked.startswith("-") != ordering[0].startswith("-")
 
     def get_ordering_field_columns(self) -> dict[int, Literal["desc", "asc"]]:
-        """Mark no column as the sorted one."""
-        return {}
+        """Mark the sorted column."""
+        by = [name for name in self.model_admin.sortable_by or () if name in self.list_display]
+        if not by:
+            return {}
+        return {list(self.list_display).index(by[0]): "desc" if self.is_descending else "asc"}
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the rows of the page now."""
+        self.is_descending = self.get_ordering(request, self.root_queryset)[0].startswith("-")
         super().get_results(request)
+        self.search_note = getattr(request, "search_note", "")
+        if getattr(self.model_admin, "export_columns", None):
+            self.export_links = [
+                (name, self.get_query_string({"export": form}, ["p"]))
+                for form, name in (("csv", "CSV"), ("ndjson", "NDJSON"))
+            ]
         if isinstance(self.result_list, QuerySet):  # all rows fit on one page
             self.result_list = self.paginator.page(1).object_list

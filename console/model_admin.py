@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
-from django.contrib.admin.utils import model_ngettext
+from django.contrib.admin.options import IncorrectLookupParameters
+from django.contrib.admin.utils import model_ngettext, unquote
 from django.contrib.admin.views.main import ChangeList
 from django.contrib.admin.widgets import AutocompleteSelect
 from django.core.exceptions import ValidationError
 from django.db import OperationalError, connection, transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.safestring import SafeString
 from psycopg.errors import QueryCanceled
 
+from console.export import FORMATS, export, progress_key
 from console.formatting import object_link
 from console.lists import BoundedChangeList, BoundedPaginator
-from core.ids import parse_id
+from core.ids import new_id, parse_id
 from orgs import audit
 from orgs.models import Organization
 
@@ -50,11 +53,13 @@ class BoundedAdmin(_ModelAdmin):
     paginator = BoundedPaginator
     list_per_page = 50
     list_max_show_all = 0
-    sortable_by = ()
+    sortable_by: ClassVar[tuple[str, ...]] = ()
     actions_on_bottom = False
     change_list_template = "console/change_list.html"
     change_form_template = "console/change_form.html"
     audit_noun = ""  # what stands before .create and .change in the audit log
+    # What an export of the list holds: paths of fields by the names that they get; none where there is no export.
+    export_columns: ClassVar[Mapping[str, str]] = {}
     # The actions that the page of one object offers as buttons.
     object_actions: ClassVar[Sequence[str]] = ()
 
@@ -83,10 +88,12 @@ class BoundedAdmin(_ModelAdmin):
         row_id = parse_id(term)
         return queryset.filter(pk=row_id) if row_id else queryset.none()
 
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """Show the list, or a message if reading it takes longer than LIST_TIMEOUT_MS."""
         if request.method != "GET":
             return super().changelist_view(request, extra_context)
+        if self.export_columns and request.GET.get("export") in FORMATS and self.has_view_permission(request):
+            return self._export(request)
         try:
             with transaction.atomic():
                 _set_timeout(f"{LIST_TIMEOUT_MS}ms")
@@ -104,6 +111,29 @@ class BoundedAdmin(_ModelAdmin):
                 messages.ERROR,
             )
             return HttpResponseRedirect(request.path)
+
+    def _export(self, request: HttpRequest) -> HttpResponseBase:
+        """Return all rows that the list's filters let through as a file, and write that to the audit log."""
+        query: Any = request.GET.copy()
+        form = query.pop("export")[-1]
+        token = parse_id(query.pop("token", [""])[-1]) or new_id()
+        request.GET = query
+        request.is_export = True  # type: ignore[attr-defined]
+        try:
+            with transaction.atomic():
+                _set_timeout(f"{LIST_TIMEOUT_MS}ms")
+                rows = self.get_changelist_instance(request)
+                _set_timeout("DEFAULT")
+        except IncorrectLookupParameters:
+            return HttpResponseRedirect(request.path)
+        name = str(self.opts.verbose_name_plural).replace(" ", "-")
+        self.audit(request, f"{self.audit_noun}.export", None, {"format": form, "filters": query.dict()})
+        key = progress_key(request.user.pk, token)
+        return export(self.export_querysets(request, rows), self.export_columns, name, form, key)
+
+    def export_querysets(self, request: HttpRequest, rows: ChangeList) -> Iterable[tuple[QuerySet[Any], list[str]]]:
+        """Yield what an export reads, each with an order that an index has."""
+        yield rows.queryset, [str(name) for name in rows.get_ordering(request, rows.root_queryset)]
 
     def response_action(self, request: HttpRequest, queryset: QuerySet[Any], *more: Any) -> HttpResponse | None:
         """Run an action; a selection that isn't made of ids gets a message instead of an error."""
@@ -137,15 +167,18 @@ class BoundedAdmin(_ModelAdmin):
     ) -> HttpResponse:
         """Show one row, with a button for each of its actions."""
         allowed: dict[str, Any] = self.get_actions(request)
-        buttons = [(name, allowed[name][2]) for name in self.object_actions if name in allowed]
-        form = self.action_form(auto_id=None)
+        row = self.get_object(request, unquote(object_id))
+        offered = [name for name in self.object_actions if name in allowed and (row is None or self.fits(name, row))]
         context = {
-            "object_buttons": buttons,
-            "object_action_fields": [field for field in form if field.name not in {"action", "select_across"}],
+            "object_buttons": [(name, allowed[name][2]) for name in offered],
             "changelist_url": reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"),
             **(extra_context or {}),
         }
         return super().change_view(request, object_id, form_url, context)
+
+    def fits(self, action: str, row: Any) -> bool:
+        """Tell whether an action makes sense for the row as it is now; its page leaves out the others' buttons."""
+        return True
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         """Refuse deletion; a subclass that allows it says how."""
@@ -170,14 +203,16 @@ class BoundedAdmin(_ModelAdmin):
         reason: str = "",
         targets: Sequence[object] = (),
     ) -> None:
-        """Write what was done to a row to the audit log, in the current transaction.
+        """Write what was done to a row (None: to the list) to the audit log, in the current transaction.
 
         targets: the ids of what else it is about.
         """
+        organization_id, target, name = (
+            (_organization_id_of(row), self.audit_target(row), str(row)) if row is not None else (None, "", "")
+        )
         audit.record_for_user(
-            request, action, _organization_id_of(row), self.audit_target(row), detail, name=str(row), reason=reason,
-            targets=targets,
-        )  # fmt: skip
+            request, action, organization_id, target, detail, name=name, reason=reason, targets=targets
+        )
 
     def audit_many(
         self, request: HttpRequest, action: str, rows: Sequence[Any], detail: dict[str, Any], reason: str = ""

@@ -11,8 +11,9 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 
+from console.causes import error_words
 from console.confirmation import OptionalReasonForm, Question, answer, question_page, reason_of
-from console.formatting import badge, error_words, format_time, object_link, short, table
+from console.formatting import badge, format_time, object_link, short, table
 from console.model_admin import BoundedAdmin
 from orgs import audit
 from webhooks.models import BulkRun, Subscription

@@ -17,6 +17,12 @@ register(
         {"next_rotation_at": "2027-01-31T12:00:00Z"},
     ),
     ProblemType(
+        "too_many_test_events",
+        429,
+        "Too many test events in a minute, or at a time; retry after `Retry-After`.",
+        "The organization may send 10 test events a minute.",
+    ),
+    ProblemType(
         "not_retryable",
         409,
         "The delivery is in flight, held, or cancelled; `delivery_status` says which.",

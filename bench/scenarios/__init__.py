@@ -8,6 +8,7 @@ from bench.figures import Figure
 from bench.scenarios import (
     bigtables,
     churn,
+    console,
     delivery,
     end_to_end,
     fairness,
@@ -37,6 +38,7 @@ SCENARIOS: dict[str, Callable[[BenchStack], list[Figure]]] = {
     "backlog": fairness.backlog,
     "greedy-neighbor": neighbors.greedy_neighbor,
     "big-tables": bigtables.big_tables,
+    "console": console.console,
     "churn": churn.churn,
     "workers": scaling.two_workers,
     "memory": memory.memory,

@@ -9,9 +9,11 @@ from django.db.models import Max, QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
+from console import search
+from console.causes import error_words
 from console.exchange import curl_body, exchange_block
 from console.filters import DeliveryFilter
-from console.formatting import code_block, object_link, short
+from console.formatting import badge, code_block, format_time, host_of_url, object_link, short
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
 from webhooks.models import DeliveryAttempt
@@ -38,18 +40,20 @@ class OutcomeFilter(admin.SimpleListFilter):
 class DeliveryAttemptAdmin(ReadOnlyAdmin):
     """One attempt: when it was made, how long it took, and what came back."""
 
-    class Media:
-        """Scripts of the page."""
-
-        js = ("console/copy.js",)
-
     list_display = (
-        "number_display", "delivery_link", "started_at", "duration", "cause", "status_code", "error", "detail_display",
+        "time_display", "organization_display", "type_display", "endpoint_display", "outcome_display", "number_display",
+        "duration", "detail_display", "delivery_link",
     )  # fmt: skip
-    list_select_related = ("delivery",)
+    list_select_related = ("delivery__event", "delivery__subscription", "delivery__organization")
+    sortable_by: ClassVar = ("time_display",)
+    export_columns: ClassVar = {
+        "delivery_id": "delivery_id", "number": "number", "started_at": "started_at", "duration_ms": "duration_ms",
+        "cause": "cause", "status_code": "status_code", "error": "error", "error_detail": "error_detail",
+        "url": "delivery__subscription__url", "event_type": "delivery__event__type",
+    }  # fmt: skip
     list_filter = (OutcomeFilter, DeliveryFilter)
     search_fields = ("id",)
-    search_help_text = "Search by the exact id of an attempt or a delivery."
+    search_help_text = "The id of a delivery, an event type, part of an endpoint's URL or of an organization's name."
     ordering = ("-id",)
     fields: ClassVar = (
         "number", "delivery_link", "event_link", "subscription_link", "started_at", "duration", "cause", "status_code",
@@ -60,13 +64,41 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
         """Return the delivery's id: nobody does anything to an attempt alone."""
         return str(row.delivery_id)
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[DeliveryAttempt]:
+        """Return attempts without what the list doesn't show."""
+        return super().get_queryset(request).defer(
+            "delivery__event__data", "delivery__subscription__encrypted_headers",
+            "delivery__subscription__encrypted_secret", "delivery__subscription__encrypted_previous_secrets",
+        ).select_related(*self.list_select_related)  # fmt: skip
+
+    @admin.display(description="time", ordering="id")
+    def time_display(self, row: DeliveryAttempt) -> str:
+        return format_time(row.started_at)
+
+    @admin.display(description="organization")
+    def organization_display(self, row: DeliveryAttempt) -> SafeString | str:
+        return object_link(row.delivery.organization)
+
+    @admin.display(description="type")
+    def type_display(self, row: DeliveryAttempt) -> str:
+        return short(row.delivery.event.type, 60)
+
+    @admin.display(description="endpoint")
+    def endpoint_display(self, row: DeliveryAttempt) -> SafeString | str:
+        subscription = row.delivery.subscription
+        return object_link(subscription, short(host_of_url(subscription.url), 60))
+
+    @admin.display(description="outcome")
+    def outcome_display(self, row: DeliveryAttempt) -> SafeString:
+        return badge("failed" if row.error else "delivered", error_words(row.error, row.status_code) or "delivered")
+
     @admin.display(description="attempt")
     def number_display(self, row: DeliveryAttempt) -> str:
         return f"#{row.number}"
 
     @admin.display(description="delivery")
     def delivery_link(self, row: DeliveryAttempt) -> SafeString | str:
-        return object_link(row.delivery, str(row.delivery_id))
+        return object_link(row.delivery, f"…{str(row.delivery_id)[-8:]}")
 
     @admin.display(description="event")
     def event_link(self, row: DeliveryAttempt) -> SafeString | str:
@@ -97,10 +129,11 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
         return code_block(row.response_body)
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Find by an attempt's or a delivery's id."""
+        """Find by an attempt's or a delivery's id, or as deliveries are found."""
         delivery_id = parse_id(term)
         if delivery_id:
             return queryset.filter(delivery_id=delivery_id)
         if term.isascii() and term.isdigit() and len(term) <= 18:
             return queryset.filter(pk=int(term))
-        return queryset.none()
+        found = search.find_deliveries(term, search.Scope.of(request))
+        return queryset.filter(delivery_id__in=found.ids)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.views.main import ChangeList
 from django.db import connection
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
+from console import search
 from console.actions import ACTION_BOUND
+from console.causes import error_words
 from console.delivery_actions import NOT_BY_FILTER, hold_or_resume, list_filters
 from console.exchange import curl_body, exchange_block
 from console.filters import EventFilter, OrganizationFilter, SpanFilter, SubscriptionFilter
@@ -21,11 +25,13 @@ from console.formatting import (
     code_block,
     delivery_badge,
     format_time,
+    host_of_url,
     last_result,
     list_link,
     next_attempt,
     object_link,
     short,
+    short_id,
     table,
 )
 from console.host_actions import stop_or_enable
@@ -33,9 +39,8 @@ from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
 from console.runs import ask_and_run
 from core.ids import parse_id
-from events.models import Event
 from webhooks.delivery_actions import DeliveryAction
-from webhooks.models import BulkRun, Delivery, DeliveryStatus, Subscription
+from webhooks.models import BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.states import DeliveryState, in_delivery_state
 
 SHOWN_ATTEMPTS = 100
@@ -87,7 +92,12 @@ class DeliveryStatusFilter(admin.SimpleListFilter):
         value = self.value()
         if value is None:
             return queryset
-        if value in _WAITING and request.method == "GET" and EventFilter.parameter_name not in request.GET:
+        if (
+            value in _WAITING
+            and request.method == "GET"
+            and not getattr(request, "is_export", False)
+            and EventFilter.parameter_name not in request.GET
+        ):
             return queryset.filter(pk__in=_waiting_ids(request, value))
         if value in self._recently_failed:
             since = timezone.now() - datetime.timedelta(seconds=self._recently_failed[value][1])
@@ -99,21 +109,25 @@ class DeliveryStatusFilter(admin.SimpleListFilter):
 class DeliveryAdmin(ReadOnlyAdmin):
     """One event for one subscription: its status, its attempts and the actions on it."""
 
-    class Media:
-        """Scripts of the page."""
-
-        js = ("console/copy.js",)
-
     audit_noun = "delivery"
     list_display = (
-        "id_display", "status_display", "event_link", "subscription_link", "result_display", "attempt_count",
-        "next_attempt_display", "created_at", "organization_link",
+        "time_display", "organization_link", "type_display", "endpoint_link", "status_display", "cause_display",
+        "attempts_column", "next_attempt_display", "id_display",
     )  # fmt: skip
+    sortable_by: ClassVar = ("time_display",)
+    export_columns: ClassVar = {
+        "id": "id", "created_at": "created_at", "organization": "organization__name", "event_id": "event_id",
+        "event_type": "event__type", "dedup_id": "event__dedup_id", "subscription_id": "subscription_id",
+        "url": "subscription__url", "status": "status", "last_error": "last_error",
+        "last_status_code": "last_status_code", "attempts": "attempt_count", "next_attempt_at": "next_attempt_at",
+        "completed_at": "completed_at",
+    }  # fmt: skip
     list_select_related = ("organization", "subscription", "event")
     list_filter = (DeliveryStatusFilter, SpanFilter, EventFilter, SubscriptionFilter, OrganizationFilter)
     search_fields = ("id",)
     search_help_text = (
-        "Search by the exact id of a delivery, event, or subscription, an event's dedup_id, or a subscription's URL."
+        "An id, a dedup_id, an event type, part of an endpoint's URL or of an organization's name; with a creation "
+        "time chosen, also text in payloads."
     )
     fields: ClassVar = (
         "id", "status_display", "result_display", "event_link", "subscription_link", "organization_link",
@@ -134,14 +148,35 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Newest first, in the order of the index that serves the filters; pending deliveries by due time."""
-        if request.method == "GET" and request.GET.get("status") in _WAITING:
+        is_export = getattr(request, "is_export", False)
+        if request.method == "GET" and request.GET.get("status") in _WAITING and not is_export:
             return ("next_attempt_at", "id")
         narrowed = {"organization", "subscription", "event"} & set(request.GET)
         return ("-created_at", "-id") if narrowed else ("-id",)
 
-    @admin.display(description="delivery")
-    def id_display(self, row: Delivery) -> str:
-        return str(row.id)
+    @admin.display(description="time", ordering="created_at")
+    def time_display(self, row: Delivery) -> str:
+        return format_time(row.created_at)
+
+    @admin.display(description="id")
+    def id_display(self, row: Delivery) -> SafeString:
+        return short_id(row.id)
+
+    @admin.display(description="type")
+    def type_display(self, row: Delivery) -> SafeString | str:
+        return object_link(row.event, short(row.event.type, 60))
+
+    @admin.display(description="endpoint")
+    def endpoint_link(self, row: Delivery) -> SafeString | str:
+        return object_link(row.subscription, short(host_of_url(row.subscription.url), 60))
+
+    @admin.display(description="attempts")
+    def attempts_column(self, row: Delivery) -> int:
+        return row.attempt_count
+
+    @admin.display(description="cause")
+    def cause_display(self, row: Delivery) -> str:
+        return error_words(row.last_error, row.last_status_code) or "-"
 
     @admin.display(description="status")
     def status_display(self, row: Delivery) -> SafeString:
@@ -195,17 +230,29 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return code_block(row.event.data)
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Find by a delivery's, event's or subscription's id, a dedup id or a URL."""
+        """Find by id, event type, part of a URL or of an organization's name, or text in payloads."""
         row_id = parse_id(term)
         if row_id:
             return queryset.filter(pk=row_id)
-        return queryset.none()
+        found = search.find_deliveries(term, search.Scope.of(request))
+        request.search_note = found.note  # type: ignore[attr-defined]
+        return queryset.filter(pk__in=found.ids)
 
-    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
-        """Turn a search that names an event or a subscription into a filter by it."""
+    def export_querysets(self, request: HttpRequest, rows: ChangeList) -> Iterable[tuple[QuerySet[Any], list[str]]]:
+        """Read what waits for an attempt of each organization in turn: no index has that of all in an order."""
+        narrowed = {"organization", "subscription", "event"} & set(request.GET)
+        if request.GET.get("status") not in _WAITING or narrowed:
+            yield from super().export_querysets(request, rows)
+            return
+        waiting = SubscriptionQueue.objects.filter(next_due_at__isnull=False)
+        for organization_id in waiting.order_by("organization_id").values_list("organization_id", flat=True).distinct():
+            yield rows.queryset.filter(organization_id=organization_id), ["created_at", "id"]
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """Turn a search that names an event, a subscription or an organization into a filter by it."""
         term = request.GET.get("q", "").strip()
         if request.method == "GET" and term and "\x00" not in term:
-            found = _filter_for(term)
+            found = search.filter_for(term)
             if found is not None:
                 query = request.GET.copy()
                 del query["q"]
@@ -269,22 +316,3 @@ def _hosts(queryset: QuerySet[Delivery]) -> set[tuple[str, uuid.UUID]]:
     rows = queryset.values_list("pk", flat=True)[:ACTION_BOUND]
     chosen = Delivery.objects.filter(pk__in=list(rows))
     return set(chosen.values_list("subscription__host", "organization_id"))
-
-
-def _filter_for(term: str) -> tuple[str, uuid.UUID] | None:
-    """Return the filter and the row's id if a search term names an event or a subscription."""
-    row_id = parse_id(term)
-    if row_id is not None:
-        for name, model in (("event", Event), ("subscription", Subscription)):
-            if model.objects.filter(pk=row_id).exists():
-                return name, row_id
-        if Delivery.objects.filter(pk=row_id).exists():
-            return None
-    by_dedup_id = Event.objects.filter(dedup_id=term).order_by("-created_at").values_list("pk", flat=True)[:1]
-    by_url = (
-        Subscription.objects.filter(url=term).order_by("deleted_at", "-created_at").values_list("pk", flat=True)[:1]
-    )
-    for name, found in (("event", by_dedup_id), ("subscription", by_url)):
-        for found_id in found:
-            return name, found_id
-    return None

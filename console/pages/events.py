@@ -6,15 +6,16 @@ from collections import defaultdict
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.db import connection, transaction
+from django.db import transaction
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils.safestring import SafeString
 
+from console import search
 from console.actions import TooMany, chunks, refuse_too_many, report, selected_ids
 from console.delivery_actions import USE_COMMAND
 from console.filters import ChoiceFilter, OrganizationFilter, SpanFilter
-from console.formatting import badge, code_block, delivery_table, list_link, short
+from console.formatting import badge, code_block, delivery_table, format_time, list_link, short, short_id
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
 from console.runs import ask_and_run
@@ -37,28 +38,26 @@ class EventStatusFilter(ChoiceFilter):
 
 SHOWN_DELIVERIES = 100
 
-# The newest events of a type.  SQL, because of the LATERAL join: types are indexed by organization, so this is one
-# short look at the index for each.
-_FIND_BY_TYPE = """
-SELECT e.id FROM orgs_organization o CROSS JOIN LATERAL (
-    SELECT id, created_at FROM events_event WHERE organization_id = o.id AND type = %s
-    ORDER BY created_at DESC, id DESC LIMIT %s
-) AS e ORDER BY e.created_at DESC, e.id DESC LIMIT %s
-"""
-
 
 @admin.register(Event)
 class EventAdmin(ReadOnlyAdmin):
     """One event: its status, its deliveries and its data."""
 
     audit_noun = "event"
-    list_display = ("id_display", "type_display", "organization_link", "status_display", "error_display", "created_at")
+    list_display = ("time_display", "organization_link", "type_display", "status_display", "error_display",
+                    "dedup_id_display", "id_display")  # fmt: skip
+    sortable_by: ClassVar = ("time_display",)
+    export_columns: ClassVar = {
+        "id": "id", "created_at": "created_at", "organization": "organization__name", "type": "type",
+        "dedup_id": "dedup_id", "status": "status", "last_error": "last_error", "processed_at": "processed_at",
+    }  # fmt: skip
     list_select_related = ("organization",)
     list_filter = (EventStatusFilter, SpanFilter, OrganizationFilter)
     search_fields = ("id",)
     search_help_text = (
-        f"Search by an event's exact id, dedup_id, or type. A search for a type finds the newest {LIST_BOUND:,}, "
-        "unless you filter by organization."
+        "An id, a dedup_id, a type, part of an organization's name; with a creation time chosen, also text in "
+        "payloads. "
+        f"A search for a type finds the newest {LIST_BOUND:,}, unless you filter by organization."
     )
     ordering = ("-created_at", "-id")
     fields: ClassVar = (
@@ -73,13 +72,17 @@ class EventAdmin(ReadOnlyAdmin):
         """Return events without their data, which only the page of one event needs."""
         return super().get_queryset(request).defer("data")
 
-    @admin.display(description="event")
-    def id_display(self, row: Event) -> str:
-        return str(row.id)
+    @admin.display(description="time", ordering="created_at")
+    def time_display(self, row: Event) -> str:
+        return format_time(row.created_at)
+
+    @admin.display(description="id")
+    def id_display(self, row: Event) -> SafeString:
+        return short_id(row.id)
 
     @admin.display(description="type")
     def type_display(self, row: Event) -> str:
-        return short(row.type)
+        return short(row.type, 120)
 
     @admin.display(description="dedup_id")
     def dedup_id_display(self, row: Event) -> str:
@@ -106,19 +109,31 @@ class EventAdmin(ReadOnlyAdmin):
         return code_block(row.data)
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Find by id, dedup id or type."""
+        """Find by id, dedup id, type, or text in payloads."""
         row_id = parse_id(term)
         if row_id and Event.objects.filter(pk=row_id).exists():
             return queryset.filter(pk=row_id)
         if len(term) > 255:
             return queryset.none()
-        same_dedup_id = Event.objects.filter(dedup_id=term).values_list("pk", flat=True)
-        found = list(same_dedup_id[:LIST_BOUND])
-        if not found and OrganizationFilter.parameter_name in request.GET:
+        scope = search.Scope.of(request)
+        by_dedup_id = Event.objects.filter(dedup_id=term).exists()
+        if not by_dedup_id and scope.organization and queryset.filter(type=term).exists():
             return queryset.filter(type=term)
-        with connection.cursor() as cursor:
-            cursor.execute(_FIND_BY_TYPE, [term, LIST_BOUND, LIST_BOUND])
-            return queryset.filter(pk__in=[*found, *(row[0] for row in cursor.fetchall())])
+        found = search.find_events(term, scope)
+        request.search_note = found.note  # type: ignore[attr-defined]
+        return queryset.filter(pk__in=found.ids)
+
+    def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
+        """Turn a search that names an organization into a filter by it."""
+        term = request.GET.get("q", "").strip()
+        if request.method == "GET" and term and "\x00" not in term and not search.find_events(term, search.Scope()).ids:
+            found = search.filter_for(term, events=True)
+            if found is not None and found[0] not in request.GET:
+                query = request.GET.copy()
+                del query["q"]
+                query[found[0]] = str(found[1])
+                return HttpResponseRedirect(f"{request.path}?{query.urlencode()}")
+        return super().changelist_view(request, extra_context)
 
     def has_reprocess_permission(self, request: HttpRequest) -> bool:
         """Whether the user may reprocess events, for `permissions=["reprocess"]`."""

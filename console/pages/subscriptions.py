@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
+from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
+from django.contrib.admin.utils import unquote
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
+from console import search
 from console.actions import ACTION_BOUND, TooMany, refuse_too_many, report, selected_ids
-from console.confirmation import Question, ReasonForm, answer, question_page, reason_of
+from console.confirmation import OptionalReasonForm, Question, ReasonForm, answer, question_page, reason_of
+from console.endpoint import endpoint_context
 from console.filters import OrganizationFilter
-from console.formatting import cause_of, error_words, format_time, lines, list_link, short, state_badge, table
+from console.formatting import badge, cause_of, format_time, lines, short, short_id, table
 from console.host_actions import stop_or_enable
 from console.model_admin import BoundedAdmin, new_secret_page
 from console.recoveries import ask_and_recover
 from console.runs import ask_and_run
 from console.subscription_forms import SubscriptionForm
 from core.ids import parse_id
-from webhooks import subscriptions
+from webhooks import endpoint_test, subscriptions
 from webhooks.models import BulkRun, Subscription, SubscriptionQueue
 from webhooks.states import DELETED, SubscriptionState, in_state, with_state
 
 SHOWN_ROWS = 20
 # A transaction disables or enables as many: an organization has at most MAX_SUBSCRIPTIONS, by default as many.
 MOST_AT_ONCE = 1000
+
+
+class RotationForm(OptionalReasonForm):
+    """The confirmation of a new signing secret.  overlap: how long, in seconds, the old one signs, too."""
+
+    overlap = forms.ChoiceField(
+        label="The old secret signs for",
+        choices=[("86400", "1 more day"), ("3600", "1 more hour"), ("604800", "7 more days"), ("0", "no longer")],
+    )
+    field_order = ("overlap", "reason", "seen_at")
 
 
 class SubscriptionStateFilter(admin.SimpleListFilter):
@@ -59,17 +74,30 @@ class SubscriptionAdmin(BoundedAdmin):
     audit_noun = "subscription"
     form = SubscriptionForm
     list_display = (
-        "url_display", "state_display", "state_since_display", "cause_display", "next_attempt_display",
-        "organization_link", "event_types_display", "description_display",
+        "url_display", "organization_link", "state_display", "cause_display", "state_since_display",
+        "next_attempt_display", "event_types_display", "in_flight", "description_display", "created_display",
+        "id_display",
     )  # fmt: skip
+    sortable_by: ClassVar = ("created_display",)
+    export_columns: ClassVar = {
+        "id": "id", "created_at": "created_at", "organization": "organization__name", "url": "url",
+        "event_types": "event_types", "description": "description", "is_active": "is_active",
+        "disabled_at": "disabled_at", "disabled_reason": "disabled_reason", "failing_since": "queue__failing_since",
+        "last_success_at": "queue__last_success_at", "deleted_at": "deleted_at",
+    }  # fmt: skip
     list_select_related = ("organization", "queue")
     list_filter = (SubscriptionStateFilter, OrganizationFilter)
     search_fields = ("id",)
-    search_help_text = "Search by a subscription's exact id or URL."
+    search_help_text = "An id, part of a URL, or part of an organization's name."
     autocomplete_fields = ("organization",)
     ordering = ("-id",)
-    actions = ("retry_failed", "disable", "enable", "recover", "stop_host", "enable_host")
-    object_actions = actions
+    actions = (
+        "retry_failed", "disable", "enable", "recover", "send_test", "rotate_secret", "stop_host", "enable_host",
+    )  # fmt: skip
+    object_actions = (
+        "send_test", "retry_failed", "recover", "disable", "enable", "rotate_secret", "stop_host", "enable_host",
+    )  # fmt: skip
+    change_form_template = "console/endpoint.html"
     delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
         "organization", "url", "event_types_text", "description", "max_in_flight", "deliveries_per_second",
@@ -78,11 +106,6 @@ class SubscriptionAdmin(BoundedAdmin):
     _status_fields = (
         "id", "disabled_reason_display", "disabled_at", "header_names_display",
         "previous_secrets_display", "created_at", "updated_at", "deleted_at",
-    )  # fmt: skip
-    _queue_fields = (
-        "state_display", "state_since_display", "cause_display", "last_success_at", "last_failure_at",
-        "last_error_display", "next_attempt_display", "breaker_display", "paused_until", "consecutive_failures",
-        "in_flight", "concurrency_window", "has_backlog",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Subscription]:
@@ -98,7 +121,6 @@ class SubscriptionAdmin(BoundedAdmin):
             return [(None, {"fields": [name for name in self._form_fields if name != "remove_headers"]})]
         editable = self._form_fields if self.has_change_permission(request, obj) else self._plain_fields
         return [
-            ("Health", {"fields": (*self._queue_fields, "deliveries_display")}),
             ("Endpoint", {"fields": editable}),
             ("Status", {"fields": self._status_fields}),
         ]
@@ -113,7 +135,7 @@ class SubscriptionAdmin(BoundedAdmin):
         """Let nobody move a subscription to another organization, or change what was recorded about it."""
         if obj is None:
             return ()
-        facts = (*self._queue_fields, "deliveries_display", *self._status_fields, "organization")
+        facts = (*self._status_fields, "organization")
         return facts if self.has_change_permission(request, obj) else (*facts, *self._plain_fields)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -156,7 +178,7 @@ class SubscriptionAdmin(BoundedAdmin):
 
     @admin.display(description="state")
     def state_display(self, row: Any) -> SafeString:
-        return state_badge(row.state)
+        return badge(row.state)
 
     @admin.display(description="since")
     def state_since_display(self, row: Any) -> str:
@@ -165,18 +187,6 @@ class SubscriptionAdmin(BoundedAdmin):
     @admin.display(description="cause")
     def cause_display(self, row: Any) -> str:
         return cause_of(row) or "-"
-
-    @admin.display(description="circuit breaker")
-    def breaker_display(self, row: Any) -> str:
-        return str(row.breaker)
-
-    @admin.display(description="last error")
-    def last_error_display(self, row: Any) -> str:
-        return error_words(row.last_error, row.last_status_code) or "-"
-
-    @admin.display(description="last failure")
-    def last_failure_at(self, row: Any) -> str:
-        return format_time(row.last_failure_at)
 
     @admin.display(description="next attempt")
     def next_attempt_display(self, row: Any) -> str:
@@ -199,53 +209,20 @@ class SubscriptionAdmin(BoundedAdmin):
         queue = _queue(row)
         return queue.in_flight if queue else "-"
 
-    @admin.display(description="concurrency window")
-    def concurrency_window(self, row: Subscription) -> object:
-        queue = _queue(row)
-        return queue.concurrency_window if queue else "-"
-
-    @admin.display(description="has backlog", boolean=True)
-    def has_backlog(self, row: Subscription) -> bool:
-        queue = _queue(row)
-        return bool(queue and queue.has_backlog)
-
-    @admin.display(description="paused until")
-    def paused_until(self, row: Any) -> str:
-        return format_time(row.paused_until)
-
-    @admin.display(description="consecutive failures")
-    def consecutive_failures(self, row: Subscription) -> object:
-        queue = _queue(row)
-        return queue.consecutive_failures if queue else "-"
-
-    @admin.display(description="last success")
-    def last_success_at(self, row: Subscription) -> str:
-        queue = _queue(row)
-        return format_time(queue.last_success_at if queue else None)
-
-    @admin.display(description="deliveries")
-    def deliveries_display(self, row: Subscription) -> SafeString:
-        statuses = ("", "pending", "retrying", "failed", "held", "delivered")
-        return format_html_join(
-            " · ",
-            "{}",
-            (
-                (
-                    list_link(
-                        "webhooks_delivery",
-                        status or "all",
-                        subscription=row.pk,
-                        **({"status": status} if status else {}),
-                    ),
-                )
-                for status in statuses
-            ),
-        )
-
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Find by id or URL."""
+        """Find by id, part of the URL, or part of the organization's name."""
         row_id = parse_id(term)
-        return queryset.filter(pk=row_id) if row_id else queryset.filter(url=term)
+        if row_id:
+            return queryset.filter(pk=row_id)
+        return queryset.filter(pk__in=search.subscriptions_named(term, search.Scope.of(request)))
+
+    @admin.display(description="created", ordering="id")
+    def created_display(self, row: Subscription) -> str:
+        return format_time(row.created_at)
+
+    @admin.display(description="id")
+    def id_display(self, row: Subscription) -> SafeString:
+        return short_id(row.pk)
 
     # --- creating, changing, deleting ---------------------------------------------------------------
 
@@ -273,7 +250,28 @@ class SubscriptionAdmin(BoundedAdmin):
         """Return only the subscription itself: nothing else is removed with it."""
         return [short(str(row)) for row in objs], {}, set(), []
 
+    def change_view(
+        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show the subscription with the figures of its endpoint."""
+        row = self.get_object(request, unquote(object_id)) if request.method == "GET" else None
+        context = dict(extra_context or {})
+        if row is not None:
+            context["endpoint"] = {**endpoint_context(request, row), "state": self.state_display(row)}
+        return super().change_view(request, object_id, form_url, context)
+
     # --- actions ------------------------------------------------------------------------------------
+
+    def fits(self, action: str, row: Any) -> bool:
+        """Offer nothing for a deleted subscription, and for others what changes something."""
+        if row.deleted_at is not None:
+            return False
+        needs_active = {"disable": True, "stop_host": True, "enable": False, "enable_host": False}
+        return action not in needs_active or needs_active[action] == row.is_active
+
+    def has_rotate_permission(self, request: HttpRequest) -> bool:
+        """Whether the user may give a subscription a new secret, for `permissions=["rotate"]`."""
+        return request.user.has_perm("webhooks.change_subscription")
 
     def has_switch_permission(self, request: HttpRequest) -> bool:
         """Whether the user may disable, enable and recover subscriptions, for `permissions=["switch"]`."""
@@ -360,6 +358,61 @@ class SubscriptionAdmin(BoundedAdmin):
             self.message_user(request, text, messages.ERROR)
             return None
         return ask_and_recover(self, request, rows[0])
+
+    def _only_one(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> Subscription | None:
+        """Return the selected subscription; tell the user if it isn't one that exists."""
+        rows = list(queryset[:2])
+        if len(rows) != 1 or rows[0].deleted_at is not None:
+            self.message_user(request, "Select one subscription that isn't deleted.", messages.ERROR)
+            return None
+        return Subscription.objects.get(pk=rows[0].pk)
+
+    @admin.action(description="Send a test event", permissions=["switch"])
+    def send_test(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
+        """Send a test event to the endpoint and show what came back."""
+        row = self._only_one(request, queryset)
+        if row is None:
+            return
+        try:
+            result = endpoint_test.send_test_event(row)
+        except endpoint_test.TooManyTests as error:
+            wait = f"{error.sentence} Wait {error.retry_after} seconds."
+            self.message_user(request, wait, messages.ERROR)
+            return
+        self.audit(request, "subscription.test", row, result.for_audit())
+        body = short(result.outcome.body, 200)
+        said = f"Test event {result.event_id}: {result.summary}" + (f" Response: {body}" if body else "")
+        self.message_user(request, said, messages.SUCCESS if result.outcome.succeeded else messages.WARNING)
+
+    @admin.action(description="Rotate the secret…", permissions=["rotate"])
+    def rotate_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
+        """Replace the signing secret and show the new one, which can't be read again."""
+        row = self._only_one(request, queryset)
+        if row is None:
+            return None
+        form = answer(request, RotationForm)
+        if not form.is_valid():
+            texts = [
+                f"The endpoint {short(row.url, 200)} gets a new signing secret, which is shown once. For as long as "
+                "you choose, webhooks are signed with both, so that the receiver can change over."
+            ]
+            return question_page(
+                self, request, form, Question("Rotate the signing secret?", "Rotate the secret", texts)
+            )
+        overlap = int(form.cleaned_data["overlap"])
+        try:
+            with transaction.atomic():
+                secret = subscriptions.rotate_secret(row, datetime.timedelta(seconds=overlap))
+                self.audit(request, "subscription.rotate_secret", row, {"overlap_seconds": overlap}, reason_of(form))
+        except subscriptions.TooManySecrets as error:
+            self.message_user(
+                request,
+                f"{subscriptions.MAX_PREVIOUS_SECRETS} earlier secrets still sign, the first of them until "
+                f"{format_time(error.ends_at)}. Nothing was changed.",
+                messages.ERROR,
+            )
+            return None
+        return new_secret_page(self, request, row, "signing secret", secret)
 
     @admin.action(description="Stop this host…", permissions=["switch"])
     def stop_host(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:

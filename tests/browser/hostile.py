@@ -21,7 +21,8 @@ from orgs.keys import create_api_key
 from orgs.models import ApiKey, AuditEntry, Organization
 from tests.console.rows import make_attempt, make_delivery, make_event
 from webhooks import subscriptions
-from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
+from webhooks.models import BulkRun, Delivery, Rollup, Subscription, SubscriptionQueue
+from webhooks.rollups import NO_ID
 
 # `{c}` is the address that must get no request.  What has no script bears the class `hostile`.
 PAYLOADS = (
@@ -116,6 +117,13 @@ def make_hostile_rows(canary: str, turn: int) -> list[Model]:
     attempt = make_attempt(
         delivery, error=source.text(30), error_detail=source.text(500), response_body=whole,
     )  # fmt: skip
+    for step in (1, 10, 60):  # nobody can send such an outcome, and still no page takes it for its own
+        for owner, of in ((organization.pk, subscription.pk), (organization.pk, NO_ID), (NO_ID, NO_ID)):
+            Rollup.objects.get_or_create(
+                step=step, organization_id=owner, subscription_id=of, outcome=source.text(40, f"{turn}"),
+                at=timezone.now().replace(second=0, microsecond=0, minute=0) - datetime.timedelta(hours=step // 60),
+                defaults={"attempts": 7, "durations": [7] + [0] * 17, "latencies": [0] * 18},
+            )  # fmt: skip
     run = BulkRun.objects.create(
         kind="replay",
         subscription=subscription,

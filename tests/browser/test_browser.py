@@ -80,7 +80,8 @@ def test_what_others_sent_is_text_on_every_page(staff_tab: Watched, site: str, c
     for subscription in [row for row in rows if isinstance(row, Subscription)]:
         staff_tab.visit(site + page_url(subscription, "delete"))
     for path in (
-        reverse("admin:index"), reverse("admin:app_list", args=["webhooks"]), reverse("admin:password_change"),
+        reverse("admin:index"), reverse("admin:index") + "?span=6h", reverse("admin:index") + "?span=24h&table=1",
+        reverse("admin:home_live"), reverse("admin:app_list", args=["webhooks"]), reverse("admin:password_change"),
         list_url(Delivery, subscription=rows[2].pk), list_url(Delivery, status="failed"), "/api/docs",
     ):  # fmt: skip
         staff_tab.visit(site + path)
@@ -130,8 +131,8 @@ def test_an_exchange_is_text_and_its_command_repeats_the_request(
             staff_tab.check()
             assert page.evaluate("document.documentElement.scrollWidth") <= 1280
             assert "Not kept" in page.inner_text("#content") or row is attempt
-            page.click("button[data-copy]")
-            page.wait_for_selector("button[data-copy]:text('Copied')")
+            page.click("button[data-copy-from]")
+            page.wait_for_selector("button[data-copy-from]:text('Copied')")
             page.screenshot(path=str(tmp_path / f"{type(row).__name__}.png"), full_page=True)
             command = page.evaluate("navigator.clipboard.readText()")
             assert "\u202e" not in command

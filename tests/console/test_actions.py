@@ -158,6 +158,12 @@ def test_a_revoked_key_is_refused_at_once(world: World, owner: Client) -> None:
     assert (entry.target, entry.target_name, entry.reason) == (str(world.key.pk), str(world.key), "for a test")
 
 
+def disabled(subscription: Subscription) -> Subscription:
+    if subscription.is_active:
+        subscriptions.disable(subscription)
+    return subscription
+
+
 ACTIONS: list[tuple[str, Callable[[World], Any], str]] = [
     ("retry", lambda world: world.deliveries["failed"], "operator"),
     ("replay", lambda world: world.deliveries["failed"], "operator"),
@@ -166,7 +172,9 @@ ACTIONS: list[tuple[str, Callable[[World], Any], str]] = [
     ("replay", lambda world: world.event, "operator"),
     ("reprocess", lambda world: world.error_event, "operator"),
     ("disable", lambda world: world.subscription, "operator"),
-    ("enable", lambda world: world.subscription, "operator"),
+    ("enable", lambda world: disabled(world.subscription), "operator"),
+    ("send_test", lambda world: world.subscription, "operator"),
+    ("rotate_secret", lambda world: world.subscription, "owner"),
     ("recover", lambda world: world.subscription, "operator"),
     ("revoke", lambda world: world.key, "owner"),
 ]

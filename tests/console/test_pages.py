@@ -122,16 +122,16 @@ def test_a_subscription_s_page_shows_times_to_the_second_and_a_dash_for_none(wor
         last_success_at=when, paused_until=None, has_backlog=True
     )
     page = viewer.get(page_url(subscription)).content.decode()
-    assert "2026-03-04 05:06:07<" in page
+    assert "2026-03-04 05:06:07 (" in page
     assert ">None<" not in page
-    assert "Has backlog" in page
+    assert "has backlog: the last claim left some</th><td>yes<" in page
 
 
 def test_why_a_delivery_failed_stands_in_the_list_and_on_its_page(world: World, viewer: Client) -> None:
     listed = viewer.get(list_url(Delivery, status="failed")).content.decode()
-    assert "HTTP 500" in listed
+    assert "responds with 500" in listed
     page = viewer.get(page_url(world.deliveries["failed"])).content.decode()
-    assert "HTTP 500" in page
+    assert "responds with 500" in page
     assert "answered 500 Internal Server Error" in page
     assert "out of order" in page
     error = viewer.get(list_url(type(world.event), status="error")).content.decode()

@@ -193,6 +193,7 @@ def test_what_is_answered_is_what_is_described(
         (api.get(one), "/api/subscriptions/{subscription_id}", "get", "200"),
         (api.post(f"{one}/disable"), "/api/subscriptions/{subscription_id}/disable", "post", "200"),
         (api.post(f"{one}/rotate-secret"), "/api/subscriptions/{subscription_id}/rotate-secret", "post", "200"),
+        (api.post(f"{one}/test"), "/api/subscriptions/{subscription_id}/test", "post", "200"),
         (api.post(f"{one}/recover", {"since": "2026-01-01T00:00:00Z"}), "/api/subscriptions/{subscription_id}/recover",
          "post", "202"),
         *[(api.get(path), described, "get", status) for path, described, status in ANSWERS],

@@ -198,6 +198,9 @@ DEFAULT_RETENTION_DAYS = _accepting.option(
     "30",
     "Days that a new organization's completed events are kept.",
 )
+ROLLUP_RETENTION_DAYS = _accepting.option(
+    kinds.integer(7, 3650, "days"), "30", "Days that the console's daily figures are kept."
+)
 HELD_RETENTION_DAYS = _accepting.option(
     kinds.integer(0, 3650, "days"),
     "90",

@@ -22,9 +22,10 @@ from core.serializers import (
     StrictSerializer,
     validate_plain_text,
 )
-from webhooks import subscriptions
+from webhooks import endpoint_test, subscriptions
 from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.destinations.outcome import Failure
+from webhooks.endpoint_test import EndpointTest
 from webhooks.models import BulkRun, Cause, Delivery, DeliveryAttempt, Subscription
 from webhooks.routing.matching import pattern_error
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
@@ -379,6 +380,20 @@ class DeliveryWithAttemptsSerializer(DeliverySerializer):
     """A delivery with its attempts, the oldest first, at most 1,000 of them."""
 
     attempts = AttemptSerializer(many=True)
+
+
+class EndpointTestSerializer(serializers.Serializer[EndpointTest]):
+    """What came of a test event."""
+
+    event_id = serializers.UUIDField(help_text="The `webhook-id` that the endpoint received.")
+    type = serializers.ChoiceField(choices=[endpoint_test.TYPE], default=endpoint_test.TYPE, read_only=True)
+    sent_at = serializers.DateTimeField()
+    duration_ms = serializers.FloatField()
+    succeeded = serializers.BooleanField(source="outcome.succeeded", help_text="Whether the endpoint returned a 2xx.")
+    status_code = serializers.IntegerField(source="outcome.status_code", allow_null=True)
+    error = FailureField(source="outcome.failure")
+    error_detail = serializers.CharField(source="outcome.detail")
+    response_body = serializers.CharField(source="outcome.body", help_text="The first bytes of the response.")
 
 
 class RecoverySerializer(serializers.Serializer[BulkRun]):

@@ -22,9 +22,10 @@ from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.models import Scope
-from webhooks import subscriptions
+from webhooks import endpoint_test, subscriptions
 from webhooks.api import openapi
 from webhooks.api.serializers import (
+    EndpointTestSerializer,
     NewSubscriptionSerializer,
     ReasonSerializer,
     RecoverSerializer,
@@ -71,6 +72,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         "enable": Scope.SUBSCRIPTIONS_MANAGE,
         "disable": Scope.SUBSCRIPTIONS_MANAGE,
         "rotate_secret": Scope.SUBSCRIPTIONS_MANAGE,
+        "test": Scope.SUBSCRIPTIONS_MANAGE,
         "recover": Scope.SUBSCRIPTIONS_MANAGE,
         "recovery": Scope.SUBSCRIPTIONS_MANAGE,
     }
@@ -238,6 +240,28 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         subscription = self.own_row(request, subscription_id)
         context = {"secret": secret, "overlap": overlap}
         return Response(dict(RotatedSubscriptionSerializer(subscription, context=context).data))
+
+    @extend_schema(
+        operation_id="testSubscription",
+        tags=["Subscriptions"],
+        summary="Send a test event",
+        request=None,
+        responses=EndpointTestSerializer,
+    )
+    def test(self, request: Request, subscription_id: uuid.UUID) -> Response:
+        """Send an event of type `triggers.test` to the endpoint and return what came back.
+
+        It is signed and sent like every webhook, also while the subscription is disabled, whatever its event types.
+        It isn't stored and isn't sent again. The response is a 200 whether or not the endpoint accepted the event.
+        """
+        subscription = self.own_row(request, subscription_id)
+        try:
+            result = endpoint_test.send_test_event(subscription)
+        except endpoint_test.TooManyTests as error:
+            headers = {"Retry-After": str(error.retry_after)}
+            raise Problem("too_many_test_events", error.sentence, headers=headers) from None
+        audit.record_for_caller(request, "subscription.test", subscription.id, result.for_audit())
+        return Response(dict(EndpointTestSerializer(result).data))
 
     @extend_schema(
         operation_id="recoverSubscription",

@@ -16,6 +16,7 @@ urlpatterns = [
         SubscriptionViewSet.as_view({"post": "rotate_secret"}),
         name="subscription-rotate-secret",
     ),
+    path(f"{_subscription}/test", SubscriptionViewSet.as_view({"post": "test"}), name="subscription-test"),
     path(f"{_subscription}/recover", SubscriptionViewSet.as_view({"post": "recover"}), name="subscription-recover"),
     path(
         f"{_subscription}/recoveries/<uuid:run_id>",

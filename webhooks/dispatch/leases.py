@@ -15,6 +15,7 @@ from webhooks.destinations.outcome import Failure
 from webhooks.dispatch.attempt_log import LoggedAttempt, log_attempt
 from webhooks.models import DeliveryStatus
 from webhooks.queues import lock_queues
+from webhooks.rollups import count_lost_attempts
 
 log = structlog.get_logger()
 
@@ -171,6 +172,7 @@ def _note_lost(delivery_ids: list[uuid.UUID]) -> list[_LostDelivery]:
                     "most": MAX_WORKERS_LOST,
                 },
             )
+    count_lost_attempts(delivery_ids)
     return noted
 
 

@@ -21,6 +21,7 @@ from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
 from webhooks.models import Delivery, DeliveryStatus
 from webhooks.queues import LockedQueue, lock_queues, locking_cursor, mark_due
+from webhooks.rollups import ADD_ATTEMPTS, attempt_columns
 from webhooks.subscriptions import disable_automatically
 
 log = structlog.get_logger()
@@ -258,6 +259,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         locking_cursor() as locking,
         server_cursor(class_row(_RecordedAttempt)) as recording,
         server_cursor() as updating,
+        server_cursor() as counting,
         pipelined(),
     ):
         queues = {key: _QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking).items()}
@@ -266,16 +268,22 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         in_time = set()
         by_delivery = {result.delivery.delivery_id: result for result in results}
         attempts = []
+        late, failed = set(), set()
         for row in recording.fetchall():
             queues[row.subscription_id].count_row(row)
             attempts.append(_logged(by_delivery[row.delivery_id], row))
             if row.held_lease:
                 in_time.add(row.delivery_id)
+                if row.status == DeliveryStatus.FAILED:
+                    failed.add(row.delivery_id)
+            else:
+                late.add(row.delivery_id)
         for subscription_id, queue_results in by_queue.items():
             # A result that comes after its lease says nothing about the endpoint now.
             timely = [result for result in queue_results if result.delivery.delivery_id in in_time]
             queues[subscription_id].count_results(timely, policy)
         updating.execute(_UPDATE_QUEUES, _queue_columns(queues))
+        counting.execute(ADD_ATTEMPTS, attempt_columns(by_queue, late, failed))
     disabled = {}
     for key, update in queues.items():
         if update.disable_reason and update.queue.accepts_deliveries:

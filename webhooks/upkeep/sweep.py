@@ -18,6 +18,7 @@ from core.db import is_transient
 from events.backlog import waiting_events
 from webhooks.dispatch import leases
 from webhooks.models import SubscriptionQueue
+from webhooks.rollups import keep_rollups
 from webhooks.subscriptions import resync
 from webhooks.upkeep import background_runs
 from webhooks.upkeep.held_retention import HeldRetention
@@ -65,6 +66,7 @@ class Sweep:
             ("leases", _expire_leases),
             ("resync", _resync_queues),
             ("bulk runs", lambda: background_runs.advance_all(RUN_SLICE_SECONDS)),
+            ("rollups", keep_rollups),
         ]
         now = time.monotonic()
         if now - self._repaired_queues_at >= QUEUE_REPAIR_SECONDS:

@@ -1,0 +1,189 @@
+"""Charts as SVG that the server draws: they need no script, no inline style, and follow the page's colors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from console.series import Period, Span
+
+WIDTH, HEIGHT = 400, 140
+LEFT, RIGHT, TOP, BOTTOM = 48, 6, 8, 20
+# A chart names the values under the pointer in at most this many strips.
+STRIPS = 180
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a chart.  style: its CSS class.  value: of a period; None where there is nothing to show."""
+
+    name: str
+    style: str
+    value: Callable[[Period], float | None]
+
+
+def count(value: float) -> str:
+    """Return a number as short as it is read on an axis."""
+    if value >= 10_000:
+        return f"{value / 1000:,.0f}k" if value < 10_000_000 else f"{value / 1_000_000:,.0f}M"
+    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+def percent(value: float) -> str:
+    """Return a percentage; only what is really all of it is 100 %."""
+    return "100 %" if value == 100 else f"{math.floor(value * 10) / 10:.1f} %"
+
+
+def milliseconds(value: float) -> str:
+    """Return a duration in the unit that people would use."""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}".replace(".0 ", " ")
+    return f"{value:.0f} ms"
+
+
+def chart(
+    title: str,
+    periods: Sequence[Period],
+    span: Span,
+    lines: Sequence[Line],
+    show: Callable[[float], str] = count,
+    top: float | None = None,
+) -> SafeString:
+    """Return a figure with a chart.  show: a value as text.  top: the highest value of the axis, if that is fixed."""
+    values = [[line.value(period) for period in periods] for line in lines]
+    present = [value for column in values for value in column if value is not None]
+    highest = top if top is not None else _round_up(max(present, default=0))
+    x = _positions(len(periods))
+
+    def y(value: float) -> float:
+        return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(value, highest) / highest), 1)
+
+    grid = format_html_join(
+        "",
+        '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="axis" x="{}" y="{}">{}</text>',
+        (
+            (LEFT, WIDTH - RIGHT, y(value), y(value), LEFT - 6, y(value) + 4, show(value))
+            for value in (0, highest / 2, highest)
+        ),
+    )
+    times = format_html_join(
+        "",
+        '<text class="time" x="{}" y="{}">{}</text>',
+        ((x[number], HEIGHT - 4, _clock(periods[number], span)) for number in _labelled(len(periods))),
+    )
+    drawn = format_html_join(
+        "", "{}", ((_path(line.style, column, x, y),) for line, column in zip(lines, values, strict=True))
+    )
+    legend = format_html_join(
+        "",
+        '<li><span class="key {}"></span>{} <b>{}</b></li>',
+        ((line.style, line.name, _last(column, show)) for line, column in zip(lines, values, strict=True)),
+    )
+    said = "; ".join(f"{line.name}: {_spread(column, show)}" for line, column in zip(lines, values, strict=True))
+    return format_html(
+        '<figure class="chart"><figcaption>{}<ul class="legend">{}</ul></figcaption>'
+        '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}{}{}{}</svg></figure>',
+        title, legend, WIDTH, HEIGHT, f"{title}. {said}.", _gaps(periods, x), grid, times, drawn,
+        _strips(periods, span, lines, values, x, show),
+    )  # fmt: skip
+
+
+def _round_up(value: float) -> float:
+    """Return a round number that isn't below `value`."""
+    if value <= 0:
+        return 1.0
+    size = 10.0 ** math.floor(math.log10(value))
+    return next(size * step for step in (1, 2, 4, 5, 10) if size * step >= value)
+
+
+def _positions(number: int) -> list[float]:
+    width = (WIDTH - LEFT - RIGHT) / max(number, 1)
+    return [round(LEFT + width * (position + 0.5), 1) for position in range(number)]
+
+
+def _labelled(number: int) -> list[int]:
+    return sorted({round((number - 1) * part / 4 + (number - 1) / 8) for part in range(4)}) if number else []
+
+
+def _clock(period: Period, span: Span) -> str:
+    if span.step >= 1440:
+        return period.at.strftime("%b %d")
+    return period.at.strftime("%b %d %H:%M" if span.minutes > 1440 else "%H:%M")
+
+
+def _path(style: str, column: Sequence[float | None], x: Sequence[float], y: Callable[[float], float]) -> SafeString:
+    """Return a line that is broken where there is no value; a value that stands alone is a dot."""
+    runs: list[list[tuple[float, float]]] = [[]]
+    for position, value in zip(x, column, strict=True):
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append((position, y(value)))
+    dots = format_html_join(
+        "", '<circle class="dot {}" cx="{}" cy="{}" r="2"/>', ((style, *run[0]) for run in runs if len(run) == 1)
+    )
+    path = " ".join("M" + " L".join(f"{a} {b}" for a, b in run) for run in runs if len(run) > 1)
+    return format_html('{}<path class="line {}" d="{}"/>', dots, style, path) if path else dots
+
+
+def _gaps(periods: Sequence[Period], x: Sequence[float]) -> SafeString:
+    """Return bands over the periods that nobody observed."""
+    half = (WIDTH - LEFT - RIGHT) / max(len(periods), 1) / 2
+    bands: list[list[float]] = []
+    for position, period in zip(x, periods, strict=True):
+        if period.is_observed:
+            continue
+        if bands and position - half <= bands[-1][1] + 0.2:
+            bands[-1][1] = position + half
+        else:
+            bands.append([position - half, position + half])
+    return format_html_join(
+        "",
+        '<rect class="gap" x="{}" y="{}" width="{}" height="{}"><title>No worker was running.</title></rect>',
+        ((round(a, 1), TOP, round(b - a, 1), HEIGHT - TOP - BOTTOM) for a, b in bands),
+    )
+
+
+def _strips(
+    periods: Sequence[Period], span: Span, lines: Sequence[Line], values: Sequence[Sequence[float | None]],
+    x: Sequence[float], show: Callable[[float], str],
+) -> SafeString:  # fmt: skip
+    """Return invisible strips whose tooltips name the values."""
+    together = max(1, math.ceil(len(periods) / STRIPS))
+    width = (WIDTH - LEFT - RIGHT) / max(len(periods), 1)
+
+    def text(number: int) -> str:
+        named = ", ".join(
+            f"{line.name} {'-' if column[number] is None else show(column[number])}"  # type: ignore[arg-type]
+            for line, column in zip(lines, values, strict=True)
+        )
+        return f"{_clock(periods[number], span)}: {named if periods[number].is_observed else 'no worker was running'}"
+
+    return format_html_join(
+        "",
+        '<rect class="strip" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>',
+        (
+            (
+                round(x[first] - width / 2, 1), TOP, round(width * together, 1), HEIGHT - TOP - BOTTOM,
+                "\n".join(text(number) for number in range(first, min(first + together, len(periods)))),
+            )
+            for first in range(0, len(periods), together)
+        ),
+    )  # fmt: skip
+
+
+def _last(column: Sequence[float | None], show: Callable[[float], str]) -> str:
+    value = next((value for value in reversed(column[-3:]) if value is not None), None)
+    return "-" if value is None else show(value)
+
+
+def _spread(column: Sequence[float | None], show: Callable[[float], str]) -> str:
+    present = [value for value in column if value is not None]
+    if not present:
+        return "no figures"
+    return f"now {_last(column, show)}, lowest {show(min(present))}, highest {show(max(present))}"

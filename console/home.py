@@ -1,0 +1,207 @@
+"""The home of the console: how deliveries are doing, now and over time, and which endpoints are in trouble."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Q
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.safestring import SafeString
+
+from console import panels
+from console.charts import milliseconds, percent
+from console.dashboard import COUNT_TO, bounded, read_figures
+from console.formatting import badge, cause_of, format_time, host_of_url, list_link, object_link, short
+from console.series import SPANS, EndpointFigures, Span, rank_endpoints, read_series
+from core.db import server_cursor
+from core.ids import parse_id
+from core.redis import RedisUnavailable, call_redis
+from core.redis_health import NO_RESPONSE, RedisHealth, check_redis
+from core.workers import LiveWorker, list_live_workers
+from orgs.models import Organization
+from webhooks.models import Subscription
+from webhooks.rollups import NO_ID
+from webhooks.states import SubscriptionState, in_state, with_state
+
+SHOWN_ENDPOINTS = 10
+SHOWN_WORKERS = 20
+# More are found by their id in the address, which every page of an organization links to.
+OFFERED_ORGANIZATIONS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the home shows: a span, and everything or one organization."""
+
+    span: Span
+    organization: Organization | None
+
+    @property
+    def organization_id(self) -> uuid.UUID:
+        return self.organization.pk if self.organization else NO_ID
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The choice as parameters of an address."""
+        chosen = {"organization": str(self.organization.pk)} if self.organization else {}
+        return {"span": self.span.name, **chosen}
+
+
+def choice_of(request: HttpRequest) -> Choice:
+    """Return what the address asks for; what it doesn't say, or says wrong, is the default."""
+    organization_id = parse_id(request.GET.get("organization", ""))
+    organization = Organization.objects.filter(pk=organization_id).first() if organization_id else None
+    return Choice(SPANS.get(request.GET.get("span", ""), SPANS["1h"]), organization)
+
+
+def home_context(request: HttpRequest) -> dict[str, Any]:
+    """Return what the home's picker and its live part show."""
+    choice = choice_of(request)
+    organizations = list(Organization.objects.order_by("name", "pk").only("name")[:OFFERED_ORGANIZATIONS])
+    if choice.organization and choice.organization not in organizations:
+        organizations.insert(0, choice.organization)
+    return {
+        "choice": choice,
+        "spans": SPANS.values(),
+        "organizations": [(row.pk, short(row.name, 60)) for row in organizations],
+        "as_table": "table" in request.GET,
+        "live_url": reverse("admin:home_live", query=choice.query),
+        "table_url": reverse("admin:index", query={**choice.query, "table": "1"}),
+        "charts_url": reverse("admin:index", query=choice.query),
+        "is_empty": not Organization.objects.exists(),
+        **live_context(request, choice),
+    }
+
+
+def live_context(request: HttpRequest, choice: Choice | None = None) -> dict[str, Any]:
+    """Return what refreshes itself."""
+    choice = choice or choice_of(request)
+    series = read_series(choice.span, choice.organization_id)
+    rankings = rank_endpoints(choice.span, choice.organization_id)
+    context: dict[str, Any] = {
+        "choice": choice,
+        "now": format_time(timezone.now()),
+        "headline": panels.headline(series),
+        "figures": [] if choice.organization else read_figures(),
+        "trouble": endpoints_in_trouble(choice.organization),
+        "causes": panels.failures_by_cause(series.total()),
+        "slowest": _ranked(rankings.slowest),
+        "most_failing": _ranked(rankings.failing),
+        "workers": None if choice.organization else _workers(),
+    }
+    if "table" in request.GET:
+        context["table"] = {"head": panels.TABLE_HEAD, "rows": panels.table_rows(series)}
+    else:
+        context["charts"] = panels.home_charts(series, of_all=choice.organization is None)
+    return context
+
+
+# --- endpoints ----------------------------------------------------------------------------------------------------
+
+
+_COUNT_WAITING = """
+SELECT s.id, (
+    SELECT count(*) FROM (
+        SELECT 1 FROM webhooks_delivery WHERE subscription_id = s.id AND status = 'pending' LIMIT %(most)s
+    ) AS p
+) + (
+    SELECT count(*) FROM (
+        SELECT 1 FROM webhooks_delivery WHERE subscription_id = s.id AND status = 'held' LIMIT %(most)s
+    ) AS h
+) FROM unnest(%(ids)s::uuid[]) AS s(id)
+"""
+
+
+def endpoints_in_trouble(organization: Organization | None = None) -> list[dict[str, Any]]:
+    """Return the subscriptions that are failing, paused or disabled, those that have been so longest first."""
+    rows = Subscription.objects.filter(deleted_at=None)
+    if organization is not None:
+        rows = rows.filter(organization_id=organization.pk)
+    subscriptions = list(
+        with_state(rows)
+        .filter(Q(queue__failing_since__isnull=False) | Q(is_active=False) | in_state(SubscriptionState.PAUSED))
+        .select_related("organization", "queue")
+        .defer("encrypted_headers", "encrypted_secret", "encrypted_previous_secrets")
+        .order_by("-is_active", "queue__failing_since", "disabled_at", "pk")[:SHOWN_ENDPOINTS]
+    )
+    with server_cursor() as cursor:
+        cursor.execute(_COUNT_WAITING, {"ids": [row.pk for row in subscriptions], "most": COUNT_TO})
+        waiting = dict(cursor.fetchall())
+    return [_trouble(row, waiting[row.pk]) for row in subscriptions]
+
+
+def _trouble(row: Any, waiting: int) -> dict[str, Any]:
+    cause = cause_of(row)
+    if row.is_active and row.queue.consecutive_failures > 1:
+        cause += f"; {row.queue.consecutive_failures:,} consecutive failures"
+    status = {"status": "held"} if row.state == SubscriptionState.DISABLED else {}
+    return {
+        "endpoint": endpoint_link(row),
+        "organization": object_link(row.organization, short(row.organization.name, 60)),
+        "state": badge(row.state),
+        "since": format_time(row.state_since),
+        "cause": cause or "-",
+        "waiting": list_link("webhooks_delivery", bounded(waiting), subscription=row.pk, **status),
+        "failed": list_link("webhooks_delivery", "failed", subscription=row.pk, status="failed"),
+        "next_attempt": "when it is enabled" if not row.is_active else format_time(row.next_attempt_at),
+    }
+
+
+def endpoint_link(subscription: Subscription) -> SafeString | str:
+    """Return a link to the subscription's page, named by its host and as much of the path as fits."""
+    return object_link(subscription, short(host_of_url(subscription.url, with_path=True), 60))
+
+
+def _ranked(ranking: list[EndpointFigures]) -> list[dict[str, Any]]:
+    rows = Subscription.objects.select_related("organization").only("url", "organization__name")
+    found = rows.in_bulk([figures.subscription_id for figures in ranking])
+    return [
+        {
+            "endpoint": endpoint_link(found[figures.subscription_id]),
+            "organization": object_link(
+                found[figures.subscription_id].organization, short(found[figures.subscription_id].organization.name, 60)
+            ),
+            "attempts": f"{figures.attempts:,}",
+            "failed": f"{figures.failed:,}",
+            "success_rate": percent(100 * (figures.attempts - figures.failed) / figures.attempts),
+            "mean": milliseconds(figures.mean_ms),
+            "p95": "-" if figures.p95_ms is None else milliseconds(figures.p95_ms),
+        }
+        for figures in ranking
+        if figures.subscription_id in found
+    ]  # fmt: skip
+
+
+def _workers() -> dict[str, Any]:
+    """Return the live workers; without `known`, `problem` says why nobody knows them."""
+    redis = check_redis()
+    try:
+        found: list[LiveWorker] = call_redis(list_live_workers) if redis.workers is not None else []
+    except RedisUnavailable:
+        redis = RedisHealth("down", None, NO_RESPONSE)
+    if redis.workers is None:
+        return {"known": False, "rows": [], "problem": redis.problem}
+    now = datetime.datetime.now(datetime.UTC)
+    rows = [
+        {
+            "name": short(worker.name, 13),
+            "host": short(worker.host, 40),
+            "state": short(worker.state, 20),
+            "since": "-" if worker.born_at is None else _age(now - worker.born_at),
+            "jobs": f"{worker.jobs:,}",
+            "busy": "-"
+            if worker.born_at is None
+            else percent(min(100.0, 100 * worker.working_seconds / max(1.0, (now - worker.born_at).total_seconds()))),
+        }
+        for worker in found[:SHOWN_WORKERS]
+    ]
+    return {"known": True, "rows": rows, "more": max(0, len(found) - SHOWN_WORKERS)}
+
+
+def _age(age: datetime.timedelta) -> str:
+    return milliseconds(max(0.0, age.total_seconds()) * 1000)

@@ -1,0 +1,154 @@
+"""The charts and tables that the home and a subscription's page share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.utils.safestring import SafeString
+
+from console.causes import words_for
+from console.charts import Line, chart, milliseconds, percent
+from console.series import Period, Series, percentile
+from webhooks.rollups import DELIVERED
+
+
+def _seen(period: Period, value: float | None) -> float | None:
+    return value if period.is_observed else None
+
+
+def _gauge(name: str) -> Line:
+    def value(period: Period) -> float | None:
+        return None if period.gauge is None else getattr(period.gauge, name)
+
+    return Line(name.replace("_", " "), f"gauge-{name.replace('_', '-')}", value)
+
+
+def _per_minute(series: Series, name: str) -> Line:
+    step = series.span.step
+    return Line(
+        {"delivered": "delivered", "failed": "failed attempts", "accepted": "events accepted"}[name],
+        name,
+        lambda period: _seen(period, getattr(period, name) / step),
+    )
+
+
+_SUCCESS = Line("success rate", "delivered", lambda period: _seen(period, period.success_rate))
+
+
+def _oldest_due(period: Period) -> float | None:
+    if period.gauge is None or period.gauge.due is None:
+        return None
+    return (period.gauge.oldest_due_seconds or 0.0) * 1000
+
+
+def _load(period: Period) -> float | None:
+    gauge = period.gauge
+    if gauge is None or gauge.in_flight is None or not gauge.places:
+        return None
+    return min(100.0, 100 * gauge.in_flight / gauge.places)
+
+
+_OLDEST = Line("has waited", "gauge-paused", _oldest_due)
+_LOAD = Line("places taken", "gauge-workers", _load)
+
+
+def _percentiles(of: str) -> list[Line]:
+    return [
+        Line(label, style, lambda period, share=share: percentile(getattr(period, of), share))  # type: ignore[misc]
+        for label, style, share in (("p50", "p50", 0.5), ("p95", "p95", 0.95))
+    ]
+
+
+def delivery_charts(series: Series) -> list[SafeString]:
+    """Return what an endpoint's page shows over time: attempts, success rate, how long attempts took, latency."""
+    periods, span = series.periods, series.span
+    return [
+        chart("Attempts per minute", periods, span, [_per_minute(series, "delivered"), _per_minute(series, "failed")]),
+        chart("Success rate of attempts", periods, span, [_SUCCESS], percent, 100.0),
+        chart("Response time", periods, span, _percentiles("durations"), milliseconds),
+        chart("From accepted to received", periods, span, _percentiles("latencies"), milliseconds),
+    ]
+
+
+def home_charts(series: Series, *, of_all: bool) -> list[SafeString]:
+    """Return the home's charts.  of_all: whether they show all organizations, and so the workers, too."""
+    periods, span = series.periods, series.span
+    deliveries = [_per_minute(series, name) for name in ("accepted", "delivered")]
+    waiting = [_gauge(name) for name in ("due", "retrying", "paused", "held")]
+    charts = [
+        chart("Deliveries per minute", periods, span, deliveries),
+        chart("Failed attempts per minute", periods, span, [_per_minute(series, "failed")]),
+        chart("Success rate of attempts", periods, span, [_SUCCESS], percent, 100.0),
+        chart("From accepted to received", periods, span, _percentiles("latencies"), milliseconds),
+        chart("Waiting deliveries", periods, span, waiting),
+        chart("Oldest delivery that is due", periods, span, [_OLDEST], milliseconds),
+        chart("Requests in flight", periods, span, [_gauge("in_flight")]),
+    ]
+    if of_all:
+        charts.append(chart("Load of the workers", periods, span, [_LOAD], percent, 100.0))
+        charts.append(chart("Live workers", periods, span, [_gauge("workers")]))
+    return charts
+
+
+@dataclass(frozen=True, slots=True)
+class CauseRow:
+    """How often attempts failed for one cause.  share: of the failed ones, in percent."""
+
+    words: str
+    attempts: str
+    share: str
+
+
+def failures_by_cause(total: Period) -> list[CauseRow]:
+    """Return why attempts failed, the most frequent cause first."""
+    failed = {name: number for name, number in total.outcomes.items() if name != DELIVERED}
+    return [
+        CauseRow(words_for(name), f"{number:,}", percent(100 * number / total.failed))
+        for name, number in sorted(failed.items(), key=lambda item: -item[1])
+    ]
+
+
+TABLE_HEAD = (
+    "period", "accepted", "attempts", "delivered", "failed", "success rate", "response p50", "response p95",
+    "received p50", "received p95", "due", "retrying", "paused", "rate limited", "held", "in flight", "workers",
+)  # fmt: skip
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else milliseconds(value)
+
+
+def table_rows(series: Series) -> list[Sequence[str]]:
+    """Return all figures as text, the newest period first: what the charts show, for those who can't see them."""
+    rows: list[Sequence[str]] = []
+    for period in reversed(series.periods):
+        at = period.at.strftime("%Y-%m-%d %H:%M")
+        if not period.is_observed:
+            rows.append((at, f"{period.accepted:,}", "no figures: no worker was running"))
+            continue
+        rate = period.success_rate
+        gauges = (
+            getattr(period.gauge, name, None)
+            for name in ("due", "retrying", "paused", "rate_limited", "held", "in_flight", "workers")
+        )
+        rows.append((
+            at, f"{period.accepted:,}", f"{period.attempts:,}", f"{period.delivered:,}", f"{period.failed:,}",
+            "-" if rate is None else percent(rate),
+            *(_ms(percentile(of, share)) for of in (period.durations, period.latencies) for share in (0.5, 0.95)),
+            *("-" if value is None else f"{value:,}" for value in gauges),
+        ))  # fmt: skip
+    return rows
+
+
+def headline(series: Series) -> list[tuple[str, str, str]]:
+    """Return the figures of the whole span, each with a name and a note."""
+    total = series.total()
+    rate = total.success_rate
+    return [
+        (f"{total.accepted:,}", "events accepted", ""),
+        (f"{total.delivered:,}", "delivered", f"{total.attempts:,} attempts"),
+        ("-" if rate is None else percent(rate), "success rate", f"{total.failed:,} failed attempts"),
+        (_ms(percentile(total.latencies, 0.5)), "accepted to received, p50", ""),
+        (_ms(percentile(total.latencies, 0.95)), "accepted to received, p95", ""),
+    ]

@@ -1,0 +1,191 @@
+"""What a search finds: ids, names and addresses that people have at hand, and bounded looks at payloads.
+
+Each look is served by an index, or reads a table that is small (organizations, subscriptions), or is bounded.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.db import connection
+from django.http import HttpRequest
+from django.utils import timezone
+
+from console.lists import LIST_BOUND
+from console.spans import SPANS
+from core.ids import parse_id
+from events.models import Event
+from orgs.models import Organization
+from webhooks.models import Subscription
+
+# Parts of names and addresses are looked for from this length on, and exact values of any.
+SHORTEST_PART = 3
+MOST_SUBSCRIPTIONS = 20
+# Payloads are searched in so many of the newest events of the chosen time.
+MOST_PAYLOADS = 20_000
+LONGEST = 300
+
+
+@dataclass(slots=True)
+class Found:
+    """The rows that a search names.  note: what people should know of how it was done."""
+
+    ids: list[uuid.UUID] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where to look: in one organization, if given, and in the time since, if given."""
+
+    organization: uuid.UUID | None = None
+    since: datetime.datetime | None = None
+    span: str = ""
+
+    @classmethod
+    def of(cls, request: HttpRequest) -> Scope:
+        """Return what the request's other filters say."""
+        name, span = request.GET.get("created", ""), SPANS.get(request.GET.get("created", ""))
+        organization = parse_id(request.GET.get("organization", ""))
+        return cls(organization, timezone.now() - span[1], span[0].lower()) if span else cls(organization, None, name)
+
+
+def _rows(statement: str, parameters: dict[str, Any]) -> list[uuid.UUID]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, parameters)
+        return [row[0] for row in cursor.fetchall()]
+
+
+def is_part(term: str) -> bool:
+    """Tell whether a term is long enough to be looked for within names and addresses."""
+    return SHORTEST_PART <= len(term) <= LONGEST
+
+
+# The newest events of a type.  Types are indexed by organization, so this is one short look at the index for each.
+_BY_TYPE = """
+SELECT e.id FROM orgs_organization o CROSS JOIN LATERAL (
+    SELECT id, created_at FROM events_event WHERE organization_id = o.id AND type = %(type)s
+    ORDER BY created_at DESC, id DESC LIMIT %(most)s
+) AS e WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
+ORDER BY e.created_at DESC, e.id DESC LIMIT %(most)s
+"""
+_BY_PAYLOAD = """
+SELECT id FROM (
+    SELECT id, created_at, data FROM events_event
+    WHERE created_at >= %(since)s {organization} ORDER BY created_at DESC, id DESC LIMIT %(payloads)s
+) AS newest WHERE strpos(data, %(text)s) > 0 ORDER BY created_at DESC, id DESC LIMIT %(most)s
+"""
+_OF_EVENTS = "SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(ids)s::uuid[]) LIMIT %(most)s"
+_OF_SUBSCRIPTIONS = """
+SELECT d.id FROM unnest(%(ids)s::uuid[]) AS s(id) CROSS JOIN LATERAL (
+    SELECT id, created_at FROM webhooks_delivery WHERE subscription_id = s.id
+    ORDER BY created_at DESC, id DESC LIMIT %(most)s
+) AS d ORDER BY d.created_at DESC, d.id DESC LIMIT %(most)s
+"""
+
+
+def events_of_type(name: str, scope: Scope) -> list[uuid.UUID]:
+    """Return the newest events of a type."""
+    if len(name) > 255:
+        return []
+    return _rows(_BY_TYPE, {"type": name, "organization": scope.organization, "most": LIST_BOUND})
+
+
+def events_with_payload(text: str, scope: Scope) -> Found:
+    """Return events whose data holds a text, among the newest of the chosen time; without one, only a note."""
+    if not is_part(text):
+        return Found()
+    if scope.since is None:
+        return Found(note="Payloads were not searched: choose a creation time, such as the last hour, to include them.")
+    narrowed = "AND organization_id = %(organization)s" if scope.organization else ""
+    ids = _rows(
+        _BY_PAYLOAD.format(organization=narrowed),
+        {"since": scope.since, "text": text, "organization": scope.organization, "payloads": MOST_PAYLOADS,
+         "most": LIST_BOUND},
+    )  # fmt: skip
+    return Found(ids, f"Payloads were searched in the newest {MOST_PAYLOADS:,} events of the {scope.span}.")
+
+
+def deliveries_of_events(ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+    """Return deliveries of these events."""
+    chosen = list(ids)
+    return _rows(_OF_EVENTS, {"ids": chosen, "most": 5 * LIST_BOUND}) if chosen else []
+
+
+def subscriptions_named(term: str, scope: Scope, most: int = LIST_BOUND) -> list[uuid.UUID]:
+    """Return subscriptions whose URL or organization's name holds a term, the newest first."""
+    if not is_part(term):
+        return []
+    rows = Subscription.objects.all()
+    if scope.organization:
+        rows = rows.filter(organization_id=scope.organization)
+    by_url = rows.filter(url__icontains=term).order_by("-id").values_list("pk", flat=True)[:most]
+    owners = Organization.objects.filter(name__icontains=term).values("pk")
+    by_owner = rows.filter(organization_id__in=owners).order_by("-id").values_list("pk", flat=True)[:most]
+    return list(dict.fromkeys([*by_url, *by_owner]))[:most]
+
+
+def organization_named(term: str) -> uuid.UUID | None:
+    """Return the one organization with this name, or with this as a part of its name."""
+    if not is_part(term):
+        return None
+    for match in ({"name__iexact": term}, {"name__icontains": term}):
+        found = list(Organization.objects.filter(**match).values_list("pk", flat=True)[:2])
+        if len(found) == 1:
+            return found[0]
+    return None
+
+
+def find_deliveries(term: str, scope: Scope) -> Found:
+    """Return deliveries by event type, part of the endpoint's URL or the organization's name, or payload text."""
+    found = Found(deliveries_of_events(events_of_type(term, scope)))
+    endpoints = subscriptions_named(term, scope, MOST_SUBSCRIPTIONS + 1)
+    if endpoints:
+        found.ids += _rows(_OF_SUBSCRIPTIONS, {"ids": endpoints[:MOST_SUBSCRIPTIONS], "most": LIST_BOUND})
+        if len(endpoints) > MOST_SUBSCRIPTIONS:
+            found.note = f"Only the newest {MOST_SUBSCRIPTIONS} of the endpoints that match were searched."
+    if not found.ids:
+        by_payload = events_with_payload(term, scope)
+        found = Found(deliveries_of_events(by_payload.ids), by_payload.note)
+    return found
+
+
+def find_events(term: str, scope: Scope) -> Found:
+    """Return events by dedup id, type, or payload text."""
+    if len(term) > LONGEST:
+        return Found()
+    ids = list(Event.objects.filter(dedup_id=term).values_list("pk", flat=True)[:LIST_BOUND])
+    ids += events_of_type(term, scope)
+    return Found(ids) if ids else events_with_payload(term, scope)
+
+
+def filter_for(term: str, *, events: bool = False) -> tuple[str, uuid.UUID] | None:
+    """Return the filter and the row's id if a term names an event, a subscription or an organization.
+
+    events: whether the list is one of events, which has no filters by the first two.
+    """
+    row_id = parse_id(term)
+    named: list[tuple[str, uuid.UUID | None]] = []
+    if row_id is not None:
+        if not events:
+            named += [("event", _id_of(Event, pk=row_id)), ("subscription", _id_of(Subscription, pk=row_id))]
+        named.append(("organization", _id_of(Organization, pk=row_id)))
+    elif not events:
+        by_dedup_id = Event.objects.filter(dedup_id=term).order_by("-created_at").values_list("pk", flat=True).first()
+        exact = Subscription.objects.filter(url=term).order_by("deleted_at", "-created_at")
+        named += [("event", by_dedup_id), ("subscription", exact.values_list("pk", flat=True).first())]
+    if row_id is None and not any(found for _, found in named):
+        named.append(("organization", organization_named(term)))
+        if not events and is_part(term):
+            endpoints = list(Subscription.objects.filter(url__icontains=term).values_list("pk", flat=True)[:2])
+            named.append(("subscription", endpoints[0] if len(endpoints) == 1 else None))
+    return next(((name, found) for name, found in named if found), None)
+
+
+def _id_of(model: type[Event | Subscription | Organization], **match: object) -> uuid.UUID | None:
+    found: uuid.UUID | None = model._default_manager.filter(**match).values_list("pk", flat=True).first()
+    return found

@@ -1,0 +1,223 @@
+"""What the charts show, read from the rollups: figures over time, percentiles, and endpoints in order of a figure."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from django.utils import timezone
+
+from core.db import server_cursor
+from webhooks.models import Gauge, Rollup
+from webhooks.rollups import ACCEPTED, BOUNDS_MS, BUCKET_SUMS, BUCKETS, DELIVERED, NO_ID
+
+# The sweep sums up a minute some seconds after its end; until then the minute isn't shown.
+_SUMMED_UP_AFTER = datetime.timedelta(seconds=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A time range.  step: minutes in a period of a chart.  ranking_step: in one of the rows that rank endpoints."""
+
+    name: str
+    label: str
+    minutes: int
+    step: int
+    ranking_step: int
+
+
+SPANS = {
+    span.name: span
+    for span in (
+        Span("1h", "1 hour", 60, 1, 10),
+        Span("6h", "6 hours", 360, 1, 60),
+        Span("24h", "24 hours", 1440, 10, 60),
+        Span("7d", "7 days", 10080, 60, 1440),
+        Span("30d", "30 days", 43200, 1440, 1440),
+    )
+}
+
+
+@dataclass(slots=True)
+class Period:
+    """One minute, ten minutes or an hour.  is_observed: False where nobody recorded anything: no worker was there."""
+
+    at: datetime.datetime
+    is_observed: bool = False
+    accepted: int = 0
+    settled: int = 0
+    outcomes: dict[str, int] = field(default_factory=dict)
+    durations: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+    latencies: list[int] = field(default_factory=lambda: [0] * BUCKETS)
+    gauge: Gauge | None = None
+
+    @property
+    def delivered(self) -> int:
+        """Attempts that the endpoint accepted."""
+        return self.outcomes.get(DELIVERED, 0)
+
+    @property
+    def attempts(self) -> int:
+        """Attempts, whatever came of them."""
+        return sum(self.outcomes.values())
+
+    @property
+    def failed(self) -> int:
+        """Attempts that failed."""
+        return self.attempts - self.delivered
+
+    @property
+    def success_rate(self) -> float | None:
+        """Percent of attempts that were accepted; None without any attempt."""
+        return 100 * self.delivered / self.attempts if self.attempts else None
+
+
+@dataclass(slots=True)
+class Series:
+    """Figures of everything, an organization or a subscription over a span, in periods without a hole."""
+
+    span: Span
+    periods: list[Period]
+
+    def total(self) -> Period:
+        """Return all periods as one."""
+        whole = Period(self.periods[0].at)
+        for period in self.periods:
+            whole.accepted += period.accepted
+            whole.settled += period.settled
+            for outcome, count in period.outcomes.items():
+                whole.outcomes[outcome] = whole.outcomes.get(outcome, 0) + count
+            whole.durations = [a + b for a, b in zip(whole.durations, period.durations, strict=True)]
+            whole.latencies = [a + b for a, b in zip(whole.latencies, period.latencies, strict=True)]
+        return whole
+
+
+def _bounds(span: Span, step: int) -> tuple[datetime.datetime, datetime.datetime]:
+    """Return the first period of `step` minutes in the span, and the end of the last minute that is summed up."""
+    now = timezone.now() - _SUMMED_UP_AFTER
+    end = now.replace(second=0, microsecond=0)
+    start = end - datetime.timedelta(minutes=span.minutes)
+    length = step * 60
+    return datetime.datetime.fromtimestamp(start.timestamp() // length * length, datetime.UTC), end
+
+
+def _each_period(start: datetime.datetime, end: datetime.datetime, step: int) -> Iterator[datetime.datetime]:
+    """Yield the beginnings of the periods from `start` up to `end`."""
+    while start < end:
+        yield start
+        start += datetime.timedelta(minutes=step)
+
+
+def read_series(span: Span, organization_id: uuid.UUID = NO_ID, subscription_id: uuid.UUID = NO_ID) -> Series:
+    """Return the figures of a subscription, of an organization if none is given, or else of everything.
+
+    Two looks at an index, whatever the size of the tables.
+    """
+    start, end = _bounds(span, span.step)
+    periods = {at: Period(at) for at in _each_period(start, end, span.step)}
+    rows = Rollup.objects.filter(
+        step=span.step, organization_id=organization_id, subscription_id=subscription_id, at__gte=start, at__lt=end
+    ).values_list("at", "outcome", "attempts", "settled", "durations", "latencies")
+    for at, outcome, attempts, settled, durations, latencies in rows:
+        period = periods[at]
+        if outcome == ACCEPTED:
+            period.accepted += attempts
+            continue
+        period.is_observed = True
+        period.settled += settled
+        period.outcomes[outcome] = period.outcomes.get(outcome, 0) + attempts
+        period.durations = [a + b for a, b in zip(period.durations, durations, strict=True)]
+        period.latencies = [a + b for a, b in zip(period.latencies, latencies, strict=True)]
+    gauges = Gauge.objects.filter(
+        step=span.step, organization_id__in={NO_ID, organization_id}, at__gte=start, at__lt=end
+    )
+    for gauge in gauges:
+        period = periods[gauge.at]
+        period.is_observed = True
+        # An organization without a row of its own had nothing waiting in that minute.
+        if gauge.organization_id == organization_id:
+            period.gauge = gauge
+        elif period.gauge is None and gauge.due is not None:
+            period.gauge = Gauge(due=0, retrying=0, paused=0, rate_limited=0, held=0, in_flight=0)
+    return Series(span, list(periods.values()))
+
+
+def percentile(buckets: Sequence[int], share: float) -> float | None:
+    """Return a percentile in milliseconds, from counts in the rollups' buckets; None without any count.
+
+    share: such as 0.95.  Exact to the width of a bucket, within which it interpolates.
+    """
+    total = sum(buckets)
+    if not total:
+        return None
+    wanted = share * total
+    below = 0
+    for number, count in enumerate(buckets):
+        if count and below + count >= wanted:
+            lower = BOUNDS_MS[number - 1] if number else 0
+            upper = BOUNDS_MS[number] if number < len(BOUNDS_MS) else lower
+            return lower + (upper - lower) * (wanted - below) / count
+        below += count
+    return float(BOUNDS_MS[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFigures:
+    """One subscription over a span.  mean_ms and p95_ms: how long its attempts took."""
+
+    subscription_id: uuid.UUID
+    attempts: int
+    failed: int
+    mean_ms: float
+    p95_ms: float | None
+
+
+# One pass over the rows of the span without their histograms; those are read for the few that are shown.  The periods
+# are listed because PostgreSQL takes step and time for independent, and would expect a range to hold much more.
+_RANK = f"""
+WITH figures AS MATERIALIZED (
+    SELECT organization_id, subscription_id, sum(attempts) AS attempts,
+           coalesce(sum(attempts) FILTER (WHERE outcome <> '{DELIVERED}'), 0) AS failed,
+           sum(duration_ms) / sum(attempts) AS mean_ms
+    FROM webhooks_rollup
+    WHERE step = %(step)s AND at = ANY(%(periods)s::timestamptz[]) AND subscription_id <> %(no_id)s
+      AND (%(organization)s::uuid = %(no_id)s OR organization_id = %(organization)s)
+    GROUP BY organization_id, subscription_id
+), shown AS (
+    (SELECT 'slowest' AS ranking, * FROM figures ORDER BY mean_ms DESC LIMIT %(most)s)
+    UNION ALL
+    (SELECT 'failing', * FROM figures WHERE failed > 0 ORDER BY failed DESC LIMIT %(most)s)
+)
+SELECT ranking, subscription_id, attempts::bigint, failed::bigint, mean_ms, (
+    SELECT {BUCKET_SUMS} FROM webhooks_rollup r
+    WHERE r.step = %(step)s AND r.organization_id = shown.organization_id
+      AND r.subscription_id = shown.subscription_id AND r.at = ANY(%(periods)s::timestamptz[])
+) FROM shown
+"""  # noqa: S608 - constants of ours
+
+
+@dataclass(frozen=True, slots=True)
+class Rankings:
+    """The subscriptions whose attempts took longest on average, and those with the most failed attempts."""
+
+    slowest: list[EndpointFigures]
+    failing: list[EndpointFigures]
+
+
+def rank_endpoints(span: Span, organization_id: uuid.UUID = NO_ID, most: int = 5) -> Rankings:
+    """Return the endpoints that stand out, of an organization or of all."""
+    start, end = _bounds(span, span.ranking_step)
+    window = {
+        "step": span.ranking_step, "periods": list(_each_period(start, end, span.ranking_step)),
+        "organization": organization_id, "no_id": NO_ID, "most": most,
+    }  # fmt: skip
+    rankings = Rankings([], [])
+    with server_cursor() as cursor:
+        # Not prepared: the plan that PostgreSQL would keep for any step and time reads the whole table.
+        found = cursor.execute(_RANK, window, prepare=False).fetchall()
+        for ranking, subscription_id, attempts, failed, mean_ms, buckets in found:
+            figures = EndpointFigures(subscription_id, attempts, failed, mean_ms, percentile(buckets, 0.95))
+            (rankings.slowest if ranking == "slowest" else rankings.failing).append(figures)
+    return rankings

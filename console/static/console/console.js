@@ -1,0 +1,119 @@
+// What the pages do by themselves: the home refreshes, ids are copied, pickers need no button.  Every page works without.
+'use strict';
+
+const LIVE_EVERY_MS = 15000;
+
+function clock(date) {
+    return date.toISOString().slice(11, 19) + ' UTC';
+}
+
+async function refresh(box, said) {
+    // Not while somebody is in it with the keyboard, reads a tooltip or has marked something.
+    const marked = window.getSelection();
+    if (document.hidden || box.contains(document.activeElement) ||
+            (marked && !marked.isCollapsed && box.contains(marked.anchorNode))) {
+        return;
+    }
+    try {
+        const answer = await fetch(box.dataset.live, {redirect: 'manual', headers: {Accept: 'text/html'}});
+        if (answer.type === 'opaqueredirect') {
+            said.textContent = 'You are logged out: the figures stand still.';
+            said.classList.add('stale');
+            return;
+        }
+        if (!answer.ok) {
+            throw new Error(answer.status);
+        }
+        box.innerHTML = await answer.text();
+        said.textContent = `Updated ${clock(new Date())}, every ${LIVE_EVERY_MS / 1000} s`;
+        said.classList.remove('stale');
+    } catch (error) {
+        said.textContent = `Not updated since ${said.dataset.last || 'the page was opened'}: no answer.`;
+        said.classList.add('stale');
+        return;
+    }
+    said.dataset.last = clock(new Date());
+}
+
+async function copy(text, button) {
+    // The browser's clipboard is there only under HTTPS and on localhost.
+    if (navigator.clipboard) {
+        await navigator.clipboard.writeText(text);
+        return;
+    }
+    const field = document.createElement('textarea');
+    field.value = text;
+    button.after(field);
+    field.select();
+    if (!document.execCommand('copy')) {
+        throw new Error('not copied');  // the text stays selected, so that it can be copied by hand
+    }
+    field.remove();
+}
+
+document.addEventListener('DOMContentLoaded', () => {
+    const box = document.querySelector('[data-live]');
+    const said = document.querySelector('[data-live-state]');
+    if (box && said) {
+        said.textContent = `Refreshes every ${LIVE_EVERY_MS / 1000} s`;
+        setInterval(() => refresh(box, said), LIVE_EVERY_MS);
+    }
+    document.querySelectorAll('select[data-submit]').forEach((picker) => picker.addEventListener('change', () => {
+        picker.form.submit();
+    }));
+});
+
+// The file comes as a download, beside which the page asks how many rows it has so far.
+function follow(link) {
+    const said = document.querySelector('[data-export-state]');
+    const token = crypto.randomUUID ? crypto.randomUUID() : '10000000-1000-4000-8000-100000000000'.replace(/[018]/g,
+        (c) => (+c ^ crypto.getRandomValues(new Uint8Array(1))[0] & 15 >> +c / 4).toString(16));
+    const progress = link.dataset.export.replace('00000000-0000-0000-0000-000000000000', token);
+    let silent = 0;
+    said.textContent = 'Starting …';
+    window.location.assign(`${link.href}&token=${token}`);
+    const timer = setInterval(async () => {
+        let found = {rows: null};
+        try {
+            found = await (await fetch(progress, {redirect: 'error'})).json();
+        } catch (error) {
+            // Asked again.
+        }
+        silent = found.rows === null ? silent + 1 : 0;
+        if (found.is_complete || silent > 30) {
+            clearInterval(timer);
+        }
+        if (found.rows !== null) {
+            const rows = found.rows.toLocaleString('en-US');
+            said.textContent = found.is_complete ? `Done: ${rows} rows.` : `${rows} rows so far …`;
+        }
+    }, 1000);
+}
+
+document.addEventListener('click', async (event) => {
+    const link = event.target.closest('a[data-export]');
+    if (link && event.button === 0 && !event.ctrlKey && !event.metaKey) {
+        event.preventDefault();
+        follow(link);
+        return;
+    }
+    const button = event.target.closest('button[data-copy], button[data-copy-from]');
+    if (!button) {
+        return;
+    }
+    event.preventDefault();
+    // `data-copy` is the text itself; `data-copy-from` names the elements whose texts are joined by a pipe.
+    const text = button.dataset.copy || button.dataset.copyFrom.split(' ')
+        .map((id) => document.getElementById(id).textContent).join(' | ');
+    const isShort = 'copy' in button.dataset;
+    button.dataset.label ||= button.textContent;
+    try {
+        await copy(text, button);
+        button.textContent = isShort ? '✓' : 'Copied';
+    } catch (error) {
+        button.textContent = isShort ? '✗' : 'Press Ctrl+C';
+    }
+    setTimeout(() => {
+        button.textContent = button.dataset.label;
+    }, 2000);
+});

@@ -1,0 +1,188 @@
+"""Lists: what they find beyond exact values, the order that people may turn round, and exports."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import tracemalloc
+import uuid
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.urls import reverse
+from django.utils import timezone
+
+from console import export
+from events.models import Event
+from orgs.models import AuditEntry, Organization
+from tests.console.conftest import Staff
+from tests.console.rows import World, list_url, make_delivery, make_event
+from tests.console.test_search import found
+from webhooks import subscriptions
+from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus, Subscription
+
+
+@pytest.fixture
+def theirs(world: World, other_organization: Organization) -> Delivery:
+    """Return a delivery of another organization, at another host, with another type and payload."""
+    subscription, _ = subscriptions.create(
+        other_organization.pk, url="https://hooks.globex.example/in", event_types=["*"]
+    )
+    event = make_event(other_organization, type="parcel.lost", data='{"parcel": "PX-777 100%"}')
+    return make_delivery(event, subscription, "delivered")
+
+
+def test_deliveries_are_found_by_type_host_part_organization_and_payload(
+    world: World, operator: Client, theirs: Delivery
+) -> None:
+    for term in ("parcel.lost", "globex", "GLOBEX.example/in", "Other", "oth", str(theirs.organization_id)):
+        assert found(operator, Delivery, term) == {theirs.pk}, term
+    assert found(operator, Delivery, "PX-777") == set(), "no time was chosen"
+    for text in ("PX-777", "100%"):
+        assert found(operator, Delivery, text, created="1h") == {theirs.pk}
+    assert found(operator, Delivery, "PX_777", created="1h") == set(), "no pattern, but text"
+    assert found(operator, Delivery, "parcel.lost", organization=world.organization.pk) == set()
+    assert found(operator, Delivery, "globex", status="failed") == set()
+
+
+def test_events_attempts_and_subscriptions_are_found_by_parts_too(
+    world: World, operator: Client, theirs: Delivery
+) -> None:
+    assert found(operator, Event, "Other") == {theirs.event_id}
+    assert found(operator, Event, "PX-777", created="1h") == {theirs.event_id}
+    assert found(operator, Event, "PX-777", created="1h", organization=world.organization.pk) == set()
+    assert found(operator, Subscription, "globex") == found(operator, Subscription, "other") == {theirs.subscription_id}
+    attempt = DeliveryAttempt.objects.create(
+        delivery=theirs, number=1, cause="schedule", started_at=timezone.now(), duration_ms=1, status_code=200
+    )
+    assert found(operator, DeliveryAttempt, "globex") == {attempt.pk}
+
+
+def test_a_search_says_whether_it_looked_into_payloads(world: World, operator: Client) -> None:
+    page = operator.get(list_url(Delivery, q="no such thing")).content.decode()
+    assert "Payloads were not searched: choose a creation time" in page
+    page = operator.get(list_url(Delivery, q="no such thing", created="1h")).content.decode()
+    assert "Payloads were searched in the newest 20,000 events of the last hour." in page
+
+
+@pytest.mark.parametrize("model", [Delivery, Event, DeliveryAttempt, Subscription])
+def test_the_order_can_be_turned_round(world: World, operator: Client, viewer: Client, model: Any) -> None:
+    for client in (operator, viewer):
+        for column in ("1", "2"):
+            newest = [row.pk for row in client.get(list_url(model)).context["cl"].result_list]
+            assert [r.pk for r in client.get(list_url(model, o=f"-{column}")).context["cl"].result_list] == newest
+            answer = client.get(list_url(model, o=column))
+            assert [row.pk for row in answer.context["cl"].result_list] == newest[::-1]
+    assert "sorted ascending" in answer.content.decode()
+
+
+def test_a_list_names_the_endpoint_by_host_and_offers_the_whole_id(world: World, viewer: Client) -> None:
+    page = viewer.get(list_url(Delivery)).content.decode()
+    failed = world.deliveries["failed"]
+    assert f'data-copy="{failed.pk}"' in page
+    assert f"…{str(failed.pk)[-8:]}" in page
+    assert ">127.0.0.1:9</a>" in page
+    assert "responds with 500" in page
+
+
+# --- exports ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(client: Client, model: Any, form: str = "ndjson", **query: object) -> list[dict[str, Any]]:
+    answer = client.get(list_url(model, export=form, **query))
+    assert answer.status_code == 200, answer
+    text = b"".join(answer.streaming_content).decode()
+    if form == "csv":
+        return list(csv.DictReader(io.StringIO(text)))
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("form", ["csv", "ndjson"])
+def test_an_export_holds_what_the_filters_let_through(
+    world: World, viewer: Client, theirs: Delivery, form: str
+) -> None:
+    assert {row["id"] for row in rows_of(viewer, Delivery, form)} == {
+        str(pk) for (pk,) in Delivery.objects.values_list("pk")
+    }
+    for status in DeliveryStatus.values:
+        of_status = {str(pk) for (pk,) in Delivery.objects.filter(status=status).values_list("pk")}
+        assert {row["id"] for row in rows_of(viewer, Delivery, form, status=status)} == of_status, status
+    assert [row["url"] for row in rows_of(viewer, Delivery, form, q="parcel.lost")] == [
+        "https://hooks.globex.example/in"
+    ]
+    assert len(rows_of(viewer, Event, form, organization=world.organization.pk)) == 7
+    assert len(rows_of(viewer, Subscription, form)) == 2
+    assert len(rows_of(viewer, DeliveryAttempt, form)) == 1
+    entry = AuditEntry.objects.filter(action="delivery.export").order_by("created_at").last()
+    assert entry is not None
+    assert entry.detail == {"format": form, "filters": {"q": "parcel.lost"}}
+
+
+def test_an_export_has_every_row_once_beyond_a_page_and_among_equal_times(
+    world: World, viewer: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "ROWS_AT_A_TIME", 7)
+    now = timezone.now()
+    for number in range(40):
+        event = make_event(world.organization)
+        Event.objects.filter(pk=event.pk).update(created_at=now - datetime.timedelta(seconds=number // 10))
+    for query in ({}, {"o": "1"}, {"organization": world.organization.pk}):
+        ids = [row["id"] for row in rows_of(viewer, Event, **query)]
+        assert len(ids) == len(set(ids)) == Event.objects.count(), query
+
+
+def test_no_cell_of_a_csv_is_a_formula(world: World, viewer: Client) -> None:
+    hostile = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", '=HYPERLINK("http://x","y")\n,"']
+    for text in hostile:
+        make_event(world.organization, dedup_id=text)
+    shown = {row["dedup_id"] for row in rows_of(viewer, Event, "csv")}
+    assert {f"'{text}" for text in hostile} <= shown
+    assert {row["dedup_id"] for row in rows_of(viewer, Event)} >= set(hostile), "NDJSON is no spreadsheet"
+
+
+def test_how_many_rows_an_export_has_so_far(world: World, staff: Staff, viewer: Client) -> None:
+    token = uuid.uuid4()
+    progress = reverse("admin:export_progress", args=[token])
+    assert viewer.get(progress).json() == {"rows": None, "is_complete": False}
+    answer = viewer.get(list_url(Delivery, export="csv", token=str(token)))
+    assert viewer.get(progress).json()["rows"] is None, "nobody has read any of it yet"
+    assert b"".join(answer.streaming_content)
+    assert viewer.get(progress).json() == {"rows": 6, "is_complete": True}
+    assert staff("operator").get(progress).json()["rows"] is None, "another user's"
+
+
+def test_only_who_may_see_a_list_may_export_it(world: World, staff: Staff) -> None:
+    answer = staff("nobody").get(list_url(Delivery, export="csv"))
+    assert answer.status_code == 403
+    assert not AuditEntry.objects.filter(action="delivery.export").exists()
+
+
+def test_a_wrong_format_or_filter_is_refused(world: World, viewer: Client) -> None:
+    assert viewer.get(list_url(Delivery, export="xml")).status_code == 400
+    assert viewer.get(list_url(Delivery, export="csv", nonsense="1")).status_code == 400
+    assert len(rows_of(viewer, Delivery, organization="x")) == 0
+
+
+def test_an_export_takes_no_more_memory_for_more_rows(world: World, viewer: Client) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error) "
+            "SELECT gen_random_uuid(), %s, 'bulk', '{}', 'processed', 0, '' FROM generate_series(1, 12000)",
+            [world.organization.pk],
+        )
+
+    def peak(**query: object) -> tuple[int, int]:
+        answer = viewer.get(list_url(Event, export="ndjson", **query))
+        tracemalloc.start()
+        count = sum(piece.count(b"\n") for piece in answer.streaming_content)
+        highest = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return count, highest
+
+    few, many = peak(status="error"), peak()
+    assert (few[0], many[0]) == (1, 12007)
+    assert many[1] < 8_000_000
