@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from bench import stack
-from bench.scenarios import bigtables, churn, delivery, fairness, fanout, ingestion, latency, memory, plainrq, scaling
+from bench.scenarios import (
+    bigtables,
+    churn,
+    delivery,
+    fairness,
+    fanout,
+    ingestion,
+    latency,
+    memory,
+    plainrq,
+    scaling,
+    wal,
+)
 
 _SMALL: dict[object, dict[str, object]] = {
     ingestion: {"WARM_UP": 20, "SINGLE_REQUESTS": 60, "BATCH_REQUESTS": 9, "EVENTS_A_BATCH": 10},
@@ -16,6 +28,7 @@ _SMALL: dict[object, dict[str, object]] = {
     churn: {"WARM_UP": 20, "DELIVERIES": 400},
     scaling: {"WARM_UP": 20, "DELIVERIES": 400},
     memory: {"WARM_UP": 50, "ROUND": 100, "ROUNDS": 1, "ENDLESS": 10},
+    wal: {"WARM_UP": 20, "SINGLE_REQUESTS": 60, "BATCH_REQUESTS": 6, "EVENTS_A_BATCH": 10},
     stack: {"DRAIN_SECONDS": 60.0},
 }
 
