@@ -50,7 +50,6 @@ class Event(models.Model):
                 fields=["organization", "created_at", "id"], condition=Q(status="error"), name="events_event_error"
             ),
             models.Index(fields=["dedup_id"], condition=Q(dedup_id__isnull=False), name="events_event_dedup_id"),
-            models.Index(fields=["created_at", "id"], name="events_event_created"),
         ]
 
     def __str__(self) -> str:

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q
+from django.db.models.functions import Coalesce
 
 from core.db import server_cursor
 from events.delivery_lookup import DeliveryLine
 from webhooks.models import Delivery
 
 # The same words in the same order as the condition of the index webhooks_delivery_undelivered.
-_UNDELIVERED = ("pending", "delivering", "held", "failed")
+_WAITING_OR_FAILED = ("pending", "held", "failed")
+_UNDELIVERED = (*_WAITING_OR_FAILED, "delivering")
 
 # SQL because the ORM would select the primary key, for which PostgreSQL must read the rows beside the index.
 _COUNT_WAITING = """
@@ -32,14 +34,16 @@ class EventDeliveries:
     def undelivered_event_ids(
         self, organization_id: uuid.UUID, event_filters: Mapping[str, Any], before: uuid.UUID | None, most: int
     ) -> Sequence[uuid.UUID]:
-        rows = Delivery.objects.filter(
-            organization_id=organization_id,
-            status__in=_UNDELIVERED,
-            **{f"event__{lookup}": value for lookup, value in event_filters.items()},
-        )
+        filters: dict[str, Any] = {f"event__{lookup}": value for lookup, value in event_filters.items()}
         if before is not None:
-            rows = rows.filter(event_id__lt=before)
-        return list(rows.order_by("-event_id").values_list("event_id", flat=True).distinct()[:most])
+            filters["event_id__lt"] = before
+        rows = Delivery.objects.filter(organization_id=organization_id, **filters)
+        waiting = rows.filter(status__in=_WAITING_OR_FAILED).order_by("-event_id").values("event_id").distinct()[:most]
+        # By the index of leases, which holds what all organizations have in flight.  One statement, because a delivery
+        # may go from one part to the other.
+        delivering = rows.filter(status="delivering").order_by(Coalesce("event_id", "event_id").desc())
+        found = waiting.union(delivering.values("event_id")[:most])
+        return [row["event_id"] for row in found.order_by("-event_id")[:most]]
 
     def of_event(self, event_id: uuid.UUID, most: int) -> Sequence[DeliveryLine]:
         rows = Delivery.objects.filter(event_id=event_id).order_by("created_at", "id")

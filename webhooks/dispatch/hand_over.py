@@ -18,7 +18,7 @@ from django.conf import settings
 from psycopg.rows import class_row
 
 from core.db import server_cursor
-from core.ids import new_id, new_ids
+from core.ids import derive_id, new_id
 from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
 from webhooks.dispatch.allocation import limit_hosts, share_between_organizations
 from webhooks.dispatch.claim import PREVIOUS_SECRETS, Claim
@@ -74,7 +74,7 @@ WITH inserted AS (
     FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[])
              AS d(id, organization_id, event_id, subscription_id),
          clock_timestamp() AS t
-    ON CONFLICT (event_id, subscription_id) DO NOTHING
+    ON CONFLICT (id) DO NOTHING
     RETURNING id, event_id, subscription_id
 ), counted AS (
     UPDATE webhooks_subscriptionqueue q SET in_flight = q.in_flight + i.number, last_claimed_at = clock_timestamp()
@@ -167,7 +167,7 @@ class SenderHandOver:
         self._inserting.execute(
             _INSERT_LEASED,
             {
-                "ids": new_ids(len(events)),
+                "ids": list(map(derive_id, events, subscriptions)),
                 "organizations": organizations,
                 "events": events,
                 "subscriptions": subscriptions,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from core.ids import new_ids
+from core.ids import derive_id
 from webhooks.models import DeliveryStatus
 from webhooks.queues import mark_due, mark_held
 
@@ -24,7 +24,7 @@ SELECT id, organization_id, event_id, subscription_id, status, t + make_interval
 FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[],
             %(statuses)s::text[]) AS d(id, organization_id, event_id, subscription_id, status),
      clock_timestamp() AS t
-ON CONFLICT (event_id, subscription_id) DO NOTHING
+ON CONFLICT (id) DO NOTHING
 """
 
 
@@ -59,7 +59,7 @@ class NewDeliveries:
             cursor.execute(
                 INSERT_DELIVERIES,
                 {
-                    "ids": new_ids(len(self.events)),
+                    "ids": list(map(derive_id, self.events, self.subscriptions)),
                     "organizations": self.organizations,
                     "events": self.events,
                     "subscriptions": self.subscriptions,
