@@ -346,6 +346,12 @@ OPTIONS: tuple[Option, ...] = (
         "DEFAULT_RETENTION_DAYS", _integer(1, 3650), "30", "Days that a new organization's completed events are kept."
     ),
     Option(
+        "PARTITION_DAYS",
+        _integer(1, 3650),
+        "7",
+        "Days of events, with what belongs to them, in one partition. Partitions that exist keep their length.",
+    ),
+    Option(
         "AUTH_FAILURES_PER_MINUTE",
         _integer(1, 1_000_000),
         "60",

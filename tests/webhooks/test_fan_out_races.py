@@ -34,7 +34,10 @@ def change_during_fan_out(organization: Organization, subscription: Subscription
     """Let a fan-out read the subscription, make the whole change, and let the fan-out insert its delivery."""
     event_id = ingest(organization.id, NewEvent("a.b", "{}", None)).event_id
     with another_transaction() as other:
-        other.execute(SAME_DELIVERY, {"id": derive_id(event_id, subscription.pk), "subscription": subscription.pk, "event": event_id})
+        other.execute(
+            SAME_DELIVERY,
+            {"id": derive_id(event_id, subscription.pk), "subscription": subscription.pk, "event": event_id},
+        )
 
         def work(number: int) -> None:
             if number == 0:

@@ -83,7 +83,7 @@ WITH inserted AS (
 )
 SELECT i.id AS delivery_id, i.subscription_id, e.id AS event_id, e.type AS event_type,
        e.created_at AS event_created_at, e.data AS event_data
-FROM inserted i JOIN events_event e ON e.id = i.event_id
+FROM inserted i CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = i.event_id LIMIT 1) AS e
 """
 
 
