@@ -10,12 +10,12 @@ from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Coalesce
 
 from core.db import server_cursor
+from core.query import newest
 from events.delivery_lookup import DeliveryLine
 from webhooks.models import Delivery
 
 # The same words in the same order as the condition of the index webhooks_delivery_undelivered.
 _WAITING_OR_FAILED = ("pending", "held", "failed")
-_UNDELIVERED = (*_WAITING_OR_FAILED, "delivering")
 
 # SQL because the ORM would select the primary key, for which PostgreSQL must read the rows beside the index.
 _COUNT_WAITING = """
@@ -29,7 +29,9 @@ class EventDeliveries:
     """An `events.delivery_lookup.DeliveryLookup` over the table of deliveries."""
 
     def undelivered(self) -> Q:
-        return Q(Exists(Delivery.objects.filter(event_id=OuterRef("id"), status__in=_UNDELIVERED)))
+        of_event = Delivery.objects.filter(event_id=OuterRef("id"))
+        waiting, delivering = of_event.filter(status__in=_WAITING_OR_FAILED), of_event.filter(status="delivering")
+        return Q(Exists(waiting)) | Q(Exists(delivering))
 
     def undelivered_event_ids(
         self, organization_id: uuid.UUID, event_filters: Mapping[str, Any], before: uuid.UUID | None, most: int
@@ -46,9 +48,13 @@ class EventDeliveries:
         return [row["event_id"] for row in found.order_by("-event_id")[:most]]
 
     def of_event(self, event_id: uuid.UUID, most: int) -> Sequence[DeliveryLine]:
-        rows = Delivery.objects.filter(event_id=event_id).order_by("created_at", "id")
-        columns = ("id", "subscription_id", "status", "attempt_count", "next_attempt_at", "completed_at")
-        return [DeliveryLine(*row) for row in rows.values_list(*columns)[:most]]
+        oldest = newest(Delivery.objects.filter(event_id=event_id), most, ("created_at", "id"))
+        return [
+            DeliveryLine(
+                row.id, row.subscription_id, row.status, row.attempt_count, row.next_attempt_at, row.completed_at
+            )
+            for row in oldest
+        ]
 
     def waiting(self, organization_id: uuid.UUID, most: int) -> int:
         with server_cursor() as cursor:

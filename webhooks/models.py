@@ -150,6 +150,13 @@ class Cause(models.TextChoices):
 class Delivery(models.Model):
     """One event for one subscription: the id is derived from the two, so that there can't be a second one."""
 
+    # What is being delivered isn't in the indexes of the lists, in which each delivery would have an entry for that.
+    # So a list consists of two parts (`core.query.newest`).
+    LIST_PARTS: ClassVar = (
+        Q(status__in=["pending", "delivered", "failed", "held", "cancelled"]),
+        Q(status="delivering"),
+    )
+
     id = models.UUIDField(primary_key=True, editable=False)
     organization = models.ForeignKey(
         Organization, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False
@@ -178,7 +185,11 @@ class Delivery(models.Model):
         verbose_name_plural = "deliveries"
         permissions: ClassVar = [("manage_delivery", "Can retry, replay, hold and resume deliveries")]
         indexes: ClassVar = [
-            models.Index(fields=["event"], name="webhooks_delivery_event"),
+            models.Index(
+                fields=["event"],
+                condition=Q(status__in=["pending", "delivered", "failed", "held", "cancelled"]),
+                name="webhooks_delivery_event",
+            ),
             models.Index(
                 fields=["subscription", "next_attempt_at"],
                 condition=Q(status="pending"),
@@ -201,8 +212,16 @@ class Delivery(models.Model):
                 condition=Q(status__in=["pending", "held", "failed"]),
                 name="webhooks_delivery_undelivered",
             ),
-            models.Index(fields=["organization", "created_at", "id"], name="webhooks_delivery_list"),
-            models.Index(fields=["subscription", "created_at", "id"], name="webhooks_delivery_sub_list"),
+            models.Index(
+                fields=["organization", "created_at", "id"],
+                condition=Q(status__in=["pending", "delivered", "failed", "held", "cancelled"]),
+                name="webhooks_delivery_list",
+            ),
+            models.Index(
+                fields=["subscription", "created_at", "id"],
+                condition=Q(status__in=["pending", "delivered", "failed", "held", "cancelled"]),
+                name="webhooks_delivery_sub_list",
+            ),
             # For the admin, over all organizations.  Deliveries that go well never enter these two.
             models.Index(
                 fields=["status", "id"],
@@ -217,7 +236,7 @@ class Delivery(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Give a new delivery its id."""
-        if self.id is None:
+        if self.pk is None:
             self.id = derive_id(self.event_id, self.subscription_id)
         super().save(*args, **kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator
 
 from bench.figures import Figure
@@ -14,6 +15,7 @@ WARM_UP = 2_000
 SINGLE_REQUESTS = 10_000
 BATCH_REQUESTS = 300
 EVENTS_A_BATCH = 100
+OLD_EVENTS = 50_000
 
 # What belongs to an event: its tables, with their partitions, by the table that they are part of.
 _SIZES = """
@@ -30,7 +32,7 @@ def wal(stack: BenchStack) -> list[Figure]:
     """WAL bytes per event with one delivery, by single POSTs and by batches; sizes; heap-only updates; VACUUM."""
     tenant = stack.tenant()
     with stack.receiver() as receiver, _settings(stack, autovacuum="off"), stack.running_web(), stack.running_worker():
-        stack.subscribe(tenant, receiver.url("/ok/1"))
+        subscription = stack.subscribe(tenant, receiver.url("/ok/1"))
         _bytes(stack, tenant, WARM_UP, 0)
         with _settings(stack, full_page_writes="off"):
             single, kinds = _bytes(stack, tenant, SINGLE_REQUESTS, 0)
@@ -43,6 +45,7 @@ def wal(stack: BenchStack) -> list[Figure]:
         start = _position(stack)
         stack.sql("VACUUM events_event, webhooks_delivery, webhooks_deliveryattempt")
         vacuum = _position(stack) - start
+        deleted = _delete_old(stack, tenant, subscription)
     name = "wal"
     return [
         Figure(name, "single POSTs, without full-page images", single, "bytes/event"),
@@ -50,6 +53,7 @@ def wal(stack: BenchStack) -> list[Figure]:
         Figure(name, "single POSTs, from a checkpoint on", with_images, "bytes/event"),
         Figure(name, "batches of 100, without full-page images", batches, "bytes/event"),
         Figure(name, "VACUUM afterwards", vacuum / events, "bytes/event"),
+        Figure(name, "deleting it after its retention", deleted, "bytes/event"),
         Figure(name, "size of the tables", float(table_size) / events, "bytes/event"),
         Figure(name, "size of the indexes", float(index_size) / events, "bytes/event"),
         Figure(name, "heap-only updates of events and deliveries", hot_share, "%"),
@@ -73,6 +77,54 @@ def _bytes(stack: BenchStack, tenant: Tenant, requests: int, batch: int) -> tupl
         (start,),
     )
     return float(size) / events, {kind: float(total) / events for kind, total in kinds}
+
+
+def _delete_old(stack: BenchStack, tenant: Tenant, subscription: uuid.UUID) -> float:
+    """Make events of 50 days ago, and return the WAL's bytes per event for deleting them as the workers do."""
+    from webhooks.upkeep.retention import Purge
+
+    is_partitioned = stack.sql("SELECT to_regproc('triggers_partitions') IS NOT NULL")[0][0]
+    tables = "events_event", "webhooks_delivery", "webhooks_deliveryattempt"
+    if is_partitioned:
+        for table in tables:
+            stack.sql(
+                f"CREATE TABLE {table}_old PARTITION OF {table} FOR VALUES FROM"
+                " (triggers_first_id(now() - interval '60 days')) TO (triggers_first_id(now() - interval '40 days'))"
+            )
+    old = {"org": tenant.id, "subscription": subscription, "events": OLD_EVENTS}
+    stack.sql(
+        "INSERT INTO events_event"
+        " (id, organization_id, type, data, status, failed_attempts, last_error, due_at, created_at, processed_at)"
+        " SELECT uuidv7(t - now()), %(org)s, 'order.created', repeat('x', 130), 'processed', 0, '', t, t, t"
+        " FROM (SELECT now() - interval '50 days' + n * interval '1 second' AS t"
+        " FROM generate_series(1, %(events)s) AS n)",
+        old,
+    )
+    stack.sql(
+        "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status,"
+        " cause, attempts_used, attempt_count, last_status_code, last_error, completed_at, created_at)"
+        " SELECT uuidv7(created_at - now()), %(org)s, id, %(subscription)s, 'delivered', 'schedule', 1, 1, 200, '',"
+        " created_at, created_at FROM events_event WHERE created_at < now() - interval '40 days'",
+        old,
+    )
+    stack.sql(
+        "INSERT INTO webhooks_deliveryattempt (delivery_id, number, cause, started_at, duration_ms, status_code,"
+        " error, error_detail, response_body) SELECT id, 1, 'schedule', created_at, 3.2, 200, '', '', 'ok'"
+        " FROM webhooks_delivery WHERE created_at < now() - interval '40 days'"
+    )
+    stack.settle_tables()
+    stack.sql("CHECKPOINT")
+    start = _position(stack)
+    if is_partitioned:
+        while stack.sql("SELECT suffix FROM triggers_drop_partition(10000)")[0][0]:
+            pass
+    else:
+        Purge().run()
+        stack.sql(f"VACUUM {', '.join(tables)}")
+    left = stack.sql("SELECT count(*) FROM events_event WHERE created_at < now() - interval '40 days'")[0][0]
+    if left:
+        raise RuntimeError(f"{left} old events are left")
+    return (_position(stack) - start) / OLD_EVENTS
 
 
 def _position(stack: BenchStack) -> float:

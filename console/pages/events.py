@@ -18,6 +18,7 @@ from console.formatting import badge, code_block, delivery_table, list_link, sho
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
+from core.query import newest
 from core.wakeups import EVENTS, wake
 from events import reprocessing
 from events.models import Event, EventStatus
@@ -36,14 +37,19 @@ class EventStatusFilter(ChoiceFilter):
 
 
 SHOWN_DELIVERIES = 100
+OLDEST_FIRST = ("created_at", "id")
 
 # The newest events of a type.  SQL, because of the LATERAL join: types are indexed by organization, so this is one
 # short look at the index for each.
 _FIND_BY_TYPE = """
 SELECT e.id FROM orgs_organization o CROSS JOIN LATERAL (
-    SELECT id, created_at FROM events_event WHERE organization_id = o.id AND type = %s
-    ORDER BY created_at DESC, id DESC LIMIT %s
-) AS e ORDER BY e.created_at DESC, e.id DESC LIMIT %s
+    (SELECT id, created_at FROM events_event
+     WHERE organization_id = o.id AND type = %(type)s AND status IN ('processed', 'error')
+     ORDER BY created_at DESC, id DESC LIMIT %(most)s)
+    UNION ALL
+    (SELECT id, created_at FROM events_event WHERE organization_id = o.id AND type = %(type)s AND status = 'accepted'
+     ORDER BY created_at DESC, id DESC LIMIT %(most)s)
+) AS e ORDER BY e.created_at DESC, e.id DESC LIMIT %(most)s
 """
 
 
@@ -116,7 +122,7 @@ class EventAdmin(ReadOnlyAdmin):
         if not found and OrganizationFilter.parameter_name in request.GET:
             return queryset.filter(type=term)
         with connection.cursor() as cursor:
-            cursor.execute(_FIND_BY_TYPE, [term, LIST_BOUND, LIST_BOUND])
+            cursor.execute(_FIND_BY_TYPE, {"type": term, "most": LIST_BOUND})
             return queryset.filter(pk__in=[*found, *(row[0] for row in cursor.fetchall())])
 
     def has_reprocess_permission(self, request: HttpRequest) -> bool:
@@ -155,10 +161,12 @@ class EventAdmin(ReadOnlyAdmin):
 
     @admin.display(description="deliveries")
     def deliveries_display(self, row: Event) -> SafeString:
+        of_event = Delivery.objects.filter(event_id=row.pk).only("id", "created_at")
+        oldest = newest(of_event, SHOWN_DELIVERIES, OLDEST_FIRST)
         found = list(
-            Delivery.objects.filter(event_id=row.pk)
+            Delivery.objects.filter(pk__in=[delivery.pk for delivery in oldest])
             .select_related("subscription").defer("subscription__encrypted_headers")
-            .order_by("created_at", "id")[:SHOWN_DELIVERIES]
+            .order_by(*OLDEST_FIRST)
         )  # fmt: skip
         shown = delivery_table(found)
         if len(found) == SHOWN_DELIVERIES:
@@ -173,7 +181,9 @@ class EventAdmin(ReadOnlyAdmin):
     def replay(self, request: HttpRequest, queryset: QuerySet[Event]) -> None:
         """Send every completed delivery of the selected events again."""
         try:
-            deliveries = selected_ids(Delivery.objects.filter(event_id__in=selected_ids(queryset)).order_by("id"))
+            of_events = Delivery.objects.filter(event_id__in=selected_ids(queryset))
+            parts = [of_events.filter(part).order_by("id") for part in Delivery.LIST_PARTS]
+            deliveries = [delivery_id for part in parts for delivery_id in selected_ids(part)]
         except TooMany:
             refuse_too_many(self, request, USE_COMMAND)
             return

@@ -74,7 +74,7 @@ WITH inserted AS (
     FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[])
              AS d(id, organization_id, event_id, subscription_id),
          clock_timestamp() AS t
-    ON CONFLICT (id) DO NOTHING
+    WHERE (SELECT true FROM webhooks_delivery AS existing WHERE existing.id = d.id LIMIT 1) IS NULL
     RETURNING id, event_id, subscription_id
 ), counted AS (
     UPDATE webhooks_subscriptionqueue q SET in_flight = q.in_flight + i.number, last_claimed_at = clock_timestamp()

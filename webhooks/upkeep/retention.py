@@ -43,7 +43,7 @@ SELECT o.id, o.days FROM (
     FROM orgs_organization
 ) AS o
 CROSS JOIN LATERAL (
-    SELECT 1 FROM events_event e WHERE e.organization_id = o.id
+    SELECT 1 FROM events_event e WHERE e.organization_id = o.id AND e.status IN ('processed', 'error')
       AND e.created_at < statement_timestamp() - make_interval(days => o.days)
     ORDER BY e.created_at, e.id LIMIT 1
 ) AS expired
@@ -55,11 +55,14 @@ ORDER BY o.id
 _FIND_EXPIRED_EVENTS = """
 SELECT e.id, e.created_at,
        e.status = 'processed' AND NOT EXISTS (
-           SELECT 1 FROM webhooks_delivery d WHERE d.event_id = e.id AND d.status IN ('pending', 'delivering', 'held')
+           SELECT 1 FROM webhooks_delivery d WHERE d.event_id = e.id AND d.status IN ('pending', 'held')
+       ) AND NOT EXISTS (
+           SELECT 1 FROM webhooks_delivery d WHERE d.event_id = e.id AND d.status = 'delivering'
        ) AS is_settled,
-       (SELECT count(*) FROM webhooks_delivery d WHERE d.event_id = e.id) AS deliveries
+       (SELECT count(*) FROM webhooks_delivery d
+        WHERE d.event_id = e.id AND d.status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')) AS deliveries
 FROM events_event e
-WHERE e.organization_id = %(organization)s
+WHERE e.organization_id = %(organization)s AND e.status IN ('processed', 'error')
   AND e.created_at < statement_timestamp() - make_interval(days => %(days)s)
   AND (e.created_at, e.id) > (%(after_at)s::timestamptz, %(after_id)s::uuid)
 ORDER BY e.created_at, e.id LIMIT %(rows)s
@@ -79,15 +82,17 @@ class _ExpiredEvent:
 _LOCK_EVENTS = """
 SELECT id FROM events_event WHERE id = ANY(%s::uuid[]) AND status = 'processed' ORDER BY id FOR UPDATE SKIP LOCKED
 """
-_LOCK_DELIVERIES = """
-SELECT event_id, status FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[]) FOR UPDATE
+# By two indexes in one statement: a delivery is always in one of them.
+_FIND_DELIVERIES = """
+SELECT id FROM webhooks_delivery
+WHERE event_id = ANY(%(events)s::uuid[]) AND status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')
+UNION ALL SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(events)s::uuid[]) AND status = 'delivering'
 """
-_DELETE_ATTEMPTS = """
-DELETE FROM webhooks_deliveryattempt WHERE delivery_id IN (
-    SELECT id FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[])
+_LOCK_DELIVERIES = (
+    "SELECT id, event_id, status FROM webhooks_delivery WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE"
 )
-"""
-_DELETE_DELIVERIES = "DELETE FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[])"
+_DELETE_ATTEMPTS = "DELETE FROM webhooks_deliveryattempt WHERE delivery_id = ANY(%s::uuid[])"
+_DELETE_DELIVERIES = "DELETE FROM webhooks_delivery WHERE id = ANY(%s::uuid[])"
 _DELETE_FINISHED_RUNS = """
 DELETE FROM webhooks_bulkrun WHERE id IN (
     SELECT r.id FROM webhooks_bulkrun r LEFT JOIN orgs_organization o ON o.id = r.organization_id
@@ -102,7 +107,10 @@ DELETE FROM webhooks_bulkrun WHERE id IN (
 _FIND_FORGETTABLE_SUBSCRIPTIONS = """
 SELECT s.id FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id
 WHERE s.deleted_at < clock_timestamp() - make_interval(days => o.retention_days)
-  AND (SELECT id FROM webhooks_delivery d WHERE d.subscription_id = s.id ORDER BY created_at, id LIMIT 1) IS NULL
+  AND (SELECT id FROM webhooks_delivery d
+       WHERE d.subscription_id = s.id AND d.status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')
+       ORDER BY created_at, id LIMIT 1) IS NULL
+  AND (SELECT in_flight FROM webhooks_subscriptionqueue q WHERE q.subscription_id = s.id) = 0
 LIMIT %s FOR UPDATE OF s SKIP LOCKED
 """
 _FORGET_SUBSCRIPTIONS = (
@@ -226,13 +234,15 @@ def _purge_events(organization: uuid.UUID, days: int, place: _Place) -> tuple[_P
     with server_cursor() as cursor:
         chosen = [row[0] for row in cursor.execute(_LOCK_EVENTS, (chosen,)).fetchall()]
         # Locked and looked at again: a delivery may have been replayed since.
-        cursor.execute(_LOCK_DELIVERIES, (chosen,))
-        unsettled = {event_id for event_id, status in cursor.fetchall() if status in _UNSETTLED}
+        ids = [row[0] for row in cursor.execute(_FIND_DELIVERIES, {"events": chosen}).fetchall()]
+        locked = cursor.execute(_LOCK_DELIVERIES, (ids,)).fetchall()
+        unsettled = {event_id for _, event_id, status in locked if status in _UNSETTLED}
         chosen = [event_id for event_id in chosen if event_id not in unsettled]
         if not chosen:
             return following, 0, 0, 0
-        attempts = cursor.execute(_DELETE_ATTEMPTS, (chosen,)).rowcount
-        deliveries = cursor.execute(_DELETE_DELIVERIES, (chosen,)).rowcount
+        ids = [delivery_id for delivery_id, event_id, _ in locked if event_id not in unsettled]
+        attempts = cursor.execute(_DELETE_ATTEMPTS, (ids,)).rowcount
+        deliveries = cursor.execute(_DELETE_DELIVERIES, (ids,)).rowcount
         events = cursor.execute("DELETE FROM events_event WHERE id = ANY(%s::uuid[])", (chosen,)).rowcount
         return following, events, deliveries, attempts
 
