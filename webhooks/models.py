@@ -236,7 +236,7 @@ class Delivery(models.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         """Give a new delivery its id."""
-        if self.pk is None:
+        if getattr(self, "id", None) is None:
             self.id = derive_id(self.event_id, self.subscription_id)
         super().save(*args, **kwargs)
 
