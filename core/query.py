@@ -139,6 +139,8 @@ def newest(rows: QuerySet[M], most: int, order: Sequence[str] = ("-created_at", 
     The index of a model with LIST_PARTS is one for the first of these conditions, and the others have few rows: each
     part is read by itself.  One statement, because a row may go from one part to another.
     """
+    if rows.query.is_empty():  # nothing for a UNION
+        return rows.order_by(*order)[:most]
     parts = [rows.filter(part) for part in getattr(rows.model, "LIST_PARTS", ())] or [rows]
     first, *others = [part.order_by(*order)[:most] for part in parts]
     return first.union(*others, all=True).order_by(*order)[:most] if others else first

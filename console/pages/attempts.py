@@ -43,6 +43,12 @@ class OutcomeFilter(admin.SimpleListFilter):
 class AttemptPaginator(BoundedPaginator):
     """Attempts are found by their delivery and number: that is their primary key in the database."""
 
+    @property
+    def _has_attempts(self) -> bool:
+        """Whether these are attempts and not the history of one."""
+        rows: Any = self.object_list
+        return rows.model is DeliveryAttempt
+
     @cached_property
     def keys(self) -> dict[Any, tuple[Any, int]]:
         """Return the delivery and the number of each of the ids."""
@@ -51,9 +57,11 @@ class AttemptPaginator(BoundedPaginator):
 
     @cached_property
     def ids(self) -> list[Any]:
-        return list(self.keys)
+        return list(self.keys) if self._has_attempts else super().ids
 
     def find(self, rows: Any, chosen: list[Any]) -> Any:
+        if not self._has_attempts:
+            return super().find(rows, chosen)
         keys = [self.keys[pk] for pk in chosen]
         return rows.filter(delivery_id__in={key[0] for key in keys}, number__in={key[1] for key in keys})
 
