@@ -101,7 +101,7 @@ SPANS = {
     "7d": ("Last 7 days", datetime.timedelta(days=7)),
 }
 # The time in an id comes from the clock of the machine that made it, which may be wrong by this much.
-_CLOCK_SKEW = datetime.timedelta(hours=2)
+_CLOCK_SKEW = datetime.timedelta(minutes=10)
 
 
 def first_id_since(moment: datetime.datetime) -> uuid.UUID:

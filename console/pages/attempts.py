@@ -5,20 +5,25 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.db.models import Max, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.functional import cached_property
 from django.utils.safestring import SafeString
 
 from console.exchange import curl_body, exchange_block
 from console.filters import DeliveryFilter
 from console.formatting import code_block, object_link, short
+from console.lists import LIST_BOUND, BoundedPaginator
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
 from webhooks.models import DeliveryAttempt
 
+# By delivery, which is by the time of the event.
+NEWEST_FIRST = ("-delivery_id", "-number")
+
 
 class OutcomeFilter(admin.SimpleListFilter):
-    """Failed attempts among the newest.  There is no index by outcome, so older ones aren't looked at."""
+    """Failed attempts of the newest deliveries.  There is no index by outcome, so older ones aren't looked at."""
 
     title = "outcome"
     parameter_name = "outcome"
@@ -30,8 +35,36 @@ class OutcomeFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() is None:
             return queryset
-        newest = DeliveryAttempt.objects.aggregate(newest=Max("id"))["newest"] or 0
-        return queryset.filter(id__gt=newest - self._newest).exclude(error="")
+        newest = DeliveryAttempt.objects.order_by(*NEWEST_FIRST).values_list("delivery_id", flat=True)
+        for oldest in newest[self._newest : self._newest + 1]:
+            queryset = queryset.filter(delivery_id__gt=oldest)
+        return queryset.exclude(error="")
+
+
+class AttemptPaginator(BoundedPaginator):
+    """Attempts are found by their delivery and number: that is their primary key in the database."""
+
+    @property
+    def _has_attempts(self) -> bool:
+        """Whether these are attempts and not the history of one."""
+        rows: Any = self.object_list
+        return rows.model is DeliveryAttempt
+
+    @cached_property
+    def keys(self) -> dict[Any, tuple[Any, int]]:
+        """Return the delivery and the number of each of the ids."""
+        rows: Any = self.object_list
+        return {row[0]: row[1:] for row in rows.values_list("pk", "delivery_id", "number")[:LIST_BOUND]}
+
+    @cached_property
+    def ids(self) -> list[Any]:
+        return list(self.keys) if self._has_attempts else super().ids
+
+    def find(self, rows: Any, chosen: list[Any]) -> Any:
+        if not self._has_attempts:
+            return super().find(rows, chosen)
+        keys = [self.keys[pk] for pk in chosen]
+        return rows.filter(delivery_id__in={key[0] for key in keys}, number__in={key[1] for key in keys})
 
 
 @admin.register(DeliveryAttempt)
@@ -50,7 +83,8 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     list_filter = (OutcomeFilter, DeliveryFilter)
     search_fields = ("id",)
     search_help_text = "Search by the exact id of an attempt or a delivery."
-    ordering = ("-id",)
+    ordering = NEWEST_FIRST
+    paginator = AttemptPaginator
     fields: ClassVar = (
         "number", "delivery_link", "event_link", "subscription_link", "started_at", "duration", "cause", "status_code",
         "error", "detail_full", "exchange_display", "response_display", "id",
