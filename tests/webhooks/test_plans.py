@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from core.db import server_cursor
 from core.ids import new_id
-from events import backlog, group_commit, ingest
+from events import backlog, group_commit, ingest, pacing
 from events.models import Event
 from events.payload import NewEvent
 from events.reprocessing import reprocess
@@ -33,7 +34,8 @@ from webhooks.dispatch import leases
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
-from webhooks.upkeep import background_runs, queue_repair
+from webhooks.upkeep import background_runs, held_retention, queue_repair
+from webhooks.upkeep.preview import preview, preview_recovery
 from webhooks.upkeep.retention import purge_expired
 
 BIG = {"events_event", "webhooks_delivery", "webhooks_deliveryattempt", "events_dedupkey"}
@@ -242,6 +244,19 @@ def test_accepting_an_event_or_a_batch_reads_no_history(history: History) -> Non
 
 
 @pytest.mark.django_db
+def test_pacing_reads_an_event_of_each_organization_and_not_those_behind_it(history: History) -> None:
+    _run(
+        "UPDATE events_event SET status = 'accepted' WHERE id IN"
+        " (SELECT id FROM events_event ORDER BY created_at DESC LIMIT %s)",
+        PARKED,
+    )
+    _run("ANALYZE events_event")
+    with _checked(history, "events_event_accepted"):
+        for _ in range(7):
+            assert [one.organization_id for one in pacing.oldest_events(pacing.NOBODY)] == [history.organization.id]
+
+
+@pytest.mark.django_db
 def test_fan_out_claim_and_record_read_what_is_due_and_nothing_else(history: History) -> None:
     with _checked(history, "events_event_accepted", "webhooks_delivery_pending"):
         fan_out()
@@ -278,6 +293,8 @@ def test_the_figures_of_the_health_page_count_what_waits(history: History) -> No
     with _checked(history):
         for _ in range(7):
             assert stats.due_deliveries(COUNT_TO) == 150
+            stats.paused_deliveries(COUNT_TO)
+            stats.retrying_deliveries(COUNT_TO)
             stats.deliveries_in_flight()
             stats.events_in_fan_out()
             stats.oldest_due_seconds()
@@ -300,6 +317,7 @@ def test_the_figures_of_the_health_page_count_what_waits(history: History) -> No
         "/api/deliveries?status=failed",
         "/api/deliveries?status=held",
         "/api/deliveries?status=pending",
+        "/api/deliveries?status=retrying",
         "/api/deliveries?status=delivered",
         "/api/deliveries?status=delivering",
         "/api/deliveries?status=cancelled",
@@ -351,12 +369,16 @@ def test_looking_after_things_walks_no_history(history: History) -> None:
         purge_expired,
         queue_repair.repair_next_due_at,
         queue_repair.recount_in_flight,
+        held_retention.cancel_expired,
+        lambda: preview({"org": history.organization.id}),
+        lambda: preview({"subscription": history.busy.pk}),
+        lambda: preview_recovery(history.due, timezone.now() - datetime.timedelta(hours=1)),
         lambda: background_runs.advance_all(0.1),
         lambda: subscriptions.resync(history.busy.pk),
         lambda: reprocess(Event.objects.filter(status="error", organization_id=history.organization.id)),
     ]
     for work in rounds:
-        with _checked(history) if work is not rounds[5] else contextlib.nullcontext():
+        with _checked(history) if work is not rounds[-1] else contextlib.nullcontext():
             work()
 
 
