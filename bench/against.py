@@ -9,6 +9,7 @@ from statistics import median
 
 from bench import figures
 from bench.figures import Figure
+from bench.scenarios import SCENARIOS
 from devstack.errors import DevstackError
 from devstack.processes import ROOT, Process
 
@@ -21,7 +22,8 @@ Row = tuple[str, str]  # scenario and metric
 def compare(names: Sequence[str], other: Path, rounds: int, tiny: Path | None) -> str:
     """Run the scenarios in both checkouts, each with its own code, and return a table.  Raises DevstackError.
 
-    The other checkout needs no more of its `python -m bench` than the names of the scenarios and a bench.json.
+    The other checkout needs no more of its `python -m bench` than the names of the scenarios and a bench.json.  It may
+    be older than a scenario, and borrows it then.
     """
     theirs: list[dict[Row, Figure]] = []
     ours: list[dict[Row, Figure]] = []
@@ -35,7 +37,7 @@ def compare(names: Sequence[str], other: Path, rounds: int, tiny: Path | None) -
 
 def _measure(checkout: Path, names: Sequence[str], tiny: Path | None) -> list[Figure]:
     python = checkout / ".venv" / "bin" / "python"
-    command = [str(python) if python.exists() else sys.executable, "-m", "bench", *names]
+    command = [str(python) if python.exists() else sys.executable, *_entry(checkout, names), *names]
     output = (tiny or checkout / ".local") / "bench.json"
     output.unlink(missing_ok=True)
     process = Process("bench", command + (["--tiny", str(tiny)] if tiny else []), LOG, cwd=checkout).start()
@@ -46,6 +48,17 @@ def _measure(checkout: Path, names: Sequence[str], tiny: Path | None) -> list[Fi
     if code or not output.exists():
         raise DevstackError(f"The benchmark failed in {checkout} ({LOG}): {process.last_line()}")
     return figures.read(output)
+
+
+def _entry(checkout: Path, names: Sequence[str]) -> list[str]:
+    """Return how the checkout's benchmark is started: with our scenarios for those that it doesn't have."""
+    lent = []
+    for name in names:
+        scenario = SCENARIOS[name]
+        module = scenario.__module__.rpartition(".")[2]
+        if not (checkout / "bench" / "scenarios" / f"{module}.py").exists():
+            lent.append(f"{ROOT}/bench/scenarios/{module}.py:{scenario.__name__}={name}")
+    return [f"{ROOT}/bench/lend.py", *lent, "--"] if lent else ["-m", "bench"]
 
 
 def table(theirs: Sequence[dict[Row, Figure]], ours: Sequence[dict[Row, Figure]]) -> str:

@@ -16,6 +16,7 @@ from console.charts import milliseconds
 from console.formatting import cause_of, format_time, list_link, object_link, short
 from console.series import SPANS, read_series
 from core.db import server_cursor
+from core.query import newest
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus, Subscription, SubscriptionQueue
 
 SHOWN_ATTEMPTS = 20
@@ -110,8 +111,8 @@ def _when(moment: datetime.datetime | None, now: datetime.datetime) -> str:
 def _recent_attempts(subscription_id: uuid.UUID) -> list[dict[str, Any]]:
     """Return the newest attempts.  There is no index of attempts by subscription: they are found by its deliveries."""
     rows = Delivery.objects.filter(subscription_id=subscription_id)
-    newest = rows.order_by("-created_at", "-id").values_list("pk", "attempt_count")[:NEWEST_DELIVERIES]
-    ids = [pk for pk, attempts in newest if attempts][: 2 * SHOWN_ATTEMPTS]
+    recent = newest(rows.only("id", "created_at", "attempt_count"), NEWEST_DELIVERIES)
+    ids = [row.pk for row in recent if row.attempt_count][: 2 * SHOWN_ATTEMPTS]
     waiting = rows.filter(status=DeliveryStatus.PENDING).order_by("-next_attempt_at")
     ids += [pk for pk, attempts in waiting.values_list("pk", "attempt_count")[:SHOWN_ATTEMPTS] if attempts]
     attempts = DeliveryAttempt.objects.filter(delivery_id__in=set(ids)).select_related("delivery__event")

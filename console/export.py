@@ -16,6 +16,7 @@ from django.db.models import Q, QuerySet
 from django.http import StreamingHttpResponse
 from django.utils import timezone
 
+from core.query import newest
 from core.redis import RedisUnavailable, call_redis
 
 FORMATS = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
@@ -33,13 +34,12 @@ def pages(rows: QuerySet[Any], ordering: Sequence[str], paths: Sequence[str]) ->
     """
     names = [name.removeprefix("-") for name in ordering]
     descending = ordering[0].startswith("-")
-    rows = rows.order_by(*ordering)
     place: tuple[Any, ...] | None = None
     while True:
         after = rows if place is None else rows.filter(_after(names, place, descending))
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(f"SET LOCAL statement_timeout TO {PAGE_TIMEOUT_MS}")
-            found = list(after.values_list(*names, *paths)[:ROWS_AT_A_TIME])
+            found: list[Any] = list(newest(after.values_list(*names, *paths), ROWS_AT_A_TIME, ordering))
         yield [row[len(names) :] for row in found]
         if len(found) < ROWS_AT_A_TIME:
             return

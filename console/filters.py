@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import uuid
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -14,7 +12,7 @@ from django.utils import timezone
 
 from console.formatting import short
 from console.spans import SPANS
-from core.ids import parse_id
+from core.ids import first_id_since, parse_id
 from events.models import Event
 from orgs.models import Organization
 from webhooks.models import Delivery, Subscription
@@ -93,16 +91,6 @@ class OrganizationFilter(admin.SimpleListFilter):
             return queryset
         organization_id = parse_id(value)
         return queryset.filter(organization_id=organization_id) if organization_id else queryset.none()
-
-
-# The time in an id comes from the clock of the machine that made it, which may be wrong by this much.
-_CLOCK_SKEW = datetime.timedelta(hours=2)
-
-
-def first_id_since(moment: datetime.datetime) -> uuid.UUID:
-    """Return an id that sorts before every UUIDv7 (RFC 9562 §5.7) made since `moment` on any of our machines."""
-    milliseconds = int((moment - _CLOCK_SKEW).timestamp() * 1000)
-    return uuid.UUID(int=max(0, milliseconds) << 80)
 
 
 class SpanFilter(admin.SimpleListFilter):

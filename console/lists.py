@@ -11,8 +11,11 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
+from core.query import newest
+
 # A list shows at most this many rows; a filter or a search leads to the others.
 LIST_BOUND = 1000
+BY_TIME = ("-created_at", "-id")
 
 
 if TYPE_CHECKING:
@@ -28,7 +31,14 @@ class BoundedPaginator(_Paginator):
     def ids(self) -> list[Any]:
         """Return the ids of the first LIST_BOUND rows in order, which lets an index scan stop early."""
         rows: Any = self.object_list
-        return list(rows.values_list("pk", flat=True)[:LIST_BOUND])
+        order = rows.query.order_by
+        if order != BY_TIME:
+            return list(rows.values_list("pk", flat=True)[:LIST_BOUND])
+        return [row[0] for row in newest(rows.values_list("id", "created_at"), LIST_BOUND, order)]
+
+    def find(self, rows: Any, chosen: list[Any]) -> Any:
+        """Return the rows with these ids, and perhaps others, by an index."""
+        return rows.filter(pk__in=chosen)
 
     @cached_property
     def count(self) -> int:
@@ -40,7 +50,7 @@ class BoundedPaginator(_Paginator):
         number = self.validate_number(number)
         chosen = self.ids[(number - 1) * self.per_page : number * self.per_page]
         rows: Any = self.object_list
-        found = {row.pk: row for row in rows.order_by().filter(pk__in=chosen)}
+        found = {row.pk: row for row in self.find(rows.order_by(), chosen)}
         return Page([found[pk] for pk in chosen if pk in found], number, self)
 
     @property

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from console.lists import LIST_BOUND
 from console.spans import SPANS
-from core.ids import parse_id
+from core.ids import first_id_since, parse_id
 from events.models import Event
 from orgs.models import Organization
 from webhooks.models import Subscription
@@ -68,24 +68,37 @@ def is_part(term: str) -> bool:
 # The newest events of a type.  Types are indexed by organization, so this is one short look at the index for each.
 _BY_TYPE = """
 SELECT e.id FROM orgs_organization o CROSS JOIN LATERAL (
-    SELECT id, created_at FROM events_event WHERE organization_id = o.id AND type = %(type)s
-    ORDER BY created_at DESC, id DESC LIMIT %(most)s
+    (SELECT id, created_at FROM events_event
+     WHERE organization_id = o.id AND type = %(type)s AND status IN ('processed', 'error')
+     ORDER BY created_at DESC, id DESC LIMIT %(most)s)
+    UNION ALL
+    (SELECT id, created_at FROM events_event WHERE organization_id = o.id AND type = %(type)s AND status = 'accepted'
+     ORDER BY created_at DESC, id DESC LIMIT %(most)s)
 ) AS e WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
 ORDER BY e.created_at DESC, e.id DESC LIMIT %(most)s
 """
 _BY_PAYLOAD = """
 SELECT id FROM (
     SELECT id, created_at, data FROM events_event
-    WHERE created_at >= %(since)s {organization} ORDER BY created_at DESC, id DESC LIMIT %(payloads)s
-) AS newest WHERE strpos(data, %(text)s) > 0 ORDER BY created_at DESC, id DESC LIMIT %(most)s
+    WHERE id >= %(first)s AND created_at >= %(since)s {organization} ORDER BY id DESC LIMIT %(payloads)s
+) AS newest WHERE strpos(data, %(text)s) > 0 ORDER BY id DESC LIMIT %(most)s
 """
-_OF_EVENTS = "SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(ids)s::uuid[]) LIMIT %(most)s"
-_OF_SUBSCRIPTIONS = """
+# What is being delivered isn't in the indexes of lists (`Delivery.LIST_PARTS`): it is little, and found by its leases.
+_OTHERS = "status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')"
+_OF_EVENTS = f"""
+(SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(ids)s::uuid[]) AND {_OTHERS} LIMIT %(most)s)
+UNION ALL
+(SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(ids)s::uuid[]) AND status = 'delivering' LIMIT %(most)s)
+"""  # noqa: S608
+_OF_SUBSCRIPTIONS = f"""
 SELECT d.id FROM unnest(%(ids)s::uuid[]) AS s(id) CROSS JOIN LATERAL (
-    SELECT id, created_at FROM webhooks_delivery WHERE subscription_id = s.id
-    ORDER BY created_at DESC, id DESC LIMIT %(most)s
+    (SELECT id, created_at FROM webhooks_delivery WHERE subscription_id = s.id AND {_OTHERS}
+     ORDER BY created_at DESC, id DESC LIMIT %(most)s)
+    UNION ALL
+    (SELECT id, created_at FROM webhooks_delivery WHERE subscription_id = s.id AND status = 'delivering'
+     ORDER BY created_at DESC, id DESC LIMIT %(most)s)
 ) AS d ORDER BY d.created_at DESC, d.id DESC LIMIT %(most)s
-"""
+"""  # noqa: S608
 
 
 def events_of_type(name: str, scope: Scope) -> list[uuid.UUID]:
@@ -104,9 +117,15 @@ def events_with_payload(text: str, scope: Scope) -> Found:
     narrowed = "AND organization_id = %(organization)s" if scope.organization else ""
     ids = _rows(
         _BY_PAYLOAD.format(organization=narrowed),
-        {"since": scope.since, "text": text, "organization": scope.organization, "payloads": MOST_PAYLOADS,
-         "most": LIST_BOUND},
-    )  # fmt: skip
+        {
+            "first": first_id_since(scope.since),
+            "since": scope.since,
+            "text": text,
+            "organization": scope.organization,
+            "payloads": MOST_PAYLOADS,
+            "most": LIST_BOUND,
+        },
+    )
     return Found(ids, f"Payloads were searched in the newest {MOST_PAYLOADS:,} events of the {scope.span}.")
 
 

@@ -62,6 +62,15 @@ def server_cursor(row_factory: Any = tuple_row) -> psycopg.Cursor[Any]:
     return psycopg.Cursor(raw, row_factory=row_factory)
 
 
+# For the transactions that run all the time.  Their plans are kept, because planning for all partitions takes longer
+# than most of them run; and they use indexes, because a plan may be from a time when a partition was small.
+KEEP_PLANS = (
+    "SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true)"
+)
+# The same, for what may be forgotten when PostgreSQL crashes.
+KEEP_PLANS_WITHOUT_WAITING = f"{KEEP_PLANS}, set_config('synchronous_commit', 'off', true)"
+
+
 @contextmanager
 def pipelined() -> Iterator[None]:
     """Send the statements inside without waiting for the answer of each; for use within a transaction.

@@ -6,7 +6,7 @@ import base64
 import binascii
 import datetime
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from django.db.models import Model, Q, QuerySet
@@ -133,6 +133,19 @@ def parse_parameters(request: Request, parsers: Mapping[str, Callable[[str], Any
 PAGE_PARAMETERS: dict[str, Callable[[str], Any]] = {"limit": _limit, "cursor": _cursor}
 
 
+def newest(rows: QuerySet[M], most: int, order: Sequence[str] = ("-created_at", "-id")) -> QuerySet[M]:
+    """Return the first `most` rows in this order.
+
+    The index of a model with LIST_PARTS is one for the first of these conditions, and the others have few rows: each
+    part is read by itself.  One statement, because a row may go from one part to another.
+    """
+    if rows.query.is_empty():  # nothing for a UNION
+        return rows.order_by(*order)[:most]
+    parts = [rows.filter(part) for part in getattr(rows.model, "LIST_PARTS", ())] or [rows]
+    first, *others = [part.order_by(*order)[:most] for part in parts]
+    return first.union(*others, all=True).order_by(*order)[:most] if others else first
+
+
 def page(
     rows: QuerySet[M],
     parameters: Mapping[str, Any],
@@ -153,6 +166,6 @@ def page(
         else:
             # The first condition lets the index start at the cursor; the second is exact.
             rows = rows.filter(created_at__lte=at).filter(Q(created_at__lt=at) | Q(id__lt=row_id))
-    found = list(rows.order_by(*(("-id",) if by_id else ("-created_at", "-id")))[: limit + 1])
+    found = list(rows.order_by("-id")[: limit + 1] if by_id else newest(rows, limit + 1))
     following = _encode_cursor(found[limit - 1]) if len(found) > limit else None
     return {"data": [render(row) for row in found[:limit]], "next_cursor": following}

@@ -24,6 +24,10 @@ class EventStatus(models.TextChoices):
 class Event(models.Model):
     """One event.  `data` is the producer's JSON text, byte for byte; nothing ever rewrites it."""
 
+    # The indexes of the lists have an entry for an event when it has been fanned out, and only then: not a second one
+    # for the row that it is accepted with.  So a list consists of two parts (`core.query.newest`).
+    LIST_PARTS: ClassVar = (Q(status__in=["processed", "error"]), Q(status="accepted"))
+
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     organization = models.ForeignKey(
         Organization, on_delete=models.PROTECT, related_name="+", db_index=False, db_constraint=False
@@ -44,17 +48,26 @@ class Event(models.Model):
     class Meta:
         permissions: ClassVar = [("reprocess_event", "Can give events in error a new fan-out")]
         indexes: ClassVar = [
-            models.Index(fields=["organization", "created_at", "id"], name="events_event_list"),
-            models.Index(fields=["organization", "type", "created_at", "id"], name="events_event_type_list"),
-            # For the fan-out, which takes turns between organizations.
             models.Index(
-                fields=["organization", "due_at"], condition=Q(status="accepted"), name="events_event_accepted"
+                fields=["organization", "created_at", "id"],
+                condition=Q(status__in=["processed", "error"]),
+                name="events_event_list",
+            ),
+            models.Index(
+                fields=["organization", "type", "created_at", "id"],
+                condition=Q(status__in=["processed", "error"]),
+                name="events_event_type_list",
+            ),
+            # For the fan-out, which takes turns between organizations, and for the lists.
+            models.Index(
+                fields=["organization", "created_at", "id", "due_at"],
+                condition=Q(status="accepted"),
+                name="events_event_accepted",
             ),
             models.Index(
                 fields=["organization", "created_at", "id"], condition=Q(status="error"), name="events_event_error"
             ),
             models.Index(fields=["dedup_id"], condition=Q(dedup_id__isnull=False), name="events_event_dedup_id"),
-            models.Index(fields=["created_at", "id"], name="events_event_created"),
         ]
 
     def __str__(self) -> str:

@@ -35,16 +35,18 @@ ORGANIZATIONS_AT_A_TIME = 100
 NOBODY = uuid.UUID(int=0)
 
 # Jumps from one organization to the next, as `webhooks.routing.claim_events` does: it costs what organizations are
-# waiting, not what events are.
+# waiting, not what events are.  The oldest is the one that a claim takes first: in the order of that index, and due.
 _OLDEST = """
 WITH RECURSIVE oldest AS (
     (SELECT organization_id, due_at, 1 AS number FROM events_event
-     WHERE status = 'accepted' AND organization_id > %(after)s ORDER BY organization_id, due_at LIMIT 1)
+     WHERE status = 'accepted' AND organization_id > %(after)s AND due_at <= statement_timestamp()
+     ORDER BY organization_id, created_at, id LIMIT 1)
     UNION ALL
     (SELECT e.organization_id, e.due_at, oldest.number + 1
      FROM oldest CROSS JOIN LATERAL (
          SELECT organization_id, due_at FROM events_event
-         WHERE status = 'accepted' AND organization_id > oldest.organization_id ORDER BY organization_id, due_at LIMIT 1
+         WHERE status = 'accepted' AND organization_id > oldest.organization_id AND due_at <= statement_timestamp()
+         ORDER BY organization_id, created_at, id LIMIT 1
      ) AS e WHERE oldest.number < %(organizations)s)
 )
 SELECT organization_id, due_at, extract(epoch FROM clock_timestamp() - due_at)::float8 AS waited FROM oldest
@@ -53,7 +55,7 @@ SELECT organization_id, due_at, extract(epoch FROM clock_timestamp() - due_at)::
 
 @dataclass(frozen=True, slots=True)
 class OldestEvent:
-    """An organization's accepted event that was due first, and the seconds since then."""
+    """An organization's oldest accepted event that is due, and the seconds since it is."""
 
     organization_id: uuid.UUID
     due_at: datetime.datetime

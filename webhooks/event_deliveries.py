@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q
+from django.db.models.functions import Coalesce
 
 from core.db import server_cursor
+from core.query import newest
 from events.delivery_lookup import DeliveryLine
 from webhooks.models import Delivery
 from webhooks.states import delivery_state, next_attempt_at
 
 # The same words in the same order as the condition of the index webhooks_delivery_undelivered.
-_UNDELIVERED = ("pending", "delivering", "held", "failed")
+_WAITING_OR_FAILED = ("pending", "held", "failed")
 
 # SQL because the ORM would select the primary key, for which PostgreSQL must read the rows beside the index.  In three
 # parts, because what waits for its first attempt, what waits for another one, and what is held are in different places
@@ -37,22 +39,26 @@ class EventDeliveries:
     """An `events.delivery_lookup.DeliveryLookup` over the table of deliveries."""
 
     def undelivered(self) -> Q:
-        return Q(Exists(Delivery.objects.filter(event_id=OuterRef("id"), status__in=_UNDELIVERED)))
+        of_event = Delivery.objects.filter(event_id=OuterRef("id"))
+        waiting, delivering = of_event.filter(status__in=_WAITING_OR_FAILED), of_event.filter(status="delivering")
+        return Q(Exists(waiting)) | Q(Exists(delivering))
 
     def undelivered_event_ids(
         self, organization_id: uuid.UUID, event_filters: Mapping[str, Any], before: uuid.UUID | None, most: int
     ) -> Sequence[uuid.UUID]:
-        rows = Delivery.objects.filter(
-            organization_id=organization_id,
-            status__in=_UNDELIVERED,
-            **{f"event__{lookup}": value for lookup, value in event_filters.items()},
-        )
+        filters: dict[str, Any] = {f"event__{lookup}": value for lookup, value in event_filters.items()}
         if before is not None:
-            rows = rows.filter(event_id__lt=before)
-        return list(rows.order_by("-event_id").values_list("event_id", flat=True).distinct()[:most])
+            filters["event_id__lt"] = before
+        rows = Delivery.objects.filter(organization_id=organization_id, **filters)
+        waiting = rows.filter(status__in=_WAITING_OR_FAILED).order_by("-event_id").values("event_id").distinct()[:most]
+        # By the index of leases, which holds what all organizations have in flight.  One statement, because a delivery
+        # may go from one part to the other.
+        delivering = rows.filter(status="delivering").order_by(Coalesce("event_id", "event_id").desc())
+        found = waiting.union(delivering.values("event_id")[:most])
+        return [row["event_id"] for row in found.order_by("-event_id")[:most]]
 
     def of_event(self, event_id: uuid.UUID, most: int) -> Sequence[DeliveryLine]:
-        rows = Delivery.objects.filter(event_id=event_id).order_by("created_at", "id")
+        oldest = newest(Delivery.objects.filter(event_id=event_id), most, ("created_at", "id"))
         return [
             DeliveryLine(
                 row.id,
@@ -62,7 +68,7 @@ class EventDeliveries:
                 next_attempt_at(row),
                 row.completed_at,
             )
-            for row in rows[:most]
+            for row in oldest
         ]
 
     def waiting(self, organization_id: uuid.UUID, most: int) -> int:

@@ -28,6 +28,7 @@ from django.conf import settings
 from psycopg.errors import QueryCanceled
 
 from core.db import in_transaction, server_cursor
+from core.ids import first_id_since
 from core.redis import RedisUnavailable, call_redis
 from core.workers import count_live_workers
 from webhooks.dispatch.delivery import AttemptResult
@@ -244,7 +245,7 @@ _COUNT_ACCEPTED = f"""
 {_INSERT}
 SELECT 1, organization_id, %(no_id)s, date_trunc('minute', created_at), '{ACCEPTED}', count(*), 0, 0,
        '{_ZEROS}', '{_ZEROS}'
-FROM events_event WHERE created_at >= %(since)s AND created_at < %(until)s
+FROM events_event WHERE id >= %(first_id)s AND created_at >= %(since)s AND created_at < %(until)s
 GROUP BY organization_id, date_trunc('minute', created_at)
 {_REPLACE}
 """  # noqa: S608
@@ -311,7 +312,7 @@ def _since(minute: datetime.datetime, last: datetime.datetime | None) -> datetim
 
 def sum_up(since: datetime.datetime, until: datetime.datetime) -> None:
     """Compute the rows of organizations, of everything, and of longer periods, from `since` up to `until`."""
-    window = {"since": since, "until": until, "no_id": NO_ID}
+    window = {"first_id": first_id_since(since), "since": since, "until": until, "no_id": NO_ID}
     for statement in (_COUNT_ACCEPTED, _SUM_ORGANIZATIONS, _SUM_ALL):
         in_transaction(lambda sql=statement: _run(sql, window))  # type: ignore[misc]
     _each_step(_SUM_PERIODS, since, until)

@@ -19,6 +19,7 @@ from bench.scenarios import (
     neighbors,
     plainrq,
     scaling,
+    wal,
 )
 from bench.stack import BenchStack
 
@@ -42,4 +43,5 @@ SCENARIOS: dict[str, Callable[[BenchStack], list[Figure]]] = {
     "churn": churn.churn,
     "workers": scaling.two_workers,
     "memory": memory.memory,
+    "wal": wal.wal,
 }

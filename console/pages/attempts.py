@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin
-from django.db.models import Max, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.utils.functional import cached_property
 from django.utils.safestring import SafeString
 
 from console import search
@@ -14,13 +15,17 @@ from console.causes import error_words
 from console.exchange import curl_body, exchange_block
 from console.filters import DeliveryFilter
 from console.formatting import badge, code_block, format_time, host_of_url, object_link, short
+from console.lists import LIST_BOUND, BoundedPaginator
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
 from webhooks.models import DeliveryAttempt
 
+# By delivery, which is by the time of the event.
+NEWEST_FIRST = ("-delivery_id", "-number")
+
 
 class OutcomeFilter(admin.SimpleListFilter):
-    """Failed attempts among the newest.  There is no index by outcome, so older ones aren't looked at."""
+    """Failed attempts of the newest deliveries.  There is no index by outcome, so older ones aren't looked at."""
 
     title = "outcome"
     parameter_name = "outcome"
@@ -32,8 +37,36 @@ class OutcomeFilter(admin.SimpleListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() is None:
             return queryset
-        newest = DeliveryAttempt.objects.aggregate(newest=Max("id"))["newest"] or 0
-        return queryset.filter(id__gt=newest - self._newest).exclude(error="")
+        newest = DeliveryAttempt.objects.order_by(*NEWEST_FIRST).values_list("delivery_id", flat=True)
+        for oldest in newest[self._newest : self._newest + 1]:
+            queryset = queryset.filter(delivery_id__gt=oldest)
+        return queryset.exclude(error="")
+
+
+class AttemptPaginator(BoundedPaginator):
+    """Attempts are found by their delivery and number: that is their primary key in the database."""
+
+    @property
+    def _has_attempts(self) -> bool:
+        """Whether these are attempts and not the history of one."""
+        rows: Any = self.object_list
+        return rows.model is DeliveryAttempt
+
+    @cached_property
+    def keys(self) -> dict[Any, tuple[Any, int]]:
+        """Return the delivery and the number of each of the ids."""
+        rows: Any = self.object_list
+        return {row[0]: row[1:] for row in rows.values_list("pk", "delivery_id", "number")[:LIST_BOUND]}
+
+    @cached_property
+    def ids(self) -> list[Any]:
+        return list(self.keys) if self._has_attempts else super().ids
+
+    def find(self, rows: Any, chosen: list[Any]) -> Any:
+        if not self._has_attempts:
+            return super().find(rows, chosen)
+        keys = [self.keys[pk] for pk in chosen]
+        return rows.filter(delivery_id__in={key[0] for key in keys}, number__in={key[1] for key in keys})
 
 
 @admin.register(DeliveryAttempt)
@@ -54,7 +87,8 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     list_filter = (OutcomeFilter, DeliveryFilter)
     search_fields = ("id",)
     search_help_text = "The id of a delivery, an event type, part of an endpoint's URL or of an organization's name."
-    ordering = ("-id",)
+    ordering = NEWEST_FIRST
+    paginator = AttemptPaginator
     fields: ClassVar = (
         "number", "delivery_link", "event_link", "subscription_link", "started_at", "duration", "cause", "status_code",
         "error", "detail_full", "exchange_display", "response_display", "id",
@@ -71,7 +105,7 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
             "delivery__subscription__encrypted_secret", "delivery__subscription__encrypted_previous_secrets",
         ).select_related(*self.list_select_related)  # fmt: skip
 
-    @admin.display(description="time", ordering="id")
+    @admin.display(description="time", ordering="delivery_id")
     def time_display(self, row: DeliveryAttempt) -> str:
         return format_time(row.started_at)
 

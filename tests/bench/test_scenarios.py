@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(400)
 # A scenario of each module, in two halves; the others are made of the same parts, and type-checked.
 HALVES = (
     ["single", "latency", "fanout", "delivery", "plain-rq"],
-    ["half-hanging", "big-tables", "console", "churn", "workers", "memory"],
+    ["half-hanging", "big-tables", "console", "churn", "workers", "memory", "wal"],
 )
 RELATIONS = {">=": float.__ge__, ">": float.__gt__, "<=": float.__le__, "<": float.__lt__, "=": float.__eq__}
 

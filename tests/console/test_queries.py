@@ -16,6 +16,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from console.lists import LIST_BOUND
+from console.pages.attempts import OutcomeFilter
 from events.models import Event
 from orgs.models import AuditEntry, Organization
 from tests.console.conftest import Staff
@@ -116,7 +117,7 @@ def faults_of(client: Client, url: str) -> list[str]:
     with CaptureQueriesContext(connection) as captured:
         answer = client.get(url, follow=True)
     assert answer.status_code == 200, url
-    statements = [row["sql"] for row in captured if row["sql"].lstrip().startswith("SELECT")]
+    statements = [row["sql"] for row in captured if row["sql"].lstrip(" (\n").startswith("SELECT")]
     of_big = [sql for sql in statements if any(table in sql for table in BIG)]
     faults = []
     for sql in of_big:
@@ -160,13 +161,16 @@ def test_no_list_counts_or_scans_a_big_table(big_tables: None, staff: Staff) -> 
     assert not faults, "\n".join(faults)
 
 
-def test_the_failed_attempts_are_looked_for_among_the_newest_only(big_tables: None, staff: Staff) -> None:
+def test_the_failed_attempts_are_looked_for_among_the_newest_only(
+    big_tables: None, staff: Staff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OutcomeFilter, "_newest", 1000)
     url = list_url(DeliveryAttempt, outcome="failed")
     with CaptureQueriesContext(connection) as captured:
         assert staff("operator").get(url).status_code == 200
     bounded = [row["sql"] for row in captured if '"webhooks_deliveryattempt"."error" = ' in row["sql"]]
     assert bounded
-    assert all('"webhooks_deliveryattempt"."id" > ' in sql for sql in bounded)
+    assert all('"webhooks_deliveryattempt"."delivery_id" > ' in sql for sql in bounded)
 
 
 def test_no_search_scans_a_big_table(big_tables: None, staff: Staff) -> None:

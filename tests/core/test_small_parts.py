@@ -40,6 +40,16 @@ def test_ids_are_uuid_7_unique_and_in_the_order_of_time() -> None:
     assert made[-1] < many[0]
 
 
+def test_a_derived_id_is_always_the_same_and_has_the_time_of_its_origin() -> None:
+    origin, other, part = ids.new_id(), ids.new_id(), ids.new_id()
+    derived = ids.derive_id(origin, part)
+    assert derived == ids.derive_id(origin, part)
+    assert (derived.version, derived.variant) == (7, uuid.RFC_4122)
+    assert derived.int >> 64 == origin.int >> 64
+    assert len({derived, origin, ids.derive_id(other, part), ids.derive_id(origin, other)}) == 4
+    assert len({ids.derive_id(origin, ids.new_id()) for _ in range(10_000)}) == 10_000
+
+
 @pytest.mark.parametrize(
     "text", ["", "x", "x" * 36, "0198f2d06d3c7a529b1e2f4c8a7d1e90", "{0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e}"]
 )

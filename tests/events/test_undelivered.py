@@ -152,7 +152,8 @@ def _rows_read(work: Callable[[], object]) -> int:
     seen = 0
     with connection.cursor() as cursor:
         for query in queries.captured_queries:
-            if query["sql"].startswith("SELECT") and ("events_event" in query["sql"] or "_delivery" in query["sql"]):
+            of_ours = "events_event" in query["sql"] or "_delivery" in query["sql"]
+            if query["sql"].startswith(("SELECT", "(")) and of_ours:
                 cursor.execute("EXPLAIN (ANALYZE, FORMAT JSON) " + query["sql"])
                 plan = cursor.fetchone()[0]
                 seen += _rows_touched((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"])

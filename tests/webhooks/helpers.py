@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import socket
 import ssl
 import threading
@@ -154,3 +155,19 @@ def in_threads(count: int, work: Callable[[int], T]) -> list[T]:
     if errors:
         raise errors[0]
     return results
+
+
+def make_past_partitions(days: int = 7, number: int = 4) -> None:
+    """Make partitions for what tests insert as older than the database, which made its first ones for today."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT min(starts) FROM triggers_partitions()")
+        (first,) = cursor.fetchone()
+        for _ in range(number):
+            starts = first - datetime.timedelta(days=days)
+            for table in ("events_event", "webhooks_delivery", "webhooks_deliveryattempt"):
+                cursor.execute(
+                    f"CREATE TABLE {table}_{starts:%Y%m%d} PARTITION OF {table}"
+                    " FOR VALUES FROM (triggers_first_id(%s)) TO (triggers_first_id(%s))",
+                    [starts, first],
+                )
+            first = starts

@@ -5,11 +5,11 @@ The fan-out is held up in between by another transaction, which has inserted the
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 
 import pytest
 
+from core.ids import derive_id
 from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
@@ -34,7 +34,10 @@ def change_during_fan_out(organization: Organization, subscription: Subscription
     """Let a fan-out read the subscription, make the whole change, and let the fan-out insert its delivery."""
     event_id = ingest(organization.id, NewEvent("a.b", "{}", None)).event_id
     with another_transaction() as other:
-        other.execute(SAME_DELIVERY, {"id": uuid.uuid4(), "subscription": subscription.pk, "event": event_id})
+        other.execute(
+            SAME_DELIVERY,
+            {"id": derive_id(event_id, subscription.pk), "subscription": subscription.pk, "event": event_id},
+        )
 
         def work(number: int) -> None:
             if number == 0:

@@ -201,6 +201,11 @@ DEFAULT_RETENTION_DAYS = _accepting.option(
 ROLLUP_RETENTION_DAYS = _accepting.option(
     kinds.integer(7, 3650, "days"), "30", "Days that the console's daily figures are kept."
 )
+PARTITION_DAYS = _accepting.option(
+    kinds.integer(1, 3650, "days"),
+    "7",
+    "Days of events, with what belongs to them, in one partition. Partitions that exist keep their length.",
+)
 HELD_RETENTION_DAYS = _accepting.option(
     kinds.integer(0, 3650, "days"),
     "90",

@@ -18,7 +18,7 @@ import psycopg
 from django.conf import settings
 from psycopg.rows import class_row
 
-from core.db import in_transaction, pipelined, server_cursor
+from core.db import KEEP_PLANS_WITHOUT_WAITING, in_transaction, pipelined, server_cursor
 from core.ids import new_id
 from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
 from webhooks.dispatch import rate_limit
@@ -139,8 +139,9 @@ SELECT EXISTS (
 )
 """
 
-# `= ANY (ARRAY (...))`, because the planner takes a LIMIT that it doesn't know for a tenth of the index and would
-# join that many rows by reading both tables from end to end; an array it takes for ten rows.
+# `= ANY (ARRAY (...))` and LATERAL with LIMIT, because the planner takes a LIMIT that it doesn't know for a tenth of
+# the index and would join that many rows by reading both tables from end to end.  The bounds of the ids leave out the
+# partitions that have none of them.
 LEASE_DELIVERIES = """
 WITH picked AS (
     SELECT d.id FROM unnest(%(queues)s::uuid[], %(quotas)s::int[]) AS q(subscription_id, quota)
@@ -150,15 +151,19 @@ WITH picked AS (
         ORDER BY next_attempt_at LIMIT q.quota
         FOR UPDATE SKIP LOCKED
     ) AS d
+), leased AS (
+    UPDATE webhooks_delivery d
+    SET status = 'delivering', lease_id = %(lease)s,
+        lease_expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
+    WHERE d.id = ANY (ARRAY (SELECT id FROM picked))
+      AND d.id >= (SELECT id FROM picked ORDER BY id LIMIT 1)
+      AND d.id <= (SELECT id FROM picked ORDER BY id DESC LIMIT 1)
+    RETURNING d.id, d.subscription_id, d.attempts_used, d.cause, d.event_id
 )
-UPDATE webhooks_delivery d
-SET status = 'delivering', lease_id = %(lease)s,
-    lease_expires_at = clock_timestamp() + make_interval(secs => %(lease_seconds)s)
-FROM events_event e
-WHERE d.id = ANY (ARRAY (SELECT id FROM picked)) AND e.id = d.event_id
-RETURNING d.id AS delivery_id, d.subscription_id, d.attempts_used, d.cause, e.id AS event_id, e.type AS event_type,
-          e.created_at AS event_created_at, e.data AS event_data, e.packed_request_id AS event_request_id,
-          e.trace AS event_trace
+SELECT l.id AS delivery_id, l.subscription_id, l.attempts_used, l.cause, e.id AS event_id, e.type AS event_type,
+       e.created_at AS event_created_at, e.data AS event_data, e.packed_request_id AS event_request_id,
+       e.trace AS event_trace
+FROM leased l CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = l.event_id LIMIT 1) AS e
 """
 
 
@@ -243,7 +248,7 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Clai
         pipelined(),
     ):
         # A crash that forgets this commit leaves the deliveries pending, which is what they then are.
-        other.execute("SET LOCAL synchronous_commit = off")
+        other.execute(KEEP_PLANS_WITHOUT_WAITING)
         rows = locking.execute(_LOCK_DUE_QUEUES, selection).fetchall()
         if not rows:
             claimable = other.execute(_ANY_CLAIMABLE, selection).fetchone()

@@ -18,7 +18,7 @@ from django.conf import settings
 from psycopg.rows import class_row
 
 from core.db import server_cursor
-from core.ids import new_id, new_ids
+from core.ids import derive_id, new_id
 from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
 from webhooks.dispatch.allocation import limit_hosts, share_between_organizations
 from webhooks.dispatch.claim import KEEPS_EXCHANGES, PREVIOUS_SECRETS, Claim
@@ -75,7 +75,7 @@ WITH inserted AS (
     FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[])
              AS d(id, organization_id, event_id, subscription_id),
          clock_timestamp() AS t
-    ON CONFLICT (event_id, subscription_id) DO NOTHING
+    WHERE (SELECT true FROM webhooks_delivery AS existing WHERE existing.id = d.id LIMIT 1) IS NULL
     RETURNING id, event_id, subscription_id
 ), counted AS (
     UPDATE webhooks_subscriptionqueue q SET in_flight = q.in_flight + i.number, last_claimed_at = clock_timestamp()
@@ -85,7 +85,7 @@ WITH inserted AS (
 SELECT i.id AS delivery_id, i.subscription_id, e.id AS event_id, e.type AS event_type,
        e.created_at AS event_created_at, e.data AS event_data, e.packed_request_id AS event_request_id,
        e.trace AS event_trace
-FROM inserted i JOIN events_event e ON e.id = i.event_id
+FROM inserted i CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = i.event_id LIMIT 1) AS e
 """
 
 
@@ -171,7 +171,7 @@ class SenderHandOver:
         self._inserting.execute(
             _INSERT_LEASED,
             {
-                "ids": new_ids(len(events)),
+                "ids": list(map(derive_id, events, subscriptions)),
                 "organizations": organizations,
                 "events": events,
                 "subscriptions": subscriptions,

@@ -11,7 +11,7 @@ import structlog
 from django.conf import settings
 from psycopg.rows import class_row
 
-from core.db import in_transaction, is_transient, pipelined, server_cursor
+from core.db import KEEP_PLANS, in_transaction, is_transient, pipelined, server_cursor
 from core.encryption import Sealer
 from webhooks.destinations.exchange import seal_exchange
 from webhooks.destinations.outcome import Outcome
@@ -262,6 +262,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         server_cursor() as counting,
         pipelined(),
     ):
+        updating.execute(KEEP_PLANS)
         queues = {key: _QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking).items()}
         steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
         recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))

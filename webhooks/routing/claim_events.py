@@ -36,7 +36,7 @@ FROM turn CROSS JOIN LATERAL (
     SELECT id, organization_id, type FROM events_event
     WHERE organization_id = turn.organization_id AND status = 'accepted'
       AND due_at <= statement_timestamp() - make_interval(secs => %(waited)s)
-    ORDER BY due_at LIMIT greatest(1, %(events)s / (SELECT count(*) FROM turn))
+    ORDER BY created_at, id LIMIT greatest(1, %(events)s / (SELECT count(*) FROM turn))
     FOR UPDATE SKIP LOCKED
 ) AS e
 """

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import structlog
 from django.conf import settings
 
-from core.db import in_transaction, is_transient, pipelined, server_cursor
+from core.db import KEEP_PLANS_WITHOUT_WAITING, in_transaction, is_transient, pipelined, server_cursor
 from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_cursor
 from webhooks.routing.hand_over import HandOver
 from webhooks.routing.insert import NewDeliveries
@@ -45,9 +45,10 @@ FEWEST_EVENTS = 8
 FAN_OUT_LOCK = 71_001
 ANNOUNCE_FAN_OUT = f"SELECT pg_advisory_xact_lock_shared({FAN_OUT_LOCK}, %s)"
 
+# The bounds of the ids leave out the partitions that have none of them.
 MARK_PROCESSED = """
 UPDATE events_event SET status = 'processed', processed_at = clock_timestamp(), last_error = ''
-WHERE id = ANY(%s::uuid[])
+WHERE id = ANY(%(ids)s::uuid[]) AND id >= %(least)s AND id <= %(greatest)s
 """
 
 # A failed fan-out is tried again after 1, 2, 4, ... seconds, at most a minute.
@@ -145,7 +146,7 @@ class FanOut:
             hand_over.abandon()  # what an attempt that was rolled back had prepared
         with claiming_cursor() as claiming, server_cursor() as other, pipelined():
             # A crash that forgets this commit leaves the events accepted, and they are processed again.
-            other.execute("SET LOCAL synchronous_commit = off")
+            other.execute(KEEP_PLANS_WITHOUT_WAITING)
             events = self._claims.claim(limit, skip, claiming)
             if not events:
                 return Round(), []
@@ -185,7 +186,8 @@ class FanOut:
                 if hand_over is not None and handed_over.events:
                     hand_over.insert(handed_over.organizations, handed_over.events, handed_over.subscriptions)
                 pending.insert(delay, inserting)
-                other.execute(MARK_PROCESSED, ([event.id for event in chosen],))
+                ids = [event.id for event in chosen]
+                other.execute(MARK_PROCESSED, {"ids": ids, "least": min(ids), "greatest": max(ids)})
                 pending.mark_queues(delay, other)
             inserted = inserting.rowcount if len(pending) else 0  # a closed cursor has forgotten it
             if hand_over is not None and handed_over.events:

@@ -15,6 +15,7 @@ from typing import Any
 
 from django.conf import settings
 
+from core.ids import derive_id
 from events.models import Event, EventStatus
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, Subscription
@@ -161,12 +162,9 @@ def preview_recovery(subscription: Subscription, since: datetime.datetime) -> Re
     found.events, found.wanted = len(seen), len(wanted)
     states: Counter[str] = Counter()
     for part in _parts(wanted, 1000):
-        states.update(
-            delivery_state(*row)
-            for row in Delivery.objects.filter(event_id__in=part, subscription=subscription).values_list(
-                "status", "last_error"
-            )
-        )
+        ids = [derive_id(event_id, subscription.pk) for event_id in part]
+        existing = Delivery.objects.filter(id__in=ids).values_list("status", "last_error")
+        states.update(delivery_state(*row) for row in existing)
     found.by_state = dict(states)
     found.missing = found.wanted - sum(states.values())
     found.expected = expect({subscription.pk: found.total}) if found.total else []

@@ -9,6 +9,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from core.db import server_cursor
+from core.ids import derive_id
 from events.models import Event, EventStatus
 from webhooks.models import BulkRun, Cause, Delivery, DeliveryStatus, Subscription
 from webhooks.queues import lock_queues, mark_due
@@ -71,9 +72,8 @@ def _step(run: BulkRun, rows: int) -> None:
     # Locked, because retention may be about to delete them: no delivery must outlive its event.
     locked = Event.objects.select_for_update(no_key=True).filter(id__in=wanted).order_by("id")
     wanted = list(locked.values_list("id", flat=True))
-    existing = set(
-        Delivery.objects.filter(event_id__in=wanted, subscription=subscription).values_list("event_id", flat=True)
-    )
+    ids = [derive_id(event_id, subscription.pk) for event_id in wanted]
+    existing = set(Delivery.objects.filter(id__in=ids).values_list("event_id", flat=True))
     queued = _requeue_failed(subscription, list(existing))
     queued += _add_deliveries(subscription, [event_id for event_id in wanted if event_id not in existing])
     run.queued += queued

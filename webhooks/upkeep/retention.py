@@ -1,4 +1,8 @@
-"""Deleting what is old: settled events with their deliveries and attempts, past the organization's days."""
+"""Deleting what is old: settled events with their deliveries and attempts, past the organization's days.
+
+Most go with their partition (`partitions`), which costs next to nothing.  Here go, row by row, those that can't wait
+for that: of organizations whose days are fewer than others', and what is left in the default partition.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +34,17 @@ DELETE FROM events_dedupkey WHERE ctid = ANY (ARRAY (
 ))
 """
 
-# Organizations with anything old enough; the list index answers with one look each.
+# Organizations with anything old enough, and their days; the list index answers with one look each.  The organizations
+# that keep events longest give partitions so many days more to be dropped.
 _FIND_ORGANIZATIONS_WITH_EXPIRED = """
-SELECT o.id FROM orgs_organization o
+SELECT o.id, o.days FROM (
+    SELECT id, CASE WHEN retention_days < max(retention_days) OVER () THEN retention_days
+                    ELSE retention_days + %s END AS days
+    FROM orgs_organization
+) AS o
 CROSS JOIN LATERAL (
-    SELECT 1 FROM events_event e WHERE e.organization_id = o.id
-      AND e.created_at < statement_timestamp() - make_interval(days => o.retention_days)
+    SELECT 1 FROM events_event e WHERE e.organization_id = o.id AND e.status IN ('processed', 'error')
+      AND e.created_at < statement_timestamp() - make_interval(days => o.days)
     ORDER BY e.created_at, e.id LIMIT 1
 ) AS expired
 ORDER BY o.id
@@ -46,12 +55,15 @@ ORDER BY o.id
 _FIND_EXPIRED_EVENTS = """
 SELECT e.id, e.created_at,
        e.status = 'processed' AND NOT EXISTS (
-           SELECT 1 FROM webhooks_delivery d WHERE d.event_id = e.id AND d.status IN ('pending', 'delivering', 'held')
+           SELECT 1 FROM webhooks_delivery d WHERE d.event_id = e.id AND d.status IN ('pending', 'held')
+       ) AND NOT EXISTS (
+           SELECT 1 FROM webhooks_delivery d WHERE d.event_id = e.id AND d.status = 'delivering'
        ) AS is_settled,
-       (SELECT count(*) FROM webhooks_delivery d WHERE d.event_id = e.id) AS deliveries
-FROM events_event e JOIN orgs_organization o ON o.id = e.organization_id
-WHERE e.organization_id = %(organization)s
-  AND e.created_at < statement_timestamp() - make_interval(days => o.retention_days)
+       (SELECT count(*) FROM webhooks_delivery d
+        WHERE d.event_id = e.id AND d.status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')) AS deliveries
+FROM events_event e
+WHERE e.organization_id = %(organization)s AND e.status IN ('processed', 'error')
+  AND e.created_at < statement_timestamp() - make_interval(days => %(days)s)
   AND (e.created_at, e.id) > (%(after_at)s::timestamptz, %(after_id)s::uuid)
 ORDER BY e.created_at, e.id LIMIT %(rows)s
 """
@@ -70,15 +82,17 @@ class _ExpiredEvent:
 _LOCK_EVENTS = """
 SELECT id FROM events_event WHERE id = ANY(%s::uuid[]) AND status = 'processed' ORDER BY id FOR UPDATE SKIP LOCKED
 """
-_LOCK_DELIVERIES = """
-SELECT event_id, status FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[]) FOR UPDATE
+# By two indexes in one statement: a delivery is always in one of them.
+_FIND_DELIVERIES = """
+SELECT id FROM webhooks_delivery
+WHERE event_id = ANY(%(events)s::uuid[]) AND status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')
+UNION ALL SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(events)s::uuid[]) AND status = 'delivering'
 """
-_DELETE_ATTEMPTS = """
-DELETE FROM webhooks_deliveryattempt WHERE delivery_id IN (
-    SELECT id FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[])
+_LOCK_DELIVERIES = (
+    "SELECT id, event_id, status FROM webhooks_delivery WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE"
 )
-"""
-_DELETE_DELIVERIES = "DELETE FROM webhooks_delivery WHERE event_id = ANY(%s::uuid[])"
+_DELETE_ATTEMPTS = "DELETE FROM webhooks_deliveryattempt WHERE delivery_id = ANY(%s::uuid[])"
+_DELETE_DELIVERIES = "DELETE FROM webhooks_delivery WHERE id = ANY(%s::uuid[])"
 _DELETE_FINISHED_RUNS = """
 DELETE FROM webhooks_bulkrun WHERE id IN (
     SELECT r.id FROM webhooks_bulkrun r LEFT JOIN orgs_organization o ON o.id = r.organization_id
@@ -88,11 +102,15 @@ DELETE FROM webhooks_bulkrun WHERE id IN (
 )
 """
 
-# Deleted subscriptions stay while deliveries refer to them, and for the organization's days.
+# Deleted subscriptions stay while deliveries refer to them, and for the organization's days.  In the order of an
+# index and with a LIMIT, because the planner would else join with all deliveries.
 _FIND_FORGETTABLE_SUBSCRIPTIONS = """
 SELECT s.id FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id
 WHERE s.deleted_at < clock_timestamp() - make_interval(days => o.retention_days)
-  AND NOT EXISTS (SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = s.id)
+  AND (SELECT id FROM webhooks_delivery d
+       WHERE d.subscription_id = s.id AND d.status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')
+       ORDER BY created_at, id LIMIT 1) IS NULL
+  AND (SELECT in_flight FROM webhooks_subscriptionqueue q WHERE q.subscription_id = s.id) = 0
 LIMIT %s FOR UPDATE OF s SKIP LOCKED
 """
 _FORGET_SUBSCRIPTIONS = (
@@ -124,7 +142,7 @@ class Purged:
 class _Pass:
     """A walk over all that is old enough: the organizations still to come, in turn, and the place in each."""
 
-    places: deque[tuple[uuid.UUID, _Place]]
+    places: deque[tuple[uuid.UUID, int, _Place]]
 
 
 class Purge:
@@ -136,8 +154,10 @@ class Purge:
     once in a walk, so that any amount of it keeps nothing else from going.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: int = 0) -> None:
+        """patience: how many days events may wait for their partition to be dropped."""
         self._pass: _Pass | None = None
+        self._patience = patience
 
     def run(self, seconds: float | None = None) -> Purged:
         """Go on until the walk is complete, or for `seconds`; return what went."""
@@ -168,34 +188,35 @@ class Purge:
         """Look at the next events; True when the walk is at its end."""
         if self._pass is None:
             with server_cursor() as cursor:
-                found = cursor.execute(_FIND_ORGANIZATIONS_WITH_EXPIRED).fetchall()
-            self._pass = _Pass(deque((row[0], _START) for row in found))
+                found = cursor.execute(_FIND_ORGANIZATIONS_WITH_EXPIRED, (self._patience,)).fetchall()
+            self._pass = _Pass(deque((row[0], row[1], _START) for row in found))
         if not self._pass.places:
             self._pass = None
             return True
-        organization, place = self._pass.places[0]
-        following, events, deliveries, attempts = in_transaction(lambda: _purge_events(organization, place))
+        organization, days, place = self._pass.places[0]
+        following, events, deliveries, attempts = in_transaction(lambda: _purge_events(organization, days, place))
         total.events += events
         total.deliveries += deliveries
         total.attempts += attempts
         self._pass.places.popleft()
         if following is not None:  # behind the others: one with millions of rows must not hold up their turn
-            self._pass.places.append((organization, following))
+            self._pass.places.append((organization, days, following))
         return False
 
 
 def purge_expired() -> Purged:
-    """Delete everything that is expired; return how many rows went."""
+    """Delete everything that is expired, whatever partition it is in; return how many rows went."""
     return Purge().run()
 
 
-def _purge_events(organization: uuid.UUID, place: _Place) -> tuple[_Place | None, int, int, int]:
+def _purge_events(organization: uuid.UUID, days: int, place: _Place) -> tuple[_Place | None, int, int, int]:
     """Delete what may go of an organization's next events.
 
     Returns the place to go on from (None at the end) and the numbers of events, deliveries and attempts.
     """
     with server_cursor(class_row(_ExpiredEvent)) as cursor:
-        parameters = {"organization": organization, "after_at": place[0], "after_id": place[1], "rows": BATCH}
+        parameters: dict[str, object] = {"organization": organization, "days": days, "rows": BATCH}
+        parameters |= {"after_at": place[0], "after_id": place[1]}
         found = cursor.execute(_FIND_EXPIRED_EVENTS, parameters).fetchall()
     chosen: list[uuid.UUID] = []
     following: _Place | None = None
@@ -213,13 +234,15 @@ def _purge_events(organization: uuid.UUID, place: _Place) -> tuple[_Place | None
     with server_cursor() as cursor:
         chosen = [row[0] for row in cursor.execute(_LOCK_EVENTS, (chosen,)).fetchall()]
         # Locked and looked at again: a delivery may have been replayed since.
-        cursor.execute(_LOCK_DELIVERIES, (chosen,))
-        unsettled = {event_id for event_id, status in cursor.fetchall() if status in _UNSETTLED}
+        ids = [row[0] for row in cursor.execute(_FIND_DELIVERIES, {"events": chosen}).fetchall()]
+        locked = cursor.execute(_LOCK_DELIVERIES, (ids,)).fetchall()
+        unsettled = {event_id for _, event_id, status in locked if status in _UNSETTLED}
         chosen = [event_id for event_id in chosen if event_id not in unsettled]
         if not chosen:
             return following, 0, 0, 0
-        attempts = cursor.execute(_DELETE_ATTEMPTS, (chosen,)).rowcount
-        deliveries = cursor.execute(_DELETE_DELIVERIES, (chosen,)).rowcount
+        ids = [delivery_id for delivery_id, event_id, _ in locked if event_id not in unsettled]
+        attempts = cursor.execute(_DELETE_ATTEMPTS, (ids,)).rowcount
+        deliveries = cursor.execute(_DELETE_DELIVERIES, (ids,)).rowcount
         events = cursor.execute("DELETE FROM events_event WHERE id = ANY(%s::uuid[])", (chosen,)).rowcount
         return following, events, deliveries, attempts
 

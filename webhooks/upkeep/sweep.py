@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import structlog
+from django.conf import settings
 
 from core.db import is_transient
 from events.backlog import waiting_events
@@ -20,7 +21,7 @@ from webhooks.dispatch import leases
 from webhooks.models import SubscriptionQueue
 from webhooks.rollups import keep_rollups
 from webhooks.subscriptions import resync
-from webhooks.upkeep import background_runs
+from webhooks.upkeep import background_runs, partitions
 from webhooks.upkeep.held_retention import HeldRetention
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 from webhooks.upkeep.retention import Purge
@@ -31,6 +32,7 @@ T = TypeVar("T")
 
 SWEEP = "sweep"
 PURGE_EVERY_SECONDS = 60.0
+PARTITIONS_EVERY_SECONDS = 60.0
 QUEUE_REPAIR_SECONDS = 30.0
 PURGE_SLICE_SECONDS = 2.0
 CANCEL_SLICE_SECONDS = 1.0
@@ -45,8 +47,10 @@ class Sweep:
         self._events_waiting = events_waiting
         self._lease = Lease(SWEEP)
         self._held = HeldRetention()
-        self._purge = Purge()
+        # A partition is dropped when its last event is old; and a day for the clocks that make ids.
+        self._purge = Purge(patience=settings.PARTITION_DAYS + 2)
         self._purged_at = time.monotonic()
+        self._partitions_at = float("-inf")
         self._repaired_queues_at = float("-inf")
 
     def run(self) -> None:
@@ -72,6 +76,9 @@ class Sweep:
         if now - self._repaired_queues_at >= QUEUE_REPAIR_SECONDS:
             self._repaired_queues_at = now
             parts += [("overdue queues", repair_next_due_at), ("miscounted queues", recount_in_flight)]
+        if now - self._partitions_at >= PARTITIONS_EVERY_SECONDS:
+            self._partitions_at = now
+            parts.append(("partitions", partitions.look_after))
         if now - self._purged_at >= PURGE_EVERY_SECONDS:
             # What is cancelled first can be deleted at once.
             parts += [("held deliveries", self._cancel_a_slice), ("purge", self._purge_a_slice)]

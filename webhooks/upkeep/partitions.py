@@ -1,0 +1,68 @@
+"""The partitions of events, deliveries, and attempts: made before they are needed, dropped when all in them is old.
+
+The functions in the database do it, with the rights of the role that owns the tables (webhooks/migrations).  They wait
+for locks for a moment only, because everybody else waits behind them; the next round of the sweep tries again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psycopg
+import structlog
+from django.conf import settings
+from django.db import OperationalError, transaction
+from psycopg.rows import class_row
+
+from core.db import server_cursor
+
+log = structlog.get_logger()
+
+# Periods that have their partitions before they begin.  What would find none goes to the default partition.
+AHEAD = 2
+# With more events than this that must stay, a partition isn't dropped: they are moved under a lock.
+MOST_KEPT = 10_000
+
+_MAKE = "SELECT triggers_make_partitions(%s, %s)"
+_DROP = "SELECT suffix, events, kept FROM triggers_drop_partition(%s) WHERE suffix IS NOT NULL"
+
+
+@dataclass(frozen=True, slots=True)
+class _Dropped:
+    """A row of _DROP.  events: about how many the period had; kept: those that stay, because something is unsettled."""
+
+    suffix: str
+    events: int
+    kept: int
+
+
+def make_ahead() -> None:
+    """Make the partitions of the periods to come."""
+    with server_cursor() as cursor:
+        row = cursor.execute(_MAKE, (settings.PARTITION_DAYS, AHEAD)).fetchone()
+    if row and row[0]:
+        log.info("partitions_made", periods=row[0])
+
+
+def drop_expired() -> int:
+    """Drop the partitions that are past every organization's days; return how many periods went."""
+    periods = 0
+    while True:
+        with transaction.atomic(), server_cursor(class_row(_Dropped)) as cursor:
+            dropped = cursor.execute(_DROP, (MOST_KEPT,)).fetchone()
+        if dropped is None:
+            return periods
+        periods += 1
+        log.info("partition_dropped", period=dropped.suffix, events=dropped.events, kept=dropped.kept)
+
+
+def look_after() -> None:
+    """Make what is missing and drop what is old, unless somebody holds a lock for long."""
+    for work in (make_ahead, drop_expired):
+        try:
+            work()
+        except (OperationalError, psycopg.errors.LockNotAvailable) as error:
+            cause = error if isinstance(error, psycopg.Error) else error.__cause__
+            if not isinstance(cause, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
+                raise
+            log.info("partitions_busy", error=type(cause).__name__)
