@@ -75,6 +75,8 @@ def test_what_failed_for_one_organization_why_and_again(staff_tab: Watched, site
     staff_tab.page.select_option("[name=action]", "replay")
     with staff_tab.page.expect_navigation():
         staff_tab.page.click(".actions [type=submit]")
+    with staff_tab.page.expect_navigation():
+        staff_tab.page.click("css=button >> text=Replay 1 delivery")
     staff_tab.check()
     failed.refresh_from_db()
     assert failed.status == "pending"
@@ -124,11 +126,13 @@ def test_the_dead_endpoint_is_named_with_its_cause_and_stopped(staff_tab: Watche
     operator = Clicks(staff_tab, site)
     row = operator.page.locator("table.trouble tbody tr:has-text('billing.acme.example')").inner_text()
     assert "Acme" in row
-    assert "connection refused; 412 consecutive failures" in row
+    assert "connection refused; circuit breaker is open until" in row
+    assert "412 consecutive failures" in row
     assert "paused" in row
     operator.click("table.trouble >> text=billing.acme.example")
-    operator.page.fill("[name=reason]", "down for days")
     operator.click("button[value=disable]")
+    operator.page.fill("[name=reason]", "down for days")
+    operator.click("css=button >> text=Disable 1 subscription")
     assert "Disabled by olga: down for days" in operator.text()
     assert not Subscription.objects.get(pk=demo.dead).is_active
 

@@ -42,8 +42,8 @@ def test_a_dead_endpoint_is_named_with_its_cause_and_nothing_else_is_blamed(
     assert body["paused_deliveries"]["circuit_breaker"] > BEHIND - 100
     index = operator.get(reverse("admin:index")).content.decode()
     assert 'class="figure alarm"' not in index
-    (trouble,) = re.findall(r"<tbody>(.*?)</tbody>", index.partition('<table class="unhealthy">')[2], re.S)[:1]
-    assert dead.url in trouble
+    (trouble,) = re.findall(r"<tbody>(.*?)</tbody>", index.partition('<table class="wide trouble">')[2], re.S)[:1]
+    assert dead.url.removeprefix("http://") in trouble
     assert "connection refused; circuit breaker is open until" in trouble
     assert f">{BEHIND:,}<" in trouble
     for page in (page_url(dead), list_url(Subscription), list_url(Subscription, state="paused")):

@@ -64,7 +64,7 @@ def test_the_preview_tells_causes_and_what_will_happen_in_numbers(operator: Clie
     page = text_of(ask(operator, "retry", list(some), every=True, query={"organization": organization.pk}))
     assert "Retry 27 deliveries?" in page
     assert "27 deliveries would be queued: one more attempt of each." in page
-    assert "failed timeout 21" in page
+    assert "failed no response in time 21" in page
     assert "retrying connection refused 6" in page
     at = until.strftime("%Y-%m-%d %H:%M:%S")
     assert f"7 wait behind a circuit breaker not before {at} http://127.0.0.1:9/down" in page
