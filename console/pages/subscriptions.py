@@ -31,7 +31,7 @@ from console.runs import ask_and_run
 from console.subscription_forms import SubscriptionForm
 from core.ids import parse_id
 from webhooks import endpoint_test, subscriptions
-from webhooks.models import BulkRun, Subscription, SubscriptionQueue
+from webhooks.models import BulkRun, Subscription
 from webhooks.states import DELETED, SubscriptionState, in_state, with_state
 
 SHOWN_ROWS = 20
@@ -75,8 +75,7 @@ class SubscriptionAdmin(BoundedAdmin):
     form = SubscriptionForm
     list_display = (
         "url_display", "organization_link", "state_display", "cause_display", "state_since_display",
-        "next_attempt_display", "event_types_display", "in_flight", "description_display", "created_display",
-        "id_display",
+        "event_types_display", "description_display", "created_display", "id_display",
     )  # fmt: skip
     sortable_by: ClassVar = ("created_display",)
     export_columns: ClassVar = {
@@ -188,10 +187,6 @@ class SubscriptionAdmin(BoundedAdmin):
     def cause_display(self, row: Any) -> str:
         return cause_of(row) or "-"
 
-    @admin.display(description="next attempt")
-    def next_attempt_display(self, row: Any) -> str:
-        return format_time(row.next_attempt_at)
-
     @admin.display(description="disabled reason")
     def disabled_reason_display(self, row: Subscription) -> str:
         return short(row.disabled_reason, 500) or "-"
@@ -203,11 +198,6 @@ class SubscriptionAdmin(BoundedAdmin):
     @admin.display(description="earlier secrets sign until")
     def previous_secrets_display(self, row: Subscription) -> SafeString | str:
         return lines([format_time(end) for end in subscriptions.ends_of_previous_secrets(row)]) or "-"
-
-    @admin.display(description="in flight")
-    def in_flight(self, row: Subscription) -> object:
-        queue = _queue(row)
-        return queue.in_flight if queue else "-"
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
         """Find by id, part of the URL, or part of the organization's name."""
@@ -445,7 +435,3 @@ def _by_organization(rows: list[Subscription]) -> Iterator[list[uuid.UUID]]:
     for ids in owned.values():
         for start in range(0, len(ids), MOST_AT_ONCE):
             yield ids[start : start + MOST_AT_ONCE]
-
-
-def _queue(row: Subscription) -> SubscriptionQueue | None:
-    return getattr(row, "queue", None)
