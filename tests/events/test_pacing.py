@@ -40,7 +40,7 @@ def _accept_late(organization: Organization, events: int = 1) -> None:
     for number in range(events):
         event = ingest(organization.id, NewEvent("a.b", "{}", None)).event_id
         due_at = timezone.now() - datetime.timedelta(seconds=60 + events - number)
-        Event.objects.filter(pk=event).update(due_at=due_at)
+        Event.objects.filter(pk=event).update(due_at=due_at, created_at=due_at)
 
 
 def test_an_organization_whose_events_wait_is_slowed_down_until_they_are_fanned_out(
