@@ -366,7 +366,8 @@ def test_deliveries_of_a_state_that_are_all_old_are_listed_without_walking_the_n
 
 
 @pytest.mark.django_db
-def test_looking_after_things_walks_no_history(history: History) -> None:
+def test_looking_after_things_walks_no_history(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webhooks.upkeep.preview.COUNT_TO", 1000)
     fan_out()
     rounds: list[Callable[[], object]] = [
         purge_expired,
