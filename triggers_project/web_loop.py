@@ -91,6 +91,11 @@ class SharedListener:
             self._is_closed = True
             self._loop.remove_reader(self._socket)
 
+    async def wait_closed(self) -> None:
+        """Wait until the connections that were accepted last are served by their protocols."""
+        if self._connecting:
+            await asyncio.wait(self._connecting)
+
     def _watch(self) -> None:
         if not self._is_closed:
             self._loop.add_reader(self._socket, self._accept_if_its_turn)

@@ -13,6 +13,7 @@ import pytest
 from devstack.pids import children
 from devstack.stack import Stack
 from devstack.waiting import wait_until
+from tests.system import log_of
 
 pytestmark = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="counts sockets in Linux's /proc")
 
@@ -63,3 +64,5 @@ def test_the_processes_have_the_same_number_of_connections(stack: Stack) -> None
         missing = max(shares()) - min(shares())
         connect(missing)
         assert max(shares()) - min(shares()) <= 4
+    stack.web.process.stop()
+    assert "Traceback" not in log_of(stack, "web")
