@@ -369,7 +369,8 @@ class SubscriptionAdmin(BoundedAdmin):
             wait = f"{error.sentence} Wait {error.retry_after} seconds."
             self.message_user(request, wait, messages.ERROR)
             return
-        self.audit(request, "subscription.test", row, result.for_audit())
+        with transaction.atomic():
+            self.audit(request, "subscription.test", row, result.for_audit())
         body = short(result.outcome.body, 200)
         said = f"Test event {result.event_id}: {result.summary}" + (f" Response: {body}" if body else "")
         self.message_user(request, said, messages.SUCCESS if result.outcome.succeeded else messages.WARNING)

@@ -6,13 +6,14 @@ import datetime
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.keys import create_api_key
 from orgs.models import Organization
 from webhooks import subscriptions
-from webhooks.models import Delivery
+from webhooks.models import Delivery, DeliveryAttempt
 from webhooks.routing.fan_out import fan_out_batch
 from webhooks.upkeep import recovery
 
@@ -24,10 +25,15 @@ def ids(organization: Organization) -> dict[str, Any]:
     event = ingest(organization.id, NewEvent("a.b", '{"card":"tenant-data"}', None))
     fan_out_batch(10)
     run = recovery.start(subscription, datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
+    delivery = Delivery.objects.get()
+    attempt = DeliveryAttempt.objects.create(
+        delivery=delivery, number=91_827_364, cause="schedule", started_at=timezone.now(), duration_ms=1.0
+    )
     return {
         "key_id": create_api_key(organization, name="tenant-data")[0].id,
         "event_id": event.event_id,
         "subscription_id": subscription.id,
-        "delivery_id": Delivery.objects.get().id,
+        "delivery_id": delivery.id,
+        "number": attempt.number,
         "run_id": run.id,
     }

@@ -32,7 +32,7 @@ def dump() -> str:
     connection.ensure_connection()
     with connection.connection.cursor() as cursor:
         for table in tables:
-            with cursor.copy(f'COPY "{table}" TO STDOUT') as copy:
+            with cursor.copy(f'COPY (SELECT * FROM "{table}") TO STDOUT') as copy:
                 text += [bytes(block).decode("utf-8", "replace") for block in copy]
     return "".join(text)
 

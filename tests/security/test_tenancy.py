@@ -46,6 +46,7 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/subscriptions/<uuid:subscription_id>/recoveries/<uuid:run_id>": [("GET", S, None)],
     "api/deliveries": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>": [("GET", D, None)],
+    "api/deliveries/<uuid:delivery_id>/attempts/<int:number>": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>/retry": [("POST", R, None)],
 }  # fmt: skip
 # They say nothing about any organization.
@@ -87,7 +88,7 @@ def test_the_walk_knows_every_method_of_every_route(api: Any, ids: dict[str, Any
 
 def path_of(route: str, ids: dict[str, Any]) -> str:
     """Return the path of a route with the ids filled in."""
-    return "/" + re.sub(r"<uuid:(\w+)>", lambda match: str(ids[match[1]]), route)
+    return "/" + re.sub(r"<(?:uuid|int):(\w+)>", lambda match: str(ids[match[1]]), route)
 
 
 def _everything() -> str:

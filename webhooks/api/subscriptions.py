@@ -260,7 +260,10 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         except endpoint_test.TooManyTests as error:
             headers = {"Retry-After": str(error.retry_after)}
             raise Problem("too_many_test_events", error.sentence, headers=headers) from None
-        audit.record_for_caller(request, "subscription.test", subscription.id, result.for_audit())
+        with transaction.atomic():
+            audit.record_for_caller(
+                request, "subscription.test", subscription.id, result.for_audit(), name=subscription.url
+            )
         return Response(dict(EndpointTestSerializer(result).data))
 
     @extend_schema(
