@@ -275,14 +275,9 @@ def choose_events(
     return chosen
 
 
-_default: FanOut | None = None
-
-
 def fan_out_batch(limit: int) -> int:
-    """Run one round; return how many events it claimed, or `limit` if more may wait.  For one thread."""
-    global _default
-    _default = _default or FanOut()
-    result = _default.run_round(limit)
+    """Run one round by itself; return how many events it claimed, or `limit` if more may wait."""
+    result = FanOut().run_round(limit)
     return limit if result.more else result.seen
 
 
