@@ -158,7 +158,7 @@ def full_disk(stack: Stack, tmp_path: Path) -> Iterator[None]:
             os.chown(place, uid, -1)
             place.chmod(0o700)
             stack.sql(f"CREATE TABLESPACE small LOCATION '{place}'".encode())
-            stack.sql("ALTER TABLE events_event SET TABLESPACE small")
+            _move_events(stack, "small")
             _fill(folder / "ballast")
         else:
             stack.sql(
@@ -172,7 +172,7 @@ def full_disk(stack: Stack, tmp_path: Path) -> Iterator[None]:
             stack.stop_processes()
             (folder / "ballast").unlink(missing_ok=True)
             stack.empty()
-            stack.sql("ALTER TABLE events_event SET TABLESPACE pg_default")
+            _move_events(stack, "pg_default")
             stack.sql("CHECKPOINT")
             stack.sql("DROP TABLESPACE IF EXISTS small")
             subprocess.run(["umount", str(folder)], check=False)
@@ -180,6 +180,14 @@ def full_disk(stack: Stack, tmp_path: Path) -> Iterator[None]:
             stack.sql("DROP FUNCTION IF EXISTS disk_full CASCADE")
         if folder.exists():
             folder.rmdir()
+
+
+def _move_events(stack: Stack, tablespace: str) -> None:
+    partitions = stack.sql(
+        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'events_event'::regclass"
+    )
+    for (partition,) in partitions:
+        stack.sql(f"ALTER TABLE {partition} SET TABLESPACE {tablespace}".encode())
 
 
 def _fill(ballast: Path) -> None:
