@@ -66,7 +66,7 @@ def test_what_failed_for_one_organization_why_and_again(staff_tab: Watched, site
     operator = Clicks(staff_tab, site)
     operator.choose("[name=organization]", "Acme")
     assert "connection refused" in operator.text()
-    failed = Delivery.objects.filter(organization_id=demo.organization).first()
+    failed = Delivery.objects.filter(organization_id=demo.organization, subscription__is_active=True).first()
     assert failed is not None
     Delivery.objects.filter(pk=failed.pk).update(status="failed", last_error="timeout", next_attempt_at=None)
     staff_tab.visit(site + list_url(Delivery, organization=demo.organization, status="failed"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import ipaddress
 import socket
 from collections.abc import Callable
@@ -71,7 +72,8 @@ def test_a_body_of_any_bytes_becomes_text_that_can_be_stored(receiver: Receiver)
 
 def test_an_answer_without_a_body_and_one_before_the_answer_are_fine() -> None:
     with raw_server(answering(b"HTTP/1.1 204 No Content\r\n\r\n")) as port:
-        assert send_all([f"http://127.0.0.1:{port}/"])[0] == Outcome(204, None, "", "")
+        outcome = send_all([f"http://127.0.0.1:{port}/"])[0]
+        assert dataclasses.replace(outcome, exchange=None) == Outcome(204, None, "", "")
     early = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
     with raw_server(answering(early)) as port:
         assert send_all([f"http://127.0.0.1:{port}/"])[0].status_code == 200
