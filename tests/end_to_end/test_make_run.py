@@ -223,7 +223,7 @@ def test_make_run_shows_a_first_webhook_stays_up_and_leaves_nothing_behind(clone
 
         # Another clone runs beside it, under a path; with no address allowed its delivery is refused, and it stays up.
         beside = Running(second, free_port(), WEBHOOK_ALLOWED_SUBNETS="", URL_PREFIX="triggers")
-        beside.wait_for(r"^Delivery +[0-9a-f-]{36}  pending \(address_not_allowed: .*\)$")
+        beside.wait_for(r"^Delivery +[0-9a-f-]{36}  retrying \(address_not_allowed: .*\)$")
         beside.wait_for(r"^Ctrl-C stops everything\.$")
         root = f"http://127.0.0.1:{beside.port}/triggers"
         beside.wait_for(rf"^Admin +{root}/admin/  user ")
