@@ -68,12 +68,7 @@ def answer(request: HttpRequest, form_class: type[F]) -> F:
     """Return the form as it was sent, or empty if the person wasn't asked yet: `form.is_valid()` tells."""
     if request.POST.get(CONFIRMED):
         return form_class(request.POST, auto_id="confirm_%s")
-    return form_class(auto_id="confirm_%s", initial={"seen_at": timezone.now().isoformat(), **_given(request)})
-
-
-def _given(request: HttpRequest) -> dict[str, str]:
-    """Return what the action's own form on the list holds."""
-    return {name: request.POST[name] for name in ("since",) if request.POST.get(name)}
+    return form_class(auto_id="confirm_%s", initial={"seen_at": timezone.now().isoformat()})
 
 
 def reason_of(form: forms.Form) -> str:

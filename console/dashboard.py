@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from django.urls import reverse
 from django.utils import timezone
 
-from core.redis_health import check_redis
+from core.redis_health import RedisHealth
 from events.backlog import oldest_waiting_seconds, waiting_events
 from events.models import Event, EventStatus
 from webhooks import stats
@@ -59,7 +59,7 @@ def _by_reason(paused: dict[str, int]) -> str:
     return ", ".join(f"{bounded(count)} {_REASONS[PauseReason(reason)]}" for reason, count in paused.items())
 
 
-def read_figures() -> list[Figure]:
+def read_figures(redis: RedisHealth) -> list[Figure]:
     """Return what waits, what failed and who works.  Each figure is one cheap look at an index."""
     waiting, due = waiting_events(COUNT_TO), stats.due_deliveries(COUNT_TO)
     event_age = oldest_waiting_seconds() if waiting else 0.0
@@ -70,7 +70,6 @@ def read_figures() -> list[Figure]:
     errors = len(Event.objects.filter(status=EventStatus.ERROR).values_list("pk")[:COUNT_TO])
     paused = {reason: count for reason, count in stats.paused_deliveries(COUNT_TO).items() if count}
     retrying = stats.retrying_deliveries(COUNT_TO)
-    redis = check_redis()
     rq = reverse("django_rq:home")
     return [
         Figure("events waiting", bounded(waiting), _age(event_age), _list("events_event", status="accepted"),

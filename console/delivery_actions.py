@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
@@ -85,12 +85,12 @@ def hold_or_resume(
     )
     skipped: Counter[str] = Counter()
     able: list[uuid.UUID] = []
-    organizations: Counter[uuid.UUID] = Counter()
+    organizations: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
     for pk, organization_id, status, error, is_active, deleted_at in rows:
         why_not = _why_not(action, delivery_state(status, error), is_active, deleted_at is not None)
         if why_not is None:
             able.append(pk)
-            organizations[organization_id] += 1
+            organizations[organization_id].append(pk)
         else:
             skipped[why_not] += 1
     reason = ""
@@ -107,12 +107,11 @@ def hold_or_resume(
         with transaction.atomic():
             changed += delivery_actions.apply(action, part, announce=False)
             if number == 0:  # one entry for the act, with what was chosen
-                for organization_id, count in organizations.items():
-                    of_one = able[0] if len(able) == 1 else ""
+                for organization_id, own in organizations.items():
                     audit.record_for_user(
-                        request, f"delivery.{action.verb}", organization_id, of_one,
-                        {"count": count, "filters": dict(request.GET.items())}, reason=reason,
-                        name=f"{count} {'delivery' if count == 1 else 'deliveries'}", targets=able,
+                        request, f"delivery.{action.verb}", organization_id, own[0] if len(own) == 1 else "",
+                        {"count": len(own), "filters": dict(request.GET.items())}, reason=reason,
+                        name=f"{len(own)} {'delivery' if len(own) == 1 else 'deliveries'}", targets=own,
                     )  # fmt: skip
     if changed and action is DeliveryAction.RESUME:
         wake(WEBHOOKS)

@@ -116,7 +116,7 @@ def _recent_attempts(subscription_id: uuid.UUID) -> list[dict[str, Any]]:
     waiting = rows.filter(status=DeliveryStatus.PENDING).order_by("-next_attempt_at")
     ids += [pk for pk, attempts in waiting.values_list("pk", "attempt_count")[:SHOWN_ATTEMPTS] if attempts]
     attempts = DeliveryAttempt.objects.filter(delivery_id__in=set(ids)).select_related("delivery__event")
-    attempts = attempts.defer("delivery__event__data").order_by("-started_at")[:SHOWN_ATTEMPTS]
+    attempts = attempts.defer("sealed_exchange", "delivery__event__data").order_by("-started_at")[:SHOWN_ATTEMPTS]
     return [
         {
             "started_at": format_time(attempt.started_at),

@@ -73,7 +73,7 @@ def home_context(request: HttpRequest) -> dict[str, Any]:
         "live_url": reverse("admin:home_live", query=choice.query),
         "table_url": reverse("admin:index", query={**choice.query, "table": "1"}),
         "charts_url": reverse("admin:index", query=choice.query),
-        "is_empty": not Organization.objects.exists(),
+        "is_empty": not organizations,
         **live_context(request, choice),
     }
 
@@ -83,16 +83,18 @@ def live_context(request: HttpRequest, choice: Choice | None = None) -> dict[str
     choice = choice or choice_of(request)
     series = read_series(choice.span, choice.organization_id)
     rankings = rank_endpoints(choice.span, choice.organization_id)
+    redis = None if choice.organization else check_redis()
     context: dict[str, Any] = {
         "choice": choice,
+        "of": short(choice.organization.name, 80) if choice.organization else "",
         "now": format_time(timezone.now()),
         "headline": panels.headline(series),
-        "figures": [] if choice.organization else read_figures(),
+        "figures": read_figures(redis) if redis else [],
         "trouble": endpoints_in_trouble(choice.organization),
         "causes": panels.failures_by_cause(series.total()),
         "slowest": _ranked(rankings.slowest),
         "most_failing": _ranked(rankings.failing),
-        "workers": None if choice.organization else _workers(),
+        "workers": _workers(redis) if redis else None,
     }
     if "table" in request.GET:
         context["table"] = {"head": panels.TABLE_HEAD, "rows": panels.table_rows(series)}
@@ -177,9 +179,8 @@ def _ranked(ranking: list[EndpointFigures]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _workers() -> dict[str, Any]:
+def _workers(redis: RedisHealth) -> dict[str, Any]:
     """Return the live workers; without `known`, `problem` says why nobody knows them."""
-    redis = check_redis()
     try:
         found: list[LiveWorker] = call_redis(list_live_workers) if redis.workers is not None else []
     except RedisUnavailable:

@@ -92,9 +92,9 @@ class BoundedAdmin(_ModelAdmin):
         """Show the list, or a message if reading it takes longer than LIST_TIMEOUT_MS."""
         if request.method != "GET":
             return super().changelist_view(request, extra_context)
-        if self.export_columns and request.GET.get("export") in FORMATS and self.has_view_permission(request):
-            return self._export(request)
         try:
+            if self.export_columns and request.GET.get("export") in FORMATS and self.has_view_permission(request):
+                return self._export(request)
             with transaction.atomic():
                 _set_timeout(f"{LIST_TIMEOUT_MS}ms")
                 response = super().changelist_view(request, extra_context)
@@ -124,10 +124,10 @@ class BoundedAdmin(_ModelAdmin):
                 _set_timeout(f"{LIST_TIMEOUT_MS}ms")
                 rows = self.get_changelist_instance(request)
                 _set_timeout("DEFAULT")
+                self.audit(request, f"{self.audit_noun}.export", None, {"format": form, "filters": query.dict()})
         except IncorrectLookupParameters:
             return HttpResponseRedirect(request.path)
         name = str(self.opts.verbose_name_plural).replace(" ", "-")
-        self.audit(request, f"{self.audit_noun}.export", None, {"format": form, "filters": query.dict()})
         key = progress_key(request.user.pk, token)
         return export(self.export_querysets(request, rows), self.export_columns, name, form, key)
 

@@ -7,12 +7,10 @@ Needs Django to be set up on the database that is to be filled.
 from __future__ import annotations
 
 import datetime
-import random
 import uuid
 from dataclasses import dataclass
 from typing import Any
 
-HEALTHY_CODE = 200
 # Names and addresses that must not break a page.
 LONG_NAME = "The Northern and Eastern Counties Agricultural, Horticultural and Dairy Produce Cooperative Society " * 2
 HOSTILE = '"><img class=hostile src=x onerror="alert(1)">'
@@ -144,7 +142,6 @@ def fill(deliveries: int, organizations: int = 300, subscriptions: int = 1000, *
     from webhooks import rollups
     from webhooks.models import Subscription, SubscriptionQueue
 
-    random.seed(7)
     words = ("Acme", "Globex", "Initech", "Umbra", "Hooli", "Vandelay", "Wonka", "Stark", "Tyrell", "Soylent")
     owners = Organization.objects.bulk_create(
         Organization(name=f"{words[n % 10]} {n // 10 + 1}" if n else "Acme") for n in range(organizations)

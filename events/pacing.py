@@ -89,12 +89,16 @@ class Pacing:
         self._clock = clock
         self._waiting: dict[uuid.UUID, _Waiting] = {}
         self._after = NOBODY
-        self._next_look_at = float("-inf")
+        self._next_look_at = self._looked_at = float("-inf")
 
     def pause(self, organization_id: uuid.UUID) -> float:
-        """Return how long to wait, in seconds, before the organization's next request is stored."""
+        """Return how long to wait, in seconds, before the organization's next request is stored.
+
+        A look that was long ago says nothing of now.
+        """
         waiting = self._waiting.get(organization_id)
-        return 0.0 if waiting is None else waiting.pause
+        is_stale = self._clock() - self._looked_at > STOPPED_SECONDS
+        return 0.0 if waiting is None or is_stale else waiting.pause
 
     def wants_look(self) -> bool:
         """Return whether `look` should be called now; after that, not for LOOK_SECONDS."""
@@ -109,7 +113,7 @@ class Pacing:
         began_behind = self._after
         found = {oldest.organization_id: oldest for oldest in self._find(began_behind)}
         self._after = max(found) if len(found) == ORGANIZATIONS_AT_A_TIME else NOBODY
-        now = self._clock()
+        self._looked_at = now = self._clock()
         for organization_id, oldest in found.items():
             if oldest.waited > MOST_WAITING_SECONDS:
                 self._lengthen(self._waiting.setdefault(organization_id, _Waiting(oldest.due_at, now)), oldest, now)

@@ -47,6 +47,10 @@ class ConnectionCounts:
         """Say that this process accepts connections from now on, and has none."""
         self._places[self._own] = 1
 
+    def stop(self) -> None:
+        """Say that this process accepts no more connections."""
+        self._places[self._own] = 0
+
     def leave(self, age: int) -> None:
         """Say that a worker, however it ended, accepts no more."""
         self._places[age % self.PLACES] = 0
@@ -55,7 +59,7 @@ class ConnectionCounts:
         """Count connections of this process that begin, or, below zero, that end."""
         self._places[self._own] += connections
 
-    def has_most(self) -> bool:
+    def another_has_fewer(self) -> bool:
         """Return whether another process has fewer connections than this one."""
         own = self._places[self._own]
         return any(0 < place < own for place in self._places.tolist())
@@ -89,6 +93,7 @@ class SharedListener:
         """Stop accepting.  The socket stays open."""
         if not self._is_closed:
             self._is_closed = True
+            counts.stop()
             self._loop.remove_reader(self._socket)
 
     async def wait_closed(self) -> None:
@@ -105,7 +110,7 @@ class SharedListener:
         self._loop.call_later(seconds, self._watch)
 
     def _accept_if_its_turn(self) -> None:
-        if self._steps < MOST_STEPS and counts.has_most():
+        if self._steps < MOST_STEPS and counts.another_has_fewer():
             self._steps += 1
             self._pause(STEP_SECONDS)
             return

@@ -32,6 +32,7 @@ from core.ids import first_id_since
 from core.redis import RedisUnavailable, call_redis
 from core.workers import count_live_workers
 from webhooks.dispatch.delivery import AttemptResult
+from webhooks.stats import PAUSES, PauseReason
 
 log = structlog.get_logger()
 
@@ -201,8 +202,13 @@ SELECT date_trunc('minute', statement_timestamp() - make_interval(secs => {CLOSE
        (SELECT max(at) FROM webhooks_gauge WHERE step = 1 AND organization_id = %s)
 """  # noqa: S608
 
+# Which of the gauges' columns a reason of `webhooks.stats` belongs to.
+_STATES = " ".join(
+    f"WHEN {condition} THEN '{'rate_limited' if reason is PauseReason.RATE_LIMIT else 'paused'}'"
+    for reason, condition in PAUSES.items()
+)
 # What waits, by organization.  Counts index entries: of pending deliveries, and of held ones.
-_SAMPLE = """
+_SAMPLE = f"""
 WITH pending AS MATERIALIZED (
     SELECT subscription_id,
            count(*) FILTER (WHERE next_attempt_at <= statement_timestamp()) AS ready,
@@ -213,13 +219,13 @@ WITH pending AS MATERIALIZED (
 ), queue AS (
     SELECT q.organization_id, q.in_flight, coalesce(p.ready, 0) AS ready, coalesce(p.later, 0) AS later,
            coalesce(h.held, 0) AS held,
-           CASE WHEN NOT q.accepts_deliveries THEN 'held'
-                WHEN q.paused_until > statement_timestamp() THEN 'paused'
-                WHEN q.rate_reserved_until > statement_timestamp() THEN 'rate_limited'
+           CASE WHEN NOT q.accepts_deliveries THEN 'held' WHEN %(sending_disabled)s THEN 'paused' {_STATES}
                 ELSE 'due' END AS state,
-           CASE WHEN p.ready > 0 THEN extract(epoch FROM statement_timestamp() - q.next_due_at) END AS age
-    FROM webhooks_subscriptionqueue q
-    LEFT JOIN pending p USING (subscription_id) LEFT JOIN held h USING (subscription_id)
+           CASE WHEN p.ready > 0 THEN
+               extract(epoch FROM statement_timestamp() - greatest(q.next_due_at, q.ready_since, q.paused_until))
+           END AS age
+    FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
+    LEFT JOIN pending p ON p.subscription_id = s.id LEFT JOIN held h ON h.subscription_id = s.id
     WHERE p.ready > 0 OR p.later > 0 OR h.held > 0 OR q.in_flight > 0
 )
 INSERT INTO webhooks_gauge (
@@ -235,7 +241,7 @@ SELECT 1, coalesce(organization_id, %(no_id)s), %(at)s,
        CASE WHEN organization_id IS NULL THEN %(places)s::int END
 FROM queue GROUP BY GROUPING SETS ((organization_id), ())
 ON CONFLICT DO NOTHING
-"""
+"""  # noqa: S608 - constants of ours
 _NOTE_UNSAMPLED = """
 INSERT INTO webhooks_gauge (step, organization_id, at, workers, places)
 VALUES (1, %(no_id)s, %(at)s, %(workers)s, %(places)s) ON CONFLICT DO NOTHING
@@ -341,7 +347,14 @@ def _sample(at: datetime.datetime) -> None:
     except RedisUnavailable:
         workers = None
     places = None if workers is None else workers * settings.MAX_CONCURRENT_DELIVERIES
-    values = {"no_id": NO_ID, "at": at, "workers": workers, "places": places}
+    values = {
+        "no_id": NO_ID,
+        "at": at,
+        "workers": workers,
+        "places": places,
+        "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION,
+        "sending_disabled": settings.DISABLE_WEBHOOK_DELIVERY,
+    }
 
     def count() -> None:
         with server_cursor() as cursor:

@@ -1,7 +1,7 @@
 """Statistics for health and the console: what could be sent now, what waits for something else, what is in work.
 
 A delivery is *due* if it could be sent now: its time has come, and nothing is missing but a free worker.  What has to
-wait for its endpoint, a limit or a person is *paused*, for one of PAUSE_REASONS.  So a dead or slow endpoint is never
+wait for its endpoint, a limit or a person is *paused*, for one of PauseReason.  So a dead or slow endpoint is never
 taken for a lack of workers.
 """
 
@@ -28,7 +28,7 @@ class PauseReason(StrEnum):
 
 
 # Conditions on a queue `q` of a subscription `s`.  The first that holds is the reason.
-_PAUSES = {
+PAUSES = {
     PauseReason.CIRCUIT_BREAKER: "q.breaker_trips > 0",
     PauseReason.RETRY_AFTER: "coalesce(q.paused_until > statement_timestamp(), false)",
     # What a claim leaves behind when the limit is used up.
@@ -37,7 +37,7 @@ _PAUSES = {
         "q.in_flight >= least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))"
     ),
 }
-_PAUSED = " OR ".join(f"({condition})" for condition in _PAUSES.values())
+_PAUSED = " OR ".join(f"({condition})" for condition in PAUSES.values())
 _QUEUES = """webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id"""
 
 
@@ -58,7 +58,7 @@ def _count_paused() -> str:
     """Return the statement that counts for each reason."""
     parts = []
     earlier: list[str] = []
-    for reason, condition in _PAUSES.items():
+    for reason, condition in PAUSES.items():
         of_this = " AND ".join([*(f"NOT ({one})" for one in earlier), f"({condition})"])
         # Queues in which nothing is due at all aren't looked into; those of a rate limit say that themselves.
         due = "" if reason is PauseReason.RATE_LIMIT else " AND q.next_due_at <= statement_timestamp()"

@@ -73,6 +73,7 @@ class AttemptPaginator(BoundedPaginator):
 class DeliveryAttemptAdmin(ReadOnlyAdmin):
     """One attempt: when it was made, how long it took, and what came back."""
 
+    audit_noun = "attempt"
     list_display = (
         "time_display", "organization_display", "type_display", "endpoint_display", "outcome_display", "number_display",
         "duration", "detail_display", "delivery_link",

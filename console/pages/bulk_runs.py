@@ -128,14 +128,14 @@ class BulkRunAdmin(ReadOnlyAdmin):
         return response
 
     def has_cancel_permission(self, request: HttpRequest) -> bool:
-        """Whether the user may cancel runs, for `permissions=["cancel"]`: whoever may begin one."""
+        """Whether the user may cancel runs, for `permissions=["cancel"]`: whoever may begin any kind of run."""
         return request.user.has_perms(["webhooks.manage_delivery", "webhooks.switch_subscription"])
 
     @admin.action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[BulkRun]) -> None:
         """End the selected runs before they are done; what they did stays."""
-        changed = 0
-        for run in queryset[:ACTION_BOUND]:
+        changed, runs = 0, list(queryset[:ACTION_BOUND])
+        for run in runs:
             with transaction.atomic():
                 if bulk_runs.cancel(run.pk):
                     changed += 1
@@ -143,4 +143,4 @@ class BulkRunAdmin(ReadOnlyAdmin):
                         request, "run.cancel", run.organization_id, run.pk, {"kind": run.kind, "queued": run.queued},
                         name=f"{run.kind} of {run.created_at:%Y-%m-%d %H:%M:%S}",
                     )  # fmt: skip
-        report(self, request, "cancelled", changed, {"not running": len(queryset[:ACTION_BOUND]) - changed})
+        report(self, request, "cancelled", changed, {"not running": len(runs) - changed})

@@ -251,7 +251,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """Turn a search that names an event, a subscription or an organization into a filter by it."""
         term = request.GET.get("q", "").strip()
-        if request.method == "GET" and term and "\x00" not in term:
+        if request.method == "GET" and term and "\x00" not in term and self.has_view_permission(request):
             found = search.filter_for(term)
             if found is not None:
                 query = request.GET.copy()

@@ -131,7 +131,8 @@ class EventAdmin(ReadOnlyAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """Turn a search that names an organization into a filter by it."""
         term = request.GET.get("q", "").strip()
-        if request.method == "GET" and term and "\x00" not in term and not search.find_events(term, search.Scope()).ids:
+        may_look = request.method == "GET" and "\x00" not in term and self.has_view_permission(request)
+        if term and may_look and not search.find_events(term, search.Scope()).ids:
             found = search.filter_for(term, events=True)
             if found is not None and found[0] not in request.GET:
                 query = request.GET.copy()

@@ -43,6 +43,7 @@ class EventsDoor:
         self._signal_wanted = False
         self._signaling: asyncio.Task[None] | None = None
         self._pacing = Pacing()
+        self._looking: asyncio.Future[None] | None = None
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="backlog")
 
     def routes(self) -> dict[tuple[str, str], Handler]:
@@ -125,11 +126,11 @@ class EventsDoor:
 
     async def _pace(self, caller: Caller) -> None:
         """Wait before a request of an organization whose earlier events the workers can't keep up with."""
-        if self._pacing.wants_look():
-            look = asyncio.get_running_loop().run_in_executor(
+        if (self._looking is None or self._looking.done()) and self._pacing.wants_look():
+            self._looking = asyncio.get_running_loop().run_in_executor(
                 self._counting, lambda: borrow_connection(self._pacing.look)
             )
-            look.add_done_callback(_ignore_failure)
+            self._looking.add_done_callback(_ignore_failure)
         if pause := self._pacing.pause(caller.organization_id):
             await asyncio.sleep(pause)
 

@@ -10,16 +10,16 @@ from django.utils import timezone
 
 from orgs.models import AuditEntry, Organization
 from tests.api.helpers import assert_problem, refuse_audit_entries
+from tests.webhooks.helpers import fan_out_batch
 from webhooks import subscriptions
 from webhooks.models import Delivery, DeliveryAttempt, Subscription
-from webhooks.routing import fan_out
 
 
 @pytest.fixture
 def delivery(api: Any, subscription: Subscription) -> Delivery:
     """Return a delivery that is due."""
     api.post("/api/events", {"type": "a", "data": 1})
-    assert fan_out.fan_out_batch(10) == 1
+    assert fan_out_batch(10) == 1
     return Delivery.objects.get()
 
 

@@ -16,9 +16,9 @@ from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.api.helpers import assert_problem, table_away
+from tests.webhooks.helpers import fan_out_batch
 from webhooks import subscriptions
 from webhooks.models import Delivery
-from webhooks.routing import fan_out
 
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
@@ -88,7 +88,7 @@ def test_an_event_is_shown_with_its_deliveries_the_oldest_first(api: Any, organi
         for types in ("*", "order.*", "order.created", "order.created.*", "order", "invoice.*")
     ]
     location = api.post("/api/events", {"type": "order.created", "data": 1})["Location"]
-    assert fan_out.fan_out_batch(10) == 1
+    assert fan_out_batch(10) == 1
     shown = api.get(location).json()
     assert (shown["status"], shown["processed_at"] is not None) == ("processed", True)
     assert {line["subscription_id"] for line in shown["deliveries"]} == {str(one.id) for one in wanted[:3]}
@@ -101,7 +101,7 @@ def test_an_event_is_shown_with_its_deliveries_the_oldest_first(api: Any, organi
 
 def test_an_event_that_nobody_wants_is_processed_and_kept(api: Any) -> None:
     location = api.post("/api/events", {"type": "order.created", "data": 1})["Location"]
-    assert fan_out.fan_out_batch(10) == 1
+    assert fan_out_batch(10) == 1
     shown = api.get(location).json()
     assert (shown["status"], shown["deliveries"]) == ("processed", [])
 
@@ -113,7 +113,7 @@ def test_an_event_in_error_shows_why_and_can_be_reprocessed(api: Any) -> None:
     assert [(row["id"], row["error"], row["failed_attempts"]) for row in listed] == [(event_id, "the reason", 5)]
     assert reprocessing.reprocess(Event.objects.all()) == 1
     assert reprocessing.reprocess(Event.objects.all()) == 0
-    assert fan_out.fan_out_batch(10) == 1
+    assert fan_out_batch(10) == 1
     shown = api.get(f"/api/events/{event_id}").json()
     assert shown["status"] == "processed"
     assert "error" not in shown
@@ -125,7 +125,7 @@ def test_each_fan_out_is_logged_with_whether_its_deliveries_were_new(organizatio
 
     def outcomes() -> list[str]:
         with capture_logs() as logged:
-            assert fan_out.fan_out_batch(10) == 1
+            assert fan_out_batch(10) == 1
         return [line["outcome"] for line in logged if line["event"] == "event_processed"]
 
     assert outcomes() == ["persisted"]
@@ -190,7 +190,7 @@ def test_what_was_delivered_is_no_longer_undelivered(api: Any, organization: Org
     event_id = api.post("/api/events", {"type": "a", "data": 1}).json()["id"]
     undelivered = "/api/events?undelivered=true"
     assert [row["id"] for row in api.get(undelivered).json()["data"]] == [event_id]
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     assert [row["id"] for row in api.get(undelivered).json()["data"]] == [event_id]
     Delivery.objects.update(status="delivered")
     assert api.get(undelivered).json()["data"] == []

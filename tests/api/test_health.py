@@ -26,6 +26,7 @@ from orgs.models import Organization
 from tests.api.helpers import beat
 from tests.conftest import ApiClient
 from tests.servers import postgres, valkey
+from tests.webhooks.helpers import fan_out_batch
 from webhooks import subscriptions
 from webhooks.destinations.outcome import Failure, Outcome
 from webhooks.dispatch import leases
@@ -33,7 +34,6 @@ from webhooks.dispatch.claim import claim
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.record import record_results
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
-from webhooks.routing import fan_out
 from webhooks.routing.fan_out import ANNOUNCE_FAN_OUT
 from webhooks.stats import PauseReason
 
@@ -86,7 +86,7 @@ def test_waiting_events_are_counted_with_rq_empty(api: Any, client: Any) -> None
     body = client.get(DETAILED).json()
     assert body["queues"]["event_queue_length"] == 3
     assert 90 <= body["oldest_waiting_seconds"]["event"] < 600
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     body = client.get(DETAILED).json()
     assert body["queues"]["event_queue_length"] == 0
     assert body["oldest_waiting_seconds"]["event"] == 0
@@ -95,7 +95,7 @@ def test_waiting_events_are_counted_with_rq_empty(api: Any, client: Any) -> None
 def test_due_deliveries_are_waiting_and_claimed_ones_in_work(api: Any, client: Any, subscription: Subscription) -> None:
     for number in range(6):
         api.post("/api/events", {"type": "a", "data": number})
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     long_ago = timezone.now() - datetime.timedelta(seconds=90)
     later = timezone.now() + datetime.timedelta(hours=1)
     ids = list(Delivery.objects.values_list("id", flat=True))
@@ -119,7 +119,7 @@ def test_what_is_held_for_a_disabled_subscription_is_no_queue(
     api: Any, client: Any, subscription: Subscription
 ) -> None:
     api.post("/api/events", {"type": "a", "data": 1})
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     subscriptions.disable(subscription)
     body = client.get(DETAILED).json()
     assert body["queues"]["webhook_queue_length"] == 0
@@ -256,7 +256,7 @@ def test_what_can_t_be_sent_now_is_not_due_and_stands_beside_with_its_reason(
     beat()
     for number in range(3):
         api.post("/api/events", {"type": "a", "data": number})
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     assert client.get(DETAILED).json()["queues"]["webhook_queue_length"] == 3
     long_ago = timezone.now() - datetime.timedelta(hours=9)
     Delivery.objects.update(next_attempt_at=long_ago)
@@ -275,7 +275,7 @@ def test_with_sending_switched_off_nothing_is_due(
     api: Any, client: Any, subscription: Subscription, settings: Any
 ) -> None:
     api.post("/api/events", {"type": "a", "data": 1})
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     settings.DISABLE_WEBHOOK_DELIVERY = True
     body = client.get(DETAILED).json()
     assert (body["queues"]["webhook_queue_length"], body["oldest_waiting_seconds"]["webhook"]) == (0, 0)
@@ -287,7 +287,7 @@ def test_what_waited_for_its_endpoint_is_due_only_since_the_endpoint_is_back(
 ) -> None:
     for number in range(6):
         api.post("/api/events", {"type": "a", "data": number})
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     hours_ago = timezone.now() - datetime.timedelta(hours=9)
     Delivery.objects.update(next_attempt_at=hours_ago)
     SubscriptionQueue.objects.update(

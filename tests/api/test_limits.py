@@ -15,9 +15,8 @@ from events import backlog
 from events.models import Event
 from orgs.models import Organization
 from tests.api.helpers import assert_problem
-from tests.webhooks.helpers import subscribe
+from tests.webhooks.helpers import fan_out_batch, subscribe
 from webhooks.models import Delivery
-from webhooks.routing import fan_out
 
 GOOD = {"type": "a", "data": 1}
 LIMIT = re.compile(r'"events";r=(\d+);t=(\d+)')
@@ -142,7 +141,7 @@ def test_over_the_backlog_s_bound_is_503_and_it_passes_when_workers_catch_up(api
     assert_problem(api.post("/api/events/batch", [GOOD]), 503)
     assert Event.objects.count() == 3
     assert api.get("/api/events").status_code == 200
-    assert fan_out.fan_out_batch(10) == 3
+    assert fan_out_batch(10) == 3
     wait_until(lambda: api.post("/api/events", GOOD).status_code == 202)
     assert Event.objects.count() == 4
 
@@ -181,7 +180,7 @@ def test_an_organization_over_its_share_of_waiting_events_is_refused_and_its_nei
     assert_problem(api.post("/api/events/batch", [GOOD]), 429)
     assert other_api.post("/api/events", GOOD).status_code == 202
     assert Event.objects.count() == 4
-    assert fan_out.fan_out_batch(10) == 4
+    assert fan_out_batch(10) == 4
     wait_until(lambda: api.post("/api/events", GOOD).status_code == 202, "the events stay")
 
 

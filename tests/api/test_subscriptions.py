@@ -14,8 +14,8 @@ from pytest_django import Settings
 
 from orgs.models import AuditEntry, Organization
 from tests.api.helpers import assert_problem, refuse_audit_entries
+from tests.webhooks.helpers import fan_out_batch
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
-from webhooks.routing import fan_out
 
 PATH = "/api/subscriptions"
 NEW = {
@@ -166,13 +166,13 @@ def test_disabling_holds_what_waits_and_enabling_sends_it(api: Any) -> None:
     subscription = make(api)
     path = f"{PATH}/{subscription['id']}"
     api.post("/api/events", {"type": "a", "data": 1})
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     disabled = api.post(f"{path}/disable")
     assert disabled.status_code == 200
     assert (disabled.json()["status"], disabled.json()["disabled_reason"]) == ("disabled", "Disabled by request.")
     assert parse_datetime(disabled.json()["disabled_at"])
     api.post("/api/events", {"type": "a", "data": 2})
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     assert [row["status"] for row in api.get("/api/deliveries").json()["data"]] == ["held", "held"]
     again = api.post(f"{path}/disable").json()
     assert again["disabled_at"] == disabled.json()["disabled_at"]  # since when stays true
@@ -185,7 +185,7 @@ def test_disabling_holds_what_waits_and_enabling_sends_it(api: Any) -> None:
 def test_a_deleted_subscription_is_gone_and_what_waited_is_cancelled(api: Any) -> None:
     path = f"{PATH}/{make(api)['id']}"
     api.post("/api/events", {"type": "a", "data": 1})
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     answer = api.delete(path)
     assert (answer.status_code, answer.content) == (204, b"")
     delivery = api.get("/api/deliveries").json()["data"][0]
@@ -197,7 +197,7 @@ def test_a_deleted_subscription_is_gone_and_what_waited_is_cancelled(api: Any) -
         assert_problem(response, 404)
     assert api.get(PATH).json()["data"] == []
     api.post("/api/events", {"type": "a", "data": 2})
-    fan_out.fan_out_batch(10)
+    fan_out_batch(10)
     assert Delivery.objects.count() == 1
     row = Subscription.objects.get()
     assert (row.encrypted_secret, row.encrypted_headers) == ("", "")

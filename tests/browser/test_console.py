@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page
 from devstack.demo_data import Demo, fill
 from orgs import audit
 from orgs.keys import create_api_key
-from orgs.models import ApiKey, Organization
+from orgs.models import Organization
 from tests.browser.conftest import PASSWORD, Watched, log_in
 from tests.console.rows import list_url, page_url
 from webhooks.models import Delivery, DeliveryAttempt, Subscription
@@ -65,6 +65,7 @@ class Clicks:
 def test_what_failed_for_one_organization_why_and_again(staff_tab: Watched, site: str, demo: Demo) -> None:
     operator = Clicks(staff_tab, site)
     operator.choose("[name=organization]", "Acme")
+    assert str(demo.organization) in operator.page.url
     assert "connection refused" in operator.text()
     failed = Delivery.objects.filter(organization_id=demo.organization, subscription__is_active=True).first()
     assert failed is not None
@@ -95,7 +96,6 @@ def test_how_deep_is_it_and_is_it_growing(staff_tab: Watched, site: str, demo: D
     chart = operator.page.locator("svg[aria-label^='Waiting deliveries']")
     assert "due: now" in (chart.get_attribute("aria-label") or "")
     operator.click("text=As a table")
-    assert "OLDEST" not in operator.text().upper() or operator.count == 1
     assert "no figures: no worker was running" in operator.text(), "a gap is not a zero"
 
 
@@ -108,7 +108,6 @@ def test_who_revoked_this_key(staff_tab: Watched, site: str, demo: Demo) -> None
     operator.page.fill("#searchbar", str(key.pk))
     operator.click("#changelist-search [type=submit]")
     assert "user:nina" in operator.text()
-    assert ApiKey.objects.count() == 1
 
 
 def test_what_was_sent_and_what_came_back(staff_tab: Watched, site: str, demo: Demo) -> None:

@@ -120,6 +120,16 @@ def test_an_export_holds_what_the_filters_let_through(
     entry = AuditEntry.objects.filter(action="delivery.export").order_by("created_at").last()
     assert entry is not None
     assert entry.detail == {"format": form, "filters": {"q": "parcel.lost"}}
+    assert set(AuditEntry.objects.values_list("action", flat=True)) >= {
+        "delivery.export", "event.export", "subscription.export", "attempt.export",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("model", [Delivery, Event])
+def test_a_search_tells_nothing_to_those_who_may_not_see_the_list(world: World, staff: Staff, model: Any) -> None:
+    somebody = staff("nobody")
+    for term in (world.organization.name, world.organization.name[:4], str(world.organization.pk)):
+        assert somebody.get(list_url(model, q=term)).status_code == 403, term
 
 
 def test_an_export_has_every_row_once_beyond_a_page_and_among_equal_times(

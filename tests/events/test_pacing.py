@@ -84,6 +84,15 @@ def test_where_no_fan_out_goes_on_nobody_is_slowed_down(organization: Organizati
     assert paces.pause(organization.id) == FIRST_SECONDS
 
 
+def test_a_pause_from_long_ago_delays_nobody(organization: Organization, clock: Clock) -> None:
+    paces = Pacing(clock=clock)
+    _accept_late(organization)
+    paces.look()
+    assert paces.pause(organization.id) == FIRST_SECONDS
+    clock.now += 3600
+    assert paces.pause(organization.id) == 0
+
+
 def test_a_process_looks_now_and_then(clock: Clock) -> None:
     paces = Pacing(clock=clock)
     assert [paces.wants_look(), paces.wants_look()] == [True, False]

@@ -18,7 +18,7 @@ from orgs.models import Organization
 from tests.api.helpers import beat
 from tests.conftest import ApiClient
 from tests.project.routes import api_routes
-from webhooks.routing import fan_out
+from tests.webhooks.helpers import fan_out_batch
 
 METHODS = ("get", "post", "patch", "put", "delete")
 Found = tuple[str, str, dict[str, Any]]
@@ -179,7 +179,7 @@ def test_what_is_answered_is_what_is_described(
     sent = api.post("/api/events", {"type": "a.b", "data": {"n": 1}, "dedup_id": "d"})
     batch = api.post("/api/events/batch", [{"type": "a", "data": 1}, {"type": ""}])
     key = api.post("/api/keys", {"name": "k"})
-    assert fan_out.fan_out_batch(10) == 2
+    assert fan_out_batch(10) == 2
     delivery = api.get("/api/deliveries").json()["data"][0]["id"]
     one = f"/api/subscriptions/{made.json()['id']}"
     seen = [

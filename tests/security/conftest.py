@@ -12,9 +12,9 @@ from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.keys import create_api_key
 from orgs.models import Organization
+from tests.webhooks.helpers import fan_out_batch
 from webhooks import subscriptions
 from webhooks.models import Delivery, DeliveryAttempt
-from webhooks.routing.fan_out import fan_out_batch
 from webhooks.upkeep import recovery
 
 

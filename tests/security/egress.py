@@ -9,11 +9,11 @@ from typing import Any
 
 from django.conf import settings
 
+from tests.webhooks.helpers import fan_out_batch
 from webhooks.destinations.http.client import HttpClient
 from webhooks.destinations.http.egress import Egress
 from webhooks.destinations.outcome import Outcome
 from webhooks.dispatch.sender import Sender
-from webhooks.routing.fan_out import fan_out_batch
 
 STRICT = Egress(timeout=10, body_bytes=1024, dns_cache_ttl=0)
 

@@ -13,8 +13,8 @@ from django.test import Client
 
 from orgs import audit
 from orgs.models import AuditEntry, Organization
+from tests.webhooks.helpers import fan_out_batch
 from webhooks.models import Delivery
-from webhooks.routing.fan_out import fan_out_batch
 
 
 @pytest.mark.parametrize(

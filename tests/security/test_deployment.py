@@ -96,10 +96,13 @@ def test_a_real_process_refuses_to_start_and_says_why_in_one_line() -> None:
 
 
 def test_production_is_the_default() -> None:
+    given = {name: value for name, value in PRODUCTION.items() if name != "ENVIRONMENT"}
+    # Not in a process: `make run` may have left a `.local/env` here, which says otherwise.
+    assert read_options(given)["ENVIRONMENT"] == "production"
     done = _run(
         "-c",
         "from django.conf import settings as s; print(s.ENVIRONMENT, s.DEBUG, s.SESSION_COOKIE_SECURE)",
-        ENVIRONMENT=None,
+        ENVIRONMENT="production",
         DJANGO_SETTINGS_MODULE="triggers_project.settings",
     )
     assert done.stdout == "production False True\n", done.stderr

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
+from tests.webhooks.helpers import fan_out_batch
 from webhooks import subscriptions
 from webhooks.destinations.http.endpoint import host_of
 from webhooks.dispatch.allocation import keep_room_for_others, limit_hosts, share_out
 from webhooks.dispatch.claim import QueueFilter, claim
 from webhooks.dispatch.rate_limit import allowed_now, burst
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
-from webhooks.routing.fan_out import fan_out_batch
 
 
 @given(st.lists(st.integers(0, 300), max_size=50), st.integers(0, 2000))

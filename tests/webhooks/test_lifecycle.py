@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.models import Organization
-from tests.webhooks.helpers import result, subscribe
+from tests.webhooks.helpers import fan_out_batch, result, subscribe
 from webhooks import delivery_actions, subscriptions
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.destinations.outcome import Failure
@@ -31,7 +31,6 @@ from webhooks.dispatch.claim import claim
 from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.dispatch.record import record_each
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
-from webhooks.routing.fan_out import fan_out_batch
 from webhooks.upkeep import recovery
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 

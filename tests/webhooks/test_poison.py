@@ -15,9 +15,9 @@ from events.ingest import ingest, ingest_batch
 from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
-from tests.webhooks.helpers import accept, sending, statuses, subscribe
+from tests.webhooks.helpers import accept, fan_out_batch, sending, statuses, subscribe
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
-from webhooks.routing.fan_out import DELIVERIES_AT_A_TIME, fan_out_batch
+from webhooks.routing.fan_out import DELIVERIES_AT_A_TIME
 from webhooks.upkeep.sweep import Sweep
 
 

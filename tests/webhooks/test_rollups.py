@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, in_threads, result, subscribe
-from webhooks import rollups, subscriptions
+from webhooks import rollups, stats, subscriptions
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.leases import expire
@@ -151,21 +151,27 @@ def test_the_sweep_sums_up_minutes_for_organizations_for_all_and_for_longer_peri
 def test_gauges_tell_what_could_be_sent_from_what_waits_behind_something(
     organization: Organization, other_organization: Organization
 ) -> None:
-    due, paused, limited, disabled = (subscribe(organization) for _ in range(4))
+    due, paused, limited, disabled, busy, half_open = (subscribe(organization) for _ in range(6))
     accept(organization, 2)
     subscribe(other_organization)
     accept(other_organization)
     queues = SubscriptionQueue.objects
     later = timezone.now() + datetime.timedelta(hours=1)
     queues.filter(pk=paused.pk).update(paused_until=later)
-    queues.filter(pk=limited.pk).update(rate_reserved_until=later)
+    Subscription.objects.filter(pk=limited.pk).update(deliveries_per_second=0.01)
+    queues.filter(pk=limited.pk).update(next_due_at=later)
+    queues.filter(pk=busy.pk).update(in_flight=F("concurrency_window"))
+    queues.filter(pk=half_open.pk).update(breaker_trips=1)
     Delivery.objects.filter(pk__in=Delivery.objects.filter(subscription=due)[:1]).update(next_attempt_at=later)
     subscriptions.disable(Subscription.objects.get(pk=disabled.pk))
     rollups.keep_rollups()
     row = Gauge.objects.get(step=1, organization_id=organization.pk)
-    assert (row.due, row.retrying, row.paused, row.rate_limited, row.held) == (1, 1, 2, 2, 2)
+    assert (row.due, row.retrying, row.paused, row.rate_limited, row.held) == (1, 1, 6, 2, 2)
+    assert row.due + row.paused + row.rate_limited + row.held == sum(
+        [stats.due_deliveries(100) - 1, *stats.paused_deliveries(100).values()]
+    ), "the chart and the figures beside it mean the same"
     of_all = Gauge.objects.get(step=1, organization_id=rollups.NO_ID)
-    assert (of_all.due, of_all.paused, of_all.workers, of_all.places) == (2, 2, 0, 0)
+    assert (of_all.due, of_all.paused, of_all.workers, of_all.places) == (2, 6, 0, 0)
     assert Gauge.objects.get(step=60, organization_id=rollups.NO_ID).due == 2
 
 

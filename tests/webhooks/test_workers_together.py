@@ -20,6 +20,7 @@ from orgs.models import Organization
 from tests.webhooks.helpers import (
     accept,
     fan_out,
+    fan_out_batch,
     in_threads,
     queue_of,
     result,
@@ -33,7 +34,6 @@ from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.dispatch.leases import expire, release
 from webhooks.dispatch.record import record_results
 from webhooks.models import Delivery, DeliveryAttempt, SubscriptionQueue
-from webhooks.routing.fan_out import fan_out_batch
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -12,13 +12,12 @@ from events.origin import unpack_request_id
 from webhooks.destinations.exchange import Exchange, milliseconds
 from webhooks.destinations.outcome import Failure
 from webhooks.models import DeliveryStatus
+from webhooks.states import DeliveryState
 
 log = structlog.get_logger()
 
 # The outcome of an attempt whose lease had ended before it was recorded.
 LATE = "late"
-# What people call a delivery that goes back to its queue after an attempt.
-RETRYING = "retrying"
 
 
 @dataclass(slots=True)
@@ -45,7 +44,7 @@ class LoggedAttempt:
 def log_attempt(attempt: LoggedAttempt) -> None:
     """Log an attempt of which the transaction is committed."""
     line: dict[str, Any] = {
-        "outcome": RETRYING if attempt.became == DeliveryStatus.PENDING else attempt.became,
+        "outcome": DeliveryState.RETRYING.value if attempt.became == DeliveryStatus.PENDING else attempt.became,
         "delivery_id": attempt.delivery_id,
         "attempt": attempt.number,
         "event_id": attempt.event_id,

@@ -192,7 +192,7 @@ class FanOut:
             inserted = inserting.rowcount if len(pending) else 0  # a closed cursor has forgotten it
             if hand_over is not None and handed_over.events:
                 inserted += hand_over.inserted()
-        # Without a conflict every delivery is new; with one, only a round of one event can tell whose it was.
+        # If all were inserted, every delivery is new; if not, only a round of one event can tell whose weren't.
         new = not wanted or inserted == wanted or len(chosen) > 1
         return [_Processed(event, new or not wanting[event.id]) for event in chosen], bool(pending.due)
 
@@ -273,12 +273,6 @@ def choose_events(
             used += wanted[event.id]
         left = max(0, left - used)
     return chosen
-
-
-def fan_out_batch(limit: int) -> int:
-    """Run one round by itself; return how many events it claimed, or `limit` if more may wait."""
-    result = FanOut().run_round(limit)
-    return limit if result.more else result.seen
 
 
 def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> None:
