@@ -36,7 +36,7 @@ _SMALL: dict[object, dict[str, object]] = {
     delivery: {"WARM_UP": 20, "DELIVERIES": 500, "CLIENT_REQUESTS": 100},
     plainrq: {"EVENTS": 50, "SAMPLES": {"SimpleWorker": 10, "Worker": 3}},
     fairness: {"WARM_UP": 20, "SUBSCRIPTIONS": 6, "SECONDS": 1, "ROUNDS": 1, "BACKLOG": 1000},
-    bigtables: {"WARM_UP": 20, "SETTLED": 4000, "PARKED": 400, "DELIVERIES": 200},
+    bigtables: {"GETS": 1, "WARM_UP": 20, "SETTLED": 4000, "PARKED": 400, "DELIVERIES": 200},
     console: {"DELIVERIES": 4000, "ORGANIZATIONS": 20, "SUBSCRIPTIONS": 80},
     churn: {"WARM_UP": 20, "DELIVERIES": 400},
     scaling: {"WARM_UP": 20, "DELIVERIES": 400},
