@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Iterable
 from hashlib import blake2b
 
 import uuid_utils
 
-_FIRST_HALF = ((1 << 64) - 1) << 64
 _VARIANT = 1 << 63
 _HASH = (1 << 62) - 1
 
@@ -34,8 +34,16 @@ def derive_id(origin: uuid.UUID, part: uuid.UUID) -> uuid.UUID:
     The first 64 bits are those of `origin`: its time and what follows it.  Of the others two say which kind of UUID it
     is, and 62 are a hash: among the thousand ids of one origin, two are the same once in 10 trillion times.
     """
-    number = int.from_bytes(blake2b(origin.bytes + part.bytes, digest_size=8).digest())
-    return uuid.UUID(int=origin.int & _FIRST_HALF | _VARIANT | number & _HASH)
+    return uuid.UUID(derive_ids(origin, (part,))[0])
+
+
+def derive_ids(origin: uuid.UUID, parts: Iterable[uuid.UUID]) -> list[str]:
+    """Return the ids of what belongs to `origin` for each of `parts`, as text without hyphens, for arrays."""
+    first_half, start = f"{origin.int >> 64:016x}", origin.bytes
+    return [
+        f"{first_half}{_VARIANT | _HASH & int.from_bytes(blake2b(start + part.bytes, digest_size=8).digest()):016x}"
+        for part in parts
+    ]
 
 
 def first_id_since(moment: datetime.datetime) -> uuid.UUID:

@@ -18,12 +18,13 @@ from django.conf import settings
 from psycopg.rows import class_row
 
 from core.db import server_cursor
-from core.ids import derive_id, new_id
+from core.ids import new_id
 from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
 from webhooks.dispatch.allocation import limit_hosts, share_between_organizations
 from webhooks.dispatch.claim import KEEPS_EXCHANGES, PREVIOUS_SECRETS, Claim
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.dispatch.sender import Sender
+from webhooks.routing.insert import NewDeliveries
 
 # A round with more deliveries than this is for claims, which gather.
 MOST_DELIVERIES = 256
@@ -166,15 +167,12 @@ class SenderHandOver:
                 shares[queue.subscription_id] = share
         return shares
 
-    def insert(self, organizations: list[uuid.UUID], events: list[uuid.UUID], subscriptions: list[uuid.UUID]) -> None:
+    def insert(self, deliveries: NewDeliveries) -> None:
         self._inserting = server_cursor(class_row(_Inserted))
         self._inserting.execute(
             _INSERT_LEASED,
             {
-                "ids": list(map(derive_id, events, subscriptions)),
-                "organizations": organizations,
-                "events": events,
-                "subscriptions": subscriptions,
+                **deliveries.columns(),
                 "lease": self._lease_id,
                 "lease_seconds": settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN,
             },

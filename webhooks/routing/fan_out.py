@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import structlog
 from django.conf import settings
 
-from core.db import KEEP_PLANS_WITHOUT_WAITING, in_transaction, is_transient, pipelined, server_cursor
+from core.db import KEEP_PLANS_WITHOUT_WAITING, array_literal, in_transaction, is_transient, pipelined, server_cursor
+from webhooks.models import DeliveryStatus
 from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_cursor
 from webhooks.routing.hand_over import HandOver
 from webhooks.routing.insert import NewDeliveries
@@ -183,14 +184,15 @@ class FanOut:
         delay = settings.DELIVERY_RETRY_SCHEDULE[0]
         with server_cursor() as inserting, server_cursor() as other:
             with pipelined():
-                if hand_over is not None and handed_over.events:
-                    hand_over.insert(handed_over.organizations, handed_over.events, handed_over.subscriptions)
+                if hand_over is not None and len(handed_over):
+                    hand_over.insert(handed_over)
                 pending.insert(delay, inserting)
                 ids = [event.id for event in chosen]
-                other.execute(MARK_PROCESSED, {"ids": ids, "least": min(ids), "greatest": max(ids)})
+                bounds = {"least": min(ids), "greatest": max(ids)}
+                other.execute(MARK_PROCESSED, {"ids": array_literal(ids), **bounds})
                 pending.mark_queues(delay, other)
             inserted = inserting.rowcount if len(pending) else 0  # a closed cursor has forgotten it
-            if hand_over is not None and handed_over.events:
+            if hand_over is not None and len(handed_over):
                 inserted += hand_over.inserted()
         # If all were inserted, every delivery is new; if not, only a round of one event can tell whose weren't.
         new = not wanted or inserted == wanted or len(chosen) > 1
@@ -210,13 +212,19 @@ class FanOut:
             places = hand_over.choose(active, disabled)
         pending, handed_over = NewDeliveries(), NewDeliveries()
         for event in chosen:
+            at_once, later, held = [], [], []
             for subscription in wanting[event.id]:
                 subscription_id = subscription.subscription_id
-                at_once = subscription.is_active and places.get(subscription_id, 0) > 0
-                if at_once:
+                if not subscription.is_active:
+                    held.append(subscription_id)
+                elif places.get(subscription_id, 0) > 0:
                     places[subscription_id] -= 1
-                deliveries = handed_over if at_once else pending
-                deliveries.add(event.organization_id, [event.id], subscription_id, subscription.is_active)
+                    at_once.append(subscription_id)
+                else:
+                    later.append(subscription_id)
+            handed_over.add(event.organization_id, event.id, at_once, DeliveryStatus.PENDING)
+            pending.add(event.organization_id, event.id, later, DeliveryStatus.PENDING)
+            pending.add(event.organization_id, event.id, held, DeliveryStatus.HELD)
         return pending, handed_over
 
     def _process_alone(self, event: AcceptedEvent) -> None:

@@ -10,6 +10,8 @@ import uuid
 from collections.abc import Collection, Mapping
 from typing import Protocol
 
+from webhooks.routing.insert import NewDeliveries
+
 
 class HandOver(Protocol):
     """The places of a sender for the deliveries of one round.  For one thread.
@@ -24,7 +26,7 @@ class HandOver(Protocol):
         Within the round's transaction.
         """
 
-    def insert(self, organizations: list[uuid.UUID], events: list[uuid.UUID], subscriptions: list[uuid.UUID]) -> None:
+    def insert(self, deliveries: NewDeliveries) -> None:
         """Insert deliveries under a lease, and count them in their queues."""
 
     def inserted(self) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import psycopg
 
-from core.ids import derive_id
+from core.db import array_literal
+from core.ids import derive_ids
 from webhooks.models import DeliveryStatus
 from webhooks.queues import mark_due, mark_held
 
@@ -31,42 +33,49 @@ WHERE (SELECT true FROM webhooks_delivery AS existing WHERE existing.id = d.id L
 
 @dataclass
 class NewDeliveries:
-    """Deliveries that are about to be inserted, as columns."""
+    """Deliveries that are about to be inserted, as columns of text."""
 
-    organizations: list[uuid.UUID] = field(default_factory=list)
-    events: list[uuid.UUID] = field(default_factory=list)
-    subscriptions: list[uuid.UUID] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+    organizations: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    subscriptions: list[str] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
     due: set[uuid.UUID] = field(default_factory=set)
     held: set[uuid.UUID] = field(default_factory=set)
 
     def __len__(self) -> int:
-        return len(self.events)
+        return len(self.ids)
 
     def add(
-        self, organization_id: uuid.UUID, event_ids: Sequence[uuid.UUID], subscription_id: uuid.UUID, is_active: bool
+        self,
+        organization_id: uuid.UUID,
+        event_id: uuid.UUID,
+        subscription_ids: Sequence[uuid.UUID],
+        status: Literal[DeliveryStatus.PENDING, DeliveryStatus.HELD],
     ) -> None:
-        """Add deliveries of these events to a subscription.  A disabled one loses nothing: its deliveries are held."""
-        self.organizations += [organization_id] * len(event_ids)
-        self.events += event_ids
-        self.subscriptions += [subscription_id] * len(event_ids)
-        status = DeliveryStatus.PENDING if is_active else DeliveryStatus.HELD
-        self.statuses += [status.value] * len(event_ids)
-        (self.due if is_active else self.held).add(subscription_id)
+        """Add the deliveries of an event.  Those for disabled subscriptions are held, so that nothing is lost."""
+        count = len(subscription_ids)
+        self.ids += derive_ids(event_id, subscription_ids)
+        self.organizations += [str(organization_id)] * count
+        self.events += [str(event_id)] * count
+        self.subscriptions += map(str, subscription_ids)
+        self.statuses += [status.value] * count
+        (self.due if status == DeliveryStatus.PENDING else self.held).update(subscription_ids)
+
+    def columns(self) -> dict[str, str]:
+        """Return the arrays that a statement inserts them from."""
+        return {
+            "ids": array_literal(self.ids),
+            "organizations": array_literal(self.organizations),
+            "events": array_literal(self.events),
+            "subscriptions": array_literal(self.subscriptions),
+        }
 
     def insert(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
         """Insert the deliveries, due in `delay` seconds; `cursor.rowcount` then tells how many didn't exist."""
-        if self.events:
+        if self.ids:
             cursor.execute(
-                INSERT_DELIVERIES,
-                {
-                    "ids": list(map(derive_id, self.events, self.subscriptions)),
-                    "organizations": self.organizations,
-                    "events": self.events,
-                    "subscriptions": self.subscriptions,
-                    "statuses": self.statuses,
-                    "delay": delay,
-                },
+                INSERT_DELIVERIES, {**self.columns(), "statuses": array_literal(self.statuses), "delay": delay}
             )
 
     def mark_queues(self, delay: float, cursor: psycopg.Cursor[object]) -> None:

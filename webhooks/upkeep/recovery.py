@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from typing import Literal
 
 from django.db import transaction
 from django.db.models.functions import Now
@@ -105,7 +106,11 @@ def _add_deliveries(subscription: Subscription, event_ids: list[uuid.UUID]) -> i
     if not event_ids:
         return 0
     deliveries = NewDeliveries()
-    deliveries.add(subscription.organization_id, event_ids, subscription.pk, subscription.is_active)
+    status: Literal[DeliveryStatus.PENDING, DeliveryStatus.HELD] = (
+        DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
+    )
+    for event_id in event_ids:
+        deliveries.add(subscription.organization_id, event_id, [subscription.pk], status)
     with server_cursor() as inserting, server_cursor() as other:
         deliveries.insert(0.0, inserting)
         added = inserting.rowcount
