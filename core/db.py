@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
@@ -69,14 +69,6 @@ KEEP_PLANS = (
 )
 # The same, for what may be forgotten when PostgreSQL crashes.
 KEEP_PLANS_WITHOUT_WAITING = f"{KEEP_PLANS}, set_config('synchronous_commit', 'off', true)"
-
-
-def array_literal(values: Iterable[object]) -> str:
-    """Return the text of an array of ids, numbers, or words without special characters, for `%(ids)s::uuid[]`.
-
-    psycopg looks at each element of a list on its own; for thousands of ids that takes longer than the statement.
-    """
-    return "{" + ",".join(map(str, values)) + "}"
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import structlog
 from django.conf import settings
 from psycopg.rows import class_row
 
+from core.arrays import bytes_array, plain_array, text_array
 from core.async_postgresql import AsyncConnection
 from core.async_redis import AsyncRedis
 from core.ids import new_ids
@@ -312,16 +313,16 @@ class GroupCommit:
         rows = await self._database.fetch(
             _INSERT,
             {
-                "ids": [item.id for item in items],
-                "organization_ids": [caller.organization_id for caller in callers],
-                "key_ids": [caller.key_id for caller in callers],
-                "rates": [caller.events_per_minute for caller in callers],
-                "types": [item.event.type for item in items],
-                "data": [item.event.data for item in items],
-                "dedup_ids": [item.event.dedup_id for item in items],
-                "fingerprints": [item.fingerprint for item in items],
-                "request_ids": [item.request.origin.request_id for item in items],
-                "traces": [item.request.origin.trace for item in items],
+                "ids": plain_array(item.id for item in items),
+                "organization_ids": plain_array(caller.organization_id for caller in callers),
+                "key_ids": plain_array(caller.key_id for caller in callers),
+                "rates": plain_array(caller.events_per_minute for caller in callers),
+                "types": text_array(item.event.type for item in items),
+                "data": text_array(item.event.data for item in items),
+                "dedup_ids": text_array(item.event.dedup_id for item in items),
+                "fingerprints": bytes_array(item.fingerprint for item in items),
+                "request_ids": bytes_array(item.request.origin.request_id for item in items),
+                "traces": text_array(item.request.origin.trace for item in items),
                 "distinct_key_ids": list({caller.key_id for caller in callers}),
                 "scope": Scope.EVENTS_WRITE.value,
                 "window": datetime.timedelta(seconds=settings.DEDUP_WINDOW),

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from django.conf import settings
 
+from core.arrays import bytes_array, plain_array, text_array
 from core.db import in_transaction, server_cursor
 from core.ids import new_id, new_ids
 from events.models import DedupKey
@@ -150,11 +151,11 @@ def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent], origin:
                 _INSERT_BATCH,
                 {
                     "organization_id": organization_id,
-                    "ids": [ids[p] for p in offered],
-                    "types": [events[p].type for p in offered],
-                    "data": [events[p].data for p in offered],
-                    "dedup_ids": [events[p].dedup_id for p in offered],
-                    "fingerprints": [fingerprints[p] for p in offered],
+                    "ids": plain_array(ids[p] for p in offered),
+                    "types": text_array(events[p].type for p in offered),
+                    "data": text_array(events[p].data for p in offered),
+                    "dedup_ids": text_array(events[p].dedup_id for p in offered),
+                    "fingerprints": bytes_array(fingerprints[p] for p in offered),
                     "window": _window(),
                     "request_id": origin.request_id,
                     "trace": origin.trace,

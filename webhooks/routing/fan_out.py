@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import structlog
 from django.conf import settings
 
-from core.db import KEEP_PLANS_WITHOUT_WAITING, array_literal, in_transaction, is_transient, pipelined, server_cursor
+from core.arrays import plain_array
+from core.db import KEEP_PLANS_WITHOUT_WAITING, in_transaction, is_transient, pipelined, server_cursor
 from webhooks.models import DeliveryStatus
 from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_cursor
 from webhooks.routing.hand_over import HandOver
@@ -189,7 +190,7 @@ class FanOut:
                 pending.insert(delay, inserting)
                 ids = [event.id for event in chosen]
                 bounds = {"least": min(ids), "greatest": max(ids)}
-                other.execute(MARK_PROCESSED, {"ids": array_literal(ids), **bounds})
+                other.execute(MARK_PROCESSED, {"ids": plain_array(ids), **bounds})
                 pending.mark_queues(delay, other)
             inserted = inserting.rowcount if len(pending) else 0  # a closed cursor has forgotten it
             if hand_over is not None and len(handed_over):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import psycopg
 
-from core.db import array_literal
+from core.arrays import plain_array
 from core.ids import derive_ids
 from webhooks.models import DeliveryStatus
 from webhooks.queues import mark_due, mark_held
@@ -65,17 +65,17 @@ class NewDeliveries:
     def columns(self) -> dict[str, str]:
         """Return the arrays that a statement inserts them from."""
         return {
-            "ids": array_literal(self.ids),
-            "organizations": array_literal(self.organizations),
-            "events": array_literal(self.events),
-            "subscriptions": array_literal(self.subscriptions),
+            "ids": plain_array(self.ids),
+            "organizations": plain_array(self.organizations),
+            "events": plain_array(self.events),
+            "subscriptions": plain_array(self.subscriptions),
         }
 
     def insert(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
         """Insert the deliveries, due in `delay` seconds; `cursor.rowcount` then tells how many didn't exist."""
         if self.ids:
             cursor.execute(
-                INSERT_DELIVERIES, {**self.columns(), "statuses": array_literal(self.statuses), "delay": delay}
+                INSERT_DELIVERIES, {**self.columns(), "statuses": plain_array(self.statuses), "delay": delay}
             )
 
     def mark_queues(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
