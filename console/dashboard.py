@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from django.urls import reverse
 from django.utils import timezone
 
+from console.formatting import format_duration
 from core.redis_health import RedisHealth
 from events.backlog import oldest_waiting_seconds, waiting_events
 from events.models import Event, EventStatus
@@ -42,7 +43,7 @@ def bounded(count: int) -> str:
 
 
 def _age(seconds: float) -> str:
-    return f"oldest {datetime.timedelta(seconds=round(seconds))}" if seconds else ""
+    return f"oldest {format_duration(1000 * seconds)}" if seconds else ""
 
 
 _REASONS = {

@@ -14,10 +14,10 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from console import panels
-from console.charts import milliseconds, percent
+from console.charts import percent
 from console.dashboard import COUNT_TO, bounded, read_figures
 from console.failures import read_failures
-from console.formatting import badge, cause_of, format_time, host_of_url, list_link, object_link, short
+from console.formatting import badge, cause_of, format_duration, format_time, host_of_url, list_link, object_link, short
 from console.series import SPANS, EndpointFigures, Span, rank_endpoints, read_series
 from core.db import server_cursor
 from core.ids import parse_id
@@ -191,8 +191,8 @@ def _ranked(ranking: list[EndpointFigures]) -> list[dict[str, Any]]:
             "attempts": f"{figures.attempts:,}",
             "failed": f"{figures.failed:,}",
             "success_rate": percent(100 * (figures.attempts - figures.failed) / figures.attempts),
-            "mean": milliseconds(figures.mean_ms),
-            "p95": "-" if figures.p95_ms is None else milliseconds(figures.p95_ms),
+            "mean": format_duration(figures.mean_ms),
+            "p95": "-" if figures.p95_ms is None else format_duration(figures.p95_ms),
         }
         for figures in ranking
         if figures.subscription_id in found
@@ -225,4 +225,4 @@ def _workers(redis: RedisHealth) -> dict[str, Any]:
 
 
 def _age(age: datetime.timedelta) -> str:
-    return milliseconds(max(0.0, age.total_seconds()) * 1000)
+    return format_duration(max(0.0, age.total_seconds()) * 1000)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from django.utils.safestring import SafeString
 
 from console.causes import words_for
-from console.charts import Line, chart, milliseconds, percent
+from console.charts import Line, chart, percent
+from console.formatting import format_duration
 from console.series import Period, Series, percentile
 from webhooks.rollups import DELIVERED
 
@@ -66,8 +67,8 @@ def delivery_charts(series: Series) -> list[SafeString]:
     return [
         chart("Attempts per minute", periods, span, [_per_minute(series, "delivered"), _per_minute(series, "failed")]),
         chart("Success rate of attempts", periods, span, [_SUCCESS], percent, 100.0),
-        chart("Response time", periods, span, _percentiles("durations"), milliseconds),
-        chart("From accepted to received", periods, span, _percentiles("latencies"), milliseconds),
+        chart("Response time", periods, span, _percentiles("durations"), format_duration),
+        chart("From accepted to received", periods, span, _percentiles("latencies"), format_duration),
     ]
 
 
@@ -80,9 +81,9 @@ def home_charts(series: Series, *, of_all: bool) -> list[SafeString]:
         chart("Deliveries per minute", periods, span, deliveries),
         chart("Failed attempts per minute", periods, span, [_per_minute(series, "failed")]),
         chart("Success rate of attempts", periods, span, [_SUCCESS], percent, 100.0),
-        chart("From accepted to received", periods, span, _percentiles("latencies"), milliseconds),
+        chart("From accepted to received", periods, span, _percentiles("latencies"), format_duration),
         chart("Waiting deliveries", periods, span, waiting),
-        chart("Oldest delivery that is due", periods, span, [_OLDEST], milliseconds),
+        chart("Oldest delivery that is due", periods, span, [_OLDEST], format_duration),
         chart("Requests in flight", periods, span, [_gauge("in_flight")]),
     ]
     if of_all:
@@ -116,7 +117,7 @@ TABLE_HEAD = (
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else milliseconds(value)
+    return "-" if value is None else format_duration(value)
 
 
 def table_rows(series: Series) -> list[Sequence[str]]:

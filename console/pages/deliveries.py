@@ -23,12 +23,14 @@ from console.filters import EventFilter, OrganizationFilter, OutcomeOfLastFilter
 from console.formatting import (
     code_block,
     delivery_badge,
+    format_duration,
     format_time,
     host_of_url,
     last_result,
     list_link,
     next_attempt,
     object_link,
+    outcome_badge,
     short,
     short_id,
     table,
@@ -134,8 +136,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
     )
     fields: ClassVar = (
         "id", "status_display", "result_display", "event_link", "subscription_link", "organization_link",
-        "attempt_count", "attempts_used", "cause", "next_attempt_at", "lease_expires_at", "created_at", "completed_at",
-        "attempts_display", "data_display",
+        "attempt_count", "attempts_used", "trigger_display", "next_attempt_at", "lease_expires_at", "created_at",
+        "completed_at", "attempts_display", "data_display",
     )  # fmt: skip
     actions = ("retry", "replay", "hold", "resume", "stop_host", "enable_host")
     object_actions = ("retry", "replay", "hold", "resume", "stop_host")
@@ -201,6 +203,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
     def next_attempt_display(self, row: Delivery) -> str:
         return next_attempt(row)
 
+    @admin.display(description="triggered by")
+    def trigger_display(self, row: Delivery) -> str:
+        return row.cause
+
     @admin.display(description="attempts")
     def attempts_display(self, row: Delivery) -> SafeString:
         attempts = list(row.attempts.order_by("-number", "-id")[:SHOWN_ATTEMPTS])
@@ -208,17 +214,17 @@ class DeliveryAdmin(ReadOnlyAdmin):
             (
                 object_link(attempt, f"#{attempt.number}"),
                 format_time(attempt.started_at),
-                f"{attempt.duration_ms:.0f} ms",
+                format_duration(attempt.duration_ms),
                 attempt.cause,
-                attempt.status_code or "-",
-                short(" ".join(part for part in (attempt.error, attempt.error_detail) if part), 160) or "-",
+                outcome_badge(attempt),
+                short(attempt.error_detail, 160) or "-",
                 short(attempt.response_body, 80) or "-",
             )
             for attempt in attempts
         )
         # The newest can be opened here; the others have their own pages.
         shown = table(
-            ("attempt", "started at", "duration", "cause", "status code", "error", "response"),
+            ("attempt", "started at", "duration", "triggered by", "outcome", "detail", "response"),
             rows,
             [exchange_block(attempt) for attempt in attempts[:OPENED_ATTEMPTS]],
         )

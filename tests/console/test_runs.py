@@ -231,9 +231,17 @@ def test_deliveries_of_several_organizations_are_one_entry_in_the_log_of_each(
     world: World, operator: Client, other_organization: Organization
 ) -> None:
     theirs = make_delivery(make_event(other_organization), subscribe(other_organization), "failed")
-    act(operator, "retry", [world.deliveries["failed"], theirs])
+    mine = [world.deliveries["failed"], make_delivery(make_event(world.organization), world.subscription, "failed")]
+    act(operator, "retry", [*mine, theirs])
     entries = AuditEntry.objects.filter(action="delivery.retry")
     assert {entry.organization_id for entry in entries} == {world.organization.pk, other_organization.pk}
-    assert [entry.detail["count"] for entry in entries] == [1, 1]
+    run = BulkRun.objects.get(kind="retry")
+    by_owner = {entry.organization_id: entry for entry in entries}
+    told = by_owner[world.organization.pk]
+    assert (told.detail["count"], told.target_name) == (2, "2 deliveries")
+    assert set(told.targets) == {str(run.pk), *(str(row.pk) for row in mine)}, "its own, and no other's"
+    told = by_owner[other_organization.pk]
+    assert (told.detail["count"], told.target, told.target_name) == (1, str(theirs.pk), "one delivery")
+    assert set(told.targets) == {str(run.pk), str(theirs.pk)}
     history = operator.get(page_url(theirs, "history"), follow=True)
     assert len(history.context["cl"].result_list) >= 1
