@@ -64,6 +64,13 @@ def badge(status: str, label: str | None = None) -> SafeString:
     return format_html('<span class="state state-{}">{}</span>', status, label or status)
 
 
+def with_note(text: str, note: str) -> SafeString:
+    """Return a text, and below it a quieter one if there is any."""
+    if not note or note == "-":
+        return format_html("{}", text)
+    return format_html('{}<div class="quiet">{}</div>', text, note)
+
+
 def delivery_badge(delivery: Delivery) -> SafeString:
     """Return a delivery's state in its color."""
     return badge(delivery_state(delivery.status, delivery.last_error))

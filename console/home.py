@@ -117,7 +117,7 @@ def live_context(request: HttpRequest, choice: Choice | None = None) -> dict[str
         "workers": _workers(redis) if redis else None,
     }
     if "table" in request.GET:
-        context["table"] = {"head": panels.TABLE_HEAD, "rows": panels.table_rows(series)}
+        context["table"] = panels.table(series)
     else:
         context["charts"] = panels.home_charts(series, of_all=choice.organization is None)
     return context
