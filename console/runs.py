@@ -153,11 +153,8 @@ def _write_audit(request: HttpRequest, run: BulkRun, found: Preview, reason: str
 def _by_owner(run: BulkRun, named: list[str]) -> dict[uuid.UUID, list[str]]:
     """Return the deliveries or events that a run was asked for by name, by their organization."""
     owned: dict[uuid.UUID, list[str]] = defaultdict(list)
-    if "deliveries" in run.filters:
-        rows = Delivery.objects.filter(pk__in=named).order_by("pk").values_list("organization_id", "pk")
-    else:
-        rows = Event.objects.filter(pk__in=named).order_by("pk").values_list("organization_id", "pk")
-    for organization_id, pk in rows:
+    rows: Any = Delivery.objects if "deliveries" in run.filters else Event.objects
+    for organization_id, pk in rows.filter(pk__in=named).order_by("pk").values_list("organization_id", "pk"):
         owned[organization_id].append(str(pk))
     return owned
 
