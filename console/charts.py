@@ -38,14 +38,6 @@ def percent(value: float) -> str:
     return "100 %" if value == 100 else f"{math.floor(value * 10) / 10:.1f} %"
 
 
-def milliseconds(value: float) -> str:
-    """Return a duration in the unit that people would use."""
-    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
-        if value >= size:
-            return f"{value / size:.1f} {unit}".replace(".0 ", " ")
-    return f"{value:.0f} ms"
-
-
 def chart(
     title: str,
     periods: Sequence[Period],

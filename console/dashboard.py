@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from django.urls import reverse
 from django.utils import timezone
 
+from console.formatting import format_duration
 from core.redis_health import RedisHealth
 from events.backlog import oldest_waiting_seconds, waiting_events
 from events.models import Event, EventStatus
@@ -42,7 +43,7 @@ def bounded(count: int) -> str:
 
 
 def _age(seconds: float) -> str:
-    return f"oldest {datetime.timedelta(seconds=round(seconds))}" if seconds else ""
+    return f"oldest {format_duration(1000 * seconds)}" if seconds else ""
 
 
 _REASONS = {
@@ -50,7 +51,6 @@ _REASONS = {
     PauseReason.RETRY_AFTER: "asked to wait by endpoints",
     PauseReason.RATE_LIMIT: "at their rate limit",
     PauseReason.CONCURRENCY_LIMIT: "for endpoints that are busy",
-    PauseReason.HELD: "held",
     PauseReason.SENDING_DISABLED: "because DISABLE_WEBHOOK_DELIVERY is set",
 }
 
@@ -69,6 +69,8 @@ def read_figures(redis: RedisHealth) -> list[Figure]:
     failed = len(failed_rows.values_list("pk")[:COUNT_TO])
     errors = len(Event.objects.filter(status=EventStatus.ERROR).values_list("pk")[:COUNT_TO])
     paused = {reason: count for reason, count in stats.paused_deliveries(COUNT_TO).items() if count}
+    # Apart, as in the chart: what is held waits for a person.
+    held = paused.pop(PauseReason.HELD.value, 0)
     retrying = stats.retrying_deliveries(COUNT_TO)
     rq = reverse("django_rq:home")
     return [
@@ -78,6 +80,8 @@ def read_figures(redis: RedisHealth) -> list[Figure]:
         Figure("deliveries due", bounded(due), _age(due_age) or "could be sent now",
                _list("webhooks_delivery", status="pending"), due_age > LATE_SECONDS),
         Figure("deliveries paused", bounded(sum(paused.values())), _by_reason(paused)),
+        Figure("deliveries held", bounded(held), "for disabled subscriptions, or by somebody",
+               _list("webhooks_delivery", status="held")),
         Figure("retrying", bounded(retrying), "failed, and will be attempted again",
                _list("webhooks_delivery", status="retrying")),
         Figure("deliveries in flight", str(stats.deliveries_in_flight()), "",

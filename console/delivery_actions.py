@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import uuid
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,13 @@ from django.utils import timezone
 
 from console.actions import TooMany, chunks, refuse_too_many, report, selected_ids
 from console.confirmation import Question, ReasonForm, answer, question_page, reason_of
-from console.spans import SPANS
+from console.spans import FAILED_SINCE, SPANS
 from core.ids import parse_id
 from core.wakeups import WEBHOOKS, wake
 from orgs import audit
 from webhooks import delivery_actions
 from webhooks.delivery_actions import DeliveryAction
+from webhooks.delivery_filters import is_outcome
 from webhooks.models import Delivery
 from webhooks.states import DeliveryState, delivery_state
 from webhooks.upkeep import replay
@@ -32,11 +32,10 @@ USE_COMMAND = (
     "--org, --subscription, --event, --status and --since."
 )
 NOT_BY_FILTER = (
-    "All matching rows can be chosen by state, creation time, organization, subscription and event. Take away the "
-    "list's other filters and the search, or choose rows one by one. Nothing was changed."
+    "All matching rows can be chosen by state, cause, creation time, organization, subscription and event. Take away "
+    "the list's other filters and the search, or choose rows one by one. Nothing was changed."
 )
 
-_FAILED_SINCE = {"failed-1h": datetime.timedelta(hours=1), "failed-1d": datetime.timedelta(days=1)}
 _ROWS = {"organization": "org", "subscription": "subscription", "event": "event"}
 # Parameters of a list that choose no rows.
 _HOW_SHOWN = {"p", "o", "e"}
@@ -58,8 +57,10 @@ def list_filters(request: HttpRequest) -> tuple[dict[str, Any], dict[str, str]] 
             filters[_ROWS[name]] = row_id
         elif name == "created" and value in SPANS:
             filters["since"] = now - SPANS[value][1]
-        elif name == "status" and value in _FAILED_SINCE:
-            filters.update(statuses=[DeliveryState.FAILED.value], failed_since=now - _FAILED_SINCE[value])
+        elif name == "status" and value in FAILED_SINCE:
+            filters.update(statuses=[DeliveryState.FAILED.value], failed_since=now - FAILED_SINCE[value].age)
+        elif name == "outcome" and is_outcome(value):
+            filters["outcome"] = value
         elif name == "status" and value == replay.DELIVERED:
             filters["statuses"] = []  # only with the words that include them
         elif name == "status" and value in DeliveryState.values:

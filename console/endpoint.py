@@ -12,8 +12,7 @@ from django.utils import timezone
 
 from console import panels
 from console.causes import error_words
-from console.charts import milliseconds
-from console.formatting import cause_of, format_time, list_link, object_link, short
+from console.formatting import cause_of, format_duration, format_time, list_link, object_link, short
 from console.series import SPANS, read_series
 from core.db import server_cursor
 from core.query import newest
@@ -56,7 +55,7 @@ def endpoint_context(request: HttpRequest, subscription: Subscription) -> dict[s
         "charts_url": f"{page}?span={span.name}",
         "headline": panels.headline(series)[1:],
         "charts": None if as_table else panels.delivery_charts(series),
-        "table": {"head": panels.TABLE_HEAD, "rows": panels.table_rows(series)} if as_table else None,
+        "table": panels.table(series) if as_table else None,
         "causes": panels.failures_by_cause(series.total()),
         "queue": _queue_facts(subscription),
         "attempts": _recent_attempts(subscription.pk),
@@ -104,7 +103,7 @@ def _when(moment: datetime.datetime | None, now: datetime.datetime) -> str:
     if moment is None:
         return "-"
     seconds = (now - moment).total_seconds()
-    distance = milliseconds(abs(seconds) * 1000)
+    distance = format_duration(abs(seconds) * 1000)
     return f"{format_time(moment)} ({f'{distance} ago' if seconds >= 0 else f'in {distance}'})"
 
 
@@ -123,7 +122,7 @@ def _recent_attempts(subscription_id: uuid.UUID) -> list[dict[str, Any]]:
             "delivery": object_link(attempt.delivery, f"{short(attempt.delivery.event.type, 50)} #{attempt.number}"),
             "succeeded": not attempt.error,
             "outcome": error_words(attempt.error, attempt.status_code) or "delivered",
-            "duration": milliseconds(attempt.duration_ms),
+            "duration": format_duration(attempt.duration_ms),
             "detail": short(attempt.response_body or attempt.error_detail, 80),
         }
         for attempt in attempts

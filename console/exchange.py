@@ -5,10 +5,10 @@ from __future__ import annotations
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from console.formatting import SHOWN_CHARACTERS, code_block, short
+from console.formatting import SHOWN_CHARACTERS, code_block, format_duration, short
 from core.pretty import excerpt, visible
 from webhooks.attempts import exchange_of, request_body, request_head
-from webhooks.destinations.exchange import Exchange, milliseconds, response_headers, status_line
+from webhooks.destinations.exchange import Exchange, response_headers, status_line
 from webhooks.destinations.http.curl import BODY_FILE, MAX_BODY_CHARACTERS, body_command, curl_command
 from webhooks.models import Delivery, DeliveryAttempt
 
@@ -66,8 +66,8 @@ def _facts(attempt: DeliveryAttempt, exchange: Exchange) -> SafeString:
     facts = [
         ("proxy" if exchange.via_proxy else "remote address", address),
         ("connection", "reused" if exchange.is_reused else "sent again on a new one" if exchange.is_resent else "new"),
-        *((name, f"{milliseconds(took):.1f} ms") for name, took in times if took is not None),
-        ("total", f"{attempt.duration_ms:.1f} ms"),
+        *((name, format_duration(took / 1000)) for name, took in times if took is not None),
+        ("total", format_duration(attempt.duration_ms)),
     ]
     return format_html('<ul class="facts">{}</ul>', format_html_join("", "<li>{}: <b>{}</b></li>", facts))
 

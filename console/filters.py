@@ -10,11 +10,13 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
+from console.causes import words_for
 from console.formatting import short
 from console.spans import SPANS
 from core.ids import first_id_since, parse_id
 from events.models import Event
 from orgs.models import Organization
+from webhooks.delivery_filters import is_outcome, of_outcome
 from webhooks.models import Delivery, Subscription
 
 # The filter offers this many organizations by name; links lead to the others.
@@ -69,6 +71,26 @@ class DeliveryFilter(ExactFilter):
     parameter_name = "delivery"
     column = "delivery_id"
     model = Delivery
+
+
+class OutcomeOfLastFilter(admin.SimpleListFilter):
+    """Deliveries whose last attempt failed of one cause, which the home leads to; shown only while it is set."""
+
+    title = "cause"
+    parameter_name = "outcome"
+    template = "console/exact_filter.html"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        value = self.value()
+        if not value:
+            return []
+        return [(value, words_for(value) if is_outcome(value) else "(not found)")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        if value is None:
+            return queryset
+        return queryset.filter(of_outcome(value)) if is_outcome(value) else queryset.none()
 
 
 class OrganizationFilter(admin.SimpleListFilter):

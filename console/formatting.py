@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 
 from console.causes import error_words
 from core.pretty import excerpt, pretty_json, visible
-from webhooks.models import Delivery
+from webhooks.models import Delivery, DeliveryAttempt
 from webhooks.states import Breaker, SubscriptionState, delivery_state, next_attempt_at
 
 SHOWN_CHARACTERS = 65_536
@@ -64,6 +64,13 @@ def badge(status: str, label: str | None = None) -> SafeString:
     return format_html('<span class="state state-{}">{}</span>', status, label or status)
 
 
+def with_note(text: str, note: str) -> SafeString:
+    """Return a text, and below it a quieter one if there is any."""
+    if not note or note == "-":
+        return format_html("{}", text)
+    return format_html('{}<div class="quiet">{}</div>', text, note)
+
+
 def delivery_badge(delivery: Delivery) -> SafeString:
     """Return a delivery's state in its color."""
     return badge(delivery_state(delivery.status, delivery.last_error))
@@ -104,16 +111,17 @@ def lines(parts: Iterable[str]) -> SafeString:
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], more: Sequence[SafeString] = ()) -> SafeString:
     """Return a small table; cells are escaped unless they are safe already.
 
-    more: what can be unfolded below each of the first rows.
+    more: what can be unfolded below each of the first rows; the first one is unfolded already.
     """
     body = SafeString("")
     for position, row in enumerate(rows):
         body += format_html("<tr>{}</tr>\n", format_html_join("", "<td>{}</td>", ((cell,) for cell in row)))
         if position < len(more):
             body += format_html(
-                '<tr class="exchange-row"><td colspan="{}"><details><summary>Request and response</summary>{}</details>'
-                "</td></tr>\n",
+                '<tr class="exchange-row"><td colspan="{}"><details{}><summary>Request and response</summary>'
+                "{}</details></td></tr>\n",
                 len(head),
+                SafeString("" if position else " open"),
                 more[position],
             )
     if not body:
@@ -128,6 +136,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], more: Sequence[
 def format_time(moment: datetime.datetime | None) -> str:
     """Return a time in UTC to the second, or a dash."""
     return moment.strftime("%Y-%m-%d %H:%M:%S") if moment else "-"
+
+
+def format_duration(milliseconds: float) -> str:
+    """Return a duration in the unit that people would use."""
+    for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("min", 60_000), ("s", 1000)):
+        if milliseconds >= size:
+            return f"{milliseconds / size:.1f} {unit}".replace(".0 ", " ")
+    return f"{milliseconds:.{1 if milliseconds < 10 else 0}f} ms".replace(".0 ", " ")
+
+
+def outcome_badge(attempt: DeliveryAttempt) -> SafeString:
+    """Return what came of an attempt, in its color."""
+    words = error_words(attempt.error, attempt.status_code)
+    return badge("failed", words) if attempt.error else badge("delivered")
 
 
 def last_result(delivery: Delivery) -> str:

@@ -14,9 +14,10 @@ from django.utils import timezone
 from django.utils.safestring import SafeString
 
 from console import panels
-from console.charts import milliseconds, percent
+from console.charts import percent
 from console.dashboard import COUNT_TO, bounded, read_figures
-from console.formatting import badge, cause_of, format_time, host_of_url, list_link, object_link, short
+from console.failures import read_failures
+from console.formatting import badge, cause_of, format_duration, format_time, host_of_url, list_link, object_link, short
 from console.series import SPANS, EndpointFigures, Span, rank_endpoints, read_series
 from core.db import server_cursor
 from core.ids import parse_id
@@ -66,6 +67,7 @@ def home_context(request: HttpRequest) -> dict[str, Any]:
     if choice.organization and choice.organization not in organizations:
         organizations.insert(0, choice.organization)
     return {
+        "lists": _lists(choice),
         "choice": choice,
         "spans": SPANS.values(),
         "organizations": [(row.pk, short(row.name, 60)) for row in organizations],
@@ -76,6 +78,23 @@ def home_context(request: HttpRequest) -> dict[str, Any]:
         "is_empty": not organizations,
         **live_context(request, choice),
     }
+
+
+def _lists(choice: Choice) -> dict[str, str]:
+    """Return the addresses of the lists, narrowed to the home's organization and, where they can be, time range."""
+    owner = {"organization": str(choice.organization.pk)} if choice.organization else {}
+    since = {"created": choice.span.name}
+    narrowed = {
+        "deliveries": ("webhooks_delivery", owner | since),
+        "failed": ("webhooks_delivery", owner | {"status": f"failed-{choice.span.name}"}),
+        "events": ("events_event", owner | since),
+        "subscriptions": ("webhooks_subscription", owner),
+        "attempts": ("webhooks_deliveryattempt", {}),
+        "runs": ("webhooks_bulkrun", owner),
+        "keys": ("orgs_apikey", owner),
+        "audit": ("orgs_auditentry", owner),
+    }
+    return {name: reverse(f"admin:{model}_changelist", query=query) for name, (model, query) in narrowed.items()}
 
 
 def live_context(request: HttpRequest, choice: Choice | None = None) -> dict[str, Any]:
@@ -91,13 +110,14 @@ def live_context(request: HttpRequest, choice: Choice | None = None) -> dict[str
         "headline": panels.headline(series),
         "figures": read_figures(redis) if redis else [],
         "trouble": endpoints_in_trouble(choice.organization),
+        "failures": read_failures(choice.span, choice.organization.pk if choice.organization else None),
         "causes": panels.failures_by_cause(series.total()),
         "slowest": _ranked(rankings.slowest),
         "most_failing": _ranked(rankings.failing),
         "workers": _workers(redis) if redis else None,
     }
     if "table" in request.GET:
-        context["table"] = {"head": panels.TABLE_HEAD, "rows": panels.table_rows(series)}
+        context["table"] = panels.table(series)
     else:
         context["charts"] = panels.home_charts(series, of_all=choice.organization is None)
     return context
@@ -171,8 +191,8 @@ def _ranked(ranking: list[EndpointFigures]) -> list[dict[str, Any]]:
             "attempts": f"{figures.attempts:,}",
             "failed": f"{figures.failed:,}",
             "success_rate": percent(100 * (figures.attempts - figures.failed) / figures.attempts),
-            "mean": milliseconds(figures.mean_ms),
-            "p95": "-" if figures.p95_ms is None else milliseconds(figures.p95_ms),
+            "mean": format_duration(figures.mean_ms),
+            "p95": "-" if figures.p95_ms is None else format_duration(figures.p95_ms),
         }
         for figures in ranking
         if figures.subscription_id in found
@@ -205,4 +225,4 @@ def _workers(redis: RedisHealth) -> dict[str, Any]:
 
 
 def _age(age: datetime.timedelta) -> str:
-    return milliseconds(max(0.0, age.total_seconds()) * 1000)
+    return format_duration(max(0.0, age.total_seconds()) * 1000)

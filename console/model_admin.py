@@ -176,6 +176,15 @@ class BoundedAdmin(_ModelAdmin):
         }
         return super().change_view(request, object_id, form_url, context)
 
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """Return the row.  A page that only shows it reads it once, however many of its parts ask."""
+        if request.method != "GET" or from_field is not None:
+            return super().get_object(request, object_id, from_field)
+        known: dict[str, Any] = request.__dict__.setdefault("shown_rows", {})
+        if object_id not in known:
+            known[object_id] = super().get_object(request, object_id)
+        return known[object_id]
+
     def fits(self, action: str, row: Any) -> bool:
         """Tell whether an action makes sense for the row as it is now; its page leaves out the others' buttons."""
         return True

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from django.utils.safestring import SafeString
 
 from console.causes import words_for
-from console.charts import Line, chart, milliseconds, percent
+from console.charts import Line, chart, percent
+from console.formatting import format_duration
 from console.series import Period, Series, percentile
+from webhooks.models import Gauge
 from webhooks.rollups import DELIVERED
 
 
@@ -17,9 +19,15 @@ def _seen(period: Period, value: float | None) -> float | None:
     return value if period.is_observed else None
 
 
+def _reading(gauge: Gauge, name: str) -> int | None:
+    """Return a figure of a gauge.  A rate limit is a reason to be paused, as among the home's figures."""
+    value: int | None = getattr(gauge, name)
+    return value if name != "paused" or value is None else value + (gauge.rate_limited or 0)
+
+
 def _gauge(name: str) -> Line:
     def value(period: Period) -> float | None:
-        return None if period.gauge is None else getattr(period.gauge, name)
+        return None if period.gauge is None else _reading(period.gauge, name)
 
     return Line(name.replace("_", " "), f"gauge-{name.replace('_', '-')}", value)
 
@@ -27,10 +35,19 @@ def _gauge(name: str) -> Line:
 def _per_minute(series: Series, name: str) -> Line:
     step = series.span.step
     return Line(
-        {"delivered": "delivered", "failed": "failed attempts", "accepted": "events accepted"}[name],
-        name,
+        {
+            "delivered": "delivered",
+            "failed": "failed attempts",
+            "accepted": "events accepted",
+            "gave_up": "deliveries without attempts left",
+        }[name],
+        name.replace("_", "-"),
         lambda period: _seen(period, getattr(period, name) / step),
     )
+
+
+def _failures(series: Series) -> list[Line]:
+    return [_per_minute(series, "failed"), _per_minute(series, "gave_up")]
 
 
 _SUCCESS = Line("success rate", "delivered", lambda period: _seen(period, period.success_rate))
@@ -49,7 +66,7 @@ def _load(period: Period) -> float | None:
     return min(100.0, 100 * gauge.in_flight / gauge.places)
 
 
-_OLDEST = Line("has waited", "gauge-paused", _oldest_due)
+_OLDEST = Line("has waited", "gauge-oldest", _oldest_due)
 _LOAD = Line("places taken", "gauge-workers", _load)
 
 
@@ -64,10 +81,10 @@ def delivery_charts(series: Series) -> list[SafeString]:
     """Return what an endpoint's page shows over time: attempts, success rate, how long attempts took, latency."""
     periods, span = series.periods, series.span
     return [
-        chart("Attempts per minute", periods, span, [_per_minute(series, "delivered"), _per_minute(series, "failed")]),
+        chart("Attempts per minute", periods, span, [_per_minute(series, "delivered"), *_failures(series)]),
         chart("Success rate of attempts", periods, span, [_SUCCESS], percent, 100.0),
-        chart("Response time", periods, span, _percentiles("durations"), milliseconds),
-        chart("From accepted to received", periods, span, _percentiles("latencies"), milliseconds),
+        chart("Response time", periods, span, _percentiles("durations"), format_duration),
+        chart("From accepted to received", periods, span, _percentiles("latencies"), format_duration),
     ]
 
 
@@ -78,11 +95,11 @@ def home_charts(series: Series, *, of_all: bool) -> list[SafeString]:
     waiting = [_gauge(name) for name in ("due", "retrying", "paused", "held")]
     charts = [
         chart("Deliveries per minute", periods, span, deliveries),
-        chart("Failed attempts per minute", periods, span, [_per_minute(series, "failed")]),
+        chart("Failures per minute", periods, span, _failures(series)),
         chart("Success rate of attempts", periods, span, [_SUCCESS], percent, 100.0),
-        chart("From accepted to received", periods, span, _percentiles("latencies"), milliseconds),
+        chart("From accepted to received", periods, span, _percentiles("latencies"), format_duration),
         chart("Waiting deliveries", periods, span, waiting),
-        chart("Oldest delivery that is due", periods, span, [_OLDEST], milliseconds),
+        chart("Oldest delivery that is due", periods, span, [_OLDEST], format_duration),
         chart("Requests in flight", periods, span, [_gauge("in_flight")]),
     ]
     if of_all:
@@ -110,13 +127,13 @@ def failures_by_cause(total: Period) -> list[CauseRow]:
 
 
 TABLE_HEAD = (
-    "period", "accepted", "attempts", "delivered", "failed", "success rate", "response p50", "response p95",
-    "received p50", "received p95", "due", "retrying", "paused", "rate limited", "held", "in flight", "workers",
+    "period", "accepted", "attempts", "delivered", "failed", "gave up", "success rate", "response p50", "response p95",
+    "received p50", "received p95", "due", "retrying", "paused", "held", "in flight", "workers",
 )  # fmt: skip
 
 
 def _ms(value: float | None) -> str:
-    return "-" if value is None else milliseconds(value)
+    return "-" if value is None else format_duration(value)
 
 
 def table_rows(series: Series) -> list[Sequence[str]]:
@@ -129,16 +146,22 @@ def table_rows(series: Series) -> list[Sequence[str]]:
             continue
         rate = period.success_rate
         gauges = (
-            getattr(period.gauge, name, None)
-            for name in ("due", "retrying", "paused", "rate_limited", "held", "in_flight", "workers")
+            period.gauge and _reading(period.gauge, name)
+            for name in ("due", "retrying", "paused", "held", "in_flight", "workers")
         )
         rows.append((
             at, f"{period.accepted:,}", f"{period.attempts:,}", f"{period.delivered:,}", f"{period.failed:,}",
+            f"{period.gave_up:,}",
             "-" if rate is None else percent(rate),
             *(_ms(percentile(of, share)) for of in (period.durations, period.latencies) for share in (0.5, 0.95)),
             *("-" if value is None else f"{value:,}" for value in gauges),
         ))  # fmt: skip
     return rows
+
+
+def table(series: Series) -> dict[str, object]:
+    """Return all figures as a table.  span: over how many columns a gap says why it is one."""
+    return {"head": TABLE_HEAD, "rows": table_rows(series), "span": len(TABLE_HEAD) - 2}
 
 
 def headline(series: Series) -> list[tuple[str, str, str]]:
@@ -148,7 +171,11 @@ def headline(series: Series) -> list[tuple[str, str, str]]:
     return [
         (f"{total.accepted:,}", "events accepted", ""),
         (f"{total.delivered:,}", "delivered", f"{total.attempts:,} attempts"),
-        ("-" if rate is None else percent(rate), "success rate", f"{total.failed:,} failed attempts"),
+        (
+            "-" if rate is None else percent(rate),
+            "success rate",
+            f"{total.failed:,} failed attempts, {total.gave_up:,} deliveries without attempts left",
+        ),
         (_ms(percentile(total.latencies, 0.5)), "accepted to received, p50", ""),
         (_ms(percentile(total.latencies, 0.95)), "accepted to received, p95", ""),
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +17,9 @@ from console.causes import error_words
 from console.confirmation import OptionalReasonForm, Question, answer, question_page, reason_of
 from console.formatting import badge, format_time, object_link, short, table
 from console.model_admin import BoundedAdmin
+from events.models import Event
 from orgs import audit
-from webhooks.models import BulkRun, Subscription
+from webhooks.models import BulkRun, Delivery, Subscription
 from webhooks.upkeep import replay
 from webhooks.upkeep.bulk_runs import CHUNK
 from webhooks.upkeep.preview import COUNT_TO, Expected, Fate, Preview, preview
@@ -121,14 +124,19 @@ def _begin(
 
 
 def _write_audit(request: HttpRequest, run: BulkRun, found: Preview, reason: str) -> None:
-    """Write one entry for the act: one for each organization that it concerns, if those are few."""
+    """Write one entry for the act: one for each organization that it concerns, if those are few.
+
+    An organization's entry names its own deliveries or events and no other's.
+    """
     named: list[str] = run.filters.get("deliveries") or run.filters.get("events") or []
     filters = {name: value for name, value in run.filters.items() if name not in {"deliveries", "events"}}
-    target, name = _target(run, named)
     counts = found.by_organization
     if len(counts) > MOST_ENTRIES or found.is_cut or not counts:
         counts = {run.organization_id: found.total}
+    owned = _by_owner(run, named)
     for organization_id, count in counts.items():
+        own = named if organization_id is None else owned.get(organization_id, [])
+        target, name = _target(run, own, count, found)
         detail = {"run": str(run.pk), "count": count, "count_is_more": found.is_cut, "filters": filters}
         audit.record_for_user(
             request,
@@ -138,20 +146,29 @@ def _write_audit(request: HttpRequest, run: BulkRun, found: Preview, reason: str
             detail,
             name=name,
             reason=reason,
-            targets=[run.pk, *named],
+            targets=[run.pk, *own],
         )
 
 
-def _target(run: BulkRun, named: list[str]) -> tuple[object, str]:
+def _by_owner(run: BulkRun, named: list[str]) -> dict[uuid.UUID, list[str]]:
+    """Return the deliveries or events that a run was asked for by name, by their organization."""
+    owned: dict[uuid.UUID, list[str]] = defaultdict(list)
+    rows: Any = Delivery.objects if "deliveries" in run.filters else Event.objects
+    for organization_id, pk in rows.filter(pk__in=named).order_by("pk").values_list("organization_id", "pk"):
+        owned[organization_id].append(str(pk))
+    return owned
+
+
+def _target(run: BulkRun, own: list[str], count: int, found: Preview) -> tuple[object, str]:
     """Return the id and the name of what a run was asked for: one delivery, one subscription, or else the run."""
-    if len(named) == 1:
-        return named[0], "one delivery" if "deliveries" in run.filters else "the deliveries of one event"
+    if len(own) == 1:
+        return own[0], "one delivery" if "deliveries" in run.filters else "the deliveries of one event"
     if "subscription" in run.filters:
         url = Subscription.objects.filter(pk=run.filters["subscription"]).values_list("url", flat=True).first()
         return run.filters["subscription"], url or ""
     if "event" in run.filters:
         return run.filters["event"], "the deliveries of one event"
-    return run.pk, f"{run.total} deliveries" if run.total is not None else f"more than {COUNT_TO:,} deliveries"
+    return run.pk, f"more than {COUNT_TO:,} deliveries" if found.is_cut else f"{count:,} deliveries"
 
 
 def describe(run: BulkRun) -> str:

@@ -173,13 +173,12 @@ def find_deliveries(term: str, scope: Scope) -> Found:
     return found
 
 
-def find_events(term: str, scope: Scope) -> Found:
-    """Return events by dedup id, type, or payload text."""
+def events_named(term: str, scope: Scope) -> list[uuid.UUID]:
+    """Return events by dedup id or type."""
     if len(term) > LONGEST:
-        return Found()
-    ids = list(Event.objects.filter(dedup_id=term).values_list("pk", flat=True)[:LIST_BOUND])
-    ids += events_of_type(term, scope)
-    return Found(ids) if ids else events_with_payload(term, scope)
+        return []
+    by_dedup_id = Event.objects.filter(dedup_id=term).values_list("pk", flat=True)[:LIST_BOUND]
+    return [*by_dedup_id, *events_of_type(term, scope)]
 
 
 def filter_for(term: str, *, events: bool = False) -> tuple[str, uuid.UUID] | None:

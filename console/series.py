@@ -47,7 +47,7 @@ class Period:
     at: datetime.datetime
     is_observed: bool = False
     accepted: int = 0
-    settled: int = 0
+    gave_up: int = 0  # deliveries that failed for good: no attempts left
     outcomes: dict[str, int] = field(default_factory=dict)
     durations: list[int] = field(default_factory=lambda: [0] * BUCKETS)
     latencies: list[int] = field(default_factory=lambda: [0] * BUCKETS)
@@ -86,7 +86,7 @@ class Series:
         whole = Period(self.periods[0].at)
         for period in self.periods:
             whole.accepted += period.accepted
-            whole.settled += period.settled
+            whole.gave_up += period.gave_up
             for outcome, count in period.outcomes.items():
                 whole.outcomes[outcome] = whole.outcomes.get(outcome, 0) + count
             whole.durations = [a + b for a, b in zip(whole.durations, period.durations, strict=True)]
@@ -126,7 +126,7 @@ def read_series(span: Span, organization_id: uuid.UUID = NO_ID, subscription_id:
             period.accepted += attempts
             continue
         period.is_observed = True
-        period.settled += settled
+        period.gave_up += settled if outcome != DELIVERED else 0
         period.outcomes[outcome] = period.outcomes.get(outcome, 0) + attempts
         period.durations = [a + b for a, b in zip(period.durations, durations, strict=True)]
         period.latencies = [a + b for a, b in zip(period.latencies, latencies, strict=True)]

@@ -11,10 +11,17 @@ from django.utils.functional import cached_property
 from django.utils.safestring import SafeString
 
 from console import search
-from console.causes import error_words
 from console.exchange import curl_body, exchange_block
 from console.filters import DeliveryFilter
-from console.formatting import badge, code_block, format_time, host_of_url, object_link, short
+from console.formatting import (
+    code_block,
+    format_duration,
+    format_time,
+    host_of_url,
+    object_link,
+    outcome_badge,
+    short,
+)
 from console.lists import LIST_BOUND, BoundedPaginator
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
@@ -91,8 +98,8 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     ordering = NEWEST_FIRST
     paginator = AttemptPaginator
     fields: ClassVar = (
-        "number", "delivery_link", "event_link", "subscription_link", "started_at", "duration", "cause", "status_code",
-        "error", "detail_full", "exchange_display", "response_display", "id",
+        "number", "delivery_link", "event_link", "subscription_link", "started_at", "duration", "trigger_display",
+        "outcome_display", "status_code", "error", "detail_full", "exchange_display", "response_display", "id",
     )  # fmt: skip
 
     def audit_target(self, row: DeliveryAttempt) -> str:
@@ -125,7 +132,7 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
 
     @admin.display(description="outcome")
     def outcome_display(self, row: DeliveryAttempt) -> SafeString:
-        return badge("failed" if row.error else "delivered", error_words(row.error, row.status_code) or "delivered")
+        return outcome_badge(row)
 
     @admin.display(description="attempt")
     def number_display(self, row: DeliveryAttempt) -> str:
@@ -145,7 +152,11 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
 
     @admin.display(description="duration")
     def duration(self, row: DeliveryAttempt) -> str:
-        return f"{row.duration_ms:.1f} ms"
+        return format_duration(row.duration_ms)
+
+    @admin.display(description="triggered by")
+    def trigger_display(self, row: DeliveryAttempt) -> str:
+        return row.cause
 
     @admin.display(description="detail")
     def detail_display(self, row: DeliveryAttempt) -> str:
@@ -171,4 +182,5 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
         if term.isascii() and term.isdigit() and len(term) <= 18:
             return queryset.filter(pk=int(term))
         found = search.find_deliveries(term, search.Scope.of(request))
+        request.search_note = found.note  # type: ignore[attr-defined]
         return queryset.filter(delivery_id__in=found.ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import uuid
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -20,16 +19,18 @@ from console.actions import ACTION_BOUND
 from console.causes import error_words
 from console.delivery_actions import NOT_BY_FILTER, hold_or_resume, list_filters
 from console.exchange import curl_body, exchange_block
-from console.filters import EventFilter, OrganizationFilter, SpanFilter, SubscriptionFilter
+from console.filters import EventFilter, OrganizationFilter, OutcomeOfLastFilter, SpanFilter, SubscriptionFilter
 from console.formatting import (
     code_block,
     delivery_badge,
+    format_duration,
     format_time,
     host_of_url,
     last_result,
     list_link,
     next_attempt,
     object_link,
+    outcome_badge,
     short,
     short_id,
     table,
@@ -38,8 +39,10 @@ from console.host_actions import stop_or_enable
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
 from console.runs import ask_and_run
+from console.spans import FAILED_SINCE
 from core.ids import parse_id
 from webhooks.delivery_actions import DeliveryAction
+from webhooks.delivery_filters import is_outcome, split_outcome
 from webhooks.models import BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.states import DeliveryState, in_delivery_state
 
@@ -54,6 +57,8 @@ SELECT d.id FROM orgs_organization o CROSS JOIN LATERAL (
     SELECT id, created_at FROM webhooks_delivery
     WHERE organization_id = o.id AND status = 'pending' AND {condition}
       AND (%(subscription)s::uuid IS NULL OR subscription_id = %(subscription)s)
+      AND (%(error)s::text IS NULL
+           OR last_error = %(error)s AND last_status_code IS NOT DISTINCT FROM %(status_code)s::int)
     ORDER BY created_at, id LIMIT %(most)s
 ) AS d
 WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
@@ -65,27 +70,25 @@ _WAITING = {DeliveryState.PENDING.value: "last_error = ''", DeliveryState.RETRYI
 
 def _waiting_ids(request: HttpRequest, state: str) -> list[uuid.UUID]:
     """Return the ids of the oldest deliveries in a state of _WAITING, within the request's other filters."""
-    chosen = {
+    chosen: dict[str, Any] = {
         name: parse_id(request.GET[name]) if name in request.GET else None for name in ("organization", "subscription")
     }
+    outcome = request.GET.get(OutcomeOfLastFilter.parameter_name, "")
+    chosen["error"], chosen["status_code"] = split_outcome(outcome) if is_outcome(outcome) else (None, None)
     with connection.cursor() as cursor:
         cursor.execute(_FIND_WAITING.format(condition=_WAITING[state]), {**chosen, "most": LIST_BOUND})
         return [row[0] for row in cursor.fetchall()]
 
 
 class DeliveryStatusFilter(admin.SimpleListFilter):
-    """Deliveries with one status, or that failed for good in the last hour or day."""
+    """Deliveries with one status, or that failed for good in a span of time."""
 
     title = "status"
     parameter_name = "status"
-    _recently_failed: ClassVar = {
-        "failed-1h": ("failed in the last hour", 3600),
-        "failed-1d": ("failed in the last 24 hours", 86400),
-    }
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
         offered = [(state, state) for state in DeliveryState.values]
-        offered[5:5] = [(name, label) for name, (label, _) in self._recently_failed.items()]
+        offered[5:5] = [(name, since.label) for name, since in FAILED_SINCE.items()]
         return offered
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
@@ -99,8 +102,8 @@ class DeliveryStatusFilter(admin.SimpleListFilter):
             and EventFilter.parameter_name not in request.GET
         ):
             return queryset.filter(pk__in=_waiting_ids(request, value))
-        if value in self._recently_failed:
-            since = timezone.now() - datetime.timedelta(seconds=self._recently_failed[value][1])
+        if value in FAILED_SINCE:
+            since = timezone.now() - FAILED_SINCE[value].age
             return queryset.filter(status=DeliveryStatus.FAILED, completed_at__gte=since)
         return queryset.filter(in_delivery_state(value)) if value in DeliveryState.values else queryset.none()
 
@@ -123,7 +126,9 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "completed_at": "completed_at",
     }  # fmt: skip
     list_select_related = ("organization", "subscription", "event")
-    list_filter = (DeliveryStatusFilter, SpanFilter, EventFilter, SubscriptionFilter, OrganizationFilter)
+    list_filter = (
+        DeliveryStatusFilter, OutcomeOfLastFilter, SpanFilter, EventFilter, SubscriptionFilter, OrganizationFilter
+    )  # fmt: skip
     search_fields = ("id",)
     search_help_text = (
         "An id, a dedup_id, an event type, part of an endpoint's URL or of an organization's name; with a creation "
@@ -131,8 +136,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
     )
     fields: ClassVar = (
         "id", "status_display", "result_display", "event_link", "subscription_link", "organization_link",
-        "attempt_count", "attempts_used", "cause", "next_attempt_at", "lease_expires_at", "created_at", "completed_at",
-        "attempts_display", "data_display",
+        "attempt_count", "attempts_used", "trigger_display", "next_attempt_at", "lease_expires_at", "created_at",
+        "completed_at", "attempts_display", "data_display",
     )  # fmt: skip
     actions = ("retry", "replay", "hold", "resume", "stop_host", "enable_host")
     object_actions = ("retry", "replay", "hold", "resume", "stop_host")
@@ -198,6 +203,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
     def next_attempt_display(self, row: Delivery) -> str:
         return next_attempt(row)
 
+    @admin.display(description="triggered by")
+    def trigger_display(self, row: Delivery) -> str:
+        return row.cause
+
     @admin.display(description="attempts")
     def attempts_display(self, row: Delivery) -> SafeString:
         attempts = list(row.attempts.order_by("-number", "-id")[:SHOWN_ATTEMPTS])
@@ -205,17 +214,17 @@ class DeliveryAdmin(ReadOnlyAdmin):
             (
                 object_link(attempt, f"#{attempt.number}"),
                 format_time(attempt.started_at),
-                f"{attempt.duration_ms:.0f} ms",
+                format_duration(attempt.duration_ms),
                 attempt.cause,
-                attempt.status_code or "-",
-                short(" ".join(part for part in (attempt.error, attempt.error_detail) if part), 160) or "-",
+                outcome_badge(attempt),
+                short(attempt.error_detail, 160) or "-",
                 short(attempt.response_body, 80) or "-",
             )
             for attempt in attempts
         )
         # The newest can be opened here; the others have their own pages.
         shown = table(
-            ("attempt", "started at", "duration", "cause", "status code", "error", "response"),
+            ("attempt", "started at", "duration", "triggered by", "outcome", "detail", "response"),
             rows,
             [exchange_block(attempt) for attempt in attempts[:OPENED_ATTEMPTS]],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import defaultdict
 from typing import Any, ClassVar
 
@@ -121,18 +122,27 @@ class EventAdmin(ReadOnlyAdmin):
         if len(term) > 255:
             return queryset.none()
         scope = search.Scope.of(request)
-        by_dedup_id = Event.objects.filter(dedup_id=term).exists()
-        if not by_dedup_id and scope.organization and queryset.filter(type=term).exists():
-            return queryset.filter(type=term)
-        found = search.find_events(term, scope)
+        named = self._named(request, term)
+        if len(named) >= LIST_BOUND and scope.organization and not Event.objects.filter(dedup_id=term).exists():
+            return queryset.filter(type=term)  # an index has all of them in order, not only the newest
+        if named:
+            return queryset.filter(pk__in=named)
+        found = search.events_with_payload(term, scope)
         request.search_note = found.note  # type: ignore[attr-defined]
         return queryset.filter(pk__in=found.ids)
+
+    def _named(self, request: HttpRequest, term: str) -> list[uuid.UUID]:
+        """Return the events that a term names; both who redirects and who lists them ask."""
+        known: dict[str, list[uuid.UUID]] = request.__dict__.setdefault("named_events", {})
+        if term not in known:
+            known[term] = search.events_named(term, search.Scope.of(request))
+        return known[term]
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """Turn a search that names an organization into a filter by it."""
         term = request.GET.get("q", "").strip()
         may_look = request.method == "GET" and "\x00" not in term and self.has_view_permission(request)
-        if term and may_look and not search.find_events(term, search.Scope()).ids:
+        if term and may_look and not self._named(request, term):
             found = search.filter_for(term, events=True)
             if found is not None and found[0] not in request.GET:
                 query = request.GET.copy()

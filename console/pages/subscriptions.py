@@ -23,7 +23,7 @@ from console.actions import ACTION_BOUND, TooMany, refuse_too_many, report, sele
 from console.confirmation import OptionalReasonForm, Question, ReasonForm, answer, question_page, reason_of
 from console.endpoint import endpoint_context
 from console.filters import OrganizationFilter
-from console.formatting import badge, cause_of, format_time, lines, short, short_id, table
+from console.formatting import badge, cause_of, format_time, lines, short, short_id, table, with_note
 from console.host_actions import stop_or_enable
 from console.model_admin import BoundedAdmin, new_secret_page
 from console.recoveries import ask_and_recover
@@ -31,7 +31,7 @@ from console.runs import ask_and_run
 from console.subscription_forms import SubscriptionForm
 from core.ids import parse_id
 from webhooks import endpoint_test, subscriptions
-from webhooks.models import BulkRun, Subscription
+from webhooks.models import BulkRun, Subscription, SubscriptionQueue
 from webhooks.states import DELETED, SubscriptionState, in_state, with_state
 
 SHOWN_ROWS = 20
@@ -74,8 +74,8 @@ class SubscriptionAdmin(BoundedAdmin):
     audit_noun = "subscription"
     form = SubscriptionForm
     list_display = (
-        "url_display", "organization_link", "state_display", "cause_display", "state_since_display",
-        "event_types_display", "description_display", "created_display", "id_display",
+        "url_display", "organization_link", "state_since_display", "cause_display", "next_attempt_display",
+        "in_flight_display", "event_types_display", "created_display", "id_display",
     )  # fmt: skip
     sortable_by: ClassVar = ("created_display",)
     export_columns: ClassVar = {
@@ -155,16 +155,12 @@ class SubscriptionAdmin(BoundedAdmin):
     # --- what is shown ------------------------------------------------------------------------------
 
     @admin.display(description="URL")
-    def url_display(self, row: Subscription) -> str:
-        return short(row.url)
+    def url_display(self, row: Subscription) -> SafeString:
+        return with_note(short(row.url), short(row.description, 60))
 
     @admin.display(description="URL")
     def url_full(self, row: Subscription) -> str:
         return short(row.url, 2048)
-
-    @admin.display(description="description")
-    def description_display(self, row: Subscription) -> str:
-        return short(row.description, 60)
 
     @admin.display(description="description")
     def description_full(self, row: Subscription) -> str:
@@ -179,9 +175,18 @@ class SubscriptionAdmin(BoundedAdmin):
     def state_display(self, row: Any) -> SafeString:
         return badge(row.state)
 
-    @admin.display(description="since")
-    def state_since_display(self, row: Any) -> str:
-        return format_time(row.state_since)
+    @admin.display(description="state, since")
+    def state_since_display(self, row: Any) -> SafeString:
+        return with_note(badge(row.state), format_time(row.state_since))
+
+    @admin.display(description="next attempt")
+    def next_attempt_display(self, row: Any) -> str:
+        return format_time(row.next_attempt_at)
+
+    @admin.display(description="in flight")
+    def in_flight_display(self, row: Subscription) -> int | str:
+        queue: SubscriptionQueue | None = getattr(row, "queue", None)
+        return "-" if queue is None else queue.in_flight
 
     @admin.display(description="cause")
     def cause_display(self, row: Any) -> str:

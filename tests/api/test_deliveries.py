@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from orgs.models import AuditEntry, Organization
@@ -131,3 +134,9 @@ def test_reading_and_retrying_need_scopes_of_their_own(
     assert (retry.status_code == 202) is not may_read
     if may_read:
         assert assert_problem(retry, 403)["scope"] == "deliveries:retry"
+
+
+def test_a_retry_reads_neither_the_payload_nor_the_secrets(api: Any, delivery: Delivery) -> None:
+    with CaptureQueriesContext(connection) as captured:
+        assert api.post(f"/api/deliveries/{delivery.id}/retry").status_code == 202
+    assert not [row["sql"] for row in captured if re.search(r'"(data|encrypted_secret)"', row["sql"])]

@@ -8,7 +8,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from django.conf import settings
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from django.contrib.auth.models import Group, User
+from django.contrib.sessions.backends.db import SessionStore
 from django.db import connection, connections
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
@@ -107,7 +110,7 @@ def program_or_reason() -> Any:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
     """Return a running Chromium."""
     found = program_or_reason()
@@ -127,7 +130,7 @@ def chromium() -> Iterator[Browser]:
         del os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def site(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Return the base URL of our web process, which serves the tests' database."""
     env = {"DATABASE_URL": postgres.url(str(connection.settings_dict["NAME"]))}
@@ -167,22 +170,33 @@ def db(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
     """
     with django_db_blocker.unblock():
         yield
-        with connection.cursor() as cursor:
-            cursor.execute(f"TRUNCATE {_TABLES} CASCADE")
-        Group.objects.exclude(name__in=STAFF_GROUPS).delete()
+        empty_tables()
+
+
+def empty_tables() -> None:
+    """Leave nothing behind for the next test."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"TRUNCATE {_TABLES} CASCADE")
+    Group.objects.exclude(name__in=STAFF_GROUPS).delete()
 
 
 @pytest.fixture
 def superuser(db: None) -> User:
-    """Return a superuser with PASSWORD."""
-    return User.objects.create_superuser("olga", password=PASSWORD)
+    """Return a superuser."""
+    user = User.objects.filter(username="olga").first()
+    return user or User.objects.create(username="olga", is_staff=True, is_superuser=True, password="!")
 
 
 @pytest.fixture
 def staff_tab(tab: Watched, site: str, superuser: User) -> Watched:
-    """Return a tab whose user logged in through the form."""
-    log_in(tab, site, superuser.username, PASSWORD)
-    assert "Operations" in tab.page.title()
+    """Return a tab whose user is logged in.  That the form does the same is a test of its own."""
+    session = SessionStore()
+    session[SESSION_KEY] = str(superuser.pk)
+    session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
+    session[HASH_SESSION_KEY] = superuser.get_session_auth_hash()
+    session.create()
+    cookie = {"name": settings.SESSION_COOKIE_NAME, "value": str(session.session_key), "url": site}
+    tab.page.context.add_cookies([cookie])  # type: ignore[list-item]
     return tab
 
 

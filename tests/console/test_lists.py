@@ -6,6 +6,7 @@ import csv
 import datetime
 import io
 import json
+import re
 import tracemalloc
 import uuid
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
@@ -20,10 +22,10 @@ from console import export
 from events.models import Event
 from orgs.models import AuditEntry, Organization
 from tests.console.conftest import Staff
-from tests.console.rows import World, list_url, make_delivery, make_event
+from tests.console.rows import World, list_url, make_attempt, make_delivery, make_event, page_url
 from tests.console.test_search import found
 from webhooks import subscriptions
-from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus, Subscription
+from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus, Subscription, SubscriptionQueue
 
 
 @pytest.fixture
@@ -67,10 +69,43 @@ def test_a_search_says_whether_it_looked_into_payloads(world: World, operator: C
     assert "Payloads were not searched: choose a creation time" in page
     page = operator.get(list_url(Delivery, q="no such thing", created="1h")).content.decode()
     assert "Payloads were searched in the newest 20,000 events of the last hour." in page
+    page = operator.get(list_url(DeliveryAttempt, q="no such thing")).content.decode()
+    assert "Payloads were not searched" in page
+
+
+@pytest.mark.parametrize("term", ["parcel.lost", "order-1", "no such thing"])
+def test_a_search_of_events_looks_once(world: World, operator: Client, theirs: Delivery, term: str) -> None:
+    with CaptureQueriesContext(connection) as captured:
+        assert operator.get(list_url(Event, q=term, created="1h")).status_code == 200
+    looks = [row["sql"] for row in captured if f"type = '{term}'" in row["sql"].replace('"', "")]
+    assert sum("CROSS JOIN LATERAL" in sql for sql in looks) == 1
+    assert sum("dedup_id" in row["sql"] and f"'{term}'" in row["sql"] for row in captured) == 1
+
+
+def test_a_subscription_s_row_has_its_state_next_attempt_and_requests_in_flight(world: World, viewer: Client) -> None:
+    SubscriptionQueue.objects.filter(pk=world.subscription.pk).update(in_flight=7)
+    due = timezone.now() + datetime.timedelta(hours=1)
+    Delivery.objects.filter(status="pending").update(next_attempt_at=due)
+    page = viewer.get(list_url(Subscription)).content.decode()
+    assert re.search(r'field-in_flight_display">7</td>', page)
+    assert re.search(rf'field-next_attempt_display">{due:%Y-%m-%d %H:%M:%S}</td>', page)
+    assert '<div class="quiet">The shop</div>' in page
+
+
+def test_a_page_reads_its_row_once(world: World, viewer: Client) -> None:
+    with CaptureQueriesContext(connection) as captured:
+        assert viewer.get(page_url(world.subscription)).status_code == 200
+    whole = [row["sql"] for row in captured if '"webhooks_subscription"."url"' in row["sql"]]
+    assert len(whole) == 1
 
 
 @pytest.mark.parametrize("model", [Delivery, Event, DeliveryAttempt, Subscription])
-def test_the_order_can_be_turned_round(world: World, operator: Client, viewer: Client, model: Any) -> None:
+def test_the_order_can_be_turned_round(
+    world: World, operator: Client, viewer: Client, theirs: Delivery, model: Any
+) -> None:
+    for number in range(2):
+        make_attempt(theirs, number + 1)
+    assert model.objects.count() > 1, "one row is in any order"
     for client in (operator, viewer):
         for column in ("1", "2"):
             newest = [row.pk for row in client.get(list_url(model)).context["cl"].result_list]

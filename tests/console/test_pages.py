@@ -70,9 +70,9 @@ def test_filters_keep_what_they_name(world: World, operator: Client, other_organ
     assert count(Delivery) == 6
     for status in world.deliveries:
         assert count(Delivery, status=status) == 1
-    assert count(Delivery, status="failed-1h") == count(Delivery, status="failed-1d") == 1
+    assert count(Delivery, status="failed-1h") == count(Delivery, status="failed-24h") == 1
     Delivery.objects.filter(status="failed").update(completed_at="2026-01-01T00:00:00Z")
-    assert count(Delivery, status="failed-1d") == 0
+    assert count(Delivery, status="failed-24h") == 0
     assert count(Delivery, event=world.event.pk) == 1
     assert count(Delivery, subscription=world.subscription.pk) == 6
     assert count(Delivery, subscription=nobody()) == 0

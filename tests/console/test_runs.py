@@ -96,7 +96,7 @@ def test_the_preview_tells_causes_and_what_will_happen_in_numbers(operator: Clie
 def test_more_than_can_be_counted_stays_bounded_and_is_run_by_workers_to_its_end(
     world: World, operator: Client, viewer: Client
 ) -> None:
-    fill(world.subscription, 3 * COUNT_TO)
+    fill(world.subscription, COUNT_TO + 600)
     failed = world.deliveries["failed"]
     query = {"subscription": world.subscription.pk, "status": "failed"}
     page = text_of(ask(operator, "replay", [failed], every=True, query=query))
@@ -115,8 +115,8 @@ def test_more_than_can_be_counted_stays_bounded_and_is_run_by_workers_to_its_end
     BulkRun.objects.filter(pk=world.run.pk).update(state="done")
     finish_runs()
     run.refresh_from_db()
-    assert (run.state, run.queued) == ("done", 3 * COUNT_TO + 1)
-    assert "30,001 queued" in text_of(viewer.get(page_url(run)))
+    assert (run.state, run.queued) == ("done", COUNT_TO + 601)
+    assert "10,601 queued" in text_of(viewer.get(page_url(run)))
     assert "Refresh" not in viewer.get(page_url(run))
     assert AuditEntry.objects.filter(action="delivery.replay").count() == 1
     assert AuditEntry.objects.get(action="delivery.replay").target_name == world.subscription.url
@@ -231,9 +231,17 @@ def test_deliveries_of_several_organizations_are_one_entry_in_the_log_of_each(
     world: World, operator: Client, other_organization: Organization
 ) -> None:
     theirs = make_delivery(make_event(other_organization), subscribe(other_organization), "failed")
-    act(operator, "retry", [world.deliveries["failed"], theirs])
+    mine = [world.deliveries["failed"], make_delivery(make_event(world.organization), world.subscription, "failed")]
+    act(operator, "retry", [*mine, theirs])
     entries = AuditEntry.objects.filter(action="delivery.retry")
     assert {entry.organization_id for entry in entries} == {world.organization.pk, other_organization.pk}
-    assert [entry.detail["count"] for entry in entries] == [1, 1]
+    run = BulkRun.objects.get(kind="retry")
+    by_owner = {entry.organization_id: entry for entry in entries}
+    told = by_owner[world.organization.pk]
+    assert (told.detail["count"], told.target_name) == (2, "2 deliveries")
+    assert set(told.targets) == {str(run.pk), *(str(row.pk) for row in mine)}, "its own, and no other's"
+    told = by_owner[other_organization.pk]
+    assert (told.detail["count"], told.target, told.target_name) == (1, str(theirs.pk), "one delivery")
+    assert set(told.targets) == {str(run.pk), str(theirs.pk)}
     history = operator.get(page_url(theirs, "history"), follow=True)
     assert len(history.context["cl"].result_list) >= 1

@@ -150,9 +150,10 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         with transaction.atomic():
             changed = delivery_actions.apply(DeliveryAction.RETRY, [delivery.id], announce=False)
             if changed:
-                name = f"{delivery.event.type} to {delivery.subscription.url}"
+                about = Delivery.objects.filter(pk=delivery.id).values_list("event__type", "subscription__url")
+                name = " to ".join(about.get())
                 audit.record_for_caller(request, "delivery.retry", delivery.id, name=name)
-        delivery.refresh_from_db()
+        delivery = self.own_row(request, delivery_id)  # as it is by now, with what its answer needs
         if not changed:
             reason = _WHY_NOT_RETRYABLE.get(DeliveryStatus(delivery.status), "Its subscription is disabled or deleted.")
             raise Problem(

@@ -74,13 +74,15 @@ WITH lost AS (
     FROM lost
 )
 SELECT lost.id, lost.attempt_count AS number, lost.status, lost.event_id, lost.subscription_id, lost.organization_id,
-       (SELECT e.packed_request_id FROM events_event e WHERE e.id = lost.event_id) AS request_id,
-       (SELECT e.trace FROM events_event e WHERE e.id = lost.event_id) AS trace, (
+       e.packed_request_id AS request_id, e.trace, (
     SELECT count(*) FROM webhooks_deliveryattempt a WHERE a.delivery_id = lost.id AND a.number > coalesce((
         SELECT max(b.number) FROM webhooks_deliveryattempt b
         WHERE b.delivery_id = lost.id AND b.error <> 'worker_lost'
     ), 0)
-) AS lost_before FROM lost
+) AS lost_before
+FROM lost LEFT JOIN LATERAL (
+    SELECT packed_request_id, trace FROM events_event WHERE id = lost.event_id LIMIT 1
+) AS e ON true
 """
 
 

@@ -93,7 +93,8 @@ def preview(filters: Mapping[str, Any]) -> Preview:
     found.by_cause = [(*cause, count) for cause, count in causes.most_common()]
     found.by_organization = dict(organizations)
     found.expected = expect(by_subscription)
-    if replay.DELIVERED not in states:
+    # What is chosen by how it failed has nothing that was delivered.
+    if replay.DELIVERED not in states and not {"outcome", "failed_since"} & filters.keys():
         found.delivered = replay.matching(filters, replay.DELIVERED)[:COUNT_TO].count()
     if "deliveries" in filters:
         found.is_by_name = True

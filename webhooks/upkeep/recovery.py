@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Collection
 from typing import Literal
 
 from django.db import transaction
@@ -75,7 +76,7 @@ def _step(run: BulkRun, rows: int) -> None:
     wanted = list(locked.values_list("id", flat=True))
     ids = [derive_id(event_id, subscription.pk) for event_id in wanted]
     existing = set(Delivery.objects.filter(id__in=ids).values_list("event_id", flat=True))
-    queued = _requeue_failed(subscription, list(existing))
+    queued = _requeue_failed(subscription, existing)
     queued += _add_deliveries(subscription, [event_id for event_id in wanted if event_id not in existing])
     run.queued += queued
     if not subscription.is_active:
@@ -83,12 +84,13 @@ def _step(run: BulkRun, rows: int) -> None:
     bulk_runs.move_on(run, seen, rows)
 
 
-def _requeue_failed(subscription: Subscription, event_ids: list[uuid.UUID]) -> int:
+def _requeue_failed(subscription: Subscription, event_ids: Collection[uuid.UUID]) -> int:
     """Give the failed deliveries of these events a fresh schedule; held ones for a disabled subscription."""
     if not event_ids:
         return 0
     queue = lock_queues([subscription.pk])[subscription.pk]
-    failed = Delivery.objects.filter(event_id__in=event_ids, subscription=subscription, status=DeliveryStatus.FAILED)
+    ids = [derive_id(event_id, subscription.pk) for event_id in event_ids]
+    failed = Delivery.objects.filter(id__in=ids, status=DeliveryStatus.FAILED)
     changed = failed.update(
         status=DeliveryStatus.PENDING if queue.accepts_deliveries else DeliveryStatus.HELD,
         next_attempt_at=Now(),
