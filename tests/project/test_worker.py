@@ -146,3 +146,44 @@ def test_a_burst_with_nothing_to_do_ends() -> None:
     assert get_worker(EVENTS, WEBHOOKS).work(burst=True) is False
     assert wake(EVENTS)
     assert get_worker(EVENTS, WEBHOOKS).work(burst=True) is True
+
+
+def test_one_thread_fans_out_for_all_who_ask_meanwhile() -> None:
+    turns = jobs.Turns()
+    began, may_end = threading.Event(), threading.Event()
+    rounds: list[str] = []
+
+    def work() -> bool:
+        rounds.append(threading.current_thread().name)
+        began.set()
+        assert may_end.wait(30)
+        return False
+
+    first = threading.Thread(target=turns.run, args=(work, 60), name="first")
+    first.start()
+    assert began.wait(30)
+    assert [turns.run(work, 60) for _ in range(3)] == [False] * 3  # at once, while the first one works
+    may_end.set()
+    first.join(30)
+    assert rounds == ["first", "first"]  # once more for the three of them
+    assert turns.run(lambda: True, 60) is True
+
+
+def test_a_fan_out_that_fails_leaves_the_turn_to_the_next() -> None:
+    turns = jobs.Turns()
+
+    def fail() -> bool:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        turns.run(fail, 60)
+    assert turns.run(lambda: True, 60) is True
+
+
+def test_what_is_asked_for_at_the_end_of_the_time_is_left_over() -> None:
+    turns = jobs.Turns()
+
+    def work() -> bool:
+        return turns.run(lambda: True, 0)  # as another thread would ask meanwhile
+
+    assert turns.run(work, 0) is True
