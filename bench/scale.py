@@ -32,7 +32,7 @@ _SMALL: dict[object, dict[str, object]] = {
         "DRIPPING": 10,
         "CROWD_SECONDS": 1,
     },
-    fanout: {"EVENTS": 10_000},
+    fanout: {"EVENTS": 4_000},
     delivery: {"WARM_UP": 20, "DELIVERIES": 500, "CLIENT_REQUESTS": 100},
     plainrq: {"EVENTS": 50, "SAMPLES": {"SimpleWorker": 10, "Worker": 3}},
     fairness: {"WARM_UP": 20, "SUBSCRIPTIONS": 6, "SECONDS": 1, "ROUNDS": 1, "BACKLOG": 1000},
