@@ -10,7 +10,7 @@ import psycopg
 
 from core.ids import derive_id
 from webhooks.models import DeliveryStatus
-from webhooks.queues import mark_due, mark_held
+from webhooks.queues import lock_only, mark_due, mark_held
 
 # The ORM can't insert from arrays, which is what makes a thousand deliveries one cheap statement.  A delivery that
 # exists is from an earlier fan-out of the same event.  Its row is locked, so that nobody else makes one meanwhile; ON
@@ -38,13 +38,20 @@ class NewDeliveries:
     subscriptions: list[uuid.UUID] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
     due: set[uuid.UUID] = field(default_factory=set)
+    inboxes: set[uuid.UUID] = field(default_factory=set)  # those that are active
+    has_inbox: bool = False
     held: set[uuid.UUID] = field(default_factory=set)
 
     def __len__(self) -> int:
         return len(self.events)
 
     def add(
-        self, organization_id: uuid.UUID, event_ids: Sequence[uuid.UUID], subscription_id: uuid.UUID, is_active: bool
+        self,
+        organization_id: uuid.UUID,
+        event_ids: Sequence[uuid.UUID],
+        subscription_id: uuid.UUID,
+        is_active: bool,
+        is_inbox: bool = False,
     ) -> None:
         """Add deliveries of these events to a subscription.  A disabled one loses nothing: its deliveries are held."""
         self.organizations += [organization_id] * len(event_ids)
@@ -52,10 +59,15 @@ class NewDeliveries:
         self.subscriptions += [subscription_id] * len(event_ids)
         status = DeliveryStatus.PENDING if is_active else DeliveryStatus.HELD
         self.statuses += [status.value] * len(event_ids)
-        (self.due if is_active else self.held).add(subscription_id)
+        self.has_inbox |= is_inbox
+        (self.held if not is_active else self.inboxes if is_inbox else self.due).add(subscription_id)
 
     def insert(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
         """Insert the deliveries, due in `delay` seconds; `cursor.rowcount` then tells how many didn't exist."""
+        if self.has_inbox:
+            # An inbox is read as a log, by `created_at`.  What is inserted under this lock becomes visible in that
+            # order, so a reader never goes past a delivery that isn't committed yet.
+            lock_only(self.inboxes | self.due | self.held, cursor)
         if self.events:
             cursor.execute(
                 INSERT_DELIVERIES,
@@ -73,5 +85,5 @@ class NewDeliveries:
         """Tell the queues.  Do this last in the transaction: claims wait for the locks that it takes."""
         if self.held:
             mark_held(self.held, cursor)
-        if self.due:
-            mark_due(self.due, delay, cursor)
+        if self.due or self.inboxes:
+            mark_due(self.due | self.inboxes, delay, cursor)
