@@ -130,8 +130,13 @@ class BoundedProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection as the server stops, after LAST_REQUEST_SECONDS if it is idle.
 
-        uvicorn would close an idle connection at once, and with it a request that is on its way.
+        uvicorn would close an idle connection at once, and with it a request that is on its way.  Requests that wait
+        for something come to their end.
         """
+        # Not above, as in `_bad_request`.
+        from core.front_door.stopping import stopping
+
+        stopping.begin()
         if self.cycle is not None and not self.cycle.response_complete:
             super().shutdown()
             return

@@ -62,13 +62,15 @@ def test_the_first_use_makes_the_default_inbox_with_what_is_undelivered(api: Api
         (first, "order.created", {"n": 1}),
         (second, "order.created", {"n": 2}),
     ]
-    assert got["events"][0]["delivery_status"] == "delivering" and got["next_cursor"] is None
+    assert got["events"][0]["delivery_status"] == "delivering"
+    assert got["next_cursor"] is None
     [third] = send(api, 3)
     assert fetched(api) == [third]
     acknowledged = api.post("/api/inbox/ack", {"event_ids": [first, second, third], "lease_id": None}).json()
     assert (acknowledged["acknowledged"], acknowledged["failed"]) == (3, 0)
     assert fetched(api) == []
-    assert Event.objects.filter(id=first).exists() and api.get("/api/events?undelivered=true").json()["data"] == []
+    assert Event.objects.filter(id=first).exists()
+    assert api.get("/api/events?undelivered=true").json()["data"] == []
 
 
 def test_what_another_subscription_has_received_is_not_in_a_new_default_inbox(
@@ -124,9 +126,11 @@ def test_senders_never_claim_from_an_inbox_and_nothing_is_due(api: ApiClient) ->
     [event_id] = send(api, 1)
     assert claim(10).deliveries == []
     queue = SubscriptionQueue.objects.get(pk=made["id"])
-    assert queue.next_due_at is None and queue.in_flight == 0
+    assert queue.next_due_at is None
+    assert queue.in_flight == 0
     health = api.get("/api/health/detailed").json()
-    assert health["queues"]["webhook_queue_length"] == 0 and not any(health["paused_deliveries"].values())
+    assert health["queues"]["webhook_queue_length"] == 0
+    assert not any(health["paused_deliveries"].values())
     api.post(f"/api/subscriptions/{made['id']}/disable")
     api.post(f"/api/subscriptions/{made['id']}/enable")
     api.post(f"/api/deliveries/{derive_id(uuid.UUID(event_id), uuid.UUID(made['id']))}/retry")
@@ -143,7 +147,8 @@ def test_an_inbox_that_is_disabled_holds_what_comes_and_leases_survive_it(api: A
     api.post(f"/api/subscriptions/{made['id']}/disable")
     [second] = send(api, 2)
     refused = api.get("/api/inbox?inbox=orders")
-    assert refused.status_code == 409 and refused.json()["code"] == "inbox_disabled"
+    assert refused.status_code == 409
+    assert refused.json()["code"] == "inbox_disabled"
     api.post(f"/api/subscriptions/{made['id']}/enable")
     assert fetched(api, "inbox=orders") == [second]
     assert api.post("/api/inbox/ack", {"event_ids": [first], "inbox": "orders"}).json()["acknowledged"] == 1
@@ -154,7 +159,8 @@ def test_a_deleted_inbox_is_gone_and_its_name_free(api: ApiClient) -> None:
     send(api, 1)
     assert api.delete(f"/api/subscriptions/{made['id']}").status_code == 204
     missing = api.get("/api/inbox?inbox=orders")
-    assert missing.status_code == 404 and missing.json()["code"] == "inbox_not_found"
+    assert missing.status_code == 404
+    assert missing.json()["code"] == "inbox_not_found"
     assert make(api)["id"] != made["id"]
     assert fetched(api, "inbox=orders") == []
 
@@ -194,9 +200,12 @@ def test_a_single_event_is_acknowledged_by_either_id_at_both_urls(api: ApiClient
     first, second = send(api, 1, 2)
     events = api.get("/api/inbox").json()["events"]
     done = api.post(f"/api/inbox/{first}/ack")
-    assert done.status_code == 200 and done.json()["status"] == "acknowledged" and done.json()["acknowledged_at"]
+    assert done.status_code == 200
+    assert done.json()["status"] == "acknowledged"
+    assert done.json()["acknowledged_at"]
     done = api.post(f"/api/inbox/ack/{events[1]['delivery_id']}")
-    assert done.status_code == 200 and set(done.json()) == {"id", "status", "acknowledged_at", "message"}
+    assert done.status_code == 200
+    assert set(done.json()) == {"id", "status", "acknowledged_at", "message"}
     assert api.post(f"/api/inbox/{second}/ack").json()["message"] == "The event was acknowledged before."
     assert api.post(f"/api/inbox/{new_id()}/ack").status_code == 404
 
@@ -207,7 +216,8 @@ def test_a_single_acknowledgement_with_a_lost_lease_is_refused(api: ApiClient) -
     expire([event_id])
     api.get("/api/inbox")
     refused = api.post(f"/api/inbox/{event_id}/ack", {"lease_id": lease_id})
-    assert refused.status_code == 409 and refused.json()["item_status"] == "lease_expired"
+    assert refused.status_code == 409
+    assert refused.json()["item_status"] == "lease_expired"
 
 
 def test_what_is_given_back_can_be_fetched_at_once_or_after_a_delay(api: ApiClient) -> None:
@@ -228,7 +238,8 @@ def test_an_extended_lease_ends_later(api: ApiClient) -> None:
     got = api.get("/api/inbox?visibility=1").json()
     body = {"event_ids": [event_id], "visibility": 600, "lease_id": got["lease_id"]}
     [item] = api.post("/api/inbox/extend", body).json()["results"]
-    assert item["status"] == "extended" and item["lease_expires_at"] > got["lease_expires_at"]
+    assert item["status"] == "extended"
+    assert item["lease_expires_at"] > got["lease_expires_at"]
     assert fetched(api) == []
 
 
@@ -246,9 +257,11 @@ def test_the_log_goes_on_where_a_reader_stopped_and_leases_nothing(api: ApiClien
     make(api)
     ids = send(api, *range(5))
     page = api.get("/api/inbox?inbox=orders&cursor=&limit=3").json()
-    assert [event["id"] for event in page["events"]] == ids[:3] and page["has_more"]
+    assert [event["id"] for event in page["events"]] == ids[:3]
+    assert page["has_more"]
     rest = api.get(f"/api/inbox?inbox=orders&cursor={page['next_cursor']}").json()
-    assert [event["id"] for event in rest["events"]] == ids[3:] and not rest["has_more"]
+    assert [event["id"] for event in rest["events"]] == ids[3:]
+    assert not rest["has_more"]
     assert fetched(api, "inbox=orders") == ids
     more = send(api, 6)
     end = api.get(f"/api/inbox?inbox=orders&cursor={rest['next_cursor']}").json()
@@ -287,7 +300,8 @@ def test_a_cursor_older_than_the_retention_is_gone(api: ApiClient, organization:
     send(api, 2)
     old = api.get("/api/inbox?cursor=&limit=1").json()
     gone = api.get(f"/api/inbox?cursor={old['next_cursor']}")
-    assert gone.status_code == 410 and gone.json()["code"] == "cursor_expired"
+    assert gone.status_code == 410
+    assert gone.json()["code"] == "cursor_expired"
     assert "empty `cursor`" in gone.json()["detail"]
 
 
@@ -320,7 +334,8 @@ def test_a_parameter_that_cannot_be_honored_is_refused(api: ApiClient, parameter
 )  # fmt: skip
 def test_a_body_that_cannot_be_honored_is_refused(api: ApiClient, verb: str, body: dict[str, Any]) -> None:
     refused = api.post(f"/api/inbox/{verb}", body)
-    assert refused.status_code == 400 and refused.json()["errors"], refused.content
+    assert refused.status_code == 400, refused.content
+    assert refused.json()["errors"]
 
 
 @pytest.mark.parametrize(
@@ -332,7 +347,8 @@ def test_a_body_that_cannot_be_honored_is_refused(api: ApiClient, verb: str, bod
 )  # fmt: skip
 def test_a_time_out_of_range_is_refused(api: ApiClient, verb: str, body: dict[str, Any]) -> None:
     refused = api.post(f"/api/inbox/{verb}", {"event_ids": [str(new_id())], **body})
-    assert refused.status_code == 400 and refused.json()["errors"][0]["pointer"] == f"/{next(iter(body))}"
+    assert refused.status_code == 400
+    assert refused.json()["errors"][0]["pointer"] == f"/{next(iter(body))}"
 
 
 def test_a_head_request_leases_nothing(api: ApiClient) -> None:
@@ -345,7 +361,8 @@ def test_an_inbox_needs_its_scope(api: ApiClient, organization: Organization) ->
     scopes = [scope.value for scope in Scope if scope is not Scope.INBOX_CONSUME]
     without = ApiClient(create_api_key(organization, scopes=scopes)[1])
     for response in (without.get("/api/inbox"), without.post("/api/inbox/ack", {"event_ids": ["x"]})):
-        assert response.status_code == 403 and response.json()["scope"] == "inbox:consume"
+        assert response.status_code == 403
+        assert response.json()["scope"] == "inbox:consume"
     only = ApiClient(create_api_key(organization, scopes=["inbox:consume"])[1])
     send(api, 1)
     assert len(fetched(only)) == 1
@@ -381,13 +398,16 @@ def test_what_an_inbox_does_not_have_is_refused(api: ApiClient) -> None:
     assert made["secret"] is None
     path = f"/api/subscriptions/{made['id']}"
     again = api.post("/api/subscriptions", {"kind": "inbox", "inbox": "orders", "event_types": ["*"]})
-    assert again.status_code == 409 and again.json()["subscription_id"] == made["id"]
+    assert again.status_code == 409
+    assert again.json()["subscription_id"] == made["id"]
     for verb in ("rotate-secret", "test"):
         refused = api.post(f"{path}/{verb}")
-        assert refused.status_code == 409 and refused.json()["code"] == "not_for_inboxes"
+        assert refused.status_code == 409
+        assert refused.json()["code"] == "not_for_inboxes"
     assert api.patch(path, {"url": "https://example.com/"}).status_code == 400
     changed = api.patch(path, {"event_types": ["user.*"], "description": "users"})
-    assert changed.status_code == 200 and changed.json()["event_types"] == ["user.*"]
+    assert changed.status_code == 200
+    assert changed.json()["event_types"] == ["user.*"]
 
 
 def test_a_recovery_fills_an_inbox(api: ApiClient) -> None:
@@ -413,6 +433,7 @@ def test_the_data_of_a_fetch_is_bounded(api: ApiClient, monkeypatch: pytest.Monk
     make(api)
     ids = send(api, 1, 2, 3)
     page = api.get("/api/inbox?inbox=orders&cursor=").json()
-    assert [event["id"] for event in page["events"]] == ids[:2] and page["has_more"]
+    assert [event["id"] for event in page["events"]] == ids[:2]
+    assert page["has_more"]
     assert fetched(api, "inbox=orders") == ids[:2]
     assert fetched(api, "inbox=orders") == ids[2:]

@@ -234,6 +234,21 @@ def give_back(
     return {row.id: Changed(_became(row, ItemStatus.GIVEN_BACK), row.at) for row in rows}
 
 
+# As if they had not been fetched; they come first in the next fetch.
+_TAKE_BACK = _LOCKED.format(
+    changes=(
+        "lease_id = '00000000-0000-0000-0000-000000000000', attempt_count = attempt_count - 1, "
+        "next_attempt_at = clock_timestamp()"
+    ),
+    at="d.next_attempt_at",
+)
+
+
+def take_back(inbox_id: uuid.UUID, delivery_ids: Iterable[uuid.UUID], lease_id: uuid.UUID) -> None:
+    """End a lease whose events reached nobody."""
+    _change(_TAKE_BACK, inbox_id, delivery_ids, lease_id)
+
+
 def extend(
     inbox_id: uuid.UUID, delivery_ids: Iterable[uuid.UUID], seconds: float, lease_id: uuid.UUID | None = None
 ) -> dict[uuid.UUID, Changed]:
