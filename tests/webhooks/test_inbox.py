@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from django.core.management import call_command
 from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
 from core.ids import derive_id, new_id
+from events import backlog
 from events.models import Event
 from orgs.keys import create_api_key
 from orgs.models import Organization, Scope
@@ -22,6 +24,9 @@ from webhooks import inboxes, subscriptions
 from webhooks.dispatch.claim import claim
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 from webhooks.upkeep import recovery
+from webhooks.upkeep.inbox_retention import InboxRetention, cancel_unfetched
+from webhooks.upkeep.retention import purge_expired
+from webhooks.upkeep.sweep import PURGE_EVERY_SECONDS, Sweep
 
 pytestmark = pytest.mark.django_db
 
@@ -303,6 +308,73 @@ def test_a_cursor_older_than_the_retention_is_gone(api: ApiClient, organization:
     assert gone.status_code == 410
     assert gone.json()["code"] == "cursor_expired"
     assert "empty `cursor`" in gone.json()["detail"]
+
+
+# --- retention --------------------------------------------------------------------------------------
+
+
+def age(event_ids: Sequence[str], days: float) -> None:
+    """Let these events have come so many days ago."""
+    past = datetime.timedelta(days=days)
+    Delivery.objects.filter(event_id__in=event_ids).update(
+        created_at=F("created_at") - past, next_attempt_at=F("next_attempt_at") - past
+    )
+    Event.objects.filter(id__in=event_ids).update(created_at=F("created_at") - past)
+
+
+def test_an_abandoned_inbox_is_emptied_and_stops_neither_senders_nor_retention(
+    api: ApiClient, organization: Organization, settings: Any
+) -> None:
+    make(api)
+    old = send(api, 1, 2)
+    settings.MAX_WAITING_DELIVERIES = 2
+    backlog.estimate.reset()
+    body = {"type": "a", "data": 1}
+    assert api.post("/api/events", body).status_code == 429
+    age(old, organization.retention_days + 1)
+    assert InboxRetention().run(0.0).deliveries == 2
+    backlog.estimate.reset()
+    assert api.post("/api/events", body).status_code == 202
+    shown = api.get(f"/api/deliveries?event={old[0]}").json()["data"][0]
+    assert (shown["status"], shown["last_error"], shown["next_attempt_at"]) == ("cancelled", "not_fetched", None)
+    assert api.post("/api/inbox/ack", {"event_ids": old, "inbox": "orders"}).json()["results"][0]["status"] == (
+        "cancelled"
+    )
+    assert fetched(api, "inbox=orders") == []
+    assert purge_expired().events == 2
+
+
+def test_retention_leaves_what_is_recent_leased_given_back_or_an_endpoint_s(
+    api: ApiClient, organization: Organization, subscription: Subscription
+) -> None:
+    make(api)
+    days = organization.retention_days + 1
+    leased, given_back, recent = send(api, 1, 2, 3)
+    age([leased, given_back], days)
+    age([recent], days - 2)
+    assert fetched(api, "inbox=orders&limit=2") == [leased, given_back]
+    assert api.post("/api/inbox/nack", {"event_ids": [given_back], "inbox": "orders"}).json()["given_back"] == 1
+    assert cancel_unfetched().deliveries == 0
+    assert subscription.pk in Delivery.objects.filter(status="pending").values_list("subscription_id", flat=True)
+    age([leased], days)
+    assert cancel_unfetched().deliveries == 1, "its lease ended long ago"
+
+
+@pytest.mark.parametrize("how", ["sweep", "command"])
+def test_workers_and_the_command_empty_abandoned_inboxes(
+    api: ApiClient, organization: Organization, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(api)
+    ids = send(api, 1)
+    age(ids, organization.retention_days + 1)
+    if how == "command":
+        call_command("purge_expired")
+        assert "1 unfetched deliveries cancelled." in capsys.readouterr().out
+    else:
+        sweep = Sweep(lambda: None)
+        sweep._purged_at -= PURGE_EVERY_SECONDS
+        sweep.run()
+    assert not Delivery.objects.filter(status="pending").exists()
 
 
 # --- bad input --------------------------------------------------------------------------------------

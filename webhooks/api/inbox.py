@@ -20,7 +20,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from core.json_body import read_object
-from core.openapi import conflict, query
+from core.openapi import conflict, query, refusals
 from core.problems import Problem
 from orgs.authentication import caller_of
 from orgs.models import Scope
@@ -39,6 +39,7 @@ _TYPE = query("type", "Only events of this type, or of types with this prefix (`
 _EVENT_ID = "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"
 _LEASE_ID = "0198f2d1-0a00-7c10-8f00-5d3b2c1a0f9e"
 _ACK = OpenApiExample("by event", {"lease_id": _LEASE_ID, "event_ids": [_EVENT_ID]}, request_only=True)
+_SINGLE = OpenApiExample("under its lease", {"lease_id": _LEASE_ID}, request_only=True)
 _NACK = OpenApiExample("in a minute", {"event_ids": [_EVENT_ID], "delay": 60}, request_only=True)
 _EXTEND = OpenApiExample("five minutes", {"event_ids": [_EVENT_ID], "visibility": 300}, request_only=True)
 
@@ -85,9 +86,7 @@ class InboxView(APIView):
         ],
         responses={
             200: shapes.InboxPage,
-            404: OpenApiResponse(description="`inbox_not_found`: the organization has no inbox of this name."),
-            410: OpenApiResponse(description="`cursor_expired`: events behind the cursor may be gone."),
-            **conflict("inbox_disabled", "too_many_subscriptions"),
+            **refusals("inbox_not_found", "inbox_disabled", "too_many_subscriptions", "cursor_expired"),
         },
     )
     def get(self, request: Request) -> Response:
@@ -145,9 +144,9 @@ class InboxStreamView(APIView):
             (200, "text/event-stream"): OpenApiResponse(
                 OpenApiTypes.STR, "Each event's `id` is a cursor, and its `data` an event as in the log."
             ),
-            404: OpenApiResponse(description="`inbox_not_found`: the organization has no inbox of this name."),
-            410: OpenApiResponse(description="`cursor_expired`: events behind the cursor may be gone."),
-            **conflict("inbox_disabled", "too_many_subscriptions"),
+            **refusals(
+                "inbox_not_found", "inbox_disabled", "too_many_subscriptions", "cursor_expired", "stream_unavailable"
+            ),
         },
     )
     def get(self, request: Request) -> Response:
@@ -171,7 +170,7 @@ class InboxAckView(APIView):
         request=shapes.ItemsIn,
         responses={
             200: shapes.Acknowledged,
-            404: OpenApiResponse(description="`inbox_not_found`: the organization has no inbox of this name."),
+            **refusals("inbox_not_found"),
         },
         examples=[_ACK],
     )
@@ -197,7 +196,7 @@ class InboxNackView(APIView):
         request=shapes.NackIn,
         responses={
             200: shapes.GivenBack,
-            404: OpenApiResponse(description="`inbox_not_found`: the organization has no inbox of this name."),
+            **refusals("inbox_not_found"),
         },
         examples=[_NACK],
     )
@@ -219,7 +218,7 @@ class InboxExtendView(APIView):
         request=shapes.ExtendIn,
         responses={
             200: shapes.Extended,
-            404: OpenApiResponse(description="`inbox_not_found`: the organization has no inbox of this name."),
+            **refusals("inbox_not_found"),
         },
         examples=[_EXTEND],
     )
@@ -240,6 +239,7 @@ class InboxEventAckView(APIView):
         summary="Acknowledge an event",
         request=shapes.SingleIn,
         responses={200: shapes.AcknowledgedOne, **conflict("not_acknowledged")},
+        examples=[_SINGLE],
     )
     def post(self, request: Request, item_id: uuid.UUID) -> Response:
         """Acknowledge an event by its id, or by that of its delivery. Doing it twice is harmless."""
@@ -256,6 +256,7 @@ class InboxAckEventView(InboxEventAckView):
         summary="Acknowledge an event",
         request=shapes.SingleIn,
         responses={200: shapes.AcknowledgedOne, **conflict("not_acknowledged")},
+        examples=[_SINGLE],
     )
     def post(self, request: Request, item_id: uuid.UUID) -> Response:
         """Acknowledge an event, as `POST /api/inbox/{item_id}/ack` does."""

@@ -144,6 +144,10 @@ class WaitingRoom:
             if not self._waiting[organization_id]:
                 del self._waiting[organization_id]
 
+    def waiting(self, organization_id: uuid.UUID) -> int:
+        """Return how many of the organization's requests are being served here, most of which wait."""
+        return self._waiting.get(organization_id, 0)
+
     @contextlib.contextmanager
     def listening(self, organization_id: uuid.UUID, inbox_id: uuid.UUID) -> Iterator[asyncio.Event]:
         """Yield an event that is set whenever something has come into the inbox."""
