@@ -19,7 +19,7 @@ from devstack import processes
 from devstack.waiting import wait_until
 from orgs import keys
 from orgs.keys import create_api_key
-from orgs.models import ApiKey, Organization
+from orgs.models import Organization
 from tests.api.conftest import DoorClient
 from tests.servers import postgres
 from tests.webhooks.helpers import fan_out
@@ -73,11 +73,12 @@ class Consumer(DoorClient):
         """Open a stream; what was there when it began has been looked at when its first line has come."""
         with contextlib.closing(self.ask(f"/api/inbox/stream?{query}", *lines)) as connected:
             response = http.client.HTTPResponse(connected)
-            response.begin()
-            assert response.status == 200
-            assert response.headers["Content-Type"] == "text/event-stream"
-            assert response.readline() == b"retry: 1000\n"
-            yield response
+            with response:  # whose end closes the connection
+                response.begin()
+                assert response.status == 200
+                assert response.headers["Content-Type"] == "text/event-stream"
+                assert response.readline() == b"retry: 1000\n"
+                yield response
 
 
 def next_event(response: http.client.HTTPResponse) -> tuple[str, dict[str, Any]]:
@@ -143,9 +144,9 @@ def test_one_that_doesn_t_wait_gets_what_is_there_at_once(consumer: Consumer) ->
 @pytest.mark.parametrize(
     ("path", "status", "code"),
     [
-        ("/api/inbox?limit=0", 400, "validation_error"), ("/api/inbox?wait=21", 400, "validation_error"),
+        ("/api/inbox?limit=0", 400, "invalid"), ("/api/inbox?wait=21", 400, "invalid"),
         ("/api/inbox?inbox=none", 404, "inbox_not_found"), ("/api/inbox/stream?inbox=none", 404, "inbox_not_found"),
-        ("/api/inbox/stream?limit=1", 400, "validation_error"), ("/api/inbox?cursor=x", 400, "validation_error"),
+        ("/api/inbox/stream?limit=1", 400, "invalid"), ("/api/inbox?cursor=x", 400, "invalid"),
     ],
 )  # fmt: skip
 def test_a_request_that_cannot_be_honored_is_refused(consumer: Consumer, path: str, status: int, code: str) -> None:
@@ -177,12 +178,10 @@ def test_a_consumer_that_goes_away_frees_its_place_and_takes_no_event_with_it(co
     assert [(event["id"], event["attempt"]) for event in got] == [(ids[0], 1)]
 
 
-def test_a_key_that_is_revoked_during_a_wait_gets_nothing(
-    consumer: Consumer, organization: Organization, _door: int
-) -> None:
-    other = Consumer(organization, _door)
+def test_a_key_that_is_revoked_during_a_wait_gets_nothing(consumer: Consumer) -> None:
+    other = Consumer(consumer.organization, consumer.port)
     with consumer.waiting() as answer:
-        revoke(consumer.row)
+        keys.revoke(consumer.row)
         ids = other.send(1)
         refused = answer.result(60)
     assert (refused.status_code, "events" in refused.json()) == (401, False)
@@ -190,18 +189,13 @@ def test_a_key_that_is_revoked_during_a_wait_gets_nothing(
     assert [(event["id"], event["attempt"]) for event in got] == [(ids[0], 1)]
 
 
-def test_a_stream_ends_when_its_key_is_revoked(consumer: Consumer, organization: Organization, _door: int) -> None:
-    other = Consumer(organization, _door)
+def test_a_stream_ends_when_its_key_is_revoked(consumer: Consumer) -> None:
+    other = Consumer(consumer.organization, consumer.port)
     with consumer.stream() as stream:
-        revoke(consumer.row)
+        keys.revoke(consumer.row)
         other.send(1)
         with pytest.raises(EOFError):
             next_event(stream)
-
-
-def revoke(key: ApiKey) -> None:
-    """Revoke a key as the API does."""
-    keys.revoke(key)
 
 
 @pytest.mark.end_to_end
