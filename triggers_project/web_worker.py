@@ -119,11 +119,17 @@ class BoundedProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Respond to a complete request although the client has ended its side of the connection, as `nc` does.
 
-        Returns whether the connection stays open for that.  What isn't complete can't be any more.
+        Returns whether the connection stays open for that.  What isn't complete can't be any more.  A client that has
+        closed the connection looks the same, so a request that waits is told.
         """
         if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
             return False
+        # Not above, as in `_bad_request`.
+        from core.front_door.http import INPUT_HAS_ENDED
+
         self.cycle.keep_alive = False
+        self.cycle.scope[INPUT_HAS_ENDED] = True
+        self.cycle.message_event.set()
         self._stop_timer()
         return True
 

@@ -49,6 +49,10 @@ class Stream:
     status: int = 200
 
 
+# In the scope of a request whose client has ended its side of the connection.
+INPUT_HAS_ENDED = "triggers.input_has_ended"
+
+
 class Request:
     """A request.  Its body is read when it is wanted, within a limit."""
 
@@ -137,10 +141,15 @@ class Request:
         """Return the parameters in the URL, as a request of Django REST framework does."""
         return QueryDict(self.scope["query_string"])
 
+    @property
+    def input_has_ended(self) -> bool:
+        """Return whether the client has ended its side of the connection.  Most that do so have gone."""
+        return INPUT_HAS_ENDED in self.scope
+
     async def gone(self) -> None:
-        """Wait until the client closes the connection."""
+        """Wait until the client closes the connection, or its side of it."""
         with contextlib.suppress(ClientGone):
-            while True:
+            while not self.input_has_ended:
                 await self._next()
 
     async def drain(self) -> bool:

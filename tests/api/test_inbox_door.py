@@ -172,10 +172,22 @@ def test_a_consumer_that_goes_away_frees_its_place_and_takes_no_event_with_it(co
     connected = consumer.ask(POLL)
     wait_until(lambda: consumer.places() == 1)
     connected.close()
-    wait_until(lambda: consumer.places() == 0)
+    wait_until(lambda: consumer.places() == 0, timeout=15)  # and not when the 20 s are over
     ids = consumer.send(1)
     got = consumer.get("/api/inbox?inbox=orders").json()["events"]
     assert [(event["id"], event["attempt"]) for event in got] == [(ids[0], 1)]
+
+
+def test_a_client_that_has_ended_its_side_gets_what_is_there_and_waits_for_nothing(consumer: Consumer) -> None:
+    for count in (0, 1):
+        ids = consumer.send(*range(count))
+        with contextlib.closing(consumer.ask(POLL)) as connected:
+            connected.shutdown(socket.SHUT_WR)
+            answer = http.client.HTTPResponse(connected)
+            answer.begin()
+            assert answer.status == 200
+            assert [event["id"] for event in json.loads(answer.read())["events"]] in ([], ids)
+    assert consumer.places() == 0
 
 
 def test_a_key_that_is_revoked_during_a_wait_gets_nothing(consumer: Consumer) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from core.front_door.app import Handler
-from core.front_door.http import ClientGone, Request, Response, Stream
+from core.front_door.http import Request, Response, Stream
 from core.front_door.stopping import stopping
 from core.json_response import dumps
 from orgs.front_door import Authenticator, KeyChanged
@@ -45,13 +46,13 @@ class InboxDoor:
     async def _fetch(self, request: Request, caller: Caller) -> Response:
         query = requests.parse_query(request)
         inbox = await self.room.run(caller, lambda: requests.resolve(request, caller, query.inbox))
+        if request.input_has_ended:  # a client like `nc` gets what is there; one that has gone needn't wait, either
+            query = replace(query, wait=0.0)
         gone = asyncio.ensure_future(request.gone())
         try:
             if query.cursor is not None:
                 return await self._read_log(caller, inbox, query, gone)
             lease_id, events = await self.room.fetch(caller, inbox.id, query, gone)
-            if gone.done():
-                raise ClientGone
             return Response(200, dumps(requests.show_fetched(lease_id, events)))
         finally:
             gone.cancel()
@@ -65,12 +66,10 @@ class InboxDoor:
                 arrived.clear()
                 page = await self.room.run(caller, partial(requests.read_log, inbox, query, place))
                 left = min(ends - loop.time(), KEEP_ALIVE_SECONDS)
-                if page.events or page.has_more or left <= 0 or stopping.has_begun:
+                if page.events or page.has_more or left <= 0 or stopping.has_begun or gone.done():
                     return Response(200, dumps(requests.show_log(inbox, page)))
                 place = page.following
                 await _until(left, arrived, gone)
-                if gone.done():
-                    raise ClientGone
 
     async def _stream(self, request: Request, caller: Caller) -> Stream:
         query = requests.parse_stream_query(request)
