@@ -128,7 +128,7 @@ class BoundedProtocol(HttpToolsProtocol):
         from core.front_door.http import INPUT_HAS_ENDED
 
         self.cycle.keep_alive = False
-        self.cycle.scope[INPUT_HAS_ENDED] = True
+        cast(dict[str, Any], self.cycle.scope)[INPUT_HAS_ENDED] = True
         self.cycle.message_event.set()
         self._stop_timer()
         return True
