@@ -10,6 +10,7 @@ from rest_framework import serializers
 
 from webhooks import subscriptions
 from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
+from webhooks.inboxes import is_inbox
 from webhooks.models import Subscription
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 else:
     _SubscriptionForm = forms.ModelForm
 
+# Fields that an inbox doesn't have: nothing is sent to it.
+ONLY_OF_ENDPOINTS = ("url", "headers_text", "remove_headers", "max_in_flight", "deliveries_per_second")
 _FORM_FIELDS = {"event_types": "event_types_text", "headers": "headers_text"}
 _API_FIELDS = {"event_types_text": "event_types", "headers_text": "headers", "remove_headers": "headers"}
 
@@ -58,6 +61,9 @@ class SubscriptionForm(_SubscriptionForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.values: dict[str, Any] = {}
+        if not self.instance._state.adding and is_inbox(self.instance):
+            for name in ONLY_OF_ENDPOINTS:
+                self.fields.pop(name, None)
         if not self.instance._state.adding and "event_types_text" in self.fields:
             self.initial["event_types_text"] = "\n".join(self.instance.event_types)
 

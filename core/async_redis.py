@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import redis.asyncio
@@ -18,10 +20,13 @@ from redis.asyncio.sentinel import (
 )
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MasterDownError, ReadOnlyError
+from redis.exceptions import MasterDownError, ReadOnlyError, RedisError
 
 from core.redis import breaker
 from core.redis_connections import sentinel_options
+
+LISTEN_SECONDS = 10.0
+RECONNECT_SECONDS = 1.0
 
 
 def _pool() -> ConnectionPool:
@@ -78,6 +83,28 @@ class AsyncRedis:
             return replies
 
         return await breaker.run_async(send)
+
+    async def messages(self, channel: str) -> AsyncIterator[bytes]:
+        """Yield what is published on a channel, and an empty message after each connect: some may have been missed.
+
+        Goes on for good, and connects again after an error.
+        """
+        while True:
+            pubsub = self._client.pubsub(ignore_subscribe_messages=True)
+            try:
+                await pubsub.subscribe(channel)
+                yield b""
+                while True:
+                    message = await pubsub.get_message(timeout=LISTEN_SECONDS)
+                    if message is not None:
+                        yield message["data"]
+                    else:
+                        await pubsub.ping()  # a server that went away without a word is noticed
+            except (RedisError, OSError, TimeoutError):
+                await asyncio.sleep(RECONNECT_SECONDS)
+            finally:
+                with contextlib.suppress(RedisError, OSError):
+                    await pubsub.aclose()
 
     async def close(self) -> None:
         """Close the connection."""

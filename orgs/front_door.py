@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from core.client_address import client_address
 from core.db import borrow_connection
-from core.front_door.http import Request, Response
+from core.front_door.http import Request, Response, Stream
 from core.problems import Problem
 from orgs.authentication import authenticate_key, key_in
 from orgs.key_cache import KeyCache
@@ -21,7 +22,7 @@ LOOKUP_THREADS = 4
 # How often a request starts over because its key was changed while it was served.
 MOST_CHANGES = 5
 
-Serve = Callable[[Request, Caller], Awaitable[Response]]
+R = TypeVar("R", bound=Response | Stream)
 
 
 class KeyChanged(Exception):
@@ -35,13 +36,15 @@ class Authenticator:
         self.cache = KeyCache()
         self._executor = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="keys")
 
-    def requires(self, scope: Scope, serve: Serve) -> Callable[[Request], Awaitable[Response]]:
+    def requires(
+        self, scope: Scope, serve: Callable[[Request, Caller], Awaitable[R]]
+    ) -> Callable[[Request], Awaitable[R]]:
         """Return a handler that calls `serve` for callers whose key has the scope.
 
         serve: may raise KeyChanged.
         """
 
-        async def handle(request: Request) -> Response:
+        async def handle(request: Request) -> R:
             key = key_in(request.header(b"x-api-key"), request.header(b"authorization"))
             caller = self.cache.get(key)
             is_remembered = caller is not None

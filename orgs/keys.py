@@ -223,3 +223,15 @@ def require_no_longer(wanted: datetime.datetime | None, held: datetime.datetime 
     """Raise ExpiryError when a key that ends at `wanted` would outlive one that ends at `held` (None is never)."""
     if held is not None and (wanted is None or wanted > held):
         raise ExpiryError(f"a key can't create one that expires later than itself, at {held.isoformat()}")
+
+
+_MAY = f"""
+SELECT true FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
+WHERE k.id = %s AND {USABLE} AND %s = ANY (k.scopes)
+"""  # noqa: S608 - a constant of ours
+
+
+def still_may(key_id: uuid.UUID, scope: str) -> bool:
+    """Return whether a key that was looked up earlier may still be used, and has the scope."""
+    with server_cursor() as cursor:
+        return cursor.execute(_MAY, (key_id, scope)).fetchone() is not None

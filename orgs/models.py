@@ -61,6 +61,7 @@ class Scope(models.TextChoices):
     SUBSCRIPTIONS_MANAGE = "subscriptions:manage"
     DELIVERIES_READ = "deliveries:read"
     DELIVERIES_RETRY = "deliveries:retry"
+    INBOX_CONSUME = "inbox:consume"
     KEYS_MANAGE = "keys:manage"
 
 

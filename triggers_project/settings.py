@@ -173,6 +173,7 @@ SPECTACULAR_SETTINGS = {
     "TAGS": [
         {"name": "Events", "description": "Send events and read them back."},
         {"name": "Subscriptions", "description": "Who receives which events."},
+        {"name": "Inbox", "description": "Fetch events instead of receiving webhooks."},
         {"name": "Deliveries", "description": "What became of each event for each subscription."},
         {"name": "Keys", "description": "API keys and what they may do."},
         {"name": "Account", "description": "Who the key is, and who did what."},

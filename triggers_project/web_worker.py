@@ -6,7 +6,7 @@ import asyncio
 import resource
 import uuid
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -119,19 +119,30 @@ class BoundedProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Respond to a complete request although the client has ended its side of the connection, as `nc` does.
 
-        Returns whether the connection stays open for that.  What isn't complete can't be any more.
+        Returns whether the connection stays open for that.  What isn't complete can't be any more.  A client that has
+        closed the connection looks the same, so a request that waits is told.
         """
         if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
             return False
+        # Not above, as in `_bad_request`.
+        from core.front_door.http import INPUT_HAS_ENDED
+
         self.cycle.keep_alive = False
+        cast(dict[str, Any], self.cycle.scope)[INPUT_HAS_ENDED] = True
+        self.cycle.message_event.set()
         self._stop_timer()
         return True
 
     def shutdown(self) -> None:
         """Close the connection as the server stops, after LAST_REQUEST_SECONDS if it is idle.
 
-        uvicorn would close an idle connection at once, and with it a request that is on its way.
+        uvicorn would close an idle connection at once, and with it a request that is on its way.  Requests that wait
+        for something come to their end.
         """
+        # Not above, as in `_bad_request`.
+        from core.front_door.stopping import stopping
+
+        stopping.begin()
         if self.cycle is not None and not self.cycle.response_complete:
             super().shutdown()
             return

@@ -20,14 +20,34 @@ from orgs.models import Organization
 _HOST_IN_URL = r"^[^:/?#]*://(?:[^/?#@]*@)?(\[[^/?#\]]*\]|[^/?#:]*)"
 
 
-class Subscription(models.Model):
-    """An endpoint's URL, the event types it wants, and the secret that signs its requests.
+class DestinationKind(models.TextChoices):
+    """Where deliveries go: to an endpoint, or into an inbox, from which the tenant fetches them."""
 
-    The row of a deleted subscription stays, because deliveries refer to it; `deleted_at` hides it.
+    HTTP = "http"
+    INBOX = "inbox"
+
+
+class Subscription(models.Model):
+    """An endpoint's URL, the event types it wants, and the secret that signs its requests; or an inbox.
+
+    The row of a deleted subscription stays, because deliveries refer to it; `deleted_at` hides it.  An inbox has
+    neither secret nor headers, and its `url` is `inbox:` and its name, for people.
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     organization = models.ForeignKey(Organization, on_delete=models.PROTECT, related_name="+", db_index=False)
+    kind = models.CharField(
+        max_length=10, choices=DestinationKind.choices, default=DestinationKind.HTTP,
+        db_default=DestinationKind.HTTP.value, editable=False,
+    )  # fmt: skip
+    inbox = models.CharField(
+        max_length=64,
+        blank=True,
+        default="",
+        db_default="",
+        editable=False,
+        help_text="The inbox's name, if it is one.",
+    )
     url = models.CharField(max_length=2048)
     host = models.GeneratedField(
         # Empty for a text that isn't a URL, which must not be refused here: it fails alone, where it is used.
@@ -82,7 +102,10 @@ class Subscription(models.Model):
             models.CheckConstraint(
                 condition=Q(encrypted_previous_secrets__len=F("previous_secrets_expire_at__len")),
                 name="webhooks_sub_previous_secrets",
-            )
+            ),
+            models.UniqueConstraint(
+                fields=["organization", "inbox"], condition=Q(kind="inbox", deleted_at=None), name="webhooks_sub_inbox"
+            ),
         ]
 
     def __str__(self) -> str:
@@ -133,6 +156,9 @@ class SubscriptionQueue(models.Model):
     last_success_at = models.DateTimeField(null=True)
     last_claimed_at = models.DateTimeField(db_default=Now())
     rate_reserved_until = models.DateTimeField(null=True, help_text="Rate limit: theoretical arrival time (GCRA).")
+    is_fetched = models.BooleanField(
+        default=False, db_default=False, help_text="An inbox: nothing is sent, so `next_due_at` is always empty."
+    )
     needs_resync = models.BooleanField(
         default=False, help_text="Waiting deliveries don't have the status that fits the subscription yet."
     )
@@ -227,6 +253,12 @@ class Delivery(models.Model):
             ),
             models.Index(
                 fields=["lease_expires_at"], condition=Q(status="delivering"), name="webhooks_delivery_leased"
+            ),
+            # What was fetched from an inbox and not acknowledged; `next_attempt_at` is when it may be fetched again.
+            models.Index(
+                fields=["subscription", "next_attempt_at"],
+                condition=Q(status="pending", lease_id__isnull=False),
+                name="webhooks_delivery_fetched",
             ),
             # For the lists by state: the rows wanted may be older than millions of delivered ones.  What waits for its
             # first attempt and what waits for another one (`webhooks.states`) are in one index each.

@@ -52,15 +52,20 @@ WHERE q.subscription_id = ANY(%(ids)s::uuid[]) ORDER BY q.subscription_id FOR UP
 """
 
 # now() is when the transaction began, which is before the time of any delivery that it inserted, however long it
-# waited for the lock.  A queue that was closed meanwhile has to hold the new deliveries.
+# waited for the lock.  A queue that was closed meanwhile has to hold the new deliveries.  An inbox's is never due.
 _MARK_DUE = """
 UPDATE webhooks_subscriptionqueue
-SET next_due_at = least(next_due_at, now() + make_interval(secs => %(delay)s)),
+SET next_due_at = CASE WHEN NOT is_fetched THEN least(next_due_at, now() + make_interval(secs => %(delay)s)) END,
     needs_resync = needs_resync OR NOT accepts_deliveries
 WHERE subscription_id IN (
     SELECT subscription_id FROM webhooks_subscriptionqueue WHERE subscription_id = ANY(%(ids)s::uuid[])
     ORDER BY subscription_id FOR UPDATE
 )
+"""
+
+# Without their state, and without a result to wait for.
+_LOCK_ONLY = """
+SELECT FROM webhooks_subscriptionqueue WHERE subscription_id = ANY(%s::uuid[]) ORDER BY subscription_id FOR UPDATE
 """
 
 _MARK_HELD = """
@@ -93,6 +98,11 @@ def lock_queues(
         with locking_cursor() as own:
             rows = own.execute(_LOCK_QUEUES, parameters).fetchall()
     return {row.subscription_id: row for row in rows}
+
+
+def lock_only(subscription_ids: Iterable[uuid.UUID], cursor: psycopg.Cursor[object]) -> None:
+    """Lock the queues until the transaction ends."""
+    cursor.execute(_LOCK_ONLY, (list(subscription_ids),))
 
 
 def locking_cursor() -> psycopg.Cursor[LockedQueue]:

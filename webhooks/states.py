@@ -31,7 +31,7 @@ from django.db.models import (
 )  # fmt: skip
 from django.db.models.functions import Coalesce, Greatest, Now
 
-from webhooks.models import Delivery, DeliveryStatus, Subscription
+from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription
 
 # --- deliveries -------------------------------------------------------------------------------------
 
@@ -138,7 +138,11 @@ def with_state(rows: QuerySet[Subscription]) -> QuerySet[Subscription]:
         .order_by("next_attempt_at").values("next_attempt_at")[:1]
     )  # fmt: skip
     nothing = Value(None, DateTimeField())
-    is_sent_to = active & Q(first_pending_at__isnull=False) if not settings.DISABLE_WEBHOOK_DELIVERY else Q(pk__in=[])
+    is_sent_to = (
+        active & Q(first_pending_at__isnull=False, kind=DestinationKind.HTTP)
+        if not settings.DISABLE_WEBHOOK_DELIVERY
+        else Q(pk__in=[])
+    )
     return rows.alias(first_pending_at=Subquery(first_pending)).annotate(
         state=Case(
             *(When(condition, then=Value(name)) for name, condition in _CONDITIONS.items()),

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from django.db import DatabaseError, transaction
-from django.db.models import Q, QuerySet
+from django.db.models import Case, Q, QuerySet, When
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -25,11 +25,13 @@ from orgs.audit import record
 from orgs.models import Organization
 from webhooks.destinations.http.endpoint import seal_headers
 from webhooks.destinations.http.signing import new_secret
-from webhooks.models import Delivery, DeliveryStatus, Subscription, SubscriptionQueue
+from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription, SubscriptionQueue
 
 log = structlog.get_logger()
 
 RESYNC_ROWS = 5000
+# For a queue: an inbox's is never due.
+_DUE_NOW = Case(When(is_fetched=False, then=Now()))
 RESYNC_AT_ONCE = 10
 # In the audit log, `system:` and this stands for what a worker does by itself.
 AUTOMATIC = "worker"
@@ -60,18 +62,20 @@ def of_organization(organization_id: uuid.UUID) -> QuerySet[Subscription]:
 def create(
     organization_id: uuid.UUID,
     *,
-    url: str,
+    url: str = "",
+    inbox: str = "",
     event_types: list[str],
     description: str = "",
     headers: Mapping[str, str] | None = None,
     max_in_flight: int | None = None,
     deliveries_per_second: float | None = None,
 ) -> tuple[Subscription, str]:
-    """Create a subscription; return it and its signing secret, which can't be read again.
+    """Create a subscription; return it and its signing secret, which can't be read again and is empty for an inbox.
 
-    Raises TooManySubscriptions.
+    url, inbox: of an endpoint, or the name of an inbox.  Raises TooManySubscriptions, and IntegrityError if the
+    organization has an inbox of this name.
     """
-    secret = new_secret()
+    secret = "" if inbox else new_secret()
     with transaction.atomic():
         # One at a time for each organization: two requests that count at once would both find room for one more.
         Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
@@ -79,12 +83,14 @@ def create(
             raise TooManySubscriptions
         subscription = Subscription.objects.create(
             organization_id=organization_id,
-            url=url,
+            kind=DestinationKind.INBOX if inbox else DestinationKind.HTTP,
+            inbox=inbox,
+            url=f"inbox:{inbox}" if inbox else url,
             event_types=event_types,
             description=description,
             encrypted_headers=seal_headers(headers or {}),
             header_names=sorted(headers or {}),
-            encrypted_secret=encrypt(secret),
+            encrypted_secret=encrypt(secret) if secret else "",
             max_in_flight=max_in_flight,
             deliveries_per_second=deliveries_per_second,
         )
@@ -92,6 +98,7 @@ def create(
             subscription=subscription,
             organization_id=organization_id,
             concurrency_window=settings.INITIAL_CONCURRENCY_WINDOW,
+            is_fetched=bool(inbox),
         )
     subscription.refresh_from_db()
     return subscription, secret
@@ -201,7 +208,7 @@ def enable(subscription: Subscription, *, audit: Audit | None = None) -> None:
             is_active=True, disabled_at=None, disabled_reason="", stopped_with_host=False, updated_at=Now()
         )
         if enabled:
-            _reset_health(subscription.pk, accepts_deliveries=True, needs_resync=True, next_due_at=Now())
+            _reset_health(subscription.pk, accepts_deliveries=True, needs_resync=True, next_due_at=_DUE_NOW)
             if audit is not None:
                 audit()
     resync(subscription.pk)
@@ -247,7 +254,7 @@ def enable_many(
         Subscription.objects.filter(pk__in=ids).update(
             is_active=True, disabled_at=None, disabled_reason="", stopped_with_host=False, updated_at=Now()
         )
-        _reset_health(*ids, accepts_deliveries=True, needs_resync=True, next_due_at=Now())
+        _reset_health(*ids, accepts_deliveries=True, needs_resync=True, next_due_at=_DUE_NOW)
         if rows:
             audit(rows)
     _begin_resync(ids)
@@ -341,7 +348,9 @@ def resync(subscription_id: uuid.UUID, rows: int = RESYNC_ROWS) -> bool:
             changes = {"status": DeliveryStatus.CANCELLED, "completed_at": Now(), "next_attempt_at": None}
         elif subscription.is_active:
             wrong = Q(status=DeliveryStatus.HELD)
-            changes = {"status": DeliveryStatus.PENDING, "next_attempt_at": Now()}
+            # What was fetched from an inbox is leased until then.
+            due = Case(When(lease_id__isnull=False, then="next_attempt_at"), default=Now())
+            changes = {"status": DeliveryStatus.PENDING, "next_attempt_at": due}
         else:
             wrong = Q(status=DeliveryStatus.PENDING)
             changes = {"status": DeliveryStatus.HELD}
@@ -351,6 +360,6 @@ def resync(subscription_id: uuid.UUID, rows: int = RESYNC_ROWS) -> bool:
         done = len(ids) < rows and not waiting.exists()
         fields: dict[str, Any] = {"needs_resync": not done}
         if ids and subscription.is_active and subscription.deleted_at is None:
-            fields["next_due_at"] = Now()
+            fields["next_due_at"] = _DUE_NOW
         SubscriptionQueue.objects.filter(pk=subscription_id).update(**fields)
     return done

@@ -28,9 +28,10 @@ from console.host_actions import stop_or_enable
 from console.model_admin import BoundedAdmin, new_secret_page
 from console.recoveries import ask_and_recover
 from console.runs import ask_and_run
-from console.subscription_forms import SubscriptionForm
+from console.subscription_forms import ONLY_OF_ENDPOINTS, SubscriptionForm
 from core.ids import parse_id
 from webhooks import endpoint_test, subscriptions
+from webhooks.inboxes import is_inbox
 from webhooks.models import BulkRun, Subscription, SubscriptionQueue
 from webhooks.states import DELETED, SubscriptionState, in_state, with_state
 
@@ -96,6 +97,8 @@ class SubscriptionAdmin(BoundedAdmin):
     object_actions = (
         "send_test", "retry_failed", "recover", "disable", "enable", "rotate_secret", "stop_host", "enable_host",
     )  # fmt: skip
+    # An inbox has neither secret nor host, and nothing can be sent to it.
+    _endpoint_actions = ("send_test", "rotate_secret", "stop_host", "enable_host")
     change_form_template = "console/endpoint.html"
     delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
@@ -118,7 +121,13 @@ class SubscriptionAdmin(BoundedAdmin):
         """Return the form and, for an existing subscription, its health and status."""
         if obj is None:
             return [(None, {"fields": [name for name in self._form_fields if name != "remove_headers"]})]
-        editable = self._form_fields if self.has_change_permission(request, obj) else self._plain_fields
+        may_change = self.has_change_permission(request, obj)
+        if is_inbox(obj):
+            fields = [name for name in self._form_fields if name not in ONLY_OF_ENDPOINTS]
+            status = [name for name in self._status_fields if name not in self._endpoint_status_fields]
+            shown = ["url_full", *fields] if may_change else self._plain_inbox_fields
+            return [("Inbox", {"fields": shown}), ("Status", {"fields": status})]
+        editable = self._form_fields if may_change else self._plain_fields
         return [
             ("Endpoint", {"fields": editable}),
             ("Status", {"fields": self._status_fields}),
@@ -129,12 +138,14 @@ class SubscriptionAdmin(BoundedAdmin):
         "organization_link", "url_full", "event_types_display", "description_full", "max_in_flight",
         "deliveries_per_second",
     )  # fmt: skip
+    _plain_inbox_fields = ("organization_link", "url_full", "event_types_display", "description_full")
+    _endpoint_status_fields = ("header_names_display", "previous_secrets_display")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Subscription | None = None) -> Any:
         """Let nobody move a subscription to another organization, or change what was recorded about it."""
         if obj is None:
             return ()
-        facts = (*self._status_fields, "organization")
+        facts = (*self._status_fields, "organization", *(["url_full"] if is_inbox(obj) else []))
         return facts if self.has_change_permission(request, obj) else (*facts, *self._plain_fields)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -259,7 +270,7 @@ class SubscriptionAdmin(BoundedAdmin):
 
     def fits(self, action: str, row: Any) -> bool:
         """Offer nothing for a deleted subscription, and for others what changes something."""
-        if row.deleted_at is not None:
+        if row.deleted_at is not None or (action in self._endpoint_actions and is_inbox(row)):
             return False
         needs_active = {"disable": True, "stop_host": True, "enable": False, "enable_host": False}
         return action not in needs_active or needs_active[action] == row.is_active
@@ -354,18 +365,22 @@ class SubscriptionAdmin(BoundedAdmin):
             return None
         return ask_and_recover(self, request, rows[0])
 
-    def _only_one(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> Subscription | None:
-        """Return the selected subscription; tell the user if it isn't one that exists."""
+    def _only_endpoint(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> Subscription | None:
+        """Return the selected subscription; tell the user if it isn't one that exists, or is an inbox."""
         rows = list(queryset[:2])
         if len(rows) != 1 or rows[0].deleted_at is not None:
             self.message_user(request, "Select one subscription that isn't deleted.", messages.ERROR)
+            return None
+        if is_inbox(rows[0]):
+            text = "The subscription is an inbox: it has no secret, and nothing is sent to it. Nothing was changed."
+            self.message_user(request, text, messages.ERROR)
             return None
         return Subscription.objects.get(pk=rows[0].pk)
 
     @admin.action(description="Send a test event", permissions=["switch"])
     def send_test(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
         """Send a test event to the endpoint and show what came back."""
-        row = self._only_one(request, queryset)
+        row = self._only_endpoint(request, queryset)
         if row is None:
             return
         try:
@@ -383,7 +398,7 @@ class SubscriptionAdmin(BoundedAdmin):
     @admin.action(description="Rotate the secret…", permissions=["rotate"])
     def rotate_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
         """Replace the signing secret and show the new one, which can't be read again."""
-        row = self._only_one(request, queryset)
+        row = self._only_endpoint(request, queryset)
         if row is None:
             return None
         form = answer(request, RotationForm)

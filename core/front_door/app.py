@@ -20,7 +20,7 @@ from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.security import SecurityMiddleware
 
 from core.exceptions import problem_for
-from core.front_door.http import ClientGone, Receive, Request, Response, Scope, Send
+from core.front_door.http import ClientGone, Receive, Request, Response, Scope, Send, Stream
 from core.front_door.wsgi_bridge import WSGIApplication, WSGIBridge
 from core.middleware import MAX_URL_CHARACTERS, REQUEST_ID
 from core.problems import MEDIA_TYPE, Problem, document
@@ -28,7 +28,7 @@ from core.url_prefix import path_below
 
 log = structlog.get_logger()
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response | Stream]]
 
 # The largest body that Django gets: a form of the admin, or an object of the API.
 MAX_SITE_BODY_BYTES = 1_048_576
@@ -94,13 +94,17 @@ class FrontDoor:
     async def _handle(self, handler: Handler, request: Request, send: Send) -> None:
         started = time.perf_counter()
         structlog.contextvars.bind_contextvars(request_id=request.request_id)
+        response: Response | Stream
         try:
             response = await handler(request)
         except ClientGone:
             raise
         except Exception as error:
             response = _problem_response(request, problem_for(error, request.scope["path"]))
-        await self._respond(request, response, send, started)
+        if isinstance(response, Stream):
+            await self._send_stream(request, response, send, started)
+        else:
+            await self._respond(request, response, send, started)
 
     async def _pass_on(self, request: Request, send: Send) -> None:
         """Have Django serve the request; a body that is too large for any of its pages is refused here."""
@@ -136,6 +140,44 @@ class FrontDoor:
         )
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
+
+    async def _send_stream(self, request: Request, stream: Stream, send: Send, started: float) -> None:
+        """Send chunks until there are no more, the client goes, or the server stops."""
+        headers = [
+            (b"content-type", stream.media_type.encode()),
+            (b"x-request-id", request.request_id.encode()),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),  # nginx would keep them back
+            *self._security_headers,
+        ]
+        log.info(
+            "request",
+            method=request.scope["method"],
+            path=request.scope["path"],
+            status=stream.status,
+            duration_ms=round((time.perf_counter() - started) * 1000, 2),
+        )
+        await send({"type": "http.response.start", "status": stream.status, "headers": headers})
+        gone = asyncio.create_task(request.gone())
+        try:
+            while not gone.done():
+                following = asyncio.ensure_future(anext(stream.chunks, None))
+                try:
+                    await asyncio.wait({following, gone}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    if not following.done():
+                        following.cancel()
+                        await asyncio.wait({following})
+                chunk = None if following.cancelled() else following.result()
+                if chunk is None:
+                    break
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except Exception as error:
+            problem_for(error, request.scope["path"])  # which logs it; the client will connect again
+        finally:
+            gone.cancel()
+            await stream.chunks.aclose()
+        await send({"type": "http.response.body", "body": b""})
 
     def _is_ordinary(self, request: Request) -> bool:
         """Return whether Django's checks of a request's host, scheme, and URL would let it pass."""

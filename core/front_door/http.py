@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+
+from django.http import QueryDict
 
 from core.json_body import require_identity, require_media_type, too_large
 from core.problems import Problem
@@ -35,6 +38,19 @@ class Response:
     body: bytes
     media_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A response whose body has no end yet.  chunks: closed when the client goes or the server stops."""
+
+    chunks: AsyncGenerator[bytes]
+    media_type: str = "text/event-stream"
+    status: int = 200
+
+
+# In the scope of a request whose client has ended its side of the connection.
+INPUT_HAS_ENDED = "triggers.input_has_ended"
 
 
 class Request:
@@ -119,6 +135,22 @@ class Request:
         more = message.get("more_body", False)
         self._ended = not more
         return message.get("body", b""), more
+
+    @property
+    def query_params(self) -> QueryDict:
+        """Return the parameters in the URL, as a request of Django REST framework does."""
+        return QueryDict(self.scope["query_string"])
+
+    @property
+    def input_has_ended(self) -> bool:
+        """Return whether the client has ended its side of the connection.  Most that do so have gone."""
+        return INPUT_HAS_ENDED in self.scope
+
+    async def gone(self) -> None:
+        """Wait until the client closes the connection, or its side of it."""
+        with contextlib.suppress(ClientGone):
+            while not self.input_has_ended:
+                await self._next()
 
     async def drain(self) -> bool:
         """Read what is left of a body that nobody wanted.

@@ -7,7 +7,9 @@ what the operation is: with a scope, a path parameter, a body.
 
 from core.openapi.pages import page_of
 from core.openapi.parameters import PAGE, SINCE, UNTIL, location, query, rate_limit
-from core.openapi.responses import HEADERS, conflict
+from core.openapi.responses import HEADERS, conflict, refusals
 from core.openapi.types import Schema
 
-__all__ = ["HEADERS", "PAGE", "SINCE", "UNTIL", "Schema", "conflict", "location", "page_of", "query", "rate_limit"]
+__all__ = [
+    "HEADERS", "PAGE", "SINCE", "UNTIL", "Schema", "conflict", "location", "page_of", "query", "rate_limit", "refusals",
+]  # fmt: skip

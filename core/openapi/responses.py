@@ -147,6 +147,19 @@ def shared_errors() -> Schema:
 
 def conflict(*codes: str) -> dict[tuple[int, str], OpenApiResponse]:
     """Return the 409 response of an operation.  codes: the registered problem codes that it may have."""
-    problems = [problem_type(code) for code in codes]
-    examples = [OpenApiExample(one.code, problem_example(one), media_type=MEDIA_TYPE) for one in problems]
-    return {(409, MEDIA_TYPE): OpenApiResponse(PROBLEM, _describe(problems), examples)}
+    return refusals(*codes)
+
+
+def refusals(*codes: str) -> dict[tuple[int, str], OpenApiResponse]:
+    """Return the responses of an operation for registered problem codes, each with the status of its codes."""
+    by_status: dict[int, list[ProblemType]] = defaultdict(list)
+    for code in codes:
+        by_status[problem_type(code).status].append(problem_type(code))
+    return {
+        (status, MEDIA_TYPE): OpenApiResponse(
+            PROBLEM,
+            _describe(problems),
+            [OpenApiExample(one.code, problem_example(one), media_type=MEDIA_TYPE) for one in problems],
+        )
+        for status, problems in by_status.items()
+    }

@@ -147,6 +147,7 @@ class Migration(migrations.Migration):
                                 ("subscriptions:manage", "Subscriptions Manage"),
                                 ("deliveries:read", "Deliveries Read"),
                                 ("deliveries:retry", "Deliveries Retry"),
+                                ("inbox:consume", "Inbox Consume"),
                                 ("keys:manage", "Keys Manage"),
                             ],
                             max_length=40,

@@ -34,7 +34,7 @@ from webhooks.dispatch import leases
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
-from webhooks.upkeep import background_runs, held_retention, queue_repair
+from webhooks.upkeep import background_runs, held_retention, inbox_retention, queue_repair
 from webhooks.upkeep.preview import preview, preview_recovery
 from webhooks.upkeep.retention import purge_expired
 
@@ -374,6 +374,7 @@ def test_looking_after_things_walks_no_history(history: History, monkeypatch: py
         queue_repair.repair_next_due_at,
         queue_repair.recount_in_flight,
         held_retention.cancel_expired,
+        inbox_retention.cancel_unfetched,
         lambda: preview({"org": history.organization.id}),
         lambda: preview({"subscription": history.busy.pk}),
         lambda: preview_recovery(history.due, timezone.now() - datetime.timedelta(hours=1)),

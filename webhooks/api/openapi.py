@@ -26,6 +26,9 @@ SUBSCRIPTION_EXAMPLE = {
 }
 
 
+INBOX_EXAMPLE = {"kind": "inbox", "inbox": "orders", "event_types": ["order.*"]}
+
+
 class HeadersSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
     target_class = "webhooks.api.serializers.HeadersField"
 

@@ -26,7 +26,9 @@ from webhooks import endpoint_test, subscriptions
 from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.destinations.outcome import Failure
 from webhooks.endpoint_test import EndpointTest
-from webhooks.models import BulkRun, Cause, Delivery, DeliveryAttempt, Subscription
+from webhooks.inboxes import MAX_NAME as MAX_INBOX_NAME
+from webhooks.inboxes import NAME as INBOX_NAME
+from webhooks.models import BulkRun, Cause, Delivery, DeliveryAttempt, DestinationKind, Subscription
 from webhooks.routing.matching import pattern_error
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
@@ -98,6 +100,25 @@ class UrlField(StrictCharField):
         return url
 
 
+URL_HELP = (
+    "Where webhooks are sent: an absolute `http` or `https` URL. Whitespace around it is removed, an "
+    "internationalized host name is converted to its ASCII form (`https://bücher.example` to "
+    "`https://xn--bcher-kva.example`), and other non-ASCII characters are percent-encoded. The response shows "
+    "the stored URL, and its path and query are what requests use, byte for byte."
+)
+# What an inbox doesn't have.
+ONLY_OF_ENDPOINTS = ("url", "headers", "max_in_flight", "deliveries_per_second")
+NOT_OF_INBOXES = "an inbox has none: nothing is sent to it"
+
+
+def validate_inbox_name(value: str) -> None:
+    """Reject what isn't a name of an inbox.  Raises ValidationError."""
+    if not INBOX_NAME.fullmatch(value):
+        raise serializers.ValidationError(
+            "must be letters, digits, `.`, `_`, and `-`, the first of them a letter or digit"
+        )
+
+
 # --- requests ---------------------------------------------------------------------------------------
 
 
@@ -107,12 +128,7 @@ class SubscriptionChangeSerializer(StrictSerializer):
     url = UrlField(
         max_length=2048,
         trim_whitespace=False,
-        help_text=(
-            "Where webhooks are sent: an absolute `http` or `https` URL. Whitespace around it is removed, an "
-            "internationalized host name is converted to its ASCII form (`https://bücher.example` to "
-            "`https://xn--bcher-kva.example`), and other non-ASCII characters are percent-encoded. The response shows "
-            "the stored URL, and its path and query are what requests use, byte for byte."
-        ),
+        help_text=URL_HELP,
     )
     event_types = EventTypesField()
     description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
@@ -123,6 +139,41 @@ class SubscriptionChangeSerializer(StrictSerializer):
 
 class SubscriptionCreateSerializer(SubscriptionChangeSerializer):
     """The body of `POST /api/subscriptions`."""
+
+    kind = serializers.ChoiceField(
+        choices=DestinationKind.values,
+        required=False,
+        default=DestinationKind.HTTP.value,
+        help_text="`inbox`: nothing is sent, and events wait in the inbox until you fetch them.",
+    )
+    inbox = StrictCharField(
+        required=False,
+        max_length=MAX_INBOX_NAME,
+        validators=[validate_inbox_name],
+        help_text="The name of the inbox to make: letters, digits, `.`, `_`, and `-`.",
+    )
+    url = UrlField(
+        max_length=2048,
+        trim_whitespace=False,
+        required=False,
+        help_text=f"Required, unless `kind` is `inbox`. {URL_HELP}",
+    )
+
+    def validate(self, attrs: Any) -> Any:
+        """Require what the kind needs, and refuse what it doesn't have."""
+        errors = {}
+        if attrs.pop("kind") == DestinationKind.INBOX:
+            if "inbox" not in attrs:
+                errors["inbox"] = ["is required for an inbox"]
+            errors |= {name: [NOT_OF_INBOXES] for name in ONLY_OF_ENDPOINTS if name in attrs}
+        else:
+            if "url" not in attrs:
+                errors["url"] = ["is required"]
+            if "inbox" in attrs:
+                errors["inbox"] = ["goes with `kind` `inbox`"]
+        if errors:
+            raise serializers.ValidationError(errors)
+        return attrs
 
 
 class SecretRotateSerializer(StrictSerializer):
@@ -177,11 +228,33 @@ class FailureField(serializers.ChoiceField):
         return value or None
 
 
+class InboxNameField(serializers.CharField):
+    """The name of an inbox, which is empty for an endpoint; shown as null."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_null=True, **options)
+
+    def to_representation(self, value: Any) -> Any:
+        return value or None
+
+
+class EndpointUrlField(serializers.CharField):
+    """An endpoint's URL; that of an inbox is only for people, and shown as null."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(source="*", allow_null=True, **options)
+
+    def to_representation(self, value: Any) -> Any:
+        return None if value.kind == DestinationKind.INBOX else value.url
+
+
 class SubscriptionSerializer(serializers.Serializer[Subscription]):
     """A subscription; its secret and the values of its headers are never shown again."""
 
     id = serializers.UUIDField()
-    url = serializers.CharField()
+    kind = serializers.ChoiceField(choices=DestinationKind.values, help_text="`inbox`: events wait to be fetched.")
+    inbox = InboxNameField(help_text="The inbox's name; null for an endpoint.")
+    url = EndpointUrlField(help_text="Null for an inbox.")
     event_types = serializers.ListField(child=serializers.CharField())
     description = serializers.CharField()
     header_names = serializers.ListField(child=serializers.CharField())
@@ -227,10 +300,12 @@ class NewSubscriptionSerializer(SubscriptionSerializer):
     """A subscription with its secret."""
 
     # The row keeps it encrypted, so the view hands it over as `context={"secret": …}`.
-    secret = serializers.SerializerMethodField(help_text="`whsec_…`: the key that signs each request. Shown once.")
+    secret = serializers.SerializerMethodField(
+        help_text="`whsec_…`: the key that signs each request. Shown once. Null for an inbox."
+    )
 
-    def get_secret(self, subscription: Subscription) -> str:
-        return str(self.context["secret"])
+    def get_secret(self, subscription: Subscription) -> str | None:
+        return self.context["secret"] or None
 
 
 class RotatedSubscriptionSerializer(NewSubscriptionSerializer):

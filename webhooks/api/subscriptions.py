@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
-from django.db import transaction
+from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema
 from rest_framework.request import Request
@@ -16,15 +16,17 @@ from rest_framework.response import Response
 
 from core.json_body import read_object
 from core.openapi import PAGE, conflict, location, query
-from core.problems import Problem, not_found
+from core.problems import Problem, invalid, not_found
 from core.query import PAGE_PARAMETERS, one_of, page, parse_parameters
 from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.models import Scope
-from webhooks import endpoint_test, subscriptions
+from webhooks import endpoint_test, inboxes, subscriptions
 from webhooks.api import openapi
 from webhooks.api.serializers import (
+    NOT_OF_INBOXES,
+    ONLY_OF_ENDPOINTS,
     EndpointTestSerializer,
     NewSubscriptionSerializer,
     ReasonSerializer,
@@ -38,6 +40,7 @@ from webhooks.api.serializers import (
     render_subscription,
 )
 from webhooks.api.viewsets import OrganizationViewSet
+from webhooks.inboxes import is_inbox
 from webhooks.models import BulkRun, Subscription
 from webhooks.states import SubscriptionState, in_state, with_state
 from webhooks.upkeep import recovery
@@ -57,6 +60,22 @@ def _too_many_secrets(ends_at: datetime.datetime) -> Problem:
         f"{subscriptions.MAX_PREVIOUS_SECRETS} earlier secrets still sign. Rotate again at {at}, or end them with "
         "`end_earlier_secrets`.",
         extra={"next_rotation_at": at},
+    )
+
+
+def _require_endpoint(subscription: Subscription, why: str) -> None:
+    """Raise Problem 409 for an inbox."""
+    if is_inbox(subscription):
+        raise Problem("not_for_inboxes", f"The subscription is an inbox: {why}.")
+
+
+def _inbox_exists(organization_id: uuid.UUID, name: str) -> Problem:
+    """Return the 409 for a second inbox of the same name."""
+    existing = inboxes.find(organization_id, name)
+    return Problem(
+        "inbox_exists",
+        f"The organization has an inbox named {name} already.",
+        extra={"subscription_id": str(existing.id)} if existing else {},
     )
 
 
@@ -103,9 +122,12 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         request=SubscriptionCreateSerializer,
         responses={
             201: NewSubscriptionSerializer,
-            **conflict("too_many_subscriptions"),
+            **conflict("too_many_subscriptions", "inbox_exists"),
         },
-        examples=[OpenApiExample("subscription", openapi.SUBSCRIPTION_EXAMPLE, request_only=True)],
+        examples=[
+            OpenApiExample("subscription", openapi.SUBSCRIPTION_EXAMPLE, request_only=True),
+            OpenApiExample("inbox", openapi.INBOX_EXAMPLE, request_only=True),
+        ],
     )
     def create(self, request: Request) -> Response:
         """Create a subscription. Its secret is in this response and can't be read again."""
@@ -121,6 +143,8 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             raise Problem(
                 "too_many_subscriptions", "The organization has reached its limit of subscriptions."
             ) from None
+        except IntegrityError:
+            raise _inbox_exists(caller_of(request).organization_id, serializer.validated_data["inbox"]) from None
         subscription = self.own_row(request, subscription.id)
         return Response(
             dict(NewSubscriptionSerializer(subscription, context={"secret": secret}).data),
@@ -149,7 +173,10 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
     def partial_update(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Change the given fields. The next attempt uses the new values."""
         subscription = self.own_row(request, subscription_id)
-        serializer = SubscriptionChangeSerializer(data=read_object(request), partial=True)
+        body = read_object(request)
+        if is_inbox(subscription) and (wrong := [name for name in ONLY_OF_ENDPOINTS if name in body]):
+            raise invalid([(f"/{name}", NOT_OF_INBOXES) for name in wrong])
+        serializer = SubscriptionChangeSerializer(data=body, partial=True)
         serializer.is_valid(raise_exception=True)
         with transaction.atomic():
             subscriptions.change(subscription, serializer.validated_data)
@@ -213,7 +240,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         tags=["Subscriptions"],
         summary="Rotate a subscription's secret",
         request=SecretRotateSerializer,
-        responses={200: RotatedSubscriptionSerializer, **conflict("too_many_previous_secrets")},
+        responses={200: RotatedSubscriptionSerializer, **conflict("too_many_previous_secrets", "not_for_inboxes")},
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
     def rotate_secret(self, request: Request, subscription_id: uuid.UUID) -> Response:
@@ -222,6 +249,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         Secrets of earlier rotations keep signing until their own overlaps end. At most ten can do so at a time.
         """
         subscription = self.own_row(request, subscription_id)
+        _require_endpoint(subscription, "it has no secret")
         serializer = SecretRotateSerializer(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         overlap = datetime.timedelta(seconds=serializer.validated_data["overlap_seconds"])
@@ -246,7 +274,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         tags=["Subscriptions"],
         summary="Send a test event",
         request=None,
-        responses=EndpointTestSerializer,
+        responses={200: EndpointTestSerializer, **conflict("not_for_inboxes")},
     )
     def test(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Send an event of type `triggers.test` to the endpoint and return what came back.
@@ -255,6 +283,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         It isn't stored and isn't sent again. The response is a 200 whether or not the endpoint accepted the event.
         """
         subscription = self.own_row(request, subscription_id)
+        _require_endpoint(subscription, "nothing can be sent to it; send an event with `POST /api/events` instead")
         try:
             result = endpoint_test.send_test_event(subscription)
         except endpoint_test.TooManyTests as error:

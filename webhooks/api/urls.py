@@ -1,5 +1,6 @@
 from django.urls import path
 
+from webhooks.api import inbox
 from webhooks.api.deliveries import DeliveryViewSet
 from webhooks.api.subscriptions import SubscriptionViewSet
 
@@ -23,6 +24,13 @@ urlpatterns = [
         SubscriptionViewSet.as_view({"get": "recovery"}),
         name="subscription-recovery",
     ),
+    path("inbox", inbox.InboxView.as_view(), name="inbox"),
+    path("inbox/stream", inbox.InboxStreamView.as_view(), name="inbox-stream"),
+    path("inbox/ack", inbox.InboxAckView.as_view(), name="inbox-ack"),
+    path("inbox/nack", inbox.InboxNackView.as_view(), name="inbox-nack"),
+    path("inbox/extend", inbox.InboxExtendView.as_view(), name="inbox-extend"),
+    path("inbox/<uuid:item_id>/ack", inbox.InboxEventAckView.as_view(), name="inbox-event-ack"),
+    path("inbox/ack/<uuid:item_id>", inbox.InboxAckEventView.as_view(), name="inbox-ack-event"),
     path("deliveries", DeliveryViewSet.as_view({"get": "list"}), name="delivery-list"),
     path("deliveries/<uuid:delivery_id>", DeliveryViewSet.as_view({"get": "retrieve"}), name="delivery"),
     path(

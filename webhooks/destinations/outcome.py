@@ -24,8 +24,10 @@ class Failure(StrEnum):
     PROXY_FAILED = "proxy_failed"
     INTERNAL_ERROR = "internal_error"
     WORKER_LOST = "worker_lost"
-    # No attempt's: why a delivery was cancelled.
+    # No attempt's: why a delivery was cancelled, or is in its inbox again.
     HELD_TOO_LONG = "held_too_long"
+    NOT_FETCHED = "not_fetched"
+    GIVEN_BACK = "given_back"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from django.conf import settings
 
 from core.arrays import plain_array
 from core.db import KEEP_PLANS_WITHOUT_WAITING, in_transaction, is_transient, pipelined, server_cursor
+from webhooks.destinations.inbox.arrivals import announce_arrivals
 from webhooks.models import DeliveryStatus
 from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_cursor
 from webhooks.routing.hand_over import HandOver
@@ -72,6 +73,7 @@ class Round:
     seen: events that it claimed.  left_behind: organizations of which it processed fewer events than it claimed,
     because they want so many deliveries.  passed_over: those of which it processed none.  more: whether another round
     at once may find more.  left_to_claims: whether deliveries are due that were not handed over to a sender.
+    inboxes: those that got deliveries.
     """
 
     seen: int = 0
@@ -79,6 +81,7 @@ class Round:
     passed_over: frozenset[uuid.UUID] = frozenset()
     more: bool = False
     left_to_claims: bool = False
+    inboxes: frozenset[uuid.UUID] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,8 @@ class FanOut:
             return Round(len(failed.events), more=len(failed.events) >= limit, left_to_claims=True)
         if hand_over is not None:
             hand_over.begin()
+        if result.inboxes:
+            announce_arrivals(result.inboxes)
         self._overdue = result.passed_over
         if result.left_behind:
             self._most_events = max(FEWEST_EVENTS, CLAIM_AHEAD * len(processed))
@@ -154,7 +159,7 @@ class FanOut:
                 return Round(), []
             other.execute(ANNOUNCE_FAN_OUT, (len(events),))
         try:
-            processed, left_to_claims = self._process(events, hand_over)
+            processed, pending = self._process(events, hand_over)
         except Exception as error:
             if is_transient(error):
                 raise
@@ -163,14 +168,15 @@ class FanOut:
         served = {entry.event.organization_id for entry in processed}
         left = frozenset(event.organization_id for event in events if event.id not in done)
         more = bool(left) or len(events) >= limit
-        return Round(len(events), left, left - served, more, left_to_claims), processed
+        round = Round(len(events), left, left - served, more, bool(pending.due), frozenset(pending.inboxes))
+        return round, processed
 
     def _process(
         self, events: Sequence[AcceptedEvent], hand_over: HandOver | None = None
-    ) -> tuple[list[_Processed], bool]:
+    ) -> tuple[list[_Processed], NewDeliveries]:
         """Insert the deliveries of locked events, as many as a round may; the other events stay accepted.
 
-        Returns the events that were processed, and whether deliveries are due that were not handed over.
+        Returns the events that were processed, and the deliveries that were not handed over.
         """
         matchers = self._subscribers.matchers({event.organization_id for event in events})
         wanting = {
@@ -197,7 +203,7 @@ class FanOut:
                 inserted += hand_over.inserted()
         # If all were inserted, every delivery is new; if not, only a round of one event can tell whose weren't.
         new = not wanted or inserted == wanted or len(chosen) > 1
-        return [_Processed(event, new or not wanting[event.id]) for event in chosen], bool(pending.due)
+        return [_Processed(event, new or not wanting[event.id]) for event in chosen], pending
 
     @staticmethod
     def _divide(
@@ -208,12 +214,13 @@ class FanOut:
         """Return the deliveries of the round: those for claims to find, and those that are handed over."""
         places: dict[uuid.UUID, int] = {}
         if hand_over is not None:
-            active = Counter(one.subscription_id for event in chosen for one in wanting[event.id] if one.is_active)
-            disabled = {one.subscription_id for event in chosen for one in wanting[event.id] if not one.is_active}
-            places = hand_over.choose(active, disabled)
+            all_wanted = [one for event in chosen for one in wanting[event.id]]
+            active = Counter(one.subscription_id for one in all_wanted if one.is_active and not one.is_inbox)
+            others = {one.subscription_id for one in all_wanted if not one.is_active or one.is_inbox}
+            places = hand_over.choose(active, others)
         pending, handed_over = NewDeliveries(), NewDeliveries()
         for event in chosen:
-            at_once, later, held = [], [], []
+            at_once, inboxes, later, held = [], [], [], []
             for subscription in wanting[event.id]:
                 subscription_id = subscription.subscription_id
                 if not subscription.is_active:
@@ -221,10 +228,14 @@ class FanOut:
                 elif places.get(subscription_id, 0) > 0:
                     places[subscription_id] -= 1
                     at_once.append(subscription_id)
+                elif subscription.is_inbox:
+                    inboxes.append(subscription_id)
                 else:
                     later.append(subscription_id)
+                pending.has_inbox |= subscription.is_inbox
             handed_over.add(event.organization_id, event.id, at_once, DeliveryStatus.PENDING)
             pending.add(event.organization_id, event.id, later, DeliveryStatus.PENDING)
+            pending.add(event.organization_id, event.id, inboxes, DeliveryStatus.PENDING, are_inboxes=True)
             pending.add(event.organization_id, event.id, held, DeliveryStatus.HELD)
         return pending, handed_over
 

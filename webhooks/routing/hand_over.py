@@ -22,7 +22,7 @@ class HandOver(Protocol):
     def choose(self, wanted: Mapping[uuid.UUID, int], others: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
         """Return how many deliveries each queue gets that can take some at once, with all queues of the round locked.
 
-        wanted: by subscription, how many deliveries the round has for it.  others: subscriptions that are disabled.
+        wanted: by subscription, how many deliveries the round has for it.  others: disabled subscriptions, and inboxes.
         Within the round's transaction.
         """
 

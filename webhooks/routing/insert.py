@@ -12,7 +12,7 @@ import psycopg
 from core.arrays import plain_array
 from core.ids import derive_ids
 from webhooks.models import DeliveryStatus
-from webhooks.queues import mark_due, mark_held
+from webhooks.queues import lock_only, mark_due, mark_held
 
 # The ORM can't insert from arrays, which is what makes a thousand deliveries one cheap statement.  A delivery that
 # exists is from an earlier fan-out of the same event.  Its row is locked, so that nobody else makes one meanwhile; ON
@@ -41,6 +41,8 @@ class NewDeliveries:
     subscriptions: list[str] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
     due: set[uuid.UUID] = field(default_factory=set)
+    inboxes: set[uuid.UUID] = field(default_factory=set)  # those that are active
+    has_inbox: bool = False  # or one that is disabled
     held: set[uuid.UUID] = field(default_factory=set)
 
     def __len__(self) -> int:
@@ -52,6 +54,8 @@ class NewDeliveries:
         event_id: uuid.UUID,
         subscription_ids: Sequence[uuid.UUID],
         status: Literal[DeliveryStatus.PENDING, DeliveryStatus.HELD],
+        *,
+        are_inboxes: bool = False,
     ) -> None:
         """Add the deliveries of an event.  Those for disabled subscriptions are held, so that nothing is lost."""
         count = len(subscription_ids)
@@ -60,7 +64,8 @@ class NewDeliveries:
         self.events += [str(event_id)] * count
         self.subscriptions += map(str, subscription_ids)
         self.statuses += [status.value] * count
-        (self.due if status == DeliveryStatus.PENDING else self.held).update(subscription_ids)
+        active = self.inboxes if are_inboxes else self.due
+        (active if status == DeliveryStatus.PENDING else self.held).update(subscription_ids)
 
     def columns(self) -> dict[str, str]:
         """Return the arrays that a statement inserts them from."""
@@ -73,6 +78,10 @@ class NewDeliveries:
 
     def insert(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
         """Insert the deliveries, due in `delay` seconds; `cursor.rowcount` then tells how many didn't exist."""
+        if self.has_inbox:
+            # An inbox is read as a log, by `created_at`.  What is inserted under this lock becomes visible in that
+            # order, so a reader never goes past a delivery that isn't committed yet.
+            lock_only(self.inboxes | self.due | self.held, cursor)
         if self.ids:
             cursor.execute(
                 INSERT_DELIVERIES, {**self.columns(), "statuses": plain_array(self.statuses), "delay": delay}
@@ -82,5 +91,5 @@ class NewDeliveries:
         """Tell the queues.  Do this last in the transaction: claims wait for the locks that it takes."""
         if self.held:
             mark_held(self.held, cursor)
-        if self.due:
-            mark_due(self.due, delay, cursor)
+        if self.due or self.inboxes:
+            mark_due(self.due | self.inboxes, delay, cursor)

@@ -34,6 +34,7 @@ class SubscribedTypes:
     subscription_id: uuid.UUID
     event_types: tuple[str, ...]
     is_active: bool
+    is_inbox: bool = False
 
 
 class Matcher:

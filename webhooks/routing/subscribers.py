@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from psycopg.rows import class_row
 
 from core.db import server_cursor
-from webhooks.models import Subscription
+from webhooks.models import DestinationKind, Subscription
 from webhooks.routing.matching import Matcher, SubscribedTypes
 
 REMEMBERED_ORGANIZATIONS = 1_000
@@ -62,8 +62,10 @@ def _load(organization_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Matcher]:
     subscribed: dict[uuid.UUID, list[SubscribedTypes]] = defaultdict(list)
     if organization_ids:
         rows = Subscription.objects.filter(organization_id__in=organization_ids, deleted_at=None).order_by("id")
-        for organization_id, subscription_id, event_types, is_active in rows.values_list(
-            "organization_id", "id", "event_types", "is_active"
+        for organization_id, subscription_id, event_types, is_active, kind in rows.values_list(
+            "organization_id", "id", "event_types", "is_active", "kind"
         ):
-            subscribed[organization_id].append(SubscribedTypes(subscription_id, tuple(event_types), is_active))
+            is_inbox = kind == DestinationKind.INBOX
+            wanted = SubscribedTypes(subscription_id, tuple(event_types), is_active, is_inbox)
+            subscribed[organization_id].append(wanted)
     return {organization_id: Matcher(patterns) for organization_id, patterns in subscribed.items()}

@@ -11,7 +11,7 @@ log = structlog.get_logger()
 
 _FIND_OVERDUE_QUEUES = """
 SELECT q.subscription_id FROM webhooks_subscriptionqueue q
-WHERE q.accepts_deliveries AND (
+WHERE q.accepts_deliveries AND NOT q.is_fetched AND (
     q.next_due_at IS NULL OR q.next_due_at > clock_timestamp()
 ) AND EXISTS (
     SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = q.subscription_id AND d.status = 'pending'

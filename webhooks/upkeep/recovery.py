@@ -13,7 +13,7 @@ from django.db.models.functions import Now
 from core.db import server_cursor
 from core.ids import derive_id
 from events.models import Event, EventStatus
-from webhooks.models import BulkRun, Cause, Delivery, DeliveryStatus, Subscription
+from webhooks.models import BulkRun, Cause, Delivery, DeliveryStatus, DestinationKind, Subscription
 from webhooks.queues import lock_queues, mark_due
 from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.matching import Matcher, SubscribedTypes
@@ -21,8 +21,12 @@ from webhooks.upkeep import bulk_runs
 from webhooks.upkeep.bulk_runs import CHUNK
 
 
-def start(subscription: Subscription, since: datetime.datetime, actor: str = "") -> BulkRun:
+def start(
+    subscription: Subscription, since: datetime.datetime, actor: str = "", *, undelivered: bool = False
+) -> BulkRun:
     """Begin to queue for `subscription` every event since `since` that it wants and hasn't received.
+
+    undelivered: only those that some other subscription hasn't received either, or that there was none for.
 
     A subscription has at most one recovery under way: that one is returned, and starts over from `since` if it began
     later.  Looking at an event twice queues nothing twice.
@@ -40,12 +44,14 @@ def start(subscription: Subscription, since: datetime.datetime, actor: str = "")
                 kind=BulkRun.Kind.RECOVER,
                 subscription=subscription,
                 organization_id=subscription.organization_id,
-                filters={"since": since.isoformat()},
+                filters={"since": since.isoformat()} | ({"undelivered": True} if undelivered else {}),
                 actor=actor,
                 in_background=True,
             )
-        elif since < datetime.datetime.fromisoformat(run.filters["since"]):
-            run.filters = {"since": since.isoformat()}
+        elif since < (running_since := datetime.datetime.fromisoformat(run.filters["since"])) or (
+            run.filters.get("undelivered") and not undelivered
+        ):
+            run.filters = {"since": min(since, running_since).isoformat()}
             run.cursor_at = run.cursor_id = None
             run.visited, run.total = 0, None
             run.save(update_fields=["filters", "cursor_at", "cursor_id", "visited", "total"])
@@ -71,6 +77,8 @@ def _step(run: BulkRun, rows: int) -> None:
     seen = list(bulk_runs.from_place(run, events).values_list("id", "created_at", "type")[:rows])
     matcher = Matcher([SubscribedTypes(subscription.pk, tuple(subscription.event_types), subscription.is_active)])
     wanted = [row[0] for row in seen if matcher.match(row[2])]
+    if run.filters.get("undelivered"):
+        wanted = _undelivered(wanted, subscription)
     # Locked, because retention may be about to delete them: no delivery must outlive its event.
     locked = Event.objects.select_for_update(no_key=True).filter(id__in=wanted).order_by("id")
     wanted = list(locked.values_list("id", flat=True))
@@ -82,6 +90,30 @@ def _step(run: BulkRun, rows: int) -> None:
     if not subscription.is_active:
         run.held += queued
     bulk_runs.move_on(run, seen, rows)
+
+
+# By two indexes in one statement: a delivery is always in one of them.
+_FIND_STATUSES = """
+SELECT event_id, status FROM webhooks_delivery
+WHERE event_id = ANY(%(events)s::uuid[]) AND subscription_id <> %(subscription)s
+  AND status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')
+UNION ALL
+SELECT event_id, status FROM webhooks_delivery
+WHERE event_id = ANY(%(events)s::uuid[]) AND subscription_id <> %(subscription)s AND status = 'delivering'
+"""
+
+
+def _undelivered(event_ids: list[uuid.UUID], subscription: Subscription) -> list[uuid.UUID]:
+    """Return those of the events that no other subscription has received, or that one still has to receive."""
+    received, missing = set(), set()
+    with server_cursor() as cursor:
+        parameters = {"events": event_ids, "subscription": subscription.pk}
+        for event_id, status in cursor.execute(_FIND_STATUSES, parameters).fetchall():
+            if status == DeliveryStatus.DELIVERED:
+                received.add(event_id)
+            elif status != DeliveryStatus.CANCELLED:
+                missing.add(event_id)
+    return [event_id for event_id in event_ids if event_id not in received or event_id in missing]
 
 
 def _requeue_failed(subscription: Subscription, event_ids: Collection[uuid.UUID]) -> int:
@@ -111,8 +143,11 @@ def _add_deliveries(subscription: Subscription, event_ids: list[uuid.UUID]) -> i
     status: Literal[DeliveryStatus.PENDING, DeliveryStatus.HELD] = (
         DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
     )
+    deliveries.has_inbox = subscription.kind == DestinationKind.INBOX
     for event_id in event_ids:
-        deliveries.add(subscription.organization_id, event_id, [subscription.pk], status)
+        deliveries.add(
+            subscription.organization_id, event_id, [subscription.pk], status, are_inboxes=deliveries.has_inbox
+        )
     with server_cursor() as inserting, server_cursor() as other:
         deliveries.insert(0.0, inserting)
         added = inserting.rowcount

@@ -23,6 +23,7 @@ from webhooks.rollups import keep_rollups
 from webhooks.subscriptions import resync
 from webhooks.upkeep import background_runs, partitions
 from webhooks.upkeep.held_retention import HeldRetention
+from webhooks.upkeep.inbox_retention import InboxRetention
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 from webhooks.upkeep.retention import Purge
 from webhooks.upkeep.task_lease import Lease
@@ -47,6 +48,7 @@ class Sweep:
         self._events_waiting = events_waiting
         self._lease = Lease(SWEEP)
         self._held = HeldRetention()
+        self._unfetched = InboxRetention()
         # A partition is dropped when its last event is old; and a day for the clocks that make ids.
         self._purge = Purge(patience=settings.PARTITION_DAYS + 2)
         self._purged_at = time.monotonic()
@@ -81,7 +83,11 @@ class Sweep:
             parts.append(("partitions", partitions.look_after))
         if now - self._purged_at >= PURGE_EVERY_SECONDS:
             # What is cancelled first can be deleted at once.
-            parts += [("held deliveries", self._cancel_a_slice), ("purge", self._purge_a_slice)]
+            parts += [
+                ("held deliveries", self._cancel_a_slice),
+                ("unfetched deliveries", self._cancel_unfetched),
+                ("purge", self._purge_a_slice),
+            ]
         for name, work in parts:
             if not self._lease.keep():
                 return  # the last part took so long that another worker does this now
@@ -91,6 +97,11 @@ class Sweep:
         cancelled = self._held.run(CANCEL_SLICE_SECONDS)
         if cancelled.deliveries:
             log.info("held_deliveries_cancelled", deliveries=cancelled.deliveries)
+
+    def _cancel_unfetched(self) -> None:
+        cancelled = self._unfetched.run(CANCEL_SLICE_SECONDS)
+        if cancelled.deliveries:
+            log.info("unfetched_deliveries_cancelled", deliveries=cancelled.deliveries)
 
     def _purge_a_slice(self) -> None:
         before, self._purged_at = self._purged_at, time.monotonic()

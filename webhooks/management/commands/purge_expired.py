@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand
 
 from orgs import audit
 from webhooks.upkeep.held_retention import cancel_expired
+from webhooks.upkeep.inbox_retention import cancel_unfetched
 from webhooks.upkeep.retention import purge_expired
 
 
@@ -16,18 +17,20 @@ class Command(BaseCommand):
     help = (
         "Deletes events older than their organization's retention_days, with their deliveries and attempts, if they "
         "have been processed and none of their deliveries is still open. Also deletes expired dedup ids, and cancels "
-        "deliveries held for more than HELD_RETENTION_DAYS. The workers do this regularly by themselves."
+        "deliveries held for more than HELD_RETENTION_DAYS, and those that nobody has fetched from an inbox for "
+        "retention_days. The workers do this regularly by themselves."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
         entry = partial(audit.record, actor="command:purge_expired", organization_id=None)
         entry("purge.start")
         cancelled = cancel_expired()
+        unfetched = cancel_unfetched()
         purged = purge_expired()
         entry(
             "purge",
             detail={
-                "cancelled": cancelled.deliveries,
+                "cancelled": cancelled.deliveries + unfetched.deliveries,
                 "events": purged.events,
                 "deliveries": purged.deliveries,
                 "attempts": purged.attempts,
@@ -39,3 +42,5 @@ class Command(BaseCommand):
         )
         if cancelled.deliveries:
             self.stdout.write(f"{cancelled.deliveries} held deliveries cancelled.")
+        if unfetched.deliveries:
+            self.stdout.write(f"{unfetched.deliveries} unfetched deliveries cancelled.")

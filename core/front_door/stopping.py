@@ -1,0 +1,28 @@
+"""Whether this web process is about to stop, for requests that wait: they shall not hold it up."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Stopping:
+    """Set when the server begins to stop.  For one event loop."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    def begin(self) -> None:
+        """Let every request that waits come to its end."""
+        self._event.set()
+
+    @property
+    def has_begun(self) -> bool:
+        """Return whether the server stops."""
+        return self._event.is_set()
+
+    async def wait(self) -> None:
+        """Wait until the server begins to stop."""
+        await self._event.wait()
+
+
+stopping = Stopping()

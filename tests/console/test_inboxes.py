@@ -1,0 +1,62 @@
+"""Inboxes in the console: no more is offered than they have, and their page can be saved."""
+
+from __future__ import annotations
+
+import pytest
+from django.test import Client
+
+from console.causes import words_for
+from orgs.models import Organization
+from tests.console.rows import act, list_url, page_url, said
+from webhooks import subscriptions
+from webhooks.destinations.outcome import Failure
+from webhooks.models import Subscription
+
+pytestmark = pytest.mark.django_db
+
+ENDPOINT_ACTIONS = ("send_test", "rotate_secret", "stop_host", "enable_host")
+
+
+@pytest.fixture
+def inbox(organization: Organization) -> Subscription:
+    """Return an inbox."""
+    return subscriptions.create(organization.id, inbox="orders", event_types=["*"])[0]
+
+
+def test_an_inbox_is_listed_and_offers_nothing_that_needs_an_endpoint(owner: Client, inbox: Subscription) -> None:
+    assert "inbox:orders" in owner.get(list_url(Subscription)).content.decode()
+    page = owner.get(page_url(inbox)).content.decode()
+    assert "inbox:orders" in page
+    assert 'value="disable"' in page
+    for name in ENDPOINT_ACTIONS:
+        assert f'value="{name}"' not in page
+    for field in ("url", "headers_text", "max_in_flight", "deliveries_per_second"):
+        assert f'name="{field}"' not in page
+
+
+@pytest.mark.parametrize("action", ENDPOINT_ACTIONS)
+def test_an_action_that_needs_an_endpoint_is_refused(owner: Client, inbox: Subscription, action: str) -> None:
+    before = Subscription.objects.values().get(pk=inbox.pk)
+    assert "Nothing was changed." in said(act(owner, action, [inbox]))
+    assert Subscription.objects.values().get(pk=inbox.pk) == before
+
+
+def test_the_form_of_an_inbox_saves_what_an_inbox_has(owner: Client, inbox: Subscription) -> None:
+    saved = owner.post(
+        page_url(inbox), {"event_types_text": "order.*\nuser.created", "description": "for the ERP", "url": "nonsense"}
+    )
+    assert saved.status_code == 302, saved.content.decode()[-3000:]
+    inbox.refresh_from_db()
+    assert (inbox.event_types, inbox.description) == (["order.*", "user.created"], "for the ERP")
+    assert (inbox.kind, inbox.url) == ("inbox", "inbox:orders")
+
+
+def test_a_viewer_sees_an_inbox(viewer: Client, inbox: Subscription) -> None:
+    shown = viewer.get(page_url(inbox))
+    assert shown.status_code == 200
+    assert "inbox:orders" in shown.content.decode()
+
+
+@pytest.mark.parametrize("failure", [Failure.NOT_FETCHED, Failure.GIVEN_BACK, Failure.HELD_TOO_LONG])
+def test_what_became_of_a_delivery_is_said_in_words(failure: Failure) -> None:
+    assert words_for(failure.value) != failure.value

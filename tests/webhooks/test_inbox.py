@@ -1,0 +1,511 @@
+"""The inbox: leases, acknowledgements, and the log, through the API, with a real database."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+
+from core.ids import derive_id, new_id
+from events import backlog
+from events.models import Event
+from orgs.keys import create_api_key
+from orgs.models import Organization, Scope
+from tests.conftest import ApiClient
+from tests.webhooks.helpers import fan_out
+from webhooks import inboxes, subscriptions
+from webhooks.dispatch.claim import claim
+from webhooks.models import Delivery, Subscription, SubscriptionQueue
+from webhooks.upkeep import recovery
+from webhooks.upkeep.inbox_retention import InboxRetention, cancel_unfetched
+from webhooks.upkeep.retention import purge_expired
+from webhooks.upkeep.sweep import PURGE_EVERY_SECONDS, Sweep
+
+pytestmark = pytest.mark.django_db
+
+
+def send(api: ApiClient, *numbers: int, type: str = "order.created") -> list[str]:
+    """Send an event for each number and fan all of them out; return their ids."""
+    ids = [api.post("/api/events", {"type": type, "data": {"n": number}}).json()["id"] for number in numbers]
+    fan_out()
+    return ids
+
+
+def make(api: ApiClient, name: str = "orders", event_types: Sequence[str] = ("*",)) -> dict[str, Any]:
+    """Make an inbox."""
+    response = api.post("/api/subscriptions", {"kind": "inbox", "inbox": name, "event_types": list(event_types)})
+    assert response.status_code == 201, response.content
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def expire(event_ids: Sequence[str]) -> None:
+    """Let the leases of these events be over."""
+    Delivery.objects.filter(event_id__in=event_ids).update(
+        next_attempt_at=F("next_attempt_at") - datetime.timedelta(days=1)
+    )
+
+
+def fetched(api: ApiClient, parameters: str = "") -> list[str]:
+    """Return the ids of the events that a fetch brings."""
+    response = api.get(f"/api/inbox?{parameters}")
+    assert response.status_code == 200, response.content
+    return [event["id"] for event in response.json()["events"]]
+
+
+def test_the_first_use_makes_the_default_inbox_with_what_is_undelivered(api: ApiClient) -> None:
+    [first, second] = send(api, 1, 2)
+    got = api.get("/api/inbox").json()
+    assert [(event["id"], event["type"], event["payload"]) for event in got["events"]] == [
+        (first, "order.created", {"n": 1}),
+        (second, "order.created", {"n": 2}),
+    ]
+    assert got["events"][0]["delivery_status"] == "delivering"
+    assert got["next_cursor"] is None
+    [third] = send(api, 3)
+    assert fetched(api) == [third]
+    acknowledged = api.post("/api/inbox/ack", {"event_ids": [first, second, third], "lease_id": None}).json()
+    assert (acknowledged["acknowledged"], acknowledged["failed"]) == (3, 0)
+    assert fetched(api) == []
+    assert Event.objects.filter(id=first).exists()
+    assert api.get("/api/events?undelivered=true").json()["data"] == []
+
+
+def test_what_another_subscription_has_received_is_not_in_a_new_default_inbox(
+    api: ApiClient, subscription: Subscription
+) -> None:
+    received, failed = send(api, 1, 2)
+    Delivery.objects.filter(event_id=received).update(status="delivered", completed_at=Now())
+    Delivery.objects.filter(event_id=failed).update(status="failed", completed_at=Now())
+    assert fetched(api) == [failed]
+
+
+def test_an_event_whose_fan_out_is_under_way_is_in_a_new_default_inbox(api: ApiClient) -> None:
+    """It is accepted when the inbox is made, and its fan-out may have looked up the subscriptions before."""
+    event_id = api.post("/api/events", {"type": "order.created", "data": {}}).json()["id"]
+    assert fetched(api) == [event_id]
+    fan_out()
+    assert Delivery.objects.count() == 1
+
+
+def test_two_leases_never_share_an_event_and_an_expired_one_comes_first_again(api: ApiClient) -> None:
+    make(api)
+    ids = send(api, *range(6))
+    assert fetched(api, "inbox=orders&limit=2") == ids[:2]
+    assert fetched(api, "inbox=orders&limit=2") == ids[2:4]
+    expire(ids[:2])
+    assert fetched(api, "inbox=orders") == [*ids[:2], *ids[4:]]
+    assert fetched(api, "inbox=orders") == []
+
+
+def test_a_fetch_counts_its_attempts(api: ApiClient) -> None:
+    make(api)
+    ids = send(api, 1)
+    fetched(api, "inbox=orders")
+    expire(ids)
+    [event] = api.get("/api/inbox?inbox=orders").json()["events"]
+    assert event["attempt"] == 2
+
+
+def test_inboxes_are_separate_and_match_types(api: ApiClient) -> None:
+    make(api, "orders", ["order.*"])
+    make(api, "all")
+    [order] = send(api, 1)
+    [user] = send(api, 2, type="user.created")
+    assert fetched(api, "inbox=orders") == [order]
+    assert fetched(api, "inbox=all&type=user.*") == [user]
+    assert fetched(api, "inbox=all&type=order.created") == [order]
+    assert api.post("/api/inbox/ack", {"event_ids": [order], "inbox": "orders"}).json()["acknowledged"] == 1
+    assert Delivery.objects.get(event_id=order, subscription__inbox="all").status == "pending"
+
+
+def test_senders_never_claim_from_an_inbox_and_nothing_is_due(api: ApiClient) -> None:
+    made = make(api)
+    [event_id] = send(api, 1)
+    assert claim(10).deliveries == []
+    queue = SubscriptionQueue.objects.get(pk=made["id"])
+    assert queue.next_due_at is None
+    assert queue.in_flight == 0
+    health = api.get("/api/health/detailed").json()
+    assert health["queues"]["webhook_queue_length"] == 0
+    assert not any(health["paused_deliveries"].values())
+    api.post(f"/api/subscriptions/{made['id']}/disable")
+    api.post(f"/api/subscriptions/{made['id']}/enable")
+    api.post(f"/api/deliveries/{derive_id(uuid.UUID(event_id), uuid.UUID(made['id']))}/retry")
+    assert claim(10).deliveries == []
+    assert SubscriptionQueue.objects.get(pk=made["id"]).next_due_at is None
+    shown = api.get(f"/api/subscriptions/{made['id']}").json()
+    assert (shown["kind"], shown["inbox"], shown["url"], shown["next_attempt_at"]) == ("inbox", "orders", None, None)
+
+
+def test_an_inbox_that_is_disabled_holds_what_comes_and_leases_survive_it(api: ApiClient) -> None:
+    made = make(api)
+    [first] = send(api, 1)
+    assert fetched(api, "inbox=orders") == [first]
+    api.post(f"/api/subscriptions/{made['id']}/disable")
+    [second] = send(api, 2)
+    refused = api.get("/api/inbox?inbox=orders")
+    assert refused.status_code == 409
+    assert refused.json()["code"] == "inbox_disabled"
+    api.post(f"/api/subscriptions/{made['id']}/enable")
+    assert fetched(api, "inbox=orders") == [second]
+    assert api.post("/api/inbox/ack", {"event_ids": [first], "inbox": "orders"}).json()["acknowledged"] == 1
+
+
+def test_a_deleted_inbox_is_gone_and_its_name_free(api: ApiClient) -> None:
+    made = make(api)
+    send(api, 1)
+    assert api.delete(f"/api/subscriptions/{made['id']}").status_code == 204
+    missing = api.get("/api/inbox?inbox=orders")
+    assert missing.status_code == 404
+    assert missing.json()["code"] == "inbox_not_found"
+    assert make(api)["id"] != made["id"]
+    assert fetched(api, "inbox=orders") == []
+
+
+# --- acknowledging ----------------------------------------------------------------------------------
+
+
+def test_each_item_of_an_acknowledgement_has_a_result_of_its_own(api: ApiClient, other_api: ApiClient) -> None:
+    ids = send(api, 1, 2)
+    [foreign] = send(other_api, 3)
+    assert fetched(other_api) == [foreign]
+    got = api.get("/api/inbox?limit=1").json()
+    asked = [ids[0], ids[0], foreign, str(new_id()), "no id", ids[1]]
+    result = api.post("/api/inbox/ack", {"event_ids": asked, "lease_id": got["lease_id"]}).json()
+    assert [item["status"] for item in result["results"]] == [
+        "acknowledged", "acknowledged", "not_found", "not_found", "not_found", "not_leased",
+    ]  # fmt: skip
+    assert (result["acknowledged"], result["failed"]) == (2, 4)
+    again = api.post("/api/inbox/ack", {"delivery_ids": [got["events"][0]["delivery_id"]]}).json()
+    assert (again["acknowledged"], again["results"][0]["status"]) == (1, "already_acknowledged")
+    assert Delivery.objects.get(event_id=foreign).status == "pending"
+
+
+def test_an_acknowledgement_after_the_timeout_counts_unless_another_consumer_has_the_event(api: ApiClient) -> None:
+    late, lost = send(api, 1, 2)
+    first = api.get("/api/inbox?visibility=1").json()
+    expire([late, lost])
+    second = api.get("/api/inbox?limit=1").json()
+    assert [event["id"] for event in second["events"]] == [late]
+    result = api.post("/api/inbox/ack", {"event_ids": [late, lost], "lease_id": first["lease_id"]}).json()
+    assert [item["status"] for item in result["results"]] == ["lease_expired", "acknowledged"]
+    result = api.post("/api/inbox/ack", {"event_ids": [late], "lease_id": second["lease_id"]}).json()
+    assert result["acknowledged"] == 1
+
+
+def test_a_single_event_is_acknowledged_by_either_id_at_both_urls(api: ApiClient) -> None:
+    first, second = send(api, 1, 2)
+    events = api.get("/api/inbox").json()["events"]
+    done = api.post(f"/api/inbox/{first}/ack")
+    assert done.status_code == 200
+    assert done.json()["status"] == "acknowledged"
+    assert done.json()["acknowledged_at"]
+    done = api.post(f"/api/inbox/ack/{events[1]['delivery_id']}")
+    assert done.status_code == 200
+    assert set(done.json()) == {"id", "status", "acknowledged_at", "message"}
+    assert api.post(f"/api/inbox/{second}/ack").json()["message"] == "The event was acknowledged before."
+    assert api.post(f"/api/inbox/{new_id()}/ack").status_code == 404
+
+
+def test_a_single_acknowledgement_with_a_lost_lease_is_refused(api: ApiClient) -> None:
+    [event_id] = send(api, 1)
+    lease_id = api.get("/api/inbox").json()["lease_id"]
+    expire([event_id])
+    api.get("/api/inbox")
+    refused = api.post(f"/api/inbox/{event_id}/ack", {"lease_id": lease_id})
+    assert refused.status_code == 409
+    assert refused.json()["item_status"] == "lease_expired"
+
+
+def test_what_is_given_back_can_be_fetched_at_once_or_after_a_delay(api: ApiClient) -> None:
+    now, later = send(api, 1, 2)
+    lease_id = api.get("/api/inbox").json()["lease_id"]
+    body = {"event_ids": [now], "lease_id": lease_id}
+    assert api.post("/api/inbox/nack", body).json()["results"][0]["status"] == "given_back"
+    assert api.post("/api/inbox/nack", {"event_ids": [later], "delay": 60}).json()["given_back"] == 1
+    assert api.post("/api/inbox/ack", body).json()["results"][0]["status"] == "lease_expired"
+    assert api.post("/api/inbox/nack", {"event_ids": [str(new_id())]}).json()["failed"] == 1
+    assert fetched(api) == [now]
+    shown = api.get(f"/api/deliveries?event={later}").json()["data"][0]
+    assert (shown["status"], shown["last_error"]) == ("retrying", "given_back")
+
+
+def test_an_extended_lease_ends_later(api: ApiClient) -> None:
+    [event_id] = send(api, 1)
+    got = api.get("/api/inbox?visibility=1").json()
+    body = {"event_ids": [event_id], "visibility": 600, "lease_id": got["lease_id"]}
+    [item] = api.post("/api/inbox/extend", body).json()["results"]
+    assert item["status"] == "extended"
+    assert item["lease_expires_at"] > got["lease_expires_at"]
+    assert fetched(api) == []
+
+
+def test_two_that_race_to_acknowledge_settle_an_event_once(api: ApiClient) -> None:
+    [event_id] = send(api, 1)
+    api.get("/api/inbox")
+    statuses = [api.post("/api/inbox/ack", {"event_ids": [event_id]}).json()["results"][0]["status"] for _ in "ab"]
+    assert statuses == ["acknowledged", "already_acknowledged"]
+
+
+# --- the log ----------------------------------------------------------------------------------------
+
+
+def test_the_log_goes_on_where_a_reader_stopped_and_leases_nothing(api: ApiClient) -> None:
+    make(api)
+    ids = send(api, *range(5))
+    page = api.get("/api/inbox?inbox=orders&cursor=&limit=3").json()
+    assert [event["id"] for event in page["events"]] == ids[:3]
+    assert page["has_more"]
+    rest = api.get(f"/api/inbox?inbox=orders&cursor={page['next_cursor']}").json()
+    assert [event["id"] for event in rest["events"]] == ids[3:]
+    assert not rest["has_more"]
+    assert fetched(api, "inbox=orders") == ids
+    more = send(api, 6)
+    end = api.get(f"/api/inbox?inbox=orders&cursor={rest['next_cursor']}").json()
+    assert [event["id"] for event in end["events"]] == more
+    assert fetched(api, "inbox=orders&cursor=latest") == []
+
+
+def test_the_log_shows_how_each_event_stands(api: ApiClient) -> None:
+    first, second = send(api, 1, 2)
+    fetched(api, "limit=1")
+    page = api.get("/api/inbox?cursor=").json()
+    assert [event["delivery_status"] for event in page["events"]] == ["delivering", "pending"]
+    assert fetched(api, "cursor=&status=pending") == [second]
+    api.post(f"/api/inbox/{first}/ack")
+    assert fetched(api, "cursor=&status=delivered&type=order.*") == [first]
+
+
+def test_a_cursor_of_another_inbox_is_refused(api: ApiClient, other_api: ApiClient) -> None:
+    send(api, 1)
+    send(other_api, 1)
+    cursor = other_api.get("/api/inbox?cursor=").json()["next_cursor"]
+    for wrong in (cursor, "rubbish", "A" * 54, "é", "x" * 300):
+        refused = api.get(f"/api/inbox?cursor={wrong}")
+        assert refused.status_code == 400, wrong
+        assert refused.json()["errors"][0]["pointer"] == "?cursor"
+
+
+def test_a_cursor_older_than_the_retention_is_gone(api: ApiClient, organization: Organization) -> None:
+    [event_id] = send(api, 1)
+    cursor = api.get("/api/inbox?cursor=").json()["next_cursor"]
+    assert fetched(api, "cursor=") == [event_id]
+    Delivery.objects.update(created_at=Now() - datetime.timedelta(days=organization.retention_days + 1))
+    old = api.get("/api/inbox?cursor=&limit=1").json()
+    assert api.get(f"/api/inbox?cursor={cursor}").status_code == 200
+    # The log moves a place behind everything on with the time, so this one needs something behind it.
+    send(api, 2)
+    old = api.get("/api/inbox?cursor=&limit=1").json()
+    gone = api.get(f"/api/inbox?cursor={old['next_cursor']}")
+    assert gone.status_code == 410
+    assert gone.json()["code"] == "cursor_expired"
+    assert "empty `cursor`" in gone.json()["detail"]
+
+
+# --- retention --------------------------------------------------------------------------------------
+
+
+def age(event_ids: Sequence[str], days: float) -> None:
+    """Let these events have come so many days ago."""
+    past = datetime.timedelta(days=days)
+    Delivery.objects.filter(event_id__in=event_ids).update(
+        created_at=F("created_at") - past, next_attempt_at=F("next_attempt_at") - past
+    )
+    Event.objects.filter(id__in=event_ids).update(created_at=F("created_at") - past)
+
+
+def test_an_abandoned_inbox_is_emptied_and_stops_neither_senders_nor_retention(
+    api: ApiClient, organization: Organization, settings: Any
+) -> None:
+    make(api)
+    old = send(api, 1, 2)
+    settings.MAX_WAITING_DELIVERIES = 2
+    backlog.estimate.reset()
+    body = {"type": "a", "data": 1}
+    assert api.post("/api/events", body).status_code == 429
+    age(old, organization.retention_days + 1)
+    assert InboxRetention().run(0.0).deliveries == 2
+    backlog.estimate.reset()
+    assert api.post("/api/events", body).status_code == 202
+    shown = api.get(f"/api/deliveries?event={old[0]}").json()["data"][0]
+    assert (shown["status"], shown["last_error"], shown["next_attempt_at"]) == ("cancelled", "not_fetched", None)
+    assert api.post("/api/inbox/ack", {"event_ids": old, "inbox": "orders"}).json()["results"][0]["status"] == (
+        "cancelled"
+    )
+    assert fetched(api, "inbox=orders") == []
+    assert purge_expired().events == 2
+
+
+def test_retention_leaves_what_is_recent_leased_given_back_or_an_endpoint_s(
+    api: ApiClient, organization: Organization, subscription: Subscription
+) -> None:
+    make(api)
+    days = organization.retention_days + 1
+    leased, given_back, recent = send(api, 1, 2, 3)
+    age([leased, given_back], days)
+    age([recent], days - 2)
+    assert fetched(api, "inbox=orders&limit=2") == [leased, given_back]
+    assert api.post("/api/inbox/nack", {"event_ids": [given_back], "inbox": "orders"}).json()["given_back"] == 1
+    assert cancel_unfetched().deliveries == 0
+    assert subscription.pk in Delivery.objects.filter(status="pending").values_list("subscription_id", flat=True)
+    age([leased], days)
+    assert cancel_unfetched().deliveries == 1, "its lease ended long ago"
+
+
+@pytest.mark.parametrize("how", ["sweep", "command"])
+def test_workers_and_the_command_empty_abandoned_inboxes(
+    api: ApiClient, organization: Organization, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(api)
+    ids = send(api, 1)
+    age(ids, organization.retention_days + 1)
+    if how == "command":
+        call_command("purge_expired")
+        assert "1 unfetched deliveries cancelled." in capsys.readouterr().out
+    else:
+        sweep = Sweep(lambda: None)
+        sweep._purged_at -= PURGE_EVERY_SECONDS
+        sweep.run()
+    assert not Delivery.objects.filter(status="pending").exists()
+
+
+# --- bad input --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        "limit=0", "limit=1001", "limit=x", "limit=-1", "wait=21", "wait=-1", "wait=x", "wait=nan", "visibility=0",
+        "visibility=43201", "visibility=1e9", "type=a b", "inbox=", "inbox=%00", "inbox=a/b", "offset=5", "status=x",
+        "status=delivered", "cursor=&visibility=5", "nope=1", "limit=1&limit=2",
+    ],
+)  # fmt: skip
+def test_a_parameter_that_cannot_be_honored_is_refused(api: ApiClient, parameters: str) -> None:
+    refused = api.get(f"/api/inbox?{parameters}")
+    assert refused.status_code == 400, refused.content
+    assert refused.json()["errors"][0]["pointer"].startswith("?")
+    assert not Subscription.objects.exists()
+
+
+@pytest.mark.parametrize("verb", ["ack", "nack", "extend"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {}, {"event_ids": []}, {"event_ids": "x"}, {"event_ids": [1]}, {"event_ids": [None]}, {"ids": []},
+        {"event_ids": ["x"], "lease_id": "no"}, {"event_ids": ["x"], "inbox": 5}, {"event_ids": ["x"] * 1001},
+        {"event_ids": ["x"] * 10_000}, {"event_ids": ["x"], "lease_id": "00000000-0000-0000-0000-000000000000"},
+    ],
+)  # fmt: skip
+def test_a_body_that_cannot_be_honored_is_refused(api: ApiClient, verb: str, body: dict[str, Any]) -> None:
+    refused = api.post(f"/api/inbox/{verb}", body)
+    assert refused.status_code == 400, refused.content
+    assert refused.json()["errors"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "body"),
+    [
+        ("nack", {"delay": -1}), ("nack", {"delay": 43_201}), ("nack", {"delay": True}), ("extend", {"visibility": 0}),
+        ("extend", {"visibility": "60"}), ("ack", {"delay": 1}),
+    ],
+)  # fmt: skip
+def test_a_time_out_of_range_is_refused(api: ApiClient, verb: str, body: dict[str, Any]) -> None:
+    refused = api.post(f"/api/inbox/{verb}", {"event_ids": [str(new_id())], **body})
+    assert refused.status_code == 400
+    assert refused.json()["errors"][0]["pointer"] == f"/{next(iter(body))}"
+
+
+def test_a_head_request_leases_nothing(api: ApiClient) -> None:
+    send(api, 1)
+    assert api.request("HEAD", "/api/inbox").status_code == 405
+    assert len(fetched(api)) == 1
+
+
+def test_an_inbox_needs_its_scope(api: ApiClient, organization: Organization) -> None:
+    scopes = [scope.value for scope in Scope if scope is not Scope.INBOX_CONSUME]
+    without = ApiClient(create_api_key(organization, scopes=scopes)[1])
+    for response in (without.get("/api/inbox"), without.post("/api/inbox/ack", {"event_ids": ["x"]})):
+        assert response.status_code == 403
+        assert response.json()["scope"] == "inbox:consume"
+    only = ApiClient(create_api_key(organization, scopes=["inbox:consume"])[1])
+    send(api, 1)
+    assert len(fetched(only)) == 1
+
+
+def test_another_organizations_inbox_does_not_exist(api: ApiClient, other_api: ApiClient) -> None:
+    make(other_api)
+    assert api.get("/api/inbox?inbox=orders").status_code == 404
+    assert api.post("/api/inbox/ack", {"event_ids": ["x"], "inbox": "orders"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        ({"kind": "inbox"}, "/inbox"),
+        ({"kind": "inbox", "inbox": "a b"}, "/inbox"),
+        ({"kind": "inbox", "inbox": "x" * 65}, "/inbox"),
+        ({"kind": "inbox", "inbox": "a", "url": "https://example.com/"}, "/url"),
+        ({"kind": "inbox", "inbox": "a", "headers": {}}, "/headers"),
+        ({"kind": "pigeon", "url": "https://example.com/"}, "/kind"),
+        ({"inbox": "a", "url": "https://example.com/"}, "/inbox"),
+        ({}, "/url"),
+    ],
+)
+def test_an_inbox_that_cannot_be_made_is_refused(api: ApiClient, body: dict[str, Any], pointer: str) -> None:
+    refused = api.post("/api/subscriptions", {"event_types": ["*"], **body})
+    assert refused.status_code == 400, refused.content
+    assert pointer in [error["pointer"] for error in refused.json()["errors"]]
+
+
+def test_what_an_inbox_does_not_have_is_refused(api: ApiClient) -> None:
+    made = make(api)
+    assert made["secret"] is None
+    path = f"/api/subscriptions/{made['id']}"
+    again = api.post("/api/subscriptions", {"kind": "inbox", "inbox": "orders", "event_types": ["*"]})
+    assert again.status_code == 409
+    assert again.json()["subscription_id"] == made["id"]
+    for verb in ("rotate-secret", "test"):
+        refused = api.post(f"{path}/{verb}")
+        assert refused.status_code == 409
+        assert refused.json()["code"] == "not_for_inboxes"
+    assert api.patch(path, {"url": "https://example.com/"}).status_code == 400
+    changed = api.patch(path, {"event_types": ["user.*"], "description": "users"})
+    assert changed.status_code == 200
+    assert changed.json()["event_types"] == ["user.*"]
+
+
+def test_a_recovery_fills_an_inbox(api: ApiClient) -> None:
+    ids = send(api, 1, 2)
+    made = make(api)
+    subscription = Subscription.objects.get(pk=made["id"])
+    run = recovery.start(subscription, datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
+    recovery.advance(run.pk)
+    assert fetched(api, "inbox=orders") == ids
+    assert SubscriptionQueue.objects.get(pk=made["id"]).next_due_at is None
+
+
+def test_the_default_inbox_is_made_once_and_audited(api: ApiClient, organization: Organization) -> None:
+    first = inboxes.find_or_make_default(organization.id, lambda made: None)
+    with transaction.atomic():
+        assert inboxes.find_or_make_default(organization.id, lambda made: None) == first
+    assert subscriptions.of_organization(organization.id).count() == 1
+
+
+def test_the_data_of_a_fetch_is_bounded(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("webhooks.destinations.inbox.leases.MAX_BYTES", 10)
+    monkeypatch.setattr("webhooks.destinations.inbox.log.MAX_BYTES", 10)
+    make(api)
+    ids = send(api, 1, 2, 3)
+    page = api.get("/api/inbox?inbox=orders&cursor=").json()
+    assert [event["id"] for event in page["events"]] == ids[:2]
+    assert page["has_more"]
+    assert fetched(api, "inbox=orders") == ids[:2]
+    assert fetched(api, "inbox=orders") == ids[2:]

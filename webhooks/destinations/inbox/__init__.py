@@ -1,0 +1,1 @@
+"""The inbox: a destination that nothing is sent to.  Its deliveries wait until the tenant fetches them."""

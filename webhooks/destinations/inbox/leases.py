@@ -1,0 +1,308 @@
+"""Fetching from an inbox under leases: lease, acknowledge, give back, extend.
+
+A delivery in an inbox is `pending` until it is acknowledged.  What is fetched stays so, with a lease, and
+`next_attempt_at` is the end of the lease: from then on it may be fetched again, without anybody having to do anything.
+Consumers never wait for each other, because each takes the rows that no other has locked, and none of them locks the
+queue.  The clock is the database's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from psycopg.rows import class_row
+
+from core.db import KEEP_PLANS, KEEP_PLANS_WITHOUT_WAITING, in_transaction, pipelined, server_cursor
+from core.ids import new_id
+
+MAX_EVENTS = 1000
+# One fetch returns about as much data, and at least one event.
+MAX_BYTES = 8 * 1_048_576
+# A fetch of some types looks at so many of the oldest deliveries: it must not read a whole backlog of others.
+MAX_LOOKED_AT = 10_000
+# The lease of what was given back: none, but it was fetched before.
+GIVEN_BACK = uuid.UUID(int=0)
+
+
+class ItemStatus(StrEnum):
+    """What became of one item of a request."""
+
+    ACKNOWLEDGED = "acknowledged"
+    ALREADY_ACKNOWLEDGED = "already_acknowledged"
+    GIVEN_BACK = "given_back"
+    EXTENDED = "extended"
+    LEASE_EXPIRED = "lease_expired"  # somebody else has fetched it since, or it was given back
+    NOT_LEASED = "not_leased"
+    CANCELLED = "cancelled"
+    NOT_FOUND = "not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedEvent:
+    """An event that was fetched.  attempt: how often it has been, with this time."""
+
+    delivery_id: uuid.UUID
+    event_id: uuid.UUID
+    event_type: str
+    event_data: str
+    event_created_at: datetime.datetime
+    attempt: int
+    lease_expires_at: datetime.datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What became of one delivery.  at: when it was acknowledged, or its lease ends."""
+
+    status: ItemStatus
+    at: datetime.datetime | None = None
+
+
+# What was fetched before comes first.  In two parts, because an index has what was fetched, and only that.
+_BY_ORDER = """
+WITH inbox AS MATERIALIZED (
+    SELECT id FROM webhooks_subscription
+    WHERE id = %(inbox)s AND kind = 'inbox' AND is_active AND deleted_at IS NULL
+), again AS MATERIALIZED (
+    SELECT d.id, d.event_id, d.created_at FROM inbox CROSS JOIN LATERAL (
+        SELECT id, event_id, created_at FROM webhooks_delivery
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NOT NULL
+          AND next_attempt_at <= statement_timestamp()
+        ORDER BY next_attempt_at, id LIMIT %(limit)s
+        FOR UPDATE SKIP LOCKED
+    ) AS d
+), fresh AS MATERIALIZED (
+    SELECT d.id, d.event_id, d.created_at FROM inbox CROSS JOIN LATERAL (
+        SELECT id, event_id, created_at FROM webhooks_delivery
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NULL
+          AND next_attempt_at <= statement_timestamp()
+        ORDER BY next_attempt_at, id LIMIT greatest(0, %(limit)s - (SELECT count(*) FROM again))
+        FOR UPDATE SKIP LOCKED
+    ) AS d
+), picked AS (
+    SELECT * FROM again UNION ALL SELECT * FROM fresh
+)"""
+
+_BY_TYPE = """
+WITH inbox AS MATERIALIZED (
+    SELECT id FROM webhooks_subscription
+    WHERE id = %(inbox)s AND kind = 'inbox' AND is_active AND deleted_at IS NULL
+), looked_at AS MATERIALIZED (
+    (SELECT d.id, d.event_id, 0 AS part, d.next_attempt_at FROM inbox CROSS JOIN LATERAL (
+        SELECT id, event_id, next_attempt_at FROM webhooks_delivery
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NOT NULL
+          AND next_attempt_at <= statement_timestamp()
+        ORDER BY next_attempt_at, id LIMIT %(looked_at)s
+    ) AS d)
+    UNION ALL
+    (SELECT d.id, d.event_id, 1, d.next_attempt_at FROM inbox CROSS JOIN LATERAL (
+        SELECT id, event_id, next_attempt_at FROM webhooks_delivery
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NULL
+          AND next_attempt_at <= statement_timestamp()
+        ORDER BY next_attempt_at, id LIMIT %(looked_at)s
+    ) AS d)
+), matching AS MATERIALIZED (
+    SELECT l.id, l.part, l.next_attempt_at FROM looked_at l CROSS JOIN LATERAL (
+        SELECT type FROM events_event WHERE id = l.event_id LIMIT 1
+    ) AS e
+    WHERE e.type = %(type)s OR starts_with(e.type, %(prefix)s)
+    ORDER BY l.part, l.next_attempt_at, l.id LIMIT %(limit)s
+), picked AS MATERIALIZED (
+    SELECT d.id, d.event_id, d.created_at FROM matching m CROSS JOIN LATERAL (
+        SELECT id, event_id, created_at FROM webhooks_delivery
+        WHERE id = m.id AND status = 'pending' AND next_attempt_at <= statement_timestamp() LIMIT 1
+        FOR UPDATE SKIP LOCKED
+    ) AS d
+)"""
+
+# The bounds of the ids leave out the partitions that have none of them.
+_LEASE = """, loaded AS MATERIALIZED (
+    SELECT p.id, p.created_at AS place, e.id AS event_id, e.type AS event_type, e.data AS event_data,
+           e.created_at AS event_created_at, octet_length(e.data) AS size,
+           sum(octet_length(e.data)) OVER (ORDER BY p.created_at, p.id ROWS UNBOUNDED PRECEDING) AS total
+    FROM picked p CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = p.event_id LIMIT 1) AS e
+), leased AS (
+    UPDATE webhooks_delivery d
+    SET lease_id = %(lease)s, attempt_count = attempt_count + 1,
+        next_attempt_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+    WHERE d.id = ANY (ARRAY (SELECT id FROM loaded WHERE total - size < %(bytes)s))
+      AND d.id >= (SELECT id FROM picked ORDER BY id LIMIT 1)
+      AND d.id <= (SELECT id FROM picked ORDER BY id DESC LIMIT 1)
+    RETURNING d.id, d.attempt_count, d.next_attempt_at
+)
+SELECT leased.id AS delivery_id, l.event_id, l.event_type, l.event_data, l.event_created_at,
+       leased.attempt_count AS attempt, leased.next_attempt_at AS lease_expires_at
+FROM leased JOIN loaded l ON l.id = leased.id ORDER BY l.place, l.id
+"""
+_FETCH = _BY_ORDER + _LEASE
+_FETCH_TYPE = _BY_TYPE + _LEASE
+
+
+def fetch(
+    inbox_id: uuid.UUID, limit: int, seconds: float, event_type: str | None = None
+) -> tuple[uuid.UUID, list[FetchedEvent]]:
+    """Lease up to `limit` events for `seconds`; return the lease's id and the events, in their order.
+
+    event_type: an exact type or a prefix (`order.*`).  An inbox that is disabled or deleted has none.
+    """
+    lease_id = new_id()
+    parameters: dict[str, Any] = {
+        "inbox": inbox_id, "limit": limit, "lease": lease_id, "seconds": seconds, "bytes": MAX_BYTES,
+    }  # fmt: skip
+    statement = _FETCH
+    if event_type is not None and event_type != "*":
+        statement = _FETCH_TYPE
+        prefix = event_type[:-1] if event_type.endswith(".*") else None
+        parameters |= {"type": event_type, "prefix": prefix, "looked_at": MAX_LOOKED_AT}
+
+    def work() -> list[FetchedEvent]:
+        with server_cursor(class_row(FetchedEvent)) as fetching, server_cursor() as other, pipelined():
+            # A crash that forgets this commit ends the lease early, as if the consumer had died.
+            other.execute(KEEP_PLANS_WITHOUT_WAITING)
+            return fetching.execute(statement, parameters).fetchall()
+
+    return lease_id, in_transaction(work)
+
+
+# Locked in the order of their ids, so that two requests for the same ones don't wait for each other.
+_LOCKED = """
+WITH locked AS MATERIALIZED (
+    SELECT id, status, lease_id, completed_at FROM webhooks_delivery
+    WHERE id = ANY (%(ids)s::uuid[]) AND id >= %(least)s AND id <= %(greatest)s AND subscription_id = %(inbox)s
+    ORDER BY id FOR UPDATE
+), fitting AS MATERIALIZED (
+    SELECT id FROM locked
+    WHERE status IN ('pending', 'held') AND (%(lease)s::uuid IS NULL OR lease_id = %(lease)s::uuid)
+      AND (%(unleased)s OR (lease_id IS NOT NULL AND lease_id <> '00000000-0000-0000-0000-000000000000'))
+), changed AS (
+    UPDATE webhooks_delivery d SET {changes}
+    WHERE d.id = ANY (ARRAY (SELECT id FROM fitting)) AND d.id >= %(least)s AND d.id <= %(greatest)s
+    RETURNING d.id, {at} AS at
+)
+SELECT l.id, l.status, l.lease_id, c.id IS NOT NULL AS is_changed, coalesce(c.at, l.completed_at) AS at
+FROM locked l LEFT JOIN changed c ON c.id = l.id
+"""
+_ACKNOWLEDGE = _LOCKED.format(
+    changes="status = 'delivered', completed_at = clock_timestamp(), lease_id = NULL, last_error = ''",
+    at="d.completed_at",
+)
+_GIVE_BACK = _LOCKED.format(
+    changes=(
+        "lease_id = '00000000-0000-0000-0000-000000000000', last_error = 'given_back', "
+        "next_attempt_at = clock_timestamp() + make_interval(secs => %(seconds)s)"
+    ),
+    at="d.next_attempt_at",
+)
+_EXTEND = _LOCKED.format(
+    changes="next_attempt_at = clock_timestamp() + make_interval(secs => %(seconds)s)", at="d.next_attempt_at"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of the statements above, with what it was before."""
+
+    id: uuid.UUID
+    status: str
+    lease_id: uuid.UUID | None
+    is_changed: bool
+    at: datetime.datetime | None
+
+
+def acknowledge(
+    inbox_id: uuid.UUID, delivery_ids: Iterable[uuid.UUID], lease_id: uuid.UUID | None = None
+) -> dict[uuid.UUID, Changed]:
+    """Settle deliveries, and return what became of each that is in the inbox.
+
+    lease_id: only those that nobody else has fetched since this lease began.  Without it, whether or not they are
+    leased.  When this returns, it is committed.
+    """
+    rows = _change(_ACKNOWLEDGE, inbox_id, delivery_ids, lease_id, unleased=True)
+    return {row.id: Changed(_became(row, ItemStatus.ACKNOWLEDGED), row.at) for row in rows}
+
+
+def give_back(
+    inbox_id: uuid.UUID, delivery_ids: Iterable[uuid.UUID], seconds: float = 0, lease_id: uuid.UUID | None = None
+) -> dict[uuid.UUID, Changed]:
+    """End leases: the deliveries may be fetched again in `seconds`.  Otherwise as `acknowledge`."""
+    rows = _change(_GIVE_BACK, inbox_id, delivery_ids, lease_id, seconds=seconds)
+    return {row.id: Changed(_became(row, ItemStatus.GIVEN_BACK), row.at) for row in rows}
+
+
+# As if they had not been fetched; they come first in the next fetch.
+_TAKE_BACK = _LOCKED.format(
+    changes=(
+        "lease_id = '00000000-0000-0000-0000-000000000000', attempt_count = attempt_count - 1, "
+        "next_attempt_at = clock_timestamp()"
+    ),
+    at="d.next_attempt_at",
+)
+
+
+def take_back(inbox_id: uuid.UUID, delivery_ids: Iterable[uuid.UUID], lease_id: uuid.UUID) -> None:
+    """End a lease whose events reached nobody."""
+    _change(_TAKE_BACK, inbox_id, delivery_ids, lease_id)
+
+
+def extend(
+    inbox_id: uuid.UUID, delivery_ids: Iterable[uuid.UUID], seconds: float, lease_id: uuid.UUID | None = None
+) -> dict[uuid.UUID, Changed]:
+    """Let leases end in `seconds` from now, also those that have ended, if nobody has fetched their deliveries since.
+
+    Otherwise as `acknowledge`.
+    """
+    rows = _change(_EXTEND, inbox_id, delivery_ids, lease_id, seconds=seconds)
+    return {row.id: Changed(_became(row, ItemStatus.EXTENDED), row.at) for row in rows}
+
+
+def _change(
+    statement: str,
+    inbox_id: uuid.UUID,
+    delivery_ids: Iterable[uuid.UUID],
+    lease_id: uuid.UUID | None,
+    *,
+    seconds: float = 0,
+    unleased: bool = False,
+) -> Sequence[_Row]:
+    ids = list(delivery_ids)
+    if not ids:
+        return []
+    parameters: Mapping[str, Any] = {
+        "ids": ids, "least": min(ids), "greatest": max(ids), "inbox": inbox_id, "lease": lease_id,
+        "seconds": seconds, "unleased": unleased,
+    }  # fmt: skip
+
+    def work() -> list[_Row]:
+        with server_cursor(class_row(_Row)) as changing, server_cursor() as other, pipelined():
+            other.execute(KEEP_PLANS)
+            return changing.execute(statement, parameters).fetchall()
+
+    return in_transaction(work)
+
+
+def _became(row: _Row, changed: ItemStatus) -> ItemStatus:
+    if row.is_changed:
+        return changed
+    if row.status == "delivered":
+        return ItemStatus.ALREADY_ACKNOWLEDGED
+    if row.status == "cancelled":
+        return ItemStatus.CANCELLED
+    return ItemStatus.NOT_LEASED if row.lease_id is None else ItemStatus.LEASE_EXPIRED
+
+
+_WITH_VISIBLE = """
+SELECT inbox.id FROM unnest(%s::uuid[]) AS inbox(id)
+WHERE (SELECT true FROM webhooks_delivery d WHERE d.subscription_id = inbox.id AND d.status = 'pending'
+       AND d.next_attempt_at <= statement_timestamp() LIMIT 1)
+"""
+
+
+def with_something_to_fetch(inbox_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+    """Return those of the inboxes that have something to fetch."""
+    with server_cursor() as cursor:
+        return [row[0] for row in cursor.execute(_WITH_VISIBLE, (list(inbox_ids),)).fetchall()]

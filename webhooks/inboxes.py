@@ -1,0 +1,112 @@
+"""Finding an organization's inboxes, and making its default one at its first use."""
+
+from __future__ import annotations
+
+import datetime
+import re
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+from django.db import IntegrityError, transaction
+from psycopg.rows import class_row
+
+from core.db import server_cursor
+from events.models import Event, EventStatus
+from orgs.models import Organization
+from webhooks import subscriptions
+from webhooks.destinations.inbox.arrivals import announce_arrivals
+from webhooks.models import BulkRun, DeliveryStatus, DestinationKind, Subscription
+from webhooks.routing.insert import NewDeliveries
+from webhooks.routing.matching import EVERYTHING
+from webhooks.upkeep import recovery
+
+log = structlog.get_logger()
+
+DEFAULT = "default"
+MAX_NAME = 64
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# How long the first use of the default inbox fills it; workers go on with the rest.
+FILL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """An inbox, and how long its organization keeps what is settled."""
+
+    id: uuid.UUID
+    organization_id: uuid.UUID
+    name: str
+    is_active: bool
+    disabled_reason: str
+    retention_days: int
+
+
+_FIND = """
+SELECT s.id, s.organization_id, s.inbox AS name, s.is_active, s.disabled_reason, o.retention_days
+FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id
+WHERE s.organization_id = %s AND s.kind = 'inbox' AND s.inbox = %s AND s.deleted_at IS NULL
+"""
+
+
+def find(organization_id: uuid.UUID, name: str = DEFAULT) -> Inbox | None:
+    """Return the organization's inbox of this name."""
+    with server_cursor(class_row(Inbox)) as cursor:
+        return cursor.execute(_FIND, (organization_id, name)).fetchone()
+
+
+def find_or_make_default(organization_id: uuid.UUID, audit: Callable[[Subscription], None]) -> Inbox:
+    """Return the default inbox, and make it if there is none, with what is undelivered.
+
+    audit: writes the audit entry, in the transaction that makes it.  Raises subscriptions.TooManySubscriptions.
+    """
+    inbox = find(organization_id)
+    if inbox is not None:
+        return inbox
+    try:
+        with transaction.atomic():
+            made, _ = subscriptions.create(organization_id, inbox=DEFAULT, event_types=[EVERYTHING])
+            days = Organization.objects.values_list("retention_days", flat=True).get(pk=organization_id)
+            run = recovery.start(made, made.created_at - datetime.timedelta(days=days), undelivered=True)
+            audit(made)
+    except IntegrityError:
+        pass  # another request has made it
+    else:
+        _fill(made, run.pk)
+    inbox = find(organization_id)
+    if inbox is None:
+        raise LookupError("the default inbox was deleted meanwhile")
+    return inbox
+
+
+def _fill(subscription: Subscription, run_id: uuid.UUID) -> None:
+    """Put in what is undelivered, the oldest first, for a while.  What is left is the workers'."""
+    with transaction.atomic():
+        # A fan-out that is under way may not know the inbox yet: wait for its events.
+        waiting = Event.objects.filter(
+            organization_id=subscription.organization_id, status=EventStatus.ACCEPTED,
+            created_at__lte=subscription.created_at,
+        )  # fmt: skip
+        ids = list(waiting.order_by("id").select_for_update(no_key=True, of=("self",)).values_list("id", flat=True))
+        deliveries = NewDeliveries()
+        deliveries.has_inbox = True
+        for event_id in ids:
+            deliveries.add(
+                subscription.organization_id, event_id, [subscription.pk], DeliveryStatus.PENDING, are_inboxes=True
+            )
+        with server_cursor() as cursor:
+            deliveries.insert(0.0, cursor)
+            deliveries.mark_queues(0.0, cursor)
+    ends = time.monotonic() + FILL_SECONDS
+    while time.monotonic() < ends:
+        run = recovery.advance(run_id)
+        if run is None or run.state != BulkRun.State.RUNNING:
+            break
+    announce_arrivals([subscription.pk])
+
+
+def is_inbox(subscription: Subscription) -> bool:
+    """Return whether deliveries to the subscription are fetched, not sent."""
+    return subscription.kind == DestinationKind.INBOX
