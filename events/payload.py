@@ -23,8 +23,12 @@ from core.problems import Problem, invalid
 MAX_TYPE_CHARACTERS = 255
 MAX_DEDUP_ID_CHARACTERS = 255
 
-# Standard Webhooks: dot-delimited [a-zA-Z0-9_].
-EVENT_TYPE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+# Standard Webhooks has dot-delimited [a-zA-Z0-9_]; CloudEvents and others also use `-`, `/`, and `:`.
+EVENT_TYPE = re.compile(r"[A-Za-z0-9_/:-]+(\.[A-Za-z0-9_/:-]+)*")
+
+# What subscriptions and lists take: a type, a prefix with `.*`, or EVERYTHING.
+PATTERN = re.compile(rf"{EVENT_TYPE.pattern}(\.\*)?")
+EVERYTHING = "*"
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
@@ -88,7 +92,18 @@ def event_type_error(value: Any) -> str | None:
     if len(value) > MAX_TYPE_CHARACTERS:
         return f"must have at most {MAX_TYPE_CHARACTERS} characters"
     if not EVENT_TYPE.fullmatch(value):
-        return "must be words of letters, digits and _ with dots between them, such as order.created"
+        return "must be words of letters, digits, _, -, /, and : with dots between them, such as order.created"
+    return None
+
+
+def pattern_error(pattern: object) -> str | None:
+    """Return what is wrong with an event type pattern, or None."""
+    if not isinstance(pattern, str):
+        return "must be a string"
+    if pattern == EVERYTHING:
+        return None
+    if len(pattern) > 257 or not PATTERN.fullmatch(pattern):
+        return "must be an event type (order.created), a prefix (order.*) or *"
     return None
 
 

@@ -172,6 +172,7 @@ SPECTACULAR_SETTINGS = {
     "LICENSE": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     "TAGS": [
         {"name": "Events", "description": "Send events and read them back."},
+        {"name": "Event types", "description": "Which types of events there are, and what their data looks like."},
         {"name": "Subscriptions", "description": "Who receives which events."},
         {"name": "Deliveries", "description": "What became of each event for each subscription."},
         {"name": "Keys", "description": "API keys and what they may do."},

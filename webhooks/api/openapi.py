@@ -8,6 +8,7 @@ from drf_spectacular.extensions import OpenApiSerializerFieldExtension
 from drf_spectacular.utils import OpenApiWebhook, extend_schema_serializer
 
 from core.openapi import Schema, page_of
+from events.payload import PATTERN
 from webhooks.api.serializers import (
     HEADER_NAME,
     MAX_EVENT_TYPES,
@@ -16,7 +17,6 @@ from webhooks.api.serializers import (
     DeliverySerializer,
     SubscriptionSerializer,
 )
-from webhooks.routing.matching import PATTERN
 
 SUBSCRIPTION_EXAMPLE = {
     "url": "https://example.com/webhooks",

@@ -22,12 +22,12 @@ from core.serializers import (
     StrictSerializer,
     validate_plain_text,
 )
+from events.payload import pattern_error
 from webhooks import endpoint_test, subscriptions
 from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.destinations.outcome import Failure
 from webhooks.endpoint_test import EndpointTest
 from webhooks.models import BulkRun, Cause, Delivery, DeliveryAttempt, Subscription
-from webhooks.routing.matching import pattern_error
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
 MAX_EVENT_TYPES = 100
