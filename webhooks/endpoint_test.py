@@ -52,6 +52,7 @@ class _Outgoing:
     event_created_at: datetime.datetime
     event_data: str
     endpoint: Endpoint
+    organization_id: uuid.UUID
     event_trace: str | None = None  # a test event belongs to none
 
 
@@ -109,7 +110,10 @@ def _send(subscription: Subscription) -> EndpointTest:
             subscription.encrypted_headers,
             subscription.encrypted_secret,
             [sealed for sealed, ends_at in previous if ends_at > now],
+            subscription.format,
+            subscription.transform,
         ),
+        subscription.organization_id,
     )
     started = time.monotonic()
     outcome = asyncio.run(_attempt(outgoing, now.timestamp()))

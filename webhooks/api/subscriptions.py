@@ -149,7 +149,9 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
     def partial_update(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Change the given fields. The next attempt uses the new values."""
         subscription = self.own_row(request, subscription_id)
-        serializer = SubscriptionChangeSerializer(data=read_object(request), partial=True)
+        serializer = SubscriptionChangeSerializer(
+            data=read_object(request), partial=True, context={"subscription": subscription}
+        )
         serializer.is_valid(raise_exception=True)
         with transaction.atomic():
             subscriptions.change(subscription, serializer.validated_data)

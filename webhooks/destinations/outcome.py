@@ -22,6 +22,7 @@ class Failure(StrEnum):
     INVALID_RESPONSE = "invalid_response"
     ADDRESS_NOT_ALLOWED = "address_not_allowed"
     PROXY_FAILED = "proxy_failed"
+    TRANSFORM_FAILED = "transform_failed"
     INTERNAL_ERROR = "internal_error"
     WORKER_LOST = "worker_lost"
     # No attempt's: why a delivery was cancelled.
@@ -59,6 +60,8 @@ class Outcome:
 
         A 4xx other than 429 says that the endpoint dislikes the event, which is no reason to send it less.
         """
+        if self.failure is Failure.TRANSFORM_FAILED:  # the endpoint was not asked
+            return False
         return self.failure is not Failure.HTTP_STATUS or self.status_code == 429 or (self.status_code or 0) >= 500
 
 
