@@ -15,7 +15,6 @@ from devstack.http_receiver import Receiver
 from orgs.models import Organization
 from tests.api.helpers import assert_problem
 from webhooks import endpoint_test, subscriptions
-from webhooks.destinations import transform as transforms
 from webhooks.destinations.outcome import Failure
 from webhooks.destinations.transform import TransformError, check_expression, transform
 
@@ -31,7 +30,7 @@ ENVELOPE: dict[str, Any] = {
 def sent(receiver: Receiver, organization: Organization, format: str, expression: str = "") -> Any:
     """Send a test event in a format; return what arrived, and what came of it."""
     subscription, _ = subscriptions.create(
-        organization.id, url=receiver.url, event_types=["*"], format=format, transform=expression
+        organization.id, url=receiver.url("/"), event_types=["*"], format=format, transform=expression
     )
     result = endpoint_test.send_test_event(subscription)
     return result, (receiver.requests[-1] if receiver.requests else None)
@@ -80,10 +79,10 @@ def test_a_failing_expression_fails_the_delivery_and_says_why(receiver: Receiver
 
 
 BOMBS = {
-    "doubling a text": " | ".join(["join('', [@, @])"] * 60).replace("@", "to_string(@)", 2),
-    "doubling a list": "|".join(["[@, @]"] * 200),
-    "doubling a flat list": "[@]|" + "|".join(["[@, @][]"] * 200),
-    "doubling an object": "|".join(["{a: @, b: @}"] * 100),
+    "doubling a text": "to_string(@)|" + "|".join(["join('', [@, @])"] * 40),
+    "doubling a list": "|".join(["[@, @]"] * 50),
+    "doubling a flat list": "[@]|" + "|".join(["[@, @][]"] * 25),
+    "doubling an object": "|".join(["{a: @, b: @}"] * 50),
     "a long separator": "join(to_string(data.long), data.texts)",
     "comparing for ever": "[" + ",".join(["data.many == data.same"] * 170) + "]",
     "nested maps": "data.many[].[" + ",".join(["@"] * 1000) + "]",
@@ -96,7 +95,7 @@ def test_an_expression_that_explodes_is_stopped(name: str) -> None:
     data = {"long": "x" * 100_000, "texts": [""] * 20_000, "many": many, "same": many}
     envelope = json.dumps({**ENVELOPE, "data": data}).encode()
     began = time.process_time()
-    with pytest.raises(TransformError, match="steps|values and characters"):
+    with pytest.raises(TransformError, match=r"steps|values and characters"):
         transform(BOMBS[name], envelope)
     assert time.process_time() - began < 5  # of this process's own time; most take some milliseconds
 
@@ -139,5 +138,4 @@ def test_a_format_is_set_and_shown(api: Any) -> None:
 def test_steps_are_the_same_every_time() -> None:
     envelope = json.dumps(ENVELOPE).encode()
     assert transform("data.lines[].sku", envelope) == b'["a","b"]'
-    assert transforms.MOST_STEPS
     assert uuid.UUID(json.loads(transform("{id: id}", envelope))["id"])

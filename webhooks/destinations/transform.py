@@ -2,8 +2,8 @@
 
 A few dozen characters of an expression can ask for gigabytes: `join('', [@, @])` doubles a text, and a chain of
 `[@, @] | [@, @]` is written out as 2^n copies.  So each node that is evaluated counts, and so does what it makes,
-written out; one that would make too much stops the evaluation before it is made.  The same expression takes as many steps every
-time, on any machine.
+written out; one that would make too much stops the evaluation before it is made.  The same expression takes as
+many steps every time, on any machine.
 """
 
 from __future__ import annotations
