@@ -12,7 +12,7 @@ from django.utils.safestring import SafeString
 
 from console import search
 from console.causes import error_words
-from console.exchange import curl_body, exchange_block
+from console.exchange import exchange_blocks
 from console.filters import DeliveryFilter
 from console.formatting import badge, code_block, format_time, host_of_url, object_link, short
 from console.lists import LIST_BOUND, BoundedPaginator
@@ -157,7 +157,7 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
 
     @admin.display(description="exchange")
     def exchange_display(self, row: DeliveryAttempt) -> SafeString:
-        return curl_body(row.delivery) + exchange_block(row)
+        return exchange_blocks(row.delivery, [row])[0]
 
     @admin.display(description="response body")
     def response_display(self, row: DeliveryAttempt) -> SafeString:

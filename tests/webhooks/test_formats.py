@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import html
 import json
 import time
 import uuid
@@ -11,12 +12,22 @@ from urllib.parse import unquote
 
 import pytest
 
+from console.exchange import exchange_blocks
 from devstack.http_receiver import Receiver
-from orgs.models import Organization
+from devstack.waiting import wait_until
+from orgs.keys import create_api_key
+from orgs.models import Organization, Scope
 from tests.api.helpers import assert_problem
-from webhooks import endpoint_test, subscriptions
+from tests.conftest import ApiClient
+from tests.webhooks.helpers import accept, queue_of, result, sending, statuses, subscribe
+from webhooks import delivery_actions, endpoint_test, subscriptions
+from webhooks.delivery_actions import DeliveryAction
+from webhooks.destinations.http.curl import body_command
 from webhooks.destinations.outcome import Failure
 from webhooks.destinations.transform import TransformError, check_expression, transform
+from webhooks.dispatch.claim import claim
+from webhooks.dispatch.record import record_results
+from webhooks.models import FORMATS, DeliveryAttempt, Subscription
 
 NEW = {"url": "https://a.example/", "event_types": ["*"]}
 ENVELOPE: dict[str, Any] = {
@@ -32,35 +43,35 @@ def sent(receiver: Receiver, organization: Organization, format: str, expression
     subscription, _ = subscriptions.create(
         organization.id, url=receiver.url("/"), event_types=["*"], format=format, transform=expression
     )
-    result = endpoint_test.send_test_event(subscription)
-    return result, (receiver.requests[-1] if receiver.requests else None)
+    tested = endpoint_test.send_test_event(subscription)
+    return tested, (receiver.requests[-1] if receiver.requests else None)
 
 
 def test_each_format_has_its_shape(receiver: Receiver, organization: Organization) -> None:
-    result, request = sent(receiver, organization, "standard")
+    tested, request = sent(receiver, organization, "standard")
     assert list(json.loads(request.body)) == ["id", "type", "timestamp", "data"]
     source = f"/organizations/{organization.id}"
 
-    result, request = sent(receiver, organization, "cloudevents")
+    tested, request = sent(receiver, organization, "cloudevents")
     event = json.loads(request.body)
     assert request.headers["content-type"] == "application/cloudevents+json; charset=utf-8"
-    assert (event["specversion"], event["id"], event["source"]) == ("1.0", str(result.event_id), source)
+    assert (event["specversion"], event["id"], event["source"]) == ("1.0", str(tested.event_id), source)
     assert (event["type"], event["datacontenttype"], event["data"]["test"]) == (
         "triggers.test", "application/json", True,
     )  # fmt: skip
     datetime.datetime.fromisoformat(event["time"])
 
-    result, request = sent(receiver, organization, "cloudevents-binary")
+    tested, request = sent(receiver, organization, "cloudevents-binary")
     assert request.headers["content-type"] == "application/json"
-    assert request.headers["ce-id"] == str(result.event_id)
+    assert request.headers["ce-id"] == str(tested.event_id)
     assert unquote(request.headers["ce-source"]) == source
     assert (request.headers["ce-specversion"], request.headers["ce-type"]) == ("1.0", "triggers.test")
     assert json.loads(request.body)["test"] is True
 
-    result, request = sent(receiver, organization, "legacy")
+    tested, request = sent(receiver, organization, "legacy")
     legacy = json.loads(request.body)
     assert list(legacy) == ["event_id", "event_type", "payload", "created_at"]
-    assert (legacy["event_id"], legacy["payload"]["test"]) == (str(result.event_id), True)
+    assert (legacy["event_id"], legacy["payload"]["test"]) == (str(tested.event_id), True)
 
     _, request = sent(receiver, organization, "raw")
     assert json.loads(request.body)["test"] is True
@@ -71,11 +82,63 @@ def test_each_format_has_its_shape(receiver: Receiver, organization: Organizatio
 
 
 def test_a_failing_expression_fails_the_delivery_and_says_why(receiver: Receiver, organization: Organization) -> None:
-    result, request = sent(receiver, organization, "transform", "join(',', data)")
+    tested, request = sent(receiver, organization, "transform", "join(',', data)")
     assert request is None
-    assert result.outcome.failure is Failure.TRANSFORM_FAILED
-    assert "join" in result.outcome.detail
-    assert not result.outcome.is_overload
+    assert tested.outcome.failure is Failure.TRANSFORM_FAILED
+    assert "join" in tested.outcome.detail
+    assert tested.outcome.is_permanent
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_exchange_shows_the_body_that_was_sent(receiver: Receiver, organization: Organization, api: Any) -> None:
+    for form in FORMATS:
+        subscribe(organization, receiver.url(f"/{form}"), format=form, transform="{text: data.text}")
+    accept(organization, data='{ "text": "it\'s é",  "n": 1e400 }'.replace("1e400", "10000000000000000001"))
+    with sending():
+        wait_until(lambda: DeliveryAttempt.objects.count() == len(FORMATS), timeout=30)
+    sent_bodies = {request.path[1:]: request.body.decode() for request in receiver.requests}
+    assert len(set(sent_bodies.values())) == len(FORMATS) - 1  # `raw` and binary CloudEvents have the same body
+    # What the subscriptions send from now on changes nothing about it.
+    Subscription.objects.update(format="legacy", transform="")
+    blind = ApiClient(create_api_key(organization, scopes=[Scope.DELIVERIES_READ.value])[1])
+    for attempt in DeliveryAttempt.objects.select_related("delivery__event", "delivery__subscription"):
+        form = attempt.delivery.subscription.url.rpartition("/")[2]
+        path = f"/api/deliveries/{attempt.delivery_id}/attempts/1"
+        shown = api.get(path).json()["exchange"]["request"]
+        assert (shown["format"], shown["body"]) == (form, sent_bodies[form])
+        assert shown["body_bytes"] == len(sent_bodies[form].encode())
+        assert blind.get(path).json()["exchange"]["request"]["body"] is None
+        [block] = exchange_blocks(attempt.delivery, [attempt])
+        assert f">{body_command(sent_bodies[form])}<" in html.unescape(block)
+        assert 'data-copy-from="curl-body-1 curl-1"' in block
+
+
+@pytest.mark.django_db
+def test_a_failing_expression_is_not_held_against_the_endpoint(organization: Organization, settings: Any) -> None:
+    settings.DISABLE_AFTER_FAILING_FOR = 0.0
+    settings.BREAKER_THRESHOLD = 2
+    subscription = subscribe(organization)
+    accept(organization, 3)
+    before = queue_of(subscription)
+    claimed = claim(20).deliveries
+    assert len(claimed) == 3
+    record_results([result(one, None, Failure.TRANSFORM_FAILED, detail="no") for one in claimed])
+    after = queue_of(subscription)
+    # At once: each attempt would fail in the same way.
+    assert statuses() == ["failed"] * 3
+    for name in ("consecutive_failures", "breaker_trips", "paused_until", "failing_since", "concurrency_window"):
+        assert getattr(after, name) == getattr(before, name), name
+    assert (after.recent_failures, after.last_error, after.last_status_code) == ([], "transform_failed", None)
+    assert after.last_failure_at is not None
+    subscription.refresh_from_db()
+    assert subscription.is_active
+    # Somebody corrects the expression and asks for another attempt.
+    delivery = DeliveryAttempt.objects.order_by("id")[0].delivery
+    assert delivery_actions.apply(DeliveryAction.RETRY, [delivery.pk], announce=False)
+    [again] = claim(20).deliveries
+    record_results([result(again)])
+    delivery.refresh_from_db()
+    assert delivery.status == "delivered"
 
 
 BOMBS = {

@@ -345,7 +345,13 @@ class RequestSerializer(serializers.Serializer[Any]):
     url = serializers.CharField()
     http_version = serializers.CharField()
     headers = HeaderSerializer(many=True)
-    body_bytes = serializers.IntegerField(help_text="Its length. The body holds the event and is the same every time.")
+    format = serializers.ChoiceField(choices=list(FORMATS), help_text="The subscription's `format` at that time.")
+    body = serializers.CharField(
+        allow_null=True,
+        help_text="The body as it was sent. Null if the key lacks the scope `events:read`, or if the body can't be "
+        "made again.",
+    )
+    body_bytes = serializers.IntegerField(help_text="Its length.")
 
 
 class ResponseSerializer(serializers.Serializer[Any]):

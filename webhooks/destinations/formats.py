@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import quote
 
 import orjson
 
-from webhooks.destinations.base import Outgoing, SentEvent
+from webhooks.destinations.base import SentEvent
 from webhooks.destinations.transform import transform
 
 JSON = "application/json"
@@ -43,42 +44,45 @@ def standard_envelope(event: SentEvent) -> bytes:
     return head[:-1] + b',"data":' + event.event_data.encode() + b"}"
 
 
-def render(outgoing: Outgoing) -> Body:
-    """Return what an event is sent as, in the endpoint's format.  Raises TransformError.
+def render(event: SentEvent, organization_id: uuid.UUID, form: str, expression: str = "") -> Body:
+    """Return what an event is sent as.  Raises TransformError.
 
+    form: one of Format; an empty one is the standard one.  expression: for the format `transform`.
     `data` is the producer's text, byte for byte, in all formats but `transform`.
     """
-    data = outgoing.event_data.encode()
-    match outgoing.endpoint.format:
+    data = event.event_data.encode()
+    match form:
         case Format.CLOUDEVENTS:
-            head = orjson.dumps({**_context(outgoing), "datacontenttype": JSON})
+            head = orjson.dumps({**_context(event, organization_id), "datacontenttype": JSON})
             return Body(head[:-1] + b',"data":' + data + b"}", "application/cloudevents+json; charset=utf-8")
         case Format.CLOUDEVENTS_BINARY:
             # Percent-encoded as the HTTP binding asks: what is not printable ASCII, spaces, `"`, and `%`.
-            headers = ((f"ce-{name}", quote(value, safe=_SAFE)) for name, value in _context(outgoing).items())
+            headers = (
+                (f"ce-{name}", quote(value, safe=_SAFE)) for name, value in _context(event, organization_id).items()
+            )
             return Body(data, JSON, tuple(headers))
         case Format.LEGACY:
-            event = {"event_id": outgoing.event_id, "event_type": outgoing.event_type}
-            created = orjson.dumps(outgoing.event_created_at, option=orjson.OPT_UTC_Z)
-            return Body(orjson.dumps(event)[:-1] + b',"payload":' + data + b',"created_at":' + created + b"}")
+            head = orjson.dumps({"event_id": event.event_id, "event_type": event.event_type})
+            created = orjson.dumps(event.event_created_at, option=orjson.OPT_UTC_Z)
+            return Body(head[:-1] + b',"payload":' + data + b',"created_at":' + created + b"}")
         case Format.RAW:
             return Body(data)
         case Format.TRANSFORM:
-            return Body(transform(outgoing.endpoint.transform, standard_envelope(outgoing)))
+            return Body(transform(expression, standard_envelope(event)))
         case _:
-            return Body(standard_envelope(outgoing))
+            return Body(standard_envelope(event))
 
 
 _SAFE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
 
 
-def _context(outgoing: Outgoing) -> dict[str, str]:
+def _context(event: SentEvent, organization_id: uuid.UUID) -> dict[str, str]:
     """Return the attributes of CloudEvents 1.0."""
-    time = orjson.loads(orjson.dumps(outgoing.event_created_at, option=orjson.OPT_UTC_Z))
+    time = orjson.loads(orjson.dumps(event.event_created_at, option=orjson.OPT_UTC_Z))
     return {
         "specversion": "1.0",
-        "id": str(outgoing.event_id),
-        "source": f"/organizations/{outgoing.organization_id}",
-        "type": outgoing.event_type,
+        "id": str(event.event_id),
+        "source": f"/organizations/{organization_id}",
+        "type": event.event_type,
         "time": time,
     }

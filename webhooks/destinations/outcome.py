@@ -55,13 +55,19 @@ class Outcome:
         return self.status_code == 410
 
     @property
+    def is_permanent(self) -> bool:
+        """Tell whether no request was made because of the subscription's own expression.
+
+        That says nothing about the endpoint, and the same event would fail in the same way on every attempt.
+        """
+        return self.failure is Failure.TRANSFORM_FAILED
+
+    @property
     def is_overload(self) -> bool:
         """Tell whether a failure is about load or reachability, and not about this one event.
 
         A 4xx other than 429 says that the endpoint dislikes the event, which is no reason to send it less.
         """
-        if self.failure is Failure.TRANSFORM_FAILED:  # the endpoint was not asked
-            return False
         return self.failure is not Failure.HTTP_STATUS or self.status_code == 429 or (self.status_code or 0) >= 500
 
 

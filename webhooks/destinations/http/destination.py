@@ -73,6 +73,9 @@ class HttpDestination:
             body = standard_envelope(outgoing) if form is None else form.content
             headers = build_headers(outgoing, int(timestamp), body, form)
             exchange = Exchange(endpoint.url, mask_headers(headers, len(endpoint.headers)), len(body))
+            if form is not None:
+                exchange.format = endpoint.format
+                exchange.expression = endpoint.transform if endpoint.format == Format.TRANSFORM else ""
             return await self._client.send(endpoint.url, headers, body, exchange)
         except TransformError as error:
             return Outcome(failure=Failure.TRANSFORM_FAILED, detail=str(error))
@@ -85,11 +88,14 @@ class HttpDestination:
         An expression may take some 50 ms.  It runs beside the event loop, one of each organization at a time, so that
         one that has many in flight takes turns with the others.
         """
-        if outgoing.endpoint.format != Format.TRANSFORM:
-            return render(outgoing)
+        endpoint = outgoing.endpoint
+        if endpoint.format != Format.TRANSFORM:
+            return render(outgoing, outgoing.organization_id, endpoint.format)
         turn = self._turns.setdefault(outgoing.organization_id, asyncio.Lock())
         async with turn:
-            return await asyncio.get_running_loop().run_in_executor(self._transforming, render, outgoing)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._transforming, render, outgoing, outgoing.organization_id, endpoint.format, endpoint.transform
+            )
 
     async def aclose(self) -> None:
         """Close every connection."""
