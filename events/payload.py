@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +207,33 @@ def parse_event(body: bytes) -> NewEvent:
     if errors:
         raise invalid(errors, "The event is not valid.")
     return _build(parsed)
+
+
+def parse_with_options(body: bytes, options: Collection[str], instead: str) -> tuple[NewEvent | None, dict[str, Any]]:
+    """Return the event in a request's body, and the members beside it that are named in `options`.
+
+    instead: the option that takes the event's place.  Raises Problem 400 that names each wrong field.
+    """
+    parsed = _load(body, "a JSON object")
+    if reason := depth_error(body, parsed.value):
+        raise invalid([("", reason)])
+    if not isinstance(parsed.value, dict):
+        raise invalid([("", "must be a JSON object")])
+    given = {name: parsed.value[name] for name in options if name in parsed.value}
+    # JSON has escapes for what is no text, and an error about a value may repeat it.
+    errors = [
+        (_pointer(name), "contains half of a surrogate pair, which is no character")
+        for name, value in given.items()
+        if _SURROGATE.search(json.dumps(value, ensure_ascii=False))
+    ]
+    members = {name: value for name, value in parsed.value.items() if name not in options}
+    if instead in given:
+        errors += [(_pointer(name), f"can't be given together with {instead}") for name in members]
+    else:
+        errors += _errors(members)
+    if errors:
+        raise invalid(errors)
+    return (None if instead in given else _build(parsed)), given
 
 
 def parse_batch(
