@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
@@ -12,32 +14,54 @@ from webhooks.destinations.exchange import Exchange, response_headers, status_li
 from webhooks.destinations.http.curl import BODY_FILE, MAX_BODY_CHARACTERS, body_command, curl_command
 from webhooks.models import Delivery, DeliveryAttempt
 
-# Of the page: the element that writes the body, which all attempts of a delivery share.
+# Of the page: the beginning of the name of an element that writes a body.
 BODY_ID = "curl-body"
 _NOT_KEPT = "Not kept: no request was made, the organization keeps none, or the key that encrypted it is gone."
 
 
-def curl_body(delivery: Delivery) -> SafeString:
-    """Return the hidden part of the page that the attempts' curl commands begin with."""
-    return format_html('<pre id="{}" hidden>{}</pre>', BODY_ID, body_command(request_body(delivery.event)))
+class _Bodies:
+    """The bodies of a delivery's requests: one, unless the subscription's format has changed between attempts."""
+
+    def __init__(self, delivery: Delivery) -> None:
+        self._event = delivery.event
+        self._found: dict[tuple[str, str], tuple[str, str | None]] = {}
+
+    def of(self, exchange: Exchange) -> tuple[str, str | None, SafeString]:
+        """Return the id of the element that writes the body, the body, and the element if the page has none yet."""
+        key = exchange.format, exchange.expression
+        if key in self._found:
+            return *self._found[key], SafeString("")
+        element_id, body = f"{BODY_ID}-{len(self._found) + 1}", request_body(self._event, exchange)
+        self._found[key] = element_id, body
+        command = f"cat {BODY_FILE}" if body is None else body_command(body)
+        return element_id, body, format_html('<pre id="{}" hidden>{}</pre>', element_id, command)
 
 
-def exchange_block(attempt: DeliveryAttempt) -> SafeString:
-    """Return the whole exchange of an attempt, escaped; `curl_body` has to be on the same page."""
+def exchange_blocks(delivery: Delivery, attempts: Sequence[DeliveryAttempt]) -> list[SafeString]:
+    """Return the whole exchange of each of the delivery's attempts, escaped, for one page."""
+    bodies = _Bodies(delivery)
+    return [_exchange_block(attempt, bodies) for attempt in attempts]
+
+
+def _exchange_block(attempt: DeliveryAttempt, bodies: _Bodies) -> SafeString:
     exchange = exchange_of(attempt)
     if exchange is None:
         response = code_block(attempt.response_body) if attempt.response_body else SafeString("")
         return format_html('<p class="help">{}</p>{}', _NOT_KEPT, response)
+    body_id, content, body_element = bodies.of(exchange)
     path, request = request_head(exchange)
     sent = "\n".join([f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in request)])
     command_id = f"curl-{attempt.number}"
     return format_html(
         '<div class="exchange"><p><button type="button" class="button" data-copy-from="{body_id} {command_id}">'
-        'Copy as curl</button> <span class="help">{note}</span></p><pre id="{command_id}" hidden>{command}</pre>{facts}'
-        "<h4>Request</h4>{sent}<h4>Response</h4>{received}{body}</div>",
-        body_id=BODY_ID,
+        'Copy as curl</button> <span class="help">{note}</span></p>{body_element}'
+        '<pre id="{command_id}" hidden>{command}</pre>{facts}'
+        "<h4>Request</h4>{sent}{content}<h4>Response</h4>{received}{body}</div>",
+        body_id=body_id,
+        body_element=body_element,
+        content=SafeString("") if content is None else code_block(content),
         command_id=command_id,
-        note=_note(exchange),
+        note=_note(exchange, content),
         command=curl_command(exchange),
         facts=_facts(attempt, exchange),
         sent=_block(sent),
@@ -46,10 +70,12 @@ def exchange_block(attempt: DeliveryAttempt) -> SafeString:
     )
 
 
-def _note(exchange: Exchange) -> str:
+def _note(exchange: Exchange, content: str | None) -> str:
     hidden = [name for name, value in exchange.request_headers if value is None]
     note = f"Put the values of {', '.join(short(name, 60) for name in hidden)} in." if hidden else ""
-    if exchange.body_bytes > MAX_BODY_CHARACTERS:
+    if content is None:
+        note += f" The body can't be made again; put it into {BODY_FILE}."
+    elif exchange.body_bytes > MAX_BODY_CHARACTERS:
         note += f" The body is too long for a command; save it as {BODY_FILE}."
     return note
 

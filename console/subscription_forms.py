@@ -11,7 +11,7 @@ from rest_framework import serializers
 from webhooks import subscriptions
 from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
 from webhooks.inboxes import is_inbox
-from webhooks.models import Subscription
+from webhooks.models import FORMATS, Subscription
 
 if TYPE_CHECKING:
     _SubscriptionForm = forms.ModelForm[Subscription]
@@ -54,9 +54,22 @@ class SubscriptionForm(_SubscriptionForm):
     )  # fmt: skip
     remove_headers = forms.BooleanField(label="Remove all custom headers", required=False)
 
+    format = forms.ChoiceField(
+        choices=[(name, name) for name in FORMATS], required=False, initial="standard",
+        help_text="What the body of a request looks like. All are signed in the same way.",
+    )  # fmt: skip
+    transform = forms.CharField(
+        label="Transform", required=False, max_length=4096,
+        widget=forms.Textarea(attrs={"rows": 3, "cols": 60, "spellcheck": "false"}),
+        help_text="For the format “transform”: a JMESPath expression over the standard body, such as "
+        "{text: join(' ', [type, data.total])}. A delivery for which it fails is not sent.",
+    )  # fmt: skip
+
     class Meta:
         model = Subscription
-        fields = ("organization", "url", "description", "max_in_flight", "deliveries_per_second")
+        fields = (
+            "organization", "url", "description", "max_in_flight", "deliveries_per_second", "format", "transform",
+        )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,6 +93,11 @@ class SubscriptionForm(_SubscriptionForm):
             for name in ("url", "description", "max_in_flight", "deliveries_per_second")
             if name in cleaned and not (adding and cleaned[name] is None)
         }
+        # A form without them, of a script, leaves them as they are.
+        if cleaned.get("format"):
+            wanted["format"] = cleaned["format"]
+        if "transform" in self.data:
+            wanted["transform"] = cleaned.get("transform", "")
         if "event_types_text" in cleaned:
             wanted["event_types"] = cleaned["event_types_text"].split()
         if cleaned.get("remove_headers"):
@@ -95,7 +113,7 @@ class SubscriptionForm(_SubscriptionForm):
         serializer: serializers.Serializer[Any] = (
             SubscriptionCreateSerializer(data=wanted)
             if adding
-            else SubscriptionChangeSerializer(data=wanted, partial=True)
+            else SubscriptionChangeSerializer(data=wanted, partial=True, context={"subscription": self.instance})
         )
         if not serializer.is_valid():
             for name, reasons in serializer.errors.items():

@@ -42,21 +42,23 @@ MOST_EVENTS = 1000
 MOST_BYTES = 4_000_000
 
 # As `ingest._INSERT_BATCH`, for events of many organizations, each inserted only if the key that it came with may still
-# send it: the key is as it was remembered (`orgs.key_cache`), and so is the organization's rate limit.  Returns what
-# was not stored; `permitted` tells a key that has changed from a dedup id that is taken.  Claiming the dedup ids in
-# their order keeps two statements from deadlocking.
+# send it: the key is as it was remembered (`orgs.key_cache`), and so are the organization's rate limit and the catalog
+# of event types that the events were checked against.  Returns what was not stored; `permitted` tells a key that has
+# changed from a dedup id that is taken.  Claiming the dedup ids in their order keeps two statements from deadlocking.
 _INSERT = f"""
 WITH item AS (
     SELECT * FROM unnest(
-        %(ids)s::uuid[], %(organization_ids)s::uuid[], %(key_ids)s::uuid[], %(rates)s::int[],
+        %(ids)s::uuid[], %(organization_ids)s::uuid[], %(key_ids)s::uuid[], %(rates)s::int[], %(catalogs)s::int[],
         %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[],
         %(request_ids)s::bytea[], %(traces)s::text[]
-    ) AS t(id, organization_id, key_id, rate, type, data, dedup_id, fingerprint, request_id, trace)
+    ) AS t(id, organization_id, key_id, rate, catalog, type, data, dedup_id, fingerprint, request_id, trace)
 ), usable AS MATERIALIZED (
-    SELECT k.id, o.events_per_minute FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
+    SELECT k.id, o.events_per_minute, o.catalog_version
+    FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
     WHERE k.id = ANY (%(distinct_key_ids)s::uuid[]) AND {keys.USABLE} AND %(scope)s = ANY (k.scopes)
 ), permitted AS MATERIALIZED (
-    SELECT item.* FROM item JOIN usable u ON u.id = item.key_id AND u.events_per_minute = item.rate
+    SELECT item.* FROM item
+    JOIN usable u ON u.id = item.key_id AND u.events_per_minute = item.rate AND u.catalog_version = item.catalog
 ), claimed AS (
     INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
     SELECT organization_id, dedup_id, id, fingerprint, clock_timestamp() + %(window)s
@@ -317,6 +319,7 @@ class GroupCommit:
                 "organization_ids": plain_array(caller.organization_id for caller in callers),
                 "key_ids": plain_array(caller.key_id for caller in callers),
                 "rates": plain_array(caller.events_per_minute for caller in callers),
+                "catalogs": plain_array(caller.catalog_version for caller in callers),
                 "types": text_array(item.event.type for item in items),
                 "data": text_array(item.event.data for item in items),
                 "dedup_ids": text_array(item.event.dedup_id for item in items),

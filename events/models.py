@@ -106,3 +106,30 @@ class DedupKey(models.Model):
 
     def __str__(self) -> str:
         return self.dedup_id
+
+
+class EventType(models.Model):
+    """A type of events in an organization's catalog: what it is for, and what its data looks like."""
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    organization = models.ForeignKey(Organization, on_delete=models.CASCADE, related_name="+", db_index=False)
+    name = models.CharField(max_length=255)
+    description = models.TextField(max_length=2000, blank=True, default="")
+    examples = models.JSONField(default=list, blank=True, help_text="Examples of the data of an event.")
+    schema = models.JSONField(null=True, blank=True, help_text="JSON Schema (2020-12) of the data of an event.")
+    version = models.PositiveIntegerField(default=1, editable=False, help_text="Counts the changes of the schema.")
+    archived_at = models.DateTimeField(null=True, editable=False)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    updated_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["organization", "created_at", "id"], name="events_eventtype_list")]
+        constraints: ClassVar = [models.UniqueConstraint("organization", "name", name="events_eventtype_name")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def archived(self) -> bool:
+        """Tell whether new events shouldn't have this type any more."""
+        return self.archived_at is not None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,12 @@ from core.problems import Problem, invalid
 MAX_TYPE_CHARACTERS = 255
 MAX_DEDUP_ID_CHARACTERS = 255
 
-# Standard Webhooks: dot-delimited [a-zA-Z0-9_].
-EVENT_TYPE = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+# Standard Webhooks has dot-delimited [a-zA-Z0-9_]; CloudEvents and others also use `-`, `/`, and `:`.
+EVENT_TYPE = re.compile(r"[A-Za-z0-9_/:-]+(\.[A-Za-z0-9_/:-]+)*")
+
+# What subscriptions and lists take: a type, a prefix with `.*`, or EVERYTHING.
+PATTERN = re.compile(rf"{EVENT_TYPE.pattern}(\.\*)?")
+EVERYTHING = "*"
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
@@ -88,7 +93,18 @@ def event_type_error(value: Any) -> str | None:
     if len(value) > MAX_TYPE_CHARACTERS:
         return f"must have at most {MAX_TYPE_CHARACTERS} characters"
     if not EVENT_TYPE.fullmatch(value):
-        return "must be words of letters, digits and _ with dots between them, such as order.created"
+        return "must be words of letters, digits, _, -, /, and : with dots between them, such as order.created"
+    return None
+
+
+def pattern_error(pattern: object) -> str | None:
+    """Return what is wrong with an event type pattern, or None."""
+    if not isinstance(pattern, str):
+        return "must be a string"
+    if pattern == EVERYTHING:
+        return None
+    if len(pattern) > 257 or not PATTERN.fullmatch(pattern):
+        return "must be an event type (order.created), a prefix (order.*) or *"
     return None
 
 
@@ -191,6 +207,33 @@ def parse_event(body: bytes) -> NewEvent:
     if errors:
         raise invalid(errors, "The event is not valid.")
     return _build(parsed)
+
+
+def parse_with_options(body: bytes, options: Collection[str], instead: str) -> tuple[NewEvent | None, dict[str, Any]]:
+    """Return the event in a request's body, and the members beside it that are named in `options`.
+
+    instead: the option that takes the event's place.  Raises Problem 400 that names each wrong field.
+    """
+    parsed = _load(body, "a JSON object")
+    if reason := depth_error(body, parsed.value):
+        raise invalid([("", reason)])
+    if not isinstance(parsed.value, dict):
+        raise invalid([("", "must be a JSON object")])
+    given = {name: parsed.value[name] for name in options if name in parsed.value}
+    # JSON has escapes for what is no text, and an error about a value may repeat it.
+    errors = [
+        (_pointer(name), "contains half of a surrogate pair, which is no character")
+        for name, value in given.items()
+        if _SURROGATE.search(json.dumps(value, ensure_ascii=False))
+    ]
+    members = {name: value for name, value in parsed.value.items() if name not in options}
+    if instead in given:
+        errors += [(_pointer(name), f"can't be given together with {instead}") for name in members]
+    else:
+        errors += _errors(members)
+    if errors:
+        raise invalid(errors)
+    return (None if instead in given else _build(parsed)), given
 
 
 def parse_batch(

@@ -16,6 +16,20 @@ register(
         },
     ),
     ProblemType(
+        "event_type_exists",
+        409,
+        "The organization has an event type with this name.",
+        "There is an event type with this name.",
+        {"errors": [{"pointer": "/name", "detail": "is taken"}]},
+    ),
+    ProblemType(
+        "too_many_event_types",
+        409,
+        "The organization has `limit_event_types` event types.",
+        "The organization has 1000 event types, which is the limit (MAX_EVENT_TYPES). Delete one that isn't used.",
+        {"limit_event_types": 1000},
+    ),
+    ProblemType(
         "too_many_events",
         413,
         "The batch holds more than `limit_events` events.",

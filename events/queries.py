@@ -8,11 +8,26 @@ from typing import Any
 from django.db.models import QuerySet
 from django.db.models.functions import Coalesce
 
-from core.query import DEFAULT_LIMIT
+from core.query import DEFAULT_LIMIT, ParameterError
 from events.delivery_lookup import delivery_lookup
 from events.models import Event, EventStatus
+from events.payload import EVERYTHING, pattern_error
 
-_LOOKUPS = {"type": "type", "status": "status", "since": "created_at__gte", "until": "created_at__lt"}
+_LOOKUPS = {"status": "status", "since": "created_at__gte", "until": "created_at__lt"}
+
+
+def type_pattern(raw: str) -> str:
+    """Return a type or a pattern of types, as a query parameter."""
+    if reason := pattern_error(raw):
+        raise ParameterError(reason)
+    return raw
+
+
+def _of_type(pattern: str) -> dict[str, str]:
+    """Return the filter for the types that a pattern stands for, as it does in a subscription."""
+    if pattern == EVERYTHING:
+        return {}
+    return {"type__startswith": pattern[:-1]} if pattern.endswith(".*") else {"type": pattern}
 
 
 def find_events(organization_id: uuid.UUID, parameters: dict[str, Any]) -> QuerySet[Event]:
@@ -22,6 +37,8 @@ def find_events(organization_id: uuid.UUID, parameters: dict[str, Any]) -> Query
     `limit` needs, and one more.
     """
     filters = {lookup: parameters[name] for name, lookup in _LOOKUPS.items() if name in parameters}
+    if "type" in parameters:
+        filters |= _of_type(parameters["type"])
     rows = Event.objects.filter(organization_id=organization_id, **filters)
     if "undelivered" not in parameters:
         return rows

@@ -21,7 +21,7 @@ from django.db.models.functions import Now
 from psycopg.rows import class_row
 
 from core.db import server_cursor
-from orgs.models import ApiKey, Organization, all_scopes
+from orgs.models import ApiKey, Organization, Strictness, all_scopes
 
 _ALPHABET = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789"
 _PREFIX_CHARACTERS = 12
@@ -59,6 +59,9 @@ class Caller:
     organization_name: str
     events_per_minute: int
     expires_at: datetime.datetime | None = None
+    # Which events the organization takes, and the state of its catalog of event types (`events.event_types`).
+    strictness: str = Strictness.FREE.value
+    catalog_version: int = 0
 
     is_authenticated = True
 
@@ -130,7 +133,7 @@ USABLE = "o.is_active AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.ex
 # SQL because it runs on every request: the ORM costs more than the query.
 _FIND_KEY = f"""
 SELECT k.id, k.secret_hash, k.scopes, k.expires_at, o.id AS organization_id, o.name AS organization_name,
-       o.events_per_minute, {USABLE} AS is_usable,
+       o.events_per_minute, o.event_type_strictness, o.catalog_version, {USABLE} AS is_usable,
        k.last_used_at IS NULL OR k.last_used_at < clock_timestamp() - interval '1 minute' AS last_use_is_stale
 FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
 WHERE k.prefix = %s
@@ -148,6 +151,8 @@ class _FoundKey:
     organization_id: uuid.UUID
     organization_name: str
     events_per_minute: int
+    event_type_strictness: str
+    catalog_version: int
     is_usable: bool
     last_use_is_stale: bool
 
@@ -172,6 +177,8 @@ def authenticate(text: str) -> Caller | None:
         key.organization_name,
         key.events_per_minute,
         key.expires_at,
+        key.event_type_strictness,
+        key.catalog_version,
     )
 
 

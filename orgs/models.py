@@ -24,6 +24,14 @@ def default_retention_days() -> int:
     return int(settings.DEFAULT_RETENTION_DAYS)
 
 
+class Strictness(models.TextChoices):
+    """Which events an organization takes: all, those of a known type, or those that fit their type's schema."""
+
+    FREE = "free", "any type"
+    KNOWN = "known", "types in the catalog"
+    SCHEMA = "schema", "types in the catalog, with data that fits their schema"
+
+
 class Organization(models.Model):
     """A tenant: everything else belongs to exactly one."""
 
@@ -43,6 +51,19 @@ class Organization(models.Model):
         db_default=True,
         help_text="Keep with each attempt what was sent and received: URL, headers, addresses, and timings.",
     )
+    event_type_strictness = models.CharField(
+        max_length=10,
+        choices=Strictness.choices,
+        default=Strictness.FREE,
+        db_default=Strictness.FREE.value,
+        help_text="Which events are accepted.",
+    )
+    catalog_version = models.PositiveIntegerField(
+        default=0,
+        db_default=0,
+        editable=False,
+        help_text="Changes with each change of the event types or of their strictness.",
+    )
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
     class Meta:
@@ -58,6 +79,7 @@ class Scope(models.TextChoices):
 
     EVENTS_WRITE = "events:write"
     EVENTS_READ = "events:read"
+    EVENT_TYPES_MANAGE = "event_types:manage"
     SUBSCRIPTIONS_MANAGE = "subscriptions:manage"
     DELIVERIES_READ = "deliveries:read"
     DELIVERIES_RETRY = "deliveries:retry"

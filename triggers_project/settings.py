@@ -172,6 +172,7 @@ SPECTACULAR_SETTINGS = {
     "LICENSE": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     "TAGS": [
         {"name": "Events", "description": "Send events and read them back."},
+        {"name": "Event types", "description": "Which types of events there are, and what their data looks like."},
         {"name": "Subscriptions", "description": "Who receives which events."},
         {"name": "Inbox", "description": "Fetch events instead of receiving webhooks."},
         {"name": "Deliveries", "description": "What became of each event for each subscription."},
@@ -189,7 +190,14 @@ SPECTACULAR_SETTINGS = {
         "triggers_project.openapi.add_health",
     ],
     "SERVERS": [{"url": URL_PREFIX}] if URL_PREFIX else [],
-    "WEBHOOKS": ["webhooks.api.openapi.event_webhook"],
+    "WEBHOOKS": [
+        "webhooks.api.openapi.event_webhook",
+        "webhooks.api.openapi.cloud_event_webhook",
+        "webhooks.api.openapi.binary_cloud_event_webhook",
+        "webhooks.api.openapi.legacy_webhook",
+        "webhooks.api.openapi.raw_webhook",
+        "webhooks.api.openapi.transformed_webhook",
+    ],
     "SERVE_AUTHENTICATION": [],
     "SERVE_PERMISSIONS": [],
     "SWAGGER_UI_DIST": "SIDECAR",

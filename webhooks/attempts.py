@@ -8,8 +8,9 @@ from typing import Any
 from core.encryption import DecryptionError
 from events.models import Event
 from webhooks.destinations.exchange import Exchange, milliseconds, open_exchange, response_headers, status_line
-from webhooks.destinations.formats import standard_envelope
+from webhooks.destinations.formats import Format, render
 from webhooks.destinations.http.target import parse_target
+from webhooks.destinations.transform import TransformError
 from webhooks.models import DeliveryAttempt
 
 # What stands for a value that isn't kept.
@@ -36,9 +37,16 @@ class _StoredEvent:
     event_data: str
 
 
-def request_body(event: Event) -> str:
-    """Return the body of each request that delivers the event."""
-    return standard_envelope(_StoredEvent(event.id, event.type, event.created_at, event.data)).decode()
+def request_body(event: Event, exchange: Exchange) -> str | None:
+    """Return the body of a request that delivered the event, in the format that the subscription had then.
+
+    None if it can't be made again: a later version's expressions may do less.
+    """
+    stored = _StoredEvent(event.id, event.type, event.created_at, event.data)
+    try:
+        return render(stored, event.organization_id, exchange.format, exchange.expression).content.decode()
+    except TransformError:
+        return None
 
 
 def request_head(exchange: Exchange) -> tuple[str, list[tuple[str, str]]]:
@@ -48,8 +56,8 @@ def request_head(exchange: Exchange) -> tuple[str, list[tuple[str, str]]]:
     return target.path, [("Host", target.authority), *headers, ("Content-Length", str(exchange.body_bytes))]
 
 
-def describe_exchange(exchange: Exchange) -> dict[str, Any]:
-    """Return an exchange as the API shows it."""
+def describe_exchange(exchange: Exchange, body: str | None) -> dict[str, Any]:
+    """Return an exchange as the API shows it.  body: of the request; None if it isn't shown."""
     _, headers = request_head(exchange)
     response = None
     if exchange.response_head:
@@ -64,6 +72,8 @@ def describe_exchange(exchange: Exchange) -> dict[str, Any]:
             "url": exchange.url,
             "http_version": "1.1",
             "headers": _pairs(headers),
+            "format": exchange.format or Format.STANDARD.value,
+            "body": body,
             "body_bytes": exchange.body_bytes,
         },
         "response": response,

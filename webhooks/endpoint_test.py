@@ -1,7 +1,8 @@
 """A test event: one synthetic event straight to a subscription's endpoint, whose outcome is shown at once.
 
-It is signed and sent as every webhook is, under the same rules for addresses, but it isn't an event of the
-organization: nothing is stored, nothing is retried, and the endpoint's circuit breaker doesn't count it.
+It is signed and sent as every webhook is, in the subscription's format and under the same rules for addresses, but it
+isn't an event of the organization: nothing is stored, nothing is retried, and the endpoint's circuit breaker doesn't
+count it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from django.utils import timezone
 from core import ratelimits
 from core.ids import new_id
 from webhooks.destinations.http.destination import HttpDestination
-from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
 from webhooks.destinations.outcome import Failure, Outcome
 from webhooks.models import Subscription
+from webhooks.outgoing import SingleOutgoing, endpoint_of
 
 TYPE = "triggers.test"
 # The request of an operator or tenant waits for the endpoint, and holds one of the web process's threads meanwhile.
@@ -41,18 +42,6 @@ class TooManyTests(Exception):
         super().__init__(sentence)
         self.sentence = sentence
         self.retry_after = retry_after
-
-
-@dataclass(frozen=True, slots=True)
-class _Outgoing:
-    """The test event on its way; see `destinations.base.Outgoing`."""
-
-    event_id: uuid.UUID
-    event_type: str
-    event_created_at: datetime.datetime
-    event_data: str
-    endpoint: Endpoint
-    event_trace: str | None = None  # a test event belongs to none
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,25 +87,20 @@ def send_test_event(subscription: Subscription) -> EndpointTest:
 
 def _send(subscription: Subscription) -> EndpointTest:
     now = timezone.now()
-    previous = zip(subscription.encrypted_previous_secrets, subscription.previous_secrets_expire_at, strict=True)
-    outgoing = _Outgoing(
+    outgoing = SingleOutgoing(
         new_id(),
         TYPE,
         now,
         orjson.dumps({"test": True, "subscription_id": subscription.pk}).decode(),
-        open_endpoint(
-            subscription.url,
-            subscription.encrypted_headers,
-            subscription.encrypted_secret,
-            [sealed for sealed, ends_at in previous if ends_at > now],
-        ),
+        endpoint_of(subscription, now),
+        subscription.organization_id,
     )
     started = time.monotonic()
     outcome = asyncio.run(_attempt(outgoing, now.timestamp()))
     return EndpointTest(outgoing.event_id, now, (time.monotonic() - started) * 1000, outcome)
 
 
-async def _attempt(outgoing: _Outgoing, timestamp: float) -> Outcome:
+async def _attempt(outgoing: SingleOutgoing, timestamp: float) -> Outcome:
     destination = HttpDestination()
     seconds = min(MAX_SECONDS, settings.DELIVERY_TIMEOUT)
     try:

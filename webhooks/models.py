@@ -19,6 +19,9 @@ from orgs.models import Organization
 # The host in a URL, without user and port (RFC 3986 §3.2): what PostgreSQL makes `Subscription.host` of.
 _HOST_IN_URL = r"^[^:/?#]*://(?:[^/?#@]*@)?(\[[^/?#\]]*\]|[^/?#:]*)"
 
+# `webhooks.destinations.formats` says what they look like.
+FORMATS = ("standard", "cloudevents", "cloudevents-binary", "legacy", "raw", "transform")
+
 
 class DestinationKind(models.TextChoices):
     """Where deliveries go: to an endpoint, or into an inbox, from which the tenant fetches them."""
@@ -72,6 +75,16 @@ class Subscription(models.Model):
     disabled_reason = models.CharField(max_length=500, blank=True, default="")
     stopped_with_host = models.BooleanField(
         default=False, db_default=False, editable=False, help_text="Disabled together with all others of its host."
+    )
+    format = models.CharField(
+        max_length=20,
+        choices=[(one, one) for one in FORMATS],
+        default="standard",
+        db_default="standard",
+        help_text="What a request's body looks like.",
+    )
+    transform = models.TextField(
+        max_length=4096, blank=True, default="", db_default="", help_text="JMESPath, for the format `transform`."
     )
     max_in_flight = models.PositiveIntegerField(
         null=True,

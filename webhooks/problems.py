@@ -23,6 +23,12 @@ register(
         "The organization may send 10 test events a minute.",
     ),
     ProblemType(
+        "too_many_previews",
+        429,
+        "Too many previews in a minute; retry after `Retry-After`.",
+        "The organization may make 60 previews a minute.",
+    ),
+    ProblemType(
         "not_retryable",
         409,
         "The delivery is in flight, held, or cancelled; `delivery_status` says which.",

@@ -69,6 +69,8 @@ def create(
     headers: Mapping[str, str] | None = None,
     max_in_flight: int | None = None,
     deliveries_per_second: float | None = None,
+    format: str = "standard",
+    transform: str = "",
 ) -> tuple[Subscription, str]:
     """Create a subscription; return it and its signing secret, which can't be read again and is empty for an inbox.
 
@@ -93,6 +95,8 @@ def create(
             encrypted_secret=encrypt(secret) if secret else "",
             max_in_flight=max_in_flight,
             deliveries_per_second=deliveries_per_second,
+            format=format,
+            transform=transform,
         )
         SubscriptionQueue.objects.create(
             subscription=subscription,

@@ -11,7 +11,7 @@ from django.utils.functional import cached_property
 from django.utils.safestring import SafeString
 
 from console import search
-from console.exchange import curl_body, exchange_block
+from console.exchange import exchange_blocks
 from console.filters import DeliveryFilter
 from console.formatting import (
     code_block,
@@ -168,7 +168,7 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
 
     @admin.display(description="exchange")
     def exchange_display(self, row: DeliveryAttempt) -> SafeString:
-        return curl_body(row.delivery) + exchange_block(row)
+        return exchange_blocks(row.delivery, [row])[0]
 
     @admin.display(description="response body")
     def response_display(self, row: DeliveryAttempt) -> SafeString:

@@ -18,7 +18,7 @@ from console import search
 from console.actions import ACTION_BOUND
 from console.causes import error_words
 from console.delivery_actions import NOT_BY_FILTER, hold_or_resume, list_filters
-from console.exchange import curl_body, exchange_block
+from console.exchange import exchange_blocks
 from console.filters import EventFilter, OrganizationFilter, OutcomeOfLastFilter, SpanFilter, SubscriptionFilter
 from console.formatting import (
     code_block,
@@ -226,10 +226,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
         shown = table(
             ("attempt", "started at", "duration", "triggered by", "outcome", "detail", "response"),
             rows,
-            [exchange_block(attempt) for attempt in attempts[:OPENED_ATTEMPTS]],
+            exchange_blocks(row, attempts[:OPENED_ATTEMPTS]),
         )
-        if attempts:
-            shown = curl_body(row) + shown
         if len(attempts) == SHOWN_ATTEMPTS:
             shown += list_link("webhooks_deliveryattempt", "all attempts", delivery=row.pk)
         return shown

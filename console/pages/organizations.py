@@ -14,6 +14,7 @@ from django.utils.safestring import SafeString
 from console.formatting import badge, list_link, short
 from console.model_admin import BoundedAdmin
 from core.ids import parse_id
+from events import event_types
 from orgs.models import Organization
 
 if TYPE_CHECKING:
@@ -38,7 +39,16 @@ class OrganizationForm(_OrganizationForm):
 
     class Meta:
         model = Organization
-        fields = ("name", "is_active", "events_per_minute", "retention_days")
+        fields = ("name", "is_active", "events_per_minute", "retention_days", "event_type_strictness")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if "event_type_strictness" in self.fields:
+            self.fields["event_type_strictness"].required = False
+
+    def clean_event_type_strictness(self) -> str:
+        """Keep what it is if nothing was chosen."""
+        return self.cleaned_data["event_type_strictness"] or self.instance.event_type_strictness
 
     def clean(self) -> Any:
         """Ask for a reason if the organization becomes inactive."""
@@ -59,7 +69,9 @@ class OrganizationAdmin(BoundedAdmin):
     search_fields = ("name",)
     search_help_text = "Search by the beginning of a name or by an exact id."
     ordering = ("name",)
-    _settings = ("name", "is_active", "events_per_minute", "retention_days", "keep_exchanges")
+    _settings = (
+        "name", "is_active", "events_per_minute", "retention_days", "keep_exchanges", "event_type_strictness",
+    )  # fmt: skip
     readonly_fields = ("id", "created_at", "related")
 
     def get_fields(self, request: HttpRequest, obj: Organization | None = None) -> Any:
@@ -71,6 +83,8 @@ class OrganizationAdmin(BoundedAdmin):
     def save_model(self, request: HttpRequest, obj: Organization, form: Any, change: bool) -> None:
         """Save it, and say in the audit log if it was made inactive, or active again, and why."""
         super().save_model(request, obj, form, change)
+        if change and "event_type_strictness" in form.changed_data:
+            event_types.set_strictness(obj.pk, obj.event_type_strictness)
         if change and "is_active" in form.changed_data:
             action = "organization.activate" if obj.is_active else "organization.deactivate"
             reason = " ".join(form.cleaned_data.get("deactivation_reason", "").split())
@@ -106,6 +120,7 @@ class OrganizationAdmin(BoundedAdmin):
                 for model, label, more in (
                     ("events_event", "events", {}),
                     ("events_event", "events in error", {"status": "error"}),
+                    ("events_eventtype", "event types", {}),
                     ("webhooks_delivery", "deliveries", {}),
                     ("webhooks_delivery", "failed deliveries", {"status": "failed"}),
                     ("webhooks_subscription", "subscriptions", {}),

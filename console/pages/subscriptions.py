@@ -102,8 +102,8 @@ class SubscriptionAdmin(BoundedAdmin):
     change_form_template = "console/endpoint.html"
     delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
-        "organization", "url", "event_types_text", "description", "max_in_flight", "deliveries_per_second",
-        "headers_text", "remove_headers",
+        "organization", "url", "event_types_text", "description", "format", "transform", "max_in_flight",
+        "deliveries_per_second", "headers_text", "remove_headers",
     )  # fmt: skip
     _status_fields = (
         "id", "disabled_reason_display", "disabled_at", "header_names_display",
@@ -135,8 +135,8 @@ class SubscriptionAdmin(BoundedAdmin):
 
     # For those who may not change the subscription.
     _plain_fields = (
-        "organization_link", "url_full", "event_types_display", "description_full", "max_in_flight",
-        "deliveries_per_second",
+        "organization_link", "url_full", "event_types_display", "description_full", "format", "transform_full",
+        "max_in_flight", "deliveries_per_second",
     )  # fmt: skip
     _plain_inbox_fields = ("organization_link", "url_full", "event_types_display", "description_full")
     _endpoint_status_fields = ("header_names_display", "previous_secrets_display")
@@ -176,6 +176,10 @@ class SubscriptionAdmin(BoundedAdmin):
     @admin.display(description="description")
     def description_full(self, row: Subscription) -> str:
         return short(row.description, 500)
+
+    @admin.display(description="transform")
+    def transform_full(self, row: Subscription) -> str:
+        return short(row.transform, 4096) or "-"
 
     @admin.display(description="event types")
     def event_types_display(self, row: Subscription) -> SafeString:

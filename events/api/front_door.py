@@ -19,7 +19,7 @@ from core.front_door.http import Request, Response
 from core.json_response import dumps
 from core.redis import RedisUnavailable
 from core.wakeups import EVENTS, SIGNAL, wake_soon
-from events import backlog, rate
+from events import backlog, event_types, rate
 from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
 from events.group_commit import GroupCommit
 from events.ingest import Ingested
@@ -28,7 +28,7 @@ from events.pacing import Pacing
 from events.payload import NewEvent, parse_batch, parse_event
 from orgs.front_door import Authenticator
 from orgs.keys import Caller
-from orgs.models import Scope
+from orgs.models import Scope, Strictness
 
 # Pause between two signals of this process.
 SHARE_SECONDS = 0.002
@@ -58,6 +58,8 @@ class EventsDoor:
         started = time.perf_counter()
         body, _ = await request.read_json(settings.MAX_EVENT_BYTES, "application/json")
         event = parse_event(body)
+        if caller.strictness != Strictness.FREE and (errors := (await self._check(caller, [event]))[0]):
+            raise event_types.refused(errors)
         results, headers = await self._store(request, caller, [event], started)
         status, document, location = receipt(results[0])
         return Response(status, dumps(document), headers={**location, **headers})
@@ -72,6 +74,9 @@ class EventsDoor:
             max_event_bytes=settings.MAX_EVENT_BYTES,
         )
         valid = [item for item in items if isinstance(item, NewEvent)]
+        if caller.strictness != Strictness.FREE and valid:
+            items = event_types.replace_refused(items, await self._check(caller, valid))
+            valid = [item for item in items if isinstance(item, NewEvent)]
         results: list[Ingested] = []
         headers: dict[str, str] = {}
         if valid:
@@ -94,6 +99,15 @@ class EventsDoor:
         for event, result in zip(events, results, strict=True):
             log_result(caller.organization_id, event, result, started)
         return results, rate.headers(decision)
+
+    async def _check(self, caller: Caller, events: Sequence[NewEvent]) -> list[event_types.FieldErrors]:
+        """Return what is wrong with each event by the organization's catalog; what isn't remembered of it is read."""
+        catalog = event_types.catalog
+        if missing := catalog.missing(caller, events):
+            await asyncio.get_running_loop().run_in_executor(
+                self._counting, lambda: borrow_connection(lambda: catalog.load(caller, missing))
+            )
+        return catalog.check(caller, events)
 
     def _signal(self) -> None:
         """Tell the workers of new events: at once by the signal, and by an RQ job."""

@@ -36,7 +36,7 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
                     "pattern": f"^{EVENT_TYPE.pattern}$",
                     "minLength": 1,
                     "maxLength": MAX_TYPE_CHARACTERS,
-                    "description": "What happened: words of letters, digits, and `_`, separated by dots.",
+                    "description": "What happened. Words of letters, digits, `_-/:`, separated by dots.",
                 },
                 "data": {
                     "description": "Any JSON value. It is stored and delivered byte for byte, so large integers, the "

@@ -17,9 +17,9 @@ from core.drf import JSONBody, NDJSONBody
 from core.json_body import read_body, require_media_type
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
 from core.problems import not_found
-from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
+from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters
 from core.wakeups import EVENTS, wake_soon
-from events import rate
+from events import event_types, rate
 from events.api import openapi
 from events.api import serializers as shapes
 from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
@@ -29,9 +29,9 @@ from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
 from events.models import Event, EventStatus
 from events.origin import Origin, origin_of
 from events.payload import NewEvent, parse_batch, parse_event
-from events.queries import find_events
+from events.queries import find_events, type_pattern
 from orgs.authentication import caller_of
-from orgs.models import Scope
+from orgs.models import Scope, Strictness
 
 MOST_DELIVERIES = 1000  # of an event, in one response
 
@@ -86,6 +86,8 @@ class EventListView(APIView):
         started = time.perf_counter()
         event = _parse(request)
         caller = caller_of(request)
+        if caller.strictness != Strictness.FREE and (errors := event_types.catalog.check(caller, [event])[0]):
+            raise event_types.refused(errors)
         decision = rate.count(caller, 1)
         require_room(caller.organization_id, 1)
         with failure_logged(caller.organization_id, [event], started):
@@ -101,7 +103,7 @@ class EventListView(APIView):
         tags=["Events"],
         summary="List events",
         parameters=[
-            query("type", "Only events of exactly this type."),
+            query("type", "Only events of this type (`order.created`) or with this prefix (`order.*`)."),
             query("status", "Only events with this status.", enum=EventStatus.values),
             query("undelivered", "`true`: only events that some subscription hasn't received.", OpenApiTypes.BOOL),
             SINCE,
@@ -115,7 +117,7 @@ class EventListView(APIView):
         parameters = parse_parameters(
             request,
             {
-                "type": text,
+                "type": type_pattern,
                 "status": one_of(*EventStatus.values),
                 "since": moment,
                 "until": moment,
@@ -167,6 +169,9 @@ class EventBatchView(APIView):
         items = _parse_items(request)
         valid = [item for item in items if isinstance(item, NewEvent)]
         caller = caller_of(request)
+        if caller.strictness != Strictness.FREE and valid:
+            items = event_types.replace_refused(items, event_types.catalog.check(caller, valid))
+            valid = [item for item in items if isinstance(item, NewEvent)]
         decision = None
         results: list[Ingested] = []
         if valid:

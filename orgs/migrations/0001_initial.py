@@ -144,6 +144,7 @@ class Migration(migrations.Migration):
                             choices=[
                                 ("events:write", "Events Write"),
                                 ("events:read", "Events Read"),
+                                ("event_types:manage", "Event Types Manage"),
                                 ("subscriptions:manage", "Subscriptions Manage"),
                                 ("deliveries:read", "Deliveries Read"),
                                 ("deliveries:retry", "Deliveries Retry"),

@@ -25,6 +25,7 @@ BOTH_DOORS = {
     "test_bad_input",
     "test_batch",
     "test_deduplication",
+    "test_event_types",
     "test_events",
     "test_key_cache",
     "test_limits",

@@ -22,7 +22,9 @@ Staff = Callable[[str], Client]
 def _groups(db: None) -> None:
     """Make the groups again when a test that commits has emptied the database since the migration made them."""
     if not Group.objects.exists():
-        import_module("orgs.migrations.0002_staff").make_groups(apps, SimpleNamespace(connection=connection))
+        editor = SimpleNamespace(connection=connection)
+        import_module("orgs.migrations.0002_staff").make_groups(apps, editor)
+        import_module("events.migrations.0002_event_types").give_permissions(apps, editor)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from django.db.models import Model
 from django.urls import reverse
 from django.utils import timezone
 
-from events.models import Event, EventStatus
+from events.models import Event, EventStatus, EventType
 from orgs import audit
 from orgs.keys import create_api_key
 from orgs.models import ApiKey, AuditEntry, Organization
@@ -37,12 +37,13 @@ class World:
     attempt: DeliveryAttempt
     run: BulkRun
     entry: AuditEntry
+    event_type: EventType
 
     def rows(self) -> list[Model]:
         """Return one row of each model that belongs to an organization."""
         return [
             self.organization, self.key, self.subscription, self.event, self.deliveries["failed"], self.attempt,
-            self.run, self.entry,
+            self.run, self.entry, self.event_type,
         ]  # fmt: skip
 
 
@@ -100,6 +101,7 @@ def make_world(organization: Organization) -> World:
             filters={"since": "2025-12-01T00:00:00+00:00"},
         ),
         AuditEntry.objects.get(action="key.create"),
+        EventType.objects.create(organization=organization, name="order.created", schema={"type": "object"}),
     )  # fmt: skip
 
 

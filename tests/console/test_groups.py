@@ -9,7 +9,7 @@ import pytest
 from django.contrib.auth.models import Group
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
-EDITABLE = {"organization", "apikey", "subscription", "user"}
+EDITABLE = {"organization", "apikey", "subscription", "user", "eventtype"}
 
 
 def permissions_of(name: str) -> set[str]:

@@ -11,13 +11,14 @@ from django.contrib.auth.models import Group, User
 from django.test import Client
 from django.urls import reverse
 
+from events.models import EventType
 from orgs.models import ApiKey, AuditEntry, Organization
 from tests.console.conftest import Staff
 from tests.console.rows import HEADER_SECRET, URL, World, list_url, make_attempt, make_event, nobody, page_url
 from webhooks.models import BulkRun, Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 
 FOR_OWNERS = {User, Group}
-ADDABLE = {Organization, ApiKey, Subscription, User}
+ADDABLE = {Organization, ApiKey, EventType, Subscription, User}
 
 
 @pytest.mark.parametrize("group", ["viewer", "operator", "owner", "superuser"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +21,10 @@ from tests.api.helpers import beat
 from tests.conftest import ApiClient
 from tests.project.routes import api_routes
 from tests.webhooks.helpers import fan_out_batch
+from webhooks.destinations.formats import render
+from webhooks.destinations.http.endpoint import Endpoint
+from webhooks.models import FORMATS
+from webhooks.outgoing import SingleOutgoing
 
 METHODS = ("get", "post", "patch", "put", "delete")
 Found = tuple[str, str, dict[str, Any]]
@@ -104,8 +110,9 @@ def test_every_error_that_an_operation_can_give_is_described(schema: dict[str, A
         assert any(status.startswith("2") for status in statuses), where
     conflicts = {operation["operationId"] for _, _, operation in operations(schema) if "409" in operation["responses"]}
     assert conflicts == {
-        "createEvent", "createSubscription", "createKey", "retryDelivery", "rotateKey", "rotateSecret",
-        "testSubscription", "fetchInbox", "streamInbox", "acknowledgeEvent", "acknowledgeEventAlias",
+        "createEvent", "createEventType", "createKey", "createSubscription", "importEventTypes", "retryDelivery",
+        "rotateKey", "rotateSecret", "testSubscription", "fetchInbox", "streamInbox", "acknowledgeEvent",
+        "acknowledgeEventAlias",
     }  # fmt: skip
 
 
@@ -161,6 +168,26 @@ def test_the_request_that_a_receiver_gets_is_described(schema: dict[str, Any]) -
     body = resolve(schema, operation["requestBody"]["content"]["application/json"]["schema"])
     assert set(body["required"]) == {"id", "type", "timestamp", "data"}
     assert {"2XX", "3XX", "410", "429", "503", "default"} == set(operation["responses"])
+
+
+def test_every_format_has_its_webhook(schema: dict[str, Any]) -> None:
+    """What is rendered fits what is described, and so do the examples."""
+    event = SingleOutgoing(
+        uuid.uuid4(), "order.created", datetime.datetime.now(datetime.UTC), '{"order": 1}', Endpoint("", "", (), ()),
+        uuid.uuid4(),
+    )  # fmt: skip
+    names = ["event", "eventAsCloudEvent", "eventAsBinaryCloudEvent", "eventAsLegacy", "eventAsData",
+             "eventAsTransformed"]  # fmt: skip
+    assert list(schema["webhooks"]) == names
+    for form, name in zip(FORMATS, names, strict=True):
+        operation = schema["webhooks"][name]["post"]
+        [(media_type, content)] = operation["requestBody"]["content"].items()
+        body = render(event, event.organization_id, form, "{n: data.order}")
+        assert body.content_type.split(";")[0] == media_type
+        for value in (json.loads(body.content), content["example"]):
+            assert not list(validator(schema, content["schema"]).iter_errors(value)), form
+        described = {one["name"] for one in operation["parameters"] if one["name"].startswith("ce-")}
+        assert described == {header for header, _ in body.headers}
 
 
 ANSWERS = [

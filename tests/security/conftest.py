@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
+from events import event_types
 from events.ingest import ingest
 from events.payload import NewEvent
 from orgs.keys import create_api_key
@@ -29,7 +30,9 @@ def ids(organization: Organization) -> dict[str, Any]:
     attempt = DeliveryAttempt.objects.create(
         delivery=delivery, number=91_827_364, cause="schedule", started_at=timezone.now(), duration_ms=1.0
     )
+    event_type = event_types.create(organization.id, name="a.b", description="tenant-data")
     return {
+        "event_type_id": event_type.id,
         "key_id": create_api_key(organization, name="tenant-data")[0].id,
         "event_id": event.event_id,
         "subscription_id": subscription.id,

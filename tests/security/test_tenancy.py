@@ -18,8 +18,9 @@ from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
 from webhooks import subscriptions
 
-E, S, D, R, K = (
+E, S, D, R, K, T = (
     Scope.EVENTS_WRITE, Scope.SUBSCRIPTIONS_MANAGE, Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY, Scope.KEYS_MANAGE,
+    Scope.EVENT_TYPES_MANAGE,
 )  # fmt: skip
 EVENT = {"type": "a.b", "data": 1}
 SUBSCRIPTION = {"url": "https://a.example/", "event_types": ["*"]}
@@ -34,6 +35,12 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/events": [("GET", Scope.EVENTS_READ, None), ("POST", E, EVENT)],
     "api/events/batch": [("POST", E, [EVENT])],
     "api/events/<uuid:event_id>": [("GET", Scope.EVENTS_READ, None)],
+    "api/event-types": [("GET", Scope.EVENTS_READ, None), ("POST", T, {"name": "b.c"})],
+    "api/event-types/import": [("POST", T, {"webhooks": {"c.d": {"post": {}}}})],
+    "api/event-types/settings": [("GET", Scope.EVENTS_READ, None), ("PATCH", T, {"strictness": "free"})],
+    "api/event-types/<uuid:event_type_id>": [
+        ("GET", Scope.EVENTS_READ, None), ("PATCH", T, {"description": "mine"}), ("DELETE", T, None),
+    ],
     "api/subscriptions": [("GET", S, None), ("POST", S, SUBSCRIPTION)],
     "api/subscriptions/<uuid:subscription_id>": [
         ("GET", S, None), ("PATCH", S, {"description": "mine"}), ("DELETE", S, None),
@@ -42,6 +49,7 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/subscriptions/<uuid:subscription_id>/disable": [("POST", S, None)],
     "api/subscriptions/<uuid:subscription_id>/rotate-secret": [("POST", S, {"overlap_seconds": 0})],
     "api/subscriptions/<uuid:subscription_id>/test": [("POST", S, None)],
+    "api/subscriptions/<uuid:subscription_id>/preview": [("POST", S, EVENT)],
     "api/subscriptions/<uuid:subscription_id>/recover": [("POST", S, {"since": "2026-01-01T00:00:00Z"})],
     "api/subscriptions/<uuid:subscription_id>/recoveries/<uuid:run_id>": [("GET", S, None)],
     "api/deliveries": [("GET", D, None)],

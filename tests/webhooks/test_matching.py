@@ -6,7 +6,8 @@ import uuid
 
 import pytest
 
-from webhooks.routing.matching import Matcher, SubscribedTypes, pattern_error
+from events.payload import pattern_error
+from webhooks.routing.matching import Matcher, SubscribedTypes
 
 
 def _matches(patterns: list[str], event_type: str) -> bool:

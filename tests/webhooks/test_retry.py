@@ -32,6 +32,10 @@ def test_a_failure_is_retried_until_the_schedule_is_used_up() -> None:
     ]
 
 
+def test_what_every_attempt_would_repeat_is_not_retried() -> None:
+    assert decide_next_step(Outcome(None, Failure.TRANSFORM_FAILED), 1, [0, 5, 300]) is NextStep.FAILED
+
+
 def test_a_success_is_delivered_at_any_try() -> None:
     assert decide_next_step(Outcome(204), 3, PLAN) is NextStep.DELIVERED
 

@@ -221,6 +221,11 @@ MAX_API_KEYS = _accepting.option(
     "1000",
     "Most API keys of one organization; revoked and expired ones don't count.",
 )
+MAX_EVENT_TYPES = _accepting.option(
+    kinds.integer(1, 100_000),
+    "1000",
+    "Most event types in the catalog of one organization.",
+)
 MAX_SUBSCRIPTIONS = _accepting.option(
     kinds.integer(1, 1_000_000),
     "1000",

@@ -29,7 +29,7 @@ from webhooks.api.serializers import (
     render_delivery,
 )
 from webhooks.api.viewsets import OrganizationViewSet
-from webhooks.attempts import describe_exchange, exchange_of
+from webhooks.attempts import describe_exchange, exchange_of, request_body
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
@@ -117,7 +117,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         responses=AttemptWithExchangeSerializer,
     )
     def attempt(self, request: Request, delivery_id: uuid.UUID, number: int) -> Response:
-        """Return an attempt with its exchange. The request's body is made from the event's `data`."""
+        """Return an attempt with its exchange. The request's body is shown to keys with the scope `events:read`."""
         delivery = self.own_row(request, delivery_id)
         attempt = None
         if number <= MAX_ATTEMPT_NUMBER:
@@ -125,12 +125,15 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         if attempt is None:
             raise not_found()
         exchange = exchange_of(attempt)
+        body = None
+        if exchange is not None and Scope.EVENTS_READ in caller_of(request).scopes:
+            body = request_body(delivery.event, exchange)
         return Response(
             {
                 **render_attempt(attempt),
                 "delivery_id": delivery.id,
                 "event_id": delivery.event_id,
-                "exchange": None if exchange is None else describe_exchange(exchange),
+                "exchange": None if exchange is None else describe_exchange(exchange, body),
             }
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from drf_spectacular.extensions import OpenApiSerializerFieldExtension
 from drf_spectacular.utils import OpenApiWebhook, extend_schema_serializer
 
 from core.openapi import Schema, page_of
+from events.payload import PATTERN
 from webhooks.api.serializers import (
     HEADER_NAME,
     MAX_EVENT_TYPES,
@@ -16,7 +18,6 @@ from webhooks.api.serializers import (
     DeliverySerializer,
     SubscriptionSerializer,
 )
-from webhooks.routing.matching import PATTERN
 
 SUBSCRIPTION_EXAMPLE = {
     "url": "https://example.com/webhooks",
@@ -68,64 +69,130 @@ def _sent_header(name: str, description: str, example: str) -> Schema:
     }  # fmt: skip
 
 
-event_webhook = OpenApiWebhook(
-    name="event",
-    decorator={
-        "post": {
-            "operationId": "receiveEvent",
-            "tags": ["Webhooks"],
-            "summary": "The request that your endpoint receives",
-            "description": (
-                "Follows Standard Webhooks 1.0. Verify the signature over the raw bytes of the body, before you parse "
-                "it, and reject a `webhook-timestamp` that is more than five minutes away from your clock. "
-                "You may receive an event more than once, always with the same `webhook-id`, and events may arrive "
-                "in any order. The subscription's custom headers are sent as well."
-            ),
-            "parameters": [
-                _sent_header(
-                    "webhook-id", "The event's id, the same on every attempt.", "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"
-                ),
-                _sent_header(
-                    "webhook-timestamp", "When this attempt was made, in seconds since 1970-01-01 UTC.", "1767225600"
-                ),
-                _sent_header(
-                    "webhook-signature",
-                    "`v1,` and the base64 of HMAC-SHA256 over `{webhook-id}.{webhook-timestamp}.{body}`, keyed with "
-                    "the bytes whose base64 follows `whsec_` in the secret. While a secret is being rotated there are "
-                    "several, separated by spaces; accept the request if any of them matches.",
-                    "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
-                ),
-                _sent_header("user-agent", "The sender.", "TriggersAPI/1.0"),
-            ],
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {
-                        "schema": {"$ref": "#/components/schemas/WebhookBody"},
-                        "example": {
-                            "id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91",
-                            "type": "order.created",
-                            "timestamp": "2026-01-01T00:00:00.000000Z",
-                            "data": {"order": 4711, "total": "19.90"},
-                        },
-                    }
-                },
-            },
-            "responses": {
-                "2XX": {
-                    "description": "Received. Respond at once and do the work later: an attempt times out after 30 s."
-                },
-                "3XX": {"description": "A failure: redirects are not followed. The delivery is retried."},
-                "410": {"description": "The endpoint is gone: the subscription is disabled."},
-                "429": {"description": "The delivery is retried, no sooner than `Retry-After` says."},
-                "503": {"description": "The delivery is retried, no sooner than `Retry-After` says."},
-                "default": {
-                    "description": "A failure, as is no response at all. By default, the delivery is retried after "
-                    "5 s, 5 min, 30 min, 2 h, 5 h, 10 h and 10 h."
-                },
-            },
-        }
+_DATA_SCHEMA: Schema = {"description": "The event's data exactly as the producer sent it, byte for byte."}
+_VERIFY = (
+    "Verify the signature over the raw bytes of the body, before you parse it, and reject a `webhook-timestamp` that "
+    "is more than five minutes away from your clock. You may receive an event more than once, always with the same "
+    "`webhook-id`, and events may arrive in any order. The subscription's custom headers are sent as well."
+)
+_STANDARD_HEADERS = [
+    _sent_header("webhook-id", "The event's id, the same on every attempt.", "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"),
+    _sent_header("webhook-timestamp", "When this attempt was made, in seconds since 1970-01-01 UTC.", "1767225600"),
+    _sent_header(
+        "webhook-signature",
+        "`v1,` and the base64 of HMAC-SHA256 over `{webhook-id}.{webhook-timestamp}.{body}`, keyed with "
+        "the bytes whose base64 follows `whsec_` in the secret. While a secret is being rotated there are "
+        "several, separated by spaces; accept the request if any of them matches.",
+        "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
+    ),
+    _sent_header("user-agent", "The sender.", "TriggersAPI/1.0"),
+]
+_RESPONSES = {
+    "2XX": {"description": "Received. Respond at once and do the work later: an attempt times out after 30 s."},
+    "3XX": {"description": "A failure: redirects are not followed. The delivery is retried."},
+    "410": {"description": "The endpoint is gone: the subscription is disabled."},
+    "429": {"description": "The delivery is retried, no sooner than `Retry-After` says."},
+    "503": {"description": "The delivery is retried, no sooner than `Retry-After` says."},
+    "default": {
+        "description": "A failure, as is no response at all. By default, the delivery is retried after "
+        "5 s, 5 min, 30 min, 2 h, 5 h, 10 h and 10 h."
     },
+}
+_EVENT_ID = "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"
+_TIME = "2026-01-01T00:00:00.000000Z"
+_DATA = {"order": 4711, "total": "19.90"}
+_SOURCE = "/organizations/0198f2d0-0000-7000-8000-000000000001"
+
+
+def _webhook(
+    name: str,
+    form: str,
+    description: str,
+    media_type: str,
+    schema: Schema,
+    example: Any,
+    headers: Sequence[Schema] = (),
+) -> OpenApiWebhook:
+    """Return the request that an endpoint receives in one format.  headers: what the format has beside the others."""
+    suffix = name.removeprefix("event")
+    return OpenApiWebhook(
+        name=name,
+        decorator={
+            "post": {
+                "operationId": f"receiveEvent{suffix}",
+                "tags": ["Webhooks"],
+                "summary": f"The request that your endpoint receives in the format {form}"
+                if suffix
+                else "The request that your endpoint receives",
+                "description": f"{about} {_VERIFY}",
+                "parameters": [*_STANDARD_HEADERS, *headers],
+                "requestBody": {"required": True, "content": {media_type: {"schema": schema, "example": example}}},
+                "responses": _RESPONSES,
+            }
+        },
+    )
+
+
+def _component(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+# One for each `format` of a subscription.  Settings name them.
+event_webhook = _webhook(
+    "event",
+    "standard",
+    "Follows Standard Webhooks 1.0. A subscription with another `format` gets another body, with the same headers.",
+    "application/json",
+    _component("WebhookBody"),
+    {"id": _EVENT_ID, "type": "order.created", "timestamp": _TIME, "data": _DATA},
+)
+cloud_event_webhook = _webhook(
+    "eventAsCloudEvent",
+    "cloudevents",
+    "CloudEvents 1.0 in structured mode.",
+    "application/cloudevents+json",
+    _component("CloudEventBody"),
+    {
+        "specversion": "1.0",
+        "id": _EVENT_ID,
+        "source": _SOURCE,
+        "type": "order.created",
+        "time": _TIME,
+        "datacontenttype": "application/json",
+        "data": _DATA,
+    },
+)
+binary_cloud_event_webhook = _webhook(
+    "eventAsBinaryCloudEvent",
+    "cloudevents-binary",
+    "CloudEvents 1.0 in binary mode: the attributes are headers.",
+    "application/json",
+    _DATA_SCHEMA,
+    _DATA,
+    [
+        _sent_header("ce-specversion", "The version of CloudEvents.", "1.0"),
+        _sent_header("ce-id", "The event's id, the same as `webhook-id`.", _EVENT_ID),
+        _sent_header("ce-source", "The organization that the event belongs to.", _SOURCE),
+        _sent_header("ce-type", "The event's type, percent-encoded as the HTTP binding asks.", "order.created"),
+        _sent_header("ce-time", "When the event was accepted.", _TIME),
+    ],
+)
+legacy_webhook = _webhook(
+    "eventAsLegacy",
+    "legacy",
+    "The shape of receivers that were written for it.",
+    "application/json",
+    _component("LegacyBody"),
+    {"event_id": _EVENT_ID, "event_type": "order.created", "payload": _DATA, "created_at": _TIME},
+)
+raw_webhook = _webhook("eventAsData", "raw", "The event's data alone.", "application/json", _DATA_SCHEMA, _DATA)
+transformed_webhook = _webhook(
+    "eventAsTransformed",
+    "transform",
+    "What the subscription's `transform` makes of the standard body.",
+    "application/json",
+    {"description": "Any JSON value but null."},
+    {"text": "order.created 4711"},
 )
 
 _WEBHOOK_BODY: Schema = {
@@ -135,13 +202,39 @@ _WEBHOOK_BODY: Schema = {
         "id": {"type": "string", "format": "uuid", "description": "The event's id."},
         "type": {"type": "string"},
         "timestamp": {"type": "string", "format": "date-time", "description": "When the event was accepted."},
-        "data": {"description": "The event's data exactly as the producer sent it, byte for byte."},
+        "data": _DATA_SCHEMA,
+    },
+    "additionalProperties": False,
+}
+_CLOUD_EVENT_BODY: Schema = {
+    "type": "object",
+    "required": ["specversion", "id", "source", "type", "time", "datacontenttype", "data"],
+    "properties": {
+        "specversion": {"const": "1.0"},
+        "id": {"type": "string", "format": "uuid", "description": "The event's id."},
+        "source": {"type": "string", "format": "uri-reference", "description": "`/organizations/{organization_id}`"},
+        "type": {"type": "string"},
+        "time": {"type": "string", "format": "date-time", "description": "When the event was accepted."},
+        "datacontenttype": {"const": "application/json"},
+        "data": _DATA_SCHEMA,
+    },
+    "additionalProperties": False,
+}
+_LEGACY_BODY: Schema = {
+    "type": "object",
+    "required": ["event_id", "event_type", "payload", "created_at"],
+    "properties": {
+        "event_id": {"type": "string", "format": "uuid", "description": "The event's id."},
+        "event_type": {"type": "string"},
+        "payload": _DATA_SCHEMA,
+        "created_at": {"type": "string", "format": "date-time", "description": "When the event was accepted."},
     },
     "additionalProperties": False,
 }
 
 
 def add_webhook_body(result: Schema, **_: Any) -> Schema:
-    """drf-spectacular's hook: add the component that the webhook refers to."""
-    result["components"]["schemas"]["WebhookBody"] = _WEBHOOK_BODY
+    """drf-spectacular's hook: add the components that the webhooks refer to."""
+    bodies = {"WebhookBody": _WEBHOOK_BODY, "CloudEventBody": _CLOUD_EVENT_BODY, "LegacyBody": _LEGACY_BODY}
+    result["components"]["schemas"].update(bodies)
     return result

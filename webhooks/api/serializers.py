@@ -22,14 +22,15 @@ from core.serializers import (
     StrictSerializer,
     validate_plain_text,
 )
+from events.payload import pattern_error
 from webhooks import endpoint_test, subscriptions
 from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.destinations.outcome import Failure
+from webhooks.destinations.transform import TransformError, check_expression
 from webhooks.endpoint_test import EndpointTest
 from webhooks.inboxes import MAX_NAME as MAX_INBOX_NAME
 from webhooks.inboxes import NAME as INBOX_NAME
-from webhooks.models import BulkRun, Cause, Delivery, DeliveryAttempt, DestinationKind, Subscription
-from webhooks.routing.matching import pattern_error
+from webhooks.models import FORMATS, BulkRun, Cause, Delivery, DeliveryAttempt, DestinationKind, Subscription
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
 MAX_EVENT_TYPES = 100
@@ -56,7 +57,7 @@ class HeadersField(serializers.Field[dict[str, str], Any, dict[str, str], Any]):
         for name, value in data.items():
             if not HEADER_NAME.fullmatch(name):
                 errors[name] = ["is not a header name"]
-            elif name.lower() in _OURS or name.lower().startswith("webhook-"):
+            elif name.lower() in _OURS or name.lower().startswith(("webhook-", "ce-")):
                 errors[name] = ["is set by the system and can't be replaced"]
             elif not isinstance(value, str) or len(value) > MAX_HEADER_VALUE or not _HEADER_VALUE.fullmatch(value):
                 errors[name] = [f"must be printable ASCII text of at most {MAX_HEADER_VALUE} characters"]
@@ -85,6 +86,19 @@ class EventTypesField(serializers.Field[list[str], Any, list[str], Any]):
 
     def to_representation(self, value: Any) -> list[str]:
         return list(value)
+
+
+class ExpressionField(StrictCharField):
+    """A JMESPath expression, or nothing."""
+
+    def to_internal_value(self, data: Any) -> str:
+        text = super().to_internal_value(data)
+        if text:
+            try:
+                check_expression(text)
+            except TransformError as error:
+                raise serializers.ValidationError(str(error)) from None
+        return text
 
 
 class UrlField(StrictCharField):
@@ -135,6 +149,29 @@ class SubscriptionChangeSerializer(StrictSerializer):
     headers = HeadersField(required=False)
     max_in_flight = StrictIntegerField(min_value=1, max_value=10_000, required=False, allow_null=True)
     deliveries_per_second = StrictFloatField(min_value=0.01, max_value=100_000, required=False, allow_null=True)
+    format = serializers.ChoiceField(
+        choices=list(FORMATS),
+        required=False,
+        help_text="What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, "
+        "`cloudevents-binary`: CloudEvents 1.0, structured or binary. `legacy`: `event_id`, `event_type`, `payload`, "
+        "and `created_at`. `raw`: the data alone. `transform`: what the expression `transform` makes of the standard "
+        "body. All are signed in the same way.",
+    )
+    transform = ExpressionField(
+        max_length=4096,
+        required=False,
+        allow_blank=True,
+        help_text="A JMESPath expression over the standard body, such as `{text: join(' ', [type, data.total])}`, "
+        "for the format `transform`. A delivery for which it fails is `transform_failed`.",
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Require an expression for the format `transform`."""
+        current = self.context.get("subscription")
+        wanted = attrs.get("format", getattr(current, "format", "standard"))
+        if wanted == "transform" and not attrs.get("transform", getattr(current, "transform", "")):
+            raise serializers.ValidationError({"transform": ["is required for the format transform"]})
+        return attrs
 
 
 class SubscriptionCreateSerializer(SubscriptionChangeSerializer):
@@ -289,6 +326,8 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     disabled_at = serializers.DateTimeField(allow_null=True)
     max_in_flight = serializers.IntegerField(allow_null=True)
     deliveries_per_second = serializers.FloatField(allow_null=True)
+    format = serializers.ChoiceField(choices=list(FORMATS))
+    transform = serializers.CharField()
     created_at = serializers.DateTimeField()
     updated_at = serializers.DateTimeField()
 
@@ -381,7 +420,13 @@ class RequestSerializer(serializers.Serializer[Any]):
     url = serializers.CharField()
     http_version = serializers.CharField()
     headers = HeaderSerializer(many=True)
-    body_bytes = serializers.IntegerField(help_text="Its length. The body holds the event and is the same every time.")
+    format = serializers.ChoiceField(choices=list(FORMATS), help_text="The subscription's `format` at that time.")
+    body = serializers.CharField(
+        allow_null=True,
+        help_text="The body as it was sent. Null if the key lacks the scope `events:read`, or if the body can't be "
+        "made again.",
+    )
+    body_bytes = serializers.IntegerField(help_text="Its length.")
 
 
 class ResponseSerializer(serializers.Serializer[Any]):

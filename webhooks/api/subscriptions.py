@@ -23,7 +23,7 @@ from orgs import audit
 from orgs.authentication import caller_of
 from orgs.models import Scope
 from webhooks import endpoint_test, inboxes, subscriptions
-from webhooks.api import openapi
+from webhooks.api import openapi, previews
 from webhooks.api.serializers import (
     NOT_OF_INBOXES,
     ONLY_OF_ENDPOINTS,
@@ -92,6 +92,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         "disable": Scope.SUBSCRIPTIONS_MANAGE,
         "rotate_secret": Scope.SUBSCRIPTIONS_MANAGE,
         "test": Scope.SUBSCRIPTIONS_MANAGE,
+        "preview": Scope.SUBSCRIPTIONS_MANAGE,
         "recover": Scope.SUBSCRIPTIONS_MANAGE,
         "recovery": Scope.SUBSCRIPTIONS_MANAGE,
     }
@@ -176,7 +177,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         body = read_object(request)
         if is_inbox(subscription) and (wrong := [name for name in ONLY_OF_ENDPOINTS if name in body]):
             raise invalid([(f"/{name}", NOT_OF_INBOXES) for name in wrong])
-        serializer = SubscriptionChangeSerializer(data=body, partial=True)
+        serializer = SubscriptionChangeSerializer(data=body, partial=True, context={"subscription": subscription})
         serializer.is_valid(raise_exception=True)
         with transaction.atomic():
             subscriptions.change(subscription, serializer.validated_data)
@@ -279,8 +280,9 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
     def test(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Send an event of type `triggers.test` to the endpoint and return what came back.
 
-        It is signed and sent like every webhook, also while the subscription is disabled, whatever its event types.
-        It isn't stored and isn't sent again. The response is a 200 whether or not the endpoint accepted the event.
+        It is signed and sent like every webhook, in the subscription's `format`, also while the subscription is
+        disabled, whatever its event types. It isn't stored and isn't sent again. The response is a 200 whether or not
+        the endpoint accepted the event.
         """
         subscription = self.own_row(request, subscription_id)
         _require_endpoint(subscription, "nothing can be sent to it; send an event with `POST /api/events` instead")
@@ -294,6 +296,27 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
                 request, "subscription.test", subscription.id, result.for_audit(), name=subscription.url
             )
         return Response(dict(EndpointTestSerializer(result).data))
+
+    @extend_schema(
+        operation_id="previewSubscription",
+        tags=["Subscriptions"],
+        summary="Preview an event",
+        request=previews.PreviewRequestSerializer,
+        responses=previews.PreviewSerializer,
+        examples=[
+            OpenApiExample("an event and an expression", previews.EXAMPLE, request_only=True),
+            OpenApiExample("a stored event", {"event_id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"}, request_only=True),
+        ],
+    )
+    def preview(self, request: Request, subscription_id: uuid.UUID) -> Response:
+        """Tell whether an event would match the subscription, and what would be sent. Nothing is stored or sent.
+
+        `format` and `transform` try another format or expression before it is saved. An expression that fails for the
+        event is a 200 with an `error`; one that isn't JMESPath is a 400. The signature and the subscription's own
+        headers are masked.
+        """
+        subscription = self.own_row(request, subscription_id)
+        return Response(previews.make_preview(request, subscription).describe())
 
     @extend_schema(
         operation_id="recoverSubscription",

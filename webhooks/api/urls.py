@@ -18,6 +18,7 @@ urlpatterns = [
         name="subscription-rotate-secret",
     ),
     path(f"{_subscription}/test", SubscriptionViewSet.as_view({"post": "test"}), name="subscription-test"),
+    path(f"{_subscription}/preview", SubscriptionViewSet.as_view({"post": "preview"}), name="subscription-preview"),
     path(f"{_subscription}/recover", SubscriptionViewSet.as_view({"post": "recover"}), name="subscription-recover"),
     path(
         f"{_subscription}/recoveries/<uuid:run_id>",

@@ -1,6 +1,6 @@
 """What an attempt sent and received, as it is kept with the attempt: bounded, and encrypted as a whole.
 
-The body isn't in it: that is made from the event (`formats`) and is the same on every attempt.
+The body isn't in it: that is made again from the event, in the format that the subscription had (`formats`).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Exchange(msgspec.Struct, array_like=True):
     dns_us, connect_us, tls_us: how long that took, in microseconds; None on a reused connection.
     first_byte_us: from sending the request to the first byte of the response.
     response_head: the status line and headers as they came, any bytes.  is_head_cut: there was more of it.
+    format, expression: how the event became a body; empty for the standard one.
     """
 
     url: str
@@ -47,6 +48,8 @@ class Exchange(msgspec.Struct, array_like=True):
     first_byte_us: int | None = None
     response_head: bytes = b""
     is_head_cut: bool = False
+    format: str = ""
+    expression: str = ""
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -22,6 +22,7 @@ class Failure(StrEnum):
     INVALID_RESPONSE = "invalid_response"
     ADDRESS_NOT_ALLOWED = "address_not_allowed"
     PROXY_FAILED = "proxy_failed"
+    TRANSFORM_FAILED = "transform_failed"
     INTERNAL_ERROR = "internal_error"
     WORKER_LOST = "worker_lost"
     # No attempt's: why a delivery was cancelled, or is in its inbox again.
@@ -54,6 +55,14 @@ class Outcome:
     def is_gone(self) -> bool:
         """Tell whether the endpoint asked to be unsubscribed (410 Gone, Standard Webhooks)."""
         return self.status_code == 410
+
+    @property
+    def is_permanent(self) -> bool:
+        """Tell whether no request was made because of the subscription's own expression.
+
+        That says nothing about the endpoint, and the same event would fail in the same way on every attempt.
+        """
+        return self.failure is Failure.TRANSFORM_FAILED
 
     @property
     def is_overload(self) -> bool:

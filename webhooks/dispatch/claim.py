@@ -97,7 +97,7 @@ SELECT q.subscription_id, q.organization_id,
        least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
        s.deliveries_per_second, extract(epoch FROM q.rate_reserved_until)::float8 AS rate_reserved_until,
        extract(epoch FROM clock_timestamp())::float8 AS now,
-       s.url, s.encrypted_headers, s.encrypted_secret,
+       s.url, s.encrypted_headers, s.encrypted_secret, s.format, s.transform,
        {PREVIOUS_SECRETS} AS encrypted_previous_secrets, {KEEPS_EXCHANGES} AS keeps_exchanges,
        (SELECT count(*) FROM due) AS due_queues
 FROM due JOIN webhooks_subscriptionqueue q ON q.subscription_id = due.subscription_id
@@ -125,6 +125,8 @@ class _DueQueue:
     encrypted_secret: str
     encrypted_previous_secrets: list[str]
     keeps_exchanges: bool
+    format: str
+    transform: str
     due_queues: int
 
 
@@ -285,7 +287,9 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Clai
 
 def _turn(row: _DueQueue) -> _Turn:
     """Return the queue's turn, its room bounded by its rate limit."""
-    endpoint = open_endpoint(row.url, row.encrypted_headers, row.encrypted_secret, row.encrypted_previous_secrets)
+    endpoint = open_endpoint(
+        row.url, row.encrypted_headers, row.encrypted_secret, row.encrypted_previous_secrets, row.format, row.transform
+    )
     rate = row.deliveries_per_second
     if rate is None:
         return _Turn(row.subscription_id, row.organization_id, endpoint, row.room, None, None, row.keeps_exchanges)

@@ -39,7 +39,7 @@ SELECT q.subscription_id, q.organization_id,
        AND s.deliveries_per_second IS NULL AS is_idle,
        least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
        extract(epoch FROM clock_timestamp())::float8 AS now,
-       s.url, s.encrypted_headers, s.encrypted_secret,
+       s.url, s.encrypted_headers, s.encrypted_secret, s.format, s.transform,
        {PREVIOUS_SECRETS} AS encrypted_previous_secrets, {KEEPS_EXCHANGES} AS keeps_exchanges
 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
 WHERE q.subscription_id = ANY (%(ids)s::uuid[])
@@ -62,6 +62,8 @@ class _Queue:
     encrypted_secret: str
     encrypted_previous_secrets: list[str]
     keeps_exchanges: bool
+    format: str
+    transform: str
 
 
 # A delivery that exists, from an earlier fan-out of the same event, is neither inserted nor counted.
@@ -139,7 +141,12 @@ class SenderHandOver:
         for queue in queues:
             self._queues[queue.subscription_id] = queue
             self._endpoints[queue.subscription_id] = open_endpoint(
-                queue.url, queue.encrypted_headers, queue.encrypted_secret, queue.encrypted_previous_secrets
+                queue.url,
+                queue.encrypted_headers,
+                queue.encrypted_secret,
+                queue.encrypted_previous_secrets,
+                queue.format,
+                queue.transform,
             )
         return self._share(queues, wanted, free)
 

@@ -155,9 +155,11 @@ class _QueueUpdate:
                 self.succeeded, self.is_failing, self.failing_for = True, False, None
                 self.failures_in_period = self.new_failures = 0
                 continue
+            self.last_failure = outcome
+            if outcome.is_permanent:  # no request was made: nothing is known about the endpoint
+                continue
             self.health = after_failure(self.health, policy, outcome.is_overload)
             self.is_failing = True
-            self.last_failure = outcome
             self.failures_in_period += 1
             self.new_failures += 1
             asked = retry_after_seconds(outcome, result.started_at, settings.RETRY_AFTER_MAX)

@@ -21,11 +21,13 @@ class NextStep(StrEnum):
 def decide_next_step(outcome: Outcome, attempts_used: int, schedule: Sequence[float]) -> NextStep:
     """Return what becomes of the delivery.
 
-    attempts_used: entries of the retry schedule that are used up, this attempt included.
+    attempts_used: entries of the retry schedule that are used up, this attempt included.  A failure that every further
+    attempt would repeat isn't retried until somebody asks for it.
     """
     if outcome.succeeded:
         return NextStep.DELIVERED
-    return NextStep.RETRY if attempts_used < len(schedule) else NextStep.FAILED
+    is_over = outcome.is_permanent or attempts_used >= len(schedule)
+    return NextStep.FAILED if is_over else NextStep.RETRY
 
 
 def retry_delay(attempts_used: int, schedule: Sequence[float], jitter: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,21 +9,10 @@ from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-EVERYTHING = "*"
+from events.payload import EVERYTHING
+
 # Event types whose subscriptions are remembered; a producer may invent any number of them.
 REMEMBERED_TYPES = 1_000
-PATTERN = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*(\.\*)?")
-
-
-def pattern_error(pattern: object) -> str | None:
-    """Return what is wrong with an event type pattern, or None."""
-    if not isinstance(pattern, str):
-        return "must be a string"
-    if pattern == EVERYTHING:
-        return None
-    if len(pattern) > 257 or not PATTERN.fullmatch(pattern):
-        return "must be an event type (order.created), a prefix (order.*) or *"
-    return None
 
 
 @dataclass(frozen=True, slots=True)

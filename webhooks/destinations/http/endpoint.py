@@ -20,6 +20,7 @@ UNREADABLE_URL = "The subscription's URL can't be parsed."
 class Endpoint:
     """Where and how to send.  host: the host and port that the URL leads to, for limits by host.
 
+    format, transform: how an event becomes a body, see `destinations.formats`.
     fault: why nothing can be sent; empty if all is well.  A faulty endpoint fails its own deliveries only.
     """
 
@@ -28,6 +29,8 @@ class Endpoint:
     headers: tuple[tuple[str, str], ...]
     keys: tuple[bytes, ...]
     fault: str = ""
+    format: str = "standard"
+    transform: str = ""
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"  # the rest is secret and must not reach a log
@@ -49,14 +52,21 @@ def host_of(url: str) -> str:
     return f"{parts.hostname}:{parts.port or {'http': 80}.get(parts.scheme, 443)}"
 
 
-def open_endpoint(url: str, sealed_headers: str, sealed_secret: str, sealed_previous: Iterable[str] = ()) -> Endpoint:
+def open_endpoint(
+    url: str,
+    sealed_headers: str,
+    sealed_secret: str,
+    sealed_previous: Iterable[str] = (),
+    format: str = "standard",
+    transform: str = "",
+) -> Endpoint:
     """Return the endpoint opened; if it can't be, one whose `fault` says why.
 
     sealed_previous: the earlier secrets that still sign beside the current one.  Never raises: one tenant's
     row must not stop a claim that serves others, too.
     """
     try:
-        return _open(url, sealed_headers, (sealed_secret, *sealed_previous))
+        return _open(url, sealed_headers, (sealed_secret, *sealed_previous), format, transform)
     except (DecryptionError, TypeError):
         return Endpoint(url, "", (), (), UNREADABLE_SECRETS)
     except ValueError as error:
@@ -69,10 +79,10 @@ class _UrlUnreadable(ValueError):
 
 
 @lru_cache(maxsize=10_000)
-def _open(url: str, sealed_headers: str, sealed_secrets: tuple[str, ...]) -> Endpoint:
+def _open(url: str, sealed_headers: str, sealed_secrets: tuple[str, ...], format: str, transform: str) -> Endpoint:
     try:
         host = host_of(url)
     except ValueError:
         raise _UrlUnreadable from None
     keys = tuple(secret_key(decrypt(sealed)) for sealed in sealed_secrets if sealed)
-    return Endpoint(url, host, tuple(open_headers(sealed_headers).items()), keys)
+    return Endpoint(url, host, tuple(open_headers(sealed_headers).items()), keys, "", format, transform)

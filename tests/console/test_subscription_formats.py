@@ -1,0 +1,62 @@
+"""The format of a subscription on its page in the admin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+
+from tests.console.rows import World
+from webhooks.models import Subscription
+
+pytestmark = pytest.mark.django_db
+
+
+def form(subscription: Subscription, **values: Any) -> dict[str, Any]:
+    """Return what the page's form sends."""
+    kept = {"url": subscription.url, "event_types_text": "\n".join(subscription.event_types)}
+    current = {"format": subscription.format, "transform": subscription.transform}
+    return {**kept, "description": subscription.description, "headers_text": "", **current, **values}
+
+
+def page(subscription: Subscription) -> str:
+    return reverse("admin:webhooks_subscription_change", args=[subscription.pk])
+
+
+def test_a_format_is_chosen_and_its_expression_checked(owner: Client, world: World) -> None:
+    row = world.subscription
+    assert 'name="transform"' in owner.get(page(row)).content.decode()
+    for bad in ({"transform": ""}, {"transform": "a["}, {"transform": "a" * 5000}, {"format": "xml"}):
+        answer = owner.post(page(row), form(row, **{"format": "transform", **bad}))
+        assert answer.status_code == 200
+        assert "errorlist" in answer.content.decode()
+    answer = owner.post(page(row), form(row, format="transform", transform="{kind: type}"))
+    assert answer.status_code == 302, answer.content.decode()[:3000]
+    row.refresh_from_db()
+    assert (row.format, row.transform) == ("transform", "{kind: type}")
+    refused = owner.post(page(row), form(row, transform=""))
+    assert "is required for the format transform" in refused.content.decode()
+    assert owner.post(page(row), form(row, format="legacy", transform="")).status_code == 302
+    row.refresh_from_db()
+    assert (row.format, row.transform) == ("legacy", "")
+
+
+def test_a_new_subscription_has_the_format_that_was_chosen(owner: Client, world: World) -> None:
+    add = reverse("admin:webhooks_subscription_add")
+    new = {"organization": str(world.organization.pk), "url": "https://new.example/", "event_types_text": "*"}
+    assert owner.post(add, {**new, "format": "transform", "transform": ""}).status_code == 200
+    assert "whsec_" in owner.post(add, {**new, "format": "raw"}).content.decode()
+    made = Subscription.objects.get(url="https://new.example/")
+    assert (made.format, made.transform) == ("raw", "")
+    other = {**new, "url": "https://other.example/"}
+    owner.post(add, other)  # of a script that doesn't know of formats
+    assert Subscription.objects.get(url="https://other.example/").format == "standard"
+
+
+def test_those_who_may_only_look_see_it(viewer: Client, world: World) -> None:
+    Subscription.objects.update(format="transform", transform="{kind: type, x: '<b>'}")
+    shown = viewer.get(page(world.subscription)).content.decode()
+    assert "{kind: type, x: &#x27;&lt;b&gt;&#x27;}" in shown
+    assert 'name="transform"' not in shown

@@ -1,0 +1,36 @@
+"""An event on its way to a subscription without a delivery: for tests and previews."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from dataclasses import dataclass
+
+from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
+from webhooks.models import Subscription
+
+
+@dataclass(frozen=True, slots=True)
+class SingleOutgoing:
+    """See `destinations.base.Outgoing`."""
+
+    event_id: uuid.UUID
+    event_type: str
+    event_created_at: datetime.datetime
+    event_data: str
+    endpoint: Endpoint
+    organization_id: uuid.UUID
+    event_trace: str | None = None
+
+
+def endpoint_of(subscription: Subscription, now: datetime.datetime) -> Endpoint:
+    """Return the subscription's endpoint, opened, with the secrets that sign at `now`."""
+    previous = zip(subscription.encrypted_previous_secrets, subscription.previous_secrets_expire_at, strict=True)
+    return open_endpoint(
+        subscription.url,
+        subscription.encrypted_headers,
+        subscription.encrypted_secret,
+        [sealed for sealed, ends_at in previous if ends_at > now],
+        subscription.format,
+        subscription.transform,
+    )
