@@ -124,7 +124,7 @@ def _webhook(
                 "summary": f"The request that your endpoint receives in the format {form}"
                 if suffix
                 else "The request that your endpoint receives",
-                "description": f"{about} {_VERIFY}",
+                "description": f"{description} {_VERIFY}",
                 "parameters": [*_STANDARD_HEADERS, *headers],
                 "requestBody": {"required": True, "content": {media_type: {"schema": schema, "example": example}}},
                 "responses": _RESPONSES,

@@ -28,7 +28,9 @@ class PreviewRequestSerializer(StrictSerializer):
     """An event, or the id of one, and what to try with it."""
 
     type = StrictCharField(max_length=255, required=False, help_text="The event's type; with `data`.")
-    data = serializers.JSONField(required=False, help_text="The event's data, any JSON value.")
+    data = serializers.JSONField(  # type: ignore[assignment]
+        required=False, help_text="The event's data, any JSON value."
+    )
     event_id = StrictCharField(
         max_length=36,
         required=False,
