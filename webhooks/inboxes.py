@@ -15,12 +15,12 @@ from psycopg.rows import class_row
 
 from core.db import server_cursor
 from events.models import Event, EventStatus
+from events.payload import EVERYTHING
 from orgs.models import Organization
 from webhooks import subscriptions
 from webhooks.destinations.inbox.arrivals import announce_arrivals
 from webhooks.models import BulkRun, DeliveryStatus, DestinationKind, Subscription
 from webhooks.routing.insert import NewDeliveries
-from webhooks.routing.matching import EVERYTHING
 from webhooks.upkeep import recovery
 
 log = structlog.get_logger()

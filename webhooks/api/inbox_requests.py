@@ -15,6 +15,7 @@ from core.ids import derive_id, parse_id
 from core.json_response import Fragment
 from core.problems import Problem, invalid, not_found
 from core.query import ParameterError, parse_parameters
+from events.payload import EVERYTHING, pattern_error
 from orgs import audit
 from orgs.keys import Caller
 from webhooks import inboxes, subscriptions
@@ -22,7 +23,6 @@ from webhooks.destinations.inbox import leases, log
 from webhooks.destinations.inbox.leases import Changed, FetchedEvent, ItemStatus
 from webhooks.inboxes import Inbox
 from webhooks.models import Subscription
-from webhooks.routing.matching import EVERYTHING, pattern_error
 from webhooks.states import DeliveryState, delivery_state
 
 DEFAULT_LIMIT = 100
