@@ -81,10 +81,4 @@ register(
         "Too many of the organization's requests wait at its inboxes; retry after `Retry-After`.",
         "2000 requests of the organization are waiting at its inboxes, which is the limit for a web process.",
     ),
-    ProblemType(
-        "stream_unavailable",
-        501,
-        "The server runs without the front door, so it has no streams.",
-        "This server runs without the front door, so it has no streams.",
-    ),
 )

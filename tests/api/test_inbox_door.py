@@ -78,6 +78,8 @@ class Consumer(DoorClient):
                 assert response.status == 200
                 assert response.headers["Content-Type"] == "text/event-stream"
                 assert response.readline() == b"retry: 1000\n"
+                # Where a client goes on that receives nothing.
+                assert response.readline().startswith(b"id: ")
                 yield response
 
 
@@ -88,8 +90,8 @@ def next_event(response: http.client.HTTPResponse) -> tuple[str, dict[str, Any]]
         name, _, value = line.rstrip("\n").partition(": ")
         if name in {"id", "data"}:
             found.setdefault(name, []).append(value)
-        elif not line.strip() and found:
-            return found["id"][0], json.loads("\n".join(found["data"]))
+        elif not line.strip() and "data" in found:
+            return found["id"][-1], json.loads("\n".join(found["data"]))
     raise EOFError("the stream has ended")
 
 

@@ -16,7 +16,7 @@ from rq.registry import DeferredJobRegistry, FailedJobRegistry, ScheduledJobRegi
 from rq.worker import Worker
 
 from core.wakeups import EVENTS
-from events.models import EventStatus
+from events.models import EventStatus, EventType
 from orgs.keys import create_api_key
 from orgs.models import ApiKey, AuditEntry, Organization
 from tests.console.rows import make_attempt, make_delivery, make_event
@@ -145,7 +145,11 @@ def make_hostile_rows(canary: str, turn: int) -> list[Model]:
         detail={source.text(200): [whole]}, address=short.text(64), request_id=source.text(128),
         target_name=source.text(300), reason=source.text(500),
     )  # fmt: skip
-    return [organization, key, subscription, event, delivery, attempt, run, user, group, entry]
+    event_type = EventType.objects.create(
+        organization=organization, name=source.text(255, f"{turn}"), description=source.text(500), schema=whole,
+        examples=whole,
+    )  # fmt: skip
+    return [organization, key, subscription, event_type, event, delivery, attempt, run, user, group, entry]
 
 
 def make_log_entries(user: User, row: Model, canary: str) -> None:

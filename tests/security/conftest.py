@@ -35,6 +35,7 @@ def ids(organization: Organization) -> dict[str, Any]:
         "event_type_id": event_type.id,
         "key_id": create_api_key(organization, name="tenant-data")[0].id,
         "event_id": event.event_id,
+        "item_id": event.event_id,
         "subscription_id": subscription.id,
         "delivery_id": delivery.id,
         "number": attempt.number,

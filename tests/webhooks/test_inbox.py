@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,9 @@ from django.db.models.functions import Now
 
 from core.ids import derive_id, new_id
 from events import backlog
+from events.ingest import ingest
 from events.models import Event
+from events.payload import NewEvent
 from orgs.keys import create_api_key
 from orgs.models import Organization, Scope
 from tests.conftest import ApiClient
@@ -509,3 +512,21 @@ def test_the_data_of_a_fetch_is_bounded(api: ApiClient, monkeypatch: pytest.Monk
     assert page["has_more"]
     assert fetched(api, "inbox=orders") == ids[:2]
     assert fetched(api, "inbox=orders") == ids[2:]
+
+
+def test_a_stream_without_the_front_door_ends_and_goes_on_behind_the_last_event(
+    api: Any, organization: Organization
+) -> None:
+    begun = api.get("/api/inbox/stream")  # at what comes next
+    assert begun["Content-Type"] == "text/event-stream"
+    retry, place = begun.content.decode().strip().split("\n")
+    assert retry == "retry: 1000"
+    ingest(organization.id, NewEvent("a.b", '{"text": "two\\nlines"}', None))
+    fan_out()
+    seen = api.get("/api/inbox/stream", **{"Last-Event-ID": place.removeprefix("id: ")}).content.decode()
+    _, event, rest = seen.split("\n\n", 2)
+    name, data = event.split("\n", 1)
+    assert rest == ""
+    assert json.loads(data.removeprefix("data: "))["payload"] == {"text": "two\nlines"}
+    again = api.get("/api/inbox/stream", **{"Last-Event-ID": name.removeprefix("id: ")}).content.decode()
+    assert "data: " not in again

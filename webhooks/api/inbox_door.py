@@ -25,7 +25,6 @@ from webhooks.inboxes import Inbox
 KEEP_ALIVE_SECONDS = 10.0
 # After that a client connects anew, which spreads them over the web processes.
 STREAM_SECONDS = 3600.0
-STREAM_EVENTS = 100
 
 
 class InboxDoor:
@@ -81,8 +80,7 @@ class InboxDoor:
     async def _chunks(self, caller: Caller, inbox: Inbox, query: InboxQuery, place: log.Place) -> AsyncGenerator[bytes]:
         loop = asyncio.get_running_loop()
         ends = loop.time() + STREAM_SECONDS
-        query = InboxQuery(limit=STREAM_EVENTS, type=query.type)
-        yield b"retry: 1000\n\n"
+        yield requests.stream_begin(inbox, place)
         with self.room.listening(caller.organization_id, inbox.id) as arrived:
             while not stopping.has_begun and loop.time() < ends:
                 arrived.clear()
@@ -91,21 +89,12 @@ class InboxDoor:
                 except KeyChanged:
                     return  # the next request says why
                 if page.events:
-                    yield b"".join(_show(inbox, event) for event in page.events)
+                    yield b"".join(requests.stream_event(inbox, event) for event in page.events)
                 place = page.following
                 if not page.has_more:
                     if not page.events:
                         yield b": still here\n\n"
                     await _until(KEEP_ALIVE_SECONDS, arrived)
-
-
-def _show(inbox: Inbox, event: log.LoggedEvent) -> bytes:
-    """Return an event of the stream.  A payload that has line breaks becomes several lines, which are joined again."""
-    lines = dumps(requests.show_logged(event)).splitlines()
-    return b"id: %b\n%b\n\n" % (
-        log.encode(inbox.id, event.place).encode(),
-        b"\n".join(b"data: " + line for line in lines),
-    )
 
 
 async def _until(seconds: float, arrived: asyncio.Event, *others: asyncio.Future[None]) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from core.ids import derive_id, parse_id
-from core.json_response import Fragment
+from core.json_response import Fragment, dumps
 from core.problems import Problem, invalid, not_found
 from core.query import ParameterError, parse_parameters
 from events.payload import EVERYTHING, pattern_error
@@ -30,6 +30,8 @@ MAX_WAIT = 20.0
 DEFAULT_VISIBILITY = 30.0
 MAX_VISIBILITY = 43_200.0
 MAX_IDS = 1000
+# A stream reads so many at a time.
+STREAM_EVENTS = 100
 LATEST = "latest"
 # Members that are a number of seconds: name, least, most, and default.
 DELAY = ("delay", 0.0, MAX_VISIBILITY, 0.0)
@@ -134,7 +136,7 @@ def parse_query(request: Any) -> InboxQuery:
 
 def parse_stream_query(request: Any) -> InboxQuery:
     """Return the parameters of a request for the stream; without a cursor it begins with what comes next."""
-    return InboxQuery(**{"cursor": LATEST, **parse_parameters(request, _STREAM_PARSERS)})
+    return InboxQuery(**{"cursor": LATEST, "limit": STREAM_EVENTS, **parse_parameters(request, _STREAM_PARSERS)})
 
 
 @dataclass(slots=True)
@@ -337,6 +339,17 @@ def show_logged(event: log.LoggedEvent) -> dict[str, Any]:
         "delivery_status": _log_status(event),
         "delivery_id": event.delivery_id,
     }
+
+
+def stream_begin(inbox: Inbox, place: log.Place) -> bytes:
+    """Return what a stream begins with: how soon, and from where, a client goes on that has received nothing yet."""
+    return b"retry: 1000\nid: %b\n\n" % log.encode(inbox.id, place).encode()
+
+
+def stream_event(inbox: Inbox, event: log.LoggedEvent) -> bytes:
+    """Return an event of a stream.  A payload that has line breaks becomes several lines, which are joined again."""
+    lines = b"\n".join(b"data: " + line for line in dumps(show_logged(event)).splitlines())
+    return b"id: %b\n%b\n\n" % (log.encode(inbox.id, event.place).encode(), lines)
 
 
 def show_log(inbox: Inbox, page: log.Page) -> dict[str, Any]:

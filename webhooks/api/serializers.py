@@ -121,7 +121,7 @@ URL_HELP = (
     "the stored URL, and its path and query are what requests use, byte for byte."
 )
 # What an inbox doesn't have.
-ONLY_OF_ENDPOINTS = ("url", "headers", "max_in_flight", "deliveries_per_second")
+ONLY_OF_ENDPOINTS = ("url", "headers", "max_in_flight", "deliveries_per_second", "format", "transform")
 NOT_OF_INBOXES = "an inbox has none: nothing is sent to it"
 
 
@@ -198,6 +198,7 @@ class SubscriptionCreateSerializer(SubscriptionChangeSerializer):
 
     def validate(self, attrs: Any) -> Any:
         """Require what the kind needs, and refuse what it doesn't have."""
+        attrs = super().validate(attrs)
         errors = {}
         if attrs.pop("kind") == DestinationKind.INBOX:
             if "inbox" not in attrs:
