@@ -8,6 +8,7 @@ import orjson
 from django.conf import settings
 from rest_framework.request import Request
 
+from core.compression import decompress, require_encoding
 from core.problems import Problem, invalid
 
 # Largest body that isn't an event; events have their own bounds.
@@ -17,13 +18,14 @@ MAX_OBJECT_BYTES = 65536
 def read_body(request: Any, limit: int) -> bytes:
     """Return the body of a Django request; reading it twice returns the same bytes.
 
-    limit: the most bytes that are read.  Raises Problem: 413 for a longer body, 415 for a compressed one, 400 for one
-    that ends early or whose Content-Length is not a number.
+    limit: the most bytes that it may have, as it comes and decompressed.  Raises Problem: 413 for a longer body, 415
+    for one that is compressed with anything but gzip, 400 for one that ends early or isn't gzip or whose
+    Content-Length is not a number.
     """
     if hasattr(request, "_body"):  # Django's own place for it, so that `request.body` works afterwards
         return bytes(request._body)
     meta = request.META
-    require_identity(meta.get("HTTP_CONTENT_ENCODING"))
+    is_compressed = require_encoding(meta.get("HTTP_CONTENT_ENCODING"))
     if "chunked" in meta.get("HTTP_TRANSFER_ENCODING", "").lower():
         body: bytes = meta["wsgi.input"].read(limit + 1)
     else:
@@ -38,14 +40,8 @@ def read_body(request: Any, limit: int) -> bytes:
             raise Problem("incomplete_body", "The body ended before its Content-Length.")
     if len(body) > limit:
         raise too_large(limit)
-    request._body = body
-    return body
-
-
-def require_identity(content_encoding: str | None) -> None:
-    """Raise Problem 415 for a body that a Content-Encoding says is compressed."""
-    if (content_encoding or "identity").lower() != "identity":
-        raise Problem("unsupported_content_encoding", "Send the body without Content-Encoding.")
+    request._body = decompress(body, limit) if is_compressed else body
+    return bytes(request._body)
 
 
 def too_large(limit: int) -> Problem:

@@ -117,8 +117,8 @@ register(
     ProblemType(
         "unsupported_content_encoding",
         415,
-        "The body is compressed.",
-        "Send the body without Content-Encoding.",
+        "The body is compressed with something else than gzip.",
+        "Send the body with Content-Encoding `gzip`, or without.",
     ),
     ProblemType(
         "unsupported_media_type",

@@ -11,7 +11,8 @@ from typing import Any
 
 from django.http import QueryDict
 
-from core.json_body import require_identity, require_media_type, too_large
+from core.compression import decompress, require_encoding
+from core.json_body import require_media_type, too_large
 from core.problems import Problem
 
 Scope = MutableMapping[str, Any]
@@ -86,13 +87,15 @@ class Request:
         return meta
 
     async def read_json(self, limit: int, *media_types: str) -> tuple[bytes, str]:
-        """Return the body, at most `limit` bytes of it, and its media type, which is one of `media_types`.
+        """Return the body, decompressed, at most `limit` bytes of it, and its media type, one of `media_types`.
 
-        Raises Problem: 415 for another media type or a compressed body, and what `read` raises.
+        Raises Problem: 415 for another media type or a compression that isn't gzip, what `read` raises, and what
+        `decompress` raises.
         """
         media_type = require_media_type(self.header(b"content-type"), *media_types)
-        require_identity(self.header(b"content-encoding"))
-        return await self.read(limit), media_type
+        is_compressed = require_encoding(self.header(b"content-encoding"))
+        body = await self.read(limit)
+        return decompress(body, limit) if is_compressed else body, media_type
 
     async def read(self, limit: int) -> bytes:
         """Return the body, at most `limit` bytes of it; reading it twice returns the same bytes.

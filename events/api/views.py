@@ -82,7 +82,10 @@ class EventListView(APIView):
         ],
     )
     def post(self, request: Request) -> Response:
-        """Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event."""
+        """Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event.
+
+        The body may be compressed with gzip (`Content-Encoding: gzip`).
+        """
         started = time.perf_counter()
         event = _parse(request)
         caller = caller_of(request)
@@ -163,7 +166,7 @@ class EventBatchView(APIView):
 
         202 when at least one item was accepted, 200 when none was but all were read: every item's
         own `status` is what counts. An array that isn't JSON as a whole is refused as a whole; of
-        NDJSON each line is judged alone.
+        NDJSON each line is judged alone. The body may be compressed with gzip (`Content-Encoding: gzip`).
         """
         started = time.perf_counter()
         items = _parse_items(request)
