@@ -184,7 +184,7 @@ def test_a_compressed_body_that_can_t_be_used_stores_nothing(api: Any, settings:
     bombs = [gzip.compress(b" " * 40_000_000), gzip.compress(b" " * 65536) + gzip.compress(b"{}")]
     short, checksum = gzip.compress(GOOD)[:-3], gzip.compress(GOOD)[:-8] + b"00000000"
     cases = [(bomb, 413, "too_large") for bomb in bombs]
-    cases += [(short, 400, "incomplete_body"), (b"", 400, "incomplete_body")]
+    cases += [(short, 400, "incomplete_body"), (short[:5], 400, "incomplete_body")]
     cases += [(bad, 400, "bad_request") for bad in (GOOD, checksum, gzip.compress(GOOD) + b"more")]
     for body, status, code in cases:
         response = api.post(path, raw=body, **{"Content-Encoding": "gzip"})
