@@ -1,0 +1,31 @@
+"""Compressed bodies: no more is decompressed than the limit lets through."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+
+import pytest
+
+from core.compression import decompress
+from core.problems import Problem
+
+
+def test_a_bomb_takes_no_more_memory_than_the_limit_allows() -> None:
+    bomb = gzip.compress(b" " * 50_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(Problem) as caught:
+            decompress(bomb, 65536)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert caught.value.extra == {"limit_bytes": 65536}
+    assert most < 2_000_000
+
+
+def test_many_members_share_the_limit() -> None:
+    members = gzip.compress(b"12345") * 3
+    assert decompress(members, 15) == b"12345" * 3
+    with pytest.raises(Problem):
+        decompress(members, 14)
