@@ -19,7 +19,9 @@ else:
     _SubscriptionForm = forms.ModelForm
 
 # Fields that an inbox doesn't have: nothing is sent to it.
-ONLY_OF_ENDPOINTS = ("url", "headers_text", "remove_headers", "max_in_flight", "deliveries_per_second")
+ONLY_OF_ENDPOINTS = (
+    "url", "headers_text", "remove_headers", "max_in_flight", "deliveries_per_second", "format", "transform",
+)  # fmt: skip
 _FORM_FIELDS = {"event_types": "event_types_text", "headers": "headers_text"}
 _API_FIELDS = {"event_types_text": "event_types", "headers_text": "headers", "remove_headers": "headers"}
 
@@ -96,8 +98,8 @@ class SubscriptionForm(_SubscriptionForm):
         # A form without them, of a script, leaves them as they are.
         if cleaned.get("format"):
             wanted["format"] = cleaned["format"]
-        if "transform" in self.data:
-            wanted["transform"] = cleaned.get("transform", "")
+        if "transform" in self.data and "transform" in cleaned:
+            wanted["transform"] = cleaned["transform"]
         if "event_types_text" in cleaned:
             wanted["event_types"] = cleaned["event_types_text"].split()
         if cleaned.get("remove_headers"):

@@ -8,6 +8,8 @@ from core.problems import Problem
 
 GZIP = frozenset({"gzip", "x-gzip"})  # RFC 9110 §8.4.1.3: the same
 _WITH_GZIP_HEADER = 16 + zlib.MAX_WBITS
+# Of a body.  Clients send one; each further one costs a copy of what is left, so many small ones would take seconds.
+MOST_MEMBERS = 8
 
 
 def require_encoding(content_encoding: str | None) -> bool:
@@ -21,12 +23,12 @@ def require_encoding(content_encoding: str | None) -> bool:
 def decompress(body: bytes, limit: int) -> bytes:
     """Return what gzip made `body` from.
 
-    Raises Problem: 413 if that is longer than `limit` bytes, of which no more are decompressed; 400 if it isn't gzip
-    or ends early.
+    Raises Problem: 413 if that is longer than `limit` bytes, of which no more are decompressed; 400 if it isn't gzip,
+    ends early, or has more than MOST_MEMBERS members.
     """
     parts: list[bytes] = []
     left = limit
-    while True:  # gzip allows several members, one after the other
+    for _ in range(MOST_MEMBERS):  # gzip allows several, one after the other
         member = zlib.decompressobj(_WITH_GZIP_HEADER)
         try:
             part = member.decompress(body, left + 1)
@@ -43,3 +45,4 @@ def decompress(body: bytes, limit: int) -> bytes:
         if not member.unused_data:
             return b"".join(parts)
         body = member.unused_data
+    raise Problem("bad_request", f"The body has more than {MOST_MEMBERS} gzip members.")

@@ -60,11 +60,16 @@ def set_strictness(organization_id: uuid.UUID, strictness: str) -> None:
     )
 
 
+def is_full(organization_id: uuid.UUID) -> bool:
+    """Tell whether the organization has as many types as it may."""
+    return of_organization(organization_id).count() >= int(settings.MAX_EVENT_TYPES)
+
+
 def create(organization_id: uuid.UUID, *, name: str, archived: bool = False, **fields: Any) -> EventType:
     """Add a type.  Raises NameTaken or TooManyEventTypes."""
     with transaction.atomic():
         _touch(organization_id)
-        if of_organization(organization_id).count() >= settings.MAX_EVENT_TYPES:
+        if is_full(organization_id):
             raise TooManyEventTypes
         try:
             with transaction.atomic():

@@ -37,6 +37,13 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _KNOWN = {"type", "data", "payload", "dedup_id"}
 
 
+def matches(pattern: str, event_type: str) -> bool:
+    """Tell whether a pattern stands for a type: `order.*` for `order.created`, not for `order`."""
+    if pattern == EVERYTHING:
+        return True
+    return event_type.startswith(pattern[:-1]) if pattern.endswith(".*") else event_type == pattern
+
+
 @dataclass(frozen=True, slots=True)
 class NewEvent:
     """A valid event that isn't stored yet.  data: its JSON text."""

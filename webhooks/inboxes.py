@@ -28,6 +28,7 @@ log = structlog.get_logger()
 DEFAULT = "default"
 MAX_NAME = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_RULE = f"must be 1 to {MAX_NAME} letters, digits, `.`, `_`, and `-`, the first of them a letter or digit"
 # How long the first use of the default inbox fills it; workers go on with the rest.
 FILL_SECONDS = 0.5
 

@@ -15,12 +15,12 @@ from django.db.models.functions import Coalesce, Lower, Now
 from core.ids import derive_id, new_id
 from events.models import Event
 from orgs.models import Organization
+from webhooks.destinations.formats import Format
 
 # The host in a URL, without user and port (RFC 3986 §3.2): what PostgreSQL makes `Subscription.host` of.
 _HOST_IN_URL = r"^[^:/?#]*://(?:[^/?#@]*@)?(\[[^/?#\]]*\]|[^/?#:]*)"
 
-# `webhooks.destinations.formats` says what they look like.
-FORMATS = ("standard", "cloudevents", "cloudevents-binary", "legacy", "raw", "transform")
+FORMATS = tuple(form.value for form in Format)
 
 
 class DestinationKind(models.TextChoices):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
@@ -38,6 +39,14 @@ class EventTypeForm(_EventTypeForm):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.initial["archived"] = self.instance.archived
+
+    def clean(self) -> Any:
+        """Refuse one type too many, as the API does."""
+        cleaned = super().clean() or self.cleaned_data
+        organization = cleaned.get("organization")
+        if self.instance._state.adding and organization is not None and event_types.is_full(organization.pk):
+            self.add_error(None, f"The organization has {settings.MAX_EVENT_TYPES} event types, which is the limit.")
+        return cleaned
 
     def clean_name(self) -> str:
         """Check the name as the API does."""

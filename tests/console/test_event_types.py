@@ -56,3 +56,11 @@ def test_the_strictness_is_set_on_the_organization_s_page(owner: Client, world: 
     assert answer.status_code == 302, answer.content.decode()[:3000]
     row.refresh_from_db()
     assert (row.event_type_strictness, row.catalog_version) == ("known", 1)
+
+
+def test_one_type_too_many_is_an_error_of_the_form(owner: Client, world: World, settings: Any) -> None:
+    settings.MAX_EVENT_TYPES = 0
+    answer = owner.post(reverse("admin:events_eventtype_add"), form(world))
+    assert answer.status_code == 200
+    assert "which is the limit" in answer.content.decode()
+    assert not EventType.objects.filter(name="order.paid").exists()

@@ -30,7 +30,7 @@ def test_an_inbox_is_listed_and_offers_nothing_that_needs_an_endpoint(owner: Cli
     assert 'value="disable"' in page
     for name in ENDPOINT_ACTIONS:
         assert f'value="{name}"' not in page
-    for field in ("url", "headers_text", "max_in_flight", "deliveries_per_second"):
+    for field in ("url", "headers_text", "max_in_flight", "deliveries_per_second", "format", "transform"):
         assert f'name="{field}"' not in page
 
 
@@ -43,7 +43,14 @@ def test_an_action_that_needs_an_endpoint_is_refused(owner: Client, inbox: Subsc
 
 def test_the_form_of_an_inbox_saves_what_an_inbox_has(owner: Client, inbox: Subscription) -> None:
     saved = owner.post(
-        page_url(inbox), {"event_types_text": "order.*\nuser.created", "description": "for the ERP", "url": "nonsense"}
+        page_url(inbox),
+        {
+            "event_types_text": "order.*\nuser.created",
+            "description": "for the ERP",
+            "url": "nonsense",
+            "format": "transform",
+            "transform": "type",
+        },
     )
     assert saved.status_code == 302, saved.content.decode()[-3000:]
     inbox.refresh_from_db()

@@ -519,14 +519,39 @@ def test_a_stream_without_the_front_door_ends_and_goes_on_behind_the_last_event(
 ) -> None:
     begun = api.get("/api/inbox/stream")  # at what comes next
     assert begun["Content-Type"] == "text/event-stream"
-    retry, place = begun.content.decode().strip().split("\n")
+    retry, place, *_ = begun.content.decode().split("\n")
     assert retry == "retry: 1000"
     ingest(organization.id, NewEvent("a.b", '{"text": "two\\nlines"}', None))
     fan_out()
     seen = api.get("/api/inbox/stream", **{"Last-Event-ID": place.removeprefix("id: ")}).content.decode()
     _, event, rest = seen.split("\n\n", 2)
     name, data = event.split("\n", 1)
-    assert rest == ""
+    assert rest == f"{name}\n\n"  # and where to go on
     assert json.loads(data.removeprefix("data: "))["payload"] == {"text": "two\nlines"}
     again = api.get("/api/inbox/stream", **{"Last-Event-ID": name.removeprefix("id: ")}).content.decode()
     assert "data: " not in again
+
+
+def test_a_stream_of_some_types_goes_on_behind_the_others(api: Any, organization: Organization) -> None:
+    first = api.get("/api/inbox/stream").content.decode().split("\n")[1]
+    ingest(organization.id, NewEvent("a.b", "1", None))
+    fan_out()
+    headers = {"Last-Event-ID": first.removeprefix("id: ")}
+    *_, last = api.get("/api/inbox/stream?type=c.d", **headers).content.decode().strip().split("\n")
+    assert last.startswith("id: ")
+    assert last != first
+    seen = api.get("/api/inbox/stream", **{"Last-Event-ID": last.removeprefix("id: ")}).content.decode()
+    assert "data: " not in seen
+
+
+def test_an_event_that_nobody_has_fetched_is_not_under_a_lease(api: Any, organization: Organization) -> None:
+    api.get("/api/inbox")
+    accepted = ingest(organization.id, NewEvent("a.b", "1", None))
+    fan_out()
+    for path, body in (("ack", {"event_ids": [str(accepted.event_id)]}), (f"{accepted.event_id}/ack", {})):
+        response = api.post(f"/api/inbox/{path}", {**body, "lease_id": str(new_id())})
+        told = (
+            response.json()["item_status"] if response.status_code == 409 else response.json()["results"][0]["status"]
+        )
+        assert told == "not_leased"
+    assert api.post(f"/api/inbox/{accepted.event_id}/ack").status_code == 200

@@ -156,7 +156,8 @@ class InboxStreamView(APIView):
         inbox = requests.resolve(request._request, caller_of(request), asked.inbox)
         place = requests.begin_log(inbox, request.headers.get("Last-Event-ID") or asked.cursor or "")
         page = requests.read_log(inbox, asked, place)
-        sent = [requests.stream_begin(inbox, place), *(requests.stream_event(inbox, event) for event in page.events)]
+        events = (requests.stream_event(inbox, event) for event in page.events)
+        sent = [requests.stream_begin(inbox, place), *events, requests.stream_place(inbox, page.following)]
         return HttpResponse(b"".join(sent), content_type="text/event-stream")
 
 

@@ -93,7 +93,7 @@ class InboxDoor:
                 place = page.following
                 if not page.has_more:
                     if not page.events:
-                        yield b": still here\n\n"
+                        yield requests.stream_place(inbox, place)
                     await _until(KEEP_ALIVE_SECONDS, arrived)
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from core.ids import derive_id, parse_id
 from core.json_response import Fragment, dumps
 from core.problems import Problem, invalid, not_found
-from core.query import ParameterError, parse_parameters
-from events.payload import EVERYTHING, pattern_error
+from core.query import ParameterError, one_of, parse_parameters
+from events.payload import matches
+from events.queries import type_pattern
 from orgs import audit
 from orgs.keys import Caller
 from webhooks import inboxes, subscriptions
@@ -42,10 +43,7 @@ VISIBILITY = ("visibility", 1.0, MAX_VISIBILITY, DEFAULT_VISIBILITY)
 
 def _name(raw: str) -> str:
     if not inboxes.NAME.fullmatch(raw):
-        raise ParameterError(
-            f"must be the name of an inbox: 1 to {inboxes.MAX_NAME} letters, digits, `.`, `_`, and `-`, the first of "
-            "them a letter or digit"
-        )
+        raise ParameterError(inboxes.NAME_RULE)
     return raw
 
 
@@ -69,19 +67,6 @@ def _seconds(least: float, most: float) -> Callable[[str], float]:
     return parse
 
 
-def _type(raw: str) -> str:
-    reason = pattern_error(raw)
-    if reason is not None:
-        raise ParameterError(reason)
-    return raw
-
-
-def _status(raw: str) -> str:
-    if raw not in DeliveryState.values:
-        raise ParameterError("must be one of " + ", ".join(DeliveryState.values))
-    return raw
-
-
 def _offset(raw: str) -> int:
     if raw != "0":
         raise ParameterError("is not supported beyond 0: fetch again for the next events, or use `cursor`")
@@ -97,14 +82,14 @@ def _cursor(raw: str) -> str:
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "inbox": _name,
     "limit": _limit,
-    "type": _type,
+    "type": type_pattern,
     "wait": _seconds(0, MAX_WAIT),
     "visibility": _seconds(1, MAX_VISIBILITY),
     "cursor": _cursor,
-    "status": _status,
+    "status": one_of(*DeliveryState.values),
     "offset": _offset,
 }
-_STREAM_PARSERS: Mapping[str, Callable[[str], Any]] = {"inbox": _name, "type": _type, "cursor": _cursor}
+_STREAM_PARSERS: Mapping[str, Callable[[str], Any]] = {"inbox": _name, "type": type_pattern, "cursor": _cursor}
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,11 +303,7 @@ def read_log(inbox: Inbox, query: InboxQuery, place: log.Place) -> log.Page:
 def _is_wanted(query: InboxQuery, event: log.LoggedEvent) -> bool:
     if query.status is not None and query.status != _log_status(event):
         return False
-    if query.type is None or query.type == EVERYTHING:
-        return True
-    if query.type.endswith(".*"):
-        return event.event_type.startswith(query.type[:-1])
-    return event.event_type == query.type
+    return query.type is None or matches(query.type, event.event_type)
 
 
 def _log_status(event: log.LoggedEvent) -> str:
@@ -343,7 +324,12 @@ def show_logged(event: log.LoggedEvent) -> dict[str, Any]:
 
 def stream_begin(inbox: Inbox, place: log.Place) -> bytes:
     """Return what a stream begins with: how soon, and from where, a client goes on that has received nothing yet."""
-    return b"retry: 1000\nid: %b\n\n" % log.encode(inbox.id, place).encode()
+    return b"retry: 1000\n" + stream_place(inbox, place)
+
+
+def stream_place(inbox: Inbox, place: log.Place) -> bytes:
+    """Return what tells a client where to go on, also behind events of types that it doesn't want."""
+    return b"id: %b\n\n" % log.encode(inbox.id, place).encode()
 
 
 def stream_event(inbox: Inbox, event: log.LoggedEvent) -> bytes:
@@ -422,6 +408,7 @@ def extend(caller: Caller, items: Items) -> dict[str, Any]:
 
 _REFUSALS = {
     ItemStatus.LEASE_EXPIRED: "The lease has ended: somebody else has fetched the event since, or it was given back.",
+    ItemStatus.NOT_LEASED: "The event is not under a lease.",
     ItemStatus.CANCELLED: "The delivery was cancelled: it was not fetched in time, or its inbox was deleted.",
 }
 

@@ -30,6 +30,7 @@ from webhooks.destinations.transform import TransformError, check_expression
 from webhooks.endpoint_test import EndpointTest
 from webhooks.inboxes import MAX_NAME as MAX_INBOX_NAME
 from webhooks.inboxes import NAME as INBOX_NAME
+from webhooks.inboxes import NAME_RULE as INBOX_NAME_RULE
 from webhooks.models import FORMATS, BulkRun, Cause, Delivery, DeliveryAttempt, DestinationKind, Subscription
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
@@ -128,9 +129,7 @@ NOT_OF_INBOXES = "an inbox has none: nothing is sent to it"
 def validate_inbox_name(value: str) -> None:
     """Reject what isn't a name of an inbox.  Raises ValidationError."""
     if not INBOX_NAME.fullmatch(value):
-        raise serializers.ValidationError(
-            "must be letters, digits, `.`, `_`, and `-`, the first of them a letter or digit"
-        )
+        raise serializers.ValidationError(INBOX_NAME_RULE)
 
 
 # --- requests ---------------------------------------------------------------------------------------

@@ -168,8 +168,8 @@ class FanOut:
         served = {entry.event.organization_id for entry in processed}
         left = frozenset(event.organization_id for event in events if event.id not in done)
         more = bool(left) or len(events) >= limit
-        round = Round(len(events), left, left - served, more, bool(pending.due), frozenset(pending.inboxes))
-        return round, processed
+        result = Round(len(events), left, left - served, more, bool(pending.due), frozenset(pending.inboxes))
+        return result, processed
 
     def _process(
         self, events: Sequence[AcceptedEvent], hand_over: HandOver | None = None
