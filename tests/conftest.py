@@ -20,6 +20,7 @@ from orgs.failed_authentications import failed_authentications
 from orgs.keys import create_api_key
 from orgs.known_keys import known_keys
 from orgs.models import Organization
+from tests import flush
 from tests.servers import HOME
 from tests.system import Account, open_account
 from webhooks import subscriptions
@@ -36,6 +37,7 @@ def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> None:
     """Let the tests' own clean-up empty the audit log, which the database refuses otherwise."""
     with django_db_blocker.unblock(), connection.cursor() as cursor:
         cursor.execute("ALTER TABLE orgs_auditentry DISABLE TRIGGER orgs_auditentry_no_truncate")
+    flush.install()
 
 
 @pytest.fixture(scope="session")
