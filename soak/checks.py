@@ -8,6 +8,7 @@ from typing import Any
 
 from devstack.http_receiver import Received, verify
 from devstack.stack import Stack
+from soak.consumers import Consumed
 from soak.endpoints import token_of
 from soak.faults import Row
 from soak.producers import Ledger
@@ -32,6 +33,8 @@ class Report:
     in_flight_at_kills: int = 0
     late_responses: int = 0
     attempts_lost_with_the_worker: int = 0
+    consumed: int = 0
+    fetched_again: int = 0
     violations: list[str] = field(default_factory=list)
 
     def broke(self, what: str, rows: list[Any]) -> None:
@@ -61,6 +64,27 @@ def check(
     _check_rows(stack, organizations, report)
     _check_attempts(stack, taken, paths, in_flight, report)
     return report
+
+
+def check_consumed(report: Report, ledger: Ledger, consumed: Consumed, organization: str) -> None:
+    """Check that consumers fetched each event of the organization, and none while another one held it."""
+    report.consumed = len(consumed.fetches)
+    report.fetched_again = consumed.fetched_again()
+    report.violations += consumed.faults
+    fetched = set(consumed.tokens.values())
+    missing = [
+        token
+        for token, offered in ledger.offered.items()
+        if offered.organization == organization and offered.event_id and token not in fetched
+    ]
+    report.lost += len(missing)
+    report.broke("accepted and never fetched", missing)
+    strangers = [
+        token for token in fetched if token not in ledger.offered or ledger.offered[token].organization != organization
+    ]
+    report.broke("fetched from another organization", strangers)
+    report.broke("fetched by two consumers at the same time", consumed.overlapping())
+    report.broke("fetched after it had been acknowledged", consumed.fetched_after_their_acknowledgement())
 
 
 def _check_events(stack: Stack, ledger: Ledger, report: Report) -> dict[str, str]:
@@ -160,7 +184,9 @@ def _check_attempts(
     report.broke(
         "delivery whose attempts aren't numbered 1 to attempt_count",
         stack.sql(
+            # What is fetched from an inbox is an attempt without a row of its own.
             "SELECT d.id::text, d.attempt_count, array_agg(a.number ORDER BY a.number) FROM webhooks_delivery d"
+            " JOIN webhooks_subscription s ON s.id = d.subscription_id AND s.kind <> 'inbox'"
             " LEFT JOIN webhooks_deliveryattempt a ON a.delivery_id = d.id GROUP BY d.id, d.attempt_count"
             " HAVING array_agg(a.number ORDER BY a.number)"
             " IS DISTINCT FROM (SELECT array_agg(n) FROM generate_series(1, d.attempt_count) AS n)"

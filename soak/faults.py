@@ -26,6 +26,7 @@ from devstack.http_receiver import Receiver
 from devstack.stack import Stack
 from devstack.waiting import wait_until
 from soak.clock import Clock
+from soak.consumers import Consumers
 from webhooks.dispatch.claim import LEASE_DELIVERIES
 from webhooks.dispatch.record import RECORD_ATTEMPTS
 from webhooks.routing.insert import INSERT_DELIVERIES
@@ -47,9 +48,10 @@ class Fault:
     stops_database = False
     is_brief = False  # its moment doesn't last while another fault gets to its own
 
-    def __init__(self, stack: Stack, receiver: Receiver, chance: random.Random) -> None:
+    def __init__(self, stack: Stack, receiver: Receiver, consumers: Consumers, chance: random.Random) -> None:
         self.stack = stack
         self.receiver = receiver
+        self.consumers = consumers
         self.chance = chance
         self.in_flight: set[Row] = set()
 
@@ -412,6 +414,24 @@ class PostgresStopped(Fault):
         self.stack.postgres.start()
 
 
+# --- consumers ---------------------------------------------------------------------------------------
+
+
+class ConsumersKilled(Fault):
+    """Two of the consumers of an inbox, while they hold what they fetched."""
+
+    name = "two consumers killed with leases"
+
+    def prepare(self) -> None:
+        self._victims = self._wait(lambda: self.consumers.freeze_holders(2))
+
+    def strike(self) -> None:
+        self.consumers.kill(self._victims)
+
+    def mend(self) -> None:
+        self.consumers.start()
+
+
 # --- neighbors ---------------------------------------------------------------------------------------
 
 
@@ -473,7 +493,7 @@ WORKER_FAULTS: tuple[type[Fault], ...] = (
 )  # fmt: skip
 OTHER_FAULTS: tuple[type[Fault], ...] = (
     WebWorker, WebMaster, WebInDoubt, ValkeyKilled, ValkeyFlushed, ValkeyFailedOver, PostgresStopped,
-    GreedyNeighbor,
+    ConsumersKilled, GreedyNeighbor,
 )  # fmt: skip
 # Both stop whole transactions from outside, and would wait for each other.
 _NOT_TOGETHER = {

@@ -15,13 +15,15 @@ from typing import Any
 from devstack.http_receiver import Receiver
 from devstack.stack import Stack
 from devstack.waiting import wait_until
-from soak.checks import Report, check
+from soak.checks import Report, check, check_consumed
 from soak.clock import Clock
+from soak.consumers import INBOX, Consumers
 from soak.endpoints import Endpoints, Kind, token_of
 from soak.faults import Fault, Missed, Row
 from soak.producers import Ledger, Producer
 
 ORGANIZATIONS = ("first", "second")
+CONSUMING = "first"  # the organization with an inbox
 RECOVERY_SECONDS = 90.0
 DRAIN_SECONDS = 180.0
 
@@ -78,6 +80,7 @@ class Soak:
         self._in_flight: set[Row] = set()
         self._violations: list[str] = []
         self._used: list[Fault] = []
+        self._consumers: Consumers | None = None
 
     def run(self, planned: Sequence[tuple[type[Fault], ...]]) -> Outcome:
         """Do the planned rounds under load and check what is there when the load has drained."""
@@ -85,7 +88,7 @@ class Soak:
         outcome = Outcome(self._seed)
         self._receiver.start()
         try:
-            self._start_system()
+            self._consumers = self._start_system()
             for producer in self._producers:
                 producer.start()
             for number, kinds in enumerate(planned, start=1):
@@ -101,10 +104,13 @@ class Soak:
                 self._stack, self._ledger, self._receiver.requests, self._secrets, self._paths, self._organizations,
                 self._in_flight,
             )  # fmt: skip
+            check_consumed(outcome.report, self._ledger, self._consumers.read(), CONSUMING)
             outcome.report.violations += self._violations
         finally:
             for producer in self._producers:
                 producer.stop()
+            if self._consumers is not None:
+                self._consumers.stop()
             self._stack.stop_processes()
             self._receiver.stop()
         outcome.responses = dict(sorted(self._ledger.responses.items()))
@@ -113,7 +119,8 @@ class Soak:
 
     # --- parts ----------------------------------------------------------------------------------------
 
-    def _start_system(self) -> None:
+    def _start_system(self) -> Consumers:
+        """Start web, workers, producers' subscriptions, and the consumers of the first organization's inbox."""
         keys: dict[str, list[str]] = {}
         for name in ORGANIZATIONS:
             organization = self._stack.make_organization(name)
@@ -135,6 +142,11 @@ class Soak:
                     label = f"{name}-{number}-{'batch' if batch else 'single'}"
                     port = self._stack.port
                     self._producers.append(Producer(label, port, name, key, self._seed, self._ledger, batch=batch))
+        key = self._keys[CONSUMING]
+        self._call("POST", "/api/subscriptions", key, {"kind": "inbox", "inbox": INBOX, "event_types": ["*"]})
+        consumers = Consumers(self._stack.home, self._stack.port, key, self._seed)
+        consumers.start()
+        return consumers
 
     def _subscription(self, path: str) -> dict[str, object]:
         return {"url": self._receiver.url(path), "event_types": ["*"]}
@@ -157,7 +169,11 @@ class Soak:
         this = Round(number, [kind.name for kind in kinds])
         before = self._ledger.accepted
         chances = [random.Random(f"{self._seed} {number} {position}") for position, _ in enumerate(kinds)]
-        faults = [kind(self._stack, self._receiver, chance) for kind, chance in zip(kinds, chances, strict=True)]
+        assert self._consumers is not None
+        faults = [
+            kind(self._stack, self._receiver, self._consumers, chance)
+            for kind, chance in zip(kinds, chances, strict=True)
+        ]
         ready: list[Fault] = []
         struck_at = time.monotonic()
         try:

@@ -7,17 +7,22 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from devstack.processes import ROOT
+from soak.consumers import Consumed
 from tests.servers import HOME
 
 # A busy machine may need long.
 pytestmark = pytest.mark.timeout(400)
 # A worker, a web process, and both servers killed, each in the middle of something; `make soak` has the other faults.
-ROUNDS = ["WorkerSending+WebWorker", "WorkerInDoubt+ValkeyKilled", "WorkerClaiming+PostgresStopped"]
+ROUNDS = [
+    "WorkerSending+WebWorker", "WorkerInDoubt+ValkeyKilled", "ConsumersKilled", "WorkerClaiming+PostgresStopped",
+]  # fmt: skip
 
 
 def _soak(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -43,9 +48,40 @@ def test_every_accepted_event_arrives_whatever_is_killed(home: Path) -> None:
     assert found["rounds"] == len(ROUNDS)
     assert found["accepted"] > 0
     assert found["lost"] == found["stuck"] == 0
-    assert found["deliveries"] == 3 * (found["accepted"] + found["stored_without_response"])
+    pushed = 3 * (found["accepted"] + found["stored_without_response"])
+    assert found["deliveries"] == pushed + found["consumed"]
+    assert found["consumed"] > 0
     assert found["in_flight_at_kills"] > 0
     assert found["duplicates"] <= found["in_flight_at_kills"]
+
+
+@pytest.mark.parametrize(
+    ("given_back", "second_ends", "acknowledged", "overlapping", "late"),
+    [
+        (False, "12:00:06", None, False, False),  # the first lease was over
+        (False, "12:00:05", None, True, False),
+        (True, "12:00:05", None, False, False),
+        (False, "12:00:06", "12:00:02", False, True),
+    ],
+)
+def test_what_two_consumers_must_not_fetch_is_seen(
+    given_back: bool, second_ends: str, acknowledged: str | None, overlapping: bool, late: bool
+) -> None:
+    def fetched(ends: str) -> dict[str, Any]:
+        return {"step": "fetched", "ids": ["a"], "expires": f"2027-01-31T{ends}+00:00", "tokens": {"a": "token"}}
+
+    first = [fetched("12:00:03")]
+    if given_back:
+        first.append({"step": "nacks", "ids": ["a"]})
+    if acknowledged:
+        at = datetime.fromisoformat(f"2027-01-31T{acknowledged}+00:00").timestamp()
+        first.append({"step": "acked", "ids": ["a"], "at": at})
+    consumed = Consumed()
+    consumed.add([fetched(second_ends)])
+    consumed.add(first)
+    assert consumed.overlapping() == (["a"] if overlapping else [])
+    assert consumed.fetched_after_their_acknowledgement() == (["a"] if late else [])
+    assert consumed.fetched_again() == 1
 
 
 def test_twenty_rounds_hold_every_fault() -> None:
