@@ -92,7 +92,6 @@ def _fill(subscription: Subscription, run_id: uuid.UUID) -> None:
         )  # fmt: skip
         ids = list(waiting.order_by("id").select_for_update(no_key=True, of=("self",)).values_list("id", flat=True))
         deliveries = NewDeliveries()
-        deliveries.has_inbox = True
         for event_id in ids:
             deliveries.add(
                 subscription.organization_id, event_id, [subscription.pk], DeliveryStatus.PENDING, are_inboxes=True

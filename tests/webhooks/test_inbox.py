@@ -15,6 +15,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from core.ids import derive_id, new_id
+from devstack.http_receiver import Receiver
 from events import backlog
 from events.ingest import ingest
 from events.models import Event
@@ -106,6 +107,18 @@ def test_two_leases_never_share_an_event_and_an_expired_one_comes_first_again(ap
     expire(ids[:2])
     assert fetched(api, "inbox=orders") == [*ids[:2], *ids[4:]]
     assert fetched(api, "inbox=orders") == []
+
+
+def test_the_delay_before_the_first_attempt_is_not_for_inboxes(
+    api: ApiClient, settings: Any, receiver: Receiver
+) -> None:
+    settings.DELIVERY_RETRY_SCHEDULE = [600.0, 600.0]
+    make(api, "default")
+    api.post("/api/subscriptions", {"url": receiver.url("/"), "event_types": ["*"]})
+    [event] = send(api, 1)
+    assert fetched(api) == [event]
+    due = [one["next_attempt_at"] for one in api.get("/api/deliveries").json()["data"]]
+    assert max(due) > (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=500)).isoformat()
 
 
 def test_a_fetch_counts_its_attempts(api: ApiClient) -> None:

@@ -220,11 +220,15 @@ class FanOut:
             places = hand_over.choose(active, others)
         pending, handed_over = NewDeliveries(), NewDeliveries()
         for event in chosen:
-            at_once, inboxes, later, held = [], [], [], []
+            at_once: list[uuid.UUID] = []
+            inboxes: list[uuid.UUID] = []
+            later: list[uuid.UUID] = []
+            held: list[uuid.UUID] = []
+            held_inboxes: list[uuid.UUID] = []
             for subscription in wanting[event.id]:
                 subscription_id = subscription.subscription_id
                 if not subscription.is_active:
-                    held.append(subscription_id)
+                    (held_inboxes if subscription.is_inbox else held).append(subscription_id)
                 elif places.get(subscription_id, 0) > 0:
                     places[subscription_id] -= 1
                     at_once.append(subscription_id)
@@ -232,11 +236,11 @@ class FanOut:
                     inboxes.append(subscription_id)
                 else:
                     later.append(subscription_id)
-                pending.has_inbox |= subscription.is_inbox
             handed_over.add(event.organization_id, event.id, at_once, DeliveryStatus.PENDING)
             pending.add(event.organization_id, event.id, later, DeliveryStatus.PENDING)
             pending.add(event.organization_id, event.id, inboxes, DeliveryStatus.PENDING, are_inboxes=True)
             pending.add(event.organization_id, event.id, held, DeliveryStatus.HELD)
+            pending.add(event.organization_id, event.id, held_inboxes, DeliveryStatus.HELD, are_inboxes=True)
         return pending, handed_over
 
     def _process_alone(self, event: AcceptedEvent) -> None:

@@ -17,18 +17,23 @@ from webhooks.queues import lock_only, mark_due, mark_held
 # The ORM can't insert from arrays, which is what makes a thousand deliveries one cheap statement.  A delivery that
 # exists is from an earlier fan-out of the same event.  Its row is locked, so that nobody else makes one meanwhile; ON
 # CONFLICT would write 48 bytes more of WAL for each.  The LIMIT makes it one look-up for each id.
-INSERT_DELIVERIES = """
+_INSERT = """
 INSERT INTO webhooks_delivery (
     id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
     attempts_used, attempt_count, last_error, created_at
 )
-SELECT id, organization_id, event_id, subscription_id, status, t + make_interval(secs => %(delay)s), 'schedule',
-       0, 0, '', t
+SELECT id, organization_id, event_id, subscription_id, status, {due}, 'schedule', 0, 0, '', t
 FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[],
             %(statuses)s::text[]) AS d(id, organization_id, event_id, subscription_id, status),
      clock_timestamp() AS t
 WHERE (SELECT true FROM webhooks_delivery AS existing WHERE existing.id = d.id LIMIT 1) IS NULL
 """
+_IN_TIME = "t + make_interval(secs => %(delay)s)"
+INSERT_DELIVERIES = _INSERT.format(due=_IN_TIME)
+# The delay before the first attempt is for endpoints.  What an inbox has can be fetched at once.
+_INSERT_ALSO_FOR_INBOXES = _INSERT.format(
+    due=f"CASE WHEN subscription_id = ANY (%(inboxes)s::uuid[]) THEN t ELSE {_IN_TIME} END"
+)
 
 
 @dataclass
@@ -42,7 +47,7 @@ class NewDeliveries:
     statuses: list[str] = field(default_factory=list)
     due: set[uuid.UUID] = field(default_factory=set)
     inboxes: set[uuid.UUID] = field(default_factory=set)  # those that are active
-    has_inbox: bool = False  # or one that is disabled
+    has_inbox: bool = False  # also one that is disabled
     held: set[uuid.UUID] = field(default_factory=set)
 
     def __len__(self) -> int:
@@ -58,6 +63,7 @@ class NewDeliveries:
         are_inboxes: bool = False,
     ) -> None:
         """Add the deliveries of an event.  Those for disabled subscriptions are held, so that nothing is lost."""
+        self.has_inbox |= are_inboxes and bool(subscription_ids)
         count = len(subscription_ids)
         self.ids += derive_ids(event_id, subscription_ids)
         self.organizations += [str(organization_id)] * count
@@ -77,19 +83,27 @@ class NewDeliveries:
         }
 
     def insert(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
-        """Insert the deliveries, due in `delay` seconds; `cursor.rowcount` then tells how many didn't exist."""
+        """Insert the deliveries, due in `delay` seconds; `cursor.rowcount` then tells how many didn't exist.
+
+        Those for inboxes are due at once.
+        """
         if self.has_inbox:
             # An inbox is read as a log, by `created_at`.  What is inserted under this lock becomes visible in that
             # order, so a reader never goes past a delivery that isn't committed yet.
             lock_only(self.inboxes | self.due | self.held, cursor)
         if self.ids:
-            cursor.execute(
-                INSERT_DELIVERIES, {**self.columns(), "statuses": plain_array(self.statuses), "delay": delay}
-            )
+            columns = {**self.columns(), "statuses": plain_array(self.statuses)}
+            if delay and self.inboxes:
+                inboxes = plain_array(map(str, self.inboxes))
+                cursor.execute(_INSERT_ALSO_FOR_INBOXES, {**columns, "delay": delay, "inboxes": inboxes})
+            else:
+                cursor.execute(INSERT_DELIVERIES, {**columns, "delay": delay})
 
     def mark_queues(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
         """Tell the queues.  Do this last in the transaction: claims wait for the locks that it takes."""
         if self.held:
             mark_held(self.held, cursor)
-        if self.due or self.inboxes:
-            mark_due(self.due | self.inboxes, delay, cursor)
+        if self.due:
+            mark_due(self.due, delay, cursor)
+        if self.inboxes:
+            mark_due(self.inboxes, cursor=cursor)

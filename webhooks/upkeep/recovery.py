@@ -143,11 +143,9 @@ def _add_deliveries(subscription: Subscription, event_ids: list[uuid.UUID]) -> i
     status: Literal[DeliveryStatus.PENDING, DeliveryStatus.HELD] = (
         DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
     )
-    deliveries.has_inbox = subscription.kind == DestinationKind.INBOX
+    is_inbox = subscription.kind == DestinationKind.INBOX
     for event_id in event_ids:
-        deliveries.add(
-            subscription.organization_id, event_id, [subscription.pk], status, are_inboxes=deliveries.has_inbox
-        )
+        deliveries.add(subscription.organization_id, event_id, [subscription.pk], status, are_inboxes=is_inbox)
     with server_cursor() as inserting, server_cursor() as other:
         deliveries.insert(0.0, inserting)
         added = inserting.rowcount
