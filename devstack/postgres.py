@@ -168,6 +168,7 @@ class Postgres:
                 raise DevstackError(f"{NEUTRAL} is not root's; remove it and try again.")
             NEUTRAL.chmod(0o711)  # the mode above went through the umask
             self._forget_data_of_another_home()
+            self._forget_data_without_a_home()
             make_private_folder(self._base, uid=uid, gid=gid)
         make_private_folder(self._socket_folder, uid=uid, gid=gid)
 
@@ -188,6 +189,22 @@ class Postgres:
         if not copy.exists():
             self._base.mkdir(mode=0o700)
             copy.write_text(mark.read_text())
+        (self._base / "home").write_text(str(self.home))
+
+    @staticmethod
+    def _forget_data_without_a_home() -> None:
+        """Delete from the neutral place what homes left there that have been removed: nobody would ever find it."""
+        for folder in NEUTRAL.iterdir():
+            try:
+                home = Path((folder / "home").read_text())
+            except OSError:
+                continue  # not a server's, or of an earlier version
+            if not (home / "postgres.id").exists():
+                orphan = Postgres(home)
+                if (pid := orphan.pid) is not None:
+                    orphan._kill(pid)
+                for left in (folder, orphan._socket_folder):
+                    shutil.rmtree(left, ignore_errors=True)
 
     def _program(self, name: str) -> str:
         programs = postgres_programs()
