@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 from django.db import connection
 from django.test import Client
@@ -25,6 +26,10 @@ from tests.servers import HOME
 from tests.system import Account, open_account
 from webhooks import subscriptions
 from webhooks.models import Subscription
+
+# How fast a machine makes examples says nothing about the code.
+hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 import schemathesis
 from django.test import Client
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -30,7 +30,6 @@ def lines(context: Any, value: Any) -> bytes:
     return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else json.dumps(value).encode()
 
 
-FEW = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 SCHEMA = schemathesis.openapi.from_wsgi("/api/schema", application)
 # By name, because the tests of a generator of its own would all be called the same.
 OPERATIONS = {operation.label: operation for operation in (result.ok() for result in SCHEMA.get_all_operations())}
@@ -56,7 +55,7 @@ def test_every_operation_answers_as_documented(name: str, key: str) -> None:
     beat()
 
     @seed(20260101)
-    @settings(max_examples=12, phases=[Phase.explicit, Phase.generate], derandomize=False, **FEW)
+    @settings(max_examples=12, phases=[Phase.explicit, Phase.generate], derandomize=False, database=None)
     @given(case=OPERATIONS[name].as_strategy())
     def attack(case: Any) -> None:
         case.call_and_validate(headers={"X-API-Key": key}, checks=CHECKS)
@@ -89,7 +88,7 @@ def test_raw_bytes_are_never_a_server_error(key: str, path: str) -> None:
     client = Client(raise_request_exception=False)
 
     @seed(1)
-    @settings(max_examples=150, **FEW)
+    @settings(max_examples=150, database=None)
     @given(body=BODIES, kind=st.sampled_from(["application/json", "application/x-ndjson", "text/plain", ""]))
     def attack(body: bytes, kind: str) -> None:
         response = client.generic("POST", path, body, content_type=kind, headers={"X-API-Key": key})
@@ -104,7 +103,7 @@ def test_raw_headers_and_queries_are_never_a_server_error(key: str) -> None:
     client = Client(raise_request_exception=False)
 
     @seed(2)
-    @settings(max_examples=150, **FEW)
+    @settings(max_examples=150, database=None)
     @given(
         path=st.sampled_from(["/api/events", "/api/deliveries", "/api/audit", "/api/keys", "/api/schema"]),
         name=st.sampled_from(
@@ -136,7 +135,7 @@ def test_raw_paths_are_never_a_server_error(key: str) -> None:
     client = Client(raise_request_exception=False)
 
     @seed(3)
-    @settings(max_examples=150, **FEW)
+    @settings(max_examples=150, database=None)
     @given(
         st.sampled_from(["/api/", "/api/events/", "/api/keys/", "/api/deliveries/", "/", "/static/", "/admin/"]),
         st.text(max_size=60),

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from django.db import connection, transaction
 from django.db.models import Count, Min
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -294,8 +294,6 @@ def test_no_order_of_happenings_breaks_a_delivery(settings: Any) -> None:
 PROFILE = settings(
     max_examples=25,
     stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
     phases=[Phase.generate],
     print_blob=True,
 )
