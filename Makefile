@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format bench soak clean
+.PHONY: help run test coverage lint format bench soak image chart-check clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 $(STAMP): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -43,6 +43,13 @@ format: $(STAMP) ## format the code
 
 bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name; AGAINST=dir ROUNDS=3 compares two checkouts
 	@exec $(PY) -m bench $(SCENARIO) $(if $(AGAINST),--against $(AGAINST) --rounds $(or $(ROUNDS),3))
+
+image: ## build the container image with Docker (IMAGE=triggers-api:latest)
+	@docker build --tag $(or $(IMAGE),triggers-api:latest) .
+
+chart-check: $(STAMP) ## check what the Helm chart makes against the schemas of Kubernetes
+	@$(PY) -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
+	@exec $(PY) -m scripts.check_chart
 
 soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
 	@exec $(PY) -m soak

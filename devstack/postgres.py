@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -235,8 +236,7 @@ class Postgres:
         command = [
             self._program("initdb"),
             *("-D", str(unfinished), "-U", USER, "--auth=trust", "--encoding=UTF8", "--no-instructions"),
-            # Sorted by code point and with Unicode's upper and lower case, the same on every system.
-            *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+            *self._locale(),
             *(() if self._durable else ("--no-sync",)),
         ]
         done = self._run(command)
@@ -244,6 +244,13 @@ class Postgres:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise DevstackError(f"PostgreSQL could not make its data in {self._base}: {last_line(done.stderr)}")
         unfinished.rename(self._data)
+
+    def _locale(self) -> tuple[str, ...]:
+        """Sort by code point and with Unicode's upper and lower case: the same on every system, from version 17 on."""
+        version = re.search(r"(\d+)", self._run([self._program("postgres"), "--version"]).stdout)
+        if version is not None and int(version[1]) < 17:
+            return ("--locale=C.UTF-8",)
+        return ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 
     def _launch(self) -> None:
         """Start the postmaster; what a killed one left behind may take a moment to go."""

