@@ -30,7 +30,7 @@ from console.recoveries import ask_and_recover
 from console.runs import ask_and_run
 from console.subscription_forms import ONLY_OF_ENDPOINTS, SubscriptionForm
 from core.ids import parse_id
-from webhooks import endpoint_test, subscriptions
+from webhooks import endpoint_test, signing_secrets, subscriptions
 from webhooks.inboxes import is_inbox
 from webhooks.models import BulkRun, Subscription, SubscriptionQueue
 from webhooks.states import DELETED, SubscriptionState, in_state, with_state
@@ -419,11 +419,12 @@ class SubscriptionAdmin(BoundedAdmin):
             with transaction.atomic():
                 secret = subscriptions.rotate_secret(row, datetime.timedelta(seconds=overlap))
                 self.audit(request, "subscription.rotate_secret", row, {"overlap_seconds": overlap}, reason_of(form))
-        except subscriptions.TooManySecrets as error:
+        except signing_secrets.TooManySecrets as error:
             self.message_user(
                 request,
-                f"{subscriptions.MAX_PREVIOUS_SECRETS} earlier secrets still sign, the first of them until "
-                f"{format_time(error.ends_at)}. Nothing was changed.",
+                f"{signing_secrets.MAX_PREVIOUS_SECRETS} other secrets sign"
+                + (f", the first of them until {format_time(error.ends_at)}" if error.ends_at else "")
+                + ". Nothing was changed.",
                 messages.ERROR,
             )
             return None

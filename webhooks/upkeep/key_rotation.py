@@ -13,7 +13,13 @@ from webhooks.models import Subscription
 
 BATCH = 500
 # What is encrypted: a text, or a list of texts.
-COLUMNS = ("encrypted_secret", "encrypted_previous_secrets", "encrypted_headers")
+COLUMNS = (
+    "encrypted_secret",
+    "encrypted_previous_secrets",
+    "encrypted_headers",
+    "encrypted_auth",
+    "encrypted_client_certificate",
+)
 # A row that changed under our hands is read again this often.  Each change is somebody's request.
 MAX_ATTEMPTS = 10
 
@@ -28,7 +34,13 @@ class Rekeyed:
 
 
 def _holding_secrets() -> QuerySet[Subscription]:
-    return Subscription.objects.exclude(encrypted_secret="", encrypted_previous_secrets=[], encrypted_headers="")
+    return Subscription.objects.exclude(
+        encrypted_secret="",
+        encrypted_previous_secrets=[],
+        encrypted_headers="",
+        encrypted_auth="",
+        encrypted_client_certificate="",
+    )
 
 
 def count() -> int:
