@@ -12,6 +12,7 @@ import base64
 import re
 import uuid
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import quote_plus, urlencode
 
 import msgspec
@@ -64,7 +65,7 @@ class Token:
 class _Answer(msgspec.Struct):
     access_token: str
     token_type: str = ""
-    expires_in: msgspec.Raw | None = None
+    expires_in: Any = None
 
 
 class _ErrorAnswer(msgspec.Struct):
@@ -161,13 +162,13 @@ def _read(outcome: Outcome, asked_at: float, seconds: float) -> Token:
     return Token(answer.access_token, asked_at, asked_at + life - min(EARLY_SECONDS, life * EARLY_SHARE))
 
 
-def _life(expires_in: msgspec.Raw | None) -> float:
+def _life(expires_in: Any) -> float:
     """Return how many seconds a token is used, whatever its endpoint says."""
-    if expires_in is None:
+    if isinstance(expires_in, bool) or not isinstance(expires_in, int | float | str):
         return DEFAULT_SECONDS
     try:
-        said = float(msgspec.json.decode(expires_in, type=float | str))
-    except (msgspec.DecodeError, ValueError, OverflowError):
+        said = float(expires_in)
+    except (ValueError, OverflowError):
         return DEFAULT_SECONDS
     return min(said, MAX_LIFE_SECONDS) if said > 0 else 0.0
 
