@@ -29,6 +29,7 @@ from webhooks.destinations.transform import TransformError
 USER_AGENT = "TriggersAPI/1.0"
 SIGNATURE = "webhook-signature"
 HIDDEN = "***"
+PERHAPS_REFUSED = "It may not accept the client certificate."
 EXPIRED = "The subscription's client certificate has expired: give it another one."
 
 
@@ -112,9 +113,13 @@ class HttpDestination:
                 if endpoint.certificate.has_expired(timezone.now()):
                     return Outcome(failure=Failure.TLS_FAILED, detail=EXPIRED)
             if endpoint.token is not None:
-                return await self._send_with_token(outgoing, endpoint.token, headers, body, exchange, identity)
-            outcome = await self._client.send(endpoint.url, headers, body, exchange, identity=identity)
-            return hide(outcome, _credentials(endpoint.headers))
+                outcome = await self._send_with_token(outgoing, endpoint.token, headers, body, exchange, identity)
+            else:
+                outcome = await self._client.send(endpoint.url, headers, body, exchange, identity=identity)
+                outcome = hide(outcome, _credentials(endpoint.headers))
+            if identity is not None and outcome.failure is Failure.CONNECTION_LOST:
+                return replace(outcome, detail=f"{outcome.detail} {PERHAPS_REFUSED}")
+            return outcome
         except TransformError as error:
             return Outcome(failure=Failure.TRANSFORM_FAILED, detail=str(error))
         except TokenFailed as error:
