@@ -30,6 +30,16 @@ class DestinationKind(models.TextChoices):
     INBOX = "inbox"
 
 
+# The columns of a subscription that hold secrets; lists and pages leave them out.
+ENCRYPTED = (
+    "encrypted_secret",
+    "encrypted_previous_secrets",
+    "encrypted_headers",
+    "encrypted_auth",
+    "encrypted_client_certificate",
+)
+
+
 class Subscription(models.Model):
     """An endpoint's URL, the event types it wants, and the secret that signs its requests; or an inbox.
 

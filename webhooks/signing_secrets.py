@@ -60,6 +60,11 @@ class StoredSecret:
         """Return what stands for the secret wherever it is shown."""
         return "whsk_***" if self.type == SecretType.ED25519 else "whsec_***"
 
+    def for_audit(self) -> dict[str, Any]:
+        """Return what the audit log keeps."""
+        ends = self.expires_at.isoformat() if self.expires_at else None
+        return {"secret": str(self.id), "type": str(self.type), "expires_at": ends}
+
 
 def store(secret: str, expires_at: datetime.datetime | None = None) -> StoredSecret:
     """Return a new secret as it is stored."""

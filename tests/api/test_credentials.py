@@ -32,8 +32,8 @@ PATH = "/api/subscriptions"
 BASIC = {"type": "basic", "username": "shop", "password": "correct horse: bätter"}
 BEARER = {"type": "bearer", "token": "tok-0123456789.abc_DEF~+/=="}
 OAUTH = {
-    "type": "oauth2", "token_url": "https://login.example/token", "client_id": "app", "client_secret": "very-hidden-one",
-    "scope": "hooks",
+    "type": "oauth2", "token_url": "https://login.example/token", "client_id": "app",
+    "client_secret": "very-hidden-one", "scope": "hooks",
 }  # fmt: skip
 
 
@@ -126,7 +126,8 @@ def test_what_is_stored_is_what_was_given(api: Any) -> None:
         ({**BASIC, "password": 5}, "/auth/password"), ({**BASIC, "password": "\ud800"}, "/auth/password"),
         ({**BASIC, "token": "x"}, "/auth/token"),
         ({"type": "bearer", "token": ""}, "/auth/token"), ({"type": "bearer", "token": "Bearer x"}, "/auth/token"),
-        ({"type": "bearer", "token": "a\r\nX-Evil: 1"}, "/auth/token"), ({"type": "bearer", "token": "é"}, "/auth/token"),
+        ({"type": "bearer", "token": "a\r\nX-Evil: 1"}, "/auth/token"),
+        ({"type": "bearer", "token": "é"}, "/auth/token"),
         ({"type": "bearer", "token": "x" * 9000}, "/auth/token"), ({"type": "bearer"}, "/auth/token"),
         ({**OAUTH, "token_url": "ftp://a.example/"}, "/auth/token_url"),
         ({**OAUTH, "token_url": "http://169.254.169.254/"}, "/auth/token_url"),

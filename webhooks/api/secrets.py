@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from django.db.models import QuerySet
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema, extend_schema_serializer
@@ -153,13 +153,7 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
         return Response(status=204)
 
 
-def describe(secret: StoredSecret) -> dict[str, Any]:
-    """Return what the audit log keeps of a secret."""
-    ends = secret.expires_at.isoformat() if secret.expires_at else None
-    return {"secret": str(secret.id), "type": str(secret.type), "expires_at": ends}
-
-
 def _auditor(request: Request, action: str, subscription: Subscription) -> Callable[[StoredSecret], None]:
     """Return a function that writes the audit entry for `action` on a secret."""
     write = partial(audit.record_for_caller, request, action, subscription.id, name=subscription.url)
-    return lambda secret: write(describe(secret))
+    return lambda secret: write(secret.for_audit())
