@@ -35,6 +35,7 @@ def test_authorization_is_set_kept_changed_and_removed(owner: Client, world: Wor
     row = world.subscription
     page = page_url(row)
     basic = {"auth_kind": "basic", "auth_username": "shop", "auth_password": "hidden-pass"}
+    basic["auth_client_authentication"] = "header"  # as the page's form sends it
     answer = owner.post(page, form(row, **basic))
     assert answer.status_code == 302, answer.content.decode()[:2000]
     row.refresh_from_db()

@@ -293,5 +293,27 @@ def test_a_token_endpoint_that_hangs_delays_only_those_who_need_its_token(
     assert {outcome.detail for outcome in failed} == {"The token URL did not respond within 1 s."}
 
 
+def test_a_new_token_after_a_401_has_only_what_is_left_of_the_attempt(
+    server: AuthorizationServer, settings: Any
+) -> None:
+    settings.DELIVERY_TIMEOUT = 2.0
+    event = event_for(server.receiver.url("/hook"), credentials(server.receiver.url("/token")))
+    usual = server.receiver.behavior
+
+    async def work(send: Callable[[SingleOutgoing], Awaitable[Outcome]]) -> Outcome:
+        assert (await send(event)).succeeded
+        # Late, but in time; then the token endpoint has a second by itself, and the attempt half of one.
+        server.receiver.behavior = lambda request, number: (
+            Response(401, delay=1.5) if request.path == "/hook" else Response(delay=30.0)
+        )
+        return await send(event)
+
+    outcome = through(work)
+    server.receiver.behavior = usual
+    assert (outcome.failure, outcome.detail) == (
+        Failure.OAUTH_FAILED, "The attempt's time was over before there was a new token.",
+    )  # fmt: skip
+
+
 def test_the_bound_of_an_answer_is_what_the_message_says() -> None:
     assert MAX_ANSWER_BYTES == 64 * 1024

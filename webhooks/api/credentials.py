@@ -245,7 +245,6 @@ def _string(description: str = "", most: int = MAX_CREDENTIAL, **more: Any) -> d
                     "Where the client's id and secret go in a token request.", enum=["header", "body"], default="header"
                 ),
             ),
-            {"type": "null"},
         ],
         "writeOnly": True,
         "description": "What authorizes each request to the endpoint: `basic`, `bearer`, or `oauth2` (client "
@@ -277,7 +276,7 @@ class AuthField(serializers.Field[Auth | None, Any, Any, Any]):
 
 @extend_schema_field(
     {
-        "type": ["object", "null"],
+        "type": "object",
         "required": ["certificate", "private_key"],
         "properties": {
             "certificate": _string("The certificate and those that lead to its authority, in PEM.", MAX_PEM_CHARACTERS),

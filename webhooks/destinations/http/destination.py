@@ -144,8 +144,13 @@ class HttpDestination:
             self._tokens = TokenStore(self._egress)
         loop = asyncio.get_running_loop()
         started = loop.time()
+        deadline = started + self._egress.timeout
         for is_last in (False, True):
-            token = await self._tokens.token(outgoing.organization_id, credentials)
+            try:
+                async with asyncio.timeout_at(deadline):
+                    token = await self._tokens.token(outgoing.organization_id, credentials)
+            except TimeoutError:
+                raise TokenFailed("The attempt's time was over before there was a new token.") from None
             # Of two requests the second one is kept.
             sent = msgspec.structs.replace(
                 exchange, request_headers=[*exchange.request_headers, ("authorization", None)]
@@ -156,7 +161,7 @@ class HttpDestination:
                 body,
                 sent,
                 identity=identity,
-                deadline=started + self._egress.timeout,
+                deadline=deadline,
             )
             outcome = hide(outcome, [token.value, *_credentials(outgoing.endpoint.headers)])
             if outcome.status_code != 401:
