@@ -64,17 +64,22 @@ class AddSecretForm(OptionalReasonForm):
         return text
 
 
+def _short_id(secret: StoredSecret) -> str:
+    """Return the part of the id that differs."""
+    return f"…{str(secret.id)[-6:]}"
+
+
 def secrets_table(stored: list[StoredSecret]) -> SafeString:
     """Return a table of what may be shown of the secrets."""
     return table(
-        ("secret", "type", "public key", "since", "until"),
+        ("id", "type", "public key", "since", "until"),
         [
             (
-                secret.masked,
+                _short_id(secret),
                 str(secret.type),
                 short(secret.public_key or "-"),
                 format_time(secret.created_at),
-                format_time(secret.expires_at) if secret.expires_at else "removed",
+                format_time(secret.expires_at) if secret.expires_at else "it is removed",
             )
             for secret in stored
         ],
@@ -130,7 +135,8 @@ def ask_and_remove(model_admin: BoundedAdmin, request: HttpRequest, row: Subscri
         secret = forms.ChoiceField(
             label="Secret",
             choices=[
-                (str(one.id), f"{one.public_key or one.masked} since {format_time(one.created_at)}") for one in stored
+                (str(one.id), f"{_short_id(one)}: {one.public_key or one.type}, since {format_time(one.created_at)}")
+                for one in stored
             ],
         )
         field_order = ("secret", "reason", "seen_at")
