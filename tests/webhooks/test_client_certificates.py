@@ -111,6 +111,21 @@ class MutualServer:
         return f"https://localhost:{self.port}/"
 
 
+class ClosingServer(MutualServer):
+    """One that closes each connection after its answer, so that the next one may resume its session."""
+
+    def __init__(self, authority: trustme.CA) -> None:
+        super().__init__(authority)
+        self.context.maximum_version = ssl.TLSVersion.TLSv1_2
+
+    def handle(self, plain: socket.socket) -> None:
+        with self.context.wrap_socket(plain, server_side=True) as stream:
+            read_request(stream)
+            self.resumed.append(bool(stream.session_reused))
+            stream.sendall(ANSWER.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+            stream.unwrap()
+
+
 @pytest.fixture
 def server(authority: trustme.CA) -> Iterator[MutualServer]:
     server = MutualServer(authority)
@@ -205,20 +220,25 @@ def test_a_new_certificate_is_presented_on_a_new_connection_at_once(
     assert server.seen == [("before", 1), ("after", 2), ("after", 2)]
 
 
+def test_an_organization_with_many_certificates_does_not_push_out_anothers(
+    authority: trustme.CA, ca_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "MAX_IDENTITIES", 3)
+    monkeypatch.setattr(client_module, "MAX_IDENTITIES_PER_ORGANIZATION", 2)
+    server = ClosingServer(authority)
+    quiet = Identity(OTHER, issue(authority, "quiet"))
+    greedy = [Identity(ONE, issue(authority, f"greedy-{number}")) for number in range(4)]
+    with raw_server(server.handle) as server.port:
+        outcomes = through(ca_file, server.url, quiet, *greedy, quiet)
+    assert [outcome.status_code for outcome in outcomes] == [200] * 6
+    # Its TLS context is still there, or its session couldn't be resumed.
+    assert server.resumed == [*[False] * 5, True]
+
+
 def test_a_session_is_resumed_for_the_same_identity_alone(authority: trustme.CA, ca_file: Path) -> None:
-    server = MutualServer(authority)
-    answer = ANSWER.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
-
-    def handle(plain: socket.socket) -> None:
-        with server.context.wrap_socket(plain, server_side=True) as stream:
-            read_request(stream)
-            server.resumed.append(bool(stream.session_reused))
-            stream.sendall(answer)
-            stream.unwrap()
-
+    server = ClosingServer(authority)
     mine, yours = Identity(ONE, issue(authority, "mine")), Identity(ONE, issue(authority, "yours"))
-    server.context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with raw_server(handle) as server.port:
+    with raw_server(server.handle) as server.port:
         outcomes = through(ca_file, server.url, mine, mine, yours)
     assert [outcome.status_code for outcome in outcomes] == [200] * 3
     assert server.resumed == [False, True, False]

@@ -377,7 +377,7 @@ def check_together(attrs: Mapping[str, Any], current: Any) -> None:
         else bool(getattr(current, "client_certificate_details", None))
     )
     url = attrs.get("url", getattr(current, "url", ""))
-    if has_certificate and not url.lower().startswith("https:"):
+    if has_certificate and url and not url.lower().startswith("https:"):
         field = "client_certificate" if "client_certificate" in attrs else "url"
         if field in attrs:
             errors[field] = ["a client certificate needs an https URL"]

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 import httpx
 from cachetools import LRUCache
@@ -32,8 +33,9 @@ from webhooks.destinations.outcome import Failure, Outcome, classify_response
 # An endpoint that said 2xx has the webhook; the rest of its response is waited for no longer than this.
 BODY_GRACE_SECONDS = 5.0
 MAX_KNOWN_TARGETS = 10_000
-# A TLS context with all authorities takes about 1 MB.
+# A TLS context with all authorities takes about 0.7 MB.
 MAX_IDENTITIES = 100
+MAX_IDENTITIES_PER_ORGANIZATION = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ class HttpClient:
         self._egress = egress
         self._targets: dict[str, Target] = {}
         self.tls_context = make_context(egress)
-        self._identities: LRUCache[str, asyncio.Future[ssl.SSLContext]] = LRUCache(MAX_IDENTITIES)
+        self._contexts: LRUCache[str, ssl.SSLContext] = LRUCache(MAX_IDENTITIES)
+        # A lock that nobody holds or waits for goes by itself.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._making = ThreadPoolExecutor(1, thread_name_prefix="tls")
         self._route: Route = ProxyRoute(egress, self.tls_context) if egress.proxy_url else DirectRoute(egress)
         self._pool = Pool(egress.connections)
@@ -142,15 +146,29 @@ class HttpClient:
         return head.encode() + body
 
     async def _context_for(self, identity: Identity | None) -> ssl.SSLContext:
-        """Return the TLS context of an identity.  One takes some 20 ms to make, so that is done beside the loop."""
+        """Return the TLS context of an identity.
+
+        One takes some 20 ms to make.  That is done beside the event loop, for one identity of each organization at a
+        time, so that one that has many takes turns with the others.
+        """
         if identity is None:
             return self.tls_context
-        made = self._identities.get(identity.key)
-        if made is None or (made.done() and (made.cancelled() or made.exception() is not None)):
-            loop = asyncio.get_running_loop()
-            made = loop.run_in_executor(self._making, make_context, self._egress, identity.certificate)
-            self._identities[identity.key] = made
-        return await asyncio.shield(made)
+        context = self._contexts.get(identity.key)
+        if context is None:
+            async with self._turns.setdefault(identity.organization, asyncio.Lock()):
+                context = self._contexts.get(identity.key)  # made while this one waited
+                if context is None:
+                    loop = asyncio.get_running_loop()
+                    context = await loop.run_in_executor(self._making, make_context, self._egress, identity.certificate)
+                    self._remember(identity, context)
+        return context
+
+    def _remember(self, identity: Identity, context: ssl.SSLContext) -> None:
+        """Keep a context for the next connection; an organization that has its share gives up its oldest."""
+        own = [key for key in self._contexts if key.startswith(f"{identity.organization} ")]
+        if len(own) >= MAX_IDENTITIES_PER_ORGANIZATION:
+            del self._contexts[own[0]]
+        self._contexts[identity.key] = context
 
     async def _exchange(
         self, target: Target, request: bytes, exchange: Exchange, identity: Identity | None

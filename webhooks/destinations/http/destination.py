@@ -29,6 +29,7 @@ from webhooks.destinations.transform import TransformError
 USER_AGENT = "TriggersAPI/1.0"
 SIGNATURE = "webhook-signature"
 HIDDEN = "***"
+SHORTEST_HIDDEN = 8
 PERHAPS_REFUSED = "It may not accept the client certificate."
 EXPIRED = "The subscription's client certificate has expired: give it another one."
 
@@ -79,8 +80,9 @@ def hide(outcome: Outcome, secrets: Iterable[str]) -> Outcome:
 
 
 def _credentials(headers: Iterable[tuple[str, str]]) -> list[str]:
-    """Return what stands behind the scheme in an `Authorization` header."""
-    return [value.partition(" ")[2] or value for name, value in headers if name.lower() == "authorization" and value]
+    """Return what stands behind the scheme in an `Authorization` header; nothing so short that any text holds it."""
+    given = [value.partition(" ")[2] or value for name, value in headers if name.lower() == "authorization"]
+    return [value for value in given if len(value) >= SHORTEST_HIDDEN]
 
 
 class HttpDestination:
@@ -151,19 +153,20 @@ class HttpDestination:
                     token = await self._tokens.token(outgoing.organization_id, credentials)
             except TimeoutError:
                 raise TokenFailed("The attempt's time was over before there was a new token.") from None
+            authorization = ("authorization", f"Bearer {token.value}")
             # Of two requests the second one is kept.
             sent = msgspec.structs.replace(
                 exchange, request_headers=[*exchange.request_headers, ("authorization", None)]
             )
             outcome = await self._client.send(
                 outgoing.endpoint.url,
-                [*headers, ("authorization", f"Bearer {token.value}")],
+                [*headers, authorization],
                 body,
                 sent,
                 identity=identity,
                 deadline=deadline,
             )
-            outcome = hide(outcome, [token.value, *_credentials(outgoing.endpoint.headers)])
+            outcome = hide(outcome, _credentials([*outgoing.endpoint.headers, authorization]))
             if outcome.status_code != 401:
                 break
             self._tokens.reject(outgoing.organization_id, credentials, token)
