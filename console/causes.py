@@ -13,6 +13,7 @@ _WORDS = {
     "invalid_response": "response isn't HTTP",
     "address_not_allowed": "address not allowed",
     "proxy_failed": "egress proxy failed",
+    "oauth_failed": "no OAuth token for the endpoint",
     "internal_error": "can't be sent (internal error)",
     "worker_lost": "worker stopped during the attempt",
     "held_too_long": "held for too long",

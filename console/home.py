@@ -25,7 +25,7 @@ from core.redis import RedisUnavailable, call_redis
 from core.redis_health import NO_RESPONSE, RedisHealth, check_redis
 from core.workers import LiveWorker, list_live_workers
 from orgs.models import Organization
-from webhooks.models import Subscription
+from webhooks.models import ENCRYPTED, Subscription
 from webhooks.rollups import NO_ID
 from webhooks.states import SubscriptionState, in_state, with_state
 
@@ -148,7 +148,7 @@ def endpoints_in_trouble(organization: Organization | None = None) -> list[dict[
         with_state(rows)
         .filter(Q(queue__failing_since__isnull=False) | Q(is_active=False) | in_state(SubscriptionState.PAUSED))
         .select_related("organization", "queue")
-        .defer("encrypted_headers", "encrypted_secret", "encrypted_previous_secrets")
+        .defer(*ENCRYPTED)
         .order_by("-is_active", "queue__failing_since", "disabled_at", "pk")[:SHOWN_ENDPOINTS]
     )
     with server_cursor() as cursor:

@@ -8,6 +8,8 @@ from django import forms
 from django.conf import settings
 from rest_framework import serializers
 
+from console import credential_forms
+from console.credential_forms import CredentialFields, credential_values
 from webhooks import subscriptions
 from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
 from webhooks.inboxes import is_inbox
@@ -21,9 +23,15 @@ else:
 # Fields that an inbox doesn't have: nothing is sent to it.
 ONLY_OF_ENDPOINTS = (
     "url", "headers_text", "remove_headers", "max_in_flight", "deliveries_per_second", "format", "transform",
+    *credential_forms.FIELDS,
 )  # fmt: skip
-_FORM_FIELDS = {"event_types": "event_types_text", "headers": "headers_text"}
-_API_FIELDS = {"event_types_text": "event_types", "headers_text": "headers", "remove_headers": "headers"}
+_FORM_FIELDS = {"event_types": "event_types_text", "headers": "headers_text", **credential_forms.FORM_FIELDS}
+_API_FIELDS = {
+    "event_types_text": "event_types",
+    "headers_text": "headers",
+    "remove_headers": "headers",
+    **credential_forms.API_FIELDS,
+}
 
 
 def read_headers(text: str) -> dict[str, str]:
@@ -41,7 +49,7 @@ def read_headers(text: str) -> dict[str, str]:
     return headers
 
 
-class SubscriptionForm(_SubscriptionForm):
+class SubscriptionForm(CredentialFields, _SubscriptionForm):
     """The fields of a subscription.  After validation `values` holds them as the API's serializers return them."""
 
     url = forms.CharField(max_length=2048, strip=False, label="URL", widget=forms.TextInput(attrs={"size": 100}))
@@ -71,6 +79,7 @@ class SubscriptionForm(_SubscriptionForm):
         model = Subscription
         fields = (
             "organization", "url", "description", "max_in_flight", "deliveries_per_second", "format", "transform",
+            "signature_header",
         )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -78,6 +87,9 @@ class SubscriptionForm(_SubscriptionForm):
         self.values: dict[str, Any] = {}
         if not self.instance._state.adding and is_inbox(self.instance):
             for name in ONLY_OF_ENDPOINTS:
+                self.fields.pop(name, None)
+        if not self.instance._state.adding:
+            for name in credential_forms.ONLY_FOR_NEW:
                 self.fields.pop(name, None)
         if not self.instance._state.adding and "event_types_text" in self.fields:
             self.initial["event_types_text"] = "\n".join(self.instance.event_types)
@@ -106,6 +118,7 @@ class SubscriptionForm(_SubscriptionForm):
             wanted["headers"] = {}
         elif cleaned.get("headers_text"):
             wanted["headers"] = cleaned["headers_text"]
+        wanted |= credential_values({name: value for name, value in cleaned.items() if name in self.data})
         if not adding:
             # Only what was changed: a new URL, for one, clears the record of failures at the old one.
             given = {_API_FIELDS.get(name, name) for name in self.changed_data}

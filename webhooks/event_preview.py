@@ -98,7 +98,9 @@ def preview(subscription: Subscription, event: PreviewedEvent, form: str, expres
         body = render(outgoing, subscription.organization_id, form, expression)
     except TransformError as error:
         return replace(result, failure=Failure.TRANSFORM_FAILED, detail=str(error))
-    headers = mask_headers(build_headers(outgoing, int(now.timestamp()), body.content, body), len(endpoint.headers))
+    headers = mask_headers(build_headers(outgoing, int(now.timestamp()), body.content, body), endpoint)
+    if endpoint.token is not None:
+        headers.append(("authorization", None))
     exchange = Exchange(endpoint.url, headers, len(body.content))
     return replace(result, exchange=exchange, body=body.content.decode())
 

@@ -30,6 +30,16 @@ class DestinationKind(models.TextChoices):
     INBOX = "inbox"
 
 
+# The columns of a subscription that hold secrets; lists and pages leave them out.
+ENCRYPTED = (
+    "encrypted_secret",
+    "encrypted_previous_secrets",
+    "encrypted_headers",
+    "encrypted_auth",
+    "encrypted_client_certificate",
+)
+
+
 class Subscription(models.Model):
     """An endpoint's URL, the event types it wants, and the secret that signs its requests; or an inbox.
 
@@ -67,9 +77,25 @@ class Subscription(models.Model):
     encrypted_headers = models.TextField(blank=True, default="", editable=False)
     header_names = ArrayField(models.CharField(max_length=100), default=list, blank=True, editable=False)
     encrypted_secret = models.TextField(editable=False)
-    # The secrets that were rotated out, newest first, and when each of them stops signing.
+    # The other secrets that sign, newest first, and when each of them stops; null for never.
     encrypted_previous_secrets = ArrayField(models.TextField(), default=list, blank=True, editable=False)
-    previous_secrets_expire_at = ArrayField(models.DateTimeField(), default=list, blank=True, editable=False)
+    previous_secrets_expire_at = ArrayField(models.DateTimeField(null=True), default=list, blank=True, editable=False)
+    # What can be shown of the secrets, the current one first: `webhooks.signing_secrets`.
+    secret_details = models.JSONField(
+        default=list, db_default=Value([], models.JSONField()), blank=True, editable=False
+    )
+    auth_type = models.CharField(max_length=30, blank=True, default="", db_default="", editable=False)
+    encrypted_auth = models.TextField(blank=True, default="", db_default="", editable=False)
+    encrypted_client_certificate = models.TextField(blank=True, default="", db_default="", editable=False)
+    # What can be shown of the client certificate: `webhooks.destinations.http.client_certificates`.
+    client_certificate_details = models.JSONField(null=True, blank=True, editable=False)
+    signature_header = models.CharField(
+        max_length=100,
+        blank=True,
+        default="",
+        db_default="",
+        help_text="A header that repeats `webhook-signature`, for receivers that read it from there.",
+    )
     is_active = models.BooleanField(default=True)
     disabled_at = models.DateTimeField(null=True)
     disabled_reason = models.CharField(max_length=500, blank=True, default="")

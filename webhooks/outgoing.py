@@ -30,7 +30,10 @@ def endpoint_of(subscription: Subscription, now: datetime.datetime) -> Endpoint:
         subscription.url,
         subscription.encrypted_headers,
         subscription.encrypted_secret,
-        [sealed for sealed, ends_at in previous if ends_at > now],
+        [sealed for sealed, ends_at in previous if ends_at is None or ends_at > now],
         subscription.format,
         subscription.transform,
+        sealed_auth=subscription.encrypted_auth,
+        sealed_certificate=subscription.encrypted_client_certificate,
+        signature_header=subscription.signature_header,
     )

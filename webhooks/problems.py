@@ -17,6 +17,24 @@ register(
         {"next_rotation_at": "2027-01-31T12:00:00Z"},
     ),
     ProblemType(
+        "too_many_secrets",
+        409,
+        "Ten secrets sign beside the current one; remove one of them, or wait until one ends.",
+        "10 secrets sign beside the current one. Remove one of them first.",
+    ),
+    ProblemType(
+        "secret_exists",
+        409,
+        "The subscription has this secret already.",
+        "The subscription has this secret already.",
+    ),
+    ProblemType(
+        "last_secret",
+        409,
+        "The secret is the only one without an end; add another one first.",
+        "No other secret of the subscription is without an end. Add one first.",
+    ),
+    ProblemType(
         "too_many_test_events",
         429,
         "Too many test events in a minute, or at a time; retry after `Retry-After`.",

@@ -8,8 +8,9 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import structlog
 from django.conf import settings
@@ -19,13 +20,22 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from core.db import is_transient
-from core.encryption import encrypt
 from core.wakeups import WEBHOOKS, wake
 from orgs.audit import record
 from orgs.models import Organization
-from webhooks.destinations.http.endpoint import seal_headers
-from webhooks.destinations.http.signing import new_secret
+from webhooks.credentials import Credentials, with_columns
+from webhooks.destinations.http.signing import SecretType, new_secret
 from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription, SubscriptionQueue
+from webhooks.signing_secrets import (
+    MAX_PREVIOUS_SECRETS,
+    SecretExists,
+    TooManySecrets,
+    columns,
+    first_end,
+    holds,
+    store,
+    stored_secrets,
+)
 
 log = structlog.get_logger()
 
@@ -38,20 +48,8 @@ AUTOMATIC = "worker"
 DISABLED_BY_REQUEST = "Disabled by request."
 
 
-# Each signature makes the header longer, and endpoints compare all of them.
-MAX_PREVIOUS_SECRETS = 10
-
-
 class TooManySubscriptions(Exception):
     """The organization has MAX_SUBSCRIPTIONS already."""
-
-
-class TooManySecrets(Exception):
-    """MAX_PREVIOUS_SECRETS earlier secrets still sign.  ends_at: when the first of them stops."""
-
-    def __init__(self, ends_at: datetime.datetime) -> None:
-        super().__init__(ends_at)
-        self.ends_at = ends_at
 
 
 def of_organization(organization_id: uuid.UUID) -> QuerySet[Subscription]:
@@ -71,13 +69,17 @@ def create(
     deliveries_per_second: float | None = None,
     format: str = "standard",
     transform: str = "",
+    secret: str | None = None,
+    secret_type: str = SecretType.HMAC,
+    **credentials: Unpack[Credentials],
 ) -> tuple[Subscription, str]:
     """Create a subscription; return it and its signing secret, which can't be read again and is empty for an inbox.
 
-    url, inbox: of an endpoint, or the name of an inbox.  Raises TooManySubscriptions, and IntegrityError if the
-    organization has an inbox of this name.
+    url, inbox: of an endpoint, or the name of an inbox.  secret: the tenant's own; without one a new one of
+    `secret_type` is made.  Raises TooManySubscriptions, and IntegrityError if the organization has an inbox of this
+    name.
     """
-    secret = "" if inbox else new_secret()
+    text = "" if inbox else secret or new_secret(secret_type)
     with transaction.atomic():
         # One at a time for each organization: two requests that count at once would both find room for one more.
         Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
@@ -90,9 +92,8 @@ def create(
             url=f"inbox:{inbox}" if inbox else url,
             event_types=event_types,
             description=description,
-            encrypted_headers=seal_headers(headers or {}),
-            header_names=sorted(headers or {}),
-            encrypted_secret=encrypt(secret) if secret else "",
+            **with_columns({"headers": headers or {}, **credentials}),
+            **(columns([store(text)]) if text else {"encrypted_secret": ""}),
             max_in_flight=max_in_flight,
             deliveries_per_second=deliveries_per_second,
             format=format,
@@ -105,19 +106,15 @@ def create(
             is_fetched=bool(inbox),
         )
     subscription.refresh_from_db()
-    return subscription, secret
+    return subscription, text
 
 
 def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
-    """Set fields by name; `headers` is a mapping of names to plain values.  The next attempt uses the new values.
+    """Set fields by name, credentials as `Credentials` has them.  The next attempt uses the new values.
 
     A new URL starts with a clean record: failures at the old one say nothing about it.
     """
-    fields = dict(changes)
-    if "headers" in fields:
-        headers = fields.pop("headers")
-        fields["encrypted_headers"] = seal_headers(headers)
-        fields["header_names"] = sorted(headers)
+    fields = with_columns(changes)
     with transaction.atomic():
         if "url" in fields:
             _reset_health(subscription.pk)
@@ -291,7 +288,10 @@ def delete(subscription: Subscription, *, audit: Audit | None = None) -> None:
             encrypted_secret="",
             encrypted_previous_secrets=[],
             previous_secrets_expire_at=[],
+            secret_details=[],
             encrypted_headers="",
+            encrypted_auth="",
+            encrypted_client_certificate="",
         )
         SubscriptionQueue.objects.filter(pk=subscription.pk).update(accepts_deliveries=False, needs_resync=True)
         if deleted and audit is not None:
@@ -299,38 +299,41 @@ def delete(subscription: Subscription, *, audit: Audit | None = None) -> None:
     resync(subscription.pk)
 
 
-def rotate_secret(subscription: Subscription, overlap: datetime.timedelta, *, end_earlier: bool = False) -> str:
-    """Replace the signing secret and return the new one.
+def rotate_secret(
+    subscription: Subscription,
+    overlap: datetime.timedelta,
+    *,
+    end_earlier: bool = False,
+    secret: str | None = None,
+    secret_type: str | None = None,
+) -> str:
+    """Replace the current signing secret and return the new one.
 
-    Requests carry the signatures of both for `overlap`; a zero overlap drops the old secret at once.  Secrets that
-    earlier rotations replaced sign as long as those promised, unless `end_earlier`.  Raises TooManySecrets, or
+    Requests carry the signatures of both for `overlap`; a zero overlap drops the old secret at once.  The other
+    secrets sign as long as they were to, unless `end_earlier`.  secret: the tenant's own; without one a new one of
+    `secret_type` is made, by default of the same type.  Raises TooManySecrets, SecretExists, or
     Subscription.DoesNotExist for one that was deleted meanwhile, whose secrets stay erased.
     """
-    secret = new_secret()
     with transaction.atomic():
         locked = Subscription.objects.select_for_update().annotate(now=Now()).get(pk=subscription.pk, deleted_at=None)
-        kept: list[tuple[str, datetime.datetime]] = []
-        if not end_earlier:
-            earlier = zip(locked.encrypted_previous_secrets, locked.previous_secrets_expire_at, strict=True)
-            kept = [(sealed, ends_at) for sealed, ends_at in earlier if ends_at > locked.now]
+        current, *earlier = stored_secrets(locked)
+        if secret is not None and holds([current, *earlier], secret):
+            raise SecretExists
+        text = secret or new_secret(secret_type or current.type)
+        kept = [] if end_earlier else earlier
         if overlap:
             if len(kept) >= MAX_PREVIOUS_SECRETS:
-                raise TooManySecrets(min(ends_at for _, ends_at in kept))
-            kept.insert(0, (locked.encrypted_secret, locked.now + overlap))
-        Subscription.objects.filter(pk=subscription.pk).update(
-            encrypted_secret=encrypt(secret),
-            encrypted_previous_secrets=[sealed for sealed, _ in kept],
-            previous_secrets_expire_at=[ends_at for _, ends_at in kept],
-            updated_at=Now(),
-        )
+                raise TooManySecrets(first_end(kept))
+            kept = [replace(current, expires_at=locked.now + overlap), *kept]
+        Subscription.objects.filter(pk=subscription.pk).update(**columns([store(text), *kept]), updated_at=Now())
     subscription.refresh_from_db()
-    return secret
+    return text
 
 
 def ends_of_previous_secrets(subscription: Subscription) -> list[datetime.datetime]:
-    """Return when each of the earlier secrets that still sign stops, that of the last rotation first."""
+    """Return when each of the other secrets that sign stops, that of the last rotation first; not those that don't."""
     now = timezone.now()
-    return [ends_at for ends_at in subscription.previous_secrets_expire_at if ends_at > now]
+    return [ends_at for ends_at in subscription.previous_secrets_expire_at if ends_at is not None and ends_at > now]
 
 
 def resync(subscription_id: uuid.UUID, rows: int = RESYNC_ROWS) -> bool:

@@ -25,7 +25,7 @@ from console.formatting import (
 from console.lists import LIST_BOUND, BoundedPaginator
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
-from webhooks.models import DeliveryAttempt
+from webhooks.models import ENCRYPTED, DeliveryAttempt
 
 # By delivery, which is by the time of the event.
 NEWEST_FIRST = ("-delivery_id", "-number")
@@ -109,8 +109,7 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[DeliveryAttempt]:
         """Return attempts without what the list doesn't show."""
         return super().get_queryset(request).defer(
-            "delivery__event__data", "delivery__subscription__encrypted_headers",
-            "delivery__subscription__encrypted_secret", "delivery__subscription__encrypted_previous_secrets",
+            "delivery__event__data", *(f"delivery__subscription__{name}" for name in ENCRYPTED)
         ).select_related(*self.list_select_related)  # fmt: skip
 
     @admin.display(description="time", ordering="delivery_id")

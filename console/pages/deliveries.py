@@ -43,7 +43,7 @@ from console.spans import FAILED_SINCE
 from core.ids import parse_id
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import is_outcome, split_outcome
-from webhooks.models import BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
+from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.states import DeliveryState, in_delivery_state
 
 SHOWN_ATTEMPTS = 100
@@ -145,9 +145,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         """Return deliveries with what the list shows of their event and subscription."""
         return (
-            super().get_queryset(request).defer("event__data", "subscription__encrypted_headers",
-                                                "subscription__encrypted_secret",
-                                                "subscription__encrypted_previous_secrets")
+            super().get_queryset(request).defer("event__data", *(f"subscription__{name}" for name in ENCRYPTED))
             .select_related("organization", "subscription", "event")
         )  # fmt: skip
 

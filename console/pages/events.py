@@ -26,7 +26,7 @@ from core.wakeups import EVENTS, wake
 from events import reprocessing
 from events.models import Event, EventStatus
 from orgs import audit
-from webhooks.models import BulkRun, Delivery
+from webhooks.models import ENCRYPTED, BulkRun, Delivery
 
 
 class EventStatusFilter(ChoiceFilter):
@@ -193,7 +193,7 @@ class EventAdmin(ReadOnlyAdmin):
         oldest = newest(of_event, SHOWN_DELIVERIES, OLDEST_FIRST)
         found = list(
             Delivery.objects.filter(pk__in=[delivery.pk for delivery in oldest])
-            .select_related("subscription").defer("subscription__encrypted_headers")
+            .select_related("subscription").defer(*(f"subscription__{name}" for name in ENCRYPTED))
             .order_by(*OLDEST_FIRST)
         )  # fmt: skip
         shown = delivery_table(found)

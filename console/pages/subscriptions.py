@@ -16,23 +16,24 @@ from django.contrib.admin.utils import unquote
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from console import search
+from console import credential_forms, search, secret_actions
 from console.actions import ACTION_BOUND, TooMany, refuse_too_many, report, selected_ids
 from console.confirmation import OptionalReasonForm, Question, ReasonForm, answer, question_page, reason_of
 from console.endpoint import endpoint_context
 from console.filters import OrganizationFilter
 from console.formatting import badge, cause_of, format_time, lines, short, short_id, table, with_note
 from console.host_actions import stop_or_enable
-from console.model_admin import BoundedAdmin, new_secret_page
+from console.model_admin import BoundedAdmin
 from console.recoveries import ask_and_recover
 from console.runs import ask_and_run
 from console.subscription_forms import ONLY_OF_ENDPOINTS, SubscriptionForm
 from core.ids import parse_id
-from webhooks import endpoint_test, subscriptions
+from webhooks import endpoint_test, signing_secrets, subscriptions
 from webhooks.inboxes import is_inbox
-from webhooks.models import BulkRun, Subscription, SubscriptionQueue
+from webhooks.models import ENCRYPTED, BulkRun, Subscription, SubscriptionQueue
 from webhooks.states import DELETED, SubscriptionState, in_state, with_state
 
 SHOWN_ROWS = 20
@@ -92,13 +93,15 @@ class SubscriptionAdmin(BoundedAdmin):
     autocomplete_fields = ("organization",)
     ordering = ("-id",)
     actions = (
-        "retry_failed", "disable", "enable", "recover", "send_test", "rotate_secret", "stop_host", "enable_host",
+        "retry_failed", "disable", "enable", "recover", "send_test", "rotate_secret", "add_secret", "remove_secret",
+        "stop_host", "enable_host",
     )  # fmt: skip
     object_actions = (
-        "send_test", "retry_failed", "recover", "disable", "enable", "rotate_secret", "stop_host", "enable_host",
+        "send_test", "retry_failed", "recover", "disable", "enable", "rotate_secret", "add_secret", "remove_secret",
+        "stop_host", "enable_host",
     )  # fmt: skip
     # An inbox has neither secret nor host, and nothing can be sent to it.
-    _endpoint_actions = ("send_test", "rotate_secret", "stop_host", "enable_host")
+    _endpoint_actions = ("send_test", "rotate_secret", "add_secret", "remove_secret", "stop_host", "enable_host")
     change_form_template = "console/endpoint.html"
     delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
@@ -106,21 +109,25 @@ class SubscriptionAdmin(BoundedAdmin):
         "deliveries_per_second", "headers_text", "remove_headers",
     )  # fmt: skip
     _status_fields = (
-        "id", "disabled_reason_display", "disabled_at", "header_names_display",
-        "previous_secrets_display", "created_at", "updated_at", "deleted_at",
+        "id", "disabled_reason_display", "disabled_at", "header_names_display", "secrets_display", "auth_type_display",
+        "certificate_display", "created_at", "updated_at", "deleted_at",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Subscription]:
         """Return subscriptions with their states and queues, without their secrets."""
         return with_state(
             super().get_queryset(request).select_related("organization", "queue")
-            .defer("encrypted_headers", "encrypted_secret", "encrypted_previous_secrets")
+            .defer(*ENCRYPTED)
         )  # fmt: skip
 
     def get_fieldsets(self, request: HttpRequest, obj: Subscription | None = None) -> Any:
         """Return the form and, for an existing subscription, its health and status."""
         if obj is None:
-            return [(None, {"fields": [name for name in self._form_fields if name != "remove_headers"]})]
+            asked = [name for name in credential_forms.FIELDS if name != "remove_certificate"]
+            return [
+                (None, {"fields": [name for name in self._form_fields if name != "remove_headers"]}),
+                ("Credentials", {"fields": asked, "classes": ["collapse"]}),
+            ]
         may_change = self.has_change_permission(request, obj)
         if is_inbox(obj):
             fields = [name for name in self._form_fields if name not in ONLY_OF_ENDPOINTS]
@@ -128,18 +135,22 @@ class SubscriptionAdmin(BoundedAdmin):
             shown = ["url_full", *fields] if may_change else self._plain_inbox_fields
             return [("Inbox", {"fields": shown}), ("Status", {"fields": status})]
         editable = self._form_fields if may_change else self._plain_fields
+        asked = [name for name in credential_forms.FIELDS if name not in credential_forms.ONLY_FOR_NEW]
         return [
             ("Endpoint", {"fields": editable}),
+            *([("Credentials", {"fields": asked, "classes": ["collapse"]})] if may_change else []),
             ("Status", {"fields": self._status_fields}),
         ]
 
     # For those who may not change the subscription.
     _plain_fields = (
         "organization_link", "url_full", "event_types_display", "description_full", "format", "transform_full",
-        "max_in_flight", "deliveries_per_second",
+        "max_in_flight", "deliveries_per_second", "signature_header_full",
     )  # fmt: skip
     _plain_inbox_fields = ("organization_link", "url_full", "event_types_display", "description_full")
-    _endpoint_status_fields = ("header_names_display", "previous_secrets_display")
+    _endpoint_status_fields = (
+        "header_names_display", "secrets_display", "auth_type_display", "certificate_display",
+    )  # fmt: skip
 
     def get_readonly_fields(self, request: HttpRequest, obj: Subscription | None = None) -> Any:
         """Let nobody move a subscription to another organization, or change what was recorded about it."""
@@ -215,9 +226,34 @@ class SubscriptionAdmin(BoundedAdmin):
     def header_names_display(self, row: Subscription) -> SafeString | str:
         return lines([short(name) for name in row.header_names]) or "-"
 
-    @admin.display(description="earlier secrets sign until")
-    def previous_secrets_display(self, row: Subscription) -> SafeString | str:
-        return lines([format_time(end) for end in subscriptions.ends_of_previous_secrets(row)]) or "-"
+    @admin.display(description="secrets that sign")
+    def secrets_display(self, row: Subscription) -> SafeString | str:
+        stored = signing_secrets.stored_secrets(Subscription.objects.get(pk=row.pk))
+        return secret_actions.secrets_table(stored) if stored else "-"
+
+    @admin.display(description="authorization")
+    def auth_type_display(self, row: Subscription) -> str:
+        return short(row.auth_type) or "-"
+
+    @admin.display(description="second signature header")
+    def signature_header_full(self, row: Subscription) -> str:
+        return short(row.signature_header) or "-"
+
+    @admin.display(description="client certificate")
+    def certificate_display(self, row: Subscription) -> SafeString | str:
+        details = row.client_certificate_details
+        if not details:
+            return "-"
+        ends = datetime.datetime.fromisoformat(details["expires_at"])
+        state = "expired" if ends <= timezone.now() else "expires"
+        return lines(
+            [
+                short(details["subject"], 300),
+                short(f"issued by {details['issuer']}", 310),
+                f"{state} {format_time(ends)}",
+                short(f"SHA-256 {details['fingerprint_sha256']}", 80),
+            ]
+        )
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
         """Find by id, part of the URL, or part of the organization's name."""
@@ -244,13 +280,18 @@ class SubscriptionAdmin(BoundedAdmin):
             return
         made, secret = subscriptions.create(obj.organization_id, **values)
         obj.__dict__.update(made.__dict__)
-        obj.new_secret = secret  # type: ignore[attr-defined]
+        obj.new_secret, obj.is_own_secret = secret, "secret" in values  # type: ignore[attr-defined]
 
     def response_add(
         self, request: HttpRequest, obj: Subscription, post_url_continue: str | None = None
     ) -> HttpResponse:
         """Show the new signing secret, which can't be read again."""
-        return new_secret_page(self, request, obj, "subscription", obj.new_secret)  # type: ignore[attr-defined]
+        secret, own = obj.new_secret, obj.is_own_secret  # type: ignore[attr-defined]
+        if secret:
+            page = secret_actions.show_new(self, request, obj, "subscription", secret, own=own)
+            if page is not None:
+                return page
+        return super().response_add(request, obj, post_url_continue)
 
     def delete_model(self, request: HttpRequest, obj: Subscription) -> None:
         """Delete the subscription as the API does."""
@@ -275,6 +316,8 @@ class SubscriptionAdmin(BoundedAdmin):
     def fits(self, action: str, row: Any) -> bool:
         """Offer nothing for a deleted subscription, and for others what changes something."""
         if row.deleted_at is not None or (action in self._endpoint_actions and is_inbox(row)):
+            return False
+        if action == "remove_secret" and not row.previous_secrets_expire_at:
             return False
         needs_active = {"disable": True, "stop_host": True, "enable": False, "enable_host": False}
         return action not in needs_active or needs_active[action] == row.is_active
@@ -419,15 +462,28 @@ class SubscriptionAdmin(BoundedAdmin):
             with transaction.atomic():
                 secret = subscriptions.rotate_secret(row, datetime.timedelta(seconds=overlap))
                 self.audit(request, "subscription.rotate_secret", row, {"overlap_seconds": overlap}, reason_of(form))
-        except subscriptions.TooManySecrets as error:
+        except signing_secrets.TooManySecrets as error:
             self.message_user(
                 request,
-                f"{subscriptions.MAX_PREVIOUS_SECRETS} earlier secrets still sign, the first of them until "
-                f"{format_time(error.ends_at)}. Nothing was changed.",
+                f"{signing_secrets.MAX_PREVIOUS_SECRETS} other secrets sign"
+                + (f", the first of them until {format_time(error.ends_at)}" if error.ends_at else "")
+                + ". Nothing was changed.",
                 messages.ERROR,
             )
             return None
-        return new_secret_page(self, request, row, "signing secret", secret)
+        return secret_actions.show_new(self, request, row, "signing secret", secret, own=False)
+
+    @admin.action(description="Add a secret…", permissions=["rotate"])
+    def add_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
+        """Let another signing secret sign beside those there are."""
+        row = self._only_endpoint(request, queryset)
+        return secret_actions.ask_and_add(self, request, row) if row else None
+
+    @admin.action(description="Remove a secret…", permissions=["rotate"])
+    def remove_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
+        """Erase a signing secret, which stops signing at once."""
+        row = self._only_endpoint(request, queryset)
+        return secret_actions.ask_and_remove(self, request, row) if row else None
 
     @admin.action(description="Stop this host…", permissions=["switch"])
     def stop_host(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:

@@ -52,7 +52,8 @@ def test_a_subscription_is_made_with_everything_that_was_given_and_a_secret(api:
         "header_names": ["Authorization", "X-Warehouse"], "status": "active", "disabled_reason": "",
         "disabled_at": None, "max_in_flight": 7, "deliveries_per_second": 2.5, "state": "active", "breaker": "closed",
         "paused_until": None, "last_success_at": None, "last_failure_at": None, "last_error": None,
-        "last_status_code": None, "next_attempt_at": None,
+        "last_status_code": None, "next_attempt_at": None, "auth_type": None, "client_certificate": None,
+        "signature_header": None, "public_key": None,
     }  # fmt: skip
 
 

@@ -175,6 +175,7 @@ ACTIONS: list[tuple[str, Callable[[World], Any], str]] = [
     ("enable", lambda world: disabled(world.subscription), "operator"),
     ("send_test", lambda world: world.subscription, "operator"),
     ("rotate_secret", lambda world: world.subscription, "owner"),
+    ("add_secret", lambda world: world.subscription, "owner"),
     ("recover", lambda world: world.subscription, "operator"),
     ("revoke", lambda world: world.key, "owner"),
 ]

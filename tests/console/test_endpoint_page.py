@@ -25,7 +25,9 @@ def test_buttons_fit_the_state_and_the_user(world: World, operator: Client, owne
     row = world.subscription
     assert buttons(viewer, row) == []
     assert buttons(operator, row) == ["send_test", "retry_failed", "recover", "disable", "stop_host"]
-    assert buttons(owner, row) == ["send_test", "retry_failed", "recover", "disable", "rotate_secret", "stop_host"]
+    assert buttons(owner, row) == [
+        "send_test", "retry_failed", "recover", "disable", "rotate_secret", "add_secret", "stop_host",
+    ]  # fmt: skip
     subscriptions.disable(row)
     assert buttons(operator, row) == ["send_test", "retry_failed", "recover", "enable", "enable_host"]
     subscriptions.delete(row)

@@ -14,7 +14,7 @@ from webhooks.models import Subscription
 
 pytestmark = pytest.mark.django_db
 
-ENDPOINT_ACTIONS = ("send_test", "rotate_secret", "stop_host", "enable_host")
+ENDPOINT_ACTIONS = ("send_test", "rotate_secret", "add_secret", "remove_secret", "stop_host", "enable_host")
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_every_error_that_an_operation_can_give_is_described(schema: dict[str, A
     assert conflicts == {
         "createEvent", "createEventType", "createKey", "createSubscription", "importEventTypes", "retryDelivery",
         "rotateKey", "rotateSecret", "testSubscription", "fetchInbox", "streamInbox", "acknowledgeEvent",
-        "acknowledgeEventAlias",
+        "acknowledgeEventAlias", "listSecrets", "addSecret", "changeSecret", "removeSecret",
     }  # fmt: skip
 
 
@@ -227,6 +227,9 @@ def test_what_is_answered_is_what_is_described(
         (api.get(one), "/api/subscriptions/{subscription_id}", "get", "200"),
         (api.post(f"{one}/disable"), "/api/subscriptions/{subscription_id}/disable", "post", "200"),
         (api.post(f"{one}/rotate-secret"), "/api/subscriptions/{subscription_id}/rotate-secret", "post", "200"),
+        (api.get(f"{one}/secrets"), "/api/subscriptions/{subscription_id}/secrets", "get", "200"),
+        (api.post(f"{one}/secrets", {"secret_type": "ed25519"}), "/api/subscriptions/{subscription_id}/secrets",
+         "post", "201"),
         (api.post(f"{one}/test"), "/api/subscriptions/{subscription_id}/test", "post", "200"),
         (api.post(f"{one}/recover", {"since": "2026-01-01T00:00:00Z"}), "/api/subscriptions/{subscription_id}/recover",
          "post", "202"),

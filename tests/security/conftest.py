@@ -14,7 +14,7 @@ from events.payload import NewEvent
 from orgs.keys import create_api_key
 from orgs.models import Organization
 from tests.webhooks.helpers import fan_out_batch
-from webhooks import subscriptions
+from webhooks import signing_secrets, subscriptions
 from webhooks.models import Delivery, DeliveryAttempt
 from webhooks.upkeep import recovery
 
@@ -30,6 +30,7 @@ def ids(organization: Organization) -> dict[str, Any]:
     attempt = DeliveryAttempt.objects.create(
         delivery=delivery, number=91_827_364, cause="schedule", started_at=timezone.now(), duration_ms=1.0
     )
+    secret, _ = signing_secrets.add(subscription, audit=lambda added: None)
     event_type = event_types.create(organization.id, name="a.b", description="tenant-data")
     return {
         "event_type_id": event_type.id,
@@ -40,4 +41,5 @@ def ids(organization: Organization) -> dict[str, Any]:
         "delivery_id": delivery.id,
         "number": attempt.number,
         "run_id": run.id,
+        "secret_id": secret.id,
     }

@@ -33,7 +33,7 @@ from tests.api.helpers import assert_problem
 from tests.console.rows import World, list_url, make_delivery, make_world, page_url
 from tests.security.test_tenancy import KNOWN, path_of
 from tests.webhooks.helpers import accept, result, statuses, subscribe
-from webhooks import subscriptions
+from webhooks import signing_secrets, subscriptions
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.record import record_results
@@ -146,6 +146,8 @@ def root(db: None, settings: Any) -> Client:
 def full(organization: Organization, root: Client) -> World:
     """Return rows of everything, in each state that an action is for."""
     world = make_world(organization)
+    signing_secrets.add(world.subscription, audit=lambda added: None)
+    world.subscription.refresh_from_db()
     disabled, _ = subscriptions.create(organization.pk, url="http://127.0.0.1:8081/", event_types=["*"])
     subscriptions.disable(disabled)
     stopped, _ = subscriptions.create(organization.pk, url="http://192.0.2.1/", event_types=["*"])
@@ -161,8 +163,9 @@ def full(organization: Organization, root: Client) -> World:
 CONFIRMED = {
     "index": "0", "post": "yes", "confirmed": "1", "reason": "a test", "scope": "all",
     "overlap": "86400", "since": "2025-01-01T00:00:00Z", "shown": "2025-01-01T00:00:00+00:00",
+    "secret_type": "ed25519", "ends": "0",
 }  # fmt: skip
-FOR_ONE = {"retry_failed", "recover", "send_test", "rotate_secret"}
+FOR_ONE = {"retry_failed", "recover", "send_test", "rotate_secret", "add_secret", "remove_secret"}
 
 
 def as_root() -> HttpRequest:
@@ -183,6 +186,7 @@ def test_no_action_of_the_admin_changes_anything_without_its_entry(
         if name in FOR_ONE:
             rows = [str(full.subscription.pk)]
         form = {"action": name, "_selected_action": rows, **CONFIRMED, "seen_at": timezone.now().isoformat()}
+        form["secret"] = str(signing_secrets.stored_secrets(full.subscription)[1].id)
         answer = root.post(list_url(model), form)
         assert answer.status_code == 500, f"{name}: give it rows that it fits, or it goes without an entry"
         assert b"Traceback" not in answer.content

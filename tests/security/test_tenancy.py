@@ -49,6 +49,10 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/subscriptions/<uuid:subscription_id>/enable": [("POST", S, None)],
     "api/subscriptions/<uuid:subscription_id>/disable": [("POST", S, None)],
     "api/subscriptions/<uuid:subscription_id>/rotate-secret": [("POST", S, {"overlap_seconds": 0})],
+    "api/subscriptions/<uuid:subscription_id>/secrets": [("GET", S, None), ("POST", S, {})],
+    "api/subscriptions/<uuid:subscription_id>/secrets/<uuid:secret_id>": [
+        ("PATCH", S, {"expires_at": "2030-01-01T00:00:00Z"}), ("DELETE", S, None),
+    ],
     "api/subscriptions/<uuid:subscription_id>/test": [("POST", S, None)],
     "api/subscriptions/<uuid:subscription_id>/preview": [("POST", S, EVENT)],
     "api/subscriptions/<uuid:subscription_id>/recover": [("POST", S, {"since": "2026-01-01T00:00:00Z"})],

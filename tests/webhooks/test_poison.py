@@ -123,7 +123,16 @@ def test_an_event_whose_fan_out_raised_halfway_leaves_nothing_half_made(organiza
 
 
 @pytest.mark.django_db(transaction=True)
-@pytest.mark.parametrize("column", ["encrypted_secret", "encrypted_headers", "encrypted_previous_secrets"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        "encrypted_secret",
+        "encrypted_headers",
+        "encrypted_previous_secrets",
+        "encrypted_auth",
+        "encrypted_client_certificate",
+    ],
+)
 def test_a_subscription_whose_secret_cannot_be_decrypted_harms_nobody_else(
     organization: Organization, receiver: Receiver, settings: Any, column: str
 ) -> None:

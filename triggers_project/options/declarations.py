@@ -43,7 +43,7 @@ SECRET_KEY = _process.option(
 SECRETS_ENCRYPTION_KEYS = _process.option(
     kinds.fernet_keys,
     "",
-    "Fernet keys that encrypt webhook secrets, header values, and kept exchanges at rest, newest first. Required.",
+    "Fernet keys that encrypt the credentials of subscriptions and kept exchanges at rest, newest first. Required.",
 )
 DEBUG = _process.option(
     kinds.boolean,

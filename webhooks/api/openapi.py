@@ -10,8 +10,8 @@ from drf_spectacular.utils import OpenApiWebhook, extend_schema_serializer
 
 from core.openapi import Schema, page_of
 from events.payload import PATTERN
+from webhooks.api.header_rules import HEADER_NAME
 from webhooks.api.serializers import (
-    HEADER_NAME,
     MAX_EVENT_TYPES,
     MAX_HEADER_VALUE,
     MAX_HEADERS,
@@ -82,7 +82,8 @@ _STANDARD_HEADERS = [
         "webhook-signature",
         "`v1,` and the base64 of HMAC-SHA256 over `{webhook-id}.{webhook-timestamp}.{body}`, keyed with "
         "the bytes whose base64 follows `whsec_` in the secret. While a secret is being rotated there are "
-        "several, separated by spaces; accept the request if any of them matches.",
+        "several, separated by spaces; accept the request if any of them matches. A subscription with an ed25519 "
+        "secret has `v1a,` and the base64 of a signature that its public key (`whpk_…`) verifies.",
         "v1,K5oZfzN95Z9UVu1EsfQmfVNQhnkZ2pj9o9NDN/H/pI4=",
     ),
     _sent_header("user-agent", "The sender.", "TriggersAPI/1.0"),

@@ -6,7 +6,6 @@ The OpenAPI schema shows these serializers and the views render with them, so ea
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Literal
@@ -24,6 +23,14 @@ from core.serializers import (
 )
 from events.payload import pattern_error
 from webhooks import endpoint_test, subscriptions
+from webhooks.api.credentials import (
+    ShownCertificateSerializer,
+    check_secret_type,
+    check_together,
+    credential_fields,
+    secret_fields,
+)
+from webhooks.api.header_rules import HEADER_VALUE, name_error
 from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.destinations.outcome import Failure
 from webhooks.destinations.transform import TransformError, check_expression
@@ -32,18 +39,12 @@ from webhooks.inboxes import MAX_NAME as MAX_INBOX_NAME
 from webhooks.inboxes import NAME as INBOX_NAME
 from webhooks.inboxes import NAME_RULE as INBOX_NAME_RULE
 from webhooks.models import FORMATS, BulkRun, Cause, Delivery, DeliveryAttempt, DestinationKind, Subscription
+from webhooks.signing_secrets import stored_secrets
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
 MAX_EVENT_TYPES = 100
 MAX_HEADERS = 20
 MAX_HEADER_VALUE = 2048
-HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")  # RFC 9110 §5.1: token
-_HEADER_VALUE = re.compile(r"[\x21-\x7e]([\x20-\x7e\t]*[\x21-\x7e])?|")  # RFC 9110 §5.5, ASCII only
-_OURS = {
-    "host", "content-type", "content-length", "content-encoding", "transfer-encoding", "connection", "keep-alive",
-    "te", "trailer", "upgrade", "expect", "user-agent", "cookie", "proxy-authorization", "proxy-connection",
-    "traceparent", "tracestate",
-}  # fmt: skip
 
 
 class HeadersField(serializers.Field[dict[str, str], Any, dict[str, str], Any]):
@@ -56,11 +57,9 @@ class HeadersField(serializers.Field[dict[str, str], Any, dict[str, str], Any]):
             raise serializers.ValidationError(f"must hold at most {MAX_HEADERS} headers")
         errors: dict[str, list[str]] = {}
         for name, value in data.items():
-            if not HEADER_NAME.fullmatch(name):
-                errors[name] = ["is not a header name"]
-            elif name.lower() in _OURS or name.lower().startswith(("webhook-", "ce-")):
-                errors[name] = ["is set by the system and can't be replaced"]
-            elif not isinstance(value, str) or len(value) > MAX_HEADER_VALUE or not _HEADER_VALUE.fullmatch(value):
+            if reason := name_error(name):
+                errors[name] = [reason]
+            elif not isinstance(value, str) or len(value) > MAX_HEADER_VALUE or not HEADER_VALUE.fullmatch(value):
                 errors[name] = [f"must be printable ASCII text of at most {MAX_HEADER_VALUE} characters"]
         if len({name.lower() for name in data}) < len(data):
             raise serializers.ValidationError("names a header twice")
@@ -122,7 +121,10 @@ URL_HELP = (
     "the stored URL, and its path and query are what requests use, byte for byte."
 )
 # What an inbox doesn't have.
-ONLY_OF_ENDPOINTS = ("url", "headers", "max_in_flight", "deliveries_per_second", "format", "transform")
+ONLY_OF_ENDPOINTS = (
+    "url", "headers", "max_in_flight", "deliveries_per_second", "format", "transform", "secret", "secret_type", "auth",
+    "client_certificate", "signature_header",
+)  # fmt: skip
 NOT_OF_INBOXES = "an inbox has none: nothing is sent to it"
 
 
@@ -164,9 +166,13 @@ class SubscriptionChangeSerializer(StrictSerializer):
         "for the format `transform`. A delivery for which it fails is `transform_failed`.",
     )
 
+    def get_fields(self) -> dict[str, Any]:
+        return {**super().get_fields(), **credential_fields()}
+
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """Require an expression for the format `transform`."""
+        """Require an expression for the format `transform`, and credentials that go together."""
         current = self.context.get("subscription")
+        check_together(attrs, current)
         wanted = attrs.get("format", getattr(current, "format", "standard"))
         if wanted == "transform" and not attrs.get("transform", getattr(current, "transform", "")):
             raise serializers.ValidationError({"transform": ["is required for the format transform"]})
@@ -195,9 +201,13 @@ class SubscriptionCreateSerializer(SubscriptionChangeSerializer):
         help_text=f"Required, unless `kind` is `inbox`. {URL_HELP}",
     )
 
+    def get_fields(self) -> dict[str, Any]:
+        return {**super().get_fields(), **secret_fields()}
+
     def validate(self, attrs: Any) -> Any:
         """Require what the kind needs, and refuse what it doesn't have."""
         attrs = super().validate(attrs)
+        check_secret_type(attrs)
         errors = {}
         if attrs.pop("kind") == DestinationKind.INBOX:
             if "inbox" not in attrs:
@@ -232,6 +242,14 @@ class SecretRotateSerializer(StrictSerializer):
         ),
     )
 
+    def get_fields(self) -> dict[str, Any]:
+        return {**super().get_fields(), **secret_fields()}
+
+    def validate(self, attrs: Any) -> Any:
+        """Refuse a type that contradicts the secret."""
+        check_secret_type(attrs)
+        return attrs
+
 
 class ReasonSerializer(StrictSerializer):
     """The body of `POST /api/subscriptions/{id}/disable`, which may be empty."""
@@ -265,8 +283,8 @@ class FailureField(serializers.ChoiceField):
         return value or None
 
 
-class InboxNameField(serializers.CharField):
-    """The name of an inbox, which is empty for an endpoint; shown as null."""
+class TextOrNullField(serializers.CharField):
+    """A text that the database keeps empty for none; shown as null."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_null=True, **options)
@@ -290,7 +308,7 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
 
     id = serializers.UUIDField()
     kind = serializers.ChoiceField(choices=DestinationKind.values, help_text="`inbox`: events wait to be fetched.")
-    inbox = InboxNameField(help_text="The inbox's name; null for an endpoint.")
+    inbox = TextOrNullField(help_text="The inbox's name; null for an endpoint.")
     url = EndpointUrlField(help_text="Null for an inbox.")
     event_types = serializers.ListField(child=serializers.CharField())
     description = serializers.CharField()
@@ -328,6 +346,9 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     deliveries_per_second = serializers.FloatField(allow_null=True)
     format = serializers.ChoiceField(choices=list(FORMATS))
     transform = serializers.CharField()
+    auth_type = TextOrNullField(help_text="`basic`, `bearer`, or `oauth2`; null if requests are only signed.")
+    client_certificate = ShownCertificateSerializer(source="client_certificate_details", allow_null=True)
+    signature_header = TextOrNullField(help_text="A header that repeats `webhook-signature`; null for none.")
     created_at = serializers.DateTimeField()
     updated_at = serializers.DateTimeField()
 
@@ -340,11 +361,19 @@ class NewSubscriptionSerializer(SubscriptionSerializer):
 
     # The row keeps it encrypted, so the view hands it over as `context={"secret": …}`.
     secret = serializers.SerializerMethodField(
-        help_text="`whsec_…`: the key that signs each request. Shown once. Null for an inbox."
+        help_text="`whsec_…`: the key that signs each request. Shown once. Null for an inbox, for a secret of your "
+        "own, and for ed25519, whose private key stays here."
+    )
+    public_key = serializers.SerializerMethodField(
+        help_text="`whpk_…`: what verifies `v1a` signatures of this secret; null unless it is an ed25519 one."
     )
 
     def get_secret(self, subscription: Subscription) -> str | None:
         return self.context["secret"] or None
+
+    def get_public_key(self, subscription: Subscription) -> str | None:
+        current = stored_secrets(subscription)[:1]
+        return current[0].public_key if current else None
 
 
 class RotatedSubscriptionSerializer(NewSubscriptionSerializer):

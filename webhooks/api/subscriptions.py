@@ -22,8 +22,9 @@ from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.models import Scope
-from webhooks import endpoint_test, inboxes, subscriptions
+from webhooks import endpoint_test, inboxes, signing_secrets, subscriptions
 from webhooks.api import openapi, previews
+from webhooks.api.credentials import shown_once
 from webhooks.api.serializers import (
     NOT_OF_INBOXES,
     ONLY_OF_ENDPOINTS,
@@ -51,13 +52,19 @@ def _auditor(request: Request, action: str, subscription: Subscription, reason: 
     return partial(audit.record_for_caller, request, action, subscription.id, name=subscription.url, reason=reason)
 
 
-def _too_many_secrets(ends_at: datetime.datetime) -> Problem:
-    """Return the 409 for a rotation while too many earlier secrets still sign.  ends_at: when the first one stops."""
+def _too_many_secrets(ends_at: datetime.datetime | None) -> Problem:
+    """Return the 409 for a rotation while too many other secrets sign.  ends_at: when the first one stops, if any."""
+    if ends_at is None:
+        return Problem(
+            "too_many_previous_secrets",
+            f"{signing_secrets.MAX_PREVIOUS_SECRETS} other secrets sign, all without an end. Remove one of them first.",
+            extra={"next_rotation_at": None},
+        )
     # The next whole second: at the time that is shown, the rotation works.
     at = (ends_at + datetime.timedelta(seconds=1)).astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Problem(
         "too_many_previous_secrets",
-        f"{subscriptions.MAX_PREVIOUS_SECRETS} earlier secrets still sign. Rotate again at {at}, or end them with "
+        f"{signing_secrets.MAX_PREVIOUS_SECRETS} earlier secrets still sign. Rotate again at {at}, or end them with "
         "`end_earlier_secrets`.",
         extra={"next_rotation_at": at},
     )
@@ -147,8 +154,9 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         except IntegrityError:
             raise _inbox_exists(caller_of(request).organization_id, serializer.validated_data["inbox"]) from None
         subscription = self.own_row(request, subscription.id)
+        context = {"secret": shown_once(secret, serializer.validated_data)}
         return Response(
-            dict(NewSubscriptionSerializer(subscription, context={"secret": secret}).data),
+            dict(NewSubscriptionSerializer(subscription, context=context).data),
             status=201,
             headers={"Location": full_path(f"/api/subscriptions/{subscription.id}")},
         )
@@ -241,7 +249,10 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         tags=["Subscriptions"],
         summary="Rotate a subscription's secret",
         request=SecretRotateSerializer,
-        responses={200: RotatedSubscriptionSerializer, **conflict("too_many_previous_secrets", "not_for_inboxes")},
+        responses={
+            200: RotatedSubscriptionSerializer,
+            **conflict("too_many_previous_secrets", "secret_exists", "not_for_inboxes"),
+        },
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
     def rotate_secret(self, request: Request, subscription_id: uuid.UUID) -> Response:
@@ -255,11 +266,14 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         serializer.is_valid(raise_exception=True)
         overlap = datetime.timedelta(seconds=serializer.validated_data["overlap_seconds"])
         end_earlier = serializer.validated_data["end_earlier_secrets"]
+        chosen = {name: serializer.validated_data.pop(name, None) for name in ("secret", "secret_type")}
         with transaction.atomic():
             try:
-                secret = subscriptions.rotate_secret(subscription, overlap, end_earlier=end_earlier)
-            except subscriptions.TooManySecrets as error:
+                secret = subscriptions.rotate_secret(subscription, overlap, end_earlier=end_earlier, **chosen)
+            except signing_secrets.TooManySecrets as error:
                 raise _too_many_secrets(error.ends_at) from None
+            except signing_secrets.SecretExists:
+                raise Problem("secret_exists", "The subscription has this secret already.") from None
             except Subscription.DoesNotExist:
                 raise not_found() from None
             audit.record_for_caller(
@@ -267,7 +281,8 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
                 name=subscription.url,
             )  # fmt: skip
         subscription = self.own_row(request, subscription_id)
-        context = {"secret": secret, "overlap": overlap}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        context = {"secret": shown_once(secret, given), "overlap": overlap}
         return Response(dict(RotatedSubscriptionSerializer(subscription, context=context).data))
 
     @extend_schema(

@@ -2,6 +2,7 @@ from django.urls import path
 
 from webhooks.api import inbox
 from webhooks.api.deliveries import DeliveryViewSet
+from webhooks.api.secrets import SecretViewSet
 from webhooks.api.subscriptions import SubscriptionViewSet
 
 _subscription = "subscriptions/<uuid:subscription_id>"
@@ -16,6 +17,12 @@ urlpatterns = [
         f"{_subscription}/rotate-secret",
         SubscriptionViewSet.as_view({"post": "rotate_secret"}),
         name="subscription-rotate-secret",
+    ),
+    path(f"{_subscription}/secrets", SecretViewSet.as_view({"get": "list", "post": "create"}), name="secret-list"),
+    path(
+        f"{_subscription}/secrets/<uuid:secret_id>",
+        SecretViewSet.as_view({"patch": "partial_update", "delete": "destroy"}),
+        name="secret",
     ),
     path(f"{_subscription}/test", SubscriptionViewSet.as_view({"post": "test"}), name="subscription-test"),
     path(f"{_subscription}/preview", SubscriptionViewSet.as_view({"post": "preview"}), name="subscription-preview"),

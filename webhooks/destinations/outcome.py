@@ -22,6 +22,7 @@ class Failure(StrEnum):
     INVALID_RESPONSE = "invalid_response"
     ADDRESS_NOT_ALLOWED = "address_not_allowed"
     PROXY_FAILED = "proxy_failed"
+    OAUTH_FAILED = "oauth_failed"
     TRANSFORM_FAILED = "transform_failed"
     INTERNAL_ERROR = "internal_error"
     WORKER_LOST = "worker_lost"

@@ -69,12 +69,12 @@ class Claim:
     lease_ends: float = 0.0
 
 
-# The replaced secrets of a subscription `s` that still sign, that of the last rotation first.
+# The other secrets of a subscription `s` that sign, the newest first.
 PREVIOUS_SECRETS = """CASE WHEN s.encrypted_previous_secrets = '{}' THEN '{}' ELSE ARRAY (
            SELECT p.secret
            FROM unnest(s.encrypted_previous_secrets, s.previous_secrets_expire_at)
                WITH ORDINALITY AS p(secret, expires_at, position)
-           WHERE p.expires_at > clock_timestamp() ORDER BY p.position
+           WHERE p.expires_at IS NULL OR p.expires_at > clock_timestamp() ORDER BY p.position
        ) END"""
 
 # Whether the organization of a subscription `s` has exchanges kept.
@@ -98,6 +98,7 @@ SELECT q.subscription_id, q.organization_id,
        s.deliveries_per_second, extract(epoch FROM q.rate_reserved_until)::float8 AS rate_reserved_until,
        extract(epoch FROM clock_timestamp())::float8 AS now,
        s.url, s.encrypted_headers, s.encrypted_secret, s.format, s.transform,
+       s.encrypted_auth, s.encrypted_client_certificate, s.signature_header,
        {PREVIOUS_SECRETS} AS encrypted_previous_secrets, {KEEPS_EXCHANGES} AS keeps_exchanges,
        (SELECT count(*) FROM due) AS due_queues
 FROM due JOIN webhooks_subscriptionqueue q ON q.subscription_id = due.subscription_id
@@ -127,6 +128,9 @@ class _DueQueue:
     keeps_exchanges: bool
     format: str
     transform: str
+    encrypted_auth: str
+    encrypted_client_certificate: str
+    signature_header: str
     due_queues: int
 
 
@@ -288,7 +292,15 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Clai
 def _turn(row: _DueQueue) -> _Turn:
     """Return the queue's turn, its room bounded by its rate limit."""
     endpoint = open_endpoint(
-        row.url, row.encrypted_headers, row.encrypted_secret, row.encrypted_previous_secrets, row.format, row.transform
+        row.url,
+        row.encrypted_headers,
+        row.encrypted_secret,
+        row.encrypted_previous_secrets,
+        row.format,
+        row.transform,
+        sealed_auth=row.encrypted_auth,
+        sealed_certificate=row.encrypted_client_certificate,
+        signature_header=row.signature_header,
     )
     rate = row.deliveries_per_second
     if rate is None:

@@ -40,6 +40,7 @@ SELECT q.subscription_id, q.organization_id,
        least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
        extract(epoch FROM clock_timestamp())::float8 AS now,
        s.url, s.encrypted_headers, s.encrypted_secret, s.format, s.transform,
+       s.encrypted_auth, s.encrypted_client_certificate, s.signature_header,
        {PREVIOUS_SECRETS} AS encrypted_previous_secrets, {KEEPS_EXCHANGES} AS keeps_exchanges
 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
 WHERE q.subscription_id = ANY (%(ids)s::uuid[])
@@ -64,6 +65,9 @@ class _Queue:
     keeps_exchanges: bool
     format: str
     transform: str
+    encrypted_auth: str
+    encrypted_client_certificate: str
+    signature_header: str
 
 
 # A delivery that exists, from an earlier fan-out of the same event, is neither inserted nor counted.
@@ -147,6 +151,9 @@ class SenderHandOver:
                 queue.encrypted_previous_secrets,
                 queue.format,
                 queue.transform,
+                sealed_auth=queue.encrypted_auth,
+                sealed_certificate=queue.encrypted_client_certificate,
+                signature_header=queue.signature_header,
             )
         return self._share(queues, wanted, free)
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from django.db.models import QuerySet
 
 from core.encryption import DecryptionError, is_newest, reencrypt
-from webhooks.models import Subscription
+from webhooks.models import ENCRYPTED, Subscription
 
 BATCH = 500
-# What is encrypted: a text, or a list of texts.
-COLUMNS = ("encrypted_secret", "encrypted_previous_secrets", "encrypted_headers")
 # A row that changed under our hands is read again this often.  Each change is somebody's request.
 MAX_ATTEMPTS = 10
 
@@ -28,7 +26,13 @@ class Rekeyed:
 
 
 def _holding_secrets() -> QuerySet[Subscription]:
-    return Subscription.objects.exclude(encrypted_secret="", encrypted_previous_secrets=[], encrypted_headers="")
+    return Subscription.objects.exclude(
+        encrypted_secret="",
+        encrypted_previous_secrets=[],
+        encrypted_headers="",
+        encrypted_auth="",
+        encrypted_client_certificate="",
+    )
 
 
 def count() -> int:
@@ -77,7 +81,8 @@ def _renew(token: str) -> str | None:
 
 def _rekey_one(subscription_id: uuid.UUID, done: Rekeyed, complain: Callable[[str], None]) -> None:
     for _ in range(MAX_ATTEMPTS):
-        stored = Subscription.objects.filter(pk=subscription_id).values(*COLUMNS).first()
+        # Each is a text, or a list of texts.
+        stored = Subscription.objects.filter(pk=subscription_id).values(*ENCRYPTED).first()
         if stored is None:
             return
         fresh: dict[str, str | list[str]] = {}

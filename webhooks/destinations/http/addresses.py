@@ -175,7 +175,7 @@ def check_url(url: str, allowed_networks: Sequence[Network] = (), allowed_ports:
     if parts.scheme.lower() not in {"http", "https"}:
         raise UrlError("must start with http:// or https://")
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
-        raise UrlError("must not hold a user name or password")
+        raise UrlError("must not hold a user name or password: give them in `auth`")
     host = parts.hostname or ""
     if not host:
         raise UrlError("must name a host")

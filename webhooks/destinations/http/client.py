@@ -7,12 +7,17 @@ The parts: `target` says what to ask for, `pool` keeps connections, a route (`co
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+import ssl
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from weakref import WeakValueDictionary
 
 import httpx
+from cachetools import LRUCache
 
 from webhooks.destinations.exchange import Exchange
 from webhooks.destinations.http.addresses import UrlError, check_url
+from webhooks.destinations.http.client_certificates import ClientCertificate, load_into
 from webhooks.destinations.http.connect import DirectRoute, Route
 from webhooks.destinations.http.connection import Connection
 from webhooks.destinations.http.egress import Egress
@@ -28,6 +33,33 @@ from webhooks.destinations.outcome import Failure, Outcome, classify_response
 # An endpoint that said 2xx has the webhook; the rest of its response is waited for no longer than this.
 BODY_GRACE_SECONDS = 5.0
 MAX_KNOWN_TARGETS = 10_000
+# A TLS context with all authorities takes about 0.7 MB.
+MAX_IDENTITIES = 100
+MAX_IDENTITIES_PER_ORGANIZATION = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a connection is made for.  Connections and TLS sessions are shared within one identity alone."""
+
+    organization: str
+    certificate: ClientCertificate
+
+    @property
+    def key(self) -> str:
+        """What names the connections that may be shared, beside their origin."""
+        return f"{self.organization} {self.certificate.digest}"
+
+
+def make_context(egress: Egress, certificate: ClientCertificate | None = None) -> ssl.SSLContext:
+    """Return the TLS context for connections to endpoints, which may present a client certificate."""
+    context = httpx.create_ssl_context(verify=True, trust_env=False)
+    if egress.ca_file:
+        context.load_verify_locations(egress.ca_file)
+    if certificate is not None:
+        load_into(context, certificate)
+    resume_sessions(context)
+    return context
 
 
 class HttpClient:
@@ -36,38 +68,49 @@ class HttpClient:
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
         self._targets: dict[str, Target] = {}
-        self.tls_context = httpx.create_ssl_context(verify=True, trust_env=False)
-        if egress.ca_file:
-            self.tls_context.load_verify_locations(egress.ca_file)
-        resume_sessions(self.tls_context)
-        make_route = ProxyRoute if egress.proxy_url else DirectRoute
-        self._route: Route = make_route(egress, self.tls_context)
+        self.tls_context = make_context(egress)
+        self._contexts: LRUCache[str, ssl.SSLContext] = LRUCache(MAX_IDENTITIES)
+        # A lock that nobody holds or waits for goes by itself.
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._making = ThreadPoolExecutor(1, thread_name_prefix="tls")
+        self._route: Route = ProxyRoute(egress, self.tls_context) if egress.proxy_url else DirectRoute(egress)
         self._pool = Pool(egress.connections)
 
     async def aclose(self) -> None:
         """Close every connection."""
+        self._making.shutdown(wait=False, cancel_futures=True)
         self._pool.close()
         await self._route.close()
 
     async def send(
-        self, url: str, headers: list[tuple[str, str]], body: bytes, exchange: Exchange | None = None
+        self,
+        url: str,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        exchange: Exchange | None = None,
+        *,
+        identity: Identity | None = None,
+        deadline: float | None = None,
     ) -> Outcome:
         """POST `body` and return what came of it; never raises but for cancellation.
 
         The whole, from resolving to the last byte that is kept, ends within the timeout.
 
         exchange: where to note what happens on the wire; the outcome brings it along.
+        identity: who a TLS connection is made for, with a client certificate.
+        deadline: by the loop's clock, if all must be over before the timeout.
         """
         exchange = exchange or Exchange(url, [], len(body))
-        deadline = asyncio.get_running_loop().time() + self._egress.timeout
+        latest = asyncio.get_running_loop().time() + self._egress.timeout
+        deadline = latest if deadline is None else min(deadline, latest)
         try:
             target = self._find_target(url)
             request = self._write_request(target, headers, body)
             async with asyncio.timeout_at(deadline):
-                connection, reader = await self._exchange(target, request, exchange)
+                connection, reader = await self._exchange(target, request, exchange, identity)
             detail = await self._read_rest(connection, reader, deadline)
             if connection.finish():
-                self._pool.put(target.origin, connection)
+                self._pool.put(_pool_key(target, identity), connection)
             else:
                 connection.abort()
             return _outcome(reader, detail, exchange)
@@ -102,13 +145,40 @@ class HttpClient:
         )
         return head.encode() + body
 
-    async def _exchange(self, target: Target, request: bytes, exchange: Exchange) -> tuple[Connection, ResponseReader]:
+    async def _context_for(self, identity: Identity | None) -> ssl.SSLContext:
+        """Return the TLS context of an identity.
+
+        One takes some 20 ms to make.  That is done beside the event loop, for one identity of each organization at a
+        time, so that one that has many takes turns with the others.
+        """
+        if identity is None:
+            return self.tls_context
+        context = self._contexts.get(identity.key)
+        if context is None:
+            async with self._turns.setdefault(identity.organization, asyncio.Lock()):
+                context = self._contexts.get(identity.key)  # made while this one waited
+                if context is None:
+                    loop = asyncio.get_running_loop()
+                    context = await loop.run_in_executor(self._making, make_context, self._egress, identity.certificate)
+                    self._remember(identity, context)
+        return context
+
+    def _remember(self, identity: Identity, context: ssl.SSLContext) -> None:
+        """Keep a context for the next connection; an organization that has its share gives up its oldest."""
+        own = [key for key in self._contexts if key.startswith(f"{identity.organization} ")]
+        if len(own) >= MAX_IDENTITIES_PER_ORGANIZATION:
+            del self._contexts[own[0]]
+        self._contexts[identity.key] = context
+
+    async def _exchange(
+        self, target: Target, request: bytes, exchange: Exchange, identity: Identity | None
+    ) -> tuple[Connection, ResponseReader]:
         """Send the request and return once the response's head is there.
 
         A kept connection that ends before the first byte of a response says nothing about the endpoint, which may
         have closed it before it saw the request: that goes out once more, on a new connection.
         """
-        kept = self._pool.take(target.origin)
+        kept = self._pool.take(_pool_key(target, identity))
         if kept is not None:
             reader = ResponseReader(self._egress.body_bytes)
             try:
@@ -127,7 +197,7 @@ class HttpClient:
             kept.abort()
             exchange.is_reused, exchange.is_resent = False, True
             exchange.remote_address, exchange.response_head, exchange.first_byte_us = "", b"", None
-        connection = await self._route.connect(target, exchange)
+        connection = await self._route.connect(target, exchange, await self._context_for(identity))
         reader = ResponseReader(self._egress.body_bytes)
         try:
             await self._request(connection, request, reader, exchange)
@@ -166,6 +236,10 @@ class HttpClient:
                 connection.abort()
                 raise
         return "The response's body broke off." if reader.end is End.BROKEN else ""
+
+
+def _pool_key(target: Target, identity: Identity | None) -> str:
+    return target.origin if identity is None else f"{target.origin} {identity.key}"
 
 
 def _outcome(reader: ResponseReader, detail: str, exchange: Exchange) -> Outcome:

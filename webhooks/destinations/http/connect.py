@@ -33,9 +33,10 @@ ATTEMPT_DELAY_SECONDS = 0.25
 class Route(Protocol):
     """A way for requests to get to their endpoints."""
 
-    async def connect(self, target: Target, exchange: Exchange) -> Connection:
+    async def connect(self, target: Target, exchange: Exchange, context: ssl.SSLContext) -> Connection:
         """Return a new connection on which a request to `target` can be sent, and note the times in `exchange`.
 
+        context: for TLS with the target.
         Raises AddressNotAllowed, DnsFailed, ConnectFailed, ProxyFailed, ssl.SSLError.
         """
         ...
@@ -52,12 +53,11 @@ class Route(Protocol):
 class DirectRoute:
     """Connects to the endpoints themselves."""
 
-    def __init__(self, egress: Egress, context: ssl.SSLContext) -> None:
+    def __init__(self, egress: Egress) -> None:
         self._egress = egress
-        self._context = context
         self._resolver = make_resolver(egress)
 
-    async def connect(self, target: Target, exchange: Exchange) -> Connection:
+    async def connect(self, target: Target, exchange: Exchange, context: ssl.SSLContext) -> Connection:
         """Connect to one of the target's allowed addresses; see `Route`."""
         literal = literal_address(target.host)
         if literal is not None:
@@ -71,7 +71,7 @@ class DirectRoute:
         if not target.is_tls:
             return await start(sock, None, target.host)
         with exchange.timed("tls_us"):
-            return await start(sock, self._context, target.host)
+            return await start(sock, context, target.host)
 
     def request_line(self, target: Target) -> str:
         """Return the request line in origin form (RFC 9112 §3.2.1)."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import select
 import socket
+import ssl
 from collections.abc import Callable
 
 from webhooks.destinations.http.errors import ConnectionLost, InvalidResponse
@@ -162,6 +163,9 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 self._reader.feed_eof(is_clean=exc is None)
             except ConnectionLost as error:
+                # With TLS 1.3 an endpoint says only after the handshake that it doesn't take a client certificate.
+                if isinstance(exc, ssl.SSLError) and "ALERT" in (exc.reason or ""):
+                    error.__cause__ = exc
                 self._wake(error)
                 return
         self._wake()

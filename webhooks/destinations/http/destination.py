@@ -4,21 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from weakref import WeakValueDictionary
+
+import msgspec
+from django.utils import timezone
 
 from events.origin import trace_headers
 from webhooks.destinations.base import Outgoing
 from webhooks.destinations.exchange import Exchange
 from webhooks.destinations.formats import Body, Format, render, standard_envelope
-from webhooks.destinations.http.client import HttpClient
+from webhooks.destinations.http.auth import ClientCredentials
+from webhooks.destinations.http.client import HttpClient, Identity
 from webhooks.destinations.http.egress import egress_from_settings
+from webhooks.destinations.http.endpoint import Endpoint
 from webhooks.destinations.http.failures import explain
+from webhooks.destinations.http.oauth import TokenFailed, TokenStore
 from webhooks.destinations.http.signing import sign
 from webhooks.destinations.outcome import Failure, Outcome
 from webhooks.destinations.transform import TransformError
 
 USER_AGENT = "TriggersAPI/1.0"
+SIGNATURE = "webhook-signature"
+HIDDEN = "***"
+SHORTEST_HIDDEN = 8
+PERHAPS_REFUSED = "It may not accept the client certificate."
+EXPIRED = "The subscription's client certificate has expired: give it another one."
 
 
 def build_headers(outgoing: Outgoing, timestamp: int, body: bytes, form: Body | None = None) -> list[tuple[str, str]]:
@@ -28,13 +41,16 @@ def build_headers(outgoing: Outgoing, timestamp: int, body: bytes, form: Body | 
     form: what else the format of the body brings, if it isn't the standard one.
     """
     webhook_id = str(outgoing.event_id)
+    signature = sign(outgoing.endpoint.keys, webhook_id, timestamp, body)
     ours = [
         ("content-type", form.content_type if form else "application/json"),
         ("user-agent", USER_AGENT),
         ("webhook-id", webhook_id),
         ("webhook-timestamp", str(timestamp)),
-        ("webhook-signature", sign(outgoing.endpoint.keys, webhook_id, timestamp, body)),
+        (SIGNATURE, signature),
     ]
+    if outgoing.endpoint.signature_header:
+        ours.append((outgoing.endpoint.signature_header, signature))
     if outgoing.event_trace:
         ours += trace_headers(outgoing.event_trace)
     if form:
@@ -42,23 +58,40 @@ def build_headers(outgoing: Outgoing, timestamp: int, body: bytes, form: Body | 
     return ours + list(outgoing.endpoint.headers)
 
 
-def mask_headers(headers: list[tuple[str, str]], own: int) -> list[tuple[str, str | None]]:
-    """Return the headers with None for what is secret: the signature, and the values of the last `own`.
-
-    own: how many are the subscription's own, which it stores encrypted.
-    """
-    ours = len(headers) - own
+def mask_headers(headers: list[tuple[str, str]], endpoint: Endpoint) -> list[tuple[str, str | None]]:
+    """Return the headers with None for what is secret: the signature, and what the subscription stores encrypted."""
+    ours = len(headers) - len(endpoint.headers)
+    secret = {SIGNATURE, endpoint.signature_header}
     return [
-        (name, value if position < ours and name != "webhook-signature" else None)
+        (name, value if position < ours and name not in secret else None)
         for position, (name, value) in enumerate(headers)
     ]
+
+
+def hide(outcome: Outcome, secrets: Iterable[str]) -> Outcome:
+    """Return the outcome without what authorized the request, which an endpoint may repeat in its response."""
+    for secret in secrets:
+        if secret in outcome.body:
+            outcome = replace(outcome, body=outcome.body.replace(secret, HIDDEN))
+        if outcome.exchange is not None and secret.encode() in outcome.exchange.response_head:
+            hidden = outcome.exchange.response_head.replace(secret.encode(), HIDDEN.encode())
+            outcome.exchange.response_head = hidden
+    return outcome
+
+
+def _credentials(headers: Iterable[tuple[str, str]]) -> list[str]:
+    """Return what stands behind the scheme in an `Authorization` header; nothing so short that any text holds it."""
+    given = [value.partition(" ")[2] or value for name, value in headers if name.lower() == "authorization"]
+    return [value for value in given if len(value) >= SHORTEST_HIDDEN]
 
 
 class HttpDestination:
     """Sends webhooks as the settings' egress policy allows."""
 
     def __init__(self) -> None:
-        self._client = HttpClient(egress_from_settings())
+        self._egress = egress_from_settings()
+        self._client = HttpClient(self._egress)
+        self._tokens: TokenStore | None = None  # made for the first endpoint that asks for one
         self._transforming = ThreadPoolExecutor(1, thread_name_prefix="transform")
         # A lock that nobody holds or waits for goes by itself.
         self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
@@ -72,15 +105,75 @@ class HttpDestination:
             form = None if endpoint.format == Format.STANDARD else await self._render(outgoing)
             body = standard_envelope(outgoing) if form is None else form.content
             headers = build_headers(outgoing, int(timestamp), body, form)
-            exchange = Exchange(endpoint.url, mask_headers(headers, len(endpoint.headers)), len(body))
+            exchange = Exchange(endpoint.url, mask_headers(headers, endpoint), len(body))
             if form is not None:
                 exchange.format = endpoint.format
                 exchange.expression = endpoint.transform if endpoint.format == Format.TRANSFORM else ""
-            return await self._client.send(endpoint.url, headers, body, exchange)
+            identity = None
+            if endpoint.certificate is not None:
+                identity = Identity(str(outgoing.organization_id), endpoint.certificate)
+                if endpoint.certificate.has_expired(timezone.now()):
+                    return Outcome(failure=Failure.TLS_FAILED, detail=EXPIRED)
+            if endpoint.token is not None:
+                outcome = await self._send_with_token(outgoing, endpoint.token, headers, body, exchange, identity)
+            else:
+                outcome = await self._client.send(endpoint.url, headers, body, exchange, identity=identity)
+                outcome = hide(outcome, _credentials(endpoint.headers))
+            if identity is not None and outcome.failure is Failure.CONNECTION_LOST:
+                return replace(outcome, detail=f"{outcome.detail} {PERHAPS_REFUSED}")
+            return outcome
         except TransformError as error:
             return Outcome(failure=Failure.TRANSFORM_FAILED, detail=str(error))
+        except TokenFailed as error:
+            return Outcome(failure=Failure.OAUTH_FAILED, detail=str(error))
         except Exception as error:
             return explain(error)
+
+    async def _send_with_token(
+        self,
+        outgoing: Outgoing,
+        credentials: ClientCredentials,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        exchange: Exchange,
+        identity: Identity | None,
+    ) -> Outcome:
+        """Send the request with a token, and once more with a new one if a token that was known isn't taken.
+
+        All of it ends within the attempt's time.  Raises TokenFailed.
+        """
+        if self._tokens is None:
+            self._tokens = TokenStore(self._egress)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        deadline = started + self._egress.timeout
+        for is_last in (False, True):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    token = await self._tokens.token(outgoing.organization_id, credentials)
+            except TimeoutError:
+                raise TokenFailed("The attempt's time was over before there was a new token.") from None
+            authorization = ("authorization", f"Bearer {token.value}")
+            # Of two requests the second one is kept.
+            sent = msgspec.structs.replace(
+                exchange, request_headers=[*exchange.request_headers, ("authorization", None)]
+            )
+            outcome = await self._client.send(
+                outgoing.endpoint.url,
+                [*headers, authorization],
+                body,
+                sent,
+                identity=identity,
+                deadline=deadline,
+            )
+            outcome = hide(outcome, _credentials([*outgoing.endpoint.headers, authorization]))
+            if outcome.status_code != 401:
+                break
+            self._tokens.reject(outgoing.organization_id, credentials, token)
+            # A token that was made for this attempt won't be any better the next time.
+            if is_last or token.issued_at >= started:
+                break
+        return outcome
 
     async def _render(self, outgoing: Outgoing) -> Body:
         """Return the body in the endpoint's format.
@@ -100,4 +193,6 @@ class HttpDestination:
     async def aclose(self) -> None:
         """Close every connection."""
         self._transforming.shutdown(wait=False)
+        if self._tokens is not None:
+            await self._tokens.aclose()
         await self._client.aclose()

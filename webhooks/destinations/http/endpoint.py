@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 import orjson
 
 from core.encryption import DecryptionError, decrypt, encrypt
-from webhooks.destinations.http.signing import secret_key
+from webhooks.destinations.http.auth import ClientCredentials, authorization_of, open_auth
+from webhooks.destinations.http.client_certificates import ClientCertificate, open_client_certificate
+from webhooks.destinations.http.signing import Key, secret_key
 
 UNREADABLE_SECRETS = "The subscription's secrets can't be decrypted with SECRETS_ENCRYPTION_KEYS."
 UNREADABLE_URL = "The subscription's URL can't be parsed."
@@ -20,17 +22,24 @@ UNREADABLE_URL = "The subscription's URL can't be parsed."
 class Endpoint:
     """Where and how to send.  host: the host and port that the URL leads to, for limits by host.
 
+    headers: the subscription's own, and what authorizes the request, if that is known already.
     format, transform: how an event becomes a body, see `destinations.formats`.
+    signature_header: the name of a header that repeats the signature.
+    token: what to ask for a token with, which authorizes the request.
+    certificate: what the connection presents to the endpoint.
     fault: why nothing can be sent; empty if all is well.  A faulty endpoint fails its own deliveries only.
     """
 
     url: str
     host: str
     headers: tuple[tuple[str, str], ...]
-    keys: tuple[bytes, ...]
+    keys: tuple[Key, ...]
     fault: str = ""
     format: str = "standard"
     transform: str = ""
+    signature_header: str = ""
+    token: ClientCredentials | None = None
+    certificate: ClientCertificate | None = None
 
     def __repr__(self) -> str:
         return f"Endpoint({self.url!r})"  # the rest is secret and must not reach a log
@@ -59,14 +68,27 @@ def open_endpoint(
     sealed_previous: Iterable[str] = (),
     format: str = "standard",
     transform: str = "",
+    *,
+    sealed_auth: str = "",
+    sealed_certificate: str = "",
+    signature_header: str = "",
 ) -> Endpoint:
     """Return the endpoint opened; if it can't be, one whose `fault` says why.
 
-    sealed_previous: the earlier secrets that still sign beside the current one.  Never raises: one tenant's
+    sealed_previous: the other secrets that sign beside the current one.  Never raises: one tenant's
     row must not stop a claim that serves others, too.
     """
     try:
-        return _open(url, sealed_headers, (sealed_secret, *sealed_previous), format, transform)
+        return _open(
+            url,
+            sealed_headers,
+            (sealed_secret, *sealed_previous),
+            format,
+            transform,
+            sealed_auth,
+            sealed_certificate,
+            signature_header,
+        )
     except (DecryptionError, TypeError):
         return Endpoint(url, "", (), (), UNREADABLE_SECRETS)
     except ValueError as error:
@@ -79,10 +101,30 @@ class _UrlUnreadable(ValueError):
 
 
 @lru_cache(maxsize=10_000)
-def _open(url: str, sealed_headers: str, sealed_secrets: tuple[str, ...], format: str, transform: str) -> Endpoint:
+def _open(
+    url: str,
+    sealed_headers: str,
+    sealed_secrets: tuple[str, ...],
+    format: str,
+    transform: str,
+    sealed_auth: str,
+    sealed_certificate: str,
+    signature_header: str,
+) -> Endpoint:
     try:
         host = host_of(url)
     except ValueError:
         raise _UrlUnreadable from None
     keys = tuple(secret_key(decrypt(sealed)) for sealed in sealed_secrets if sealed)
-    return Endpoint(url, host, tuple(open_headers(sealed_headers).items()), keys, "", format, transform)
+    headers = open_headers(sealed_headers)
+    auth = open_auth(sealed_auth)
+    token = auth if isinstance(auth, ClientCredentials) else None
+    if auth is not None:
+        # Two requests at the same time may have set both.
+        headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+        if not isinstance(auth, ClientCredentials):
+            headers["authorization"] = authorization_of(auth)
+    certificate = open_client_certificate(sealed_certificate)
+    return Endpoint(
+        url, host, tuple(headers.items()), keys, "", format, transform, signature_header, token, certificate
+    )

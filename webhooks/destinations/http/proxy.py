@@ -37,7 +37,7 @@ class ProxyRoute:
             self._credentials = f"Proxy-Authorization: Basic {token}\r\n"
         self._resolver = CachingResolver(SystemResolver(egress.connections), egress.dns_cache_ttl)
 
-    async def connect(self, target: Target, exchange: Exchange) -> Connection:
+    async def connect(self, target: Target, exchange: Exchange, context: ssl.SSLContext) -> Connection:
         """Connect to the proxy, and through it to a TLS target.  The times up to the target's TLS are the proxy's."""
         exchange.via_proxy = True
         try:
@@ -46,7 +46,7 @@ class ProxyRoute:
             raise ProxyFailed from error
         if target.is_tls:
             try:
-                await self._open_tunnel(connection, target, exchange)
+                await self._open_tunnel(connection, target, exchange, context)
             except BaseException:
                 connection.abort()
                 raise
@@ -74,7 +74,9 @@ class ProxyRoute:
             exchange.remote_address = peer(sock)
             return await start(sock, self._context if self._is_tls else None, self._host)
 
-    async def _open_tunnel(self, connection: Connection, target: Target, exchange: Exchange) -> None:
+    async def _open_tunnel(
+        self, connection: Connection, target: Target, exchange: Exchange, context: ssl.SSLContext
+    ) -> None:
         """Have the proxy connect to the target and do the TLS handshake with that."""
         host = f"[{target.host}]" if ":" in target.host else target.host
         head = f"CONNECT {host}:{target.port} HTTP/1.1\r\nHost: {host}:{target.port}\r\n{self._credentials}\r\n"
@@ -89,7 +91,7 @@ class ProxyRoute:
         try:
             with exchange.timed("tls_us"):
                 transport = await asyncio.get_running_loop().start_tls(
-                    connection.transport, connection, self._context, server_hostname=tls_name(target.host)
+                    connection.transport, connection, context, server_hostname=tls_name(target.host)
                 )
         except ssl.SSLError:
             raise

@@ -15,9 +15,9 @@ from webhooks.upkeep.key_rotation import Rekeyed, count, rekey
 
 class Command(BaseCommand):
     help = (
-        "Encrypts webhook secrets and header values with the first key of SECRETS_ENCRYPTION_KEYS. Give every process "
-        "that list of keys before you run this. It can be interrupted and run again. After it has succeeded, you can "
-        "remove the other keys."
+        "Encrypts webhook secrets, header values, authorization, and client certificates with the first key of "
+        "SECRETS_ENCRYPTION_KEYS. Give every process that list of keys before you run this. It can be interrupted and "
+        "run again. After it has succeeded, you can remove the other keys."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
