@@ -20,7 +20,7 @@ from core.json_response import dumps
 from core.redis import RedisUnavailable
 from core.wakeups import EVENTS, SIGNAL, wake_soon
 from events import backlog, event_types, rate
-from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
+from events.api.receipts import accepted_count, batch_receipt, count_events, failure_logged, log_result, receipt
 from events.group_commit import GroupCommit
 from events.ingest import Ingested
 from events.origin import origin_of
@@ -61,6 +61,7 @@ class EventsDoor:
         if caller.strictness != Strictness.FREE and (errors := (await self._check(caller, [event]))[0]):
             raise event_types.refused(errors)
         results, headers = await self._store(request, caller, [event], started)
+        count_events(results)
         status, document, location = receipt(results[0])
         return Response(status, dumps(document), headers={**location, **headers})
 

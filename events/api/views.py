@@ -22,7 +22,7 @@ from core.wakeups import EVENTS, wake_soon
 from events import event_types, rate
 from events.api import openapi
 from events.api import serializers as shapes
-from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
+from events.api.receipts import accepted_count, batch_receipt, count_events, failure_logged, log_result, receipt
 from events.backlog import require_room
 from events.delivery_lookup import delivery_lookup
 from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
@@ -98,6 +98,7 @@ class EventListView(APIView):
         log_result(caller.organization_id, event, result, started)
         if result.status is IngestStatus.ACCEPTED:
             wake_soon(EVENTS)
+        count_events([result])
         status, document, location = receipt(result)
         return Response(document, status, headers={**location, **rate.headers(decision)})
 
