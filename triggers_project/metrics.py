@@ -19,13 +19,13 @@ from prometheus_client.core import GaugeMetricFamily
 from psycopg import Error as PsycopgError
 
 # For the metrics that they declare: each process shows those of all.
-import core.metrics.requests  # noqa: F401
 import events.api.receipts  # noqa: F401
 import webhooks.dispatch.attempt_log
 import webhooks.routing.fan_out  # noqa: F401
 from core.db import borrow_connection
 from core.metrics.page import MetricsPort, make_registry, render
 from core.metrics.process import PUBLISH_SECONDS, publish
+from core.metrics.requests import PROBLEMS
 from core.problems import only_get
 from core.redis_health import check_redis
 from events.backlog import oldest_waiting_seconds, waiting_events
@@ -37,6 +37,8 @@ log = structlog.get_logger()
 COUNT_TO = 10_000
 # Of what a narrow index counts: ten times as many for the same time.
 COUNT_MORE_TO = 100_000
+# The codes of `events.backlog`.
+BACKLOG_CODES = ("backlog_full", "event_backlog_full", "delivery_backlog_full")
 # How long figures are used again, and how long a page waits for new ones before it says that the database is down.
 FRESH_SECONDS = 2.0
 PATIENCE_SECONDS = 5.0
@@ -185,6 +187,10 @@ class MetricsService:
     """A service of the front door: says every few seconds how the web process is, and serves METRICS_BIND."""
 
     async def __aenter__(self) -> MetricsService:
+        # What an alert asks for begins with 0: Prometheus doesn't see the first of a series that wasn't there.
+        for route in ("/api/events", "/api/events/batch"):
+            for code in BACKLOG_CODES:
+                PROBLEMS.inc(route, code, by=0)
         self._task = asyncio.create_task(self._run(), name="metrics")
         return self
 
