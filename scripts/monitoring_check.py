@@ -45,6 +45,7 @@ def main() -> int:
             (Path(folder) / "metrics").mkdir()
             env = {"METRICS_DIR": f"{folder}/metrics", "METRICS_BIND": f"127.0.0.1:{own_port}"}
             stack.start_web(2, {**env, "MAX_WAITING_DELIVERIES": "20"})
+            _ask(f"{stack.url}/api/health/detailed")  # a 503, because no worker lives yet
             stack.start_workers(env)
             started = prometheus.make(Path(folder), _config(own_port), port).start()
             started.wait_for_url(f"http://127.0.0.1:{port}/-/ready")
@@ -53,6 +54,14 @@ def main() -> int:
             if started is not None:
                 started.stop()
             stack.stop()
+
+
+def _ask(request: urllib.request.Request | str) -> None:
+    """Make a request, whatever the response."""
+    try:
+        urllib.request.urlopen(request, timeout=30).close()
+    except urllib.error.HTTPError as error:
+        error.close()
 
 
 def _config(port: int) -> str:
@@ -74,10 +83,7 @@ def _look(stack: Stack, url: str) -> int:
             stack.url + path, json.dumps(body).encode() if body is not None else None,
             {"X-API-Key": key, "Content-Type": "application/json"}, method=method,
         )  # fmt: skip
-        try:
-            urllib.request.urlopen(request, timeout=30).close()
-        except urllib.error.HTTPError as error:
-            error.close()
+        _ask(request)
 
     with Receiver() as good, Receiver(lambda request, number: Response(500)) as bad:
         for receiver in (good, bad):
