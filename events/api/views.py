@@ -30,6 +30,7 @@ from events.models import Event, EventStatus
 from events.origin import Origin, origin_of
 from events.payload import NewEvent, parse_batch, parse_event
 from events.queries import find_events, type_pattern
+from events.tracing import traced
 from orgs.authentication import caller_of
 from orgs.models import Scope, Strictness
 
@@ -93,8 +94,11 @@ class EventListView(APIView):
             raise event_types.refused(errors)
         decision = rate.count(caller, 1)
         require_room(caller.organization_id, 1)
-        with failure_logged(caller.organization_id, [event], started):
-            result = ingest(caller.organization_id, event, _origin(request))
+        with (
+            failure_logged(caller.organization_id, [event], started),
+            traced(_origin(request), "/api/events", caller.organization_id, [event], started) as origin,
+        ):
+            result = ingest(caller.organization_id, event, origin)
         log_result(caller.organization_id, event, result, started)
         if result.status is IngestStatus.ACCEPTED:
             wake_soon(EVENTS)
@@ -181,8 +185,11 @@ class EventBatchView(APIView):
         if valid:
             decision = rate.count(caller, len(valid))
             require_room(caller.organization_id, len(valid))
-            with failure_logged(caller.organization_id, valid, started):
-                results = ingest_batch(caller.organization_id, valid, _origin(request))
+            with (
+                failure_logged(caller.organization_id, valid, started),
+                traced(_origin(request), "/api/events/batch", caller.organization_id, valid, started) as origin,
+            ):
+                results = ingest_batch(caller.organization_id, valid, origin)
         for event, result in zip(valid, results, strict=True):
             log_result(caller.organization_id, event, result, started)
         if accepted_count(results):

@@ -96,6 +96,7 @@ WRONG = {
     "LOGIN_COOLOFF": "0",
     "METRICS_DIR": "/does/not/exist/metrics",
     "METRICS_BIND": "9464",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "127.0.0.1:4318",
 }
 # These are wrong only by being missing, short or no keys, which is told when the rest is right.
 FREE_TEXT = {"REDIS_SENTINEL_PASSWORD", "BIND", "METRICS_TOKEN"}

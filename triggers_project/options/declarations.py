@@ -403,3 +403,9 @@ METRICS_BIND = _monitoring.option(
     "",
     "Address and port that serve `/metrics` to everybody who reaches it, such as `127.0.0.1:9464`.",
 )
+OTEL_EXPORTER_OTLP_ENDPOINT = _monitoring.option(
+    kinds.url("http", "https"),
+    "",
+    "OpenTelemetry collector that traces are sent to by OTLP over HTTP, such as `http://127.0.0.1:4318`; empty means "
+    "none. Needs the packages of requirements-otel.txt.",
+)

@@ -29,6 +29,7 @@ from webhooks.routing.hand_over import HandOver
 from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.matching import SubscribedTypes
 from webhooks.routing.subscribers import Subscribers
+from webhooks.tracing import trace_fan_out
 
 log = structlog.get_logger()
 
@@ -317,8 +318,10 @@ def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> No
 
 
 def _log_outcomes(processed: Sequence[_Processed], started: float) -> None:
-    """Log one line for each event; its duration is the round's, which is how long it took."""
-    duration_ms = round((time.perf_counter() - started) * 1000, 3)
+    """Log, count, and trace each event; its duration is the round's, which is how long it took."""
+    seconds = time.perf_counter() - started
+    duration_ms = round(seconds * 1000, 3)
+    trace_fan_out([entry.event.id for entry in processed], seconds)
     if new := sum(entry.is_new for entry in processed):
         PROCESSED.inc("persisted", by=new)
     if repeated := len(processed) - new:
