@@ -83,7 +83,7 @@ def test_events_are_counted_by_what_became_of_them_and_requests_by_route(api: Ap
     ApiClient("trk_wrong").post("/api/events", event)
     api.get("/api/subscriptions/019a0000-0000-7000-8000-000000000000")
     api.get("/nowhere/at/all")
-    api.request("BREW", "/api/subscriptions")
+    api.request("PROPFIND", "/api/subscriptions")
     found = samples()
     counts = {
         outcome: found.get(("triggers_events_total", outcome)) for outcome in ("accepted", "duplicate", "conflict")
