@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import structlog
 from django.db import DEFAULT_DB_ALIAS, connections
 
 from core.metrics.kinds import Gauge
+
+log = structlog.get_logger()
 
 PUBLISH_SECONDS = 5.0
 
@@ -25,7 +28,14 @@ POOL_WAITING = Gauge(
 
 
 def publish(service: str) -> None:
-    """Write down how this process is.  service: `web`, `worker`, or `backlog_sender`."""
+    """Write down how this process is; never raises.  service: `web`, `worker`, or `backlog_sender`."""
+    try:
+        _publish(service)
+    except Exception as error:
+        log.error("metrics_not_kept", setting="METRICS_DIR", reason=repr(error)[:300])
+
+
+def _publish(service: str) -> None:
     PROCESSES.set(1, service)
     pool = connections[DEFAULT_DB_ALIAS].pool  # type: ignore[attr-defined]
     stats = pool.get_stats() if pool is not None else {}

@@ -27,8 +27,8 @@ from django.conf import settings
 log = structlog.get_logger()
 
 MAX_SLOTS = 1000
-# Of one slot.  The file is sparse: what isn't used takes no memory.  Hundreds of bytes for each combination of labels.
-SLOT_BYTES = 1 << 20
+# Of one slot: some 200 bytes for each combination of labels.
+SLOT_BYTES = 1 << 18
 
 _MAGIC = b"TRGMTX01"
 _HEADER = struct.Struct("=8sQ")  # the magic number, and how many bytes are used
@@ -45,7 +45,8 @@ class Slot:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor  # open, and so locked, as long as the process lives
-        os.ftruncate(descriptor, SLOT_BYTES)
+        # Raises OSError where there is no room.  Writing into a mapped file that has none would kill the process.
+        os.posix_fallocate(descriptor, 0, SLOT_BYTES)
         self._memory = mmap.mmap(descriptor, SLOT_BYTES)
         magic, used = _HEADER.unpack_from(self._memory)
         if magic != _MAGIC or not _HEADER.size <= used <= SLOT_BYTES:

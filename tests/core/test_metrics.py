@@ -85,6 +85,26 @@ def test_a_full_slot_and_a_folder_that_cannot_be_written_to_stop_nobody(tmp_path
     Store(tmp_path / "file").numbers(("c", "x"), 1)[0] += 1
 
 
+def test_a_disk_without_room_stops_nobody(tmp_path: Path) -> None:
+    """Written into through memory, a file for which there is no room kills its process."""
+    program = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from core.metrics.store import Store, read_all\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "import django; django.setup()\n"
+        "numbers = Store(Path(sys.argv[1])).numbers(('c', 'x'), 10_000)\n"
+        "numbers[9_999] += 1\n"
+        "assert read_all(Path(sys.argv[1])) == {}\n"
+    )
+    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "triggers_project.settings"}
+    command = [sys.executable, "-c", program, str(tmp_path / "metrics")]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "metrics_not_kept" in done.stderr
+
+
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a test declare metrics that nobody else sees."""
