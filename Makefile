@@ -8,12 +8,12 @@ STAMP := $(VENV)/.installed
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format bench soak image chart-check clean
+.PHONY: help run test coverage lint format bench soak image chart-check monitoring-check clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
-$(STAMP): requirements.txt requirements-dev.txt
+$(STAMP): requirements.txt requirements-otel.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
@@ -53,6 +53,9 @@ chart-check: $(STAMP) ## check what the Helm chart makes against the schemas of 
 
 soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
 	@exec $(PY) -m soak
+
+monitoring-check: $(STAMP) ## ask a real Prometheus for everything that the board and the alerts show
+	@exec $(PY) -m scripts.monitoring_check
 
 clean: ## delete the virtual environment, the local servers, and their data
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import structlog
 from django.http import HttpRequest, HttpResponse
 
+from core.metrics.requests import PROBLEMS, count_request, route_of
 from core.problems import Problem, problem_response
 
 log = structlog.get_logger()
@@ -47,7 +48,12 @@ class RequestMiddleware:
                 )
             else:
                 response = self.get_response(request)
-            elapsed_ms = (time.perf_counter() - started) * 1000
+            seconds = time.perf_counter() - started
+            elapsed_ms = seconds * 1000
+            route = route_of(request)
+            count_request(request.method or "", route, response.status_code, seconds)
+            if (code := getattr(response, "problem_code", None)) is not None:
+                PROBLEMS.inc(route, code)
             response["X-Request-Id"] = request_id
             response["X-Response-Time"] = f"{elapsed_ms:.2f}ms"
             if is_api:

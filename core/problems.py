@@ -220,4 +220,6 @@ def problem_response(request: HttpRequest, problem: Problem) -> HttpResponse:
     body = orjson.dumps(document(request, problem))
     # Set here: a request that is refused before Django's middleware would otherwise get a chunked response.
     headers = {**problem.headers, "Content-Length": str(len(body))}
-    return HttpResponse(body, status=problem.status_code, content_type=MEDIA_TYPE, headers=headers)
+    response = HttpResponse(body, status=problem.status_code, content_type=MEDIA_TYPE, headers=headers)
+    response.problem_code = problem.code  # type: ignore[attr-defined]  # for the middleware, which counts them
+    return response

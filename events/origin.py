@@ -7,6 +7,8 @@ import re
 import uuid
 from dataclasses import dataclass
 
+from core.tracing import current_span_id
+
 MAX_TRACESTATE_CHARACTERS = 512
 _MAX_MEMBERS = 32
 # Members longer than this are the first to go where a tracestate is too long (§3.3.1.5).
@@ -101,10 +103,10 @@ def split_trace(trace: str | None) -> tuple[str | None, str | None]:
 
 
 def trace_headers(trace: str) -> list[tuple[str, str]]:
-    """Return the headers that carry a stored trace on, with a span id of their own."""
+    """Return the headers that carry a stored trace on, with the id of the current span, or one of their own."""
     traceparent, tracestate = split_trace(trace)
     version, trace_id, _, flags = (traceparent or "").split("-")
-    span_id = _NO_SPAN
+    span_id = current_span_id.get() or _NO_SPAN
     while span_id == _NO_SPAN:
         span_id = os.urandom(8).hex()
     headers = [("traceparent", f"{version}-{trace_id}-{span_id}-{flags}")]

@@ -10,12 +10,16 @@ from django.conf import settings
 from core.front_door.app import FrontDoor
 from core.garbage_collection import freeze_gc
 from events.api.front_door import EventsDoor
+from triggers_project.metrics import MetricsService
 from webhooks.api.inbox_door import InboxDoor
 
 events_door = EventsDoor()
 inbox_door = InboxDoor(events_door.authenticator)
 application = FrontDoor(
-    {**events_door.routes(), **inbox_door.routes()}, site, settings.WEB_THREADS, [events_door.commits, inbox_door.room]
+    {**events_door.routes(), **inbox_door.routes()},
+    site,
+    settings.WEB_THREADS,
+    [events_door.commits, inbox_door.room, MetricsService()],
 )
 
 freeze_gc()

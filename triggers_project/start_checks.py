@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from core.db import describe_database_fault
 from core.redis import breaker
+from core.tracing import require_packages
 
 log = structlog.get_logger()
 
@@ -41,7 +42,8 @@ CLUSTER = (
 
 
 def check_services() -> None:
-    """Check both.  Raises ImproperlyConfigured with one line that names the setting."""
+    """Check both, and whether traces can be sent.  Raises ImproperlyConfigured with one line that names the setting."""
+    require_packages()
     check_database()
     check_redis()
 

@@ -10,7 +10,7 @@ from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from core.openapi.view import schema_view
-from triggers_project import health
+from triggers_project import health, metrics
 
 
 def index(request: HttpRequest) -> HttpResponse:
@@ -22,6 +22,7 @@ def index(request: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("api/", include("events.api.urls")),  # first: nothing is asked for so often
     path("", index, name="index"),
+    path("metrics", csrf_exempt(metrics.page), name="metrics"),
     path("api/health", csrf_exempt(health.health), name="health"),
     path("api/health/detailed", csrf_exempt(health.health_detailed), name="health-detailed"),
     path("api/schema", csrf_exempt(schema_view), name="schema"),

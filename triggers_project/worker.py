@@ -31,9 +31,11 @@ from rq.utils import now
 from rq.worker import WorkerStatus
 
 from core.db import borrow_connection
+from core.metrics.process import publish
 from core.process import prepare
 from core.redis import RedisUnavailable, call_redis
 from core.wakeups import EVENTS, JOB_TIMEOUT_SECONDS, SignalListener, WakeUp, wake
+from triggers_project import metrics
 from triggers_project.jobs import fan_out_for, last_fan_out, process_events
 from triggers_project.start_checks import check_services
 from webhooks.dispatch.sender import current_sender, start_sender
@@ -122,6 +124,7 @@ class TriggersWorker(SimpleWorker):
             listener.stop()
             sender.stop(settings.WORKER_SHUTDOWN_GRACE)
             housekeeping.join(timeout=5)
+            metrics.port.close()
             with contextlib.suppress(RedisError, OSError):
                 self.register_death()
         return worked
@@ -219,6 +222,8 @@ class TriggersWorker(SimpleWorker):
         """Sweep and send heartbeats until the worker stops; no failure ends this thread."""
         sweep = Sweep(self._events_waiting)
         beat_at = float("-inf")
+        publish("worker")
+        metrics.port.open()
         while not self._asked_to_stop.wait(settings.SWEEP_INTERVAL):
             try:
                 borrow_connection(sweep.run)
@@ -229,6 +234,8 @@ class TriggersWorker(SimpleWorker):
                 _show_life()
             if time.monotonic() - beat_at >= HEARTBEAT_SECONDS:
                 beat_at = time.monotonic()
+                publish("worker")
+                metrics.port.open()
                 try:
                     self._beat()
                 except (RedisUnavailable, RedisError, OSError):

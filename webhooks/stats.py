@@ -99,6 +99,18 @@ WHERE locktype = 'advisory' AND classid = {FAN_OUT_LOCK} AND objsubid = 2 AND gr
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """  # noqa: S608 - a constant of ours
 
+# A queue whose breaker isn't closed has been failing since some time, which an index knows.
+COUNT_BREAKERS = """
+SELECT count(*) FILTER (WHERE coalesce(paused_until > statement_timestamp(), false)),
+       count(*) FILTER (WHERE NOT coalesce(paused_until > statement_timestamp(), false))
+FROM webhooks_subscriptionqueue WHERE failing_since IS NOT NULL AND breaker_trips > 0
+"""
+COUNT_QUEUES = "SELECT count(*) FROM (SELECT 1 FROM webhooks_subscriptionqueue LIMIT %(most)s) AS queues"
+# While a round runs, the lease on it ends in the future.
+SWEEP_AGE = """
+SELECT greatest(0, extract(epoch FROM clock_timestamp() - expires_at)) FROM webhooks_tasklease WHERE task = 'sweep'
+"""
+
 
 def _one(statement: str, parameters: dict[str, Any] | None = None) -> float | None:
     with server_cursor() as cursor:
@@ -145,3 +157,16 @@ def oldest_due_seconds() -> float:
     if settings.DISABLE_WEBHOOK_DELIVERY:
         return 0.0
     return max(0.0, _one(OLDEST_DUE, {"max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION}) or 0.0)
+
+
+def breaker_states(most: int) -> dict[str, int]:
+    """Return how many subscriptions' circuit breakers are in each state; of those that are closed, up to `most`."""
+    with server_cursor() as cursor:
+        ((is_open, half_open),) = cursor.execute(COUNT_BREAKERS).fetchall()
+    queues = int(_one(COUNT_QUEUES, {"most": most}) or 0)
+    return {"open": is_open, "half_open": half_open, "closed": max(0, queues - is_open - half_open)}
+
+
+def sweep_age_seconds() -> float | None:
+    """Return how long ago a worker's last sweep ended, in seconds; 0 during one, None if there has been none."""
+    return _one(SWEEP_AGE)

@@ -22,6 +22,7 @@ from django.middleware.security import SecurityMiddleware
 from core.exceptions import problem_for
 from core.front_door.http import ClientGone, Receive, Request, Response, Scope, Send, Stream
 from core.front_door.wsgi_bridge import WSGIApplication, WSGIBridge
+from core.metrics.requests import OTHER, PROBLEMS, count_request
 from core.middleware import MAX_URL_CHARACTERS, REQUEST_ID
 from core.problems import MEDIA_TYPE, Problem, document
 from core.url_prefix import path_below
@@ -85,13 +86,13 @@ class FrontDoor:
         request = Request(scope, receive, given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4()))
         try:
             if handler is not None and self._is_ordinary(request):
-                await self._handle(handler, request, send)
+                await self._handle(handler, path, request, send)
             else:
                 await self._pass_on(request, send)
         except ClientGone:
             return
 
-    async def _handle(self, handler: Handler, request: Request, send: Send) -> None:
+    async def _handle(self, handler: Handler, route: str, request: Request, send: Send) -> None:
         started = time.perf_counter()
         structlog.contextvars.bind_contextvars(request_id=request.request_id)
         response: Response | Stream
@@ -100,11 +101,13 @@ class FrontDoor:
         except ClientGone:
             raise
         except Exception as error:
-            response = _problem_response(request, problem_for(error, request.scope["path"]))
+            problem = problem_for(error, request.scope["path"])
+            PROBLEMS.inc(route, problem.code)
+            response = _problem_response(request, problem)
         if isinstance(response, Stream):
-            await self._send_stream(request, response, send, started)
+            await self._send_stream(request, route, response, send, started)
         else:
-            await self._respond(request, response, send, started)
+            await self._respond(request, route, response, send, started)
 
     async def _pass_on(self, request: Request, send: Send) -> None:
         """Have Django serve the request; a body that is too large for any of its pages is refused here."""
@@ -112,13 +115,15 @@ class FrontDoor:
         try:
             body = await request.read(MAX_SITE_BODY_BYTES)
         except Problem as problem:
-            await self._respond(request, _problem_response(request, problem), send, started)
+            PROBLEMS.inc(OTHER, problem.code)
+            await self._respond(request, OTHER, _problem_response(request, problem), send, started)
         else:
             await self._site(request, body, send)
 
-    async def _respond(self, request: Request, response: Response, send: Send, started: float) -> None:
+    async def _respond(self, request: Request, route: str, response: Response, send: Send, started: float) -> None:
         keep_alive = await request.drain()
-        elapsed_ms = (time.perf_counter() - started) * 1000
+        seconds = time.perf_counter() - started
+        elapsed_ms = seconds * 1000
         headers = [
             (b"content-type", response.media_type.encode()),
             (b"content-length", b"%d" % len(response.body)),
@@ -130,7 +135,8 @@ class FrontDoor:
         ]
         if not keep_alive:
             headers.append((b"connection", b"close"))
-        # Before the response, as Django's middleware does: whoever has the answer finds the line.
+        # Before the response, as Django's middleware does: whoever has the answer finds the line, and the count.
+        count_request(request.scope["method"], route, response.status, seconds)
         log.info(
             "request",
             method=request.scope["method"],
@@ -141,7 +147,7 @@ class FrontDoor:
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         await send({"type": "http.response.body", "body": response.body})
 
-    async def _send_stream(self, request: Request, stream: Stream, send: Send, started: float) -> None:
+    async def _send_stream(self, request: Request, route: str, stream: Stream, send: Send, started: float) -> None:
         """Send chunks until there are no more, the client goes, or the server stops."""
         headers = [
             (b"content-type", stream.media_type.encode()),
@@ -150,6 +156,7 @@ class FrontDoor:
             (b"x-accel-buffering", b"no"),  # nginx would keep them back
             *self._security_headers,
         ]
+        count_request(request.scope["method"], route, stream.status, time.perf_counter() - started)
         log.info(
             "request",
             method=request.scope["method"],

@@ -20,16 +20,19 @@ from core.json_response import dumps
 from core.redis import RedisUnavailable
 from core.wakeups import EVENTS, SIGNAL, wake_soon
 from events import backlog, event_types, rate
-from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
+from events.api.receipts import accepted_count, batch_receipt, count_events, failure_logged, log_result, receipt
 from events.group_commit import GroupCommit
 from events.ingest import Ingested
 from events.origin import origin_of
 from events.pacing import Pacing
 from events.payload import NewEvent, parse_batch, parse_event
+from events.tracing import traced
 from orgs.front_door import Authenticator
 from orgs.keys import Caller
 from orgs.models import Scope, Strictness
 
+EVENTS_ROUTE = "/api/events"
+BATCH_ROUTE = "/api/events/batch"
 # Pause between two signals of this process.
 SHARE_SECONDS = 0.002
 
@@ -50,8 +53,8 @@ class EventsDoor:
         """Return the handlers by method and path."""
         requires = self.authenticator.requires
         return {
-            ("POST", "/api/events"): requires(Scope.EVENTS_WRITE, self._accept_event),
-            ("POST", "/api/events/batch"): requires(Scope.EVENTS_WRITE, self._accept_batch),
+            ("POST", EVENTS_ROUTE): requires(Scope.EVENTS_WRITE, self._accept_event),
+            ("POST", BATCH_ROUTE): requires(Scope.EVENTS_WRITE, self._accept_batch),
         }
 
     async def _accept_event(self, request: Request, caller: Caller) -> Response:
@@ -60,7 +63,8 @@ class EventsDoor:
         event = parse_event(body)
         if caller.strictness != Strictness.FREE and (errors := (await self._check(caller, [event]))[0]):
             raise event_types.refused(errors)
-        results, headers = await self._store(request, caller, [event], started)
+        results, headers = await self._store(request, EVENTS_ROUTE, caller, [event], started)
+        count_events(results)
         status, document, location = receipt(results[0])
         return Response(status, dumps(document), headers={**location, **headers})
 
@@ -80,19 +84,22 @@ class EventsDoor:
         results: list[Ingested] = []
         headers: dict[str, str] = {}
         if valid:
-            results, headers = await self._store(request, caller, valid, started)
+            results, headers = await self._store(request, BATCH_ROUTE, caller, valid, started)
         status, document = batch_receipt(items, results)
         return Response(status, dumps(document), headers=headers)
 
     async def _store(
-        self, request: Request, caller: Caller, events: Sequence[NewEvent], started: float
+        self, request: Request, route: str, caller: Caller, events: Sequence[NewEvent], started: float
     ) -> tuple[list[Ingested], dict[str, str]]:
         """Store the events of a request and wake the workers; return what became of each, and the rate's headers."""
         rate.require_possible(caller, len(events))
         await self._require_room(caller, len(events))
         origin = origin_of(request.request_id, request.header(b"traceparent"), request.header(b"tracestate"))
         await self._pace(caller)
-        with failure_logged(caller.organization_id, events, started):
+        with (
+            failure_logged(caller.organization_id, events, started),
+            traced(origin, route, caller.organization_id, events, started) as origin,
+        ):
             results, decision = await self.commits.accept(caller, events, request.memo, origin)
         if accepted_count(results):
             self._signal()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter as Counts
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import structlog
 
+from core.metrics.kinds import Counter
 from core.problems import Problem
 from core.url_prefix import full_path
 from events.api import serializers as shapes
@@ -24,6 +26,13 @@ _LOGGED = {
     IngestStatus.DUPLICATE: "duplicate",
     IngestStatus.CONFLICT: "already_exists",
 }
+
+EVENTS = Counter(
+    "triggers_events_total",
+    "Events that were read, by what became of each. Those of a request that was refused as a whole are not in it.",
+    ["outcome"],
+)
+INVALID = "invalid"  # an item of a batch
 
 _receipt = shapes.EventReceipt()
 _item_receipt = shapes.BatchItemReceipt()
@@ -50,6 +59,17 @@ def failure_logged(organization_id: uuid.UUID, events: Sequence[NewEvent], start
                 duration_ms=round((time.perf_counter() - started) * 1000, 3),
             )
         raise
+
+
+def count_events(results: Sequence[Ingested], invalid: int = 0) -> None:
+    """Count the events of a request.  invalid: how many of a batch were refused for what they are."""
+    if len(results) == 1:  # nearly always
+        EVENTS.inc(results[0].status.value)
+    else:
+        for status, number in Counts(result.status for result in results).items():
+            EVENTS.inc(status.value, by=number)
+    if invalid:
+        EVENTS.inc(INVALID, by=invalid)
 
 
 def log_result(organization_id: uuid.UUID, event: NewEvent, result: Ingested, started: float) -> None:
@@ -89,6 +109,7 @@ def batch_receipt(
     remaining = iter(results)
     became = [next(remaining) if isinstance(item, NewEvent) else item for item in items]
     accepted = accepted_count(results)
+    count_events(results, len(items) - len(results))
     document = {"accepted": accepted, "data": [_item_receipt.to_representation(one) for one in became]}
     return (202 if accepted else 200), document
 

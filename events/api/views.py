@@ -22,7 +22,7 @@ from core.wakeups import EVENTS, wake_soon
 from events import event_types, rate
 from events.api import openapi
 from events.api import serializers as shapes
-from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
+from events.api.receipts import accepted_count, batch_receipt, count_events, failure_logged, log_result, receipt
 from events.backlog import require_room
 from events.delivery_lookup import delivery_lookup
 from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
@@ -30,6 +30,7 @@ from events.models import Event, EventStatus
 from events.origin import Origin, origin_of
 from events.payload import NewEvent, parse_batch, parse_event
 from events.queries import find_events, type_pattern
+from events.tracing import traced
 from orgs.authentication import caller_of
 from orgs.models import Scope, Strictness
 
@@ -93,11 +94,15 @@ class EventListView(APIView):
             raise event_types.refused(errors)
         decision = rate.count(caller, 1)
         require_room(caller.organization_id, 1)
-        with failure_logged(caller.organization_id, [event], started):
-            result = ingest(caller.organization_id, event, _origin(request))
+        with (
+            failure_logged(caller.organization_id, [event], started),
+            traced(_origin(request), "/api/events", caller.organization_id, [event], started) as origin,
+        ):
+            result = ingest(caller.organization_id, event, origin)
         log_result(caller.organization_id, event, result, started)
         if result.status is IngestStatus.ACCEPTED:
             wake_soon(EVENTS)
+        count_events([result])
         status, document, location = receipt(result)
         return Response(document, status, headers={**location, **rate.headers(decision)})
 
@@ -180,8 +185,11 @@ class EventBatchView(APIView):
         if valid:
             decision = rate.count(caller, len(valid))
             require_room(caller.organization_id, len(valid))
-            with failure_logged(caller.organization_id, valid, started):
-                results = ingest_batch(caller.organization_id, valid, _origin(request))
+            with (
+                failure_logged(caller.organization_id, valid, started),
+                traced(_origin(request), "/api/events/batch", caller.organization_id, valid, started) as origin,
+            ):
+                results = ingest_batch(caller.organization_id, valid, origin)
         for event, result in zip(valid, results, strict=True):
             log_result(caller.organization_id, event, result, started)
         if accepted_count(results):

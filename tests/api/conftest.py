@@ -30,6 +30,8 @@ BOTH_DOORS = {
     "test_key_cache",
     "test_limits",
     "test_manners",
+    "test_metrics",
+    "test_tracing",
 }
 
 

@@ -133,7 +133,7 @@ class Container:
         }  # fmt: skip
         self.values = values
         self.path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(app)}
-        self.port = free_port()
+        self.port, self.metrics_port = free_port(), free_port()
 
     def environment(self, service: str) -> dict[str, str]:
         """Return the service's variables as compose would fill them in, with the tests' servers."""
@@ -149,6 +149,9 @@ class Container:
         given |= {"DATABASE_URL": postgres.url("deployment"), "REDIS_URL": valkey.url(db=7)}
         if "WORKER_HEARTBEAT_FILE" in given:
             given["WORKER_HEARTBEAT_FILE"] = str(self.app / "worker-alive")
+        given["METRICS_DIR"] = str(self.app / "metrics")
+        if "METRICS_BIND" in given:
+            given["METRICS_BIND"] = f"127.0.0.1:{self.metrics_port}"
         return {**self.path, **given, "PORT": str(self.port), "BIND": f"127.0.0.1:{self.port}"}
 
     def start(self, service: str, command: list[str]) -> Process:
@@ -211,6 +214,7 @@ def test_the_web_container_serves_is_healthy_and_stops(container: Container) -> 
         assert stylesheet
         assert _get(container.port, stylesheet[1])[0] == 200
         assert _get(container.port, "/api/docs")[0] == 200
+        assert 'triggers_processes{service="web"}' in _get(container.metrics_port, "/metrics", Host="web:9464")[2]
         assert process.stop() == 0
         assert container.run("web", yaml.safe_load(check[1])).returncode != 0
     finally:

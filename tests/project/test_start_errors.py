@@ -94,9 +94,12 @@ WRONG = {
     "WEBHOOK_CA_FILE": "/does/not/exist.pem",
     "LOGIN_FAILURE_LIMIT": "0",
     "LOGIN_COOLOFF": "0",
+    "METRICS_DIR": "/does/not/exist/metrics",
+    "METRICS_BIND": "9464",
+    "OTEL_EXPORTER_OTLP_ENDPOINT": "127.0.0.1:4318",
 }
 # These are wrong only by being missing, short or no keys, which is told when the rest is right.
-FREE_TEXT = {"REDIS_SENTINEL_PASSWORD", "BIND"}
+FREE_TEXT = {"REDIS_SENTINEL_PASSWORD", "BIND", "METRICS_TOKEN"}
 SECRETS = {"SECRET_KEY": "hunter2", "SECRETS_ENCRYPTION_KEYS": "hunter2"}
 
 

@@ -238,7 +238,7 @@ def _pinned(name: str) -> dict[str, str]:
     return pins
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-otel.txt", "requirements-dev.txt"])
 def test_every_dependency_is_pinned_and_what_is_installed_is_what_is_pinned(name: str) -> None:
     pins = _pinned(name)
     assert pins

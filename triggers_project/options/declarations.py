@@ -384,3 +384,28 @@ LOGIN_COOLOFF = _login.option(
     "15m",
     "How long the lockout lasts.",
 )
+
+# --- Monitoring -------------------------------------------------------------------------------------
+_monitoring = Section("Monitoring")
+METRICS_DIR = _monitoring.option(
+    kinds.writable_folder,
+    "",
+    "Folder that web processes and workers of one machine share and keep their metrics in, best in memory, such as "
+    "`/run/triggers/metrics`; empty turns metrics off.",
+)
+METRICS_TOKEN = _monitoring.option(
+    kinds.text,
+    "",
+    "Bearer token with which `GET /metrics` of the web server responds; without it, there is no such page.",
+)
+METRICS_BIND = _monitoring.option(
+    kinds.address_with_port,
+    "",
+    "Address and port that serve `/metrics` to everybody who reaches it, such as `127.0.0.1:9464`.",
+)
+OTEL_EXPORTER_OTLP_ENDPOINT = _monitoring.option(
+    kinds.url("http", "https"),
+    "",
+    "OpenTelemetry collector that traces are sent to by OTLP over HTTP, such as `http://127.0.0.1:4318`; empty means "
+    "none. Needs the packages of requirements-otel.txt.",
+)

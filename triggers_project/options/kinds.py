@@ -175,12 +175,23 @@ def _writable_file(raw: str) -> str:
     return value
 
 
+def _writable_folder(raw: str) -> str:
+    """Return the folder, which may have to be made yet."""
+    value = raw.strip().rstrip("/")
+    if value and not (
+        os.path.isabs(value) and os.access(value if os.path.isdir(value) else os.path.dirname(value), os.W_OK)
+    ):
+        raise ValueError
+    return value
+
+
 path_segment = Kind("a path segment of letters, digits, -, and _ that isn't api or static", _path_segment)
 url_prefix = Kind(
     "a path such as /triggers, of letters, digits, -, _, and slashes, that doesn't start with api or static",
     _url_prefix,
 )
 readable_file = Kind("the path of a file that can be read", _readable_file)
+writable_folder = Kind("the absolute path of a folder that can be written to, or made", _writable_folder)
 writable_file = Kind("the path of a file in a folder that can be written to", _writable_file)
 
 
@@ -236,6 +247,14 @@ def _hosts_with_ports(raw: str) -> tuple[tuple[str, int], ...]:
     return tuple(hosts)
 
 
+def _address_with_port(raw: str) -> tuple[str, int] | None:
+    if not raw.strip():
+        return None
+    ((host, port),) = _hosts_with_ports(raw)
+    return host, port
+
+
+address_with_port = Kind("an address with a port such as 127.0.0.1:9464", _address_with_port)
 ports = Kind(
     "port numbers from 1 to 65535, separated by commas", lambda raw: frozenset(_port(part) for part in _split(raw))
 )

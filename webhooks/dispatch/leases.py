@@ -12,7 +12,7 @@ from psycopg.rows import class_row
 
 from core.db import in_transaction, server_cursor
 from webhooks.destinations.outcome import Failure
-from webhooks.dispatch.attempt_log import LoggedAttempt, log_attempt
+from webhooks.dispatch.attempt_log import LoggedAttempt, count_attempts, log_attempt
 from webhooks.models import DeliveryStatus
 from webhooks.queues import lock_queues
 from webhooks.rollups import count_lost_attempts
@@ -135,27 +135,27 @@ def expire(limit: int = 1000) -> int:
         return _note_lost(returned) if returned else []
 
     lost = in_transaction(work)
-    for row in lost:
-        _log_lost(row)
+    attempts = [_lost_attempt(row) for row in lost]
+    count_attempts(attempts)
+    for attempt in attempts:
+        log_attempt(attempt)
     if lost:
         log.warning("leases_expired", deliveries=len(lost))
     return len(lost)
 
 
-def _log_lost(row: _LostDelivery) -> None:
+def _lost_attempt(row: _LostDelivery) -> LoggedAttempt:
     given_up = row.status == DeliveryStatus.PENDING and row.lost_before + 1 >= MAX_WORKERS_LOST
-    log_attempt(
-        LoggedAttempt(
-            became=DeliveryStatus.FAILED if given_up else row.status,
-            delivery_id=row.id,
-            number=row.number,
-            event_id=row.event_id,
-            subscription_id=row.subscription_id,
-            organization_id=row.organization_id,
-            request_id=row.request_id,
-            trace=row.trace,
-            error=Failure.WORKER_LOST,
-        )
+    return LoggedAttempt(
+        became=DeliveryStatus.FAILED if given_up else row.status,
+        delivery_id=row.id,
+        number=row.number,
+        event_id=row.event_id,
+        subscription_id=row.subscription_id,
+        organization_id=row.organization_id,
+        request_id=row.request_id,
+        trace=row.trace,
+        error=Failure.WORKER_LOST,
     )
 
 

@@ -15,7 +15,7 @@ from core.db import KEEP_PLANS, in_transaction, is_transient, pipelined, server_
 from core.encryption import Sealer
 from webhooks.destinations.exchange import seal_exchange
 from webhooks.destinations.outcome import Outcome
-from webhooks.dispatch.attempt_log import LATE, LoggedAttempt, log_attempt
+from webhooks.dispatch.attempt_log import LATE, LoggedAttempt, count_attempts, log_attempt
 from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failure, after_success
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
@@ -191,6 +191,7 @@ def record_results(results: Sequence[AttemptResult]) -> bool:
     """
     batches = in_transaction(lambda: [_record(batch) for batch in _without_repeats(results)])
     for _, _, attempts in batches:
+        count_attempts(attempts)
         for attempt in attempts:
             log_attempt(attempt)
     for disabled, _, _ in batches:
@@ -363,7 +364,15 @@ def _logged(result: AttemptResult, row: _RecordedAttempt) -> LoggedAttempt:
         outcome.status_code,
         result.duration_ms,
         outcome.exchange,
+        _latency(result) if row.held_lease and row.status == DeliveryStatus.DELIVERED else None,
     )
+
+
+def _latency(result: AttemptResult) -> float | None:
+    """Return the seconds since the event was accepted; what an operator sends again days later says nothing."""
+    if result.delivery.cause != "schedule":
+        return None
+    return result.started_at - result.delivery.event_created_at.timestamp() + result.duration_ms / 1000
 
 
 def _sealed_exchange(result: AttemptResult) -> bytes | None:

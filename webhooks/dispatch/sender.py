@@ -32,6 +32,7 @@ from webhooks.dispatch.delivery import AttemptResult, ClaimedDelivery
 from webhooks.dispatch.in_flight import InFlight
 from webhooks.dispatch.progress import Progress
 from webhooks.dispatch.recorder import Recorder
+from webhooks.tracing import end_attempt, start_attempt
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -275,7 +276,10 @@ class Sender:
             self._in_flight.remove(delivery)
             return
         started_at = claimed.clock.now()
+        span = start_attempt(delivery)
         outcome = await self._destination.send(delivery, started_at)
+        if span is not None:
+            end_attempt(span, outcome)
         if outcome.failure is Failure.INTERNAL_ERROR:
             log.error("attempt_failed_here", delivery_id=str(delivery.delivery_id), reason=outcome.detail)
         duration_ms = (time.monotonic() - started) * 1000

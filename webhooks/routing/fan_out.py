@@ -21,6 +21,7 @@ from django.conf import settings
 
 from core.arrays import plain_array
 from core.db import KEEP_PLANS_WITHOUT_WAITING, in_transaction, is_transient, pipelined, server_cursor
+from core.metrics.kinds import Counter as CounterMetric
 from webhooks.destinations.inbox.arrivals import announce_arrivals
 from webhooks.models import DeliveryStatus
 from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_cursor
@@ -28,8 +29,11 @@ from webhooks.routing.hand_over import HandOver
 from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.matching import SubscribedTypes
 from webhooks.routing.subscribers import Subscribers
+from webhooks.tracing import trace_fan_out
 
 log = structlog.get_logger()
+
+PROCESSED = CounterMetric("triggers_events_processed_total", "Events that were fanned out, by outcome.", ["outcome"])
 
 MAX_REASON_CHARACTERS = 1000
 # A round makes about this many deliveries, some 25 ms of work: that long a newly accepted event may have to wait.
@@ -304,6 +308,7 @@ def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> No
     with server_cursor() as cursor:
         cursor.execute(MARK_FAILED, {"id": event.id, "reason": reason, "max_attempts": settings.EVENT_MAX_ATTEMPTS})
         row = cursor.fetchone()
+    PROCESSED.inc("error")
     log.error(
         "event_processed",
         outcome="error",
@@ -317,8 +322,14 @@ def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> No
 
 
 def _log_outcomes(processed: Sequence[_Processed], started: float) -> None:
-    """Log one line for each event; its duration is the round's, which is how long it took."""
-    duration_ms = round((time.perf_counter() - started) * 1000, 3)
+    """Log, count, and trace each event; its duration is the round's, which is how long it took."""
+    seconds = time.perf_counter() - started
+    duration_ms = round(seconds * 1000, 3)
+    trace_fan_out([entry.event.id for entry in processed], seconds)
+    if new := sum(entry.is_new for entry in processed):
+        PROCESSED.inc("persisted", by=new)
+    if repeated := len(processed) - new:
+        PROCESSED.inc("already_exists", by=repeated)
     for entry in processed:
         log.info(
             "event_processed",

@@ -12,6 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
+from core.metrics.process import publish
 from core.process import lower_priority, prepare
 from webhooks.dispatch.backlog_fan_out import BacklogFanOut
 from webhooks.dispatch.backlog_sender import DUE, HEARTBEAT, HEARTBEAT_SECONDS, READY
@@ -56,6 +57,7 @@ class Command(BaseCommand):
             except OSError:
                 break  # the worker is gone
             message = HEARTBEAT
+            publish("backlog_sender")
             if not sender.is_alive:
                 sys.exit("The sender's thread has ended.")
             if select.select([sys.stdin], [], [], HEARTBEAT_SECONDS)[0]:

@@ -1,0 +1,38 @@
+"""The spans of a request that brings events."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from core import tracing
+from events.origin import Origin
+
+
+@contextmanager
+def traced(
+    origin: Origin, route: str, organization_id: uuid.UUID, events: Sequence[object], started: float
+) -> Iterator[Origin]:
+    """Yield the origin that the events are stored with: if traces are on, one that continues with this request's span.
+
+    started: `time.perf_counter()` when the request came.
+    """
+    if not tracing.is_on():
+        yield origin
+        return
+    attributes: dict[str, Any] = {
+        "http.request.method": "POST",
+        "http.route": route,
+        "triggers.organization_id": str(organization_id),
+        "triggers.events": len(events),
+    }
+    span = tracing.start_span(f"POST {route}", origin.trace, "SERVER", attributes, time.perf_counter() - started)
+    try:
+        yield Origin(origin.request_id, tracing.stored(span, origin.trace))
+    except Exception as error:
+        tracing.end_span(span, type(error).__name__)
+        raise
+    tracing.end_span(span)

@@ -1,0 +1,181 @@
+"""`GET /metrics`: who may read it, what is counted, and what it says while the database is away."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection
+from prometheus_client.parser import text_string_to_metric_families
+
+from core.metrics import kinds
+from core.metrics.store import Store
+from devstack.processes import ROOT
+from devstack.prometheus import find
+from devstack.waiting import wait_until
+from orgs.models import Organization
+from tests.api.helpers import beat
+from tests.conftest import ApiClient
+from tests.servers import postgres
+from tests.webhooks.helpers import accept, result, subscribe
+from triggers_project import metrics
+from webhooks.dispatch.claim import claim
+from webhooks.dispatch.leases import expire
+from webhooks.dispatch.record import record_results
+from webhooks.models import Delivery, SubscriptionQueue
+
+TOKEN = "only-for-tests"
+
+Samples = dict[tuple[str, ...], float]
+
+
+@pytest.fixture(autouse=True)
+def _metrics_are_on(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.METRICS_DIR, settings.METRICS_TOKEN = str(tmp_path), TOKEN
+    own = Store(tmp_path)
+    monkeypatch.setattr(kinds, "store", lambda: own)
+    monkeypatch.setattr(metrics, "_figures", metrics.Figures())
+
+
+def read(accept: str = "") -> str:
+    """Return the page."""
+    answer = ApiClient(None).get("/metrics", Authorization=f"Bearer {TOKEN}", Accept=accept)
+    assert answer.status_code == 200
+    text: str = answer.content.decode()
+    return text
+
+
+def samples() -> Samples:
+    """Return the page's samples: by name, and the values of the labels in the order of their names."""
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(read())
+        for sample in family.samples
+    }
+
+
+@pytest.mark.django_db
+def test_only_who_has_the_token_may_read_and_without_one_there_is_no_page(settings: Any) -> None:
+    client = ApiClient(None)
+    assert client.get("/metrics").status_code == 401
+    assert client.get("/metrics", Authorization="Bearer wrong").status_code == 401
+    assert client.get("/metrics", Authorization="Bearer ü").status_code == 401
+    assert client.post("/metrics").status_code == 405
+    assert client.get("/metrics", Authorization=f"Bearer {TOKEN}").headers["Content-Type"].startswith("text/plain")
+    settings.METRICS_TOKEN = ""
+    assert client.get("/metrics", Authorization="Bearer ").status_code == 404
+    settings.METRICS_TOKEN, settings.METRICS_DIR = TOKEN, ""
+    assert client.get("/metrics", Authorization=f"Bearer {TOKEN}").status_code == 404
+
+
+def test_events_are_counted_by_what_became_of_them_and_requests_by_route(api: ApiClient) -> None:
+    event = {"type": "a", "data": 1}
+    api.post("/api/events", event)
+    api.post("/api/events", {**event, "dedup_id": "x"})
+    api.post("/api/events", {**event, "dedup_id": "x"})
+    api.post("/api/events", {**event, "dedup_id": "x", "data": 2})
+    api.post("/api/events", {"type": ""})
+    api.post("/api/events/batch", [event, {"type": ""}, event])
+    ApiClient("trk_wrong").post("/api/events", event)
+    api.get("/api/subscriptions/019a0000-0000-7000-8000-000000000000")
+    api.get("/nowhere/at/all")
+    api.request("PROPFIND", "/api/subscriptions")
+    found = samples()
+    counts = {
+        outcome: found.get(("triggers_events_total", outcome)) for outcome in ("accepted", "duplicate", "conflict")
+    }
+    assert counts == {"accepted": 4, "duplicate": 1, "conflict": 1}
+    assert found["triggers_events_total", "invalid"] == 1
+    assert {key[1:]: value for key, value in found.items() if key[0] == "triggers_http_problems_total"} == {
+        ("dedup_conflict", "/api/events"): 1, ("invalid", "/api/events"): 1, ("invalid_api_key", "/api/events"): 1,
+        ("not_found", "/api/subscriptions/{subscription_id}"): 1, ("method_not_allowed", "/api/subscriptions"): 1,
+    }  # fmt: skip
+    requests = {
+        key[1:]: value for key, value in found.items() if key[0] == "triggers_http_request_duration_seconds_count"
+    }
+    assert requests["POST", "/api/events", "2xx"] == 3
+    assert requests["POST", "/api/events", "4xx"] == 3
+    assert requests["GET", "/api/subscriptions/{subscription_id}", "4xx"] == 1
+    assert requests["GET", "other", "4xx"] == 1
+    assert requests["other", "/api/subscriptions", "4xx"] == 1
+
+
+def test_attempts_are_counted_by_outcome_once_they_are_committed(organization: Organization, settings: Any) -> None:
+    settings.DELIVERY_RETRY_SCHEDULE = (0.0, 60.0)
+    subscribe(organization)
+    accept(organization, 4)
+    SubscriptionQueue.objects.update(concurrency_window=100)
+    taken = claim(10).deliveries
+    Delivery.objects.filter(id=taken[3].delivery_id).update(lease_expires_at="2020-01-01T00:00:00Z")
+    assert expire() == 1
+    record_results([result(taken[0]), result(taken[1], 503), result(taken[2], 200)])
+    found = samples()
+    assert {key[1:]: value for key, value in found.items() if key[0] == "triggers_delivery_attempts_total"} == {
+        ("delivered", "2xx"): 2, ("http_status", "5xx"): 1, ("worker_lost", "none"): 1,
+    }  # fmt: skip
+    assert found["triggers_deliveries_completed_total", "delivered"] == 2
+    assert found[("triggers_delivery_attempt_duration_seconds_count",)] == 3
+    assert found[("triggers_delivery_latency_seconds_count",)] == 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_figures_of_the_database_and_of_redis(organization: Organization) -> None:
+    beat()
+    subscribe(organization)
+    accept(organization, 3)
+    SubscriptionQueue.objects.update(breaker_trips=1, failing_since="2020-01-01T00:00:00Z")
+    found = samples()
+    assert found[("triggers_database_up",)] == found[("triggers_redis_up",)] == found[("triggers_workers",)] == 1
+    assert found["triggers_deliveries_paused", "circuit_breaker"] == 3
+    assert found["triggers_circuit_breakers", "half_open"] == 1
+    assert found["triggers_circuit_breakers", "closed"] == 0
+    assert found[("triggers_events_waiting",)] == found[("triggers_deliveries_due",)] == 0
+
+
+def _can_connect() -> bool:
+    connection.close()
+    try:
+        connection.ensure_connection()
+    except OperationalError:
+        return False
+    return True
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_page_comes_without_the_database() -> None:
+    assert samples()[("triggers_database_up",)] == 1
+    metrics._figures = metrics.Figures()
+    postgres.stop("immediate")
+    try:
+        found = samples()
+    finally:
+        postgres.start()
+        wait_until(_can_connect, "the database is not back", 30)
+    assert found[("triggers_database_up",)] == 0
+    assert ("triggers_deliveries_due",) not in found
+    assert ("triggers_redis_up",) in found
+
+
+@pytest.mark.django_db
+def test_prometheus_own_tool_finds_nothing_to_improve() -> None:
+    promtool, more = find("promtool")
+    checked = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=read(), env={**os.environ, **more}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+@pytest.mark.django_db
+def test_the_documentation_lists_every_metric_with_its_labels() -> None:
+    table = re.findall(r"^\| `(triggers_\w+)` \|([^|]*)\|", (ROOT / "docs" / "monitoring.md").read_text(), re.M)
+    documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in table}
+    actual = {name: set(metric.labels) for name, metric in kinds.declared.items()}
+    for family in metrics.read_figures():
+        actual[family.name] = {label for sample in family.samples for label in sample.labels}
+    actual |= {"triggers_workers": set(), "triggers_sweep_age_seconds": set()}  # not always there
+    assert documented == actual

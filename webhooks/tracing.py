@@ -1,0 +1,68 @@
+"""The spans of what becomes of an event: its fan-out, and the attempts to deliver it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import structlog
+
+from core import tracing
+from core.db import server_cursor
+from webhooks.destinations.outcome import Outcome
+from webhooks.dispatch.delivery import ClaimedDelivery
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+
+log = structlog.get_logger()
+
+_FIND_TRACES = (
+    "SELECT id, organization_id, type, trace FROM events_event WHERE id = ANY(%s::uuid[]) AND trace IS NOT NULL"
+)
+
+
+def trace_fan_out(event_ids: Sequence[uuid.UUID], seconds: float) -> None:
+    """Make the spans of events whose fan-out is committed.  No failure of it fails the fan-out."""
+    if not tracing.is_on() or not event_ids:
+        return
+    try:
+        with server_cursor() as cursor:
+            rows = cursor.execute(_FIND_TRACES, (list(event_ids),)).fetchall()
+        for event_id, organization_id, kind, trace in rows:
+            attributes = {
+                "triggers.event_id": str(event_id),
+                "triggers.event_type": kind,
+                "triggers.organization_id": str(organization_id),
+            }
+            tracing.end_span(tracing.start_span("fan-out", trace, "INTERNAL", attributes, seconds))
+    except Exception as error:
+        log.warning("fan_out_not_traced", error=repr(error)[:300])
+
+
+def start_attempt(delivery: ClaimedDelivery) -> Span | None:
+    """Return the span of an attempt that begins, in whose name this task sends requests; None if traces are off."""
+    if not tracing.is_on() or delivery.event_trace is None:
+        return None
+    attributes = {
+        "http.request.method": "POST",
+        "server.address": urlsplit(delivery.endpoint.url).hostname or "",
+        "triggers.delivery_id": str(delivery.delivery_id),
+        "triggers.event_id": str(delivery.event_id),
+        "triggers.event_type": delivery.event_type,
+        "triggers.subscription_id": str(delivery.subscription_id),
+        "triggers.organization_id": str(delivery.organization_id),
+        "triggers.attempts_before": delivery.attempts_used,
+    }
+    span = tracing.start_span("attempt", delivery.event_trace, "CLIENT", attributes)
+    tracing.current_span_id.set(tracing.span_id_of(span))
+    return span
+
+
+def end_attempt(span: Span, outcome: Outcome) -> None:
+    """End the span of an attempt."""
+    error = outcome.failure.value if outcome.failure is not None else ""
+    status = {} if outcome.status_code is None else {"http.response.status_code": outcome.status_code}
+    tracing.end_span(span, error, **status)
