@@ -10,6 +10,7 @@ from rest_framework import serializers
 
 from webhooks import subscriptions
 from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
+from webhooks.form_values import error_texts, read_headers
 from webhooks.inboxes import is_inbox
 from webhooks.models import FORMATS, Subscription
 
@@ -24,21 +25,6 @@ ONLY_OF_ENDPOINTS = (
 )  # fmt: skip
 _FORM_FIELDS = {"event_types": "event_types_text", "headers": "headers_text"}
 _API_FIELDS = {"event_types_text": "event_types", "headers_text": "headers", "remove_headers": "headers"}
-
-
-def read_headers(text: str) -> dict[str, str]:
-    """Return headers from lines of `Name: value`.  Raises ValidationError for any other line."""
-    headers: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, colon, value = line.partition(":")
-        if not colon:
-            raise forms.ValidationError(f"Line {number} must have the form “Name: value”.")
-        if name.strip() in headers:
-            raise forms.ValidationError(f"Line {number} repeats a header.")
-        headers[name.strip()] = value.strip()
-    return headers
 
 
 class SubscriptionForm(_SubscriptionForm):
@@ -120,7 +106,7 @@ class SubscriptionForm(_SubscriptionForm):
         if not serializer.is_valid():
             for name, reasons in serializer.errors.items():
                 field = _FORM_FIELDS.get(name, name)
-                self.add_error(field if field in self.fields else None, _texts(reasons))
+                self.add_error(field if field in self.fields else None, error_texts(reasons))
             return cleaned
         self.values = dict(serializer.validated_data)
         organization = cleaned.get("organization")
@@ -131,12 +117,3 @@ class SubscriptionForm(_SubscriptionForm):
         ):
             self.add_error("organization", "The organization has reached its limit of subscriptions.")
         return cleaned
-
-
-def _texts(reasons: Any) -> list[str]:
-    """Return the serializer's errors, however nested, as a list of texts."""
-    if isinstance(reasons, dict):
-        return [f"{name}: {text}" if name else text for name, inner in reasons.items() for text in _texts(inner)]
-    if isinstance(reasons, list | tuple):
-        return [text for inner in reasons for text in _texts(inner)]
-    return [str(reasons)]

@@ -66,14 +66,19 @@ def distance(moment: datetime.datetime, now: datetime.datetime) -> str:
     return f"{length} ago" if seconds >= 0 else f"in {length}"
 
 
-def recent_attempts(rows: QuerySet[Delivery], most: int) -> list[DeliveryAttempt]:
+def recent_attempts(
+    rows: QuerySet[Delivery], most: int, waiting: QuerySet[Delivery] | None = None
+) -> list[DeliveryAttempt]:
     """Return the newest attempts of these deliveries, with delivery and event, and without their exchanges.
+
+    waiting: those of them that wait for another attempt, in order, if they aren't one subscription's.
 
     There is no index of attempts but by delivery: they are found by the newest deliveries and by those that wait.
     """
     recent = newest(rows.only("id", "created_at", "attempt_count"), NEWEST_DELIVERIES)
     ids = [row.pk for row in recent if row.attempt_count][: 2 * most]
-    waiting = rows.filter(status=DeliveryStatus.PENDING).order_by("-next_attempt_at")
+    if waiting is None:
+        waiting = rows.filter(status=DeliveryStatus.PENDING).order_by("-next_attempt_at")
     ids += [pk for pk, attempts in waiting.values_list("pk", "attempt_count")[:most] if attempts]
     attempts = DeliveryAttempt.objects.filter(delivery_id__in=set(ids)).select_related("delivery__event")
     return list(attempts.defer("sealed_exchange", "delivery__event__data").order_by("-started_at")[:most])
