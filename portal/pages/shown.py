@@ -26,7 +26,9 @@ def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
         "all_events": "*" in row.event_types,
         "state": state,
         "meaning": words.STATES.get(state, ""),
-        "cause": cause_of(row),
+        "cause": _cause(row, now),
+        # Its last error stands beside it in the list.
+        "cause_in_list": _cause(row, now) if state in {SubscriptionState.DISABLED, SubscriptionState.PAUSED} else "",
         # The advice is about the failure, which is over once the endpoint is active again.
         "advice": advice if state != SubscriptionState.ACTIVE else "",
         "about": about,
@@ -38,6 +40,15 @@ def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
         "next_attempt": when(row.next_attempt_at, now) if row.next_attempt_at else "",
         "paused_until": when(row.paused_until, now) if row.paused_until else "",
     }
+
+
+def _cause(row: Any, now: datetime.datetime) -> str:
+    """Return why an endpoint isn't active, without words that only operators know; empty if it is."""
+    if row.state == SubscriptionState.PAUSED:
+        error = error_words(row.last_error or "", row.last_status_code) or "the last attempt failed"
+        return f"{error[:1].upper()}{error[1:]}. The next try is {distance(row.paused_until, now)}."
+    cause = cause_of(row)
+    return cause[:1].upper() + cause[1:]
 
 
 def delivery_row(row: Delivery) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def when(moment: datetime.datetime | None, now: datetime.datetime) -> str:
 def distance(moment: datetime.datetime, now: datetime.datetime) -> str:
     """Return how far away a time is, such as `5 min ago`."""
     seconds = (now - moment).total_seconds()
-    length = format_duration(abs(seconds) * 1000)
+    length = format_duration(max(1, round(abs(seconds))) * 1000)
     return f"{length} ago" if seconds >= 0 else f"in {length}"
 
 
