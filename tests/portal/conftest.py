@@ -14,6 +14,7 @@ from orgs.keys import create_api_key
 from orgs.models import Organization, Scope
 from portal import web
 from tests.conftest import ApiClient
+from tests.security.conftest import ids as ids  # a fixture
 
 
 class Visitor:
@@ -79,3 +80,15 @@ def visitor(open_portal: Callable[..., Visitor]) -> Visitor:
 def looker(open_portal: Callable[..., Visitor]) -> Visitor:
     """Return a browser whose session of `organization` can only look."""
     return open_portal(read_only=True)
+
+
+@pytest.fixture
+def rows(ids: dict[str, Any]) -> dict[str, Any]:
+    """Return the ids of one row of everything, of `organization`, by the names in the portal's routes."""
+    return {**ids, "endpoint_id": ids["subscription_id"]}
+
+
+def path_in(route: str, rows: dict[str, Any]) -> str:
+    """Return the path of a route below /portal/, with the ids filled in."""
+    path = re.sub(r"<uuid:(\w+)>", lambda match: str(rows[match[1]]), route)
+    return path.removeprefix("portal/")
