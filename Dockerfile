@@ -11,10 +11,11 @@ COPY core core
 COPY orgs orgs
 COPY events events
 COPY webhooks webhooks
+COPY portal portal
 COPY console console
 COPY triggers_project triggers_project
 # collectstatic needs valid settings. These secrets are random and aren't kept.
-RUN python -m compileall -q core orgs events webhooks console triggers_project \
+RUN python -m compileall -q core orgs events webhooks portal console triggers_project \
  && DATABASE_URL=postgres://build@localhost/build REDIS_URL=redis://localhost \
     SECRET_KEY="$(python -c 'import secrets; print(secrets.token_urlsafe(48))')" \
     SECRETS_ENCRYPTION_KEYS="$(python -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())')" \

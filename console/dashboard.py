@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from django.urls import reverse
 from django.utils import timezone
 
-from console.formatting import format_duration
 from core.redis_health import RedisHealth
 from events.backlog import oldest_waiting_seconds, waiting_events
 from events.models import Event, EventStatus
 from webhooks import stats
+from webhooks.display.formatting import format_duration
 from webhooks.models import Delivery, DeliveryStatus
 from webhooks.stats import PauseReason
 

@@ -12,14 +12,15 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
-from console.causes import words_for
 from console.dashboard import COUNT_TO, bounded
-from console.formatting import badge, list_link, short
-from console.series import Span
+from console.formatting import list_link
 from console.spans import SPANS
 from core.db import server_cursor
 from orgs.models import Organization
 from webhooks.delivery_filters import outcome_name
+from webhooks.display.causes import words_for
+from webhooks.display.formatting import badge, short
+from webhooks.display.series import Span
 from webhooks.rollups import NO_ID
 
 SHOWN_CAUSES = 8

@@ -10,13 +10,13 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from console.causes import words_for
-from console.formatting import short
 from console.spans import SPANS
 from core.ids import first_id_since, parse_id
 from events.models import Event
 from orgs.models import Organization
 from webhooks.delivery_filters import is_outcome, of_outcome
+from webhooks.display.causes import words_for
+from webhooks.display.formatting import short
 from webhooks.models import Delivery, Subscription
 
 # The filter offers this many organizations by name; links lead to the others.

@@ -13,18 +13,19 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from console import panels
-from console.charts import percent
 from console.dashboard import COUNT_TO, bounded, read_figures
 from console.failures import read_failures
-from console.formatting import badge, cause_of, format_duration, format_time, host_of_url, list_link, object_link, short
-from console.series import SPANS, EndpointFigures, Span, rank_endpoints, read_series
+from console.formatting import list_link, object_link
 from core.db import server_cursor
 from core.ids import parse_id
 from core.redis import RedisUnavailable, call_redis
 from core.redis_health import NO_RESPONSE, RedisHealth, check_redis
 from core.workers import LiveWorker, list_live_workers
 from orgs.models import Organization
+from webhooks.display import panels
+from webhooks.display.charts import percent
+from webhooks.display.formatting import badge, cause_of, format_duration, format_time, host_of_url, short
+from webhooks.display.series import SPANS, EndpointFigures, Span, rank_endpoints, read_series
 from webhooks.models import ENCRYPTED, Subscription
 from webhooks.rollups import NO_ID
 from webhooks.states import SubscriptionState, in_state, with_state

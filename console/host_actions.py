@@ -11,10 +11,10 @@ from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 
 from console.confirmation import OptionalReasonForm, Question, ReasonForm, answer, question_page, reason_of
-from console.formatting import short, table
 from console.model_admin import BoundedAdmin
 from orgs import audit
 from webhooks import hosts
+from webhooks.display.formatting import short, table
 from webhooks.models import Subscription
 
 MOST_HOSTS = 20

@@ -11,11 +11,11 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 
 from console.confirmation import OptionalReasonForm, Question, answer, question_page, reason_of
-from console.formatting import badge, format_time, short, table
 from console.model_admin import BoundedAdmin
 from console.runs import breaker_sentences, expected_table
 from core.query import ParameterError, moment
 from orgs import audit
+from webhooks.display.formatting import badge, format_time, short, table
 from webhooks.models import BulkRun, Subscription
 from webhooks.upkeep import recovery
 from webhooks.upkeep.preview import COUNT_TO, RecoveryPreview, preview_recovery

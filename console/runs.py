@@ -13,12 +13,13 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 
-from console.causes import error_words
 from console.confirmation import OptionalReasonForm, Question, answer, question_page, reason_of
-from console.formatting import badge, format_time, object_link, short, table
+from console.formatting import object_link
 from console.model_admin import BoundedAdmin
 from events.models import Event
 from orgs import audit
+from webhooks.display.causes import error_words
+from webhooks.display.formatting import badge, format_time, short, table
 from webhooks.models import BulkRun, Delivery, Subscription
 from webhooks.upkeep import replay
 from webhooks.upkeep.bulk_runs import CHUNK

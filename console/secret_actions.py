@@ -16,9 +16,9 @@ from django.utils.safestring import SafeString
 
 from console.confirmation import OptionalReasonForm, Question, answer, question_page, reason_of
 from console.credential_forms import SECRET_TYPES
-from console.formatting import format_time, short, table
 from console.model_admin import BoundedAdmin, new_secret_page
 from webhooks.destinations.http.signing import public_key, secret_key
+from webhooks.display.formatting import format_time, short, table
 from webhooks.models import Subscription
 from webhooks.signing_secrets import (
     MAX_PREVIOUS_SECRETS,

@@ -1,4 +1,4 @@
-"""The time spans that lists can be narrowed to.  The home's time ranges (`console.series`) have the same names."""
+"""The time spans that lists can be narrowed to.  The home's time ranges (`display.series`) have the same names."""
 
 from __future__ import annotations
 

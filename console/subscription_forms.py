@@ -12,6 +12,7 @@ from console import credential_forms
 from console.credential_forms import CredentialFields, credential_values
 from webhooks import subscriptions
 from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
+from webhooks.form_values import error_texts, read_headers
 from webhooks.inboxes import is_inbox
 from webhooks.models import FORMATS, Subscription
 
@@ -32,21 +33,6 @@ _API_FIELDS = {
     "remove_headers": "headers",
     **credential_forms.API_FIELDS,
 }
-
-
-def read_headers(text: str) -> dict[str, str]:
-    """Return headers from lines of `Name: value`.  Raises ValidationError for any other line."""
-    headers: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, colon, value = line.partition(":")
-        if not colon:
-            raise forms.ValidationError(f"Line {number} must have the form “Name: value”.")
-        if name.strip() in headers:
-            raise forms.ValidationError(f"Line {number} repeats a header.")
-        headers[name.strip()] = value.strip()
-    return headers
 
 
 class SubscriptionForm(CredentialFields, _SubscriptionForm):
@@ -133,7 +119,7 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         if not serializer.is_valid():
             for name, reasons in serializer.errors.items():
                 field = _FORM_FIELDS.get(name, name)
-                self.add_error(field if field in self.fields else None, _texts(reasons))
+                self.add_error(field if field in self.fields else None, error_texts(reasons))
             return cleaned
         self.values = dict(serializer.validated_data)
         organization = cleaned.get("organization")
@@ -144,12 +130,3 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         ):
             self.add_error("organization", "The organization has reached its limit of subscriptions.")
         return cleaned
-
-
-def _texts(reasons: Any) -> list[str]:
-    """Return the serializer's errors, however nested, as a list of texts."""
-    if isinstance(reasons, dict):
-        return [f"{name}: {text}" if name else text for name, inner in reasons.items() for text in _texts(inner)]
-    if isinstance(reasons, list | tuple):
-        return [text for inner in reasons for text in _texts(inner)]
-    return [str(reasons)]

@@ -32,7 +32,8 @@ def record(
     transactions (a command that goes through a table) gets an entry before the first one, and one with its figures
     after the last.
 
-    actor: `key:<prefix>`, `user:<name>`, `command:<name>`, or `system:worker` for what happens by itself.
+    actor: `key:<prefix>`, `user:<name>`, `portal:<session>`, `command:<name>`, or `system:worker` for what happens by
+    itself.
     target: the id of what it was done to.  name: what people call that, such as a subscription's URL.  An act on many
     rows is one entry, with their number and what chose them in `detail`, and their ids in `targets`, of which
     MOST_TARGETS are kept: the history of each of them leads to the entry.

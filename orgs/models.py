@@ -85,6 +85,8 @@ class Scope(models.TextChoices):
     DELIVERIES_RETRY = "deliveries:retry"
     INBOX_CONSUME = "inbox:consume"
     KEYS_MANAGE = "keys:manage"
+    # A session of the portal manages subscriptions and reads and retries deliveries, whatever else the key may do.
+    PORTAL_LINKS = "portal:links"
 
 
 def all_scopes() -> list[str]:
@@ -127,7 +129,8 @@ class AuditEntry(models.Model):
         Organization, null=True, on_delete=models.DO_NOTHING, related_name="+", db_constraint=False
     )
     actor = models.CharField(
-        max_length=200, help_text="`key:<prefix>`, `user:<name>`, `command:<name>` or `system:worker`"
+        max_length=200,
+        help_text="`key:<prefix>`, `user:<name>`, `portal:<session>`, `command:<name>`, or `system:worker`",
     )
     action = models.CharField(max_length=60)
     target = models.CharField(max_length=200, blank=True, help_text="The id of what it was done to.")

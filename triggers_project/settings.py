@@ -43,6 +43,7 @@ INSTALLED_APPS = [
     "orgs",
     "events",
     "webhooks",
+    "portal",
 ]
 
 MIDDLEWARE = [
@@ -176,6 +177,7 @@ SPECTACULAR_SETTINGS = {
         {"name": "Subscriptions", "description": "Who receives which events."},
         {"name": "Inbox", "description": "Fetch events instead of receiving webhooks."},
         {"name": "Deliveries", "description": "What became of each event for each subscription."},
+        {"name": "Portal", "description": "Pages for your customers, without an account."},
         {"name": "Keys", "description": "API keys and what they may do."},
         {"name": "Account", "description": "Who the key is, and who did what."},
         {"name": "Health", "description": "How the system is."},

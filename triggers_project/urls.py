@@ -33,6 +33,8 @@ urlpatterns = [
     ),
     path("api/", include("orgs.api.urls")),
     path("api/", include("webhooks.api.urls")),
+    path("api/", include("portal.api.urls")),
+    path("portal/", include("portal.urls")),
     path(f"{settings.ADMIN_PATH}/rq/", include("console.rq_pages")),
     path(f"{settings.ADMIN_PATH}/", admin.site.urls),
 ]

@@ -31,6 +31,18 @@ class DeliveryAction(Enum):
         self.states = states
 
 
+_WHY_NOT_RETRYABLE = {
+    DeliveryStatus.DELIVERING: "The delivery is being sent right now.",
+    DeliveryStatus.HELD: "The delivery is held; enable its subscription first.",
+    DeliveryStatus.CANCELLED: "The delivery was cancelled with its subscription.",
+}
+
+
+def why_not_retryable(delivery: Delivery) -> str:
+    """Return why a retry left this delivery alone."""
+    return _WHY_NOT_RETRYABLE.get(DeliveryStatus(delivery.status), "Its subscription is disabled or deleted.")
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """How many deliveries an action changed.  held: those of them that are held now and weren't meant to be."""

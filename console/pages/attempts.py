@@ -11,20 +11,13 @@ from django.utils.functional import cached_property
 from django.utils.safestring import SafeString
 
 from console import search
-from console.exchange import exchange_blocks
 from console.filters import DeliveryFilter
-from console.formatting import (
-    code_block,
-    format_duration,
-    format_time,
-    host_of_url,
-    object_link,
-    outcome_badge,
-    short,
-)
+from console.formatting import object_link
 from console.lists import LIST_BOUND, BoundedPaginator
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
+from webhooks.display.exchange import exchange_blocks
+from webhooks.display.formatting import code_block, format_duration, format_time, host_of_url, outcome_badge, short
 from webhooks.models import ENCRYPTED, DeliveryAttempt
 
 # By delivery, which is by the time of the event.

@@ -14,11 +14,11 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from console.filters import OrganizationFilter, SpanFilter
-from console.formatting import code_block, format_time, short
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
 from orgs.models import AuditEntry
+from webhooks.display.formatting import code_block, format_time, short
 
 _RECENT_ENTRIES = 50_000
 _FIND_RECENT = """

@@ -14,12 +14,13 @@ from django.utils.safestring import SafeString
 
 from console.actions import ACTION_BOUND, report
 from console.filters import ChoiceFilter, OrganizationFilter
-from console.formatting import badge, code_block, format_time, object_link, short
+from console.formatting import object_link
 from console.model_admin import ReadOnlyAdmin
 from console.runs import describe
 from core.ids import parse_id
 from orgs import audit
 from orgs.models import Organization
+from webhooks.display.formatting import badge, code_block, format_time, short
 from webhooks.models import BulkRun
 from webhooks.upkeep import bulk_runs
 

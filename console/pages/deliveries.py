@@ -16,25 +16,9 @@ from django.utils.safestring import SafeString
 
 from console import search
 from console.actions import ACTION_BOUND
-from console.causes import error_words
 from console.delivery_actions import NOT_BY_FILTER, hold_or_resume, list_filters
-from console.exchange import exchange_blocks
 from console.filters import EventFilter, OrganizationFilter, OutcomeOfLastFilter, SpanFilter, SubscriptionFilter
-from console.formatting import (
-    code_block,
-    delivery_badge,
-    format_duration,
-    format_time,
-    host_of_url,
-    last_result,
-    list_link,
-    next_attempt,
-    object_link,
-    outcome_badge,
-    short,
-    short_id,
-    table,
-)
+from console.formatting import list_link, object_link
 from console.host_actions import stop_or_enable
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
@@ -43,6 +27,21 @@ from console.spans import FAILED_SINCE
 from core.ids import parse_id
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import is_outcome, split_outcome
+from webhooks.display.causes import error_words
+from webhooks.display.exchange import exchange_blocks
+from webhooks.display.formatting import (
+    code_block,
+    delivery_badge,
+    format_duration,
+    format_time,
+    host_of_url,
+    last_result,
+    next_attempt,
+    outcome_badge,
+    short,
+    short_id,
+    table,
+)
 from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.states import DeliveryState, in_delivery_state
 

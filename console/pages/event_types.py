@@ -13,13 +13,13 @@ from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
 from console.filters import OrganizationFilter
-from console.formatting import badge, short
 from console.model_admin import BoundedAdmin
 from core.ids import parse_id
 from events import event_types
 from events.models import EventType
 from events.payload import event_type_error
 from events.schemas import SchemaError, check_schema
+from webhooks.display.formatting import badge, short
 
 if TYPE_CHECKING:
     _EventTypeForm = forms.ModelForm[EventType]

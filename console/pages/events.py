@@ -16,7 +16,7 @@ from console import search
 from console.actions import TooMany, chunks, refuse_too_many, report, selected_ids
 from console.delivery_actions import USE_COMMAND
 from console.filters import ChoiceFilter, OrganizationFilter, SpanFilter
-from console.formatting import badge, code_block, delivery_table, format_time, list_link, short, short_id
+from console.formatting import delivery_table, list_link
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
 from console.runs import ask_and_run
@@ -26,6 +26,7 @@ from core.wakeups import EVENTS, wake
 from events import reprocessing
 from events.models import Event, EventStatus
 from orgs import audit
+from webhooks.display.formatting import badge, code_block, format_time, short, short_id
 from webhooks.models import ENCRYPTED, BulkRun, Delivery
 
 

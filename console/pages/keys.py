@@ -16,11 +16,12 @@ from django.utils.safestring import SafeString
 from console.actions import TooMany, refuse_too_many, report, selected_ids
 from console.confirmation import Question, ReasonForm, answer, question_page, reason_of
 from console.filters import OrganizationFilter
-from console.formatting import badge, format_time, lines, object_link, short, table
+from console.formatting import object_link
 from console.model_admin import BoundedAdmin, new_secret_page
 from core.ids import parse_id
 from orgs import keys
 from orgs.models import ApiKey, AuditEntry, Scope, all_scopes
+from webhooks.display.formatting import badge, format_time, lines, short, table
 
 if TYPE_CHECKING:
     _ApiKeyForm = forms.ModelForm[ApiKey]

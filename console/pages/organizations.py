@@ -11,11 +11,12 @@ from django.http import HttpRequest
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 
-from console.formatting import badge, list_link, short
+from console.formatting import list_link
 from console.model_admin import BoundedAdmin
 from core.ids import parse_id
 from events import event_types
 from orgs.models import Organization
+from webhooks.display.formatting import badge, short
 
 if TYPE_CHECKING:
     _OrganizationForm = forms.ModelForm[Organization]

@@ -24,7 +24,6 @@ from console.actions import ACTION_BOUND, TooMany, refuse_too_many, report, sele
 from console.confirmation import OptionalReasonForm, Question, ReasonForm, answer, question_page, reason_of
 from console.endpoint import endpoint_context
 from console.filters import OrganizationFilter
-from console.formatting import badge, cause_of, format_time, lines, short, short_id, table, with_note
 from console.host_actions import stop_or_enable
 from console.model_admin import BoundedAdmin
 from console.recoveries import ask_and_recover
@@ -32,6 +31,7 @@ from console.runs import ask_and_run
 from console.subscription_forms import ONLY_OF_ENDPOINTS, SubscriptionForm
 from core.ids import parse_id
 from webhooks import endpoint_test, signing_secrets, subscriptions
+from webhooks.display.formatting import badge, cause_of, format_time, lines, short, short_id, table, with_note
 from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Subscription, SubscriptionQueue
 from webhooks.states import DELETED, SubscriptionState, in_state, with_state

@@ -116,8 +116,8 @@ def test_the_home_s_links_keep_the_organization_and_the_time(
 
 
 def test_every_time_range_of_the_home_is_one_of_the_lists(db: None, viewer: Client) -> None:
-    from console.series import SPANS as RANGES
     from console.spans import FAILED_SINCE, SPANS
+    from webhooks.display.series import SPANS as RANGES
 
     for name, span in RANGES.items():
         assert SPANS[name][1].total_seconds() == span.minutes * 60

@@ -13,17 +13,18 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
-from console.formatting import format_duration
 from orgs.models import Organization
 from tests.console.rows import World, list_url, page_url
 from tests.console.test_runs import fill, text_of
 from tests.webhooks.helpers import subscribe
 from webhooks import rollups, subscriptions
+from webhooks.display.formatting import format_duration
 from webhooks.models import Delivery, Gauge, Rollup, Subscription, SubscriptionQueue
 from webhooks.rollups import BUCKETS, NO_ID
 
 HOME = reverse("admin:index")
 CONSOLE = Path(__file__).parents[2] / "console"
+WEBHOOKS = CONSOLE.parent / "webhooks"
 
 
 def test_paused_is_one_number_in_figures_chart_and_table(viewer: Client, organization: Organization) -> None:
@@ -89,10 +90,11 @@ def test_a_duration_looks_the_same_in_the_list_on_the_page_and_in_the_table(worl
 
 
 def test_no_rule_of_the_style_sheet_is_for_nothing() -> None:
-    sheet = re.sub(r"/\*.*?\*/|\{[^}]*\}", " ", (CONSOLE / "static/console/console.css").read_text(), flags=re.S)
+    sheets = (CONSOLE / "static/console/console.css", WEBHOOKS / "static/webhooks/display.css")
+    sheet = re.sub(r"/\*.*?\*/|\{[^}]*\}", " ", "".join(one.read_text() for one in sheets), flags=re.S)
     sources = [
         path.read_text()
-        for root in (CONSOLE, Path(django_admin).parent)
+        for root in (CONSOLE, WEBHOOKS / "display", WEBHOOKS / "templates", Path(django_admin).parent)
         for path in root.rglob("*")
         if path.suffix in {".py", ".html", ".js"}
     ]

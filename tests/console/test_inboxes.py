@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from django.test import Client
 
-from console.causes import words_for
 from orgs.models import Organization
 from tests.console.rows import act, list_url, page_url, said
 from webhooks import subscriptions
 from webhooks.destinations.outcome import Failure
+from webhooks.display.causes import words_for
 from webhooks.models import Subscription
 
 pytestmark = pytest.mark.django_db

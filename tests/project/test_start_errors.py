@@ -92,6 +92,10 @@ WRONG = {
     "WEBHOOK_ALLOWED_PORTS": "443,https",
     "WEBHOOK_PROXY_URL": "socks5://x",
     "WEBHOOK_CA_FILE": "/does/not/exist.pem",
+    "PORTAL_URL": "hooks.example.com",
+    "PORTAL_FRAME_ORIGINS": "https://a.example; script-src *",
+    "PORTAL_COLOR": "blue",
+    "PORTAL_LOGO_URL": "logo.svg",
     "LOGIN_FAILURE_LIMIT": "0",
     "LOGIN_COOLOFF": "0",
     "METRICS_DIR": "/does/not/exist/metrics",
@@ -99,7 +103,7 @@ WRONG = {
     "OTEL_EXPORTER_OTLP_ENDPOINT": "127.0.0.1:4318",
 }
 # These are wrong only by being missing, short or no keys, which is told when the rest is right.
-FREE_TEXT = {"REDIS_SENTINEL_PASSWORD", "BIND", "METRICS_TOKEN"}
+FREE_TEXT = {"REDIS_SENTINEL_PASSWORD", "BIND", "METRICS_TOKEN", "PORTAL_NAME"}
 SECRETS = {"SECRET_KEY": "hunter2", "SECRETS_ENCRYPTION_KEYS": "hunter2"}
 
 

@@ -205,7 +205,7 @@ def test_the_audit_log_and_the_lock_name_the_same_client(user: User, settings: L
 
 def test_no_module_but_one_reads_where_a_request_comes_from() -> None:
     root = Path(__file__).resolve().parents[2]
-    packages = ("core", "orgs", "events", "webhooks", "console", "triggers_project")
+    packages = ("core", "orgs", "events", "webhooks", "portal", "console", "triggers_project")
     readers = [
         str(path.relative_to(root))
         for package in packages

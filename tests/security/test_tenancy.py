@@ -16,11 +16,12 @@ from orgs.keys import create_api_key
 from orgs.models import ApiKey, Organization, Scope
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
+from tests.portal.routes import PORTAL, PORTAL_OPEN
 from webhooks import subscriptions
 
-E, S, D, R, K, T, C = (
+E, S, D, R, K, T, C, P = (
     Scope.EVENTS_WRITE, Scope.SUBSCRIPTIONS_MANAGE, Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY, Scope.KEYS_MANAGE,
-    Scope.EVENT_TYPES_MANAGE, Scope.INBOX_CONSUME,
+    Scope.EVENT_TYPES_MANAGE, Scope.INBOX_CONSUME, Scope.PORTAL_LINKS,
 )  # fmt: skip
 EVENT = {"type": "a.b", "data": 1}
 ITEMS = {"event_ids": ["0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"]}
@@ -61,6 +62,7 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/deliveries/<uuid:delivery_id>": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>/attempts/<int:number>": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>/retry": [("POST", R, None)],
+    "api/portal-links": [("POST", P, {"name": "x"})],
     "api/inbox": [("GET", C, None)],
     "api/inbox/stream": [("GET", C, None)],
     "api/inbox/ack": [("POST", C, ITEMS)],
@@ -93,7 +95,7 @@ def _routes(resolver: URLResolver, prefix: str = "") -> set[str]:
 
 def test_the_walk_knows_every_route() -> None:
     found = {route for route in _routes(get_resolver()) if not route.startswith("admin/")}
-    assert found == OPEN | set(KNOWN), "a new route needs its line in this walk"
+    assert found == OPEN | set(KNOWN) | set(PORTAL) | PORTAL_OPEN, "a new route needs its line in this walk"
 
 
 def test_the_walk_knows_every_method_of_every_route(api: Any, ids: dict[str, Any]) -> None:
@@ -115,7 +117,7 @@ def _everything() -> str:
     """Return all rows of all our tables, as text, but for when a key was last used."""
     rows = [
         row
-        for app in ("orgs", "events", "webhooks")
+        for app in ("orgs", "events", "webhooks", "portal")
         for model in apps.get_app_config(app).get_models()
         for row in model.objects.order_by("pk")
     ]

@@ -12,7 +12,6 @@ from urllib.parse import unquote
 
 import pytest
 
-from console.exchange import exchange_blocks
 from devstack.http_receiver import Receiver
 from devstack.waiting import wait_until
 from orgs.keys import create_api_key
@@ -27,6 +26,7 @@ from webhooks.destinations.outcome import Failure
 from webhooks.destinations.transform import TransformError, check_expression, transform
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results
+from webhooks.display.exchange import exchange_blocks
 from webhooks.models import FORMATS, DeliveryAttempt, Subscription
 
 NEW = {"url": "https://a.example/", "event_types": ["*"]}

@@ -74,12 +74,12 @@ TRUSTED_PROXIES = _process.option(
 URL_PREFIX = _process.option(
     kinds.url_prefix,
     "",
-    "Path under which everything is served, such as `/triggers`. Not `api`, `static`, or ADMIN_PATH.",
+    "Path under which everything is served, such as `/triggers`. Not `api`, `static`, `portal`, or ADMIN_PATH.",
 )
 ADMIN_PATH = _process.option(
     kinds.path_segment,
     "admin",
-    "Path segment of the Django admin; not `api` or `static`.",
+    "Path segment of the Django admin; not `api`, `static`, or `portal`.",
 )
 LOG_LEVEL = _process.option(
     kinds.one_of("DEBUG", "INFO", "WARNING", "ERROR"),
@@ -370,6 +370,35 @@ WEBHOOK_CA_FILE = _egress.option(
     kinds.readable_file,
     "",
     "PEM file of additional certificate authorities to trust for endpoints' certificates.",
+)
+
+# --- The portal -------------------------------------------------------------------------------------
+_portal = Section("The portal")
+PORTAL_URL = _portal.option(
+    kinds.public_origin,
+    "",
+    "Where tenants' browsers reach this installation, such as `https://hooks.example.com`; links to the portal begin "
+    "with it. Empty takes the host at which the link was made.",
+)
+PORTAL_FRAME_ORIGINS = _portal.option(
+    kinds.frame_origins,
+    "",
+    "Sites that may show the portal in a frame, such as `https://app.example.com`; empty means none. Needs HTTPS.",
+)
+PORTAL_NAME = _portal.option(
+    kinds.text,
+    "Webhooks",
+    "Name at the top of the portal's pages.",
+)
+PORTAL_COLOR = _portal.option(
+    kinds.color,
+    "#1f5fbf",
+    "Color of the portal's buttons and links. Where it would be hard to read, it is made darker or lighter.",
+)
+PORTAL_LOGO_URL = _portal.option(
+    kinds.image_url,
+    "",
+    "Logo at the top of the portal's pages; empty means none.",
 )
 
 # --- Admin log-in -----------------------------------------------------------------------------------

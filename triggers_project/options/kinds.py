@@ -70,6 +70,16 @@ def one_of(*choices: str) -> Kind[str]:
     return Kind("one of " + ", ".join(choices), parse)
 
 
+def _color(raw: str) -> str:
+    value = raw.strip().lower()
+    if not re.fullmatch(r"#[0-9a-f]{6}", value):
+        raise ValueError
+    return value
+
+
+color = Kind("a color such as #1f5fbf", _color)
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 
@@ -146,7 +156,7 @@ schedule = Kind("1 to 50 durations such as 0s,5s,5m, separated by commas", _sche
 
 def _path_segment(raw: str) -> str:
     value = raw.strip().strip("/")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", value) or value in {"api", "static"}:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", value) or value in {"api", "static", "portal"}:
         raise ValueError
     return value
 
@@ -156,7 +166,7 @@ def _url_prefix(raw: str) -> str:
     value = raw.strip().strip("/")
     if value and not re.fullmatch(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*", value):
         raise ValueError
-    if value.split("/")[0] in {"api", "static"}:
+    if value.split("/")[0] in {"api", "static", "portal"}:
         raise ValueError
     return f"/{value}" if value else ""
 
@@ -185,9 +195,9 @@ def _writable_folder(raw: str) -> str:
     return value
 
 
-path_segment = Kind("a path segment of letters, digits, -, and _ that isn't api or static", _path_segment)
+path_segment = Kind("a path segment of letters, digits, -, and _ that isn't api, static, or portal", _path_segment)
 url_prefix = Kind(
-    "a path such as /triggers, of letters, digits, -, _, and slashes, that doesn't start with api or static",
+    "a path such as /triggers, of letters, digits, -, _, and slashes, that doesn't start with api, static, or portal",
     _url_prefix,
 )
 readable_file = Kind("the path of a file that can be read", _readable_file)
@@ -210,6 +220,35 @@ def url(*schemes: str) -> Kind[str]:
 
     names = " or ".join(f"{scheme}://" for scheme in schemes)
     return Kind(f"a URL that starts with {names}, with a port up to 65535 if it has one", parse)
+
+
+def _public_origin(raw: str) -> str:
+    value = raw.strip().rstrip("/")
+    if value and not re.fullmatch(r"https?://[^/\s?#@\"';,]+", value):
+        raise ValueError
+    _ = urlsplit(value).port
+    return value
+
+
+def _frame_origins(raw: str) -> list[str]:
+    """Return origins that can stand in a Content-Security-Policy: nothing in them ends a directive."""
+    parts = _split(raw)
+    if not all(re.fullmatch(r"https?://(\*\.)?[A-Za-z0-9.\[\]:-]+", part) for part in parts):
+        raise ValueError
+    return parts
+
+
+def _image_url(raw: str) -> str:
+    value = raw.strip()
+    if value and not re.fullmatch(r"https?://[A-Za-z0-9.:-]+/[^\s\"'<>;,]*", value):
+        raise ValueError
+    _ = urlsplit(value).port
+    return value
+
+
+public_origin = Kind("an origin such as https://hooks.example.com", _public_origin)
+frame_origins = Kind("origins such as https://app.example.com, separated by commas", _frame_origins)
+image_url = Kind("the URL of an image such as https://example.com/logo.svg", _image_url)
 
 
 def _port(raw: str) -> int:

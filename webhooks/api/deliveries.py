@@ -32,16 +32,11 @@ from webhooks.api.viewsets import OrganizationViewSet
 from webhooks.attempts import describe_exchange, exchange_of, request_body
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
-from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
+from webhooks.models import Delivery, DeliveryAttempt
 from webhooks.states import DeliveryState, delivery_state
 
 MAX_ATTEMPTS_SHOWN = 1000
 MAX_ATTEMPT_NUMBER = 2**31 - 1  # of the column
-_WHY_NOT_RETRYABLE = {
-    DeliveryStatus.DELIVERING: "The delivery is being sent right now.",
-    DeliveryStatus.HELD: "The delivery is held; enable its subscription first.",
-    DeliveryStatus.CANCELLED: "The delivery was cancelled with its subscription.",
-}
 
 
 class DeliveryViewSet(OrganizationViewSet[Delivery]):
@@ -158,7 +153,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
                 audit.record_for_caller(request, "delivery.retry", delivery.id, name=name)
         delivery = self.own_row(request, delivery_id)  # as it is by now, with what its answer needs
         if not changed:
-            reason = _WHY_NOT_RETRYABLE.get(DeliveryStatus(delivery.status), "Its subscription is disabled or deleted.")
+            reason = delivery_actions.why_not_retryable(delivery)
             raise Problem(
                 "not_retryable", reason, extra={"delivery_status": delivery_state(delivery.status, delivery.last_error)}
             )

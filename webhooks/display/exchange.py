@@ -1,4 +1,4 @@
-"""How the admin shows what an attempt sent and received."""
+"""How the admin and the portal show what an attempt sent and received."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from console.formatting import SHOWN_CHARACTERS, code_block, format_duration, short
 from core.pretty import excerpt, visible
 from webhooks.attempts import exchange_of, request_body, request_head
 from webhooks.destinations.exchange import Exchange, response_headers, status_line
 from webhooks.destinations.http.curl import BODY_FILE, MAX_BODY_CHARACTERS, body_command, curl_command
+from webhooks.display.formatting import SHOWN_CHARACTERS, code_block, format_duration, short
 from webhooks.models import Delivery, DeliveryAttempt
 
 # Of the page: the beginning of the name of an element that writes a body.
@@ -37,13 +37,18 @@ class _Bodies:
         return element_id, body, format_html('<pre id="{}" hidden>{}</pre>', element_id, command)
 
 
-def exchange_blocks(delivery: Delivery, attempts: Sequence[DeliveryAttempt]) -> list[SafeString]:
-    """Return the whole exchange of each of the delivery's attempts, escaped, for one page."""
+def exchange_blocks(
+    delivery: Delivery, attempts: Sequence[DeliveryAttempt], *, for_tenant: bool = False
+) -> list[SafeString]:
+    """Return the whole exchange of each of the delivery's attempts, escaped, for one page.
+
+    for_tenant: without the address of the operator's proxy.
+    """
     bodies = _Bodies(delivery)
-    return [_exchange_block(attempt, bodies) for attempt in attempts]
+    return [_exchange_block(attempt, bodies, for_tenant) for attempt in attempts]
 
 
-def _exchange_block(attempt: DeliveryAttempt, bodies: _Bodies) -> SafeString:
+def _exchange_block(attempt: DeliveryAttempt, bodies: _Bodies, for_tenant: bool) -> SafeString:
     exchange = exchange_of(attempt)
     if exchange is None:
         response = code_block(attempt.response_body) if attempt.response_body else SafeString("")
@@ -63,7 +68,7 @@ def _exchange_block(attempt: DeliveryAttempt, bodies: _Bodies) -> SafeString:
         command_id=command_id,
         note=_note(exchange, content),
         command=curl_command(exchange),
-        facts=_facts(attempt, exchange),
+        facts=_facts(attempt, exchange, for_tenant),
         sent=_block(sent),
         received=_response(exchange),
         body=code_block(attempt.response_body) if attempt.response_body else "",
@@ -80,7 +85,7 @@ def _note(exchange: Exchange, content: str | None) -> str:
     return note
 
 
-def _facts(attempt: DeliveryAttempt, exchange: Exchange) -> SafeString:
+def _facts(attempt: DeliveryAttempt, exchange: Exchange, for_tenant: bool) -> SafeString:
     """Return the connection and the times, on one line that wraps."""
     times = (
         ("DNS", exchange.dns_us),
@@ -88,7 +93,8 @@ def _facts(attempt: DeliveryAttempt, exchange: Exchange) -> SafeString:
         ("TLS", exchange.tls_us),
         ("first byte", exchange.first_byte_us),
     )
-    address = exchange.remote_address or "none"
+    # Which proxy the operator uses is its own business.
+    address = "not shown" if exchange.via_proxy and for_tenant else exchange.remote_address or "none"
     facts = [
         ("proxy" if exchange.via_proxy else "remote address", address),
         ("connection", "reused" if exchange.is_reused else "sent again on a new one" if exchange.is_resent else "new"),

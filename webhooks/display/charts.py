@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from console.series import Period, Span
+from webhooks.display.series import Period, Span
 
 WIDTH, HEIGHT = 400, 140
 LEFT, RIGHT, TOP, BOTTOM = 48, 6, 8, 20

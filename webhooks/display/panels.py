@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from django.utils.safestring import SafeString
 
-from console.causes import words_for
-from console.charts import Line, chart, percent
-from console.formatting import format_duration
-from console.series import Period, Series, percentile
+from webhooks.display.causes import words_for
+from webhooks.display.charts import Line, chart, percent
+from webhooks.display.formatting import format_duration
+from webhooks.display.series import Period, Series, percentile
 from webhooks.models import Gauge
 from webhooks.rollups import DELIVERED
 

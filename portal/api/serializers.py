@@ -1,0 +1,62 @@
+"""What `POST /api/portal-links` takes and returns."""
+
+from __future__ import annotations
+
+from rest_framework import serializers
+
+from core.serializers import (
+    OutputSerializer,
+    StrictBooleanField,
+    StrictCharField,
+    StrictIntegerField,
+    StrictSerializer,
+    validate_plain_text,
+)
+from portal import sessions
+
+
+class PortalLinkCreate(StrictSerializer):
+    """The body of `POST /api/portal-links`, which may be empty."""
+
+    name = StrictCharField(
+        max_length=100,
+        required=False,
+        default="",
+        allow_blank=True,
+        validators=[validate_plain_text],
+        help_text="Who the link is for, such as an email address: shown in the portal and in the audit log.",
+    )
+    read_only = StrictBooleanField(  # type: ignore[assignment]
+        required=False, default=False, help_text="Whether the session can only look."
+    )
+    link_seconds = StrictIntegerField(
+        min_value=sessions.MIN_SECONDS,
+        max_value=sessions.MAX_LINK_SECONDS,
+        required=False,
+        default=sessions.DEFAULT_LINK_SECONDS,
+        help_text="How long the link can be opened.",
+    )
+    session_seconds = StrictIntegerField(
+        min_value=sessions.MIN_SECONDS,
+        max_value=sessions.MAX_SESSION_SECONDS,
+        required=False,
+        default=sessions.DEFAULT_SESSION_SECONDS,
+        help_text="How long the session lasts from then on.",
+    )
+
+
+class PortalLinkOut(OutputSerializer):
+    """A link, with its URL."""
+
+    id = serializers.UUIDField(help_text="The session's id, which the audit log names.")
+    url = serializers.SerializerMethodField(
+        help_text="Opens the portal, once. Send the tenant's browser there, or load it in a frame."
+    )
+    name = serializers.CharField()
+    read_only = serializers.BooleanField(source="is_read_only")  # type: ignore[assignment]
+    link_expires_at = serializers.DateTimeField(help_text="When the link can't be opened any more.")
+    session_seconds = serializers.IntegerField()
+    created_at = serializers.DateTimeField()
+
+    def get_url(self, row: object) -> str:
+        return str(self.context["url"])

@@ -1,0 +1,168 @@
+"""Deliveries: the list with its filters, one with the whole exchange of each attempt, and the retry."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from typing import Any
+from urllib.parse import urlencode
+
+from django.db import transaction
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils import timezone
+
+from core.ids import parse_id
+from core.query import PAGE_PARAMETERS, ParameterError, moment, page
+from core.wakeups import WEBHOOKS, wake
+from events.models import Event
+from portal.pages.shown import attempt_row, delivery_row
+from portal.web import NotAllowed, PortalView
+from webhooks import delivery_actions, subscriptions
+from webhooks.delivery_actions import DeliveryAction
+from webhooks.delivery_filters import matching_deliveries
+from webhooks.display.exchange import exchange_blocks
+from webhooks.display.formatting import host_of_url, short
+from webhooks.models import Delivery, DeliveryAttempt
+from webhooks.states import DeliveryState, delivery_state
+
+MAX_SHOWN = 50
+MAX_ATTEMPTS_SHOWN = 50
+# A filter by type looks at so many of the newest events of that type.
+MAX_EVENTS_OF_TYPE = 2000
+MAX_ENDPOINTS_OFFERED = 200
+AGES = {"1h": ("the last hour", 1), "24h": ("the last 24 hours", 24), "7d": ("the last 7 days", 24 * 7)}
+
+
+class DeliveryPage(PortalView):
+    """A page about deliveries of the session's organization."""
+
+    section = "deliveries"
+
+    def own_deliveries(self, filters: dict[str, Any] | None = None) -> QuerySet[Delivery]:
+        """Return the organization's deliveries that meet the filters."""
+        rows = matching_deliveries({**(filters or {}), "org": self.portal.organization_id})
+        return rows.select_related("event", "subscription").defer("event__data")
+
+    def own_delivery(self, delivery_id: uuid.UUID) -> Delivery:
+        """Return one of them.  Raises Http404."""
+        row = self.own_deliveries().filter(pk=delivery_id).first()
+        if row is None:
+            raise Http404
+        return row
+
+
+class DeliveryListView(DeliveryPage):
+    """The deliveries, newest first, by status, type, endpoint, and time."""
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        given = {name: request.GET.get(name, "").strip() for name in ("status", "type", "endpoint", "age", "until")}
+        filters, errors = self._filters(given)
+        found: dict[str, Any] = {"data": [], "next_cursor": None}
+        if not errors:
+            try:
+                parameters: dict[str, Any] = {"limit": MAX_SHOWN}
+                if cursor := request.GET.get("cursor", ""):
+                    parameters["cursor"] = PAGE_PARAMETERS["cursor"](cursor)
+                # The ids first: a list is read in parts, which can't be joined with other tables.
+                rows = matching_deliveries({**filters, "org": self.portal.organization_id})
+                found = page(rows, parameters, lambda row: {"id": row.pk})
+            except ParameterError:
+                errors = ["This page isn't there any more. Begin with the first one."]
+        ids = [row["id"] for row in found["data"]]
+        by_id = {row.pk: row for row in self.own_deliveries().filter(pk__in=ids)}
+        chosen = {name: value for name, value in given.items() if value}
+        older = {**chosen, "cursor": found["next_cursor"]}
+        return self.page(
+            "deliveries.html",
+            422 if errors else 200,
+            deliveries=[delivery_row(by_id[pk]) for pk in ids if pk in by_id],
+            statuses=DeliveryState.values,
+            endpoints=self._endpoints(),
+            ages=[(name, label) for name, (label, _) in AGES.items()],
+            given=given,
+            is_filtered=bool(chosen),
+            errors=errors,
+            older=f"?{urlencode(older)}" if found["next_cursor"] else "",
+        )
+
+    def _endpoints(self) -> list[tuple[str, str]]:
+        rows = subscriptions.of_organization(self.portal.organization_id).order_by("-created_at", "-id")
+        return [
+            (str(pk), short(host_of_url(url, with_path=True), 80))
+            for pk, url in rows.values_list("pk", "url")[:MAX_ENDPOINTS_OFFERED]
+        ]
+
+    def _filters(self, given: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+        """Return the filters as `matching_deliveries` takes them, and what is wrong with them."""
+        filters: dict[str, Any] = {}
+        errors = []
+        if given["status"] in DeliveryState.values:
+            filters["status"] = given["status"]
+        elif given["status"]:
+            errors.append("There is no such status.")
+        if given["endpoint"]:
+            endpoint_id = parse_id(given["endpoint"])
+            if endpoint_id is None:
+                errors.append("There is no such endpoint.")
+            filters["subscription"] = endpoint_id
+        if given["age"] in AGES:
+            filters["since"] = timezone.now() - datetime.timedelta(hours=AGES[given["age"]][1])
+        elif given["age"]:
+            errors.append("There is no such time.")
+        if given["until"]:
+            try:
+                filters["until"] = moment(given["until"])
+            except ParameterError:
+                errors.append("Enter a time such as 2026-01-31T12:00.")
+        if given["type"] and not errors:
+            event_type = given["type"][:255].replace("\x00", "")
+            events = Event.objects.filter(organization_id=self.portal.organization_id, type=event_type)
+            newest = events.filter(status__in=["processed", "error"]).order_by("-created_at", "-id")
+            filters["events"] = list(newest.values_list("pk", flat=True)[:MAX_EVENTS_OF_TYPE])
+        return filters, errors
+
+
+class DeliveryView(DeliveryPage):
+    """One delivery with its attempts, the newest first, each with what was sent and received."""
+
+    def get(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
+        row = self.own_delivery(delivery_id)
+        attempts = list(
+            DeliveryAttempt.objects.filter(delivery_id=row.pk)
+            .select_related("delivery__event")
+            .order_by("-number")[:MAX_ATTEMPTS_SHOWN]
+        )
+        blocks = exchange_blocks(row, attempts, for_tenant=True)
+        is_retryable = (
+            delivery_state(row.status, row.last_error) in DeliveryAction.RETRY.states
+            and row.subscription.is_active
+            and row.subscription.deleted_at is None
+        )
+        return self.page(
+            "delivery.html",
+            delivery=delivery_row(row),
+            row=row,
+            attempts=[{**attempt_row(one), "exchange": block} for one, block in zip(attempts, blocks, strict=True)],
+            left_out=row.attempt_count > MAX_ATTEMPTS_SHOWN,
+            is_retryable=is_retryable,
+            has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == "http",
+            retried=request.GET.get("done") == "retried",
+        )
+
+
+class RetryView(DeliveryPage):
+    """One more attempt, now."""
+
+    def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
+        row = self.own_delivery(delivery_id)
+        with transaction.atomic():
+            changed = delivery_actions.apply(DeliveryAction.RETRY, [row.pk], announce=False)
+            if changed:
+                self.record("delivery.retry", row.pk, name=f"{row.event.type} to {row.subscription.url}")
+        if not changed:
+            reason = delivery_actions.why_not_retryable(self.own_delivery(delivery_id))
+            raise NotAllowed("It can't be retried now", reason)
+        wake(WEBHOOKS)
+        return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done=retried")

@@ -1,0 +1,153 @@
+"""Endpoints: the list, one with its health, adding and editing."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from django.db import transaction
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils import timezone
+
+from portal.forms import EndpointForm
+from portal.pages.shown import attempt_row, endpoint_row
+from portal.web import NotAllowed, PortalView
+from webhooks import subscriptions
+from webhooks.display import panels
+from webhooks.display.causes import words_for
+from webhooks.display.charts import percent
+from webhooks.display.series import SPANS, read_series
+from webhooks.display.standing import count_waiting, recent_attempts
+from webhooks.models import Delivery, DestinationKind, Subscription
+from webhooks.rollups import DELIVERED
+from webhooks.states import with_state
+
+SHOWN_ATTEMPTS = 10
+# What a page says after a change, by the word in its address.
+DONE = {
+    "saved": "The endpoint is saved.",
+    "enabled": "The endpoint is enabled. What was held for it is being sent.",
+    "disabled": "The endpoint is disabled. New webhooks are held until you enable it.",
+    "deleted": "The endpoint is deleted.",
+}
+
+
+class EndpointPage(PortalView):
+    """A page about one endpoint of the session's organization."""
+
+    section = "endpoints"
+
+    def own_endpoints(self) -> Any:
+        """Return the organization's endpoints, with their states.  Inboxes have no endpoint."""
+        rows = subscriptions.of_organization(self.portal.organization_id).filter(kind=DestinationKind.HTTP)
+        return with_state(rows)
+
+    def own_endpoint(self, endpoint_id: uuid.UUID) -> Subscription:
+        """Return one of them.  Raises Http404."""
+        row: Subscription | None = self.own_endpoints().filter(pk=endpoint_id).first()
+        if row is None:
+            raise Http404
+        return row
+
+    def to_endpoint(self, endpoint_id: uuid.UUID, done: str) -> HttpResponse:
+        """Lead to the endpoint's page, which says what was done."""
+        return HttpResponseRedirect(f"{reverse('portal:endpoint', args=[endpoint_id])}?done={done}")
+
+
+class EndpointListView(EndpointPage):
+    """All endpoints, with how they stand."""
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        now = timezone.now()
+        rows = [endpoint_row(row, now) for row in self.own_endpoints().order_by("-created_at", "-id")]
+        return self.page("endpoints.html", endpoints=rows, done=DONE.get(request.GET.get("done", "")))
+
+
+class EndpointView(EndpointPage):
+    """One endpoint: how it stands, what to do about it, and its health."""
+
+    def get(self, request: HttpRequest, endpoint_id: uuid.UUID) -> HttpResponse:
+        row = self.own_endpoint(endpoint_id)
+        now = timezone.now()
+        span = SPANS.get(request.GET.get("span", ""), SPANS["24h"])
+        series = read_series(span, row.organization_id, row.pk)
+        total = series.total()
+        as_table = "table" in request.GET
+        failed = {name: number for name, number in total.outcomes.items() if name != DELIVERED}
+        attempts = recent_attempts(Delivery.objects.filter(subscription_id=row.pk), SHOWN_ATTEMPTS)
+        return self.page(
+            "endpoint.html",
+            endpoint=endpoint_row(row, now),
+            row=row,
+            waiting=count_waiting(row.pk),
+            span=span,
+            spans=list(SPANS.values()),
+            charts=None if as_table else panels.delivery_charts(series),
+            table=_table(series) if as_table else None,
+            has_figures=bool(total.attempts),
+            headline=panels.headline(series)[1:],
+            causes=[
+                (words_for(name), number, percent(100 * number / total.failed))
+                for name, number in sorted(failed.items(), key=lambda item: -item[1])
+            ],
+            attempts=[attempt_row(one) for one in attempts],
+            done=DONE.get(request.GET.get("done", "")),
+        )
+
+
+def _table(series: Any) -> dict[str, Any]:
+    """Return the figures of an endpoint as a table: those of the console that aren't about the whole organization."""
+    columns = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+    return {
+        "head": [panels.TABLE_HEAD[number] for number in columns],
+        "rows": [
+            [row[number] for number in columns] if len(row) > len(columns) else [row[0], row[-1]]
+            for row in panels.table_rows(series)
+        ],
+        "span": len(columns) - 1,
+    }
+
+
+class NewEndpointView(EndpointPage):
+    """Adding an endpoint; the answer shows its secret, once."""
+
+    is_only_for_changes = True
+
+    def get(self, request: HttpRequest) -> HttpResponse:
+        return self.page("endpoint_form.html", form=EndpointForm(self.portal))
+
+    def post(self, request: HttpRequest) -> HttpResponse:
+        form = EndpointForm(self.portal, data=request.POST)
+        if not form.is_valid():
+            return self.page("endpoint_form.html", 422, form=form)
+        try:
+            with transaction.atomic():
+                row, secret = subscriptions.create(self.portal.organization_id, **form.values)
+                self.record("subscription.create", row.id, name=row.url)
+        except subscriptions.TooManySubscriptions:
+            raise NotAllowed(
+                "There are too many endpoints", "You have as many as you may have. Delete one that you don't need."
+            ) from None
+        return self.page("secret.html", row=row, secret=secret, is_new=True)
+
+
+class EditEndpointView(EndpointPage):
+    """Changing an endpoint."""
+
+    is_only_for_changes = True
+
+    def get(self, request: HttpRequest, endpoint_id: uuid.UUID) -> HttpResponse:
+        row = self.own_endpoint(endpoint_id)
+        return self.page("endpoint_form.html", form=EndpointForm(self.portal, row), row=row)
+
+    def post(self, request: HttpRequest, endpoint_id: uuid.UUID) -> HttpResponse:
+        row = self.own_endpoint(endpoint_id)
+        form = EndpointForm(self.portal, row, request.POST)
+        if not form.is_valid():
+            return self.page("endpoint_form.html", 422, form=form, row=row)
+        if form.values:
+            with transaction.atomic():
+                subscriptions.change(row, form.values)
+                self.record("subscription.change", row.id, {"fields": sorted(form.values)}, name=row.url)
+        return self.to_endpoint(row.pk, "saved")

@@ -1,0 +1,91 @@
+"""Rows of the lists, as the templates show them."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from portal import words
+from webhooks.display.causes import error_words
+from webhooks.display.formatting import cause_of, format_duration, format_time, host_of_url, short
+from webhooks.display.standing import distance, when
+from webhooks.models import Delivery, DeliveryAttempt
+from webhooks.states import SubscriptionState, delivery_state, next_attempt_at
+
+
+def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
+    """Return an endpoint, read with its state."""
+    about, advice = words.advice(row.last_error or "", row.last_status_code)
+    state = str(row.state)
+    return {
+        "id": row.pk,
+        "url": short(row.url, 2048),
+        "host": short(host_of_url(row.url, with_path=True), 90),
+        "description": short(row.description, 120),
+        "event_types": [short(one, 80) for one in row.event_types],
+        "all_events": "*" in row.event_types,
+        "state": state,
+        "meaning": words.STATES.get(state, ""),
+        "cause": _cause(row, now),
+        # Its last error stands beside it in the list.
+        "cause_in_list": _cause(row, now) if state in {SubscriptionState.DISABLED, SubscriptionState.PAUSED} else "",
+        # The advice is about the failure, which is over once the endpoint is active again.
+        "advice": advice if state != SubscriptionState.ACTIVE else "",
+        "about": about,
+        "since": when(row.state_since, now),
+        "last_success": when(row.last_success_at, now) if row.last_success_at else "never",
+        "last_success_ago": distance(row.last_success_at, now) if row.last_success_at else "never",
+        "last_failure": when(row.last_failure_at, now) if row.last_failure_at else "",
+        "last_error": error_words(row.last_error or "", row.last_status_code),
+        "next_attempt": when(row.next_attempt_at, now) if row.next_attempt_at else "",
+        "paused_until": when(row.paused_until, now) if row.paused_until else "",
+    }
+
+
+def _cause(row: Any, now: datetime.datetime) -> str:
+    """Return why an endpoint isn't active, without words that only operators know; empty if it is."""
+    if row.state == SubscriptionState.PAUSED:
+        error = error_words(row.last_error or "", row.last_status_code) or "the last attempt failed"
+        return f"{error[:1].upper()}{error[1:]}. The next try is {distance(row.paused_until, now)}."
+    cause = cause_of(row)
+    return cause[:1].upper() + cause[1:]
+
+
+def delivery_row(row: Delivery) -> dict[str, Any]:
+    """Return a delivery, read with its event's type and its subscription."""
+    state = delivery_state(row.status, row.last_error)
+    about, advice = words.advice(row.last_error, row.last_status_code)
+    return {
+        "id": row.pk,
+        "type": short(row.event.type, 100),
+        "endpoint": short(host_of_url(row.subscription.url, with_path=True), 80),
+        "state": state,
+        "meaning": words.DELIVERY_STATES.get(state, ""),
+        "attempts": row.attempt_count,
+        "result": error_words(row.last_error, row.last_status_code),
+        "advice": advice,
+        "about": about,
+        "at": format_time(row.created_at),
+        "next_attempt": format_time(next_attempt_at(row)),
+        "completed": format_time(row.completed_at),
+    }
+
+
+def attempt_row(attempt: DeliveryAttempt) -> dict[str, Any]:
+    """Return an attempt, read with its delivery and event."""
+    about, advice = words.advice(attempt.error, attempt.status_code)
+    result = error_words(attempt.error, attempt.status_code) or f"accepted with {attempt.status_code}"
+    return {
+        "delivery_id": attempt.delivery_id,
+        "number": attempt.number,
+        "type": short(attempt.delivery.event.type, 60),
+        "at": format_time(attempt.started_at),
+        "is_good": not attempt.error,
+        "result": result,
+        "detail": short(attempt.error_detail, 300),
+        "response": short(attempt.response_body or attempt.error_detail, 80),
+        "duration": format_duration(attempt.duration_ms),
+        "cause": {"schedule": "", "manual": "retried by hand", "replay": "sent again"}.get(attempt.cause, ""),
+        "advice": advice,
+        "about": about,
+    }

@@ -1,0 +1,236 @@
+"""A tenant at work, in a real Chromium, from a link that was made over HTTP: with the keyboard alone, and on a phone.
+
+With SCREENSHOTS set to a folder, the pages that are looked at are kept there.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from django.db import connection
+from django.utils import timezone
+from playwright.sync_api import Browser, Page
+
+from devstack.http_receiver import Receiver, Response
+from devstack.processes import web
+from events import event_types
+from orgs.keys import create_api_key
+from orgs.models import Organization, Scope
+from tests.browser.conftest import Watched
+from tests.browser.hostile import make_hostile_rows
+from tests.console.rows import make_attempt, make_delivery, make_event
+from tests.servers import postgres
+from webhooks.models import Delivery, Subscription
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def make_link(site: str, organization: Organization, **options: Any) -> str:
+    """Return a link to the portal, made as a backend makes it: over HTTP, with a key."""
+    key = create_api_key(organization, scopes=[Scope.PORTAL_LINKS.value])[1]
+    headers = {"X-API-Key": key, "Content-Type": "application/json"}
+    request = urllib.request.Request(f"{site}/api/portal-links", json.dumps(options).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return str(json.load(answer)["url"])
+
+
+def tab_to(page: Page, name: str) -> None:
+    """Press Tab until what has this accessible name has the focus, which is visible."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        focused = page.evaluate(
+            "(() => {const e = document.activeElement; const label = e.labels && e.labels[0];"
+            " return (e.getAttribute('aria-label') || (label ? label.textContent : e.textContent)).trim()})()"
+        )
+        if focused == name:
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", name
+            return
+    raise AssertionError(f"Tab doesn't lead to {name!r} on {page.url}")
+
+
+def press(page: Page, name: str) -> None:
+    """Go to a link or a button with Tab, and press Enter."""
+    tab_to(page, name)
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
+
+
+def look(tab: Watched, name: str) -> None:
+    """Check a page for what axe-core takes for serious, and for what is wider than the window; light and dark."""
+    page = tab.page
+    tab.check()
+    width = page.evaluate("document.documentElement.scrollWidth")
+    assert width <= page.viewport_size["width"], (name, width)  # type: ignore[index]
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        found = Axe().run(page).response["violations"]
+        serious = [
+            (one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in {"serious", "critical"}
+        ]
+        assert not serious, (name, scheme, serious)
+        if folder := os.environ.get("SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / f"portal-{name}-{scheme}.png", full_page=True)
+    page.emulate_media(color_scheme="light")
+
+
+@pytest.fixture
+def shop(db: None) -> Organization:
+    organization = Organization.objects.create(name="Shop")
+    event_types.create(organization.pk, name="order.paid", description="It is paid.", examples=[{"total": 1}])
+    return organization
+
+
+def test_a_tenant_repairs_an_endpoint_with_the_keyboard_alone(tab: Watched, site: str, shop: Organization) -> None:
+    page = tab.page
+    page.set_viewport_size({"width": 1280, "height": 900})
+    with Receiver(
+        lambda request, number: Response(500 if request.path == "/wrong" else 200, {}, b"no such table")
+    ) as to:
+        page.goto(make_link(site, shop, name="ana@shop.example"))
+        page.wait_for_url("**/portal/")
+        assert "#" not in page.url
+        look(tab, "empty")
+        press(page, "Add your first endpoint")
+        tab_to(page, "URL")
+        page.keyboard.type("http://10.0.0.1/hook")
+        press(page, "Add endpoint")  # the egress policy refuses the address, at the field
+        assert "Address not allowed" in page.inner_text("#id_url_error")
+        # A 422 is an error in the browser's console, and right.
+        assert all("422" in alarm for alarm in tab.alarms())
+        page.focus("#id_url")
+        page.keyboard.press("Control+A")
+        page.keyboard.type(to.url("/wrong"))
+        press(page, "Add endpoint")
+        secret = page.inner_text("#secret")
+        assert secret.startswith("whsec_")
+        look(tab, "added")
+        press(page, "Send test event")
+        assert "responds with 500" in page.inner_text("main")
+        assert "no such table" in page.inner_text("pre.hostile")
+        look(tab, "test-failed")
+        press(page, "Edit endpoint")
+        tab_to(page, "URL")
+        page.keyboard.press("Control+A")
+        page.keyboard.type(to.url("/right"))
+        press(page, "Save")
+        assert "The endpoint is saved." in page.inner_text("[role=status]")
+        look(tab, "endpoint")
+        press(page, "Send test event")
+        assert "The test event arrived" in page.inner_text("h1")
+        press(page, "← Back to the endpoint".removeprefix("← "))
+        press(page, "Rotate secret")
+        look(tab, "rotate")
+        press(page, "Rotate secret")
+        assert page.inner_text("#secret") not in {"", secret}
+        # Yesterday's lost webhook.
+        endpoint = Subscription.objects.get()
+        lost = make_delivery(
+            make_event(shop, type="order.paid"), endpoint, "failed", attempt_count=1, last_error="http_status",
+            last_status_code=500,
+        )  # fmt: skip
+        make_attempt(lost)
+        Delivery.objects.filter(pk=lost.pk).update(created_at=timezone.now() - datetime.timedelta(hours=20))
+        press(page, "Deliveries")
+        tab_to(page, "Status")
+        page.keyboard.type("failed")
+        press(page, "Filter")
+        look(tab, "deliveries")
+        press(page, "order.paid")
+        assert "out of order" in page.inner_text("main")
+        look(tab, "delivery")
+        press(page, "Retry now")
+        assert "It is being tried again." in page.inner_text("[role=status]")
+        lost.refresh_from_db()
+        assert (lost.status, lost.cause) == ("pending", "manual")
+    for name in ("Event types", "Logs", "Help"):
+        press(page, name)
+        look(tab, name.lower().replace(" ", "-"))
+    press(page, "Sign out")
+    assert "You have signed out" in page.inner_text("h1")
+    look(tab, "signed-out")
+
+
+def test_the_pages_fit_a_phone_and_hostile_words_stay_words(tab: Watched, site: str, db: None, canary: str) -> None:
+    rows = make_hostile_rows(canary, 3)
+    organization = next(row for row in rows if isinstance(row, Organization))
+    endpoint = next(row for row in rows if isinstance(row, Subscription))
+    delivery = next(row for row in rows if isinstance(row, Delivery))
+    page = tab.page
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(make_link(site, organization, name='"><b class=hostile>'))
+    page.wait_for_url("**/portal/")
+    for path in ("", f"endpoints/{endpoint.pk}", f"endpoints/{endpoint.pk}/edit", f"endpoints/{endpoint.pk}/recover",
+                 "event-types", "deliveries", f"deliveries/{delivery.pk}", "logs", "help"):  # fmt: skip
+        tab.visit(f"{site}/portal/{path}")
+        look(tab, f"phone-{re.sub(r'[^a-z]', '-', path)[:20]}")
+    page.goto(f"{site}/portal/open#forged.link")
+    page.wait_for_selector("text=This link isn't valid")
+
+
+@pytest.fixture(scope="module")
+def framed_site(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
+    """Return the address of a web process whose portal a page may frame, that page's address, and the process's log."""
+    from pytest_httpserver import HTTPServer
+
+    folder = tmp_path_factory.mktemp("framed")
+    with HTTPServer(host="localhost") as outside:
+        allowed = f"http://localhost:{outside.port}"
+        env = {
+            "DATABASE_URL": postgres.url(str(connection.settings_dict["NAME"])), "PORTAL_FRAME_ORIGINS": allowed,
+            "PORTAL_NAME": "Acme hooks", "PORTAL_COLOR": "#0f766e",
+        }  # fmt: skip
+        process, base = web(folder / "web.log", env=env, workers=1)
+        outside.expect_request("/favicon.ico").respond_with_data("")
+        _pages[allowed] = outside
+        yield base, allowed, folder / "web.log"
+        process.stop()
+
+
+_pages: dict[str, Any] = {}
+
+
+def test_it_works_in_the_frame_of_an_allowed_site_and_in_no_other(
+    chromium: Browser, framed_site: tuple[str, str, Path], shop: Organization, httpserver: Any
+) -> None:
+    base, allowed, log = framed_site
+    context = chromium.new_context()
+    context.set_default_timeout(30_000)
+    page = context.new_page()
+    url = make_link(base, shop)
+    body = f'<!doctype html><iframe src="{url}" title="Webhooks" width="1000" height="700"></iframe>'
+    _pages[allowed].expect_request("/").respond_with_data(body, content_type="text/html")
+    page.goto(f"{allowed}/")
+    frame = page.frame_locator("iframe")
+    frame.locator("h1", has_text="Endpoints").wait_for()
+    assert frame.locator(".brand").inner_text() == "Acme hooks"
+    frame.get_by_role("link", name="Add your first endpoint").click()
+    frame.get_by_label("URL").fill("https://a.example/hook")
+    frame.get_by_role("button", name="Add endpoint").click()
+    frame.locator("h1", has_text="Endpoint added").wait_for()  # its form came with the cookie, and with its token
+    assert Subscription.objects.get().url == "https://a.example/hook"
+    cookie = next(one for one in context.cookies() if one["name"] == "triggers_portal")
+    assert (cookie["httpOnly"], cookie["secure"], cookie["sameSite"]) == (True, True, "None")
+    # An origin that isn't allowed.
+    httpserver.expect_request("/evil").respond_with_data(
+        f'<!doctype html><iframe src="{base}/portal/help" title="x"></iframe>', content_type="text/html"
+    )
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(httpserver.url_for("/evil").replace("localhost", "127.0.0.1"))
+    page.wait_for_function("() => true")
+    assert [one for one in said if "frame-ancestors" in one]
+    assert "How webhooks work" not in str([one.url for one in page.frames if one.url.startswith(base)])
+    context.close()
+    written = log.read_text()
+    assert "/portal/open" in written
+    for secret in (url.partition("#")[2], cookie["value"]):
+        assert secret not in written

@@ -1,0 +1,281 @@
+"""What tenants do on the portal's pages, and the words that they find there."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from typing import Any
+
+import pytest
+from django.conf import settings as project
+from django.utils import timezone
+
+from devstack.http_receiver import Receiver, Response
+from events import event_types
+from orgs.models import AuditEntry, Organization
+from portal import branding, words
+from portal.pages.help_page import LANGUAGES
+from tests.console.rows import make_attempt, make_delivery, make_event
+from tests.portal.conftest import Visitor
+from webhooks import subscriptions
+from webhooks.destinations.outcome import Failure
+from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
+from webhooks.states import DeliveryState, SubscriptionState
+
+
+def text_of(response: Any) -> str:
+    """Return a page's text, on one line."""
+    text = re.sub(r"<(script|style).*?</\1>|<[^>]+>", " ", response.content.decode(), flags=re.S)
+    for name, character in (("&#x27;", "'"), ("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")):
+        text = text.replace(name, character)
+    return re.sub(r"\s+", " ", text)
+
+
+def error_at(response: Any, field: str) -> str:
+    """Return the error that stands at a field, which names it to screen readers."""
+    page = response.content.decode()
+    found = re.search(rf'id="id_{field}_error">(.*?)</p>', page)
+    assert found, page
+    assert re.search(rf'aria-invalid="true"[^>]*aria-describedby="[^"]*id_{field}_error"', page)
+    return found[1]
+
+
+def test_an_endpoint_is_added_and_its_secret_shown_once(visitor: Visitor, organization: Organization) -> None:
+    event_types.create(organization.pk, name="order.created")
+    form = {
+        "url": "https://shop.example/hook", "description": "Shop", "which": "some", "types": ["order.created"],
+        "other_types": "invoice.*\r\n", "headers_text": "Authorization: Bearer 1", "deliveries_per_second": "2.5",
+        "format": "cloudevents",
+    }  # fmt: skip
+    page = visitor.post("endpoints/new", **form)
+    assert page.status_code == 200
+    secret = re.search(r"whsec_[A-Za-z0-9+/=]+", page.content.decode())
+    assert secret
+    row = Subscription.objects.get()
+    assert (row.url, row.description, row.format, row.deliveries_per_second) == (
+        form["url"],
+        "Shop",
+        "cloudevents",
+        2.5,
+    )
+    assert row.event_types == ["order.created", "invoice.*"]
+    assert row.header_names == ["Authorization"]
+    for path in ("", f"endpoints/{row.pk}", f"endpoints/{row.pk}/edit", "logs"):
+        shown = visitor.get(path).content.decode()
+        assert "whsec_" not in shown
+        assert "Bearer 1" not in shown
+    assert AuditEntry.objects.get(action="subscription.create").target == str(row.pk)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("http://10.0.0.1/hook", "Address not allowed"),
+        ("http://192.168.0.1/", "Address not allowed"),
+        ("ftp://a.example/", "http"),
+        ("https://a.example:22/", "22"),
+        ("a.example", "http"),
+    ],
+)
+def test_a_url_that_the_egress_policy_refuses_says_so_at_its_field(visitor: Visitor, url: str, reason: str) -> None:
+    page = visitor.post("endpoints/new", url=url, which="all")
+    assert page.status_code == 422
+    assert reason in error_at(page, "url")
+    assert not Subscription.objects.exists()
+    row, _ = subscriptions.create(Organization.objects.get().pk, url="https://a.example/", event_types=["*"])
+    page = visitor.post(f"endpoints/{row.pk}/edit", url=url, which="all")
+    assert page.status_code == 422
+    error_at(page, "url")
+    row.refresh_from_db()
+    assert row.url == "https://a.example/"
+
+
+def test_every_fault_of_a_form_is_said_in_one_round(visitor: Visitor) -> None:
+    page = visitor.post(
+        "endpoints/new", url="http://10.0.0.1/", which="some", headers_text="no colon", max_in_flight="0",
+        format="transform", transform="[",
+    )  # fmt: skip
+    assert page.status_code == 422
+    for field in ("url", "other_types", "headers_text", "max_in_flight", "transform"):
+        assert error_at(page, field)
+    assert "<details open>" in page.content.decode()
+
+
+def test_editing_changes_what_was_changed(visitor: Visitor, organization: Organization) -> None:
+    row, _ = subscriptions.create(
+        organization.pk, url="https://a.example/", event_types=["a.*", "b"], headers={"X-Token": "1"}
+    )
+    SubscriptionQueue.objects.filter(pk=row.pk).update(failing_since=timezone.now(), last_error="timeout")
+    form = {"url": row.url, "which": "some", "other_types": "b\na.*", "format": "standard", "description": "new"}
+    assert visitor.post(f"endpoints/{row.pk}/edit", **form).status_code == 302
+    row.refresh_from_db()
+    assert row.description == "new"
+    assert row.header_names == ["X-Token"]
+    assert AuditEntry.objects.get(action="subscription.change").detail["fields"] == ["description"]
+    assert SubscriptionQueue.objects.get(pk=row.pk).failing_since is not None
+    form |= {"url": "https://b.example/", "remove_headers": "on"}
+    assert visitor.post(f"endpoints/{row.pk}/edit", **form).status_code == 302
+    row.refresh_from_db()
+    assert (row.url, row.header_names) == ("https://b.example/", [])
+    assert SubscriptionQueue.objects.get(pk=row.pk).failing_since is None
+
+
+def test_as_many_endpoints_as_are_allowed(visitor: Visitor, settings: Any) -> None:
+    settings.MAX_SUBSCRIPTIONS = 1
+    assert visitor.post("endpoints/new", url="https://a.example/", which="all").status_code == 200
+    page = visitor.post("endpoints/new", url="https://b.example/", which="all")
+    assert page.status_code == 409
+    assert "There are too many endpoints" in text_of(page)
+
+
+def test_a_test_event_shows_the_response_and_what_to_do(
+    visitor: Visitor, organization: Organization, settings: Any
+) -> None:
+    from ipaddress import ip_network
+
+    settings.WEBHOOK_ALLOWED_SUBNETS = (ip_network("127.0.0.0/8"),)
+    answer = Response(500, {}, b'{"error":"<b>no table</b>"}')
+    with Receiver(lambda request, number: answer) as receiver:
+        row, _ = subscriptions.create(organization.pk, url=receiver.url("/hook"), event_types=["*"])
+        text = text_of(visitor.post(f"endpoints/{row.pk}/test"))
+        assert "The test event failed" in text
+        assert "responds with 500" in text
+        assert "no table" in text
+        assert "Your code failed." in text
+        answer = Response(204, {}, b"")
+        assert "The test event arrived" in text_of(visitor.post(f"endpoints/{row.pk}/test"))
+
+
+def test_an_endpoint_that_is_paused_says_why_and_what_to_do(visitor: Visitor, organization: Organization) -> None:
+    row, _ = subscriptions.create(organization.pk, url="https://a.example/", event_types=["*"])
+    now = timezone.now()
+    SubscriptionQueue.objects.filter(pk=row.pk).update(
+        failing_since=now, breaker_trips=3, paused_until=now + datetime.timedelta(hours=2), consecutive_failures=30,
+        last_error="http_status", last_status_code=401, last_failure_at=now,
+    )  # fmt: skip
+    text = text_of(visitor.get(f"endpoints/{row.pk}"))
+    assert words.STATES["paused"] in text
+    assert "Responds with 401. The next try is in 2 h." in text
+    assert "What to do: Your endpoint wants a log-in." in text
+    assert "paused" in text_of(visitor.get())
+
+
+def test_a_delivery_shows_its_attempts_and_is_retried(visitor: Visitor, organization: Organization) -> None:
+    row, _ = subscriptions.create(organization.pk, url="https://a.example/", event_types=["*"])
+    failed = make_delivery(
+        make_event(organization), row, "failed", attempt_count=1, last_error="http_status", last_status_code=500
+    )
+    make_attempt(failed)
+    text = text_of(visitor.get(f"deliveries/{failed.pk}"))
+    assert "out of order" in text
+    assert "All attempts have failed." in text
+    assert visitor.post(f"deliveries/{failed.pk}/retry").status_code == 302
+    failed.refresh_from_db()
+    assert (failed.status, failed.cause) == ("pending", "manual")
+    subscriptions.disable(row)
+    page = visitor.post(f"deliveries/{failed.pk}/retry")
+    assert page.status_code == 409
+    assert "The delivery is held; enable its subscription first." in text_of(page)
+
+
+def test_deliveries_are_filtered(visitor: Visitor, organization: Organization) -> None:
+    first, _ = subscriptions.create(organization.pk, url="https://first.example/", event_types=["*"])
+    second, _ = subscriptions.create(organization.pk, url="https://second.example/", event_types=["*"])
+    failed = make_delivery(make_event(organization, type="order.paid"), first, "failed", last_error="timeout")
+    old = make_delivery(make_event(organization), second, "delivered")
+    Delivery.objects.filter(pk=old.pk).update(created_at=timezone.now() - datetime.timedelta(days=3))
+
+    def found(**query: str) -> set[Any]:
+        page = visitor.get("deliveries", **query)
+        assert page.status_code == 200
+        return {row.pk for row in (failed, old) if str(row.pk) in page.content.decode()}
+
+    assert found() == {failed.pk, old.pk}
+    assert found(status="failed") == {failed.pk}
+    assert found(type="order.created") == {old.pk}
+    assert found(endpoint=str(first.pk)) == {failed.pk}
+    assert found(age="24h") == {failed.pk}
+    until = (timezone.now() - datetime.timedelta(days=1)).strftime("%Y-%m-%dT%H:%M")
+    assert found(until=until) == {old.pk}
+    assert found(status="failed", until=until) == set()
+    for query in ({"status": "lost"}, {"endpoint": "x"}, {"age": "1y"}, {"until": "then"}, {"cursor": "x"}):
+        page = visitor.get("deliveries", **query)
+        assert page.status_code == 422
+        assert 'role="alert"' in page.content.decode()
+
+
+def test_missed_webhooks_are_recovered_after_a_look(visitor: Visitor, organization: Organization) -> None:
+    make_event(organization)
+    row, _ = subscriptions.create(organization.pk, url="https://a.example/", event_types=["order.*"])
+    path, since = f"endpoints/{row.pk}/recover", "2026-01-01T00:00"
+    assert "1 webhook would be sent" in text_of(visitor.get(path, since=since))
+    assert not BulkRun.objects.exists()
+    assert visitor.get(path, since="2999-01-01T00:00").status_code == 422
+    assert visitor.post(path, since="soon").status_code == 422
+    response = visitor.post(path, since=since)
+    run = BulkRun.objects.get()
+    assert run.actor.startswith("portal:")
+    assert response["Location"] == f"/portal/endpoints/{row.pk}/recoveries/{run.pk}"
+    assert "This goes on by itself" in text_of(visitor.client.get(response["Location"]))
+
+
+def test_event_types_are_shown_with_an_example(visitor: Visitor, organization: Organization) -> None:
+    event_types.create(organization.pk, name="order.paid", description="It is paid.", examples=[{"total": 17}])
+    event_types.create(organization.pk, name="order.old", archived=True)
+    text = text_of(visitor.get("event-types"))
+    assert "It is paid." in text
+    assert '"total": 17' in text
+    assert "order.old" not in text
+
+
+def test_the_log_names_people_of_the_tenant_and_nobody_else(visitor: Visitor, organization: Organization) -> None:
+    for actor, detail in (("user:olga", {}), ("key:abcdef", {}), ("portal:x", {"portal_user": "ben@shop.example"})):
+        AuditEntry.objects.create(
+            organization=organization, actor=actor, action="subscription.disable", detail=detail, address="192.0.2.1",
+            target_name="https://a.example/",
+        )  # fmt: skip
+    AuditEntry.objects.create(organization=organization, actor="user:olga", action="key.create", target_name="a key")
+    text = text_of(visitor.get("logs"))
+    assert "You opened the portal" in text
+    assert "Support disabled an endpoint https://a.example/" in text
+    assert "API key abcdef disabled" in text
+    assert "ben@shop.example disabled" in text
+    for word in ("olga", "192.0.2.1", "a key"):
+        assert word not in text
+
+
+def test_the_help_explains_every_state_and_every_failure(visitor: Visitor) -> None:
+    page = visitor.get("help")
+    text = text_of(page)
+    for state in (*SubscriptionState.values, *DeliveryState.values):
+        assert state in words.STATES | words.DELIVERY_STATES
+        assert state in text
+    ours = {Failure.HTTP_STATUS, Failure.HELD_TOO_LONG, Failure.NOT_FETCHED, Failure.GIVEN_BACK}
+    about = {words.advice(one.value, 302)[0] for one in Failure if one not in ours}
+    about |= {words.advice("http_status", status)[0] for status in (400, 401, 403, 404, 405, 410, 429, 500, 503)}
+    for name in about:
+        assert name
+        assert f'id="error-{name}"' in page.content.decode(), name
+    for name in LANGUAGES:
+        assert visitor.get("help", language=name).status_code == 200
+
+
+@pytest.mark.parametrize("color", ["#000000", "#ffffff", "#ffff00", "#1f5fbf", "#808080", "#ff0000"])
+def test_every_color_is_readable(settings: Any, color: str) -> None:
+    settings.PORTAL_COLOR = color
+    sheet = branding.theme()
+    found = re.findall(r"--(?:on-)?brand: (#\w+)|--accent: (#\w+)", sheet)
+    brand, on_brand, light, dark = (branding.parse(one or other) for one, other in found)
+    assert branding.contrast(brand, on_brand) >= branding.READABLE
+    assert branding.contrast(light, branding.LIGHT_SURFACE) >= branding.READABLE
+    assert branding.contrast(dark, branding.DARK_SURFACE) >= branding.READABLE
+
+
+def test_name_and_logo_are_the_operator_s(visitor: Visitor, settings: Any) -> None:
+    settings.PORTAL_NAME, settings.PORTAL_LOGO_URL = "Acme <b>", "https://cdn.example.com/logo.svg?a=1"
+    page = visitor.get()
+    assert "Acme &lt;b&gt;" in page.content.decode()
+    assert 'src="https://cdn.example.com/logo.svg?a=1"' in page.content.decode()
+    assert "img-src 'self' data: https://cdn.example.com;" in page["Content-Security-Policy"]
+    assert "img-src" in str(project.CONTENT_SECURITY_POLICY)
+    assert "cdn.example.com" not in str(project.CONTENT_SECURITY_POLICY)

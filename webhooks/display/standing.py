@@ -1,0 +1,84 @@
+"""How a subscription stands: what waits for it, and its most recent attempts."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from dataclasses import dataclass
+
+from django.db.models import QuerySet
+
+from core.db import server_cursor
+from core.query import newest
+from webhooks.display.formatting import format_duration, format_time
+from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
+
+# Recent attempts are those of so many of the newest deliveries, and of those that wait for their next attempt longest.
+NEWEST_DELIVERIES = 500
+COUNT_TO = 10_000
+
+_COUNT_WAITING = """
+SELECT count(*), count(*) FILTER (WHERE next_attempt_at <= statement_timestamp()),
+       count(*) FILTER (WHERE last_error <> ''),
+       (SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'held'
+                              LIMIT %(most)s) AS held)
+FROM (
+    SELECT next_attempt_at, last_error FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'pending'
+    ORDER BY next_attempt_at LIMIT %(most)s
+) AS pending
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How many deliveries wait for a subscription, as text: counting stops at COUNT_TO, which a plus says."""
+
+    pending: str
+    retrying: str
+    due: str
+    held: str
+
+
+def count_waiting(subscription_id: uuid.UUID) -> Waiting:
+    """Return what waits for the subscription.  pending: for its first attempt.  due: could be sent now."""
+    with server_cursor() as cursor:
+        parameters = {"id": subscription_id, "most": COUNT_TO}
+        ((pending, due, retrying, held),) = cursor.execute(_COUNT_WAITING, parameters).fetchall()
+    # Counting stops at so many of both together.
+    more = "+" if pending >= COUNT_TO else ""
+    return Waiting(
+        f"{pending - retrying:,}{more}", f"{retrying:,}{more}", f"{due:,}{more}",
+        f"{held:,}{'+' if held >= COUNT_TO else ''}",
+    )  # fmt: skip
+
+
+def when(moment: datetime.datetime | None, now: datetime.datetime) -> str:
+    """Return a time, and how far away it is."""
+    if moment is None:
+        return "-"
+    return f"{format_time(moment)} ({distance(moment, now)})"
+
+
+def distance(moment: datetime.datetime, now: datetime.datetime) -> str:
+    """Return how far away a time is, such as `5 min ago`."""
+    seconds = (now - moment).total_seconds()
+    length = format_duration(max(1, round(abs(seconds))) * 1000)
+    return f"{length} ago" if seconds >= 0 else f"in {length}"
+
+
+def recent_attempts(
+    rows: QuerySet[Delivery], most: int, waiting: QuerySet[Delivery] | None = None
+) -> list[DeliveryAttempt]:
+    """Return the newest attempts of these deliveries, with delivery and event, and without their exchanges.
+
+    waiting: those of them that wait for another attempt, in order, if they aren't one subscription's.
+
+    There is no index of attempts but by delivery: they are found by the newest deliveries and by those that wait.
+    """
+    recent = newest(rows.only("id", "created_at", "attempt_count"), NEWEST_DELIVERIES)
+    ids = [row.pk for row in recent if row.attempt_count][: 2 * most]
+    if waiting is None:
+        waiting = rows.filter(status=DeliveryStatus.PENDING).order_by("-next_attempt_at")
+    ids += [pk for pk, attempts in waiting.values_list("pk", "attempt_count")[:most] if attempts]
+    attempts = DeliveryAttempt.objects.filter(delivery_id__in=set(ids)).select_related("delivery__event")
+    return list(attempts.defer("sealed_exchange", "delivery__event__data").order_by("-started_at")[:most])
