@@ -174,6 +174,7 @@ SPECTACULAR_SETTINGS = {
         {"name": "Events", "description": "Send events and read them back."},
         {"name": "Event types", "description": "Which types of events there are, and what their data looks like."},
         {"name": "Subscriptions", "description": "Who receives which events."},
+        {"name": "Hooks", "description": "Subscriptions as automation platforms make them."},
         {"name": "Inbox", "description": "Fetch events instead of receiving webhooks."},
         {"name": "Deliveries", "description": "What became of each event for each subscription."},
         {"name": "Keys", "description": "API keys and what they may do."},

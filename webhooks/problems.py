@@ -10,6 +10,13 @@ register(
         "The organization has reached its limit of subscriptions.",
     ),
     ProblemType(
+        "hook_exists",
+        409,
+        "The URL is subscribed to other event types already; `hook_id` and `event_types` say which hook it is.",
+        "This URL is subscribed to order.paid. Unsubscribe it with `DELETE /api/hooks/{hook_id}` first.",
+        {"hook_id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91", "event_types": ["order.paid"]},
+    ),
+    ProblemType(
         "too_many_previous_secrets",
         409,
         "Ten earlier secrets are still in use for signing; `next_rotation_at` says when the first of them ends.",

@@ -112,6 +112,7 @@ class CallerKey(OutputSerializer):
 class Me(OutputSerializer):
     """Who the key is and what it may do."""
 
+    label = serializers.CharField(help_text="The organization and the key, for people: a name of the connection.")
     organization = CallerOrganization(source="*")
     key = CallerKey(source="*")
     events_per_minute = serializers.IntegerField(help_text="The organization's rate limit; 0 means no limit.")

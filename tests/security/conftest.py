@@ -37,6 +37,7 @@ def ids(organization: Organization) -> dict[str, Any]:
         "event_id": event.event_id,
         "item_id": event.event_id,
         "subscription_id": subscription.id,
+        "hook_id": subscription.id,
         "delivery_id": delivery.id,
         "number": attempt.number,
         "run_id": run.id,

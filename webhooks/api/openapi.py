@@ -90,7 +90,7 @@ _STANDARD_HEADERS = [
 _RESPONSES = {
     "2XX": {"description": "Received. Respond at once and do the work later: an attempt times out after 30 s."},
     "3XX": {"description": "A failure: redirects are not followed. The delivery is retried."},
-    "410": {"description": "The endpoint is gone: the subscription is disabled."},
+    "410": {"description": "The endpoint is gone: the subscription is disabled, or deleted if it is a hook."},
     "429": {"description": "The delivery is retried, no sooner than `Retry-After` says."},
     "503": {"description": "The delivery is retried, no sooner than `Retry-After` says."},
     "default": {

@@ -2,6 +2,7 @@ from django.urls import path
 
 from webhooks.api import inbox
 from webhooks.api.deliveries import DeliveryViewSet
+from webhooks.api.hooks import HookViewSet
 from webhooks.api.subscriptions import SubscriptionViewSet
 
 _subscription = "subscriptions/<uuid:subscription_id>"
@@ -25,6 +26,9 @@ urlpatterns = [
         SubscriptionViewSet.as_view({"get": "recovery"}),
         name="subscription-recovery",
     ),
+    path("hooks", HookViewSet.as_view({"get": "list", "post": "create"}), name="hook-list"),
+    path("hooks/sample", HookViewSet.as_view({"get": "sample"}), name="hook-sample"),
+    path("hooks/<uuid:hook_id>", HookViewSet.as_view({"delete": "destroy"}), name="hook"),
     path("inbox", inbox.InboxView.as_view(), name="inbox"),
     path("inbox/stream", inbox.InboxStreamView.as_view(), name="inbox-stream"),
     path("inbox/ack", inbox.InboxAckView.as_view(), name="inbox-ack"),
