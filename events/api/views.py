@@ -16,7 +16,7 @@ from rest_framework.views import APIView
 from core.drf import JSONBody, NDJSONBody
 from core.json_body import read_body, require_media_type
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
-from core.problems import not_found
+from core.problems import no_such
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters
 from core.wakeups import EVENTS, wake_soon
 from events import event_types, rate
@@ -202,6 +202,6 @@ class EventView(APIView):
         """Return the event with a summary of each of its deliveries."""
         event = Event.objects.filter(organization_id=caller_of(request).organization_id, id=event_id).first()
         if event is None:
-            raise not_found()
+            raise no_such("event")
         lines = delivery_lookup().of_event(event.id, MOST_DELIVERIES)
         return Response(shapes.EventWithDeliveries().to_representation((event, lines)))

@@ -30,6 +30,7 @@ BOTH_DOORS = {
     "test_key_cache",
     "test_limits",
     "test_manners",
+    "test_messages",
 }
 
 

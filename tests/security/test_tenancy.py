@@ -69,7 +69,7 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/inbox/ack/<uuid:item_id>": [("POST", C, {})],
 }  # fmt: skip
 # They say nothing about any organization.
-OPEN = {"", "api/health", "api/health/detailed", "api/schema", "api/docs"}
+OPEN = {"", "api/health", "api/health/detailed", "api/schema", "api/docs", "api/problems", "api/problems/<slug:code>"}
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 OPERATIONS = [
     pytest.param(route, method, scope, body, id=f"{method} {route}")
@@ -107,7 +107,7 @@ def test_the_walk_knows_every_method_of_every_route(api: Any, ids: dict[str, Any
 
 def path_of(route: str, ids: dict[str, Any]) -> str:
     """Return the path of a route with the ids filled in."""
-    return "/" + re.sub(r"<(?:uuid|int):(\w+)>", lambda match: str(ids[match[1]]), route)
+    return "/" + re.sub(r"<(?:uuid|int|slug):(\w+)>", lambda match: str(ids[match[1]]), route)
 
 
 def _everything() -> str:

@@ -47,6 +47,7 @@ _WHY_NOT_RETRYABLE = {
 class DeliveryViewSet(OrganizationViewSet[Delivery]):
     """The organization's deliveries."""
 
+    what = "delivery"
     action_scopes: ClassVar = {
         "list": Scope.DELIVERIES_READ,
         "retrieve": Scope.DELIVERIES_READ,
@@ -123,7 +124,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         if number <= MAX_ATTEMPT_NUMBER:
             attempt = DeliveryAttempt.objects.filter(delivery_id=delivery.id, number=number).first()
         if attempt is None:
-            raise not_found()
+            raise not_found("The delivery has no attempt with this number.")
         exchange = exchange_of(attempt)
         body = None
         if exchange is not None and Scope.EVENTS_READ in caller_of(request).scopes:

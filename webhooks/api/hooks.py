@@ -18,7 +18,7 @@ from rest_framework.response import Response
 from core.json_body import read_object
 from core.json_response import Fragment
 from core.openapi import PAGE, conflict, location, page_of, query
-from core.problems import Problem, not_found
+from core.problems import Problem, no_such
 from core.query import PAGE_PARAMETERS, ParameterError, page, parse_parameters
 from core.serializers import StrictCharField, StrictSerializer, validate_plain_text
 from core.url_prefix import full_path
@@ -135,6 +135,7 @@ def _count(raw: str) -> int:
 class HookViewSet(OrganizationViewSet[Subscription]):
     """The organization's subscriptions to endpoints."""
 
+    what = "hook"
     action_scopes: ClassVar = {
         "list": Scope.SUBSCRIPTIONS_MANAGE,
         "create": Scope.SUBSCRIPTIONS_MANAGE,
@@ -223,7 +224,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
         if subscription is None:
             if hooks.was_deleted(caller_of(request).organization_id, hook_id):
                 return Response(status=204)
-            raise not_found()
+            raise no_such(self.what)
         subscriptions.delete(
             subscription,
             audit=lambda: audit.record_for_caller(

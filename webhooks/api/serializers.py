@@ -17,6 +17,7 @@ from rest_framework import serializers
 from core.serializers import (
     StrictBooleanField,
     StrictCharField,
+    StrictChoiceField,
     StrictFloatField,
     StrictIntegerField,
     StrictSerializer,
@@ -135,8 +136,23 @@ def validate_inbox_name(value: str) -> None:
 # --- requests ---------------------------------------------------------------------------------------
 
 
+_SWITCH = "`POST /api/subscriptions/{id}/disable` and `/enable` switch a subscription off and on"
+_ROTATE = "the secret is made by the system; `POST /api/subscriptions/{id}/rotate-secret` makes another one"
+HINTS = {
+    **dict.fromkeys(("events", "event", "types", "type", "topics", "topic", "enabled_events"), "event_types"),
+    **dict.fromkeys(("target_url", "targetUrl", "hookUrl", "endpoint", "endpoint_url", "callback_url", "uri"), "url"),
+    **dict.fromkeys(("name", "title", "label"), "description"),
+    **dict.fromkeys(("status", "state", "active", "is_active", "enabled", "disabled", "paused"), _SWITCH),
+    **dict.fromkeys(("secret", "signing_secret"), _ROTATE),
+    **dict.fromkeys(("rate_limit", "max_per_second"), "deliveries_per_second"),
+    "concurrency": "max_in_flight",
+}
+
+
 class SubscriptionChangeSerializer(StrictSerializer):
     """The body of `PATCH /api/subscriptions/{id}`."""
+
+    hints = HINTS
 
     url = UrlField(
         max_length=2048,
@@ -148,7 +164,7 @@ class SubscriptionChangeSerializer(StrictSerializer):
     headers = HeadersField(required=False)
     max_in_flight = StrictIntegerField(min_value=1, max_value=10_000, required=False, allow_null=True)
     deliveries_per_second = StrictFloatField(min_value=0.01, max_value=100_000, required=False, allow_null=True)
-    format = serializers.ChoiceField(
+    format = StrictChoiceField(
         choices=list(FORMATS),
         required=False,
         help_text="What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, "
@@ -176,7 +192,7 @@ class SubscriptionChangeSerializer(StrictSerializer):
 class SubscriptionCreateSerializer(SubscriptionChangeSerializer):
     """The body of `POST /api/subscriptions`."""
 
-    kind = serializers.ChoiceField(
+    kind = StrictChoiceField(
         choices=DestinationKind.values,
         required=False,
         default=DestinationKind.HTTP.value,

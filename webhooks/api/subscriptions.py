@@ -16,7 +16,7 @@ from rest_framework.response import Response
 
 from core.json_body import read_object
 from core.openapi import PAGE, conflict, location, query
-from core.problems import Problem, invalid, not_found
+from core.problems import Problem, invalid, no_such
 from core.query import PAGE_PARAMETERS, one_of, page, parse_parameters
 from core.url_prefix import full_path
 from orgs import audit
@@ -81,6 +81,8 @@ def _inbox_exists(organization_id: uuid.UUID, name: str) -> Problem:
 
 class SubscriptionViewSet(OrganizationViewSet[Subscription]):
     """The organization's subscriptions."""
+
+    what = "subscription"
 
     action_scopes: ClassVar = {
         "list": Scope.SUBSCRIPTIONS_MANAGE,
@@ -261,7 +263,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             except subscriptions.TooManySecrets as error:
                 raise _too_many_secrets(error.ends_at) from None
             except Subscription.DoesNotExist:
-                raise not_found() from None
+                raise no_such("subscription") from None
             audit.record_for_caller(
                 request, "subscription.rotate_secret", subscription.id, dict(serializer.validated_data),
                 name=subscription.url,
@@ -359,5 +361,5 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         subscription = self.own_row(request, subscription_id)
         run = BulkRun.objects.filter(id=run_id, subscription=subscription, kind=BulkRun.Kind.RECOVER).first()
         if run is None:
-            raise not_found()
+            raise no_such("recovery of this subscription")
         return Response(dict(RecoverySerializer(run).data))
