@@ -100,6 +100,12 @@ register(
     ),
     ProblemType("forbidden", 403, "The request is refused, whatever key it has.", "This is not allowed."),
     ProblemType(
+        "origin_not_allowed",
+        403,
+        "A page asked from an origin that isn't in `CORS_ALLOWED_ORIGINS`.",
+        "Pages of this origin may not use the API.",
+    ),
+    ProblemType(
         "not_found",
         404,
         "There is no such resource in the key's organization, or an id in the path is malformed.",

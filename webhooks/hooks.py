@@ -19,7 +19,7 @@ from django.utils import timezone
 from core.ids import derive_id
 from core.query import newest
 from events import event_types
-from events.models import Event, EventType
+from events.models import ERASED, Event, EventType
 from events.payload import matches
 from events.queries import find_events
 from orgs.models import Organization
@@ -91,7 +91,7 @@ def samples(organization_id: uuid.UUID, pattern: str, most: int) -> list[bytes]:
 
     Without any event, the examples in the catalog are taken for events of this moment.
     """
-    rows = newest(find_events(organization_id, {"type": pattern}), most)
+    rows = newest(find_events(organization_id, {"type": pattern}).exclude(data=ERASED), most)
     found = [_of_event(row) for row in rows]
     if not found:
         catalog = event_types.of_organization(organization_id).filter(archived_at=None).order_by("name")

@@ -36,9 +36,15 @@ register(
         "The organization may make 60 previews a minute.",
     ),
     ProblemType(
+        "too_many_runs",
+        429,
+        "Too many retries of many deliveries, or recoveries, are under way; retry after `Retry-After`.",
+        "20 retries or recoveries of the organization are under way. Wait for one to end.",
+    ),
+    ProblemType(
         "not_retryable",
         409,
-        "The delivery is in flight, held, or cancelled; `delivery_status` says which.",
+        "The delivery is in flight, held, or cancelled, as `delivery_status` says, or its event's payload was erased.",
         "The delivery is held; enable its subscription first.",
         {"delivery_status": "held"},
     ),
@@ -53,6 +59,13 @@ register(
         409,
         "The inbox is disabled; `subscription_id` names the subscription to enable.",
         "The inbox is disabled: Disabled by request. What comes is held.",
+        {"subscription_id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"},
+    ),
+    ProblemType(
+        "uid_taken",
+        409,
+        "Another subscription of the organization has this `uid`; `subscription_id` names it.",
+        "Another subscription of the organization has this uid.",
         {"subscription_id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"},
     ),
     ProblemType(

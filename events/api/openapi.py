@@ -75,6 +75,15 @@ ACCEPTED = OpenApiExample(
 DUPLICATE = OpenApiExample(
     "duplicate", {"id": EVENT_ID, "status": "duplicate", "message": "Event was accepted before"}, status_codes=["200"]
 )
+VALID = OpenApiExample(
+    "valid", {"id": None, "status": "valid", "message": "Event is valid; nothing was stored"}, status_codes=["200"]
+)
+VALIDATE_ONLY = OpenApiParameter(
+    "validate_only",
+    bool,
+    description="`true`: check the body, the limits of its size, and the event types as for a real request, and store "
+    "nothing. Duplicates aren't looked up, and the rate limit doesn't count it.",
+)
 BATCH_RECEIPT: Schema = {
     "accepted": 1,
     "data": [

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from core.problems import Problem
+from core.query import boolean, parse_parameters
 from core.url_prefix import full_path
 from events.api import serializers as shapes
 from events.ingest import Ingested, IngestStatus
@@ -91,6 +92,30 @@ def batch_receipt(
     accepted = accepted_count(results)
     document = {"accepted": accepted, "data": [_item_receipt.to_representation(one) for one in became]}
     return (202 if accepted else 200), document
+
+
+def validate_only(request: Any) -> bool:
+    """Tell whether a request with events wants them checked and not stored.  request: with `query_params`.
+
+    Raises Problem 400 for any other parameter: one that is misspelled would store the events.
+    """
+    return bool(parse_parameters(request, {"validate_only": boolean}).get("validate_only", False))
+
+
+def checked() -> dict[str, Any]:
+    """Return what answers an event that is valid and was only to be checked."""
+    return {"id": None, "status": shapes.VALID, "message": "Event is valid; nothing was stored"}
+
+
+def checked_batch(items: Sequence[NewEvent | shapes.FieldErrors]) -> dict[str, Any]:
+    """Return what answers a batch that was only to be checked."""
+    return {
+        "accepted": 0,
+        "data": [
+            {"status": shapes.VALID} if isinstance(item, NewEvent) else _item_receipt.to_representation(item)
+            for item in items
+        ],
+    }
 
 
 def accepted_count(results: Sequence[Ingested]) -> int:

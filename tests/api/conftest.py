@@ -29,6 +29,7 @@ BOTH_DOORS = {
     "test_events",
     "test_key_cache",
     "test_limits",
+    "test_daily_needs",
     "test_manners",
     "test_messages",
 }

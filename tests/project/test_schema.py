@@ -111,8 +111,8 @@ def test_every_error_that_an_operation_can_give_is_described(schema: dict[str, A
     conflicts = {operation["operationId"] for _, _, operation in operations(schema) if "409" in operation["responses"]}
     assert conflicts == {
         "createEvent", "createEventType", "createKey", "createSubscription", "importEventTypes", "retryDelivery",
-        "rotateKey", "rotateSecret", "subscribeHook", "testSubscription", "fetchInbox", "streamInbox",
-        "acknowledgeEvent", "acknowledgeEventAlias",
+        "changeSubscription", "rotateKey", "rotateSecret", "subscribeHook", "testSubscription", "fetchInbox",
+        "streamInbox", "acknowledgeEvent", "acknowledgeEventAlias",
     }  # fmt: skip
 
 

@@ -28,9 +28,8 @@ from orgs import audit
 from orgs.authentication import caller_of
 from orgs.models import Scope
 from webhooks import hooks, subscriptions
-from webhooks.api.serializers import URL_HELP, EventTypesField, UrlField, row_renderer
+from webhooks.api.serializers import URL_HELP, EventTypesField, UrlField, row_renderer, url_parameter
 from webhooks.api.viewsets import OrganizationViewSet
-from webhooks.destinations.http.addresses import UrlError, normalize_url
 from webhooks.models import Subscription
 from webhooks.states import SubscriptionState, with_state
 
@@ -118,14 +117,6 @@ HookPage = extend_schema_serializer(many=False)(page_of(HookSerializer, "HookPag
 _render = row_renderer(HookSerializer())
 
 
-def _url_parameter(raw: str) -> str:
-    """Return a URL as it is stored."""
-    try:
-        return normalize_url(raw)
-    except UrlError as error:
-        raise ParameterError(str(error)) from None
-
-
 def _count(raw: str) -> int:
     if not raw.isascii() or not raw.isdigit() or len(raw) > 3 or not 1 <= int(raw) <= MAX_SAMPLES:
         raise ParameterError(f"must be a whole number from 1 to {MAX_SAMPLES}")
@@ -155,7 +146,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
     )
     def list(self, request: Request) -> Response:
         """List the hooks that are on, newest first. With `target_url`, tells whether a URL is subscribed."""
-        parameters = parse_parameters(request, {"target_url": _url_parameter, **PAGE_PARAMETERS})
+        parameters = parse_parameters(request, {"target_url": url_parameter, **PAGE_PARAMETERS})
         # One that is disabled is left out: a platform that finds a hook doesn't subscribe.
         rows = self.own_rows(request).filter(is_active=True)
         if "target_url" in parameters:

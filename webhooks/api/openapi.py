@@ -15,6 +15,9 @@ from webhooks.api.serializers import (
     MAX_EVENT_TYPES,
     MAX_HEADER_VALUE,
     MAX_HEADERS,
+    MAX_METADATA,
+    MAX_METADATA_NAME,
+    MAX_METADATA_VALUE,
     DeliverySerializer,
     SubscriptionSerializer,
 )
@@ -41,6 +44,19 @@ class HeadersSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped
             "additionalProperties": {"type": "string", "maxLength": MAX_HEADER_VALUE},
             "description": "Headers sent with each request in addition to ours, which they can't replace. "
             "Their values are encrypted at rest and never shown again.",
+        }
+
+
+class MetadataSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
+    target_class = "webhooks.api.serializers.MetadataField"
+
+    def map_serializer_field(self, auto_schema: Any, direction: Any) -> Schema:
+        return {
+            "type": "object",
+            "maxProperties": MAX_METADATA,
+            "propertyNames": {"minLength": 1, "maxLength": MAX_METADATA_NAME},
+            "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE},
+            "description": "Names and values that you keep with the subscription. A change replaces them as a whole.",
         }
 
 

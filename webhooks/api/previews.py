@@ -99,4 +99,6 @@ def _stored(request: Request, text: str) -> PreviewedEvent:
     row = event_id and Event.objects.filter(organization_id=caller.organization_id, pk=event_id).first()
     if not row:
         raise invalid([("/event_id", "is not an event of your organization")])
+    if row.is_erased:
+        raise invalid([("/event_id", "is an event whose payload was erased")])
     return PreviewedEvent(row.pk, row.type, row.created_at, row.data, row.trace)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from django.conf import settings
 from rest_framework import serializers
 
+from core.query import ParameterError
 from core.serializers import (
     StrictBooleanField,
     StrictCharField,
@@ -36,6 +37,9 @@ from webhooks.models import FORMATS, BulkRun, Cause, Delivery, DeliveryAttempt, 
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
 MAX_EVENT_TYPES = 100
+MAX_METADATA = 50
+MAX_METADATA_NAME = 100
+MAX_METADATA_VALUE = 500
 MAX_HEADERS = 20
 MAX_HEADER_VALUE = 2048
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")  # RFC 9110 §5.1: token
@@ -116,6 +120,36 @@ class UrlField(StrictCharField):
         return url
 
 
+def url_parameter(raw: str) -> str:
+    """Return a URL in a query parameter as it is stored."""
+    try:
+        return normalize_url(raw)
+    except UrlError as error:
+        raise ParameterError(str(error)) from None
+
+
+class MetadataField(serializers.Field[dict[str, str], Any, dict[str, str], Any]):
+    """Names and values that mean something to the tenant only."""
+
+    def to_internal_value(self, data: Any) -> dict[str, str]:
+        if not isinstance(data, dict):
+            raise serializers.ValidationError("must be an object of names and texts")
+        if len(data) > MAX_METADATA:
+            raise serializers.ValidationError(f"must hold at most {MAX_METADATA} names")
+        errors: dict[str, list[str]] = {}
+        for name, value in data.items():
+            if not 1 <= len(name) <= MAX_METADATA_NAME:
+                errors[name] = [f"is a name that doesn't have 1 to {MAX_METADATA_NAME} characters"]
+            elif not isinstance(value, str) or len(value) > MAX_METADATA_VALUE:
+                errors[name] = [f"must be a text of at most {MAX_METADATA_VALUE} characters"]
+        if errors:
+            raise serializers.ValidationError(errors)
+        return dict(data)
+
+    def to_representation(self, value: Any) -> dict[str, str]:
+        return dict(value)
+
+
 URL_HELP = (
     "Where webhooks are sent: an absolute `http` or `https` URL. Whitespace around it is removed, an "
     "internationalized host name is converted to its ASCII form (`https://bücher.example` to "
@@ -161,6 +195,14 @@ class SubscriptionChangeSerializer(StrictSerializer):
     )
     event_types = EventTypesField()
     description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
+    uid = StrictCharField(
+        max_length=255,
+        required=False,
+        allow_null=True,
+        validators=[validate_plain_text],
+        help_text="An id of your own for it, unique in the organization; null for none.",
+    )
+    metadata = MetadataField(required=False)
     headers = HeadersField(required=False)
     max_in_flight = StrictIntegerField(min_value=1, max_value=10_000, required=False, allow_null=True)
     deliveries_per_second = StrictFloatField(min_value=0.01, max_value=100_000, required=False, allow_null=True)
@@ -310,6 +352,8 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     url = EndpointUrlField(help_text="Null for an inbox.")
     event_types = serializers.ListField(child=serializers.CharField())
     description = serializers.CharField()
+    uid = serializers.CharField(allow_null=True, help_text="Your own id for it; null if it has none.")
+    metadata = MetadataField(help_text="What you keep with it.")
     header_names = serializers.ListField(child=serializers.CharField())
     status = serializers.SerializerMethodField(
         help_text="What you set with `enable` and `disable`, or an endpoint that is gone has set. `state` says more."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
@@ -17,7 +17,7 @@ from rest_framework.response import Response
 from core.json_body import read_object
 from core.openapi import PAGE, conflict, location, query
 from core.problems import Problem, invalid, no_such
-from core.query import PAGE_PARAMETERS, one_of, page, parse_parameters
+from core.query import PAGE_PARAMETERS, one_of, page, parse_parameters, text
 from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
@@ -38,6 +38,7 @@ from webhooks.api.serializers import (
     SubscriptionCreateSerializer,
     SubscriptionSerializer,
     render_subscription,
+    url_parameter,
 )
 from webhooks.api.viewsets import OrganizationViewSet
 from webhooks.inboxes import is_inbox
@@ -67,6 +68,19 @@ def _require_endpoint(subscription: Subscription, why: str) -> None:
     """Raise Problem 409 for an inbox."""
     if is_inbox(subscription):
         raise Problem("not_for_inboxes", f"The subscription is an inbox: {why}.")
+
+
+def _taken(organization_id: uuid.UUID, wanted: Mapping[str, Any], error: IntegrityError) -> Problem:
+    """Return the 409 for a name that another subscription has: that of an inbox, or the uid."""
+    if "webhooks_sub_uid" not in str(error):
+        return _inbox_exists(organization_id, wanted["inbox"])
+    existing = subscriptions.of_organization(organization_id).filter(uid=wanted["uid"]).first()
+    return Problem(
+        "uid_taken",
+        "Another subscription of the organization has this uid.",
+        errors=[("/uid", "is taken")],
+        extra={"subscription_id": str(existing.id)} if existing else {},
+    )
 
 
 def _inbox_exists(organization_id: uuid.UUID, name: str) -> Problem:
@@ -106,13 +120,28 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         operation_id="listSubscriptions",
         tags=["Subscriptions"],
         summary="List subscriptions",
-        parameters=[query("state", "Only subscriptions in this state.", enum=SubscriptionState.values), *PAGE],
+        parameters=[
+            query("state", "Only subscriptions in this state.", enum=SubscriptionState.values),
+            query("url", "Only subscriptions to this URL."),
+            query("host", "Only subscriptions whose URL has this host."),
+            query("uid", "Only the subscription with this `uid`."),
+            *PAGE,
+        ],
         responses=openapi.SubscriptionPage,
     )
     def list(self, request: Request) -> Response:
-        """List subscriptions, newest first."""
-        parameters = parse_parameters(request, {"state": one_of(*SubscriptionState.values), **PAGE_PARAMETERS})
-        rows = self.own_rows(request)
+        """List subscriptions."""
+        parsers = {
+            "state": one_of(*SubscriptionState.values),
+            "url": url_parameter,
+            "host": str.lower,
+            "uid": text,
+            **PAGE_PARAMETERS,
+        }
+        parameters = parse_parameters(request, parsers)
+        rows = self.own_rows(request).filter(
+            **{name: parameters[name] for name in ("url", "host", "uid") if name in parameters}
+        )
         if "state" in parameters:
             rows = rows.filter(in_state(parameters["state"]))
         return Response(page(rows, parameters, render_subscription))
@@ -125,7 +154,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         request=SubscriptionCreateSerializer,
         responses={
             201: NewSubscriptionSerializer,
-            **conflict("too_many_subscriptions", "inbox_exists"),
+            **conflict("too_many_subscriptions", "inbox_exists", "uid_taken"),
         },
         examples=[
             OpenApiExample("subscription", openapi.SUBSCRIPTION_EXAMPLE, request_only=True),
@@ -146,8 +175,8 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             raise Problem(
                 "too_many_subscriptions", "The organization has reached its limit of subscriptions."
             ) from None
-        except IntegrityError:
-            raise _inbox_exists(caller_of(request).organization_id, serializer.validated_data["inbox"]) from None
+        except IntegrityError as error:
+            raise _taken(caller_of(request).organization_id, serializer.validated_data, error) from None
         subscription = self.own_row(request, subscription.id)
         return Response(
             dict(NewSubscriptionSerializer(subscription, context={"secret": secret}).data),
@@ -170,7 +199,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         tags=["Subscriptions"],
         summary="Change a subscription",
         request=SubscriptionChangeSerializer,
-        responses=SubscriptionSerializer,
+        responses={200: SubscriptionSerializer, **conflict("uid_taken")},
         examples=[OpenApiExample("all events", {"event_types": ["*"]}, request_only=True)],
     )
     def partial_update(self, request: Request, subscription_id: uuid.UUID) -> Response:
@@ -181,12 +210,15 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             raise invalid([(f"/{name}", NOT_OF_INBOXES) for name in wrong])
         serializer = SubscriptionChangeSerializer(data=body, partial=True, context={"subscription": subscription})
         serializer.is_valid(raise_exception=True)
-        with transaction.atomic():
-            subscriptions.change(subscription, serializer.validated_data)
-            audit.record_for_caller(
-                request, "subscription.change", subscription.id, {"fields": sorted(serializer.validated_data)},
-                name=subscription.url,
-            )  # fmt: skip
+        try:
+            with transaction.atomic():
+                subscriptions.change(subscription, serializer.validated_data)
+                audit.record_for_caller(
+                    request, "subscription.change", subscription.id, {"fields": sorted(serializer.validated_data)},
+                    name=subscription.url,
+                )  # fmt: skip
+        except IntegrityError as error:
+            raise _taken(caller_of(request).organization_id, serializer.validated_data, error) from None
         return Response(render_subscription(self.own_row(request, subscription_id)))
 
     @extend_schema(
