@@ -190,8 +190,9 @@ SPECTACULAR_SETTINGS = {
         "core.openapi.generator.add_shared_components",
         "webhooks.api.openapi.add_webhook_body",
         "triggers_project.openapi.add_health",
+        "triggers_project.openapi.name_enums",
     ],
-    "SERVERS": [{"url": URL_PREFIX}] if URL_PREFIX else [],
+    "SERVERS": [{"url": URL_PREFIX or "/", "description": "The server that this document comes from."}],
     "WEBHOOKS": [
         "webhooks.api.openapi.event_webhook",
         "webhooks.api.openapi.cloud_event_webhook",

@@ -91,7 +91,6 @@ class EventListView(APIView):
         },
         examples=[
             OpenApiExample("event", openapi.ORDER, request_only=True),
-            OpenApiExample("payload for data", openapi.ORDER_AS_PAYLOAD, request_only=True),
         ],
     )
     def post(self, request: Request) -> Response:
@@ -164,7 +163,7 @@ class EventBatchView(APIView):
         parameters=[openapi.VALIDATE_ONLY, *openapi.TRACE, *rate_limit(200, 202)],
         request={
             "application/json": OpenApiRequest(
-                openapi.NEW_EVENTS, examples=[OpenApiExample("array", [openapi.ORDER, openapi.ORDER_AS_PAYLOAD])]
+                openapi.NEW_EVENTS, examples=[OpenApiExample("array", [openapi.ORDER, openapi.PAYMENT])]
             ),
             "application/x-ndjson": OpenApiRequest(
                 openapi.NDJSON, examples=[OpenApiExample("lines", openapi.NDJSON_EXAMPLE)]

@@ -73,6 +73,17 @@ class EventTypesSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-unty
         }
 
 
+class OneOrMoreTypesSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
+    target_class = "webhooks.api.hooks.OneOrMoreTypesField"
+
+    def map_serializer_field(self, auto_schema: Any, direction: Any) -> Schema:
+        pattern = {"type": "string", "maxLength": 257, "pattern": rf"^(\*|{PATTERN.pattern})$"}
+        if self.target.field_name == "event_types":
+            return {"type": "array", "minItems": 1, "maxItems": MAX_EVENT_TYPES, "items": pattern,
+                    "description": "Several types or prefixes. Without any of the three, all events."}  # fmt: skip
+        return {**pattern, "description": "A type (`order.created`), a prefix (`order.*`), or all types (`*`)."}
+
+
 # The page is an object; without this a viewset's `list` action would be shown as an array of them.
 SubscriptionPage = extend_schema_serializer(many=False)(page_of(SubscriptionSerializer, "SubscriptionPage"))
 DeliveryPage = extend_schema_serializer(many=False)(page_of(DeliverySerializer, "DeliveryPage"))
