@@ -65,6 +65,7 @@ PROBLEM_SCHEMA: Schema = {
     "type": "object",
     "description": "An error (RFC 9457). `status` and `code` are for programs, `detail` is for people.",
     "required": ["type", "title", "status", "detail", "code", "request_id"],
+    "additionalProperties": True,  # members that belong to a code
     "properties": {
         "type": {
             "type": "string",

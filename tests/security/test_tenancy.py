@@ -56,7 +56,7 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/subscriptions/<uuid:subscription_id>/recoveries/<uuid:run_id>": [("GET", S, None)],
     "api/deliveries": [("GET", D, None)],
     "api/deliveries/retry": [("POST", R, {"status": "failed"})],
-    "api/deliveries/retries/<uuid:run_id>": [("GET", R, None)],
+    "api/retries/<uuid:retry_id>": [("GET", R, None)],
     "api/deliveries/<uuid:delivery_id>": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>/attempts/<int:number>": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>/retry": [("POST", R, None)],

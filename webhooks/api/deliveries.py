@@ -212,7 +212,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         return Response(
             dict(bulk_retries.RetryRunSerializer(run).data),
             status=202,
-            headers={"Location": full_path(f"/api/deliveries/retries/{run.id}")},
+            headers={"Location": full_path(f"/api/retries/{run.id}")},
         )
 
     @extend_schema(
@@ -221,9 +221,9 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         summary="Get the progress of a retry of many",
         responses=bulk_retries.RetryRunSerializer,
     )
-    def retry_run(self, request: Request, run_id: uuid.UUID) -> Response:
+    def retry_run(self, request: Request, retry_id: uuid.UUID) -> Response:
         """Return the run's progress."""
-        run = bulk_retries.own_run(caller_of(request).organization_id, run_id)
+        run = bulk_retries.own_run(caller_of(request).organization_id, retry_id)
         if run is None:
             raise no_such("retry of many deliveries")
         return Response(dict(bulk_retries.RetryRunSerializer(run).data))

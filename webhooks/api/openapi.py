@@ -146,6 +146,7 @@ def _webhook(
         name=name,
         decorator={
             "post": {
+                "security": [],  # your endpoint verifies the signature
                 "operationId": f"receiveEvent{suffix}",
                 "tags": ["Webhooks"],
                 "summary": f"The request that your endpoint receives in the format {form}"

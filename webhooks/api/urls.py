@@ -38,7 +38,7 @@ urlpatterns = [
     path("inbox/ack/<uuid:item_id>", inbox.InboxAckEventView.as_view(), name="inbox-ack-event"),
     path("deliveries", DeliveryViewSet.as_view({"get": "list"}), name="delivery-list"),
     path("deliveries/retry", DeliveryViewSet.as_view({"post": "retry_many"}), name="delivery-retry-many"),
-    path("deliveries/retries/<uuid:run_id>", DeliveryViewSet.as_view({"get": "retry_run"}), name="delivery-retry-run"),
+    path("retries/<uuid:retry_id>", DeliveryViewSet.as_view({"get": "retry_run"}), name="delivery-retry-run"),
     path("deliveries/<uuid:delivery_id>", DeliveryViewSet.as_view({"get": "retrieve"}), name="delivery"),
     path(
         "deliveries/<uuid:delivery_id>/attempts/<int:number>",
