@@ -23,7 +23,12 @@ module.exports = {
       url: hooks,
       body: { target_url: '{{bundle.targetUrl}}', event: '{{bundle.inputData.event}}' },
     },
-    performUnsubscribe: { method: 'DELETE', url: `${hooks}/{{bundle.subscribeData.id}}` },
+    // A function, because the response has no body, which Zapier's own would take for a mistake.
+    performUnsubscribe: async (z, bundle) => {
+      const { url } = bundle.authData;
+      await z.request({ method: 'DELETE', url: `${url}/api/hooks/${bundle.subscribeData.id}` });
+      return {};
+    },
     perform: (z, bundle) => [bundle.cleanedRequest],
     // What is delivered, as a bare array, newest first.
     performList: { url: `${hooks}/sample`, params: { event: '{{bundle.inputData.event}}' } },
