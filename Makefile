@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format bench soak image chart-check monitoring-check clean
+.PHONY: help run test coverage lint format bench soak image chart-check monitoring-check integrations clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,9 @@ soak: $(STAMP) ## kill processes and servers under load, and check that nothing 
 
 monitoring-check: $(STAMP) ## ask a real Prometheus for everything that the board and the alerts show
 	@exec $(PY) -m scripts.monitoring_check
+
+integrations: $(STAMP) ## run the Zapier app, the n8n node, and generated clients against a running system (ONLY=zapier); needs npm
+	@exec $(PY) -m integrations.run $(ONLY)
 
 clean: ## delete the virtual environment, the local servers, and their data
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi

@@ -5,7 +5,8 @@ from __future__ import annotations
 from django.http import HttpRequest, HttpResponse
 from django.views import defaults
 
-from core.problems import Problem, internal_error, not_found, problem_response
+from core.paths import nothing_at
+from core.problems import Problem, internal_error, problem_response
 
 
 def _is_api(request: HttpRequest) -> bool:
@@ -29,7 +30,7 @@ def handler403(request: HttpRequest, exception: Exception) -> HttpResponse:
 def handler404(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's 404 page: a problem under /api/."""
     if _is_api(request):
-        return problem_response(request, not_found())
+        return problem_response(request, nothing_at(request.path_info))
     return defaults.page_not_found(request, exception)
 
 

@@ -101,6 +101,16 @@ def _find_nul(value: Any, pointer: str) -> str | None:
     return None
 
 
+def encoding_error(body: bytes) -> str | None:
+    """Return what is wrong with a body that isn't UTF-8, as JSON always is (RFC 8259 §8.1), or None."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        byte = f"0x{body[error.start]:02X}"
+        return f"is not UTF-8: the byte {byte} at position {error.start} doesn't belong there"
+    return None
+
+
 def parse_json(body: bytes) -> Any:
     """Return the value of a JSON body (RFC 8259: UTF-8, no NaN).  Raises Problem 400."""
     if not body:
@@ -108,6 +118,8 @@ def parse_json(body: bytes) -> Any:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if reason := encoding_error(body):
+            raise Problem("invalid_json", f"The body {reason}.") from None
         raise Problem("invalid_json", f"The body is not valid JSON: {error}.") from None
     _check(body, value)
     return value

@@ -6,7 +6,6 @@ OpenAPI schema and the table in docs/operations.md come from the registry.
 
 from __future__ import annotations
 
-import http
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import orjson
 from django.http import HttpRequest, HttpResponse
 from rest_framework import exceptions
+
+from core.url_prefix import full_path
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -34,8 +35,18 @@ class ProblemType:
 
     @property
     def title(self) -> str:
-        """Return the status in words, which RFC 9457 §4.2.1 asks for as long as `type` is `about:blank`."""
-        return http.HTTPStatus(self.status).phrase
+        """Return the code in words: a summary that is the same for each problem of the type (RFC 9457 §3.1.3)."""
+        words = [_AS_WORDS.get(word, word) for word in self.code.split("_")]
+        return " ".join([words[0][:1].upper() + words[0][1:], *words[1:]])
+
+    @property
+    def uri(self) -> str:
+        """Return where the type is documented, relative to any URL of the API (RFC 9457 §3.1.1)."""
+        return full_path(f"/api/problems/{self.code}")
+
+
+# What `title` writes in another way than a code.
+_AS_WORDS = {"json": "JSON", "api": "API", "uri": "URL"}
 
 
 _registry: dict[str, ProblemType] = {}
@@ -89,10 +100,22 @@ register(
     ),
     ProblemType("forbidden", 403, "The request is refused, whatever key it has.", "This is not allowed."),
     ProblemType(
+        "origin_not_allowed",
+        403,
+        "A page asked from an origin that isn't in `CORS_ALLOWED_ORIGINS`.",
+        "Pages of this origin may not use the API.",
+    ),
+    ProblemType(
         "not_found",
         404,
-        "There is no such resource in the key's organization, or no such URL.",
-        "There is no such resource.",
+        "There is no such resource in the key's organization, or an id in the path is malformed.",
+        "There is no subscription with this id in your organization.",
+    ),
+    ProblemType(
+        "path_not_found",
+        404,
+        "There is no such path; `detail` suggests one that there is.",
+        "There is no /api/subscription. Did you mean /api/subscriptions?",
     ),
     ProblemType(
         "method_not_allowed",
@@ -173,9 +196,14 @@ def invalid(errors: Iterable[tuple[str, str]], detail: str = "The request is not
     return Problem("invalid", detail, errors=errors)
 
 
-def not_found() -> Problem:
+def not_found(detail: str = "There is no such resource in your organization.") -> Problem:
     """Return the 404 for a resource that doesn't exist or belongs to another organization."""
-    return Problem("not_found", "There is no such resource.")
+    return Problem("not_found", detail)
+
+
+def no_such(what: str) -> Problem:
+    """Return the 404 for an id.  what: what would have it, such as `subscription`."""
+    return not_found(f"There is no {what} with this id in your organization.")
 
 
 def internal_error() -> Problem:
@@ -202,7 +230,7 @@ def only_get(request: HttpRequest) -> HttpResponse | None:
 def document(request: Any, problem: Problem) -> dict[str, Any]:
     """Return the problem as the members of RFC 9457 §3.1 plus ours."""
     body: dict[str, Any] = {
-        "type": "about:blank",
+        "type": problem.type.uri,
         "title": problem.type.title,
         "status": problem.status_code,
         "detail": problem.sentence,

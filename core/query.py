@@ -130,7 +130,14 @@ def parse_parameters(request: Request, parsers: Mapping[str, Callable[[str], Any
     return values
 
 
-PAGE_PARAMETERS: dict[str, Callable[[str], Any]] = {"limit": _limit, "cursor": _cursor}
+PAGE_PARAMETERS: dict[str, Callable[[str], Any]] = {
+    "limit": _limit, "cursor": _cursor, "order": one_of("desc", "asc"),
+}  # fmt: skip
+
+
+def is_ascending(parameters: Mapping[str, Any]) -> bool:
+    """Tell whether a list is wanted in ascending order: the oldest first."""
+    return bool(parameters.get("order") == "asc")
 
 
 def newest(rows: QuerySet[M], most: int, order: Sequence[str] = ("-created_at", "-id")) -> QuerySet[M]:
@@ -153,19 +160,24 @@ def page(
     *,
     by_id: bool = False,
 ) -> dict[str, Any]:
-    """Return one page, newest first, as `{"data": [...], "next_cursor": ...}`.
+    """Return one page, newest first unless `order` is `asc`, as `{"data": [...], "next_cursor": ...}`.
 
     rows: ordered by nothing yet; its model has `created_at` and `id`.  by_id: order by the id alone, which
     is made in time order, too.  No count is made.
     """
+    beyond, sign = ("gt", "") if is_ascending(parameters) else ("lt", "-")
     limit: int = parameters.get("limit", DEFAULT_LIMIT)
     if "cursor" in parameters:
         at, row_id = parameters["cursor"]
         if by_id:
-            rows = rows.filter(id__lt=row_id)
+            rows = rows.filter(**{f"id__{beyond}": row_id})
         else:
             # The first condition lets the index start at the cursor; the second is exact.
-            rows = rows.filter(created_at__lte=at).filter(Q(created_at__lt=at) | Q(id__lt=row_id))
-    found = list(rows.order_by("-id")[: limit + 1] if by_id else newest(rows, limit + 1))
+            rows = rows.filter(**{f"created_at__{beyond}e": at})
+            rows = rows.filter(Q(**{f"created_at__{beyond}": at}) | Q(**{f"id__{beyond}": row_id}))
+    if by_id:
+        found = list(rows.order_by(f"{sign}id")[: limit + 1])
+    else:
+        found = list(newest(rows, limit + 1, (f"{sign}created_at", f"{sign}id")))
     following = _encode_cursor(found[limit - 1]) if len(found) > limit else None
     return {"data": [render(row) for row in found[:limit]], "next_cursor": following}

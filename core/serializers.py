@@ -5,22 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from operator import attrgetter
-from typing import Any
+from typing import Any, ClassVar
 
 from rest_framework import serializers
 
 from core.json_response import Fragment
+from core.suggestions import closest, unknown_field
 
 
 class StrictSerializer(serializers.Serializer[Any]):
-    """A serializer that rejects unknown members, by name, instead of ignoring them."""
+    """A serializer that rejects unknown members, by name, instead of ignoring them.
+
+    With `partial`, it also rejects an object that names nothing to change.
+    """
+
+    # For names that people try: the field that has another one, or a sentence that says what to do instead.
+    hints: ClassVar[Mapping[str, str]] = {}
 
     def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            unknown = [name for name in data if name not in self.fields]
-            if unknown:
-                raise serializers.ValidationError({name: ["is not a known field"] for name in unknown})
-        return super().to_internal_value(data)
+        if not isinstance(data, Mapping):
+            return super().to_internal_value(data)
+        known = [name for name, field in self.fields.items() if not field.read_only]
+        if self.partial and not data:
+            reason = f"names nothing to change; the fields are {', '.join(known)}"
+            raise serializers.ValidationError({"non_field_errors": [reason]})
+        errors: dict[str, Any] = {
+            name: [unknown_field(name, known, self.hints)] for name in data if name not in self.fields
+        }
+        try:
+            values = super().to_internal_value(data)
+        except serializers.ValidationError as error:
+            if isinstance(error.detail, Mapping):
+                # A field that is missing, because it was given by another name, isn't told twice.
+                given = {self.hints.get(name) or closest(name, known) for name in errors}
+                errors |= {name: one for name, one in error.detail.items() if name in data or name not in given}
+            elif not errors:
+                raise
+        if errors:
+            raise serializers.ValidationError(errors)
+        return values
 
 
 def is_plain_text(value: str) -> bool:
@@ -41,6 +64,15 @@ class StrictCharField(serializers.CharField):
         if not isinstance(data, str):
             raise serializers.ValidationError("must be a string")
         return str(super().to_internal_value(data))
+
+
+class StrictChoiceField(serializers.ChoiceField):
+    """One of a few words.  DRF's own field doesn't say which there are."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if not isinstance(data, str) or data not in self.choices:
+            raise serializers.ValidationError("must be one of " + ", ".join(str(choice) for choice in self.choices))
+        return super().to_internal_value(data)
 
 
 class StrictIntegerField(serializers.IntegerField):

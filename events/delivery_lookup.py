@@ -35,15 +35,28 @@ class DeliveryLookup(Protocol):
         """Return the condition, for a queryset of events, that some delivery of the event is undelivered."""
 
     def undelivered_event_ids(
-        self, organization_id: uuid.UUID, event_filters: Mapping[str, Any], before: uuid.UUID | None, most: int
+        self,
+        organization_id: uuid.UUID,
+        event_filters: Mapping[str, Any],
+        beyond: uuid.UUID | None,
+        most: int,
+        *,
+        ascending: bool = False,
     ) -> Sequence[uuid.UUID]:
         """Return the ids of an organization's undelivered events, the newest first.
 
-        event_filters: Django lookups on the event.  before: only ids lower than this.  most: how many at the most.
+        event_filters: Django lookups on the event.  beyond: only ids lower than this.  most: how many at the most.
+        ascending: the oldest first, and only ids greater than `beyond`.
         """
 
     def of_event(self, event_id: uuid.UUID, most: int) -> Sequence[DeliveryLine]:
         """Return the first `most` deliveries of an event, the oldest first."""
+
+    def erase(self, event_id: uuid.UUID) -> int:
+        """Forget what attempts kept of an event's payload and cancel the deliveries that wait; return how many.
+
+        In the caller's transaction.
+        """
 
     def waiting(self, organization_id: uuid.UUID, most: int) -> int:
         """Return how many deliveries of an organization are pending or held; counting stops at `most`."""

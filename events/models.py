@@ -12,6 +12,10 @@ from core.ids import new_id
 from events.origin import split_trace, unpack_request_id
 from orgs.models import Organization
 
+# What stands for data that was erased.  No producer's text is this one: `events.payload` takes a value without the
+# white space around it.
+ERASED = "null "
+
 
 class EventStatus(models.TextChoices):
     """accepted → processed, or → error after repeated failure; error → accepted by reprocessing."""
@@ -22,7 +26,7 @@ class EventStatus(models.TextChoices):
 
 
 class Event(models.Model):
-    """One event.  `data` is the producer's JSON text, byte for byte; nothing ever rewrites it."""
+    """One event.  `data` is the producer's JSON text, byte for byte; nothing rewrites it, but it can be erased."""
 
     # The indexes of the lists have an entry for an event when it has been fanned out, and only then: not a second one
     # for the row that it is accepted with.  So a list consists of two parts (`core.query.newest`).
@@ -72,6 +76,11 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.type} {self.id}"
+
+    @property
+    def is_erased(self) -> bool:
+        """Tell whether its data was erased."""
+        return self.data == ERASED
 
     @property
     def request_id(self) -> str | None:

@@ -18,8 +18,9 @@ import msgspec
 import orjson
 
 from core import json_text
-from core.json_body import depth_error
+from core.json_body import depth_error, encoding_error
 from core.problems import Problem, invalid
+from core.suggestions import unknown_field
 
 MAX_TYPE_CHARACTERS = 255
 MAX_DEDUP_ID_CHARACTERS = 255
@@ -34,7 +35,13 @@ EVERYTHING = "*"
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_KNOWN = {"type", "data", "payload", "dedup_id"}
+_KNOWN = ("type", "data", "payload", "dedup_id")
+# Other names that people try for them.
+_HINTS = {
+    **dict.fromkeys(("event", "event_type", "eventType", "name", "topic"), "type"),
+    **dict.fromkeys(("body", "content", "message", "event_data"), "data"),
+    **dict.fromkeys(("id", "event_id", "idempotency_key", "idempotencyKey", "deduplication_id"), "dedup_id"),
+}
 
 
 def matches(pattern: str, event_type: str) -> bool:
@@ -136,7 +143,7 @@ def _pointer(name: str) -> str:
 def _errors(value: Any) -> list[tuple[str, str]]:
     if not isinstance(value, dict):
         return [("", "must be a JSON object")]
-    errors = [(_pointer(name), "is not a known field") for name in value if name not in _KNOWN]
+    errors = [(_pointer(name), unknown_field(name, _KNOWN, _HINTS)) for name in value if name not in _KNOWN]
     if "type" not in value:
         errors.append(("/type", "is required"))
     elif reason := event_type_error(value["type"]):
@@ -180,7 +187,8 @@ def _parse(text: bytes) -> _Parsed:
     try:
         return _Parsed(text, orjson.loads(text), True)
     except orjson.JSONDecodeError:
-        pass
+        if reason := encoding_error(text):
+            raise _NotJson(reason) from None
     try:
         return _Parsed(text, json_text.parse(text), False)
     except ValueError as error:

@@ -8,12 +8,12 @@ from typing import Any
 from django.db.models import QuerySet
 from django.db.models.functions import Coalesce
 
-from core.query import DEFAULT_LIMIT, ParameterError
+from core.query import DEFAULT_LIMIT, ParameterError, is_ascending
 from events.delivery_lookup import delivery_lookup
 from events.models import Event, EventStatus
 from events.payload import EVERYTHING, pattern_error
 
-_LOOKUPS = {"status": "status", "since": "created_at__gte", "until": "created_at__lt"}
+_LOOKUPS = {"status": "status", "dedup_id": "dedup_id", "since": "created_at__gte", "until": "created_at__lt"}
 
 
 def type_pattern(raw: str) -> str:
@@ -31,10 +31,11 @@ def _of_type(pattern: str) -> dict[str, str]:
 
 
 def find_events(organization_id: uuid.UUID, parameters: dict[str, Any]) -> QuerySet[Event]:
-    """Return the organization's events that match the parameters `type`, `status`, `since`, `until`, `undelivered`.
+    """Return the organization's events that match the parameters `type`, `status`, `since`, `until`, `dedup_id`, and
+    `undelivered`.
 
     With `undelivered` true they are ordered by id, and only as many are returned as the page at `cursor` with its
-    `limit` needs, and one more.
+    `limit` and `order` needs, and one more.
     """
     filters = {lookup: parameters[name] for name, lookup in _LOOKUPS.items() if name in parameters}
     if "type" in parameters:
@@ -44,25 +45,29 @@ def find_events(organization_id: uuid.UUID, parameters: dict[str, Any]) -> Query
         return rows
     if not parameters["undelivered"]:
         return rows.filter(~delivery_lookup().undelivered(), status=EventStatus.PROCESSED)
-    before = parameters["cursor"][1] if "cursor" in parameters else None
+    beyond = parameters["cursor"][1] if "cursor" in parameters else None
     most = parameters.get("limit", DEFAULT_LIMIT) + 1
-    return Event.objects.filter(id__in=_undelivered_ids(organization_id, filters, before, most))
+    found = _undelivered_ids(organization_id, filters, beyond, most, ascending=is_ascending(parameters))
+    return Event.objects.filter(id__in=found)
 
 
 def _undelivered_ids(
-    organization_id: uuid.UUID, filters: dict[str, Any], before: uuid.UUID | None, most: int
+    organization_id: uuid.UUID, filters: dict[str, Any], beyond: uuid.UUID | None, most: int, *, ascending: bool
 ) -> list[uuid.UUID]:
     """Return the ids of the newest events that some subscription hasn't received, or that await their fan-out.
 
+    beyond: only ids on the other side of this.  ascending: the oldest.
+
     Reads only what is undelivered: the history may hold one such event among millions.
     """
-    found = set(delivery_lookup().undelivered_event_ids(organization_id, filters, before, most))
+    found = set(delivery_lookup().undelivered_event_ids(organization_id, filters, beyond, most, ascending=ascending))
     waiting = Event.objects.filter(organization_id=organization_id, **filters)
-    if before is not None:
-        waiting = waiting.filter(id__lt=before)
+    if beyond is not None:
+        waiting = waiting.filter(id__gt=beyond) if ascending else waiting.filter(id__lt=beyond)
     for status in (EventStatus.ACCEPTED, EventStatus.ERROR):
         # Each status has a small index.  Ordering by an expression keeps the planner from walking the primary key in
         # the hope of meeting enough of them soon.
-        newest = waiting.filter(status=status).order_by(Coalesce("id", "id").desc())
-        found.update(newest.values_list("id", flat=True)[:most])
-    return sorted(found, reverse=True)[:most]
+        by_id = Coalesce("id", "id")
+        first = waiting.filter(status=status).order_by(by_id.asc() if ascending else by_id.desc())
+        found.update(first.values_list("id", flat=True)[:most])
+    return sorted(found, reverse=not ascending)[:most]

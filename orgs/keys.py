@@ -71,6 +71,11 @@ class Caller:
         return f"key:{self.prefix}"
 
     @property
+    def label(self) -> str:
+        """Return what tells this key apart from others in a list of connections."""
+        return f"{self.organization_name} ({self.prefix})"
+
+    @property
     def sorted_scopes(self) -> list[str]:
         """Return the scopes as the API lists them."""
         return sorted(self.scopes)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from core.openapi import HEADERS, Schema
+from core.openapi import HEADERS, Schema, enums
+from events.models import EventStatus
+from orgs.models import Scope, Strictness
+from webhooks.destinations.inbox.leases import ItemStatus
+from webhooks.destinations.outcome import Failure
+from webhooks.models import FORMATS, BulkRun, Cause, DestinationKind
+from webhooks.states import Breaker, DeliveryState, SubscriptionState
 from webhooks.stats import PauseReason
 
 _HEADERS: Schema = {name: {"$ref": f"#/components/headers/{name}"} for name in HEADERS if name.startswith("X-")}
@@ -119,4 +125,28 @@ def add_health(result: Schema, **_: Any) -> Schema:
     """drf-spectacular's hook: add the health endpoints."""
     result["paths"].update(_PATHS)
     result["components"]["schemas"].update(Health=_HEALTH, DetailedHealth=_DETAILED)
+    return result
+
+
+def name_enums(result: Schema, **_: Any) -> Schema:
+    """Give the enums that several operations have a name each.  A postprocessing hook of drf-spectacular."""
+    enums.name_enums(
+        result,
+        {
+            "AttemptCause": Cause.values,
+            "BreakerState": Breaker.values,
+            "DeliveryFormat": FORMATS,
+            "DeliveryStatus": DeliveryState.values,
+            "DestinationKind": DestinationKind.values,
+            "EventStatus": EventStatus.values,
+            "FailureClass": [failure.value for failure in Failure],
+            "InboxItemStatus": [status.value for status in ItemStatus],
+            "RunStatus": BulkRun.State.values,
+            "Scope": Scope.values,
+            "SortOrder": ["desc", "asc"],
+            "Strictness": Strictness.values,
+            "SubscriptionState": SubscriptionState.values,
+            "SubscriptionSwitch": ["active", "disabled"],
+        },
+    )
     return result

@@ -48,6 +48,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "core.middleware.RequestMiddleware",
+    "core.cors.CorsMiddleware",
     "django.middleware.security.SecurityMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",  # so early that refusals by those below have its header
     "whitenoise.middleware.WhiteNoiseMiddleware",
@@ -170,11 +171,13 @@ SPECTACULAR_SETTINGS = {
     "DESCRIPTION": (BASE_DIR / "triggers_project" / "api_description.md").read_text(encoding="utf-8"),
     "VERSION": "1.0.0",
     "OAS_VERSION": "3.1.0",
+    "CONTACT": {"name": "Whoever runs this server"},
     "LICENSE": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
     "TAGS": [
         {"name": "Events", "description": "Send events and read them back."},
         {"name": "Event types", "description": "Which types of events there are, and what their data looks like."},
         {"name": "Subscriptions", "description": "Who receives which events."},
+        {"name": "Hooks", "description": "Subscriptions as automation platforms make them."},
         {"name": "Inbox", "description": "Fetch events instead of receiving webhooks."},
         {"name": "Deliveries", "description": "What became of each event for each subscription."},
         {"name": "Portal", "description": "Pages for your customers, without an account."},
@@ -190,8 +193,9 @@ SPECTACULAR_SETTINGS = {
         "core.openapi.generator.add_shared_components",
         "webhooks.api.openapi.add_webhook_body",
         "triggers_project.openapi.add_health",
+        "triggers_project.openapi.name_enums",
     ],
-    "SERVERS": [{"url": URL_PREFIX}] if URL_PREFIX else [],
+    "SERVERS": [{"url": URL_PREFIX or "/", "description": "The server that this document comes from."}],
     "WEBHOOKS": [
         "webhooks.api.openapi.event_webhook",
         "webhooks.api.openapi.cloud_event_webhook",

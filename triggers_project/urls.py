@@ -10,6 +10,7 @@ from django.views.decorators.csrf import csrf_exempt
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from core.openapi.view import schema_view
+from core.problem_pages import problem_list, problem_page
 from triggers_project import health, metrics
 
 
@@ -31,6 +32,8 @@ urlpatterns = [
         csrf_exempt(SpectacularSwaggerSplitView.as_view(template_name="core/api_docs.html")),
         name="docs",
     ),
+    path("api/problems", csrf_exempt(problem_list), name="problem-list"),
+    path("api/problems/<slug:code>", csrf_exempt(problem_page), name="problem"),
     path("api/", include("orgs.api.urls")),
     path("api/", include("webhooks.api.urls")),
     path("api/", include("portal.api.urls")),

@@ -40,8 +40,10 @@ class _StoredEvent:
 def request_body(event: Event, exchange: Exchange) -> str | None:
     """Return the body of a request that delivered the event, in the format that the subscription had then.
 
-    None if it can't be made again: a later version's expressions may do less.
+    None if it can't be made again: the payload was erased, or a later version's expressions do less.
     """
+    if event.is_erased:
+        return None
     stored = _StoredEvent(event.id, event.type, event.created_at, event.data)
     try:
         return render(stored, event.organization_id, exchange.format, exchange.expression).content.decode()

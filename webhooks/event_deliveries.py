@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Coalesce, Now
 
 from core.db import server_cursor
 from core.query import newest
 from events.delivery_lookup import DeliveryLine
-from webhooks.models import Delivery
+from webhooks.destinations.outcome import Failure
+from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
 from webhooks.states import delivery_state, next_attempt_at
 
 # The same words in the same order as the condition of the index webhooks_delivery_undelivered.
@@ -44,18 +45,26 @@ class EventDeliveries:
         return Q(Exists(waiting)) | Q(Exists(delivering))
 
     def undelivered_event_ids(
-        self, organization_id: uuid.UUID, event_filters: Mapping[str, Any], before: uuid.UUID | None, most: int
+        self,
+        organization_id: uuid.UUID,
+        event_filters: Mapping[str, Any],
+        beyond: uuid.UUID | None,
+        most: int,
+        *,
+        ascending: bool = False,
     ) -> Sequence[uuid.UUID]:
         filters: dict[str, Any] = {f"event__{lookup}": value for lookup, value in event_filters.items()}
-        if before is not None:
-            filters["event_id__lt"] = before
+        if beyond is not None:
+            filters["event_id__gt" if ascending else "event_id__lt"] = beyond
+        sign = "" if ascending else "-"
         rows = Delivery.objects.filter(organization_id=organization_id, **filters)
-        waiting = rows.filter(status__in=_WAITING_OR_FAILED).order_by("-event_id").values("event_id").distinct()[:most]
+        waiting = rows.filter(status__in=_WAITING_OR_FAILED).order_by(f"{sign}event_id").values("event_id")
         # By the index of leases, which holds what all organizations have in flight.  One statement, because a delivery
         # may go from one part to the other.
-        delivering = rows.filter(status="delivering").order_by(Coalesce("event_id", "event_id").desc())
-        found = waiting.union(delivering.values("event_id")[:most])
-        return [row["event_id"] for row in found.order_by("-event_id")[:most]]
+        by_event = Coalesce("event_id", "event_id")
+        delivering = rows.filter(status="delivering").order_by(by_event.asc() if ascending else by_event.desc())
+        found = waiting.distinct()[:most].union(delivering.values("event_id")[:most])
+        return [row["event_id"] for row in found.order_by(f"{sign}event_id")[:most]]
 
     def of_event(self, event_id: uuid.UUID, most: int) -> Sequence[DeliveryLine]:
         oldest = newest(Delivery.objects.filter(event_id=event_id), most, ("created_at", "id"))
@@ -70,6 +79,20 @@ class EventDeliveries:
             )
             for row in oldest
         ]
+
+    def erase(self, event_id: uuid.UUID) -> int:
+        of_event = Delivery.objects.filter(event_id=event_id)
+        # An endpoint may have sent back what it got.
+        DeliveryAttempt.objects.filter(delivery_id__in=list(of_event.values_list("id", flat=True))).update(
+            response_body="", error_detail=""
+        )
+        return of_event.filter(status__in=[DeliveryStatus.PENDING, DeliveryStatus.HELD]).update(
+            status=DeliveryStatus.CANCELLED,
+            last_error=Failure.PAYLOAD_ERASED.value,
+            completed_at=Now(),
+            next_attempt_at=None,
+            lease_id=None,
+        )
 
     def waiting(self, organization_id: uuid.UUID, most: int) -> int:
         with server_cursor() as cursor:

@@ -112,6 +112,18 @@ class Subscription(models.Model):
     transform = models.TextField(
         max_length=4096, blank=True, default="", db_default="", help_text="JMESPath, for the format `transform`."
     )
+    uid = models.CharField(
+        max_length=255, null=True, blank=True, help_text="The tenant's own id for it, unique in the organization."
+    )
+    metadata = models.JSONField(
+        default=dict, db_default={}, blank=True, help_text="Names and values that the tenant keeps with it."
+    )
+    is_hook = models.BooleanField(
+        default=False,
+        db_default=False,
+        editable=False,
+        help_text="Made by an automation platform with `POST /api/hooks`: a 410 of its endpoint deletes it.",
+    )
     max_in_flight = models.PositiveIntegerField(
         null=True,
         blank=True,
@@ -144,6 +156,9 @@ class Subscription(models.Model):
             ),
             models.UniqueConstraint(
                 fields=["organization", "inbox"], condition=Q(kind="inbox", deleted_at=None), name="webhooks_sub_inbox"
+            ),
+            models.UniqueConstraint(
+                fields=["organization", "uid"], condition=Q(deleted_at=None), name="webhooks_sub_uid"
             ),
         ]
 

@@ -10,6 +10,13 @@ register(
         "The organization has reached its limit of subscriptions.",
     ),
     ProblemType(
+        "hook_exists",
+        409,
+        "The URL is subscribed to other event types already; `hook_id` and `event_types` say which hook it is.",
+        "This URL is subscribed to order.paid. Unsubscribe it with `DELETE /api/hooks/{hook_id}` first.",
+        {"hook_id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91", "event_types": ["order.paid"]},
+    ),
+    ProblemType(
         "too_many_previous_secrets",
         409,
         "Ten earlier secrets are still in use for signing; `next_rotation_at` says when the first of them ends.",
@@ -47,9 +54,15 @@ register(
         "The organization may make 60 previews a minute.",
     ),
     ProblemType(
+        "too_many_runs",
+        429,
+        "Too many retries of many deliveries, or recoveries, are under way; retry after `Retry-After`.",
+        "20 retries or recoveries of the organization are under way. Wait for one to end.",
+    ),
+    ProblemType(
         "not_retryable",
         409,
-        "The delivery is in flight, held, or cancelled; `delivery_status` says which.",
+        "The delivery is in flight, held, or cancelled, as `delivery_status` says, or its event's payload was erased.",
         "The delivery is held; enable its subscription first.",
         {"delivery_status": "held"},
     ),
@@ -64,6 +77,13 @@ register(
         409,
         "The inbox is disabled; `subscription_id` names the subscription to enable.",
         "The inbox is disabled: Disabled by request. What comes is held.",
+        {"subscription_id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"},
+    ),
+    ProblemType(
+        "uid_taken",
+        409,
+        "Another subscription of the organization has this `uid`; `subscription_id` names it.",
+        "Another subscription of the organization has this uid.",
         {"subscription_id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"},
     ),
     ProblemType(

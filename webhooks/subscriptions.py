@@ -71,13 +71,16 @@ def create(
     transform: str = "",
     secret: str | None = None,
     secret_type: str = SecretType.HMAC,
+    uid: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    is_hook: bool = False,
     **credentials: Unpack[Credentials],
 ) -> tuple[Subscription, str]:
     """Create a subscription; return it and its signing secret, which can't be read again and is empty for an inbox.
 
     url, inbox: of an endpoint, or the name of an inbox.  secret: the tenant's own; without one a new one of
     `secret_type` is made.  Raises TooManySubscriptions, and IntegrityError if the organization has an inbox of this
-    name.
+    name or a subscription with this uid.
     """
     text = "" if inbox else secret or new_secret(secret_type)
     with transaction.atomic():
@@ -98,6 +101,9 @@ def create(
             deliveries_per_second=deliveries_per_second,
             format=format,
             transform=transform,
+            uid=uid,
+            metadata=metadata or {},
+            is_hook=is_hook,
         )
         SubscriptionQueue.objects.create(
             subscription=subscription,
@@ -163,20 +169,27 @@ def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None) -> bo
     return bool(changed)
 
 
-def disable_automatically(subscription_id: uuid.UUID, reason: str) -> bool:
+def disable_automatically(subscription_id: uuid.UUID, reason: str, *, is_gone: bool = False) -> bool:
     """Disable a subscription whose endpoint asks for it or fails for too long, in the caller's transaction.
 
+    is_gone: the endpoint returned 410, with which an automation platform unsubscribes; that deletes a hook.
     Returns False if that, or its audit entry, is refused: then the subscription stays as it is, and the next failure
     tries again; what else the transaction does isn't harmed.
     """
-    organization_id, url = Subscription.objects.values_list("organization_id", "url").get(pk=subscription_id)
+    fields = ("organization_id", "url", "is_hook")
+    organization_id, url, is_hook = Subscription.objects.values_list(*fields).get(pk=subscription_id)
+    unsubscribes = is_gone and is_hook
+    action = "subscription.delete" if unsubscribes else "subscription.disable"
     entry = partial(
-        record, "subscription.disable", actor=f"system:{AUTOMATIC}", organization_id=organization_id,
+        record, action, actor=f"system:{AUTOMATIC}", organization_id=organization_id,
         target=subscription_id, name=url, reason=reason,
     )  # fmt: skip
     try:
         with transaction.atomic():
-            _disable(subscription_id, reason, entry)
+            if unsubscribes:
+                _delete(subscription_id, entry)
+            else:
+                _disable(subscription_id, reason, entry)
     except DatabaseError as error:
         if is_transient(error):
             raise
@@ -280,23 +293,28 @@ def delete(subscription: Subscription, *, audit: Audit | None = None) -> None:
     Its row stays, because deliveries refer to it.  audit: as in `disable`.
     """
     with transaction.atomic():
-        SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
-        deleted = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
-            deleted_at=Now(),
-            is_active=False,
-            updated_at=Now(),
-            encrypted_secret="",
-            encrypted_previous_secrets=[],
-            previous_secrets_expire_at=[],
-            secret_details=[],
-            encrypted_headers="",
-            encrypted_auth="",
-            encrypted_client_certificate="",
-        )
-        SubscriptionQueue.objects.filter(pk=subscription.pk).update(accepts_deliveries=False, needs_resync=True)
-        if deleted and audit is not None:
-            audit()
+        _delete(subscription.pk, audit)
     resync(subscription.pk)
+
+
+def _delete(subscription_id: uuid.UUID, audit: Audit | None) -> None:
+    """Delete the subscription in the caller's transaction; `resync` or the sweep cancels its deliveries afterwards."""
+    SubscriptionQueue.objects.select_for_update().filter(pk=subscription_id).first()
+    deleted = Subscription.objects.filter(pk=subscription_id, deleted_at=None).update(
+        deleted_at=Now(),
+        is_active=False,
+        updated_at=Now(),
+        encrypted_secret="",
+        encrypted_previous_secrets=[],
+        previous_secrets_expire_at=[],
+        secret_details=[],
+        encrypted_headers="",
+        encrypted_auth="",
+        encrypted_client_certificate="",
+    )
+    SubscriptionQueue.objects.filter(pk=subscription_id).update(accepts_deliveries=False, needs_resync=True)
+    if deleted and audit is not None:
+        audit()
 
 
 def rotate_secret(

@@ -19,6 +19,7 @@ from django.http import HttpRequest, HttpResponse
 from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.security import SecurityMiddleware
 
+from core.cors import cors_headers
 from core.exceptions import problem_for
 from core.front_door.http import ClientGone, Receive, Request, Response, Scope, Send, Stream
 from core.front_door.wsgi_bridge import WSGIApplication, WSGIBridge
@@ -131,6 +132,7 @@ class FrontDoor:
             (b"x-response-time", b"%.2fms" % elapsed_ms),
             (b"cache-control", b"no-store"),
             *self._security_headers,
+            *_cors_headers(request),
             *((name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()),
         ]
         if not keep_alive:
@@ -155,6 +157,7 @@ class FrontDoor:
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),  # nginx would keep them back
             *self._security_headers,
+            *_cors_headers(request),
         ]
         count_request(request.scope["method"], route, stream.status, time.perf_counter() - started)
         log.info(
@@ -222,6 +225,11 @@ def _security_headers() -> list[tuple[bytes, bytes]]:
     return [
         (name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items() if name not in own
     ]
+
+
+def _cors_headers(request: Request) -> list[tuple[bytes, bytes]]:
+    headers = cors_headers(request.header(b"origin"))
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def _problem_response(request: Request, problem: Problem) -> Response:

@@ -31,8 +31,8 @@ class ApiSchema(AutoSchema):
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/X-Request-Id"})
         if (scope := self._scope()) is not None:
             operation["description"] = f"{operation.get('description', '')}\n\nNeeds the scope `{scope}`.".strip()
-            # OpenAPI 3.1 lets any scheme name the roles that an operation needs.
-            operation["security"] = [{name: [scope] for name in way} for way in operation["security"]]
+            # Not in `security`: OpenAPI 3.1 lets any scheme name roles there, but linters and generators don't.
+            operation["x-required-scope"] = scope
         return operation
 
     def _scope(self) -> str | None:

@@ -15,7 +15,7 @@ def page_of(item: Shape, name: str) -> Shape:
     Made with `type`, because its member `data` is named like an attribute of Serializer.
     """
     members: dict[str, Any] = {
-        "__doc__": "One page, newest first.",
+        "__doc__": "One page.",
         "data": item(many=True),
         "next_cursor": serializers.CharField(
             allow_null=True, help_text="Send it as `cursor` to get the next page; null on the last page."

@@ -25,6 +25,7 @@ PAGE = [
         OpenApiParameter.QUERY,
         description="Maximum number of rows in the response.",
     ),
+    query("order", "`desc`: newest first, which is the default; `asc`: oldest first.", enum=["desc", "asc"]),
     query("cursor", "`next_cursor` of the previous page. Keep the other parameters the same."),
 ]
 

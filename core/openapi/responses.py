@@ -65,9 +65,14 @@ PROBLEM_SCHEMA: Schema = {
     "type": "object",
     "description": "An error (RFC 9457). `status` and `code` are for programs, `detail` is for people.",
     "required": ["type", "title", "status", "detail", "code", "request_id"],
+    "additionalProperties": True,  # members that belong to a code
     "properties": {
-        "type": {"type": "string", "format": "uri-reference", "description": "Always `about:blank`; see `code`."},
-        "title": {"type": "string", "description": "The status in words."},
+        "type": {
+            "type": "string",
+            "format": "uri-reference",
+            "description": "Where `code` is documented: a page of this server.",
+        },
+        "title": {"type": "string", "description": "The code in words."},
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
         "detail": {"type": "string", "description": "What is wrong, in a sentence."},
         "code": {"type": "string", "description": "What is wrong, as a stable identifier."},
@@ -110,7 +115,7 @@ _SHARED_ERRORS: dict[int, tuple[str, tuple[str, ...]]] = {
 def problem_example(problem: ProblemType) -> Schema:
     """Return an example of the problem document."""
     return {
-        "type": "about:blank",
+        "type": problem.uri,
         "title": problem.title,
         "status": problem.status,
         "detail": problem.detail,

@@ -12,6 +12,7 @@ from core.serializers import (
     OutputSerializer,
     StrictBooleanField,
     StrictCharField,
+    StrictChoiceField,
     StrictSerializer,
 )
 from events.payload import MAX_TYPE_CHARACTERS, event_type_error
@@ -85,7 +86,7 @@ class EventTypeCreate(EventTypeChange):
 class EventTypeSettings(StrictSerializer):
     """Which events the organization takes."""
 
-    strictness = serializers.ChoiceField(
+    strictness = StrictChoiceField(
         choices=Strictness.values,
         help_text="`free`: events of any type. `known`: those of a type in the catalog that isn't archived. `schema`: "
         "those whose data also fits the type's schema, if it has one. Others get a 400.",

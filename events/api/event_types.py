@@ -14,7 +14,7 @@ from rest_framework.views import APIView
 
 from core.json_body import parse_json, read_body, read_object, require_media_type
 from core.openapi import PAGE, conflict, location, query
-from core.problems import Problem, invalid, not_found
+from core.problems import Problem, invalid, no_such
 from core.query import PAGE_PARAMETERS, boolean, one_of, page, parse_parameters, text
 from core.url_prefix import full_path
 from events import event_types
@@ -62,7 +62,7 @@ def _too_many() -> Problem:
 def _own(request: Request, event_type_id: uuid.UUID) -> EventType:
     row = event_types.of_organization(caller_of(request).organization_id).filter(id=event_type_id).first()
     if row is None:
-        raise not_found()
+        raise no_such("event type")
     return row
 
 
@@ -176,7 +176,7 @@ class EventTypeView(APIView):
             try:
                 event_types.change(row, serializer.validated_data)
             except EventType.DoesNotExist:
-                raise not_found() from None
+                raise no_such("event type") from None
             audit.record_for_caller(
                 request, "event_type.change", row.id, {"fields": sorted(serializer.validated_data)}, name=row.name
             )

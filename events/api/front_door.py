@@ -20,7 +20,17 @@ from core.json_response import dumps
 from core.redis import RedisUnavailable
 from core.wakeups import EVENTS, SIGNAL, wake_soon
 from events import backlog, event_types, rate
-from events.api.receipts import accepted_count, batch_receipt, count_events, failure_logged, log_result, receipt
+from events.api.receipts import (
+    accepted_count,
+    batch_receipt,
+    checked,
+    checked_batch,
+    count_events,
+    failure_logged,
+    log_result,
+    receipt,
+    validate_only,
+)
 from events.group_commit import GroupCommit
 from events.ingest import Ingested
 from events.origin import origin_of
@@ -59,10 +69,13 @@ class EventsDoor:
 
     async def _accept_event(self, request: Request, caller: Caller) -> Response:
         started = time.perf_counter()
+        only_validate = bool(request.scope["query_string"]) and validate_only(request)
         body, _ = await request.read_json(settings.MAX_EVENT_BYTES, "application/json")
         event = parse_event(body)
         if caller.strictness != Strictness.FREE and (errors := (await self._check(caller, [event]))[0]):
             raise event_types.refused(errors)
+        if only_validate:
+            return Response(200, dumps(checked()))
         results, headers = await self._store(request, EVENTS_ROUTE, caller, [event], started)
         count_events(results)
         status, document, location = receipt(results[0])
@@ -70,6 +83,7 @@ class EventsDoor:
 
     async def _accept_batch(self, request: Request, caller: Caller) -> Response:
         started = time.perf_counter()
+        only_validate = bool(request.scope["query_string"]) and validate_only(request)
         body, media_type = await request.read_json(settings.MAX_BATCH_BYTES, "application/json", "application/x-ndjson")
         items = parse_batch(
             body,
@@ -81,6 +95,8 @@ class EventsDoor:
         if caller.strictness != Strictness.FREE and valid:
             items = event_types.replace_refused(items, await self._check(caller, valid))
             valid = [item for item in items if isinstance(item, NewEvent)]
+        if only_validate:
+            return Response(200, dumps(checked_batch(items)))
         results: list[Ingested] = []
         headers: dict[str, str] = {}
         if valid:

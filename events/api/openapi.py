@@ -12,11 +12,11 @@ from events.payload import EVENT_TYPE, MAX_DEDUP_ID_CHARACTERS, MAX_TYPE_CHARACT
 
 EVENT_ID = "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"
 ORDER: Schema = {"type": "order.created", "data": {"order": 4711, "total": "19.90"}, "dedup_id": "order-4711-created"}
-ORDER_AS_PAYLOAD: Schema = {"type": "order.created", "payload": {"order": 4711}}
+PAYMENT: Schema = {"type": "order.paid", "data": {"order": 4711}}
 
 
 class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
-    """`data` and `payload` are two names for one thing, which serializer fields can't say."""
+    """`data` may be any JSON value, which serializer fields can't say."""
 
     target_class = "events.api.serializers.NewEvent"
 
@@ -28,8 +28,8 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
         """Return the JSON schema of a new event."""
         return {
             "type": "object",
-            "description": "Exactly one of `data` and `payload` is given.",
-            "required": ["type"],
+            "description": "`payload` is taken as another name for `data`.",
+            "required": ["type", "data"],
             "properties": {
                 "type": {
                     "type": "string",
@@ -42,7 +42,6 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
                     "description": "Any JSON value. It is stored and delivered byte for byte, so large integers, the "
                     "order of members, and the form of numbers don't change. U+0000 is refused."
                 },
-                "payload": {"description": "Another name for `data`."},
                 "dedup_id": {
                     "type": ["string", "null"],
                     "minLength": 1,
@@ -51,7 +50,6 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
                     "content is a duplicate, and with different content a conflict.",
                 },
             },
-            "oneOf": [{"required": ["data"]}, {"required": ["payload"]}],
             "additionalProperties": False,
         }
 
@@ -74,6 +72,15 @@ ACCEPTED = OpenApiExample(
 )
 DUPLICATE = OpenApiExample(
     "duplicate", {"id": EVENT_ID, "status": "duplicate", "message": "Event was accepted before"}, status_codes=["200"]
+)
+VALID = OpenApiExample(
+    "valid", {"id": None, "status": "valid", "message": "Event is valid; nothing was stored"}, status_codes=["200"]
+)
+VALIDATE_ONLY = OpenApiParameter(
+    "validate_only",
+    bool,
+    description="`true`: check the body, the limits of its size, and the event types as for a real request, and store "
+    "nothing. Duplicates aren't looked up, and the rate limit doesn't count it.",
 )
 BATCH_RECEIPT: Schema = {
     "accepted": 1,

@@ -13,6 +13,7 @@ import structlog
 
 from core.metrics.kinds import Counter
 from core.problems import Problem
+from core.query import boolean, parse_parameters
 from core.url_prefix import full_path
 from events.api import serializers as shapes
 from events.ingest import Ingested, IngestStatus
@@ -112,6 +113,30 @@ def batch_receipt(
     count_events(results, len(items) - len(results))
     document = {"accepted": accepted, "data": [_item_receipt.to_representation(one) for one in became]}
     return (202 if accepted else 200), document
+
+
+def validate_only(request: Any) -> bool:
+    """Tell whether a request with events wants them checked and not stored.  request: with `query_params`.
+
+    Raises Problem 400 for any other parameter: one that is misspelled would store the events.
+    """
+    return bool(parse_parameters(request, {"validate_only": boolean}).get("validate_only", False))
+
+
+def checked() -> dict[str, Any]:
+    """Return what answers an event that is valid and was only to be checked."""
+    return {"id": None, "status": shapes.VALID, "message": "Event is valid; nothing was stored"}
+
+
+def checked_batch(items: Sequence[NewEvent | shapes.FieldErrors]) -> dict[str, Any]:
+    """Return what answers a batch that was only to be checked."""
+    return {
+        "accepted": 0,
+        "data": [
+            {"status": shapes.VALID} if isinstance(item, NewEvent) else _item_receipt.to_representation(item)
+            for item in items
+        ],
+    }
 
 
 def accepted_count(results: Sequence[Ingested]) -> int:

@@ -24,6 +24,8 @@ class NewEvent(serializers.Serializer[Any]):
     """
 
 
+# What an item is with `validate_only`.
+VALID = "valid"
 _MESSAGES = {
     IngestStatus.ACCEPTED: "Event queued for processing",
     IngestStatus.DUPLICATE: "Event was accepted before",
@@ -43,6 +45,13 @@ class EventReceipt(OutputSerializer):
         return {"id": instance.event_id, "status": instance.status, "message": message}
 
 
+class EventNotStored(EventReceipt):
+    """What became of an event that wasn't stored, because it was before or because it was only to be validated."""
+
+    id = serializers.UUIDField(allow_null=True, help_text="The first event's id for a duplicate; else null.")
+    status = serializers.ChoiceField(choices=[IngestStatus.DUPLICATE.value, VALID])
+
+
 class FieldError(OutputSerializer):
     """One thing that is wrong."""
 
@@ -53,9 +62,10 @@ class FieldError(OutputSerializer):
 class BatchItemReceipt(OutputSerializer):
     """What became of one item."""
 
-    status = serializers.ChoiceField(choices=[*(status.value for status in IngestStatus), "invalid"])
+    status = serializers.ChoiceField(choices=[*(status.value for status in IngestStatus), VALID, "invalid"])
     id = serializers.UUIDField(
-        required=False, help_text="The event's id; for a duplicate or a conflict, the first event's. Not for `invalid`."
+        required=False,
+        help_text="The event's id; for a duplicate or a conflict, the first event's. Not for `invalid` and `valid`.",
     )
     errors = FieldError(many=True, required=False, help_text="Only for `invalid`.")  # type: ignore[assignment]
 
@@ -90,6 +100,9 @@ class EventOut(OutputSerializer):
     )
     tracestate = serializers.CharField(allow_null=True, help_text="The `tracestate` of that request.")
     data = RawJSONField(help_text="The data as the producer sent it, byte for byte.")  # type: ignore[assignment]
+    payload_erased = serializers.BooleanField(
+        source="is_erased", help_text="Whether `data` was erased, and is null for that."
+    )
     error = serializers.CharField(
         required=False, help_text="Why the last fan-out failed, if one did.", source="last_error"
     )

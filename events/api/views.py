@@ -7,6 +7,7 @@ import uuid
 from typing import ClassVar
 
 from django.conf import settings
+from django.db import transaction
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiRequest, OpenApiResponse, extend_schema
 from rest_framework.request import Request
@@ -16,21 +17,33 @@ from rest_framework.views import APIView
 from core.drf import JSONBody, NDJSONBody
 from core.json_body import read_body, require_media_type
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
-from core.problems import not_found
-from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters
+from core.problems import no_such
+from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
 from core.wakeups import EVENTS, wake_soon
 from events import event_types, rate
 from events.api import openapi
 from events.api import serializers as shapes
-from events.api.receipts import accepted_count, batch_receipt, count_events, failure_logged, log_result, receipt
+from events.api.receipts import (
+    accepted_count,
+    batch_receipt,
+    checked,
+    checked_batch,
+    count_events,
+    failure_logged,
+    log_result,
+    receipt,
+    validate_only,
+)
 from events.backlog import require_room
 from events.delivery_lookup import delivery_lookup
+from events.erasure import erase
 from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
 from events.models import Event, EventStatus
 from events.origin import Origin, origin_of
 from events.payload import NewEvent, parse_batch, parse_event
 from events.queries import find_events, type_pattern
 from events.tracing import traced
+from orgs import audit
 from orgs.authentication import caller_of
 from orgs.models import Scope, Strictness
 
@@ -66,20 +79,20 @@ class EventListView(APIView):
         operation_id="createEvent",
         tags=["Events"],
         summary="Send an event",
-        parameters=[*openapi.TRACE, location(200, 202), *rate_limit(200, 202)],
+        parameters=[openapi.VALIDATE_ONLY, *openapi.TRACE, location(200, 202), *rate_limit(200, 202)],
         request=shapes.NewEvent,
         responses={
             202: OpenApiResponse(shapes.EventReceipt, "Accepted: the event is committed.", [openapi.ACCEPTED]),
             200: OpenApiResponse(
-                shapes.EventReceipt,
-                "A duplicate: an event with this `dedup_id` and content was accepted before.",
-                [openapi.DUPLICATE],
+                shapes.EventNotStored,
+                "A duplicate: an event with this `dedup_id` and content was accepted before. Or, with `validate_only`, "
+                "an event that is valid.",
+                [openapi.DUPLICATE, openapi.VALID],
             ),
             **conflict("dedup_conflict"),
         },
         examples=[
             OpenApiExample("event", openapi.ORDER, request_only=True),
-            OpenApiExample("payload for data", openapi.ORDER_AS_PAYLOAD, request_only=True),
         ],
     )
     def post(self, request: Request) -> Response:
@@ -88,10 +101,13 @@ class EventListView(APIView):
         The body may be compressed with gzip (`Content-Encoding: gzip`).
         """
         started = time.perf_counter()
+        only_validate = validate_only(request)
         event = _parse(request)
         caller = caller_of(request)
         if caller.strictness != Strictness.FREE and (errors := event_types.catalog.check(caller, [event])[0]):
             raise event_types.refused(errors)
+        if only_validate:
+            return Response(checked())
         decision = rate.count(caller, 1)
         require_room(caller.organization_id, 1)
         with (
@@ -114,6 +130,7 @@ class EventListView(APIView):
             query("type", "Only events of this type (`order.created`) or with this prefix (`order.*`)."),
             query("status", "Only events with this status.", enum=EventStatus.values),
             query("undelivered", "`true`: only events that some subscription hasn't received.", OpenApiTypes.BOOL),
+            query("dedup_id", "Only events that were sent with this `dedup_id`."),
             SINCE,
             UNTIL,
             *PAGE,
@@ -121,7 +138,7 @@ class EventListView(APIView):
         responses=shapes.EventPage,
     )
     def get(self, request: Request) -> Response:
-        """List the organization's events, newest first."""
+        """List the organization's events."""
         parameters = parse_parameters(
             request,
             {
@@ -129,6 +146,7 @@ class EventListView(APIView):
                 "status": one_of(*EventStatus.values),
                 "since": moment,
                 "until": moment,
+                "dedup_id": text,
                 "undelivered": boolean,
                 **PAGE_PARAMETERS,
             },
@@ -148,10 +166,10 @@ class EventBatchView(APIView):
         operation_id="createEvents",
         tags=["Events"],
         summary="Send many events",
-        parameters=[*openapi.TRACE, *rate_limit(200, 202)],
+        parameters=[openapi.VALIDATE_ONLY, *openapi.TRACE, *rate_limit(200, 202)],
         request={
             "application/json": OpenApiRequest(
-                openapi.NEW_EVENTS, examples=[OpenApiExample("array", [openapi.ORDER, openapi.ORDER_AS_PAYLOAD])]
+                openapi.NEW_EVENTS, examples=[OpenApiExample("array", [openapi.ORDER, openapi.PAYMENT])]
             ),
             "application/x-ndjson": OpenApiRequest(
                 openapi.NDJSON, examples=[OpenApiExample("lines", openapi.NDJSON_EXAMPLE)]
@@ -174,12 +192,15 @@ class EventBatchView(APIView):
         NDJSON each line is judged alone. The body may be compressed with gzip (`Content-Encoding: gzip`).
         """
         started = time.perf_counter()
+        only_validate = validate_only(request)
         items = _parse_items(request)
         valid = [item for item in items if isinstance(item, NewEvent)]
         caller = caller_of(request)
         if caller.strictness != Strictness.FREE and valid:
             items = event_types.replace_refused(items, event_types.catalog.check(caller, valid))
             valid = [item for item in items if isinstance(item, NewEvent)]
+        if only_validate:
+            return Response(checked_batch(items))
         decision = None
         results: list[Ingested] = []
         if valid:
@@ -210,6 +231,33 @@ class EventView(APIView):
         """Return the event with a summary of each of its deliveries."""
         event = Event.objects.filter(organization_id=caller_of(request).organization_id, id=event_id).first()
         if event is None:
-            raise not_found()
+            raise no_such("event")
         lines = delivery_lookup().of_event(event.id, MOST_DELIVERIES)
         return Response(shapes.EventWithDeliveries().to_representation((event, lines)))
+
+
+class EventPayloadView(APIView):
+    """What an event says."""
+
+    scopes: ClassVar = {"DELETE": Scope.EVENTS_WRITE}
+
+    @extend_schema(
+        operation_id="eraseEventPayload",
+        tags=["Events"],
+        summary="Erase an event's payload",
+        responses={204: OpenApiResponse(None, "Erased.")},
+    )
+    def delete(self, request: Request, event_id: uuid.UUID) -> Response:
+        """Erase the event's `data` and what endpoints responded to it, for good. The event and its deliveries stay.
+
+        Deliveries that are waiting are cancelled, and no later retry sends anything. A request that is on its way
+        can't be called back. Erasing again is a 204, too.
+        """
+        organization_id = caller_of(request).organization_id
+        with transaction.atomic():
+            event = erase(organization_id, event_id)
+            if event is None:
+                raise no_such("event")
+            if not event.is_erased:  # as it was found
+                audit.record_for_caller(request, "event.erase_payload", event_id, name=event.type)
+        return Response(status=204)

@@ -12,6 +12,7 @@ from core.openapi import page_of
 from core.serializers import (
     OutputSerializer,
     StrictCharField,
+    StrictChoiceField,
     StrictIntegerField,
     StrictSerializer,
     validate_plain_text,
@@ -26,7 +27,7 @@ class ApiKeyCreate(StrictSerializer):
         max_length=200, required=False, default="", allow_blank=True, validators=[validate_plain_text]
     )
     scopes = serializers.ListField(
-        child=serializers.ChoiceField(choices=Scope.choices),
+        child=StrictChoiceField(choices=Scope.choices),
         required=False,
         allow_empty=False,
         help_text="Defaults to the scopes of the calling key, and can't go beyond them.",
@@ -112,6 +113,9 @@ class CallerKey(OutputSerializer):
 class Me(OutputSerializer):
     """Who the key is and what it may do."""
 
+    label = serializers.CharField(  # type: ignore[assignment]
+        help_text="The organization and the key, for people: a name of the connection."
+    )
     organization = CallerOrganization(source="*")
     key = CallerKey(source="*")
     events_per_minute = serializers.IntegerField(help_text="The organization's rate limit; 0 means no limit.")

@@ -17,7 +17,7 @@ from rest_framework.views import APIView
 
 from core.json_body import read_object
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
-from core.problems import Problem, not_found
+from core.problems import Problem, no_such
 from core.query import PAGE_PARAMETERS, moment, page, parse_parameters, text
 from core.url_prefix import full_path
 from orgs import audit, keys
@@ -51,7 +51,7 @@ class MeView(APIView):
 def _own_key(request: Request, key_id: uuid.UUID) -> ApiKey:
     key = ApiKey.objects.filter(organization_id=caller_of(request).organization_id, id=key_id).first()
     if key is None:
-        raise not_found()
+        raise no_such("key")
     return key
 
 

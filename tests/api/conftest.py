@@ -29,9 +29,11 @@ BOTH_DOORS = {
     "test_events",
     "test_key_cache",
     "test_limits",
+    "test_daily_needs",
     "test_manners",
     "test_metrics",
     "test_tracing",
+    "test_messages",
 }
 
 

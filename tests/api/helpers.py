@@ -24,7 +24,7 @@ def assert_problem(response: Any, status: int, pointer: str | None = None) -> di
     assert response["Content-Type"] == PROBLEM
     assert b"Traceback" not in response.content
     document: dict[str, Any] = response.json()
-    assert document["type"] == "about:blank"
+    assert document["type"] == f"/api/problems/{document['code']}"
     assert document["status"] == status
     assert document["title"]
     assert document["detail"]

@@ -48,6 +48,7 @@ def test_a_subscription_is_made_with_everything_that_was_given_and_a_secret(api:
     assert parse_datetime(shown.pop("state_since"))
     assert shown == {
         "id": shown["id"], "kind": "http", "inbox": None, "format": "standard", "transform": "",
+        "uid": None, "metadata": {},
         "url": NEW["url"], "event_types": NEW["event_types"], "description": NEW["description"],
         "header_names": ["Authorization", "X-Warehouse"], "status": "active", "disabled_reason": "",
         "disabled_at": None, "max_in_flight": 7, "deliveries_per_second": 2.5, "state": "active", "breaker": "closed",

@@ -94,7 +94,8 @@ def test_the_problem_has_its_members_and_those_on_top() -> None:
         Problem("dedup_conflict", "It is taken.", errors=[("/a", "x")], headers={"Location": "/y"}, extra={"by": "z"}),
     )
     assert json.loads(answer.content) == {
-        "type": "about:blank", "title": "Conflict", "status": 409, "detail": "It is taken.", "code": "dedup_conflict",
+        "type": "/api/problems/dedup_conflict", "title": "Dedup conflict", "status": 409, "detail": "It is taken.",
+        "code": "dedup_conflict",
         "request_id": None, "errors": [{"pointer": "/a", "detail": "x"}], "by": "z",
     }  # fmt: skip
     assert answer["Location"] == "/y"

@@ -32,5 +32,5 @@ def api_routes() -> dict[str, dict[str, Scope | None] | None]:
             view = getattr(callback, "cls", None)
             actions = getattr(callback, "actions", None)
             scopes = view.scopes_for(actions) if actions else getattr(view, "scopes", None)
-            found["/" + re.sub(r"<(?:uuid|int):(\w+)>", r"{\1}", path)] = scopes
+            found["/" + re.sub(r"<(?:uuid|int|slug):(\w+)>", r"{\1}", path)] = scopes
     return found

@@ -34,6 +34,7 @@ WRONG = {
     "REDIS_SENTINELS": "sentinel-1",
     "DEBUG": "perhaps",
     "ALLOWED_HOSTS": "https://triggers.example.com",
+    "CORS_ALLOWED_ORIGINS": "https://tool.example/page",
     "CSRF_TRUSTED_ORIGINS": "triggers.example.com",
     "USE_HTTPS": "2",
     "TRUSTED_PROXIES": "-1",

@@ -15,8 +15,8 @@ from orgs.keys import create_api_key
 from orgs.models import Organization
 from tests.webhooks.helpers import fan_out_batch
 from webhooks import signing_secrets, subscriptions
-from webhooks.models import Delivery, DeliveryAttempt
-from webhooks.upkeep import recovery
+from webhooks.models import BulkRun, Delivery, DeliveryAttempt
+from webhooks.upkeep import recovery, replay
 
 
 @pytest.fixture
@@ -32,12 +32,15 @@ def ids(organization: Organization) -> dict[str, Any]:
     )
     secret, _ = signing_secrets.add(subscription, audit=lambda added: None)
     event_type = event_types.create(organization.id, name="a.b", description="tenant-data")
+    retry = replay.start({"org": organization.id}, organization.id, kind=BulkRun.Kind.RETRY)
     return {
+        "retry_id": retry.id,
         "event_type_id": event_type.id,
         "key_id": create_api_key(organization, name="tenant-data")[0].id,
         "event_id": event.event_id,
         "item_id": event.event_id,
         "subscription_id": subscription.id,
+        "hook_id": subscription.id,
         "delivery_id": delivery.id,
         "number": attempt.number,
         "run_id": run.id,

@@ -37,6 +37,7 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/events": [("GET", Scope.EVENTS_READ, None), ("POST", E, EVENT)],
     "api/events/batch": [("POST", E, [EVENT])],
     "api/events/<uuid:event_id>": [("GET", Scope.EVENTS_READ, None)],
+    "api/events/<uuid:event_id>/payload": [("DELETE", E, None)],
     "api/event-types": [("GET", Scope.EVENTS_READ, None), ("POST", T, {"name": "b.c"})],
     "api/event-types/import": [("POST", T, {"webhooks": {"c.d": {"post": {}}}})],
     "api/event-types/settings": [("GET", Scope.EVENTS_READ, None), ("PATCH", T, {"strictness": "free"})],
@@ -59,10 +60,15 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/subscriptions/<uuid:subscription_id>/recover": [("POST", S, {"since": "2026-01-01T00:00:00Z"})],
     "api/subscriptions/<uuid:subscription_id>/recoveries/<uuid:run_id>": [("GET", S, None)],
     "api/deliveries": [("GET", D, None)],
+    "api/deliveries/retry": [("POST", R, {"status": "failed"})],
+    "api/retries/<uuid:retry_id>": [("GET", R, None)],
     "api/deliveries/<uuid:delivery_id>": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>/attempts/<int:number>": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>/retry": [("POST", R, None)],
     "api/portal-links": [("POST", P, {"name": "x"})],
+    "api/hooks": [("GET", S, None), ("POST", S, {"target_url": "https://b.example/", "event": "a.b"})],
+    "api/hooks/sample": [("GET", Scope.EVENTS_READ, None)],
+    "api/hooks/<uuid:hook_id>": [("DELETE", S, None)],
     "api/inbox": [("GET", C, None)],
     "api/inbox/stream": [("GET", C, None)],
     "api/inbox/ack": [("POST", C, ITEMS)],
@@ -72,7 +78,7 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/inbox/ack/<uuid:item_id>": [("POST", C, {})],
 }  # fmt: skip
 # They say nothing about any organization.
-OPEN = {"", "api/health", "api/health/detailed", "api/schema", "api/docs"}
+OPEN = {"", "api/health", "api/health/detailed", "api/schema", "api/docs", "api/problems", "api/problems/<slug:code>"}
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 OPERATIONS = [
     pytest.param(route, method, scope, body, id=f"{method} {route}")
@@ -110,7 +116,7 @@ def test_the_walk_knows_every_method_of_every_route(api: Any, ids: dict[str, Any
 
 def path_of(route: str, ids: dict[str, Any]) -> str:
     """Return the path of a route with the ids filled in."""
-    return "/" + re.sub(r"<(?:uuid|int):(\w+)>", lambda match: str(ids[match[1]]), route)
+    return "/" + re.sub(r"<(?:uuid|int|slug):(\w+)>", lambda match: str(ids[match[1]]), route)
 
 
 def _everything() -> str:

@@ -60,6 +60,11 @@ CSRF_TRUSTED_ORIGINS = _process.option(
     "",
     "Origins that the admin is served from behind a proxy, such as `https://a.example`.",
 )
+CORS_ALLOWED_ORIGINS = _process.option(
+    kinds.origins,
+    "",
+    "Origins whose pages may use the API, such as `https://tool.example`. Whoever opens one can see its key.",
+)
 USE_HTTPS = _process.option(
     kinds.boolean,
     "true in production, else false",

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import uuid
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.db import transaction
 from django.db.models import QuerySet
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from core.openapi import PAGE, SINCE, UNTIL, conflict, query
-from core.problems import Problem, not_found
+from core.json_body import read_object
+from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
+from core.problems import Problem, invalid, no_such, not_found
 from core.query import PAGE_PARAMETERS, identifier, moment, one_of, page, parse_parameters
+from core.url_prefix import full_path
 from core.wakeups import WEBHOOKS, wake
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.models import Scope
 from webhooks import delivery_actions
-from webhooks.api import openapi
+from webhooks.api import bulk_retries, openapi
 from webhooks.api.serializers import (
     AttemptWithExchangeSerializer,
     DeliverySerializer,
@@ -39,14 +41,28 @@ MAX_ATTEMPTS_SHOWN = 1000
 MAX_ATTEMPT_NUMBER = 2**31 - 1  # of the column
 
 
+# Two names for one parameter: that of the response's member, and the one that `matching_deliveries` has.
+_OTHER_NAMES = {"event_id": "event", "subscription_id": "subscription", "state": "status"}
+
+
+def _use_one_name(parameters: dict[str, Any]) -> None:
+    """Give each parameter the name that `matching_deliveries` has for it.  Raises Problem 400 for two values."""
+    for name, other in _OTHER_NAMES.items():
+        if name in parameters and parameters.setdefault(other, parameters[name]) != parameters[name]:
+            raise invalid([(f"?{name}", f"is another name for {other}, which has another value")])
+
+
 class DeliveryViewSet(OrganizationViewSet[Delivery]):
     """The organization's deliveries."""
 
+    what = "delivery"
     action_scopes: ClassVar = {
         "list": Scope.DELIVERIES_READ,
         "retrieve": Scope.DELIVERIES_READ,
         "attempt": Scope.DELIVERIES_READ,
         "retry": Scope.DELIVERIES_RETRY,
+        "retry_many": Scope.DELIVERIES_RETRY,
+        "retry_run": Scope.DELIVERIES_RETRY,
     }
 
     def own_rows(self, request: Request) -> QuerySet[Delivery]:
@@ -57,8 +73,11 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         tags=["Deliveries"],
         summary="List deliveries",
         parameters=[
-            query("event", "Only deliveries of this event.", OpenApiTypes.UUID),
-            query("subscription", "Only deliveries to this subscription.", OpenApiTypes.UUID),
+            query("event_id", "Only deliveries of this event.", OpenApiTypes.UUID),
+            query("subscription_id", "Only deliveries to this subscription.", OpenApiTypes.UUID),
+            query("event", "Another name for `event_id`.", OpenApiTypes.UUID),
+            query("subscription", "Another name for `subscription_id`.", OpenApiTypes.UUID),
+            query("state", "Another name for `status`.", enum=DeliveryState.values),
             query(
                 "status",
                 "Only deliveries with this status. `pending` are those that wait for their first attempt; those that "
@@ -72,10 +91,13 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         responses=openapi.DeliveryPage,
     )
     def list(self, request: Request) -> Response:
-        """List deliveries, newest first."""
+        """List deliveries."""
         parameters = parse_parameters(
             request,
             {
+                "event_id": identifier,
+                "subscription_id": identifier,
+                "state": one_of(*DeliveryState.values),
                 "event": identifier,
                 "subscription": identifier,
                 "status": one_of(*DeliveryState.values),
@@ -84,6 +106,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
                 **PAGE_PARAMETERS,
             },
         )
+        _use_one_name(parameters)
         names = ("event", "subscription", "status", "since", "until")
         filters = {name: parameters[name] for name in names if name in parameters}
         rows = matching_deliveries({**filters, "org": caller_of(request).organization_id})
@@ -118,7 +141,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         if number <= MAX_ATTEMPT_NUMBER:
             attempt = DeliveryAttempt.objects.filter(delivery_id=delivery.id, number=number).first()
         if attempt is None:
-            raise not_found()
+            raise not_found("The delivery has no attempt with this number.")
         exchange = exchange_of(attempt)
         body = None
         if exchange is not None and Scope.EVENTS_READ in caller_of(request).scopes:
@@ -145,6 +168,11 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
     def retry(self, request: Request, delivery_id: uuid.UUID) -> Response:
         """Make one more attempt now. A delivery that can't be attempted is a 409 that says why."""
         delivery = self.own_row(request, delivery_id)
+        if delivery.event.is_erased:
+            raise Problem(
+                "not_retryable", "The event's payload was erased, so there is nothing to send.",
+                extra={"delivery_status": delivery_state(delivery.status, delivery.last_error)},
+            )  # fmt: skip
         with transaction.atomic():
             changed = delivery_actions.apply(DeliveryAction.RETRY, [delivery.id], announce=False)
             if changed:
@@ -159,3 +187,38 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
             )
         wake(WEBHOOKS)
         return Response(render_delivery(delivery), status=202)
+
+    @extend_schema(
+        operation_id="retryDeliveries",
+        tags=["Deliveries"],
+        summary="Retry many deliveries",
+        parameters=[location(202)],
+        request=bulk_retries.BulkRetrySerializer,
+        responses={202: OpenApiResponse(bulk_retries.RetryRunSerializer, "The retries run in the background.")},
+        examples=[OpenApiExample("what failed since", bulk_retries.EXAMPLE, request_only=True)],
+    )
+    def retry_many(self, request: Request) -> Response:
+        """Make one more attempt of each delivery that matches all of what is given.
+
+        By default that is what failed or is retrying; `status` `delivered` sends again what was delivered. What is
+        asked for again while it is under way is the same run.
+        """
+        run = bulk_retries.start(request, read_object(request))
+        return Response(
+            dict(bulk_retries.RetryRunSerializer(run).data),
+            status=202,
+            headers={"Location": full_path(f"/api/retries/{run.id}")},
+        )
+
+    @extend_schema(
+        operation_id="getRetryRun",
+        tags=["Deliveries"],
+        summary="Get the progress of a retry of many",
+        responses=bulk_retries.RetryRunSerializer,
+    )
+    def retry_run(self, request: Request, retry_id: uuid.UUID) -> Response:
+        """Return the run's progress."""
+        run = bulk_retries.own_run(caller_of(request).organization_id, retry_id)
+        if run is None:
+            raise no_such("retry of many deliveries")
+        return Response(dict(bulk_retries.RetryRunSerializer(run).data))

@@ -13,8 +13,9 @@ from typing import Any
 
 from core.ids import derive_id, parse_id
 from core.json_response import Fragment, dumps
-from core.problems import Problem, invalid, not_found
+from core.problems import Problem, invalid, no_such
 from core.query import ParameterError, one_of, parse_parameters
+from core.suggestions import unknown_field
 from events.payload import matches
 from events.queries import type_pattern
 from orgs import audit
@@ -141,9 +142,7 @@ def parse_items(body: Mapping[str, Any], seconds: tuple[str, float, float, float
     """
     items = Items(seconds=seconds[3] if seconds else 0.0)
     known = ["event_ids", "delivery_ids", "lease_id", "inbox", *([seconds[0]] if seconds else [])]
-    errors = [
-        (f"/{name[:80]}", f"is not a known field (there are: {', '.join(known)})") for name in body if name not in known
-    ]
+    errors = [(f"/{name[:80]}", unknown_field(name, known)) for name in body if name not in known]
     for name in ("event_ids", "delivery_ids"):
         ids = body.get(name, [])
         if not isinstance(ids, list):
@@ -175,9 +174,7 @@ def parse_single(body: Mapping[str, Any]) -> Items:
     """Return what the body of a request for a single event says, which may be empty."""
     items = Items()
     known = ("lease_id", "inbox")
-    errors = [
-        (f"/{name[:80]}", f"is not a known field (there are: {', '.join(known)})") for name in body if name not in known
-    ]
+    errors = [(f"/{name[:80]}", unknown_field(name, known)) for name in body if name not in known]
     _parse_place(body, items, errors)
     if errors:
         raise invalid(errors)
@@ -422,7 +419,7 @@ def acknowledge_one(caller: Caller, one: uuid.UUID, items: Items) -> dict[str, A
     results = change(caller, items, lambda inbox, ids: leases.acknowledge(inbox, ids, items.lease_id))
     changed = next((found for _, _, found in results if found.status is not ItemStatus.NOT_FOUND), None)
     if changed is None:
-        raise not_found()
+        raise no_such("event or delivery")
     if changed.status not in _SUCCEEDED:
         raise Problem("not_acknowledged", _REFUSALS[changed.status], extra={"item_status": changed.status.value})
     again = changed.status is ItemStatus.ALREADY_ACKNOWLEDGED

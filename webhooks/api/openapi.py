@@ -15,6 +15,9 @@ from webhooks.api.serializers import (
     MAX_EVENT_TYPES,
     MAX_HEADER_VALUE,
     MAX_HEADERS,
+    MAX_METADATA,
+    MAX_METADATA_NAME,
+    MAX_METADATA_VALUE,
     DeliverySerializer,
     SubscriptionSerializer,
 )
@@ -44,6 +47,19 @@ class HeadersSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped
         }
 
 
+class MetadataSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
+    target_class = "webhooks.api.serializers.MetadataField"
+
+    def map_serializer_field(self, auto_schema: Any, direction: Any) -> Schema:
+        return {
+            "type": "object",
+            "maxProperties": MAX_METADATA,
+            "propertyNames": {"minLength": 1, "maxLength": MAX_METADATA_NAME},
+            "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE},
+            "description": "Names and values that you keep with the subscription. A change replaces them as a whole.",
+        }
+
+
 class EventTypesSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
     target_class = "webhooks.api.serializers.EventTypesField"
 
@@ -55,6 +71,17 @@ class EventTypesSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-unty
             "items": {"type": "string", "maxLength": 257, "pattern": rf"^(\*|{PATTERN.pattern})$"},
             "description": "An exact type (`order.created`), a prefix (`order.*`) or all types (`*`).",
         }
+
+
+class OneOrMoreTypesSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
+    target_class = "webhooks.api.hooks.OneOrMoreTypesField"
+
+    def map_serializer_field(self, auto_schema: Any, direction: Any) -> Schema:
+        pattern = {"type": "string", "maxLength": 257, "pattern": rf"^(\*|{PATTERN.pattern})$"}
+        if self.target.field_name == "event_types":
+            return {"type": "array", "minItems": 1, "maxItems": MAX_EVENT_TYPES, "items": pattern,
+                    "description": "Several types or prefixes. Without any of the three, all events."}  # fmt: skip
+        return {**pattern, "description": "A type (`order.created`), a prefix (`order.*`), or all types (`*`)."}
 
 
 # The page is an object; without this a viewset's `list` action would be shown as an array of them.
@@ -91,7 +118,7 @@ _STANDARD_HEADERS = [
 _RESPONSES = {
     "2XX": {"description": "Received. Respond at once and do the work later: an attempt times out after 30 s."},
     "3XX": {"description": "A failure: redirects are not followed. The delivery is retried."},
-    "410": {"description": "The endpoint is gone: the subscription is disabled."},
+    "410": {"description": "The endpoint is gone: the subscription is disabled, or deleted if it is a hook."},
     "429": {"description": "The delivery is retried, no sooner than `Retry-After` says."},
     "503": {"description": "The delivery is retried, no sooner than `Retry-After` says."},
     "default": {
@@ -120,6 +147,7 @@ def _webhook(
         name=name,
         decorator={
             "post": {
+                "security": [],  # your endpoint verifies the signature
                 "operationId": f"receiveEvent{suffix}",
                 "tags": ["Webhooks"],
                 "summary": f"The request that your endpoint receives in the format {form}"

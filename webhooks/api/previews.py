@@ -12,7 +12,7 @@ from rest_framework.request import Request
 from core.ids import new_id, parse_id
 from core.json_body import MAX_OBJECT_BYTES, read_body, require_media_type
 from core.problems import Problem, invalid
-from core.serializers import StrictCharField, StrictSerializer
+from core.serializers import StrictCharField, StrictChoiceField, StrictSerializer
 from events.models import Event
 from events.payload import parse_with_options
 from orgs.authentication import caller_of
@@ -36,7 +36,7 @@ class PreviewRequestSerializer(StrictSerializer):
         required=False,
         help_text="An event of the organization, in place of `type` and `data`. The key needs the scope `events:read`.",
     )
-    format = serializers.ChoiceField(
+    format = StrictChoiceField(
         choices=list(FORMATS),
         required=False,
         help_text="Try this format; without it, the subscription's, or `transform` if an expression is given.",
@@ -99,4 +99,6 @@ def _stored(request: Request, text: str) -> PreviewedEvent:
     row = event_id and Event.objects.filter(organization_id=caller.organization_id, pk=event_id).first()
     if not row:
         raise invalid([("/event_id", "is not an event of your organization")])
+    if row.is_erased:
+        raise invalid([("/event_id", "is an event whose payload was erased")])
     return PreviewedEvent(row.pk, row.type, row.created_at, row.data, row.trace)

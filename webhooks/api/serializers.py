@@ -13,9 +13,11 @@ from typing import Any, Literal
 from django.conf import settings
 from rest_framework import serializers
 
+from core.query import ParameterError
 from core.serializers import (
     StrictBooleanField,
     StrictCharField,
+    StrictChoiceField,
     StrictFloatField,
     StrictIntegerField,
     StrictSerializer,
@@ -43,6 +45,9 @@ from webhooks.signing_secrets import stored_secrets
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
 MAX_EVENT_TYPES = 100
+MAX_METADATA = 50
+MAX_METADATA_NAME = 100
+MAX_METADATA_VALUE = 500
 MAX_HEADERS = 20
 MAX_HEADER_VALUE = 2048
 
@@ -114,6 +119,36 @@ class UrlField(StrictCharField):
         return url
 
 
+def url_parameter(raw: str) -> str:
+    """Return a URL in a query parameter as it is stored."""
+    try:
+        return normalize_url(raw)
+    except UrlError as error:
+        raise ParameterError(str(error)) from None
+
+
+class MetadataField(serializers.Field[dict[str, str], Any, dict[str, str], Any]):
+    """Names and values that mean something to the tenant only."""
+
+    def to_internal_value(self, data: Any) -> dict[str, str]:
+        if not isinstance(data, dict):
+            raise serializers.ValidationError("must be an object of names and texts")
+        if len(data) > MAX_METADATA:
+            raise serializers.ValidationError(f"must hold at most {MAX_METADATA} names")
+        errors: dict[str, list[str]] = {}
+        for name, value in data.items():
+            if not 1 <= len(name) <= MAX_METADATA_NAME:
+                errors[name] = [f"is a name that doesn't have 1 to {MAX_METADATA_NAME} characters"]
+            elif not isinstance(value, str) or len(value) > MAX_METADATA_VALUE:
+                errors[name] = [f"must be a text of at most {MAX_METADATA_VALUE} characters"]
+        if errors:
+            raise serializers.ValidationError(errors)
+        return dict(data)
+
+    def to_representation(self, value: Any) -> dict[str, str]:
+        return dict(value)
+
+
 URL_HELP = (
     "Where webhooks are sent: an absolute `http` or `https` URL. Whitespace around it is removed, an "
     "internationalized host name is converted to its ASCII form (`https://bücher.example` to "
@@ -137,8 +172,23 @@ def validate_inbox_name(value: str) -> None:
 # --- requests ---------------------------------------------------------------------------------------
 
 
+_SWITCH = "`POST /api/subscriptions/{id}/disable` and `/enable` switch a subscription off and on"
+_ROTATE = "the secret is made by the system; `POST /api/subscriptions/{id}/rotate-secret` makes another one"
+HINTS = {
+    **dict.fromkeys(("events", "event", "types", "type", "topics", "topic", "enabled_events"), "event_types"),
+    **dict.fromkeys(("target_url", "targetUrl", "hookUrl", "endpoint", "endpoint_url", "callback_url", "uri"), "url"),
+    **dict.fromkeys(("name", "title", "label"), "description"),
+    **dict.fromkeys(("status", "state", "active", "is_active", "enabled", "disabled", "paused"), _SWITCH),
+    **dict.fromkeys(("secret", "signing_secret"), _ROTATE),
+    **dict.fromkeys(("rate_limit", "max_per_second"), "deliveries_per_second"),
+    "concurrency": "max_in_flight",
+}
+
+
 class SubscriptionChangeSerializer(StrictSerializer):
     """The body of `PATCH /api/subscriptions/{id}`."""
+
+    hints = HINTS
 
     url = UrlField(
         max_length=2048,
@@ -147,10 +197,18 @@ class SubscriptionChangeSerializer(StrictSerializer):
     )
     event_types = EventTypesField()
     description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
+    uid = StrictCharField(
+        max_length=255,
+        required=False,
+        allow_null=True,
+        validators=[validate_plain_text],
+        help_text="An id of your own for it, unique in the organization; null for none.",
+    )
+    metadata = MetadataField(required=False)
     headers = HeadersField(required=False)
     max_in_flight = StrictIntegerField(min_value=1, max_value=10_000, required=False, allow_null=True)
     deliveries_per_second = StrictFloatField(min_value=0.01, max_value=100_000, required=False, allow_null=True)
-    format = serializers.ChoiceField(
+    format = StrictChoiceField(
         choices=list(FORMATS),
         required=False,
         help_text="What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, "
@@ -182,7 +240,7 @@ class SubscriptionChangeSerializer(StrictSerializer):
 class SubscriptionCreateSerializer(SubscriptionChangeSerializer):
     """The body of `POST /api/subscriptions`."""
 
-    kind = serializers.ChoiceField(
+    kind = StrictChoiceField(
         choices=DestinationKind.values,
         required=False,
         default=DestinationKind.HTTP.value,
@@ -312,6 +370,8 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     url = EndpointUrlField(help_text="Null for an inbox.")
     event_types = serializers.ListField(child=serializers.CharField())
     description = serializers.CharField()
+    uid = serializers.CharField(allow_null=True, help_text="Your own id for it; null if it has none.")
+    metadata = MetadataField(help_text="What you keep with it.")
     header_names = serializers.ListField(child=serializers.CharField())
     status = serializers.SerializerMethodField(
         help_text="What you set with `enable` and `disable`, or an endpoint that is gone has set. `state` says more."

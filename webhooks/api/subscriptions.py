@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
@@ -16,8 +16,8 @@ from rest_framework.response import Response
 
 from core.json_body import read_object
 from core.openapi import PAGE, conflict, location, query
-from core.problems import Problem, invalid, not_found
-from core.query import PAGE_PARAMETERS, one_of, page, parse_parameters
+from core.problems import Problem, invalid, no_such
+from core.query import PAGE_PARAMETERS, one_of, page, parse_parameters, text
 from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
@@ -39,6 +39,7 @@ from webhooks.api.serializers import (
     SubscriptionCreateSerializer,
     SubscriptionSerializer,
     render_subscription,
+    url_parameter,
 )
 from webhooks.api.viewsets import OrganizationViewSet
 from webhooks.inboxes import is_inbox
@@ -76,6 +77,19 @@ def _require_endpoint(subscription: Subscription, why: str) -> None:
         raise Problem("not_for_inboxes", f"The subscription is an inbox: {why}.")
 
 
+def _taken(organization_id: uuid.UUID, wanted: Mapping[str, Any], error: IntegrityError) -> Problem:
+    """Return the 409 for a name that another subscription has: that of an inbox, or the uid."""
+    if "webhooks_sub_uid" not in str(error):
+        return _inbox_exists(organization_id, wanted["inbox"])
+    existing = subscriptions.of_organization(organization_id).filter(uid=wanted["uid"]).first()
+    return Problem(
+        "uid_taken",
+        "Another subscription of the organization has this uid.",
+        errors=[("/uid", "is taken")],
+        extra={"subscription_id": str(existing.id)} if existing else {},
+    )
+
+
 def _inbox_exists(organization_id: uuid.UUID, name: str) -> Problem:
     """Return the 409 for a second inbox of the same name."""
     existing = inboxes.find(organization_id, name)
@@ -88,6 +102,8 @@ def _inbox_exists(organization_id: uuid.UUID, name: str) -> Problem:
 
 class SubscriptionViewSet(OrganizationViewSet[Subscription]):
     """The organization's subscriptions."""
+
+    what = "subscription"
 
     action_scopes: ClassVar = {
         "list": Scope.SUBSCRIPTIONS_MANAGE,
@@ -111,13 +127,28 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         operation_id="listSubscriptions",
         tags=["Subscriptions"],
         summary="List subscriptions",
-        parameters=[query("state", "Only subscriptions in this state.", enum=SubscriptionState.values), *PAGE],
+        parameters=[
+            query("state", "Only subscriptions in this state.", enum=SubscriptionState.values),
+            query("url", "Only subscriptions to this URL."),
+            query("host", "Only subscriptions whose URL has this host."),
+            query("uid", "Only the subscription with this `uid`."),
+            *PAGE,
+        ],
         responses=openapi.SubscriptionPage,
     )
     def list(self, request: Request) -> Response:
-        """List subscriptions, newest first."""
-        parameters = parse_parameters(request, {"state": one_of(*SubscriptionState.values), **PAGE_PARAMETERS})
-        rows = self.own_rows(request)
+        """List subscriptions."""
+        parsers = {
+            "state": one_of(*SubscriptionState.values),
+            "url": url_parameter,
+            "host": str.lower,
+            "uid": text,
+            **PAGE_PARAMETERS,
+        }
+        parameters = parse_parameters(request, parsers)
+        rows = self.own_rows(request).filter(
+            **{name: parameters[name] for name in ("url", "host", "uid") if name in parameters}
+        )
         if "state" in parameters:
             rows = rows.filter(in_state(parameters["state"]))
         return Response(page(rows, parameters, render_subscription))
@@ -130,7 +161,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         request=SubscriptionCreateSerializer,
         responses={
             201: NewSubscriptionSerializer,
-            **conflict("too_many_subscriptions", "inbox_exists"),
+            **conflict("too_many_subscriptions", "inbox_exists", "uid_taken"),
         },
         examples=[
             OpenApiExample("subscription", openapi.SUBSCRIPTION_EXAMPLE, request_only=True),
@@ -151,8 +182,8 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             raise Problem(
                 "too_many_subscriptions", "The organization has reached its limit of subscriptions."
             ) from None
-        except IntegrityError:
-            raise _inbox_exists(caller_of(request).organization_id, serializer.validated_data["inbox"]) from None
+        except IntegrityError as error:
+            raise _taken(caller_of(request).organization_id, serializer.validated_data, error) from None
         subscription = self.own_row(request, subscription.id)
         context = {"secret": shown_once(secret, serializer.validated_data)}
         return Response(
@@ -176,7 +207,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         tags=["Subscriptions"],
         summary="Change a subscription",
         request=SubscriptionChangeSerializer,
-        responses=SubscriptionSerializer,
+        responses={200: SubscriptionSerializer, **conflict("uid_taken")},
         examples=[OpenApiExample("all events", {"event_types": ["*"]}, request_only=True)],
     )
     def partial_update(self, request: Request, subscription_id: uuid.UUID) -> Response:
@@ -187,12 +218,15 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             raise invalid([(f"/{name}", NOT_OF_INBOXES) for name in wrong])
         serializer = SubscriptionChangeSerializer(data=body, partial=True, context={"subscription": subscription})
         serializer.is_valid(raise_exception=True)
-        with transaction.atomic():
-            subscriptions.change(subscription, serializer.validated_data)
-            audit.record_for_caller(
-                request, "subscription.change", subscription.id, {"fields": sorted(serializer.validated_data)},
-                name=subscription.url,
-            )  # fmt: skip
+        try:
+            with transaction.atomic():
+                subscriptions.change(subscription, serializer.validated_data)
+                audit.record_for_caller(
+                    request, "subscription.change", subscription.id, {"fields": sorted(serializer.validated_data)},
+                    name=subscription.url,
+                )  # fmt: skip
+        except IntegrityError as error:
+            raise _taken(caller_of(request).organization_id, serializer.validated_data, error) from None
         return Response(render_subscription(self.own_row(request, subscription_id)))
 
     @extend_schema(
@@ -275,7 +309,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             except signing_secrets.SecretExists:
                 raise Problem("secret_exists", "The subscription has this secret already.") from None
             except Subscription.DoesNotExist:
-                raise not_found() from None
+                raise no_such("subscription") from None
             audit.record_for_caller(
                 request, "subscription.rotate_secret", subscription.id, dict(serializer.validated_data),
                 name=subscription.url,
@@ -374,5 +408,5 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         subscription = self.own_row(request, subscription_id)
         run = BulkRun.objects.filter(id=run_id, subscription=subscription, kind=BulkRun.Kind.RECOVER).first()
         if run is None:
-            raise not_found()
+            raise no_such("recovery of this subscription")
         return Response(dict(RecoverySerializer(run).data))

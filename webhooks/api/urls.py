@@ -2,6 +2,7 @@ from django.urls import path
 
 from webhooks.api import inbox
 from webhooks.api.deliveries import DeliveryViewSet
+from webhooks.api.hooks import HookViewSet
 from webhooks.api.secrets import SecretViewSet
 from webhooks.api.subscriptions import SubscriptionViewSet
 
@@ -32,6 +33,9 @@ urlpatterns = [
         SubscriptionViewSet.as_view({"get": "recovery"}),
         name="subscription-recovery",
     ),
+    path("hooks", HookViewSet.as_view({"get": "list", "post": "create"}), name="hook-list"),
+    path("hooks/sample", HookViewSet.as_view({"get": "sample"}), name="hook-sample"),
+    path("hooks/<uuid:hook_id>", HookViewSet.as_view({"delete": "destroy"}), name="hook"),
     path("inbox", inbox.InboxView.as_view(), name="inbox"),
     path("inbox/stream", inbox.InboxStreamView.as_view(), name="inbox-stream"),
     path("inbox/ack", inbox.InboxAckView.as_view(), name="inbox-ack"),
@@ -40,6 +44,8 @@ urlpatterns = [
     path("inbox/<uuid:item_id>/ack", inbox.InboxEventAckView.as_view(), name="inbox-event-ack"),
     path("inbox/ack/<uuid:item_id>", inbox.InboxAckEventView.as_view(), name="inbox-ack-event"),
     path("deliveries", DeliveryViewSet.as_view({"get": "list"}), name="delivery-list"),
+    path("deliveries/retry", DeliveryViewSet.as_view({"post": "retry_many"}), name="delivery-retry-many"),
+    path("retries/<uuid:retry_id>", DeliveryViewSet.as_view({"get": "retry_run"}), name="delivery-retry-run"),
     path("deliveries/<uuid:delivery_id>", DeliveryViewSet.as_view({"get": "retrieve"}), name="delivery"),
     path(
         "deliveries/<uuid:delivery_id>/attempts/<int:number>",

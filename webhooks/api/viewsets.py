@@ -11,7 +11,7 @@ from django.db.models import Model, QuerySet
 from rest_framework.request import Request
 from rest_framework.viewsets import ViewSet
 
-from core.problems import not_found
+from core.problems import no_such
 from orgs.models import Scope
 
 M = TypeVar("M", bound=Model)
@@ -20,6 +20,8 @@ M = TypeVar("M", bound=Model)
 class OrganizationViewSet(ViewSet, Generic[M], ABC):
     """Endpoints for what belongs to the caller's organization; another organization's rows don't exist."""
 
+    # One of the rows, in a message.
+    what: ClassVar[str]
     # The scope that each action needs.  An action that isn't named here can't be routed.
     action_scopes: ClassVar[Mapping[str, Scope]]
 
@@ -41,6 +43,6 @@ class OrganizationViewSet(ViewSet, Generic[M], ABC):
         """Return one row of the caller's organization.  Raises Problem 404."""
         row: Any = self.own_rows(request).filter(pk=row_id).first()
         if row is None:
-            raise not_found()
+            raise no_such(self.what)
         found: M = row
         return found

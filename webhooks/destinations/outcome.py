@@ -24,6 +24,7 @@ class Failure(StrEnum):
     PROXY_FAILED = "proxy_failed"
     OAUTH_FAILED = "oauth_failed"
     TRANSFORM_FAILED = "transform_failed"
+    PAYLOAD_ERASED = "payload_erased"
     INTERNAL_ERROR = "internal_error"
     WORKER_LOST = "worker_lost"
     # No attempt's: why a delivery was cancelled, or is in its inbox again.
@@ -59,11 +60,11 @@ class Outcome:
 
     @property
     def is_permanent(self) -> bool:
-        """Tell whether no request was made because of the subscription's own expression.
+        """Tell whether no request was made because of the subscription's own expression, or for want of a payload.
 
         That says nothing about the endpoint, and the same event would fail in the same way on every attempt.
         """
-        return self.failure is Failure.TRANSFORM_FAILED
+        return self.failure in {Failure.TRANSFORM_FAILED, Failure.PAYLOAD_ERASED}
 
     @property
     def is_overload(self) -> bool:

@@ -291,7 +291,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
     disabled = {}
     for key, update in queues.items():
         if update.disable_reason and update.queue.accepts_deliveries:
-            if disable_automatically(key, update.disable_reason):
+            if disable_automatically(key, update.disable_reason, is_gone=update.disable_reason == GONE):
                 disabled[key] = update.disable_reason
             else:
                 _go_on(key, by_queue[key])

@@ -16,6 +16,7 @@ _WORDS = {
     "oauth_failed": "no OAuth token for the endpoint",
     "internal_error": "can't be sent (internal error)",
     "worker_lost": "worker stopped during the attempt",
+    "payload_erased": "payload erased",
     "held_too_long": "held for too long",
     "not_fetched": "not fetched in time",
     "given_back": "given back by its consumer",

@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import msgspec
 from django.utils import timezone
 
+from events.models import ERASED
 from events.origin import trace_headers
 from webhooks.destinations.base import Outgoing
 from webhooks.destinations.exchange import Exchange
@@ -101,6 +102,8 @@ class HttpDestination:
         endpoint = outgoing.endpoint
         if endpoint.fault:
             return Outcome(failure=Failure.INTERNAL_ERROR, detail=endpoint.fault)
+        if outgoing.event_data == ERASED:
+            return Outcome(failure=Failure.PAYLOAD_ERASED, detail="The event's payload was erased.")
         try:
             form = None if endpoint.format == Format.STANDARD else await self._render(outgoing)
             body = standard_envelope(outgoing) if form is None else form.content

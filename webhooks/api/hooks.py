@@ -1,0 +1,258 @@
+"""`/api/hooks`: subscriptions in the shape that automation platforms (Zapier, n8n, Make) send.
+
+They act on the same subscriptions as `/api/subscriptions`, with the same limits.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from django.db.models import QuerySet
+from drf_spectacular.utils import OpenApiExample, OpenApiResponse, extend_schema, extend_schema_serializer
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from core.json_body import read_object
+from core.json_response import Fragment
+from core.openapi import PAGE, conflict, location, page_of, query
+from core.problems import Problem, no_such
+from core.query import PAGE_PARAMETERS, ParameterError, page, parse_parameters
+from core.serializers import StrictCharField, StrictSerializer, validate_plain_text
+from core.url_prefix import full_path
+from events.payload import EVERYTHING
+from events.queries import type_pattern
+from orgs import audit
+from orgs.authentication import caller_of
+from orgs.models import Scope
+from webhooks import hooks, subscriptions
+from webhooks.api.serializers import URL_HELP, EventTypesField, UrlField, row_renderer, url_parameter
+from webhooks.api.viewsets import OrganizationViewSet
+from webhooks.models import Subscription
+from webhooks.states import SubscriptionState, with_state
+
+EXAMPLE = {"target_url": "https://hooks.zapier.com/hooks/standard/1/abc/", "event": "order.created"}
+MAKE_EXAMPLE = {"url": "https://hook.eu1.make.com/abc"}
+# What the platforms call each of the two.
+URL_NAMES = ("target_url", "targetUrl", "hookUrl", "url")
+TYPE_NAMES = ("event", "event_type", "event_types")
+MAX_SAMPLES = 20
+DEFAULT_SAMPLES = 3
+
+
+def _other_name(of: str) -> str:
+    return f"Another name for `{of}`."
+
+
+class OneOrMoreTypesField(EventTypesField):
+    """Event type patterns, of which a single one may come as text."""
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        try:
+            return super().to_internal_value([data] if isinstance(data, str) else data)
+        except serializers.ValidationError as error:
+            if isinstance(data, str) and isinstance(error.detail, Mapping):  # it is no array that has a first item
+                raise serializers.ValidationError(error.detail["0"]) from None
+            raise
+
+
+class HookCreateSerializer(StrictSerializer):
+    """The body of `POST /api/hooks`."""
+
+    target_url = UrlField(
+        max_length=2048, trim_whitespace=False, required=False, help_text=f"Required, by any of its names. {URL_HELP}"
+    )
+    targetUrl = UrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
+    hookUrl = UrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
+    url = UrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
+    event = OneOrMoreTypesField(required=False)
+    event_type = OneOrMoreTypesField(required=False)
+    event_types = OneOrMoreTypesField(required=False)
+    # Zapier may repeat the URL under this name, for a protocol that is older than its REST hooks.
+    subscription_url = serializers.JSONField(required=False, help_text="Ignored.")
+    description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        """Return the members by the names that `hooks.subscribe` has for them."""
+        url = _the_one(attrs, URL_NAMES)
+        if url is None:
+            raise serializers.ValidationError({"target_url": [f"is required ({', '.join(URL_NAMES)} are all taken)"]})
+        types = _the_one(attrs, TYPE_NAMES)
+        return {"url": url, "types": types or [EVERYTHING], "description": attrs.get("description", "")}
+
+
+def _the_one(attrs: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """Return what the names stand for, or None.  Raises ValidationError if they are given different values."""
+    given = [name for name in names if name in attrs]
+    for name in given[1:]:
+        if attrs[name] != attrs[given[0]]:
+            raise serializers.ValidationError({name: [f"is another name for {given[0]}, which has another value"]})
+    return attrs[given[0]] if given else None
+
+
+class HookSerializer(serializers.Serializer[Subscription]):
+    """A subscription to an endpoint, as automation platforms see it."""
+
+    id = serializers.UUIDField(help_text="The subscription's id, too.")
+    target_url = serializers.CharField(source="url")
+    event_types = serializers.ListField(child=serializers.CharField())
+    state = serializers.ChoiceField(choices=SubscriptionState.values, help_text="As of the subscription.")
+    created_at = serializers.DateTimeField()
+
+
+class SubscribedHookSerializer(HookSerializer):
+    """A hook, with its secret if it is new."""
+
+    secret = serializers.SerializerMethodField(
+        help_text="`whsec_…`: the key that signs each request. Null unless the hook is new: it is shown once."
+    )
+
+    def get_secret(self, subscription: Subscription) -> str | None:
+        return self.context["secret"] or None
+
+
+HookPage = extend_schema_serializer(many=False)(page_of(HookSerializer, "HookPage"))
+_render = row_renderer(HookSerializer())
+
+
+def _count(raw: str) -> int:
+    if not raw.isascii() or not raw.isdigit() or len(raw) > 3 or not 1 <= int(raw) <= MAX_SAMPLES:
+        raise ParameterError(f"must be a whole number from 1 to {MAX_SAMPLES}")
+    return int(raw)
+
+
+class HookViewSet(OrganizationViewSet[Subscription]):
+    """The organization's subscriptions to endpoints."""
+
+    what = "hook"
+    action_scopes: ClassVar = {
+        "list": Scope.SUBSCRIPTIONS_MANAGE,
+        "create": Scope.SUBSCRIPTIONS_MANAGE,
+        "destroy": Scope.SUBSCRIPTIONS_MANAGE,
+        "sample": Scope.EVENTS_READ,
+    }
+
+    def own_rows(self, request: Request) -> QuerySet[Subscription]:
+        return with_state(hooks.of_organization(caller_of(request).organization_id))
+
+    @extend_schema(
+        operation_id="listHooks",
+        tags=["Hooks"],
+        summary="List hooks",
+        parameters=[query("target_url", "Only hooks with this URL."), *PAGE],
+        responses=HookPage,
+    )
+    def list(self, request: Request) -> Response:
+        """List the hooks that are on, newest first. With `target_url`, tells whether a URL is subscribed."""
+        parameters = parse_parameters(request, {"target_url": url_parameter, **PAGE_PARAMETERS})
+        # One that is disabled is left out: a platform that finds a hook doesn't subscribe.
+        rows = self.own_rows(request).filter(is_active=True)
+        if "target_url" in parameters:
+            rows = rows.filter(url=parameters["target_url"])
+        return Response(page(rows, parameters, _render))
+
+    @extend_schema(
+        operation_id="subscribeHook",
+        tags=["Hooks"],
+        summary="Subscribe a hook",
+        parameters=[location(200, 201)],
+        request=HookCreateSerializer,
+        responses={
+            201: OpenApiResponse(SubscribedHookSerializer, "Subscribed."),
+            200: OpenApiResponse(SubscribedHookSerializer, "The URL was subscribed to these types before."),
+            **conflict("too_many_subscriptions", "hook_exists"),
+        },
+        examples=[
+            OpenApiExample("Zapier", EXAMPLE, request_only=True),
+            OpenApiExample("Make", MAKE_EXAMPLE, request_only=True),
+        ],
+    )
+    def create(self, request: Request) -> Response:
+        """Subscribe a URL to event types, to all of them without any. Again with the same: returns what there is.
+
+        A hook that was disabled is enabled again. When its endpoint returns a 410, a hook is deleted.
+        """
+        serializer = HookCreateSerializer(data=read_object(request))
+        serializer.is_valid(raise_exception=True)
+        subscription, secret = self._subscribe(request, serializer.validated_data)
+        if not subscription.is_active:
+            subscriptions.enable(
+                subscription,
+                audit=lambda: audit.record_for_caller(
+                    request, "subscription.enable", subscription.id, name=subscription.url
+                ),
+            )
+        shown = SubscribedHookSerializer(self.own_row(request, subscription.id), context={"secret": secret})
+        location = full_path(f"/api/subscriptions/{subscription.id}")
+        return Response(dict(shown.data), 201 if secret else 200, headers={"Location": location})
+
+    @staticmethod
+    def _subscribe(request: Request, wanted: Mapping[str, Any]) -> tuple[Subscription, str]:
+        try:
+            return hooks.subscribe(
+                caller_of(request).organization_id,
+                **wanted,
+                audit=lambda made: audit.record_for_caller(request, "subscription.create", made.id, name=made.url),
+            )
+        except subscriptions.TooManySubscriptions:
+            raise Problem(
+                "too_many_subscriptions", "The organization has reached its limit of subscriptions."
+            ) from None
+        except hooks.AlreadySubscribed as error:
+            raise _hook_exists(error.subscription) from None
+
+    @extend_schema(
+        operation_id="unsubscribeHook",
+        tags=["Hooks"],
+        summary="Unsubscribe a hook",
+        responses={204: OpenApiResponse(None, "There is no such hook any more.")},
+    )
+    def destroy(self, request: Request, hook_id: uuid.UUID) -> Response:
+        """Delete the hook and cancel its waiting deliveries. Deleting it again is a 204, too."""
+        subscription = self.own_rows(request).filter(pk=hook_id).first()
+        if subscription is None:
+            if hooks.was_deleted(caller_of(request).organization_id, hook_id):
+                return Response(status=204)
+            raise no_such(self.what)
+        subscriptions.delete(
+            subscription,
+            audit=lambda: audit.record_for_caller(
+                request, "subscription.delete", subscription.id, name=subscription.url
+            ),
+        )
+        return Response(status=204)
+
+    @extend_schema(
+        operation_id="sampleHook",
+        tags=["Hooks"],
+        summary="Get sample events",
+        parameters=[
+            query("event", "A type (`order.created`), a prefix (`order.*`), or `*`, which is the default."),
+            query("limit", f"At most so many, 1 to {MAX_SAMPLES}; {DEFAULT_SAMPLES} by default.", int),
+        ],
+        responses=OpenApiResponse(
+            {"type": "array", "items": {"$ref": "#/components/schemas/WebhookBody"}}, "What a hook would have received."
+        ),
+    )
+    def sample(self, request: Request) -> Response:
+        """Return the last events as a bare array, newest first, each exactly as it is delivered in the standard format.
+
+        Without any, the examples of the type in the catalog are returned, as events of this moment.
+        """
+        parsers: dict[str, Callable[[str], Any]] = {"event": type_pattern, "limit": _count}
+        parameters = parse_parameters(request, parsers)
+        pattern, most = parameters.get("event", EVERYTHING), parameters.get("limit", DEFAULT_SAMPLES)
+        return Response([Fragment(body) for body in hooks.samples(caller_of(request).organization_id, pattern, most)])
+
+
+def _hook_exists(existing: Subscription) -> Problem:
+    """Return the 409 for a URL that is subscribed to other types."""
+    types = ", ".join(existing.event_types[:10])
+    return Problem(
+        "hook_exists",
+        f"This URL is subscribed to {types}. Unsubscribe it with `DELETE /api/hooks/{existing.id}` first, or change "
+        f"its `event_types` with `PATCH /api/subscriptions/{existing.id}`.",
+        extra={"hook_id": str(existing.id), "event_types": existing.event_types},
+    )
