@@ -15,7 +15,10 @@ from webhooks.api.inbox_door import InboxDoor
 events_door = EventsDoor()
 inbox_door = InboxDoor(events_door.authenticator)
 application = FrontDoor(
-    {**events_door.routes(), **inbox_door.routes()}, site, settings.WEB_THREADS, [events_door.commits, inbox_door.room]
+    {**events_door.routes(), **inbox_door.routes()},
+    site,
+    settings.WEB_THREADS,
+    [*events_door.services, inbox_door.room],
 )
 
 freeze_gc()

@@ -31,6 +31,7 @@ from events.origin import Origin, origin_of
 from events.payload import NewEvent, parse_batch, parse_event
 from events.queries import find_events, type_pattern
 from orgs.authentication import caller_of
+from orgs.idempotency import idempotent
 from orgs.models import Scope, Strictness
 
 MOST_DELIVERIES = 1000  # of an event, in one response
@@ -81,6 +82,11 @@ class EventListView(APIView):
             OpenApiExample("payload for data", openapi.ORDER_AS_PAYLOAD, request_only=True),
         ],
     )
+    @idempotent(
+        read=lambda request: read_body(request._request, settings.MAX_EVENT_BYTES),
+        is_secret=False,
+        afterwards=lambda: wake_soon(EVENTS),
+    )
     def post(self, request: Request) -> Response:
         """Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event.
 
@@ -98,8 +104,8 @@ class EventListView(APIView):
         log_result(caller.organization_id, event, result, started)
         if result.status is IngestStatus.ACCEPTED:
             wake_soon(EVENTS)
-        status, document, location = receipt(result)
-        return Response(document, status, headers={**location, **rate.headers(decision)})
+        answer = receipt(result)
+        return Response(answer.document, answer.status, headers={**answer.headers, **rate.headers(decision)})
 
     @extend_schema(
         operation_id="listEvents",
@@ -161,6 +167,11 @@ class EventBatchView(APIView):
             200: OpenApiResponse(shapes.BatchReceipt, "No item was accepted. Each item says why."),
         },
     )
+    @idempotent(
+        read=lambda request: read_body(request._request, settings.MAX_BATCH_BYTES),
+        is_secret=False,
+        afterwards=lambda: wake_soon(EVENTS),
+    )
     def post(self, request: Request) -> Response:
         """Accept up to MAX_BATCH_EVENTS events in one transaction and return the result of each, in the same order.
 
@@ -186,8 +197,8 @@ class EventBatchView(APIView):
             log_result(caller.organization_id, event, result, started)
         if accepted_count(results):
             wake_soon(EVENTS)
-        status, document = batch_receipt(items, results)
-        return Response(document, status, headers=rate.headers(decision))
+        answer = batch_receipt(items, results)
+        return Response(answer.document, answer.status, headers=rate.headers(decision))
 
 
 class EventView(APIView):

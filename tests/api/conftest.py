@@ -27,6 +27,7 @@ BOTH_DOORS = {
     "test_deduplication",
     "test_event_types",
     "test_events",
+    "test_idempotency",
     "test_key_cache",
     "test_limits",
     "test_manners",
