@@ -46,6 +46,7 @@ HEADERS: Schema = {
     "Idempotency-Replayed": {
         "description": "`true` if this is the first response to a request with this `Idempotency-Key`, again.",
         "schema": {"type": "string", "enum": ["true"]},
+        "example": "true",
     },
     "WWW-Authenticate": {
         "description": "How to authenticate (RFC 6750).",

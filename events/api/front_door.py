@@ -11,8 +11,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from django.conf import settings
-
 from core.db import borrow_connection
 from core.front_door.app import Handler
 from core.front_door.http import Request, Response
@@ -22,13 +20,15 @@ from core.redis import RedisUnavailable
 from core.url_prefix import path_below
 from core.wakeups import EVENTS, SIGNAL, wake_soon
 from events import backlog, event_types, rate
+from events.api.reading import Reading, reading_of_batch, reading_of_event
 from events.api.receipts import Receipt, accepted_count, batch_receipt, failure_logged, log_result, receipt
+from events.cloudevents import MARKS
 from events.group_commit import GroupCommit
 from events.idempotent_commit import Answer, IdempotentCommit
 from events.ingest import Ingested
 from events.origin import origin_of
 from events.pacing import Pacing
-from events.payload import NewEvent, parse_batch, parse_event
+from events.payload import NewEvent
 from orgs.front_door import Authenticator, KeyChanged
 from orgs.idempotency import REPLAYED, Kept, Once, find, fingerprint, parse_key
 from orgs.keys import Caller
@@ -37,6 +37,7 @@ from orgs.models import Scope, Strictness
 # Pause between two signals of this process.
 SHARE_SECONDS = 0.002
 NO_HEADERS: Mapping[str, str] = {}
+_MARKS = frozenset(name.encode() for name in MARKS)
 
 
 class EventsDoor:
@@ -66,23 +67,26 @@ class EventsDoor:
 
     async def _accept_event(self, request: Request, caller: Caller) -> Response:
         started = time.perf_counter()
-        body, _ = await request.read_json(settings.MAX_EVENT_BYTES, "application/json")
-        request.memo["body"] = body
-        event = parse_event(body)
+        headers = None if _MARKS.isdisjoint(request.headers) else request.decoded_headers()
+        reading = reading_of_event(request.header(b"content-type"), headers)
+        if reading.is_batch:
+            return await self._accept_items(request, caller, reading, started)
+        body = await request.read_decompressed(reading.limit)
+        request.memo["content"] = reading.content(body)
+        event = reading.event(body)
         if caller.strictness != Strictness.FREE and (errors := (await self._check(caller, [event]))[0]):
             raise event_types.refused(errors)
         return await self._store(request, caller, [event], started, lambda results: receipt(results[0]))
 
     async def _accept_batch(self, request: Request, caller: Caller) -> Response:
         started = time.perf_counter()
-        body, media_type = await request.read_json(settings.MAX_BATCH_BYTES, "application/json", "application/x-ndjson")
-        request.memo["body"] = body
-        items = parse_batch(
-            body,
-            ndjson=media_type == "application/x-ndjson",
-            max_events=settings.MAX_BATCH_EVENTS,
-            max_event_bytes=settings.MAX_EVENT_BYTES,
-        )
+        reading = reading_of_batch(request.header(b"content-type"))
+        return await self._accept_items(request, caller, reading, started)
+
+    async def _accept_items(self, request: Request, caller: Caller, reading: Reading, started: float) -> Response:
+        body = await request.read_decompressed(reading.limit)
+        request.memo["content"] = reading.content(body)
+        items = reading.items(body)
         valid = [item for item in items if isinstance(item, NewEvent)]
         if caller.strictness != Strictness.FREE and valid:
             items = event_types.replace_refused(items, await self._check(caller, valid))
@@ -206,7 +210,7 @@ class EventsDoor:
 
 def _once_of(request: Request, caller: Caller) -> Once | None:
     """Return what makes a request one that is served once; None without a key, or before its body has been read."""
-    body = request.memo.get("body")
+    body = request.memo.get("content")
     if body is None or b"idempotency-key" not in request.headers:
         return None
     content = fingerprint("POST", path_below(request.scope["path"]), body, b"")

@@ -6,7 +6,6 @@ import time
 import uuid
 from typing import ClassVar
 
-from django.conf import settings
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiRequest, OpenApiResponse, extend_schema
 from rest_framework.request import Request
@@ -14,7 +13,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from core.drf import JSONBody, NDJSONBody
-from core.json_body import read_body, require_media_type
+from core.json_body import read_body
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
 from core.problems import not_found
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters
@@ -22,13 +21,14 @@ from core.wakeups import EVENTS, wake_soon
 from events import event_types, rate
 from events.api import openapi
 from events.api import serializers as shapes
+from events.api.reading import Reading, reading_of_batch, reading_of_event
 from events.api.receipts import accepted_count, batch_receipt, failure_logged, log_result, receipt
 from events.backlog import require_room
 from events.delivery_lookup import delivery_lookup
 from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
 from events.models import Event, EventStatus
 from events.origin import Origin, origin_of
-from events.payload import NewEvent, parse_batch, parse_event
+from events.payload import NewEvent
 from events.queries import find_events, type_pattern
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
@@ -37,24 +37,46 @@ from orgs.models import Scope, Strictness
 MOST_DELIVERIES = 1000  # of an event, in one response
 
 
-def _parse(request: Request) -> NewEvent:
-    require_media_type(request.content_type, "application/json")
-    return parse_event(read_body(request._request, settings.MAX_EVENT_BYTES))
+def _reading(request: Request) -> Reading:
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return reading_of_event(request.content_type, headers)
 
 
-def _parse_items(request: Request) -> list[NewEvent | shapes.FieldErrors]:
-    media_type = require_media_type(request.content_type, "application/json", "application/x-ndjson")
-    return parse_batch(
-        read_body(request._request, settings.MAX_BATCH_BYTES),
-        ndjson=media_type == "application/x-ndjson",
-        max_events=settings.MAX_BATCH_EVENTS,
-        max_event_bytes=settings.MAX_EVENT_BYTES,
-    )
+def _read(request: Request, reading: Reading) -> bytes:
+    return read_body(request._request, reading.limit)
+
+
+def _content(request: Request, reading: Reading) -> bytes:
+    """Return what makes two requests with an `Idempotency-Key` the same."""
+    return reading.content(_read(request, reading))
 
 
 def _origin(request: Request) -> Origin:
     headers = request.headers
     return origin_of(request._request.request_id, headers.get("traceparent"), headers.get("tracestate"))  # type: ignore[attr-defined]
+
+
+def _accept_items(request: Request, reading: Reading, started: float) -> Response:
+    """Accept the events of a batch."""
+    items = reading.items(_read(request, reading))
+    valid = [item for item in items if isinstance(item, NewEvent)]
+    caller = caller_of(request)
+    if caller.strictness != Strictness.FREE and valid:
+        items = event_types.replace_refused(items, event_types.catalog.check(caller, valid))
+        valid = [item for item in items if isinstance(item, NewEvent)]
+    decision = None
+    results: list[Ingested] = []
+    if valid:
+        decision = rate.count(caller, len(valid))
+        require_room(caller.organization_id, len(valid))
+        with failure_logged(caller.organization_id, valid, started):
+            results = ingest_batch(caller.organization_id, valid, _origin(request))
+    for event, result in zip(valid, results, strict=True):
+        log_result(caller.organization_id, event, result, started)
+    if accepted_count(results):
+        wake_soon(EVENTS)
+    answer = batch_receipt(items, results)
+    return Response(answer.document, answer.status, headers=rate.headers(decision))
 
 
 class EventListView(APIView):
@@ -83,7 +105,7 @@ class EventListView(APIView):
         ],
     )
     @idempotent(
-        read=lambda request: read_body(request._request, settings.MAX_EVENT_BYTES),
+        read=lambda request: _content(request, _reading(request)),
         is_secret=False,
         afterwards=lambda: wake_soon(EVENTS),
     )
@@ -93,7 +115,10 @@ class EventListView(APIView):
         The body may be compressed with gzip (`Content-Encoding: gzip`).
         """
         started = time.perf_counter()
-        event = _parse(request)
+        reading = _reading(request)
+        if reading.is_batch:
+            return _accept_items(request, reading, started)
+        event = reading.event(_read(request, reading))
         caller = caller_of(request)
         if caller.strictness != Strictness.FREE and (errors := event_types.catalog.check(caller, [event])[0]):
             raise event_types.refused(errors)
@@ -168,7 +193,7 @@ class EventBatchView(APIView):
         },
     )
     @idempotent(
-        read=lambda request: read_body(request._request, settings.MAX_BATCH_BYTES),
+        read=lambda request: _content(request, reading_of_batch(request.content_type)),
         is_secret=False,
         afterwards=lambda: wake_soon(EVENTS),
     )
@@ -180,25 +205,7 @@ class EventBatchView(APIView):
         NDJSON each line is judged alone. The body may be compressed with gzip (`Content-Encoding: gzip`).
         """
         started = time.perf_counter()
-        items = _parse_items(request)
-        valid = [item for item in items if isinstance(item, NewEvent)]
-        caller = caller_of(request)
-        if caller.strictness != Strictness.FREE and valid:
-            items = event_types.replace_refused(items, event_types.catalog.check(caller, valid))
-            valid = [item for item in items if isinstance(item, NewEvent)]
-        decision = None
-        results: list[Ingested] = []
-        if valid:
-            decision = rate.count(caller, len(valid))
-            require_room(caller.organization_id, len(valid))
-            with failure_logged(caller.organization_id, valid, started):
-                results = ingest_batch(caller.organization_id, valid, _origin(request))
-        for event, result in zip(valid, results, strict=True):
-            log_result(caller.organization_id, event, result, started)
-        if accepted_count(results):
-            wake_soon(EVENTS)
-        answer = batch_receipt(items, results)
-        return Response(answer.document, answer.status, headers=rate.headers(decision))
+        return _accept_items(request, reading_of_batch(request.content_type), started)
 
 
 class EventView(APIView):

@@ -24,6 +24,7 @@ from tests.conftest import ApiClient
 BOTH_DOORS = {
     "test_bad_input",
     "test_batch",
+    "test_cloudevents",
     "test_deduplication",
     "test_event_types",
     "test_events",

@@ -99,4 +99,4 @@ def _stored(request: Request, text: str) -> PreviewedEvent:
     row = event_id and Event.objects.filter(organization_id=caller.organization_id, pk=event_id).first()
     if not row:
         raise invalid([("/event_id", "is not an event of your organization")])
-    return PreviewedEvent(row.pk, row.type, row.created_at, row.data, row.trace)
+    return PreviewedEvent(row.pk, row.type, row.created_at, row.data, row.trace, row.cloudevent)

@@ -35,6 +35,8 @@ def build_headers(outgoing: Outgoing, timestamp: int, body: bytes, form: Body | 
         ("webhook-timestamp", str(timestamp)),
         ("webhook-signature", sign(outgoing.endpoint.keys, webhook_id, timestamp, body)),
     ]
+    if form and not form.content_type:  # there is no body that could have a type
+        del ours[0]
     if outgoing.event_trace:
         ours += trace_headers(outgoing.event_trace)
     if form:
