@@ -110,19 +110,23 @@ def test_a_request_that_was_refused_leaves_its_key_free(api: Any) -> None:
     assert once(api, EVENTS, EVENT).status_code == 202
 
 
-@pytest.mark.parametrize("key", ["", " ", "x" * 256, "x" * 5_000, '"open', '"a"b"', "caf\xe9", "a\tb", '"a\\b"'])
-def test_a_bad_key_is_refused(api: Any, key: str) -> None:
-    for path, body in [(EVENTS, EVENT), (BATCH, [EVENT]), ("/api/subscriptions", ENDPOINT)]:
-        problem = assert_problem(once(api, path, body, key), 400, "#Idempotency-Key")
-        assert "Idempotency-Key" in problem["detail"]
+BAD_KEYS = ["", " ", "x" * 256, "x" * 5_000, '"open', '"a"b"', "caf\xe9", '"a\\b"']
+
+
+def test_a_bad_key_is_refused(api: Any) -> None:
+    for key in BAD_KEYS:
+        for path, body in [(EVENTS, EVENT), (BATCH, [EVENT]), ("/api/subscriptions", ENDPOINT)]:
+            problem = assert_problem(once(api, path, body, key), 400, "#Idempotency-Key")
+            assert "Idempotency-Key" in problem["detail"]
     assert not Event.objects.exists()
 
 
 def test_keys_bare_and_quoted() -> None:
     assert parse_key(" a b ") == parse_key('"a b"') == parse_key('"a b";x=1') == "a b"
     assert parse_key(r'"a\"\\b"') == r'a"\b'
-    with pytest.raises(Problem):
-        parse_key("a\x01")
+    for bad in ("a\x01", "a\tb", '"a\x7f"'):
+        with pytest.raises(Problem):
+            parse_key(bad)
 
 
 def test_a_revoked_api_key_gets_no_replay(client_of: Any, organization: Any) -> None:
