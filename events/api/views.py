@@ -18,7 +18,7 @@ from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_lim
 from core.problems import not_found
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters
 from core.wakeups import EVENTS, wake_soon
-from events import event_types, rate
+from events import cloudevents, event_types, rate
 from events.api import openapi
 from events.api import serializers as shapes
 from events.api.reading import Reading, reading_of_batch, reading_of_event
@@ -88,8 +88,22 @@ class EventListView(APIView):
         operation_id="createEvent",
         tags=["Events"],
         summary="Send an event",
-        parameters=[*openapi.TRACE, location(200, 202), *rate_limit(200, 202)],
-        request=shapes.NewEvent,
+        parameters=[*openapi.TRACE, *openapi.BINARY_MODE, location(200, 202), *rate_limit(200, 202)],
+        request={
+            "application/json": OpenApiRequest(
+                shapes.NewEvent,
+                examples=[
+                    OpenApiExample("event", openapi.ORDER),
+                    OpenApiExample("payload for data", openapi.ORDER_AS_PAYLOAD),
+                ],
+            ),
+            cloudevents.STRUCTURED: OpenApiRequest(
+                openapi.CLOUDEVENT_SCHEMA, examples=[OpenApiExample("CloudEvent", openapi.CLOUDEVENT)]
+            ),
+            cloudevents.BATCH: OpenApiRequest(
+                openapi.CLOUDEVENTS_SCHEMA, examples=[OpenApiExample("CloudEvents", [openapi.CLOUDEVENT])]
+            ),
+        },
         responses={
             202: OpenApiResponse(shapes.EventReceipt, "Accepted: the event is committed.", [openapi.ACCEPTED]),
             200: OpenApiResponse(
@@ -99,10 +113,6 @@ class EventListView(APIView):
             ),
             **conflict("dedup_conflict"),
         },
-        examples=[
-            OpenApiExample("event", openapi.ORDER, request_only=True),
-            OpenApiExample("payload for data", openapi.ORDER_AS_PAYLOAD, request_only=True),
-        ],
     )
     @idempotent(
         read=lambda request: _content(request, _reading(request)),
@@ -112,7 +122,8 @@ class EventListView(APIView):
     def post(self, request: Request) -> Response:
         """Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event.
 
-        The body may be compressed with gzip (`Content-Encoding: gzip`).
+        The event may be a CloudEvent 1.0 in structured or binary mode. A batch of CloudEvents is answered as by
+        `POST /api/events/batch`. The body may be compressed with gzip (`Content-Encoding: gzip`).
         """
         started = time.perf_counter()
         reading = _reading(request)
@@ -181,6 +192,9 @@ class EventBatchView(APIView):
             ),
             "application/x-ndjson": OpenApiRequest(
                 openapi.NDJSON, examples=[OpenApiExample("lines", openapi.NDJSON_EXAMPLE)]
+            ),
+            cloudevents.BATCH: OpenApiRequest(
+                openapi.CLOUDEVENTS_SCHEMA, examples=[OpenApiExample("CloudEvents", [openapi.CLOUDEVENT])]
             ),
         },
         responses={
