@@ -115,8 +115,8 @@ class IdempotentCommit(GroupCommit):
             return []
         find = idempotency.find_parameters([_answer(request).once for request in taken])
         found = {row.number: row for row in await self._database.fetch(idempotency.FIND, find, class_row(Found))}
-        for number, row in found.items():
-            _replay(taken[number], row)
+        for number, kept in found.items():
+            _replay(taken[number], kept)
         return [request for number, request in enumerate(taken) if number not in found]
 
     async def _insert_or_isolate(self, items: list[PendingEvent]) -> dict[str, NotStored]:

@@ -226,7 +226,7 @@ def idempotent(
     *,
     read: Callable[[Request], bytes] = lambda request: read_body(request._request, MAX_OBJECT_BYTES),
     is_secret: bool = True,
-    afterwards: Callable[[], None] = lambda: None,
+    afterwards: Callable[[], object] = lambda: None,
 ) -> Callable[[F], F]:
     """Return a decorator for a view's method that is served once for each `Idempotency-Key`.
 

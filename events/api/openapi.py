@@ -101,8 +101,8 @@ BINARY_MODE = [
         name,
         str,
         OpenApiParameter.HEADER,
-        description=f"{text} If any of `ce-specversion`, `ce-id`, `ce-source`, and `ce-type` is given, the request is a "
-        "CloudEvent in binary mode: the body is the data, and `Content-Type` is its type.",
+        description=f"{text} If any of `ce-specversion`, `ce-id`, `ce-source`, and `ce-type` is given, the request is "
+        "a CloudEvent in binary mode: the body is the data, and `Content-Type` is its type.",
     )
     for name, text in (
         ("ce-specversion", "`1.0`."),

@@ -76,7 +76,7 @@ class BatchReceipt(OutputSerializer):
     data = BatchItemReceipt(many=True)  # type: ignore[assignment]
 
 
-@extend_schema_field({"type": ["object", "null"], "additionalProperties": {"type": ["string", "boolean", "integer"]}})
+@extend_schema_field({"type": "object", "additionalProperties": {"type": ["string", "boolean", "integer"]}})
 class CloudEventField(serializers.Field[Any, Any, Any, Any]):
     """What is kept of a CloudEvent, as the API shows it."""
 
