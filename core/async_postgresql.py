@@ -6,7 +6,8 @@ import asyncio
 import random
 import select
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import psycopg
@@ -27,18 +28,51 @@ AWAY_SECONDS = 0.25
 class AsyncConnection:
     """One connection, opened when it is wanted and opened again when the server has closed it.
 
-    Each statement is a transaction.  For one task at a time.
+    Each statement is a transaction, except inside `transaction`.  For one task at a time.
     """
 
     def __init__(self) -> None:
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._away_until = float("-inf")
+        self._in_transaction: psycopg.AsyncConnection[Any] | None = None
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[None]:
+        """Have all statements inside in one transaction, which has DB_POOL_TIMEOUT to end; none is tried again.
+
+        Raises what psycopg raises; OperationalError also when the time is over.
+        """
+        connection = await self._usable_connection()
+        try:
+            async with asyncio.timeout(settings.DB_POOL_TIMEOUT), connection.transaction():
+                self._in_transaction = connection
+                try:
+                    yield
+                finally:
+                    self._in_transaction = None
+        except TimeoutError:
+            await self.close()
+            raise psycopg.OperationalError("the database did not respond in time") from None
+        except BaseException:
+            if connection.closed or connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                await self.close()
+            raise
+
+    async def execute(self, statement: str, parameters: Mapping[str, object]) -> None:
+        """Execute a statement that returns no rows; for use within a transaction."""
+        if self._in_transaction is None:
+            raise RuntimeError("there is no transaction")
+        await self._in_transaction.execute(statement, parameters)
 
     async def fetch(self, statement: str, parameters: Mapping[str, object], row_factory: AsyncRowFactory[R]) -> list[R]:
         """Execute a statement and return its rows; try again after a deadlock.
 
         Raises what psycopg raises; OperationalError also when the server doesn't respond within DB_POOL_TIMEOUT.
         """
+        if self._in_transaction is not None:
+            cursor = self._in_transaction.cursor(row_factory=row_factory)
+            await cursor.execute(statement, parameters)
+            return await cursor.fetchall()
         for attempt in range(1, MAX_ATTEMPTS + 1):
             connection = await self._usable_connection()
             try:

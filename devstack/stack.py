@@ -56,7 +56,7 @@ EVENTS_PER_MINUTE = 100_000_000
 _TABLES = (
     "webhooks_rollup, webhooks_gauge, "
     "webhooks_deliveryattempt, webhooks_delivery, webhooks_subscriptionqueue, webhooks_bulkrun, webhooks_subscription, "
-    "events_event, events_dedupkey, orgs_apikey, orgs_auditentry, orgs_organization"
+    "events_event, events_dedupkey, orgs_idempotencykey, orgs_apikey, orgs_auditentry, orgs_organization"
 )
 
 

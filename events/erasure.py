@@ -19,7 +19,7 @@ def erase(organization_id: uuid.UUID, event_id: uuid.UUID) -> Event | None:
     event = Event.objects.select_for_update().filter(organization_id=organization_id, pk=event_id).first()
     if event is None or event.is_erased:
         return event
-    Event.objects.filter(pk=event.pk).update(data=ERASED, last_error="")
+    Event.objects.filter(pk=event.pk).update(data=ERASED, cloudevent=None, last_error="")
     Event.objects.filter(pk=event.pk, status__in=[EventStatus.ACCEPTED, EventStatus.ERROR]).update(
         status=EventStatus.PROCESSED, processed_at=Now()
     )

@@ -50,8 +50,10 @@ WITH item AS (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(organization_ids)s::uuid[], %(key_ids)s::uuid[], %(rates)s::int[], %(catalogs)s::int[],
         %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[],
-        %(request_ids)s::bytea[], %(traces)s::text[]
-    ) AS t(id, organization_id, key_id, rate, catalog, type, data, dedup_id, fingerprint, request_id, trace)
+        %(request_ids)s::bytea[], %(traces)s::text[], %(cloudevents)s::text[]
+    ) AS t(
+        id, organization_id, key_id, rate, catalog, type, data, dedup_id, fingerprint, request_id, trace, cloudevent
+    )
 ), usable AS MATERIALIZED (
     SELECT k.id, o.events_per_minute, o.catalog_version
     FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
@@ -69,10 +71,11 @@ WITH item AS (
     RETURNING event_id
 ), stored AS (
     INSERT INTO events_event (
-        id, organization_id, type, data, dedup_id, packed_request_id, trace, status, failed_attempts, last_error,
-        due_at, created_at
+        id, organization_id, type, data, dedup_id, packed_request_id, trace, cloudevent, status, failed_attempts,
+        last_error, due_at, created_at
     )
-    SELECT p.id, p.organization_id, p.type, p.data, p.dedup_id, p.request_id, p.trace, 'accepted', 0, '', t, t
+    SELECT p.id, p.organization_id, p.type, p.data, p.dedup_id, p.request_id, p.trace, p.cloudevent, 'accepted', 0,
+           '', t, t
     FROM permitted p, clock_timestamp() AS t
     WHERE p.dedup_id IS NULL OR p.id IN (SELECT event_id FROM claimed)
     RETURNING id
@@ -89,7 +92,7 @@ JOIN events_dedupkey k USING (organization_id, dedup_id)
 
 
 @dataclass(frozen=True, slots=True)
-class _NotStored:
+class NotStored:
     """A row of _INSERT."""
 
     id: uuid.UUID
@@ -107,10 +110,10 @@ class _Holder:
 
 
 @dataclass(slots=True, eq=False)
-class _Item:
+class PendingEvent:
     """An event on its way into the database.  result: None until it is known."""
 
-    request: _Request
+    request: PendingRequest
     id: str
     event: NewEvent
     fingerprint: bytes | None
@@ -122,16 +125,21 @@ class _Item:
 
 
 @dataclass(slots=True, eq=False)
-class _Request:
+class PendingRequest:
     """The events of one request."""
 
     caller: Caller
     origin: Origin
     done: asyncio.Future[list[Ingested]]
-    items: list[_Item] = field(default_factory=list)
+    items: list[PendingEvent] = field(default_factory=list)
     size: int = 0
     is_counted: bool = False  # against the rate limit
     decision: RateLimitDecision | None = None
+    answer: object = None  # of `events.idempotent_commit`
+
+    def results(self) -> list[Ingested]:
+        """Return what became of the events, as far as it is known."""
+        return [item.result for item in self.items if item.result is not None]
 
     def fail(self, error: BaseException) -> None:
         if not self.done.done():
@@ -142,7 +150,8 @@ class GroupCommit:
     """Stores events, many requests to a transaction.  A service of the front door: it runs while it is entered."""
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[uuid.UUID, deque[_Request]] = OrderedDict()  # by organization, who is next first
+        # By organization, who is next first.
+        self._waiting: OrderedDict[uuid.UUID, deque[PendingRequest]] = OrderedDict()
         self._arrived = asyncio.Event()
         self._database = AsyncConnection()
         self.redis = AsyncRedis()
@@ -163,7 +172,12 @@ class GroupCommit:
         await self.redis.close()
 
     async def accept(
-        self, caller: Caller, events: Sequence[NewEvent], memo: dict[str, Any], origin: Origin = NO_ORIGIN
+        self,
+        caller: Caller,
+        events: Sequence[NewEvent],
+        memo: dict[str, Any],
+        origin: Origin = NO_ORIGIN,
+        answer: object = None,
     ) -> tuple[list[Ingested], RateLimitDecision | None]:
         """Store the events of one request, all in one transaction, and return what became of each.
 
@@ -173,14 +187,15 @@ class GroupCommit:
         psycopg raises when the database can't be reached, after which the events may or may not be stored.
 
         origin: where the events came from.
+        answer: for `events.idempotent_commit`.
         memo: of the request, so that it counts against the rate limit once, however often its key changes.
         """
-        request = _Request(caller, origin, asyncio.get_running_loop().create_future())
+        request = PendingRequest(caller, origin, asyncio.get_running_loop().create_future(), answer=answer)
         if "rate" in memo:
             request.is_counted, request.decision = True, memo["rate"]
         for event_id, event in zip(new_ids(len(events)), events, strict=True):
             fingerprint = event.fingerprint() if event.dedup_id is not None else None
-            request.items.append(_Item(request, event_id, event, fingerprint))
+            request.items.append(PendingEvent(request, event_id, event, fingerprint))
             request.size += len(event.data)
         self._waiting.setdefault(caller.organization_id, deque()).append(request)
         self._arrived.set()
@@ -204,9 +219,9 @@ class GroupCommit:
                 for request in group:
                     request.fail(error)
 
-    def _take(self) -> list[_Request]:
+    def _take(self) -> list[PendingRequest]:
         """Take what goes into the next transaction: a request of each organization in turn, while there is room."""
-        group: list[_Request] = []
+        group: list[PendingRequest] = []
         events = size = 0
         while self._waiting and events < MOST_EVENTS and size < MOST_BYTES:
             organization_id, requests = self._waiting.popitem(last=False)
@@ -222,18 +237,18 @@ class GroupCommit:
             self._arrived.clear()
         return group
 
-    async def _commit(self, group: list[_Request]) -> None:
+    async def _commit(self, group: list[PendingRequest]) -> None:
         allowed = await self._count_rates(group)
         items = [item for request in allowed for item in request.items]
         while items:
             items = await self._store(items)
         for request in allowed:
             if not request.done.done():
-                request.done.set_result([item.result for item in request.items if item.result is not None])
+                request.done.set_result(request.results())
 
-    async def _count_rates(self, group: list[_Request]) -> list[_Request]:
+    async def _count_rates(self, group: list[PendingRequest]) -> list[PendingRequest]:
         """Count the requests against the rate limits of their organizations; return those that are within."""
-        by_organization: dict[tuple[uuid.UUID, int], list[_Request]] = {}
+        by_organization: dict[tuple[uuid.UUID, int], list[PendingRequest]] = {}
         for request in group:
             if request.caller.events_per_minute and not request.is_counted:
                 key = (request.caller.organization_id, request.caller.events_per_minute)
@@ -252,9 +267,9 @@ class GroupCommit:
                     request.fail(over_limit(decision))
         return [request for request in group if not request.done.done()]
 
-    async def _store(self, items: list[_Item]) -> list[_Item]:
+    async def _store(self, items: list[PendingEvent]) -> list[PendingEvent]:
         """Store events; return those that have to be offered again, because a dedup id became free meanwhile."""
-        offered: dict[object, _Item] = {}
+        offered: dict[object, PendingEvent] = {}
         for item in items:
             offered.setdefault(item.dedup_key or item.id, item)
         not_stored = await self._insert_or_isolate(list(offered.values()))
@@ -283,7 +298,7 @@ class GroupCommit:
             item.result = Ingested(IngestStatus.DUPLICATE if is_same else IngestStatus.CONFLICT, holder.event_id)
         return again
 
-    async def _insert_or_isolate(self, items: list[_Item]) -> dict[str, _NotStored]:
+    async def _insert_or_isolate(self, items: list[PendingEvent]) -> dict[str, NotStored]:
         """Insert all of them; if the database refuses one of them, each request by itself, so that only its own fails.
 
         Returns the rows of _INSERT by id.
@@ -293,14 +308,14 @@ class GroupCommit:
         except (psycopg.OperationalError, psycopg.InterfaceError):
             raise
         except psycopg.Error as error:
-            by_request: dict[_Request, list[_Item]] = {}
+            by_request: dict[PendingRequest, list[PendingEvent]] = {}
             for item in items:
                 by_request.setdefault(item.request, []).append(item)
             if len(by_request) == 1:
                 items[0].request.fail(error)
                 return {}
             log.warning("group_commit_split", error=type(error).__name__, requests=len(by_request))
-            rows: dict[str, _NotStored] = {}
+            rows: dict[str, NotStored] = {}
             for request, own in by_request.items():
                 try:
                     rows |= await self._insert(own)
@@ -310,7 +325,7 @@ class GroupCommit:
                     request.fail(own_error)
             return rows
 
-    async def _insert(self, items: list[_Item]) -> dict[str, _NotStored]:
+    async def _insert(self, items: list[PendingEvent]) -> dict[str, NotStored]:
         callers = [item.request.caller for item in items]
         rows = await self._database.fetch(
             _INSERT,
@@ -325,16 +340,17 @@ class GroupCommit:
                 "dedup_ids": text_array(item.event.dedup_id for item in items),
                 "fingerprints": bytes_array(item.fingerprint for item in items),
                 "request_ids": bytes_array(item.request.origin.request_id for item in items),
-                "traces": text_array(item.request.origin.trace for item in items),
+                "traces": text_array(item.event.trace or item.request.origin.trace for item in items),
+                "cloudevents": text_array(item.event.cloudevent for item in items),
                 "distinct_key_ids": list({caller.key_id for caller in callers}),
                 "scope": Scope.EVENTS_WRITE.value,
                 "window": datetime.timedelta(seconds=settings.DEDUP_WINDOW),
             },
-            class_row(_NotStored),
+            class_row(NotStored),
         )
         return {str(row.id): row for row in rows}
 
-    async def _find_holders(self, items: list[_Item]) -> dict[tuple[uuid.UUID, str] | None, _Holder]:
+    async def _find_holders(self, items: list[PendingEvent]) -> dict[tuple[uuid.UUID, str] | None, _Holder]:
         wanted = {item.dedup_key for item in items if item.dedup_key is not None}
         rows = await self._database.fetch(
             _FIND_HOLDERS,

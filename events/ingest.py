@@ -24,9 +24,11 @@ from events.payload import NewEvent
 # was claimed.  Times are the database's.
 _INSERT_EVENT = """
 INSERT INTO events_event (
-    id, organization_id, type, data, packed_request_id, trace, status, failed_attempts, last_error, due_at, created_at
+    id, organization_id, type, data, packed_request_id, trace, cloudevent, status, failed_attempts,
+    last_error, due_at, created_at
 )
-SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, %(request_id)s, %(trace)s, 'accepted', 0, '', t, t
+SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, %(request_id)s, %(trace)s,
+       %(cloudevent)s, 'accepted', 0, '', t, t
 FROM clock_timestamp() AS t
 """
 
@@ -42,11 +44,11 @@ WITH claimed AS (
     RETURNING event_id
 )
 INSERT INTO events_event (
-    id, organization_id, type, data, dedup_id, packed_request_id, trace, status, failed_attempts, last_error, due_at,
-    created_at
+    id, organization_id, type, data, dedup_id, packed_request_id, trace, cloudevent, status, failed_attempts,
+    last_error, due_at, created_at
 )
 SELECT claimed.event_id, %(organization_id)s, %(type)s, %(data)s, %(dedup_id)s, %(request_id)s, %(trace)s,
-       'accepted', 0, '', t, t
+       %(cloudevent)s, 'accepted', 0, '', t, t
 FROM claimed, clock_timestamp() AS t
 """
 
@@ -54,8 +56,9 @@ FROM claimed, clock_timestamp() AS t
 _INSERT_BATCH = """
 WITH item AS (
     SELECT * FROM unnest(
-        %(ids)s::uuid[], %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[]
-    ) AS t(id, type, data, dedup_id, fingerprint)
+        %(ids)s::uuid[], %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[],
+        %(traces)s::text[], %(cloudevents)s::text[]
+    ) AS t(id, type, data, dedup_id, fingerprint, trace, cloudevent)
 ), claimed AS (
     INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
     SELECT %(organization_id)s, dedup_id, id, fingerprint, clock_timestamp() + %(window)s
@@ -66,10 +69,10 @@ WITH item AS (
     RETURNING event_id
 )
 INSERT INTO events_event (
-    id, organization_id, type, data, dedup_id, packed_request_id, trace, status, failed_attempts, last_error, due_at,
-    created_at
+    id, organization_id, type, data, dedup_id, packed_request_id, trace, cloudevent, status, failed_attempts,
+    last_error, due_at, created_at
 )
-SELECT item.id, %(organization_id)s, item.type, item.data, item.dedup_id, %(request_id)s, %(trace)s,
+SELECT item.id, %(organization_id)s, item.type, item.data, item.dedup_id, %(request_id)s, item.trace, item.cloudevent,
        'accepted', 0, '', t, t
 FROM item, clock_timestamp() AS t
 WHERE item.dedup_id IS NULL OR item.id IN (SELECT event_id FROM claimed)
@@ -122,7 +125,8 @@ def _insert(organization_id: uuid.UUID, event: NewEvent, origin: Origin) -> uuid
         "type": event.type,
         "data": event.data,
         "request_id": origin.request_id,
-        "trace": origin.trace,
+        "trace": event.trace or origin.trace,
+        "cloudevent": event.cloudevent,
     }
     if event.dedup_id is not None:
         parameters |= {"dedup_id": event.dedup_id, "fingerprint": event.fingerprint(), "window": _window()}
@@ -158,7 +162,8 @@ def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent], origin:
                     "fingerprints": bytes_array(fingerprints[p] for p in offered),
                     "window": _window(),
                     "request_id": origin.request_id,
-                    "trace": origin.trace,
+                    "traces": text_array(events[p].trace or origin.trace for p in offered),
+                    "cloudevents": text_array(events[p].cloudevent for p in offered),
                 },
             )
         if not first_of:

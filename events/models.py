@@ -47,6 +47,8 @@ class Event(models.Model):
     # `events.origin` says what these two hold.
     packed_request_id = models.BinaryField(max_length=128, null=True, editable=False)
     trace = models.TextField(null=True, editable=False)
+    # Of an event that came as a CloudEvent; `events.cloudevents` says what it holds.
+    cloudevent = models.TextField(null=True, editable=False)
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:

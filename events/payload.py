@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,17 @@ def matches(pattern: str, event_type: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class NewEvent:
-    """A valid event that isn't stored yet.  data: its JSON text."""
+    """A valid event that isn't stored yet.  data: its JSON text.
+
+    cloudevent: what `events.cloudevents` keeps of a CloudEvent.  trace: one that came with the event and not with its
+    request, as `events.origin` stores it.
+    """
 
     type: str
     data: str
     dedup_id: str | None
+    cloudevent: str | None = None
+    trace: str | None = None
 
     def fingerprint(self) -> bytes:
         """Return a SHA-256 that is the same for the same type and JSON value.
@@ -134,7 +140,7 @@ def _dedup_id_error(value: Any) -> str | None:
     return None
 
 
-def _pointer(name: str) -> str:
+def pointer_to(name: str) -> str:
     """Return the JSON pointer to a member, with lone surrogates spelled out."""
     shown = _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", name)
     return "/" + shown.replace("~", "~0").replace("/", "~1")
@@ -143,7 +149,7 @@ def _pointer(name: str) -> str:
 def _errors(value: Any) -> list[tuple[str, str]]:
     if not isinstance(value, dict):
         return [("", "must be a JSON object")]
-    errors = [(_pointer(name), unknown_field(name, _KNOWN, _HINTS)) for name in value if name not in _KNOWN]
+    errors = [(pointer_to(name), unknown_field(name, _KNOWN, _HINTS)) for name in value if name not in _KNOWN]
     if "type" not in value:
         errors.append(("/type", "is required"))
     elif reason := event_type_error(value["type"]):
@@ -158,7 +164,7 @@ def _errors(value: Any) -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Parsed:
+class Parsed:
     """A JSON text and its value.  by_orjson: orjson took it; else numbers in `value` are 0."""
 
     text: bytes
@@ -178,44 +184,44 @@ class _Parsed:
         return json_text.items(self.text)
 
 
-class _NotJson(ValueError):
+class NotJson(ValueError):
     """A text isn't JSON, or nested far too deep; the message says which."""
 
 
-def _parse(text: bytes) -> _Parsed:
-    """Parse what RFC 8259 allows.  Raises _NotJson."""
+def parse(text: bytes) -> Parsed:
+    """Parse what RFC 8259 allows.  Raises NotJson."""
     try:
-        return _Parsed(text, orjson.loads(text), True)
+        return Parsed(text, orjson.loads(text), True)
     except orjson.JSONDecodeError:
         if reason := encoding_error(text):
-            raise _NotJson(reason) from None
+            raise NotJson(reason) from None
     try:
-        return _Parsed(text, json_text.parse(text), False)
+        return Parsed(text, json_text.parse(text), False)
     except ValueError as error:
-        raise _NotJson(f"is not valid JSON: {error}") from None
+        raise NotJson(f"is not valid JSON: {error}") from None
     except RecursionError:
-        raise _NotJson("is nested too deep") from None
+        raise NotJson("is nested too deep") from None
 
 
-def _build(parsed: _Parsed) -> NewEvent:
+def _build(parsed: Parsed) -> NewEvent:
     value = parsed.value
     data = parsed.member("data" if "data" in value else "payload")
     return NewEvent(type=value["type"], data=data, dedup_id=value.get("dedup_id"))
 
 
-def _load(body: bytes, expected: str) -> _Parsed:
+def load(body: bytes, expected: str) -> Parsed:
     """Parse a whole body.  expected: what it should be.  Raises Problem 400."""
     if not body:
         raise Problem("invalid_json", f"The body is empty; send {expected}.")
     try:
-        return _parse(body)
-    except _NotJson as error:
+        return parse(body)
+    except NotJson as error:
         raise Problem("invalid_json", f"The body {error}.") from None
 
 
 def parse_event(body: bytes) -> NewEvent:
     """Return the event in a request's body.  Raises Problem 400 that names each wrong field."""
-    parsed = _load(body, "a JSON object")
+    parsed = load(body, "a JSON object")
     if reason := depth_error(body, parsed.value):
         raise invalid([("", reason)])
     errors = _errors(parsed.value)
@@ -229,7 +235,7 @@ def parse_with_options(body: bytes, options: Collection[str], instead: str) -> t
 
     instead: the option that takes the event's place.  Raises Problem 400 that names each wrong field.
     """
-    parsed = _load(body, "a JSON object")
+    parsed = load(body, "a JSON object")
     if reason := depth_error(body, parsed.value):
         raise invalid([("", reason)])
     if not isinstance(parsed.value, dict):
@@ -237,13 +243,13 @@ def parse_with_options(body: bytes, options: Collection[str], instead: str) -> t
     given = {name: parsed.value[name] for name in options if name in parsed.value}
     # JSON has escapes for what is no text, and an error about a value may repeat it.
     errors = [
-        (_pointer(name), "contains half of a surrogate pair, which is no character")
+        (pointer_to(name), "contains half of a surrogate pair, which is no character")
         for name, value in given.items()
         if _SURROGATE.search(json.dumps(value, ensure_ascii=False))
     ]
     members = {name: value for name, value in parsed.value.items() if name not in options}
     if instead in given:
-        errors += [(_pointer(name), f"can't be given together with {instead}") for name in members]
+        errors += [(pointer_to(name), f"can't be given together with {instead}") for name in members]
     else:
         errors += _errors(members)
     if errors:
@@ -252,10 +258,16 @@ def parse_with_options(body: bytes, options: Collection[str], instead: str) -> t
 
 
 def parse_batch(
-    body: bytes, *, ndjson: bool, max_events: int, max_event_bytes: int
+    body: bytes,
+    *,
+    ndjson: bool,
+    max_events: int,
+    max_event_bytes: int,
+    parse_item: Callable[[bytes, int], NewEvent | list[tuple[str, str]]] | None = None,
 ) -> list[NewEvent | list[tuple[str, str]]]:
     """Return for each item of a batch the event, or the (pointer, reason) pairs of what is wrong with it.
 
+    parse_item: for events of another shape, of which there may also be none.
     ndjson: one JSON object a line (blank lines are skipped), else one JSON array.  Raises Problem
     400 when the whole can't be read, 413 when it holds more than `max_events`.
     """
@@ -263,14 +275,14 @@ def parse_batch(
     if ndjson:
         items = [line for line in body.split(b"\n") if line.strip()]
     else:
-        parsed = _load(body, "a JSON array of events")
+        parsed = load(body, "a JSON array of events")
         if not isinstance(parsed.value, list):
             raise invalid([("", "must be a JSON array of events")])
         try:
             items = parsed.items()
         except RecursionError:
             raise invalid([("", "is nested too deep")]) from None
-    if not items:
+    if not items and parse_item is None:
         raise invalid([("", "must hold at least one event")])
     if len(items) > max_events:
         raise Problem(
@@ -278,15 +290,15 @@ def parse_batch(
             f"The batch holds {len(items)} events; the limit is {max_events}.",
             extra={"limit_events": max_events},
         )
-    return [_parse_item(item, max_event_bytes) for item in items]
+    return [(parse_item or _parse_item)(item, max_event_bytes) for item in items]
 
 
 def _parse_item(item: bytes, max_event_bytes: int) -> NewEvent | list[tuple[str, str]]:
     if len(item) > max_event_bytes:
         return [("", f"is over the limit of {max_event_bytes} bytes for one event")]
     try:
-        parsed = _parse(item)
-    except _NotJson as error:
+        parsed = parse(item)
+    except NotJson as error:
         return [("", str(error))]
     if reason := depth_error(item, parsed.value):
         return [("", reason)]

@@ -159,3 +159,25 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.actor} {self.action} {self.target}"
+
+
+class IdempotencyKey(models.Model):
+    """The `Idempotency-Key` of a request that succeeded, what the request was, and how it was answered."""
+
+    pk = models.CompositePrimaryKey("organization_id", "key")
+    organization = models.ForeignKey(
+        Organization, on_delete=models.DO_NOTHING, related_name="+", db_index=False, db_constraint=False
+    )
+    key = models.CharField(max_length=255)
+    fingerprint = models.BinaryField(max_length=32)
+    status = models.PositiveSmallIntegerField()
+    location = models.TextField()
+    body = models.BinaryField()
+    is_encrypted = models.BooleanField()
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["expires_at"], name="orgs_idempotency_expires")]
+
+    def __str__(self) -> str:
+        return self.key

@@ -56,6 +56,33 @@ register(
         "The key is expired; create a new one instead.",
     ),
     ProblemType(
+        "idempotency_key_in_use",
+        409,
+        "A request with this `Idempotency-Key` is still being served; retry after `Retry-After`.",
+        "A request with this Idempotency-Key is still being served. Send it again later to get its response.",
+    ),
+    ProblemType(
+        "idempotent_response_lost",
+        409,
+        "A request with this `Idempotency-Key` was served, but the response that was kept can't be decrypted any more.",
+        "The request was served, but its response can't be read any more: encryption keys were changed.",
+    ),
+    ProblemType(
+        "idempotency_key_reused",
+        422,
+        "The `Idempotency-Key` was used for another body or another route in the last 24 hours.",
+        "The Idempotency-Key was used for another request in the last 24 hours: another body, or another route. "
+        "Nothing was stored.",
+        {
+            "errors": [
+                {
+                    "pointer": "#Idempotency-Key",
+                    "detail": "was used for another request in the last 24 hours: another body, or another route",
+                }
+            ]
+        },
+    ),
+    ProblemType(
         "too_many_failures",
         429,
         "Too many failed authentications from this address; retry after `Retry-After`.",

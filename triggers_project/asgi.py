@@ -19,7 +19,7 @@ application = FrontDoor(
     {**events_door.routes(), **inbox_door.routes()},
     site,
     settings.WEB_THREADS,
-    [events_door.commits, inbox_door.room, MetricsService()],
+    [*events_door.services, inbox_door.room, MetricsService()],
 )
 
 freeze_gc()

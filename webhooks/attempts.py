@@ -35,6 +35,7 @@ class _StoredEvent:
     event_type: str
     event_created_at: Any
     event_data: str
+    event_cloudevent: str | None
 
 
 def request_body(event: Event, exchange: Exchange) -> str | None:
@@ -44,11 +45,12 @@ def request_body(event: Event, exchange: Exchange) -> str | None:
     """
     if event.is_erased:
         return None
-    stored = _StoredEvent(event.id, event.type, event.created_at, event.data)
+    stored = _StoredEvent(event.id, event.type, event.created_at, event.data, event.cloudevent)
     try:
-        return render(stored, event.organization_id, exchange.format, exchange.expression).content.decode()
+        body = render(stored, event.organization_id, exchange.format, exchange.expression)
     except TransformError:
         return None
+    return body.content.decode(errors="replace")
 
 
 def request_head(exchange: Exchange) -> tuple[str, list[tuple[str, str]]]:

@@ -42,6 +42,7 @@ class PreviewedEvent:
     created_at: datetime.datetime
     data: str
     trace: str | None = None
+    cloudevent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,17 @@ def preview(subscription: Subscription, event: PreviewedEvent, form: str, expres
     if endpoint.token is not None:
         headers.append(("authorization", None))
     exchange = Exchange(endpoint.url, headers, len(body.content))
-    return replace(result, exchange=exchange, body=body.content.decode())
+    return replace(result, exchange=exchange, body=body.content.decode(errors="replace"))
 
 
 def _outgoing(subscription: Subscription, event: PreviewedEvent, endpoint: Endpoint) -> SingleOutgoing:
     return SingleOutgoing(
-        event.event_id, event.type, event.created_at, event.data, endpoint, subscription.organization_id, event.trace
+        event.event_id,
+        event.type,
+        event.created_at,
+        event.data,
+        endpoint,
+        subscription.organization_id,
+        event.trace,
+        event.cloudevent,
     )

@@ -84,6 +84,7 @@ class _Sample:
     event_type: str
     event_created_at: datetime.datetime
     event_data: str
+    event_cloudevent: str | None = None
 
 
 def samples(organization_id: uuid.UUID, pattern: str, most: int) -> list[bytes]:
@@ -100,7 +101,7 @@ def samples(organization_id: uuid.UUID, pattern: str, most: int) -> list[bytes]:
 
 
 def _of_event(event: Event) -> _Sample:
-    return _Sample(event.pk, event.type, event.created_at, event.data)
+    return _Sample(event.pk, event.type, event.created_at, event.data, event.cloudevent)
 
 
 def _of_examples(event_type: EventType) -> Iterable[_Sample]:

@@ -21,6 +21,7 @@ class SingleOutgoing:
     endpoint: Endpoint
     organization_id: uuid.UUID
     event_trace: str | None = None
+    event_cloudevent: str | None = None
 
 
 def endpoint_of(subscription: Subscription, now: datetime.datetime) -> Endpoint:

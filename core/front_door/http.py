@@ -77,6 +77,10 @@ class Request:
         """Return the value of a header field; empty when it is missing."""
         return self.headers.get(name, b"").decode("latin-1")
 
+    def decoded_headers(self) -> dict[str, str]:
+        """Return the header fields by lowercase name, each byte of a value as one character, as Django has them."""
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.headers.items()}
+
     @property
     def META(self) -> dict[str, str]:
         """Return what `core.client_address` reads of a Django request."""
@@ -93,9 +97,16 @@ class Request:
         `decompress` raises.
         """
         media_type = require_media_type(self.header(b"content-type"), *media_types)
+        return await self.read_decompressed(limit), media_type
+
+    async def read_decompressed(self, limit: int) -> bytes:
+        """Return the body, decompressed, at most `limit` bytes of it.
+
+        Raises Problem: 415 for a compression that isn't gzip, what `read` raises, and what `decompress` raises.
+        """
         is_compressed = require_encoding(self.header(b"content-encoding"))
         body = await self.read(limit)
-        return decompress(body, limit) if is_compressed else body, media_type
+        return decompress(body, limit) if is_compressed else body
 
     async def read(self, limit: int) -> bytes:
         """Return the body, at most `limit` bytes of it; reading it twice returns the same bytes.

@@ -8,7 +8,14 @@ from typing import Any
 from drf_spectacular.extensions import OpenApiSerializerExtension
 from drf_spectacular.openapi import AutoSchema
 
-from core.openapi.responses import EVERY_RESPONSE, HEADERS, PROBLEM_SCHEMA, header_refs, shared_errors
+from core.openapi.responses import (
+    EVERY_RESPONSE,
+    HEADERS,
+    PROBLEM_SCHEMA,
+    conflict_response,
+    header_refs,
+    shared_errors,
+)
 from core.openapi.types import Schema
 
 
@@ -29,6 +36,8 @@ class ApiSchema(AutoSchema):
                 response["description"] = response["description"] or "Done."
                 response["headers"] = {**response.get("headers", {}), **header_refs(*EVERY_RESPONSE)}
         operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/X-Request-Id"})
+        if self._is_idempotent():
+            self._add_idempotency_key(operation)
         if (scope := self._scope()) is not None:
             operation["description"] = f"{operation.get('description', '')}\n\nNeeds the scope `{scope}`.".strip()
             # Not in `security`: OpenAPI 3.1 lets any scheme name roles there, but linters and generators don't.
@@ -39,6 +48,25 @@ class ApiSchema(AutoSchema):
         view: Any = self.view
         scope = view.scopes[self.method]
         return scope.value if scope is not None else None
+
+    def _is_idempotent(self) -> bool:
+        """Return whether the method is one that `orgs.idempotency.idempotent` has decorated."""
+        view: Any = self.view
+        method = getattr(view, getattr(view, "action", None) or self.method.lower(), None)
+        return getattr(method, "is_idempotent", False)
+
+    def _add_idempotency_key(self, operation: Schema) -> None:
+        operation["parameters"].append({"$ref": "#/components/parameters/Idempotency-Key"})
+        responses = operation["responses"]
+        for status, response in responses.items():
+            if status.startswith("2"):
+                response["headers"] |= header_refs("Idempotency-Replayed")
+        in_use = conflict_response("idempotency_key_in_use", "idempotent_response_lost")
+        own = responses.setdefault("409", in_use)
+        if own is not in_use:
+            own["description"] += "\n" + in_use["description"]
+        responses["422"] = {"$ref": "#/components/responses/422"}
+        operation["responses"] = dict(sorted(responses.items()))
 
     def _shared_errors(self, operation: Mapping[str, Any]) -> list[str]:
         found = ["400", "401", "414", "429", "500", "503"]
@@ -86,6 +114,14 @@ def add_shared_components(result: Schema, **_: Any) -> Schema:
             "in": "header",
             "description": "Echoed in the response and in the log when it is 1 to 128 letters, digits or `._:-`.",
             "schema": {"type": "string"},
-        }
+        },
+        "Idempotency-Key": {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "description": "Any 1 to 255 printable ASCII characters, bare or quoted. For 24 hours, the same request "
+            "with the same key gets the first successful response again, and does nothing.",
+            "schema": {"type": "string", "minLength": 1},
+            "example": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e94",
+        },
     }
     return result

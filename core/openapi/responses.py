@@ -43,6 +43,11 @@ HEADERS: Schema = {
         "schema": {"type": "string"},
         "example": '"events";q=60000;w=60',
     },
+    "Idempotency-Replayed": {
+        "description": "`true` if this is the first response to a request with this `Idempotency-Key`, again.",
+        "schema": {"type": "string", "enum": ["true"]},
+        "example": "true",
+    },
     "WWW-Authenticate": {
         "description": "How to authenticate (RFC 6750).",
         "required": True,
@@ -106,6 +111,7 @@ _SHARED_ERRORS: dict[int, tuple[str, tuple[str, ...]]] = {
     413: ("The request is too large. Nothing was stored.", ()),
     414: ("The URL is too long.", ()),
     415: ("The body has a content type or encoding that this operation doesn't support.", ()),
+    422: ("The request differs from the one that had its `Idempotency-Key` first. Nothing was stored.", ()),
     429: ("Too many requests. Nothing was stored.", ("Retry-After", *RATE_LIMIT_FIELDS)),
     500: ("An internal error.", ()),
     503: ("The service can't handle the request now. Nothing was stored; try again.", ("Retry-After",)),
@@ -136,18 +142,26 @@ def shared_errors() -> Schema:
         by_status[problem.status].append(problem)
     responses: Schema = {}
     for status, (summary, headers) in _SHARED_ERRORS.items():
-        problems = by_status[status]
-        responses[str(status)] = {
-            "description": f"{summary}\n\n{_describe(problems)}",
-            "headers": header_refs(*headers, *EVERY_RESPONSE),
-            "content": {
-                MEDIA_TYPE: {
-                    "schema": PROBLEM,
-                    "examples": {one.code: {"value": problem_example(one)} for one in problems},
-                }
-            },
-        }
+        responses[str(status)] = _error_response(f"{summary}\n\n", headers, by_status[status])
     return responses
+
+
+def conflict_response(*codes: str) -> Schema:
+    """Return a 409 response as a part of the document.  codes: the registered problem codes that it may have."""
+    return _error_response("", (), [problem_type(code) for code in codes])
+
+
+def _error_response(summary: str, headers: Iterable[str], problems: list[ProblemType]) -> Schema:
+    return {
+        "description": summary + _describe(problems),
+        "headers": header_refs(*headers, *EVERY_RESPONSE),
+        "content": {
+            MEDIA_TYPE: {
+                "schema": PROBLEM,
+                "examples": {one.code: {"value": problem_example(one)} for one in problems},
+            }
+        },
+    }
 
 
 def conflict(*codes: str) -> dict[tuple[int, str], OpenApiResponse]:

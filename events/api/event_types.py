@@ -23,6 +23,7 @@ from events.models import EventType
 from events.openapi_import import ImportFailed, read_webhooks
 from orgs import audit
 from orgs.authentication import caller_of
+from orgs.idempotency import idempotent
 from orgs.models import Organization, Scope
 
 EXAMPLE = {
@@ -47,6 +48,7 @@ OPENAPI_EXAMPLE = {
         }
     },
 }
+MAX_TYPE_BYTES = 4 * 65536
 MAX_DOCUMENT_BYTES = 1_048_576  # the front door passes no more on
 
 
@@ -115,6 +117,7 @@ class EventTypeListView(APIView):
         responses={201: shapes.EventTypeOut, **conflict("event_type_exists", "too_many_event_types")},
         examples=[OpenApiExample("event type", EXAMPLE, request_only=True)],
     )
+    @idempotent(read=lambda request: read_body(request._request, MAX_TYPE_BYTES))
     def post(self, request: Request) -> Response:
         """Add a type to the catalog.
 
@@ -139,7 +142,7 @@ class EventTypeListView(APIView):
 def _read(request: Request) -> dict[str, Any]:
     """Return the JSON object in a body that may hold a schema."""
     require_media_type(request.content_type, "application/json")
-    value = parse_json(read_body(request._request, 4 * 65536))
+    value = parse_json(read_body(request._request, MAX_TYPE_BYTES))
     if not isinstance(value, dict):
         raise invalid([("", "must be a JSON object")])
     return value
@@ -210,6 +213,7 @@ class EventTypeImportView(APIView):
         responses={200: shapes.EventTypeImport, **conflict("too_many_event_types")},
         examples=[OpenApiExample("OpenAPI", OPENAPI_EXAMPLE, request_only=True)],
     )
+    @idempotent(read=lambda request: read_body(request._request, MAX_DOCUMENT_BYTES))
     def post(self, request: Request) -> Response:
         """Create or change a type for each of the `webhooks` of an OpenAPI 3.1 document; none is removed.
 

@@ -8,19 +8,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-from django.conf import settings
 
 from core.db import borrow_connection
 from core.front_door.app import Handler
 from core.front_door.http import Request, Response
 from core.json_response import dumps
+from core.problems import Problem
 from core.redis import RedisUnavailable
+from core.url_prefix import path_below
 from core.wakeups import EVENTS, SIGNAL, wake_soon
 from events import backlog, event_types, rate
+from events.api.reading import Reading, reading_of_batch, reading_of_event
 from events.api.receipts import (
+    Receipt,
     accepted_count,
     batch_receipt,
     checked,
@@ -31,13 +33,16 @@ from events.api.receipts import (
     receipt,
     validate_only,
 )
+from events.cloudevents import MARKS
 from events.group_commit import GroupCommit
+from events.idempotent_commit import Answer, IdempotentCommit
 from events.ingest import Ingested
 from events.origin import origin_of
 from events.pacing import Pacing
-from events.payload import NewEvent, parse_batch, parse_event
+from events.payload import NewEvent
 from events.tracing import traced
-from orgs.front_door import Authenticator
+from orgs.front_door import Authenticator, KeyChanged
+from orgs.idempotency import REPLAYED, Kept, Once, find, fingerprint, parse_key
 from orgs.keys import Caller
 from orgs.models import Scope, Strictness
 
@@ -45,13 +50,16 @@ EVENTS_ROUTE = "/api/events"
 BATCH_ROUTE = "/api/events/batch"
 # Pause between two signals of this process.
 SHARE_SECONDS = 0.002
+NO_HEADERS: Mapping[str, str] = {}
+_MARKS = frozenset(name.encode() for name in MARKS)
 
 
 class EventsDoor:
-    """The two routes.  commits: a service that has to run while requests are served."""
+    """The two routes.  services: have to run while requests are served."""
 
     def __init__(self) -> None:
         self.commits = GroupCommit()
+        self.idempotent_commits = IdempotentCommit()
         self.authenticator = Authenticator()
         self._signal_wanted = False
         self._signaling: asyncio.Task[None] | None = None
@@ -59,69 +67,129 @@ class EventsDoor:
         self._looking: asyncio.Future[None] | None = None
         self._counting = ThreadPoolExecutor(1, thread_name_prefix="backlog")
 
+    @property
+    def services(self) -> tuple[GroupCommit, ...]:
+        return self.commits, self.idempotent_commits
+
     def routes(self) -> dict[tuple[str, str], Handler]:
         """Return the handlers by method and path."""
         requires = self.authenticator.requires
         return {
-            ("POST", EVENTS_ROUTE): requires(Scope.EVENTS_WRITE, self._accept_event),
-            ("POST", BATCH_ROUTE): requires(Scope.EVENTS_WRITE, self._accept_batch),
+            ("POST", EVENTS_ROUTE): requires(Scope.EVENTS_WRITE, self._once(self._accept_event)),
+            ("POST", BATCH_ROUTE): requires(Scope.EVENTS_WRITE, self._once(self._accept_batch)),
         }
 
     async def _accept_event(self, request: Request, caller: Caller) -> Response:
         started = time.perf_counter()
         only_validate = bool(request.scope["query_string"]) and validate_only(request)
-        body, _ = await request.read_json(settings.MAX_EVENT_BYTES, "application/json")
-        event = parse_event(body)
+        headers = None if _MARKS.isdisjoint(request.headers) else request.decoded_headers()
+        reading = reading_of_event(request.header(b"content-type"), headers)
+        if reading.is_batch:
+            return await self._accept_items(request, EVENTS_ROUTE, caller, reading, started)
+        body = await request.read_decompressed(reading.limit)
+        request.memo["content"] = reading.content(body)
+        event = reading.event(body)
         if caller.strictness != Strictness.FREE and (errors := (await self._check(caller, [event]))[0]):
             raise event_types.refused(errors)
         if only_validate:
             return Response(200, dumps(checked()))
-        results, headers = await self._store(request, EVENTS_ROUTE, caller, [event], started)
-        count_events(results)
-        status, document, location = receipt(results[0])
-        return Response(status, dumps(document), headers={**location, **headers})
+        return await self._store(request, EVENTS_ROUTE, caller, [event], started, lambda results: receipt(results[0]))
 
     async def _accept_batch(self, request: Request, caller: Caller) -> Response:
         started = time.perf_counter()
+        reading = reading_of_batch(request.header(b"content-type"))
+        return await self._accept_items(request, BATCH_ROUTE, caller, reading, started)
+
+    async def _accept_items(
+        self, request: Request, route: str, caller: Caller, reading: Reading, started: float
+    ) -> Response:
         only_validate = bool(request.scope["query_string"]) and validate_only(request)
-        body, media_type = await request.read_json(settings.MAX_BATCH_BYTES, "application/json", "application/x-ndjson")
-        items = parse_batch(
-            body,
-            ndjson=media_type == "application/x-ndjson",
-            max_events=settings.MAX_BATCH_EVENTS,
-            max_event_bytes=settings.MAX_EVENT_BYTES,
-        )
+        body = await request.read_decompressed(reading.limit)
+        request.memo["content"] = reading.content(body)
+        items = reading.items(body)
         valid = [item for item in items if isinstance(item, NewEvent)]
         if caller.strictness != Strictness.FREE and valid:
             items = event_types.replace_refused(items, await self._check(caller, valid))
             valid = [item for item in items if isinstance(item, NewEvent)]
         if only_validate:
             return Response(200, dumps(checked_batch(items)))
-        results: list[Ingested] = []
-        headers: dict[str, str] = {}
-        if valid:
-            results, headers = await self._store(request, BATCH_ROUTE, caller, valid, started)
-        status, document = batch_receipt(items, results)
-        return Response(status, dumps(document), headers=headers)
+        invalid = len(items) - len(valid)
+        return await self._store(
+            request, route, caller, valid, started, lambda results: batch_receipt(items, results), invalid
+        )
+
+    def _once(
+        self, serve: Callable[[Request, Caller], Awaitable[Response]]
+    ) -> Callable[[Request, Caller], Awaitable[Response]]:
+        """Return a handler that is served once for each `Idempotency-Key`."""
+
+        async def handle(request: Request, caller: Caller) -> Response:
+            if b"idempotency-key" not in request.headers or (request.scope["query_string"] and validate_only(request)):
+                return await serve(request, caller)
+            parse_key(request.header(b"idempotency-key"))
+            try:
+                return await serve(request, caller)
+            except Problem:
+                # A request that was served before is answered in the same way even if it would be refused now.
+                if (response := await self._find_kept(request, caller)) is None:
+                    raise
+                return response
+
+        return handle
+
+    async def _find_kept(self, request: Request, caller: Caller) -> Response | None:
+        """Return the response that is kept under a request's key; None also if the body hasn't been read."""
+        once = _once_of(request, caller)
+        if once is None:
+            return None
+        found = await asyncio.get_running_loop().run_in_executor(
+            self._counting, lambda: borrow_connection(lambda: find(once))
+        )
+        if found is None:
+            return None
+        if not found.is_permitted:
+            raise KeyChanged
+        return _response(found.replay(once), REPLAYED)
 
     async def _store(
-        self, request: Request, route: str, caller: Caller, events: Sequence[NewEvent], started: float
-    ) -> tuple[list[Ingested], dict[str, str]]:
-        """Store the events of a request and wake the workers; return what became of each, and the rate's headers."""
-        rate.require_possible(caller, len(events))
-        await self._require_room(caller, len(events))
+        self,
+        request: Request,
+        route: str,
+        caller: Caller,
+        events: Sequence[NewEvent],
+        started: float,
+        receive: Callable[[Sequence[Ingested]], Receipt],
+        invalid: int = 0,
+    ) -> Response:
+        """Store the events of a request, wake the workers, and return the response.
+
+        receive: makes the receipt of what became of each event.  invalid: how many others the request had.
+        """
+        once = _once_of(request, caller)
+        if once is None and not events:
+            count_events([], invalid)
+            return _response(_kept(receive([])))
+        if events:
+            rate.require_possible(caller, len(events))
+            await self._require_room(caller, len(events))
+            await self._pace(caller)
         origin = origin_of(request.request_id, request.header(b"traceparent"), request.header(b"tracestate"))
-        await self._pace(caller)
+        answer = None if once is None else Answer(once, lambda results: _kept(receive(results)))
+        commits = self.commits if answer is None else self.idempotent_commits
         with (
             failure_logged(caller.organization_id, events, started),
             traced(origin, route, caller.organization_id, events, started) as origin,
         ):
-            results, decision = await self.commits.accept(caller, events, request.memo, origin)
+            results, decision = await commits.accept(caller, events, request.memo, origin, answer)
+        headers = rate.headers(decision)
+        if answer is not None and answer.response is not None and answer.is_replayed:
+            return _response(answer.response, {**headers, **REPLAYED})
+        count_events(results, invalid)
         if accepted_count(results):
             self._signal()
         for event, result in zip(events, results, strict=True):
             log_result(caller.organization_id, event, result, started)
-        return results, rate.headers(decision)
+        return _response(_kept(receive(results)), headers)
 
     async def _check(self, caller: Caller, events: Sequence[NewEvent]) -> list[event_types.FieldErrors]:
         """Return what is wrong with each event by the organization's catalog; what isn't remembered of it is read."""
@@ -170,6 +238,25 @@ class EventsDoor:
             self._looking.add_done_callback(_ignore_failure)
         if pause := self._pacing.pause(caller.organization_id):
             await asyncio.sleep(pause)
+
+
+def _once_of(request: Request, caller: Caller) -> Once | None:
+    """Return what makes a request one that is served once; None without a key, or before its body has been read."""
+    body = request.memo.get("content")
+    if body is None or b"idempotency-key" not in request.headers:
+        return None
+    content = fingerprint("POST", path_below(request.scope["path"]), body, b"")
+    key = parse_key(request.header(b"idempotency-key"))
+    return Once(caller.organization_id, key, content, caller.key_id, Scope.EVENTS_WRITE.value)
+
+
+def _kept(receipt: Receipt) -> Kept:
+    return Kept(receipt.status, receipt.location, dumps(receipt.document))
+
+
+def _response(kept: Kept, headers: Mapping[str, str] = NO_HEADERS) -> Response:
+    location = {"Location": kept.location} if kept.location else {}
+    return Response(kept.status, kept.body, headers={**location, **headers})
 
 
 def _ignore_failure(done: asyncio.Future[None]) -> None:

@@ -54,6 +54,62 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
         }
 
 
+_TEXT: Schema = {"type": "string", "minLength": 1}
+CLOUDEVENT_SCHEMA: Schema = {
+    "type": "object",
+    "description": "A CloudEvent 1.0 in the JSON format. `source` and `id` are the dedup id. At most one of `data` and "
+    "`data_base64` is given.",
+    "required": ["specversion", "id", "source", "type"],
+    "properties": {
+        "specversion": {"const": "1.0"},
+        "id": _TEXT,
+        "source": {**_TEXT, "format": "uri-reference"},
+        "type": {
+            "type": "string",
+            "pattern": f"^{EVENT_TYPE.pattern}$",
+            "minLength": 1,
+            "maxLength": MAX_TYPE_CHARACTERS,
+            "description": "The event's type.",
+        },
+        "subject": _TEXT,
+        "time": {"type": "string", "format": "date-time"},
+        "datacontenttype": {**_TEXT, "description": "`application/json` if it isn't given."},
+        "dataschema": {**_TEXT, "format": "uri"},
+        "data": {"description": "Any JSON value, stored and delivered byte for byte."},
+        "data_base64": {"type": "string", "contentEncoding": "base64", "description": "Data that isn't JSON."},
+    },
+    "patternProperties": {"^[a-z0-9]+$": {"description": "An extension: a string, a boolean, or an integer."}},
+    "additionalProperties": False,
+}
+CLOUDEVENT: Schema = {
+    "specversion": "1.0",
+    "id": "order-4711-created",
+    "source": "/shop",
+    "type": "order.created",
+    "time": "2026-01-31T12:00:00Z",
+    "data": {"order": 4711, "total": "19.90"},
+}
+CLOUDEVENTS_SCHEMA: Schema = {
+    "type": "array",
+    "description": "Any number of CloudEvents within the limits of a batch.",
+    "items": CLOUDEVENT_SCHEMA,
+}
+BINARY_MODE = [
+    OpenApiParameter(
+        name,
+        str,
+        OpenApiParameter.HEADER,
+        description=f"{text} If any of `ce-specversion`, `ce-id`, `ce-source`, and `ce-type` is given, the request is "
+        "a CloudEvent in binary mode: the body is the data, and `Content-Type` is its type.",
+    )
+    for name, text in (
+        ("ce-specversion", "`1.0`."),
+        ("ce-id", "The CloudEvent's `id`, percent-encoded."),
+        ("ce-source", "The CloudEvent's `source`, percent-encoded."),
+        ("ce-type", "The event's type."),
+    )
+]
+
 TRACE = [
     OpenApiParameter(
         name,

@@ -7,6 +7,7 @@ import uuid
 from collections import Counter as Counts
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -85,8 +86,21 @@ def log_result(organization_id: uuid.UUID, event: NewEvent, result: Ingested, st
     )
 
 
-def receipt(result: Ingested) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """Return the status, document, and headers that answer one event.  Raises Problem 409 for a conflict."""
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """How a request is answered.  location: of the event, if it was one."""
+
+    status: int
+    document: dict[str, Any]
+    location: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Location": self.location} if self.location else {}
+
+
+def receipt(result: Ingested) -> Receipt:
+    """Return what answers one event.  Raises Problem 409 for a conflict."""
     location = full_path(f"/api/events/{result.event_id}")
     if result.status is IngestStatus.CONFLICT:
         raise Problem(
@@ -97,22 +111,19 @@ def receipt(result: Ingested) -> tuple[int, dict[str, Any], dict[str, str]]:
             extra={"event_id": str(result.event_id)},
         )
     status = 202 if result.status is IngestStatus.ACCEPTED else 200
-    return status, _receipt.to_representation(result), {"Location": location}
+    return Receipt(status, _receipt.to_representation(result), location)
 
 
-def batch_receipt(
-    items: Sequence[NewEvent | shapes.FieldErrors], results: Sequence[Ingested]
-) -> tuple[int, dict[str, Any]]:
-    """Return the status and document that answer a batch.
+def batch_receipt(items: Sequence[NewEvent | shapes.FieldErrors], results: Sequence[Ingested]) -> Receipt:
+    """Return what answers a batch.
 
     items: what was sent, in order.  results: what became of the valid ones.
     """
     remaining = iter(results)
     became = [next(remaining) if isinstance(item, NewEvent) else item for item in items]
     accepted = accepted_count(results)
-    count_events(results, len(items) - len(results))
     document = {"accepted": accepted, "data": [_item_receipt.to_representation(one) for one in became]}
-    return (202 if accepted else 200), document
+    return Receipt(202 if accepted else 200, document)
 
 
 def validate_only(request: Any) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from drf_spectacular.utils import extend_schema_serializer
+import orjson
+from drf_spectacular.utils import extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 
 from core.openapi import page_of
 from core.serializers import OutputSerializer, RawJSONField
+from events import cloudevents
 from events.delivery_lookup import DELIVERY_STATUSES
 from events.ingest import Ingested, IngestStatus
 from events.models import Event, EventStatus
@@ -84,6 +86,16 @@ class BatchReceipt(OutputSerializer):
     data = BatchItemReceipt(many=True)  # type: ignore[assignment]
 
 
+@extend_schema_field({"type": "object", "additionalProperties": {"type": ["string", "boolean", "integer"]}})
+class CloudEventField(serializers.Field[Any, Any, Any, Any]):
+    """What is kept of a CloudEvent, as the API shows it."""
+
+    def to_representation(self, value: str) -> Any:
+        kept = orjson.loads(value)
+        kept.pop(cloudevents.DATA, None)
+        return kept
+
+
 @extend_schema_serializer(component_name="Event")
 class EventOut(OutputSerializer):
     """An event."""
@@ -99,6 +111,9 @@ class EventOut(OutputSerializer):
         allow_null=True, help_text="The `traceparent` of that request. Each attempt gets a span id of its own."
     )
     tracestate = serializers.CharField(allow_null=True, help_text="The `tracestate` of that request.")
+    cloudevent = CloudEventField(
+        allow_null=True, help_text="The attributes of a CloudEvent as they came, without `specversion` and `type`."
+    )
     data = RawJSONField(help_text="The data as the producer sent it, byte for byte.")  # type: ignore[assignment]
     payload_erased = serializers.BooleanField(
         source="is_erased", help_text="Whether `data` was erased, and is null for that."

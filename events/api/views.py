@@ -6,7 +6,6 @@ import time
 import uuid
 from typing import ClassVar
 
-from django.conf import settings
 from django.db import transaction
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiRequest, OpenApiResponse, extend_schema
@@ -15,14 +14,15 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from core.drf import JSONBody, NDJSONBody
-from core.json_body import read_body, require_media_type
+from core.json_body import read_body
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
 from core.problems import no_such
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
 from core.wakeups import EVENTS, wake_soon
-from events import event_types, rate
+from events import cloudevents, event_types, rate
 from events.api import openapi
 from events.api import serializers as shapes
+from events.api.reading import Reading, reading_of_batch, reading_of_event
 from events.api.receipts import (
     accepted_count,
     batch_receipt,
@@ -40,34 +40,64 @@ from events.erasure import erase
 from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
 from events.models import Event, EventStatus
 from events.origin import Origin, origin_of
-from events.payload import NewEvent, parse_batch, parse_event
+from events.payload import NewEvent
 from events.queries import find_events, type_pattern
 from events.tracing import traced
 from orgs import audit
 from orgs.authentication import caller_of
+from orgs.idempotency import idempotent
 from orgs.models import Scope, Strictness
 
 MOST_DELIVERIES = 1000  # of an event, in one response
 
 
-def _parse(request: Request) -> NewEvent:
-    require_media_type(request.content_type, "application/json")
-    return parse_event(read_body(request._request, settings.MAX_EVENT_BYTES))
+def _reading(request: Request) -> Reading:
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return reading_of_event(request.content_type, headers)
 
 
-def _parse_items(request: Request) -> list[NewEvent | shapes.FieldErrors]:
-    media_type = require_media_type(request.content_type, "application/json", "application/x-ndjson")
-    return parse_batch(
-        read_body(request._request, settings.MAX_BATCH_BYTES),
-        ndjson=media_type == "application/x-ndjson",
-        max_events=settings.MAX_BATCH_EVENTS,
-        max_event_bytes=settings.MAX_EVENT_BYTES,
-    )
+def _read(request: Request, reading: Reading) -> bytes:
+    return read_body(request._request, reading.limit)
+
+
+def _content(request: Request, reading: Reading) -> bytes:
+    """Return what makes two requests with an `Idempotency-Key` the same."""
+    return reading.content(_read(request, reading))
 
 
 def _origin(request: Request) -> Origin:
     headers = request.headers
     return origin_of(request._request.request_id, headers.get("traceparent"), headers.get("tracestate"))  # type: ignore[attr-defined]
+
+
+def _accept_items(request: Request, route: str, reading: Reading, started: float) -> Response:
+    """Accept the events of a batch, or only check them."""
+    only_validate = validate_only(request)
+    items = reading.items(_read(request, reading))
+    valid = [item for item in items if isinstance(item, NewEvent)]
+    caller = caller_of(request)
+    if caller.strictness != Strictness.FREE and valid:
+        items = event_types.replace_refused(items, event_types.catalog.check(caller, valid))
+        valid = [item for item in items if isinstance(item, NewEvent)]
+    if only_validate:
+        return Response(checked_batch(items))
+    decision = None
+    results: list[Ingested] = []
+    if valid:
+        decision = rate.count(caller, len(valid))
+        require_room(caller.organization_id, len(valid))
+        with (
+            failure_logged(caller.organization_id, valid, started),
+            traced(_origin(request), route, caller.organization_id, valid, started) as origin,
+        ):
+            results = ingest_batch(caller.organization_id, valid, origin)
+    count_events(results, len(items) - len(valid))
+    for event, result in zip(valid, results, strict=True):
+        log_result(caller.organization_id, event, result, started)
+    if accepted_count(results):
+        wake_soon(EVENTS)
+    answer = batch_receipt(items, results)
+    return Response(answer.document, answer.status, headers=rate.headers(decision))
 
 
 class EventListView(APIView):
@@ -79,8 +109,25 @@ class EventListView(APIView):
         operation_id="createEvent",
         tags=["Events"],
         summary="Send an event",
-        parameters=[openapi.VALIDATE_ONLY, *openapi.TRACE, location(200, 202), *rate_limit(200, 202)],
-        request=shapes.NewEvent,
+        parameters=[
+            openapi.VALIDATE_ONLY,
+            *openapi.TRACE,
+            *openapi.BINARY_MODE,
+            location(200, 202),
+            *rate_limit(200, 202),
+        ],
+        request={
+            "application/json": OpenApiRequest(
+                shapes.NewEvent,
+                examples=[OpenApiExample("event", openapi.ORDER)],
+            ),
+            cloudevents.STRUCTURED: OpenApiRequest(
+                openapi.CLOUDEVENT_SCHEMA, examples=[OpenApiExample("CloudEvent", openapi.CLOUDEVENT)]
+            ),
+            cloudevents.BATCH: OpenApiRequest(
+                openapi.CLOUDEVENTS_SCHEMA, examples=[OpenApiExample("CloudEvents", [openapi.CLOUDEVENT])]
+            ),
+        },
         responses={
             202: OpenApiResponse(shapes.EventReceipt, "Accepted: the event is committed.", [openapi.ACCEPTED]),
             200: OpenApiResponse(
@@ -91,18 +138,25 @@ class EventListView(APIView):
             ),
             **conflict("dedup_conflict"),
         },
-        examples=[
-            OpenApiExample("event", openapi.ORDER, request_only=True),
-        ],
+    )
+    @idempotent(
+        read=lambda request: _content(request, _reading(request)),
+        unless=validate_only,
+        is_secret=False,
+        afterwards=lambda: wake_soon(EVENTS),
     )
     def post(self, request: Request) -> Response:
         """Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event.
 
-        The body may be compressed with gzip (`Content-Encoding: gzip`).
+        The event may be a CloudEvent 1.0 in structured or binary mode. A batch of CloudEvents is answered as by
+        `POST /api/events/batch`. The body may be compressed with gzip (`Content-Encoding: gzip`).
         """
         started = time.perf_counter()
         only_validate = validate_only(request)
-        event = _parse(request)
+        reading = _reading(request)
+        if reading.is_batch:
+            return _accept_items(request, "/api/events", reading, started)
+        event = reading.event(_read(request, reading))
         caller = caller_of(request)
         if caller.strictness != Strictness.FREE and (errors := event_types.catalog.check(caller, [event])[0]):
             raise event_types.refused(errors)
@@ -119,8 +173,8 @@ class EventListView(APIView):
         if result.status is IngestStatus.ACCEPTED:
             wake_soon(EVENTS)
         count_events([result])
-        status, document, location = receipt(result)
-        return Response(document, status, headers={**location, **rate.headers(decision)})
+        answer = receipt(result)
+        return Response(answer.document, answer.status, headers={**answer.headers, **rate.headers(decision)})
 
     @extend_schema(
         operation_id="listEvents",
@@ -174,6 +228,9 @@ class EventBatchView(APIView):
             "application/x-ndjson": OpenApiRequest(
                 openapi.NDJSON, examples=[OpenApiExample("lines", openapi.NDJSON_EXAMPLE)]
             ),
+            cloudevents.BATCH: OpenApiRequest(
+                openapi.CLOUDEVENTS_SCHEMA, examples=[OpenApiExample("CloudEvents", [openapi.CLOUDEVENT])]
+            ),
         },
         responses={
             202: OpenApiResponse(
@@ -184,6 +241,12 @@ class EventBatchView(APIView):
             200: OpenApiResponse(shapes.BatchReceipt, "No item was accepted. Each item says why."),
         },
     )
+    @idempotent(
+        read=lambda request: _content(request, reading_of_batch(request.content_type)),
+        unless=validate_only,
+        is_secret=False,
+        afterwards=lambda: wake_soon(EVENTS),
+    )
     def post(self, request: Request) -> Response:
         """Accept up to MAX_BATCH_EVENTS events in one transaction and return the result of each, in the same order.
 
@@ -192,31 +255,7 @@ class EventBatchView(APIView):
         NDJSON each line is judged alone. The body may be compressed with gzip (`Content-Encoding: gzip`).
         """
         started = time.perf_counter()
-        only_validate = validate_only(request)
-        items = _parse_items(request)
-        valid = [item for item in items if isinstance(item, NewEvent)]
-        caller = caller_of(request)
-        if caller.strictness != Strictness.FREE and valid:
-            items = event_types.replace_refused(items, event_types.catalog.check(caller, valid))
-            valid = [item for item in items if isinstance(item, NewEvent)]
-        if only_validate:
-            return Response(checked_batch(items))
-        decision = None
-        results: list[Ingested] = []
-        if valid:
-            decision = rate.count(caller, len(valid))
-            require_room(caller.organization_id, len(valid))
-            with (
-                failure_logged(caller.organization_id, valid, started),
-                traced(_origin(request), "/api/events/batch", caller.organization_id, valid, started) as origin,
-            ):
-                results = ingest_batch(caller.organization_id, valid, origin)
-        for event, result in zip(valid, results, strict=True):
-            log_result(caller.organization_id, event, result, started)
-        if accepted_count(results):
-            wake_soon(EVENTS)
-        status, document = batch_receipt(items, results)
-        return Response(document, status, headers=rate.headers(decision))
+        return _accept_items(request, "/api/events/batch", reading_of_batch(request.content_type), started)
 
 
 class EventView(APIView):

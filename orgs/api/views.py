@@ -32,6 +32,7 @@ from orgs.api.serializers import (
     Me,
 )
 from orgs.authentication import caller_of
+from orgs.idempotency import idempotent
 from orgs.models import ApiKey, AuditEntry, Scope
 
 KEY_EXAMPLE = {"name": "shop backend", "scopes": ["events:write"], "expires_at": "2027-01-31T12:00:00Z"}
@@ -109,6 +110,7 @@ class KeyListView(APIView):
         responses={201: ApiKeyWithSecret, **conflict("too_many_keys")},
         examples=[OpenApiExample("key", KEY_EXAMPLE, request_only=True)],
     )
+    @idempotent()
     def post(self, request: Request) -> Response:
         """Create a key. Its text is in this response and can't be read again."""
         serializer = ApiKeyCreate(data=read_object(request))
@@ -174,6 +176,7 @@ class KeyRotateView(APIView):
         },
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
+    @idempotent()
     def post(self, request: Request, key_id: uuid.UUID) -> Response:
         """Create a key with the same scopes and expiry. The old key keeps working for `overlap_seconds`."""
         serializer = ApiKeyRotate(data=read_object(request))

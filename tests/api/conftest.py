@@ -24,9 +24,11 @@ from tests.conftest import ApiClient
 BOTH_DOORS = {
     "test_bad_input",
     "test_batch",
+    "test_cloudevents",
     "test_deduplication",
     "test_event_types",
     "test_events",
+    "test_idempotency",
     "test_key_cache",
     "test_limits",
     "test_daily_needs",

@@ -21,6 +21,7 @@ from tests.conftest import ApiClient
 from tests.webhooks.helpers import accept, queue_of, result, sending, statuses, subscribe
 from webhooks import delivery_actions, endpoint_test, subscriptions
 from webhooks.delivery_actions import DeliveryAction
+from webhooks.destinations.formats import render
 from webhooks.destinations.http.curl import body_command
 from webhooks.destinations.outcome import Failure
 from webhooks.destinations.transform import TransformError, check_expression, transform
@@ -28,7 +29,9 @@ from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results
 from webhooks.display.exchange import exchange_blocks
 from webhooks.models import FORMATS, DeliveryAttempt, Subscription
+from webhooks.outgoing import SingleOutgoing
 
+ORGANIZATION = uuid.uuid4()
 NEW = {"url": "https://a.example/", "event_types": ["*"]}
 ENVELOPE: dict[str, Any] = {
     "id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91",
@@ -79,6 +82,41 @@ def test_each_format_has_its_shape(receiver: Receiver, organization: Organizatio
     _, request = sent(receiver, organization, "transform", "{kind: type, ok: data.test}")
     assert json.loads(request.body) == {"kind": "triggers.test", "ok": True}
     assert all(one.headers["webhook-signature"].startswith("v1,") for one in receiver.requests)
+
+
+def test_a_cloudevent_leaves_with_its_own_attributes_and_data() -> None:
+    def rendered(form: str, data: str, **kept: Any) -> Any:
+        event = SingleOutgoing(
+            uuid.uuid4(), "a.b", datetime.datetime.now(datetime.UTC), data, None, ORGANIZATION,  # type: ignore[arg-type]
+            event_cloudevent=json.dumps({"id": "1", "source": "/s", "time": "2026-01-01T00:00:00Z", **kept}),
+        )  # fmt: skip
+        return render(event, ORGANIZATION, form)
+
+    body = rendered("cloudevents", '{"a": 1.0}', ext="é", flag=True, count=3)
+    assert body.content.endswith(b',"data":{"a": 1.0}}')
+    assert json.loads(body.content) == {
+        "specversion": "1.0", "type": "a.b", "id": "1", "source": "/s", "time": "2026-01-01T00:00:00Z", "ext": "é",
+        "flag": True, "count": 3, "data": {"a": 1.0},
+    }  # fmt: skip
+    body = rendered("cloudevents-binary", '{"a": 1.0}', ext="é", flag=True, count=3)
+    assert (body.content, body.content_type) == (b'{"a": 1.0}', "application/json")
+    assert dict(body.headers) == {
+        "ce-specversion": "1.0", "ce-type": "a.b", "ce-id": "1", "ce-source": "/s", "ce-time": "2026-01-01T00:00:00Z",
+        "ce-ext": "%C3%A9", "ce-flag": "true", "ce-count": "3",
+    }  # fmt: skip
+    for form in ("cloudevents-binary", "raw"):
+        body = rendered(form, '"a\\nb"', datacontenttype="text/plain")
+        assert (body.content, body.content_type) == (b"a\nb", "text/plain")
+        body = rendered(form, '"/wA="', datacontenttype="image/png", _data="base64")
+        assert (body.content, body.content_type) == (b"\xff\x00", "image/png")
+        assert rendered(form, '"/wA="', _data="base64").content_type == "application/octet-stream"
+        body = rendered(form, "null", _data="none")
+        assert (body.content, body.content_type) == (b"", "")
+    assert json.loads(rendered("cloudevents", '"a"', datacontenttype="text/plain").content)["data"] == "a"
+    assert json.loads(rendered("cloudevents", '"/wA="', _data="base64").content)["data_base64"] == "/wA="
+    assert "data" not in json.loads(rendered("cloudevents", "null", _data="none").content)
+    assert json.loads(rendered("cloudevents", "null").content)["data"] is None
+    assert json.loads(rendered("standard", '"/wA="', _data="base64").content)["data"] == "/wA="
 
 
 def test_a_failing_expression_fails_the_delivery_and_says_why(receiver: Receiver, organization: Organization) -> None:

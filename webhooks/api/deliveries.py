@@ -20,6 +20,7 @@ from core.url_prefix import full_path
 from core.wakeups import WEBHOOKS, wake
 from orgs import audit
 from orgs.authentication import caller_of
+from orgs.idempotency import idempotent
 from orgs.models import Scope
 from webhooks import delivery_actions
 from webhooks.api import bulk_retries, openapi
@@ -165,6 +166,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
             **conflict("not_retryable"),
         },
     )
+    @idempotent(afterwards=lambda: wake(WEBHOOKS))
     def retry(self, request: Request, delivery_id: uuid.UUID) -> Response:
         """Make one more attempt now. A delivery that can't be attempted is a 409 that says why."""
         delivery = self.own_row(request, delivery_id)

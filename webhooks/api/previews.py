@@ -101,4 +101,4 @@ def _stored(request: Request, text: str) -> PreviewedEvent:
         raise invalid([("/event_id", "is not an event of your organization")])
     if row.is_erased:
         raise invalid([("/event_id", "is an event whose payload was erased")])
-    return PreviewedEvent(row.pk, row.type, row.created_at, row.data, row.trace)
+    return PreviewedEvent(row.pk, row.type, row.created_at, row.data, row.trace, row.cloudevent)

@@ -21,6 +21,7 @@ from core.query import PAGE_PARAMETERS, one_of, page, parse_parameters, text
 from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
+from orgs.idempotency import idempotent
 from orgs.models import Scope
 from webhooks import endpoint_test, inboxes, signing_secrets, subscriptions
 from webhooks.api import openapi, previews
@@ -168,6 +169,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             OpenApiExample("inbox", openapi.INBOX_EXAMPLE, request_only=True),
         ],
     )
+    @idempotent()
     def create(self, request: Request) -> Response:
         """Create a subscription. Its secret is in this response and can't be read again."""
         serializer = SubscriptionCreateSerializer(data=read_object(request))
@@ -289,6 +291,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         },
         examples=[OpenApiExample("an hour of overlap", {"overlap_seconds": 3600}, request_only=True)],
     )
+    @idempotent()
     def rotate_secret(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Replace the secret. Requests are signed with both the old and the new one for `overlap_seconds`.
 
@@ -376,6 +379,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         responses={202: OpenApiResponse(RecoverySerializer, "The recovery runs in the background.")},
         examples=[OpenApiExample("since", {"since": "2026-01-31T12:00:00Z"}, request_only=True)],
     )
+    @idempotent()
     def recover(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Queue every event since `since` that matches the subscription and wasn't delivered to it.
 

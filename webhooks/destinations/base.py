@@ -11,7 +11,10 @@ from webhooks.destinations.outcome import Outcome
 
 
 class SentEvent(Protocol):
-    """What a destination gets of an event.  event_data: the producer's JSON text."""
+    """What a destination gets of an event.
+
+    event_data: the producer's JSON text.  event_cloudevent: what is kept of a CloudEvent (`events.cloudevents`).
+    """
 
     @property
     def event_id(self) -> uuid.UUID: ...
@@ -21,6 +24,8 @@ class SentEvent(Protocol):
     def event_created_at(self) -> datetime.datetime: ...
     @property
     def event_data(self) -> str: ...
+    @property
+    def event_cloudevent(self) -> str | None: ...
 
 
 class Outgoing(SentEvent, Protocol):

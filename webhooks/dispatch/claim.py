@@ -168,7 +168,7 @@ WITH picked AS (
 )
 SELECT l.id AS delivery_id, l.subscription_id, l.attempts_used, l.cause, e.id AS event_id, e.type AS event_type,
        e.created_at AS event_created_at, e.data AS event_data, e.packed_request_id AS event_request_id,
-       e.trace AS event_trace
+       e.trace AS event_trace, e.cloudevent AS event_cloudevent
 FROM leased l CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = l.event_id LIMIT 1) AS e
 """
 
@@ -187,6 +187,7 @@ class _LeasedDelivery:
     event_data: str
     event_request_id: bytes | None
     event_trace: str | None
+    event_cloudevent: str | None
 
 
 # A queue that gave all that was asked may have more due; only one that ran dry needs a look at the index.
@@ -364,6 +365,7 @@ def _lease(
                 row.event_request_id,
                 row.event_trace,
                 turn.keeps_exchanges,
+                row.event_cloudevent,
             )
         )
     return deliveries

@@ -33,6 +33,7 @@ class ClaimedDelivery:
     event_request_id: bytes | None = None
     event_trace: str | None = None
     keeps_exchange: bool = True
+    event_cloudevent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ WITH inserted AS (
 )
 SELECT i.id AS delivery_id, i.subscription_id, e.id AS event_id, e.type AS event_type,
        e.created_at AS event_created_at, e.data AS event_data, e.packed_request_id AS event_request_id,
-       e.trace AS event_trace
+       e.trace AS event_trace, e.cloudevent AS event_cloudevent
 FROM inserted i CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = i.event_id LIMIT 1) AS e
 """
 
@@ -108,6 +108,7 @@ class _Inserted:
     event_data: str
     event_request_id: bytes | None
     event_trace: str | None
+    event_cloudevent: str | None
 
 
 class SenderHandOver:
@@ -228,4 +229,5 @@ class SenderHandOver:
             row.event_request_id,
             row.event_trace,
             self._queues[row.subscription_id].keeps_exchanges,
+            row.event_cloudevent,
         )

@@ -34,6 +34,8 @@ DELETE FROM events_dedupkey WHERE ctid = ANY (ARRAY (
 ))
 """
 
+_DELETE_EXPIRED_IDEMPOTENCY_KEYS = _DELETE_EXPIRED_DEDUP_KEYS.replace("events_dedupkey", "orgs_idempotencykey")
+
 # Organizations with anything old enough, and their days; the list index answers with one look each.  The organizations
 # that keep events longest give partitions so many days more to be dropped.
 _FIND_ORGANIZATIONS_WITH_EXPIRED = """
@@ -168,7 +170,8 @@ class Purge:
             if keys_left:
                 keys = in_transaction(lambda: _delete(_DELETE_EXPIRED_DEDUP_KEYS, (BATCH,)))
                 total.dedup_keys += keys
-                keys_left = keys >= BATCH
+                idempotency_keys = in_transaction(lambda: _delete(_DELETE_EXPIRED_IDEMPOTENCY_KEYS, (BATCH,)))
+                keys_left = max(keys, idempotency_keys) >= BATCH
             if runs_left:
                 runs = in_transaction(lambda: _delete(_DELETE_FINISHED_RUNS, {"days": RUNS_KEPT_DAYS, "rows": BATCH}))
                 total.bulk_runs += runs

@@ -52,6 +52,8 @@ def build_headers(outgoing: Outgoing, timestamp: int, body: bytes, form: Body | 
     ]
     if outgoing.endpoint.signature_header:
         ours.append((outgoing.endpoint.signature_header, signature))
+    if form and not form.content_type:  # there is no body that could have a type
+        del ours[0]
     if outgoing.event_trace:
         ours += trace_headers(outgoing.event_trace)
     if form:

@@ -1,0 +1,140 @@
+"""Group commit for requests with an `Idempotency-Key`: the events and the kept response in one transaction.
+
+Apart from the others', with a connection of its own, which is opened when the first key comes: so that requests
+without a key pay nothing for it.  A transaction takes many requests, as `events.group_commit` says, and costs three
+statements more than one of theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.rows import class_row
+
+from core.db import TRY_AGAIN
+from events.group_commit import GroupCommit, NotStored, PendingEvent, PendingRequest
+from events.ingest import Ingested
+from orgs import idempotency
+from orgs.front_door import KeyChanged
+from orgs.idempotency import Found, Kept, Locked, Once
+
+# How often requests that deadlocked with others' are tried again, each by itself.
+MOST_ATTEMPTS = 5
+
+
+@dataclass(slots=True)
+class Answer:
+    """How a request with a key is answered.
+
+    make: makes the response of what became of the events; may raise Problem, which nothing is kept of.  response: when
+    it is known.  is_replayed: it was made for an earlier request.
+    """
+
+    once: Once
+    make: Callable[[Sequence[Ingested]], Kept]
+    response: Kept | None = None
+    is_replayed: bool = False
+
+
+class IdempotentCommit(GroupCommit):
+    """Stores the events of requests whose `answer` is an Answer, and what they are answered with."""
+
+    async def _commit(self, group: list[PendingRequest]) -> None:
+        waiting = await self._count_rates(group)
+        while waiting:
+            # Of two requests with the same key, the second one gets the response of the first.
+            first_of: dict[tuple[object, str], PendingRequest] = {}
+            for request in waiting:
+                once = _answer(request).once
+                first_of.setdefault((once.organization_id, once.key), request)
+            taken = list(first_of.values())
+            await self._commit_or_isolate(taken)
+            waiting = [request for request in waiting if request not in taken]
+
+    async def _commit_or_isolate(self, requests: list[PendingRequest]) -> None:
+        """Commit all of them; if the database refuses the transaction, each by itself, so that only one fails."""
+        try:
+            await self._transact(requests)
+            return
+        except TRY_AGAIN:
+            pass
+        except (psycopg.OperationalError, psycopg.InterfaceError):
+            raise
+        except psycopg.Error as error:
+            if len(requests) == 1:
+                requests[0].fail(error)
+                return
+        for request in requests:
+            for attempt in range(1, MOST_ATTEMPTS + 1):
+                try:
+                    await self._transact([request])
+                except TRY_AGAIN as error:
+                    if attempt == MOST_ATTEMPTS:
+                        request.fail(error)
+                    continue
+                except (psycopg.OperationalError, psycopg.InterfaceError):
+                    raise
+                except psycopg.Error as error:
+                    request.fail(error)
+                break
+
+    async def _transact(self, requests: list[PendingRequest]) -> None:
+        async with self._database.transaction():
+            new = await self._take_keys(requests)
+            items = [item for request in new for item in request.items]
+            while items:
+                items = await self._store(items)
+            served = []
+            for request in new:
+                if request.done.done():
+                    continue
+                answer = _answer(request)
+                try:
+                    answer.response = answer.make(request.results())
+                except Exception as problem:
+                    request.fail(problem)
+                else:
+                    served.append((answer.once, answer.response))
+            if served:
+                await self._database.execute(idempotency.KEEP, idempotency.keep_parameters(served))
+        for request in requests:
+            if not request.done.done():
+                request.done.set_result(request.results())
+
+    async def _take_keys(self, requests: list[PendingRequest]) -> list[PendingRequest]:
+        """Lock the keys, and answer the requests whose key is being used or was; return the others."""
+        everybody = [_answer(request).once for request in requests]
+        rows = await self._database.fetch(idempotency.LOCK, idempotency.lock_parameters(everybody), class_row(Locked))
+        for row in rows:
+            if not row.is_locked:
+                requests[row.number].fail(idempotency.running())
+        taken = [request for request in requests if not request.done.done()]
+        if not taken:
+            return []
+        find = idempotency.find_parameters([_answer(request).once for request in taken])
+        found = {row.number: row for row in await self._database.fetch(idempotency.FIND, find, class_row(Found))}
+        for number, kept in found.items():
+            _replay(taken[number], kept)
+        return [request for number, request in enumerate(taken) if number not in found]
+
+    async def _insert_or_isolate(self, items: list[PendingEvent]) -> dict[str, NotStored]:
+        return await self._insert(items)  # a transaction that failed can't go on: `_commit_or_isolate` begins others
+
+
+def _answer(request: PendingRequest) -> Answer:
+    if not isinstance(request.answer, Answer):
+        raise TypeError("requests without a key go to GroupCommit")
+    return request.answer
+
+
+def _replay(request: PendingRequest, found: Found) -> None:
+    answer = _answer(request)
+    if not found.is_permitted:
+        request.fail(KeyChanged())
+        return
+    try:
+        answer.response, answer.is_replayed = found.replay(answer.once), True
+    except Exception as problem:
+        request.fail(problem)

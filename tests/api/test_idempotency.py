@@ -1,0 +1,253 @@
+"""`Idempotency-Key`: a request that is sent again gets the first response again, and does nothing."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from core.problems import Problem
+from events.api import views
+from events.models import DedupKey, Event
+from orgs.idempotency import LOCK, Once, lock_parameters, parse_key
+from orgs.keys import create_api_key, revoke
+from orgs.models import ApiKey, AuditEntry, IdempotencyKey, Scope
+from tests.api.helpers import assert_problem, rows
+from tests.conftest import ApiClient
+from webhooks.models import Subscription
+from webhooks.upkeep.retention import Purge
+
+EVENTS = "/api/events"
+BATCH = "/api/events/batch"
+EVENT: dict[str, Any] = {"type": "order.created", "data": {"order": 1}}
+ENDPOINT: dict[str, Any] = {"url": "https://example.com/hook", "event_types": ["*"]}
+
+
+def once(api: Any, path: str, body: Any = None, key: str = "k-1", **more: Any) -> Any:
+    return api.request("POST", path, body, **{"Idempotency-Key": key, **more})
+
+
+def assert_replayed(first: Any, second: Any) -> None:
+    assert "Idempotency-Replayed" not in first
+    assert second["Idempotency-Replayed"] == "true"
+    assert (second.status_code, second.content) == (first.status_code, first.content)
+    assert second.get("Location") == first.get("Location")
+    assert second["Content-Type"] == first["Content-Type"]
+
+
+def test_an_event_that_is_sent_again_is_answered_as_the_first_time(api: Any) -> None:
+    first = once(api, EVENTS, EVENT)
+    assert first.status_code == 202
+    assert_replayed(first, once(api, EVENTS, EVENT, '"k-1"'))
+    assert_replayed(first, once(api, EVENTS + "/", EVENT))
+    assert Event.objects.count() == 1
+    assert Event.objects.get().dedup_id is None
+    assert once(api, EVENTS, EVENT, "k-2").json()["id"] != first.json()["id"]
+    assert "Idempotency-Replayed" not in api.post(EVENTS, EVENT)
+
+
+def test_a_batch_that_is_sent_again_is_answered_as_the_first_time(api: Any) -> None:
+    api.post(EVENTS, {**EVENT, "dedup_id": "old"})
+    batch = [EVENT, {**EVENT, "dedup_id": "old"}, {**EVENT, "dedup_id": "old", "data": 2}, {"type": ""}]
+    first = once(api, BATCH, batch)
+    assert [item["status"] for item in first.json()["data"]] == ["accepted", "duplicate", "conflict", "invalid"]
+    assert_replayed(first, once(api, BATCH, batch))
+    assert Event.objects.count() == 2
+    nothing = once(api, BATCH, [{"type": ""}], "k-2")
+    assert nothing.status_code == 200
+    assert_replayed(nothing, once(api, BATCH, [{"type": ""}], "k-2"))
+
+
+def test_a_key_with_another_body_or_on_another_route_is_refused(api: Any, other_api: Any) -> None:
+    once(api, EVENTS, EVENT)
+    before = rows()
+    for path, body in [
+        (EVENTS, {**EVENT, "data": 2}),
+        (BATCH, [EVENT]),
+        (BATCH, EVENT),
+        ("/api/subscriptions", ENDPOINT),
+        ("/api/event-types", {"name": "a"}),
+    ]:
+        problem = assert_problem(once(api, path, body), 422, "#Idempotency-Key")
+        assert problem["code"] == "idempotency_key_reused"
+    assert rows() == before
+    assert once(other_api, EVENTS, {**EVENT, "data": 2}).status_code == 202  # another organization
+
+
+def test_the_key_comes_before_the_dedup_id(api: Any) -> None:
+    event = {**EVENT, "dedup_id": "d-1"}
+    first = once(api, EVENTS, event)
+    assert first.json()["status"] == "accepted"
+    assert_replayed(first, once(api, EVENTS, event))
+    duplicate = once(api, EVENTS, event, "k-2")  # another key: the dedup id decides
+    assert (duplicate.status_code, duplicate.json()["status"]) == (200, "duplicate")
+    assert duplicate.json()["id"] == first.json()["id"]
+    assert_replayed(duplicate, once(api, EVENTS, event, "k-2"))
+    conflict = assert_problem(once(api, EVENTS, {**event, "data": 2}, "k-3"), 409)
+    assert conflict["code"] == "dedup_conflict"
+    assert once(api, EVENTS, EVENT, "k-3").status_code == 202  # what was refused has left its key free
+    assert (Event.objects.count(), DedupKey.objects.count()) == (2, 1)
+
+
+def test_a_replay_outlives_what_would_refuse_the_request_now(api: Any, organization: Any) -> None:
+    first = once(api, EVENTS, EVENT)
+    organization.event_type_strictness = "known"
+    organization.catalog_version += 1
+    organization.save()
+    assert_problem(once(api, EVENTS, EVENT, "k-2"), 400)
+    assert_replayed(first, once(api, EVENTS, EVENT))
+
+
+def test_a_request_that_was_refused_leaves_its_key_free(api: Any) -> None:
+    assert_problem(once(api, EVENTS, {"type": "a"}), 400)
+    assert_problem(once(api, EVENTS, raw=b"{"), 400)
+    assert_problem(once(api, EVENTS, raw=b"{}", content_type="text/html"), 415)
+    assert not IdempotencyKey.objects.exists()
+    assert once(api, EVENTS, EVENT).status_code == 202
+
+
+BAD_KEYS = ["", " ", "x" * 256, "x" * 5_000, '"open', '"a"b"', "caf\xe9", '"a\\b"']
+
+
+def test_a_bad_key_is_refused(api: Any) -> None:
+    for key in BAD_KEYS:
+        for path, body in [(EVENTS, EVENT), (BATCH, [EVENT]), ("/api/subscriptions", ENDPOINT)]:
+            problem = assert_problem(once(api, path, body, key), 400, "#Idempotency-Key")
+            assert "Idempotency-Key" in problem["detail"]
+    assert not Event.objects.exists()
+
+
+def test_keys_bare_and_quoted() -> None:
+    assert parse_key(" a b ") == parse_key('"a b"') == parse_key('"a b";x=1') == "a b"
+    assert parse_key(r'"a\"\\b"') == r'a"\b'
+    for bad in ("a\x01", "a\tb", '"a\x7f"'):
+        with pytest.raises(Problem):
+            parse_key(bad)
+
+
+def test_a_revoked_api_key_gets_no_replay(client_of: Any, organization: Any) -> None:
+    key, text = create_api_key(organization)
+    api = client_of(text)
+    once(api, EVENTS, EVENT)
+    revoke(key)
+    assert_problem(once(api, EVENTS, EVENT), 401)
+
+
+def test_an_expired_key_is_free_and_goes(api: Any) -> None:
+    first = once(api, EVENTS, EVENT)
+    once(api, EVENTS, EVENT, "k-2")
+    IdempotencyKey.objects.update(expires_at=timezone.now())
+    second = once(api, EVENTS, {**EVENT, "data": 2})
+    assert second.status_code == 202
+    assert second.json()["id"] != first.json()["id"]
+    assert_replayed(second, once(api, EVENTS, {**EVENT, "data": 2}))
+    Purge().run()
+    assert [row.key for row in IdempotencyKey.objects.all()] == ["k-1"]
+
+
+def test_each_route_that_creates_is_served_once(api: Any) -> None:
+    for path, body, status in [
+        ("/api/subscriptions", ENDPOINT, 201),
+        ("/api/subscriptions", {"kind": "inbox", "inbox": "orders", "event_types": ["*"]}, 201),
+        ("/api/event-types", {"name": "order.created"}, 201),
+        ("/api/keys", {"name": "shop"}, 201),
+    ]:
+        key = str(uuid.uuid4())
+        before = rows()
+        first = once(api, path, body, key)
+        assert first.status_code == status, first.content
+        after = rows()
+        entries = AuditEntry.objects.count()
+        assert_replayed(first, once(api, path, body, key))
+        assert rows() == after, (before, path)
+        assert AuditEntry.objects.count() == entries
+    subscription = Subscription.objects.get(url=ENDPOINT["url"])
+    for path, body in [
+        (f"/api/subscriptions/{subscription.id}/rotate-secret", {"overlap_seconds": 60}),
+        (f"/api/subscriptions/{subscription.id}/recover", {"since": "2026-01-31T12:00:00Z"}),
+        (f"/api/keys/{ApiKey.objects.get(name='shop').id}/rotate", {"overlap_seconds": 0}),
+    ]:
+        key = str(uuid.uuid4())
+        first = once(api, path, body, key)
+        assert first.status_code < 300, first.content
+        assert_replayed(first, once(api, path, body, key))
+
+
+def test_a_response_with_a_secret_is_encrypted_and_for_its_api_key_alone(
+    api: Any, client_of: Any, organization: Any
+) -> None:
+    secret = once(api, "/api/keys", {"name": "shop"}).json()["key"]
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT encode(body, 'escape') FROM orgs_idempotencykey")
+        assert secret not in cursor.fetchone()[0]
+    lesser = client_of(create_api_key(organization, scopes=[Scope.KEYS_MANAGE.value])[1])
+    assert_problem(once(lesser, "/api/keys", {"name": "shop"}), 422)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_requests_at_once_one_is_served(api: Any) -> None:
+    answers: list[Any] = []
+
+    def send() -> None:
+        answers.append(once(api, EVENTS, EVENT))
+        connection.close()
+
+    threads = [threading.Thread(target=send) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    served = [one for one in answers if one.status_code == 202]
+    assert {one.json()["id"] for one in served} == {str(Event.objects.get().id)}
+    assert sum("Idempotency-Replayed" not in one for one in served) == 1
+    for one in answers:
+        if one not in served:
+            assert assert_problem(one, 409)["code"] == "idempotency_key_in_use"
+            assert one["Retry-After"] == "1"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_request_that_is_still_served_is_a_409(api: Any, organization: Any) -> None:
+    lock = Once(organization.id, "k-1", b"", uuid.uuid4(), "")
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute(LOCK, lock_parameters([lock]))  # as a request does that isn't through yet
+        answers: list[Any] = []
+
+        def send() -> None:
+            answers.append(once(api, EVENTS, EVENT))
+            answers.append(once(api, EVENTS, EVENT, "k-2"))
+            connection.close()
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        thread.join()
+        cursor.execute("ROLLBACK")
+    assert assert_problem(answers[0], 409)["code"] == "idempotency_key_in_use"
+    assert answers[1].status_code == 202
+    assert once(api, EVENTS, EVENT).status_code == 202
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_fails_leaves_neither_event_nor_key(api: Any) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER TABLE orgs_idempotencykey ADD CONSTRAINT refused CHECK (key <> 'k-1')")
+        try:
+            assert_problem(once(api, EVENTS, EVENT), 500)
+            assert_problem(once(api, BATCH, [EVENT]), 500)
+            assert once(api, EVENTS, EVENT, "k-2").status_code == 202
+        finally:
+            cursor.execute("ALTER TABLE orgs_idempotencykey DROP CONSTRAINT refused")
+    assert Event.objects.count() == 1
+    assert once(api, EVENTS, EVENT).status_code == 202
+
+
+def test_both_doors_read_each_others_keys(api: Any, client_of: Any, organization: Any) -> None:
+    first = once(api, EVENTS, EVENT)
+    views_api = ApiClient(create_api_key(organization)[1])
+    assert_replayed(first, once(views_api, EVENTS, EVENT))
+    assert views.EventListView.post.is_idempotent
