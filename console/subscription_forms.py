@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from django import forms
 from django.conf import settings
 from rest_framework import serializers
@@ -12,6 +14,7 @@ from webhooks import subscriptions
 from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
 from webhooks.inboxes import is_inbox
 from webhooks.models import FORMATS, Subscription
+from webhooks.routing.filters import MAX_CHARACTERS
 
 if TYPE_CHECKING:
     _SubscriptionForm = forms.ModelForm[Subscription]
@@ -22,8 +25,13 @@ else:
 ONLY_OF_ENDPOINTS = (
     "url", "headers_text", "remove_headers", "max_in_flight", "deliveries_per_second", "format", "transform",
 )  # fmt: skip
-_FORM_FIELDS = {"event_types": "event_types_text", "headers": "headers_text"}
-_API_FIELDS = {"event_types_text": "event_types", "headers_text": "headers", "remove_headers": "headers"}
+_FORM_FIELDS = {"event_types": "event_types_text", "headers": "headers_text", "filter": "filter_text"}
+_API_FIELDS = {
+    "event_types_text": "event_types",
+    "filter_text": "filter",
+    "headers_text": "headers",
+    "remove_headers": "headers",
+}
 
 
 def read_headers(text: str) -> dict[str, str]:
@@ -48,6 +56,12 @@ class SubscriptionForm(_SubscriptionForm):
     event_types_text = forms.CharField(
         label="Event types", widget=forms.Textarea(attrs={"rows": 4, "cols": 60}),
         help_text="One per line: an exact type (order.created), a prefix (order.*) or * for all types.",
+    )  # fmt: skip
+    filter_text = forms.CharField(
+        label="Filter", required=False, max_length=4 * MAX_CHARACTERS,
+        widget=forms.Textarea(attrs={"rows": 4, "cols": 60, "spellcheck": "false"}),
+        help_text="JSON: only events whose data meets these conditions, such as "
+        '{"customer": {"country": "DE"}, "total": {"$gte": 100}}. Leave this empty for all events of the types.',
     )  # fmt: skip
     headers_text = forms.CharField(
         label="Custom headers", required=False, widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
@@ -81,6 +95,16 @@ class SubscriptionForm(_SubscriptionForm):
                 self.fields.pop(name, None)
         if not self.instance._state.adding and "event_types_text" in self.fields:
             self.initial["event_types_text"] = "\n".join(self.instance.event_types)
+        if self.instance.filter is not None:
+            self.initial["filter_text"] = json.dumps(self.instance.filter, indent=2, ensure_ascii=False)
+
+    def clean_filter_text(self) -> Any:
+        """Return the filter's conditions, None for none."""
+        text = self.cleaned_data["filter_text"].strip()
+        try:
+            return orjson.loads(text) if text else None
+        except orjson.JSONDecodeError as error:
+            raise forms.ValidationError(f"Not valid JSON: {error}") from None
 
     def clean_headers_text(self) -> dict[str, str]:
         """Return the headers by name."""
@@ -100,6 +124,8 @@ class SubscriptionForm(_SubscriptionForm):
             wanted["format"] = cleaned["format"]
         if "transform" in self.data and "transform" in cleaned:
             wanted["transform"] = cleaned["transform"]
+        if "filter_text" in self.data and "filter_text" in cleaned:
+            wanted["filter"] = cleaned["filter_text"]
         if "event_types_text" in cleaned:
             wanted["event_types"] = cleaned["event_types_text"].split()
         if cleaned.get("remove_headers"):

@@ -86,6 +86,9 @@ class Subscription(models.Model):
     transform = models.TextField(
         max_length=4096, blank=True, default="", db_default="", help_text="JMESPath, for the format `transform`."
     )
+    filter = models.JSONField(
+        null=True, blank=True, help_text="Conditions on an event's data: `webhooks.routing.filters`. Empty for none."
+    )
     max_in_flight = models.PositiveIntegerField(
         null=True,
         blank=True,

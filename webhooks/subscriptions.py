@@ -71,6 +71,7 @@ def create(
     deliveries_per_second: float | None = None,
     format: str = "standard",
     transform: str = "",
+    filter: Mapping[str, Any] | None = None,
 ) -> tuple[Subscription, str]:
     """Create a subscription; return it and its signing secret, which can't be read again and is empty for an inbox.
 
@@ -97,6 +98,7 @@ def create(
             deliveries_per_second=deliveries_per_second,
             format=format,
             transform=transform,
+            filter=filter,
         )
         SubscriptionQueue.objects.create(
             subscription=subscription,

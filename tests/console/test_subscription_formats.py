@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from django.test import Client
 from django.urls import reverse
 
 from tests.console.rows import World
+from tests.console.test_lists import rows_of
 from webhooks.models import Subscription
 
 pytestmark = pytest.mark.django_db
@@ -60,3 +62,24 @@ def test_those_who_may_only_look_see_it(viewer: Client, world: World) -> None:
     shown = viewer.get(page(world.subscription)).content.decode()
     assert "{kind: type, x: &#x27;&lt;b&gt;&#x27;}" in shown
     assert 'name="transform"' not in shown
+
+
+def test_a_filter_is_checked_and_shown(owner: Client, viewer: Client, world: World) -> None:
+    row = world.subscription
+    for bad in ("{", '{"a": {"$regex": "x"}}', "[1]", '{"a": NaN}', '{"a": "\\ud800"}', "9" * 5000, "[" * 20_000):
+        answer = owner.post(page(row), form(row, filter_text=bad))
+        assert answer.status_code == 200
+        assert "errorlist" in answer.content.decode()
+    assert owner.post(page(row), form(row, filter_text='{"a": {"$gte": 1}}')).status_code == 302
+    row.refresh_from_db()
+    assert row.filter == {"a": {"$gte": 1}}
+    assert "&quot;$gte&quot;: 1" in owner.get(page(row)).content.decode()
+    assert "&quot;$gte&quot;: 1" in viewer.get(page(row)).content.decode()
+    owner.post(page(row), form(row))  # of a script that doesn't know of filters
+    row.refresh_from_db()
+    assert row.filter == {"a": {"$gte": 1}}
+    export = rows_of(owner, Subscription, "csv")[0]["filter"]
+    assert json.loads(export) == {"a": {"$gte": 1}}
+    assert owner.post(page(row), form(row, filter_text="")).status_code == 302
+    row.refresh_from_db()
+    assert row.filter is None

@@ -12,6 +12,8 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from django.conf import settings
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from core.serializers import (
@@ -32,6 +34,7 @@ from webhooks.inboxes import MAX_NAME as MAX_INBOX_NAME
 from webhooks.inboxes import NAME as INBOX_NAME
 from webhooks.inboxes import NAME_RULE as INBOX_NAME_RULE
 from webhooks.models import FORMATS, BulkRun, Cause, Delivery, DeliveryAttempt, DestinationKind, Subscription
+from webhooks.routing.filters import FilterError, check_filter
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
 MAX_EVENT_TYPES = 100
@@ -102,6 +105,21 @@ class ExpressionField(StrictCharField):
         return text
 
 
+@extend_schema_field(OpenApiTypes.OBJECT)
+class FilterField(serializers.JSONField):
+    """The conditions of a payload filter; an empty object is none."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        try:
+            check_filter(data)
+        except FilterError as error:
+            detail: Any = [error.reason]
+            for name in reversed(error.path):
+                detail = {name: detail}
+            raise serializers.ValidationError(detail) from None
+        return data or None
+
+
 class UrlField(StrictCharField):
     """A webhook URL.  Its scheme, port and literal addresses are checked here; what its host resolves to, later."""
 
@@ -144,6 +162,13 @@ class SubscriptionChangeSerializer(StrictSerializer):
         help_text=URL_HELP,
     )
     event_types = EventTypesField()
+    filter = FilterField(
+        required=False,
+        allow_null=True,
+        help_text='Only events whose data meets these conditions: `{"customer": {"country": "DE"}, "total": '
+        '{"$gte": 100}}`. Operators: `$eq`, `$neq`, `$in`, `$nin`, `$gt`, `$gte`, `$lt`, `$lte`, `$startsWith`, '
+        "`$endsWith`, `$exist`, `$and`, `$or`, `$not`. Null for all events of the types.",
+    )
     description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
     headers = HeadersField(required=False)
     max_in_flight = StrictIntegerField(min_value=1, max_value=10_000, required=False, allow_null=True)
@@ -293,6 +318,7 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     inbox = InboxNameField(help_text="The inbox's name; null for an endpoint.")
     url = EndpointUrlField(help_text="Null for an inbox.")
     event_types = serializers.ListField(child=serializers.CharField())
+    filter = FilterField(allow_null=True, help_text="Null for all events of these types.")
     description = serializers.CharField()
     header_names = serializers.ListField(child=serializers.CharField())
     status = serializers.SerializerMethodField(

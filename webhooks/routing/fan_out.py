@@ -27,6 +27,7 @@ from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_c
 from webhooks.routing.hand_over import HandOver
 from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.matching import SubscribedTypes
+from webhooks.routing.selection import select
 from webhooks.routing.subscribers import Subscribers
 
 log = structlog.get_logger()
@@ -179,10 +180,8 @@ class FanOut:
         Returns the events that were processed, and the deliveries that were not handed over.
         """
         matchers = self._subscribers.matchers({event.organization_id for event in events})
-        wanting = {
-            event.id: matchers[event.organization_id].match(event.type) if event.organization_id in matchers else []
-            for event in events
-        }
+        wanting = select(events, matchers, self._overdue)
+        events = [event for event in events if event.id in wanting]
         chosen = choose_events(
             events, {event_id: len(found) for event_id, found in wanting.items()}, self._deliveries, self._overdue
         )

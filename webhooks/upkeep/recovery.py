@@ -16,7 +16,7 @@ from events.models import Event, EventStatus
 from webhooks.models import BulkRun, Cause, Delivery, DeliveryStatus, DestinationKind, Subscription
 from webhooks.queues import lock_queues, mark_due
 from webhooks.routing.insert import NewDeliveries
-from webhooks.routing.matching import Matcher, SubscribedTypes
+from webhooks.routing.selection import wanted_events
 from webhooks.upkeep import bulk_runs
 from webhooks.upkeep.bulk_runs import CHUNK
 
@@ -75,8 +75,7 @@ def _step(run: BulkRun, rows: int) -> None:
         status=EventStatus.PROCESSED,
     )
     seen = list(bulk_runs.from_place(run, events).values_list("id", "created_at", "type")[:rows])
-    matcher = Matcher([SubscribedTypes(subscription.pk, tuple(subscription.event_types), subscription.is_active)])
-    wanted = [row[0] for row in seen if matcher.match(row[2])]
+    wanted = wanted_events(subscription, ((row[0], row[2]) for row in seen))
     if run.filters.get("undelivered"):
         wanted = _undelivered(wanted, subscription)
     # Locked, because retention may be about to delete them: no delivery must outlive its event.
