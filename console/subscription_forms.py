@@ -25,10 +25,16 @@ else:
 ONLY_OF_ENDPOINTS = (
     "url", "headers_text", "remove_headers", "max_in_flight", "deliveries_per_second", "format", "transform",
 )  # fmt: skip
-_FORM_FIELDS = {"event_types": "event_types_text", "headers": "headers_text", "filter": "filter_text"}
+_FORM_FIELDS = {
+    "event_types": "event_types_text",
+    "headers": "headers_text",
+    "filter": "filter_text",
+    "channels": "channels_text",
+}
 _API_FIELDS = {
     "event_types_text": "event_types",
     "filter_text": "filter",
+    "channels_text": "channels",
     "headers_text": "headers",
     "remove_headers": "headers",
 }
@@ -63,6 +69,10 @@ class SubscriptionForm(_SubscriptionForm):
         help_text="JSON: only events whose data meets these conditions, such as "
         '{"customer": {"country": "DE"}, "total": {"$gte": 100}}. Leave this empty for all events of the types.',
     )  # fmt: skip
+    channels_text = forms.CharField(
+        label="Channels", required=False, widget=forms.TextInput(attrs={"size": 60}),
+        help_text="Separated by spaces: only events that have one of these channels. Leave this empty for all events.",
+    )  # fmt: skip
     headers_text = forms.CharField(
         label="Custom headers", required=False, widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
         help_text="One per line, as “Name: value”. Values are stored encrypted and never shown again. What you enter "
@@ -95,6 +105,7 @@ class SubscriptionForm(_SubscriptionForm):
                 self.fields.pop(name, None)
         if not self.instance._state.adding and "event_types_text" in self.fields:
             self.initial["event_types_text"] = "\n".join(self.instance.event_types)
+        self.initial["channels_text"] = " ".join(self.instance.channels)
         if self.instance.filter is not None:
             self.initial["filter_text"] = json.dumps(self.instance.filter, indent=2, ensure_ascii=False)
 
@@ -126,6 +137,8 @@ class SubscriptionForm(_SubscriptionForm):
             wanted["transform"] = cleaned["transform"]
         if "filter_text" in self.data and "filter_text" in cleaned:
             wanted["filter"] = cleaned["filter_text"]
+        if "channels_text" in self.data and "channels_text" in cleaned:
+            wanted["channels"] = cleaned["channels_text"].split()
         if "event_types_text" in cleaned:
             wanted["event_types"] = cleaned["event_types_text"].split()
         if cleaned.get("remove_headers"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -35,6 +36,7 @@ class Event(models.Model):
     type = models.CharField(max_length=255)
     data = models.TextField()
     dedup_id = models.CharField(max_length=255, null=True, blank=True)
+    channels = ArrayField(models.CharField(max_length=128), null=True, blank=True)  # null for none
     status = models.CharField(max_length=10, choices=EventStatus.choices, default=EventStatus.ACCEPTED)
     failed_attempts = models.PositiveSmallIntegerField(default=0, help_text="Fan-outs that failed.")
     due_at = models.DateTimeField(db_default=Now(), help_text="When the fan-out is due.")

@@ -20,6 +20,7 @@ import orjson
 from core import json_text
 from core.json_body import depth_error
 from core.problems import Problem, invalid
+from events.channels import channels_error
 
 MAX_TYPE_CHARACTERS = 255
 MAX_DEDUP_ID_CHARACTERS = 255
@@ -34,7 +35,7 @@ EVERYTHING = "*"
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_KNOWN = {"type", "data", "payload", "dedup_id"}
+_KNOWN = {"type", "data", "payload", "dedup_id", "channels"}
 
 
 def matches(pattern: str, event_type: str) -> bool:
@@ -51,12 +52,13 @@ class NewEvent:
     type: str
     data: str
     dedup_id: str | None
+    channels: tuple[str, ...] = ()
 
     def fingerprint(self) -> bytes:
         """Return a SHA-256 that is the same for the same type and JSON value.
 
         Blank space and the order of members don't matter; a number counts by its digits, so that
-        two integers that a float can't tell apart stay different.
+        two integers that a float can't tell apart stay different.  Nor does the order of channels matter.
         """
         if "\\u0000" in self.data:
             value = json.loads(self.data, parse_int=_Digits, parse_float=_Digits)
@@ -65,6 +67,8 @@ class NewEvent:
         else:
             value = json.loads(self.data, parse_int=_marked, parse_float=_marked)
             canonical = json.dumps([self.type, value], sort_keys=True, separators=(",", ":"))
+        if self.channels:
+            canonical += f" channels {','.join(sorted(self.channels))}"
         return hashlib.sha256(canonical.encode()).digest()
 
 
@@ -147,6 +151,9 @@ def _errors(value: Any) -> list[tuple[str, str]]:
         errors.append(("/data", "is required"))
     if value.get("dedup_id") is not None and (reason := _dedup_id_error(value["dedup_id"])):
         errors.append(("/dedup_id", reason))
+    if value.get("channels") is not None and (wrong := channels_error(value["channels"])) is not None:
+        position, reason = wrong
+        errors.append(("/channels" if position is None else f"/channels/{position}", reason))
     return errors
 
 
@@ -192,7 +199,12 @@ def _parse(text: bytes) -> _Parsed:
 def _build(parsed: _Parsed) -> NewEvent:
     value = parsed.value
     data = parsed.member("data" if "data" in value else "payload")
-    return NewEvent(type=value["type"], data=data, dedup_id=value.get("dedup_id"))
+    return NewEvent(
+        type=value["type"],
+        data=data,
+        dedup_id=value.get("dedup_id"),
+        channels=tuple(dict.fromkeys(value.get("channels") or ())),
+    )
 
 
 def _load(body: bytes, expected: str) -> _Parsed:

@@ -64,6 +64,9 @@ class Subscription(models.Model):
     )
     description = models.CharField(max_length=500, blank=True, default="")
     event_types = ArrayField(models.CharField(max_length=257))
+    channels = ArrayField(
+        models.CharField(max_length=128), default=list, blank=True, db_default=[], help_text="Empty for all events."
+    )
     encrypted_headers = models.TextField(blank=True, default="", editable=False)
     header_names = ArrayField(models.CharField(max_length=100), default=list, blank=True, editable=False)
     encrypted_secret = models.TextField(editable=False)

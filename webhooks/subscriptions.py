@@ -72,6 +72,7 @@ def create(
     format: str = "standard",
     transform: str = "",
     filter: Mapping[str, Any] | None = None,
+    channels: Sequence[str] = (),
 ) -> tuple[Subscription, str]:
     """Create a subscription; return it and its signing secret, which can't be read again and is empty for an inbox.
 
@@ -99,6 +100,7 @@ def create(
             format=format,
             transform=transform,
             filter=filter,
+            channels=list(channels),
         )
         SubscriptionQueue.objects.create(
             subscription=subscription,

@@ -82,7 +82,8 @@ class SubscriptionAdmin(BoundedAdmin):
     sortable_by: ClassVar = ("created_display",)
     export_columns: ClassVar = {
         "id": "id", "created_at": "created_at", "organization": "organization__name", "url": "url",
-        "event_types": "event_types", "filter": "filter", "description": "description", "is_active": "is_active",
+        "event_types": "event_types",
+        "channels": "channels", "filter": "filter", "description": "description", "is_active": "is_active",
         "disabled_at": "disabled_at", "disabled_reason": "disabled_reason", "failing_since": "queue__failing_since",
         "last_success_at": "queue__last_success_at", "deleted_at": "deleted_at",
     }  # fmt: skip
@@ -103,7 +104,8 @@ class SubscriptionAdmin(BoundedAdmin):
     change_form_template = "console/endpoint.html"
     delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
-        "organization", "url", "event_types_text", "filter_text", "description", "format", "transform", "max_in_flight",
+        "organization", "url", "event_types_text", "channels_text", "filter_text",
+        "description", "format", "transform", "max_in_flight",
         "deliveries_per_second", "headers_text", "remove_headers",
     )  # fmt: skip
     _status_fields = (
@@ -136,11 +138,17 @@ class SubscriptionAdmin(BoundedAdmin):
 
     # For those who may not change the subscription.
     _plain_fields = (
-        "organization_link", "url_full", "event_types_display", "filter_display", "description_full", "format",
-        "transform_full",
-        "max_in_flight", "deliveries_per_second",
+        "organization_link", "url_full", "event_types_display", "channels_display", "filter_display",
+        "description_full", "format", "transform_full", "max_in_flight", "deliveries_per_second",
     )  # fmt: skip
-    _plain_inbox_fields = ("organization_link", "url_full", "event_types_display", "filter_display", "description_full")
+    _plain_inbox_fields = (
+        "organization_link",
+        "url_full",
+        "event_types_display",
+        "channels_display",
+        "filter_display",
+        "description_full",
+    )
     _endpoint_status_fields = ("header_names_display", "previous_secrets_display")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Subscription | None = None) -> Any:
@@ -182,6 +190,10 @@ class SubscriptionAdmin(BoundedAdmin):
     @admin.display(description="transform")
     def transform_full(self, row: Subscription) -> str:
         return short(row.transform, 4096) or "-"
+
+    @admin.display(description="channels")
+    def channels_display(self, row: Subscription) -> str:
+        return short(", ".join(row.channels), 1500) or "-"
 
     @admin.display(description="filter")
     def filter_display(self, row: Subscription) -> str:

@@ -24,6 +24,7 @@ from core.serializers import (
     StrictSerializer,
     validate_plain_text,
 )
+from events.channels import MAX_CHANNELS, channels_error
 from events.payload import pattern_error
 from webhooks import endpoint_test, subscriptions
 from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
@@ -90,6 +91,19 @@ class EventTypesField(serializers.Field[list[str], Any, list[str], Any]):
 
     def to_representation(self, value: Any) -> list[str]:
         return list(value)
+
+
+class ChannelsField(serializers.ListField):
+    """Names of channels."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(child=serializers.CharField(max_length=128), max_length=MAX_CHANNELS, **options)
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        if (wrong := channels_error(data)) is not None:
+            position, reason = wrong
+            raise serializers.ValidationError([reason] if position is None else {str(position): [reason]})
+        return list(dict.fromkeys(data))
 
 
 class ExpressionField(StrictCharField):
@@ -168,6 +182,9 @@ class SubscriptionChangeSerializer(StrictSerializer):
         help_text='Only events whose data meets these conditions: `{"customer": {"country": "DE"}, "total": '
         '{"$gte": 100}}`. Operators: `$eq`, `$neq`, `$in`, `$nin`, `$gt`, `$gte`, `$lt`, `$lte`, `$startsWith`, '
         "`$endsWith`, `$exist`, `$and`, `$or`, `$not`. Null for all events of the types.",
+    )
+    channels = ChannelsField(
+        required=False, help_text="Only events that have one of these channels. Empty for all events."
     )
     description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
     headers = HeadersField(required=False)
@@ -318,6 +335,7 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     inbox = InboxNameField(help_text="The inbox's name; null for an endpoint.")
     url = EndpointUrlField(help_text="Null for an inbox.")
     event_types = serializers.ListField(child=serializers.CharField())
+    channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for all events.")
     filter = FilterField(allow_null=True, help_text="Null for all events of these types.")
     description = serializers.CharField()
     header_names = serializers.ListField(child=serializers.CharField())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -31,9 +31,9 @@ WITH RECURSIVE waiting AS (
 ), turn AS (
     SELECT organization_id FROM waiting WHERE organization_id IS NOT NULL
 )
-SELECT e.id, e.organization_id, e.type, (SELECT count(*) FROM turn) AS organizations
+SELECT e.id, e.organization_id, e.type, e.channels, (SELECT count(*) FROM turn) AS organizations
 FROM turn CROSS JOIN LATERAL (
-    SELECT id, organization_id, type FROM events_event
+    SELECT id, organization_id, type, channels FROM events_event
     WHERE organization_id = turn.organization_id AND status = 'accepted'
       AND due_at <= statement_timestamp() - make_interval(secs => %(waited)s)
     ORDER BY created_at, id LIMIT greatest(1, %(events)s / (SELECT count(*) FROM turn))
@@ -49,6 +49,7 @@ class AcceptedEvent:
     id: uuid.UUID
     organization_id: uuid.UUID
     type: str
+    channels: Sequence[str] | None = None
     organizations: int = 1
 
 

@@ -50,7 +50,7 @@ def select(
         if candidates.has_filters:
             filtered[event.organization_id].append((event, candidates))
         else:
-            wanting[event.id] = candidates.without_data(())
+            wanting[event.id] = candidates.without_data(event.channels or ())
     if not filtered:
         return wanting
     turns = _in_turns([filtered[key] for key in sorted(filtered, key=lambda key: key not in overdue)])
@@ -61,16 +61,22 @@ def select(
         for event, candidates in part:
             if evaluated and time.perf_counter() - started > FILTER_SECONDS:
                 return _without_gaps(events, wanting)
-            wanting[event.id] = candidates.by_data((), parse_data(data[event.id]))
+            wanting[event.id] = candidates.by_data(event.channels or (), parse_data(data[event.id]))
             evaluated = True
     return wanting
 
 
-def wanted_events(subscription: Subscription, events: Iterable[tuple[uuid.UUID, str]]) -> list[uuid.UUID]:
-    """Return those of stored events, given by id and type, that a subscription wants."""
+def wanted_events(
+    subscription: Subscription, events: Iterable[tuple[uuid.UUID, str, Sequence[str] | None]]
+) -> list[uuid.UUID]:
+    """Return those of stored events, given by id, type, and channels, that a subscription wants."""
     wanted = wanted_by(subscription)
     matcher = Matcher([wanted])
-    ids = [event_id for event_id, event_type in events if matcher.match(event_type)]
+    ids = [
+        event_id
+        for event_id, event_type, channels in events
+        if matcher.match(event_type) and wanted.wants_channels(channels or ())
+    ]
     if wanted.filter is None:
         return ids
     found = []

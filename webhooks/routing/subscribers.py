@@ -63,7 +63,7 @@ class Subscribers:
 
 
 # What `wanted_by` reads.
-WANTED_FIELDS = ("organization_id", "event_types", "is_active", "kind", "filter")
+WANTED_FIELDS = ("organization_id", "event_types", "is_active", "kind", "channels", "filter")
 
 
 def wanted_by(subscription: Subscription) -> SubscribedTypes:
@@ -73,6 +73,7 @@ def wanted_by(subscription: Subscription) -> SubscribedTypes:
         tuple(subscription.event_types),
         subscription.is_active,
         subscription.kind == DestinationKind.INBOX,
+        channels=frozenset(subscription.channels),
         filter=_compile(subscription),
     )
 

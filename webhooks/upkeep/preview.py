@@ -158,7 +158,7 @@ def preview_recovery(subscription: Subscription, since: datetime.datetime) -> Re
         organization_id=subscription.organization_id, created_at__gte=since, status=EventStatus.PROCESSED
     )
     most = COUNT_TO if subscription.filter is None else COUNT_TO_FILTERED
-    seen = list(rows.order_by("created_at", "id").values_list("id", "type")[: most + 1])
+    seen = list(rows.order_by("created_at", "id").values_list("id", "type", "channels")[: most + 1])
     found.is_cut = len(seen) > most
     seen = seen[:most]
     wanted = wanted_events(subscription, seen)

@@ -74,8 +74,8 @@ def _step(run: BulkRun, rows: int) -> None:
         created_at__gte=run.filters["since"],
         status=EventStatus.PROCESSED,
     )
-    seen = list(bulk_runs.from_place(run, events).values_list("id", "created_at", "type")[:rows])
-    wanted = wanted_events(subscription, ((row[0], row[2]) for row in seen))
+    seen = list(bulk_runs.from_place(run, events).values_list("id", "created_at", "type", "channels")[:rows])
+    wanted = wanted_events(subscription, ((row[0], row[2], row[3]) for row in seen))
     if run.filters.get("undelivered"):
         wanted = _undelivered(wanted, subscription)
     # Locked, because retention may be about to delete them: no delivery must outlive its event.
