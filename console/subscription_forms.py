@@ -13,7 +13,7 @@ from rest_framework import serializers
 from webhooks import subscriptions
 from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
 from webhooks.inboxes import is_inbox
-from webhooks.models import FORMATS, Subscription
+from webhooks.models import FORMATS, OrderedOnFailure, Subscription
 from webhooks.routing.filters import MAX_CHARACTERS
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ else:
 # Fields that an inbox doesn't have: nothing is sent to it.
 ONLY_OF_ENDPOINTS = (
     "url", "headers_text", "remove_headers", "max_in_flight", "deliveries_per_second", "format", "transform",
+    "ordered", "ordered_attempts", "ordered_on_failure",
 )  # fmt: skip
 _FORM_FIELDS = {
     "event_types": "event_types_text",
@@ -91,10 +92,17 @@ class SubscriptionForm(_SubscriptionForm):
         "{text: join(' ', [type, data.total])}. A delivery for which it fails is not sent.",
     )  # fmt: skip
 
+    ordered_on_failure = forms.ChoiceField(
+        choices=OrderedOnFailure.choices, required=False, initial=OrderedOnFailure.SKIP, label="Ordered: on failure",
+        help_text="When a delivery with an ordering key has failed: “skip” goes on with the next one of its key, "
+        "“block” waits until the failed one is retried.",
+    )  # fmt: skip
+
     class Meta:
         model = Subscription
         fields = (
             "organization", "url", "description", "max_in_flight", "deliveries_per_second", "format", "transform",
+            "ordered", "ordered_attempts", "ordered_on_failure",
         )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -127,10 +135,12 @@ class SubscriptionForm(_SubscriptionForm):
         adding = self.instance._state.adding
         wanted: dict[str, Any] = {
             name: cleaned[name]
-            for name in ("url", "description", "max_in_flight", "deliveries_per_second")
+            for name in ("url", "description", "max_in_flight", "deliveries_per_second", "ordered", "ordered_attempts")
             if name in cleaned and not (adding and cleaned[name] is None)
         }
         # A form without them, of a script, leaves them as they are.
+        if cleaned.get("ordered_on_failure"):
+            wanted["ordered_on_failure"] = cleaned["ordered_on_failure"]
         if cleaned.get("format"):
             wanted["format"] = cleaned["format"]
         if "transform" in self.data and "transform" in cleaned:

@@ -35,7 +35,7 @@ EVERYTHING = "*"
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_KNOWN = {"type", "data", "payload", "dedup_id", "channels"}
+_KNOWN = {"type", "data", "payload", "dedup_id", "channels", "ordering_key"}
 
 
 def matches(pattern: str, event_type: str) -> bool:
@@ -53,6 +53,7 @@ class NewEvent:
     data: str
     dedup_id: str | None
     channels: tuple[str, ...] = ()
+    ordering_key: str | None = None
 
     def fingerprint(self) -> bytes:
         """Return a SHA-256 that is the same for the same type and JSON value.
@@ -69,6 +70,8 @@ class NewEvent:
             canonical = json.dumps([self.type, value], sort_keys=True, separators=(",", ":"))
         if self.channels:
             canonical += f" channels {','.join(sorted(self.channels))}"
+        if self.ordering_key is not None:
+            canonical += f" ordering_key {json.dumps(self.ordering_key)}"
         return hashlib.sha256(canonical.encode()).digest()
 
 
@@ -119,7 +122,7 @@ def pattern_error(pattern: object) -> str | None:
     return None
 
 
-def _dedup_id_error(value: Any) -> str | None:
+def _name_error(value: Any) -> str | None:
     if not isinstance(value, str):
         return "must be a string"
     if not 1 <= len(value) <= MAX_DEDUP_ID_CHARACTERS:
@@ -149,8 +152,10 @@ def _errors(value: Any) -> list[tuple[str, str]]:
         errors.append(("/payload", "is another name for data; give one of the two"))
     elif "data" not in value and "payload" not in value:
         errors.append(("/data", "is required"))
-    if value.get("dedup_id") is not None and (reason := _dedup_id_error(value["dedup_id"])):
+    if value.get("dedup_id") is not None and (reason := _name_error(value["dedup_id"])):
         errors.append(("/dedup_id", reason))
+    if value.get("ordering_key") is not None and (reason := _name_error(value["ordering_key"])):
+        errors.append(("/ordering_key", reason))
     if value.get("channels") is not None and (wrong := channels_error(value["channels"])) is not None:
         position, reason = wrong
         errors.append(("/channels" if position is None else f"/channels/{position}", reason))
@@ -204,6 +209,7 @@ def _build(parsed: _Parsed) -> NewEvent:
         data=data,
         dedup_id=value.get("dedup_id"),
         channels=tuple(dict.fromkeys(value.get("channels") or ())),
+        ordering_key=value.get("ordering_key"),
     )
 
 

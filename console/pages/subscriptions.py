@@ -105,7 +105,7 @@ class SubscriptionAdmin(BoundedAdmin):
     delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
         "organization", "url", "event_types_text", "channels_text", "filter_text",
-        "description", "format", "transform", "max_in_flight",
+        "description", "format", "transform", "ordered", "ordered_attempts", "ordered_on_failure", "max_in_flight",
         "deliveries_per_second", "headers_text", "remove_headers",
     )  # fmt: skip
     _status_fields = (
@@ -139,7 +139,8 @@ class SubscriptionAdmin(BoundedAdmin):
     # For those who may not change the subscription.
     _plain_fields = (
         "organization_link", "url_full", "event_types_display", "channels_display", "filter_display",
-        "description_full", "format", "transform_full", "max_in_flight", "deliveries_per_second",
+        "description_full", "format", "transform_full", "ordered", "ordered_attempts", "ordered_on_failure",
+        "max_in_flight", "deliveries_per_second",
     )  # fmt: skip
     _plain_inbox_fields = (
         "organization_link",

@@ -51,6 +51,13 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
                     "description": "Makes a retry safe: within 24 hours, the same id with the same "
                     "content is a duplicate, and with different content a conflict.",
                 },
+                "ordering_key": {
+                    "type": ["string", "null"],
+                    "minLength": 1,
+                    "maxLength": MAX_DEDUP_ID_CHARACTERS,
+                    "description": "Subscriptions that are `ordered` get the events of a key one at a time, in the "
+                    "order in which they were accepted.",
+                },
                 "channels": {
                     "type": ["array", "null"],
                     "maxItems": MAX_CHANNELS,

@@ -84,6 +84,7 @@ class EventOut(OutputSerializer):
     created_at = serializers.DateTimeField()
     processed_at = serializers.DateTimeField(allow_null=True)
     dedup_id = serializers.CharField(allow_null=True)
+    ordering_key = serializers.CharField(allow_null=True)
     channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for none.")
     request_id = serializers.CharField(allow_null=True, help_text="The `X-Request-Id` of the request that sent it.")
     traceparent = serializers.CharField(

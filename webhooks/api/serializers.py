@@ -34,7 +34,16 @@ from webhooks.endpoint_test import EndpointTest
 from webhooks.inboxes import MAX_NAME as MAX_INBOX_NAME
 from webhooks.inboxes import NAME as INBOX_NAME
 from webhooks.inboxes import NAME_RULE as INBOX_NAME_RULE
-from webhooks.models import FORMATS, BulkRun, Cause, Delivery, DeliveryAttempt, DestinationKind, Subscription
+from webhooks.models import (
+    FORMATS,
+    BulkRun,
+    Cause,
+    Delivery,
+    DeliveryAttempt,
+    DestinationKind,
+    OrderedOnFailure,
+    Subscription,
+)
 from webhooks.routing.filters import FilterError, check_filter
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
@@ -153,8 +162,9 @@ URL_HELP = (
     "`https://xn--bcher-kva.example`), and other non-ASCII characters are percent-encoded. The response shows "
     "the stored URL, and its path and query are what requests use, byte for byte."
 )
+ORDERING = ("ordered", "ordered_attempts", "ordered_on_failure")
 # What an inbox doesn't have.
-ONLY_OF_ENDPOINTS = ("url", "headers", "max_in_flight", "deliveries_per_second", "format", "transform")
+ONLY_OF_ENDPOINTS = ("url", "headers", "max_in_flight", "deliveries_per_second", "format", "transform", *ORDERING)
 NOT_OF_INBOXES = "an inbox has none: nothing is sent to it"
 
 
@@ -185,6 +195,24 @@ class SubscriptionChangeSerializer(StrictSerializer):
     )
     channels = ChannelsField(
         required=False, help_text="Only events that have one of these channels. Empty for all events."
+    )
+    ordered = StrictBooleanField(
+        required=False,
+        help_text="Send events that have the same `ordering_key` one at a time, in the order in which they were "
+        "accepted. Other keys don't wait.",
+    )
+    ordered_attempts = StrictIntegerField(
+        min_value=1,
+        max_value=100,
+        required=False,
+        allow_null=True,
+        help_text="After so many attempts, a delivery with an ordering key is `failed`. Null for the retry schedule's.",
+    )
+    ordered_on_failure = serializers.ChoiceField(
+        choices=OrderedOnFailure.values,
+        required=False,
+        help_text="When a delivery with an ordering key has failed: `skip` goes on with the next one, `block` keeps "
+        "the key waiting until the failed one is retried successfully.",
     )
     description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
     headers = HeadersField(required=False)
@@ -336,6 +364,9 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     url = EndpointUrlField(help_text="Null for an inbox.")
     event_types = serializers.ListField(child=serializers.CharField())
     channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for all events.")
+    ordered = serializers.BooleanField(help_text="Whether events with an ordering key are sent in order.")
+    ordered_attempts = serializers.IntegerField(allow_null=True)
+    ordered_on_failure = serializers.ChoiceField(choices=OrderedOnFailure.values)
     filter = FilterField(allow_null=True, help_text="Null for all events of these types.")
     description = serializers.CharField()
     header_names = serializers.ListField(child=serializers.CharField())
@@ -533,7 +564,11 @@ class DeliverySerializer(serializers.Serializer[Delivery]):
         help_text="`pending` waits for its first attempt, `retrying` failed and waits for another one."
     )
     attempt_count = serializers.IntegerField()
-    next_attempt_at = NextAttemptField(help_text="When the next attempt is due; null if none is planned.")
+    next_attempt_at = NextAttemptField(
+        help_text="When the next attempt is due; null if none is planned, or if it waits for an earlier delivery of "
+        "its ordering key."
+    )
+    ordering_key = serializers.CharField(allow_null=True, help_text="The event's, if the subscription is `ordered`.")
     last_status_code = serializers.IntegerField(allow_null=True)
     last_error = FailureField()
     completed_at = serializers.DateTimeField(allow_null=True)

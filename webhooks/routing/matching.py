@@ -27,6 +27,7 @@ class SubscribedTypes:
     is_inbox: bool = False
     channels: frozenset[str] = frozenset()
     filter: Filter | None = None
+    is_ordered: bool = False
 
     def wants_channels(self, channels: Collection[str]) -> bool:
         """Tell whether an event with these channels is wanted."""

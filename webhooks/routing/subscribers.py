@@ -63,7 +63,7 @@ class Subscribers:
 
 
 # What `wanted_by` reads.
-WANTED_FIELDS = ("organization_id", "event_types", "is_active", "kind", "channels", "filter")
+WANTED_FIELDS = ("organization_id", "event_types", "is_active", "kind", "channels", "filter", "ordered")
 
 
 def wanted_by(subscription: Subscription) -> SubscribedTypes:
@@ -75,6 +75,7 @@ def wanted_by(subscription: Subscription) -> SubscribedTypes:
         subscription.kind == DestinationKind.INBOX,
         channels=frozenset(subscription.channels),
         filter=_compile(subscription),
+        is_ordered=subscription.ordered,
     )
 
 

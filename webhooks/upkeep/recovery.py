@@ -143,12 +143,20 @@ def _add_deliveries(subscription: Subscription, event_ids: list[uuid.UUID]) -> i
         DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
     )
     deliveries.has_inbox = subscription.kind == DestinationKind.INBOX
+    keyed = {}
+    if subscription.ordered:
+        rows = Event.objects.filter(id__in=event_ids, ordering_key__isnull=False)
+        keyed = {pk: (key, at) for pk, key, at in rows.values_list("pk", "ordering_key", "created_at")}
     for event_id in event_ids:
+        if event_id in keyed:
+            key, at = keyed[event_id]
+            deliveries.add_ordered(subscription.organization_id, event_id, subscription.pk, status, str(key), at)
+            continue
         deliveries.add(
             subscription.organization_id, event_id, [subscription.pk], status, are_inboxes=deliveries.has_inbox
         )
-    with server_cursor() as inserting, server_cursor() as other:
-        deliveries.insert(0.0, inserting)
-        added = inserting.rowcount
+    with server_cursor() as inserting, server_cursor() as ordering, server_cursor() as other:
+        deliveries.insert(0.0, inserting, ordering)
+        added = deliveries.inserted(inserting, ordering)
         deliveries.mark_queues(0.0, other)
     return added
