@@ -200,12 +200,16 @@ class _LeasedDelivery:
     ordering_key: str | None
 
 
-# A queue that gave all that was asked may have more due; only one that ran dry needs a look at the index.
+# A queue that gave all that was asked may have more due; only one that ran dry needs a look at the index.  One with
+# ordering keys stays with the process that has its backlog while anything waits: that process records the results which
+# let the next ones go, and looks for them at once.
 _UPDATE_CLAIMED_QUEUES = """
 UPDATE webhooks_subscriptionqueue q
 SET in_flight = q.in_flight + v.taken,
     last_claimed_at = clock_timestamp(),
-    has_backlog = v.taken >= v.quota,
+    has_backlog = v.taken >= v.quota OR (q.has_ordered AND q.has_backlog AND EXISTS (
+        SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = q.subscription_id AND d.status = 'pending'
+    )),
     rate_reserved_until = to_timestamp(v.reserved_until),
     next_due_at = CASE
         WHEN v.wait_until IS NOT NULL THEN to_timestamp(v.wait_until)
