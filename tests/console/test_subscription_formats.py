@@ -11,7 +11,8 @@ from django.urls import reverse
 
 from tests.console.rows import World
 from tests.console.test_lists import rows_of
-from webhooks.models import Subscription
+from webhooks.models import Delivery, Subscription
+from webhooks.order import PARKED_UNTIL
 
 pytestmark = pytest.mark.django_db
 
@@ -83,3 +84,23 @@ def test_a_filter_is_checked_and_shown(owner: Client, viewer: Client, world: Wor
     assert owner.post(page(row), form(row, filter_text="")).status_code == 302
     row.refresh_from_db()
     assert row.filter is None
+
+
+def test_channels_and_order_are_set_and_shown(owner: Client, viewer: Client, world: World) -> None:
+    row = world.subscription
+    wrong = owner.post(page(row), form(row, channels_text="eu a,b"))
+    assert "errorlist" in wrong.content.decode()
+    values = {"channels_text": "eu us", "ordered": "on", "ordered_attempts": "3", "ordered_on_failure": "block"}
+    assert owner.post(page(row), form(row, **values)).status_code == 302
+    row.refresh_from_db()
+    assert (row.channels, row.ordered, row.ordered_attempts, row.ordered_on_failure) == (["eu", "us"], True, 3, "block")
+    assert "eu us" in owner.get(page(row)).content.decode()
+    assert "eu, us" in viewer.get(page(row)).content.decode()
+    delivery = Delivery.objects.filter(subscription=row).first()
+    assert delivery is not None
+    Delivery.objects.filter(pk=delivery.pk).update(
+        status="pending", ordering_key="<k>", ordered_at="2026-01-01T00:00Z", next_attempt_at=PARKED_UNTIL
+    )
+    shown = viewer.get(reverse("admin:webhooks_delivery_change", args=[delivery.pk])).content.decode()
+    assert "&lt;k&gt;" in shown
+    assert "3000" not in shown

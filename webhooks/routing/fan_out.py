@@ -259,7 +259,7 @@ class FanOut:
         if hand_over is not None:
             all_wanted = [one for event in chosen for one in wanting[event.id]]
             # A delivery with an ordering key is claimed: only under the lock of its queue is its turn known.
-            later = {
+            in_order = {
                 one.subscription_id
                 for event in chosen
                 if event.ordering_key is not None
@@ -269,7 +269,7 @@ class FanOut:
             active = Counter(
                 one.subscription_id
                 for one in all_wanted
-                if one.is_active and not one.is_inbox and one.subscription_id not in later
+                if one.is_active and not one.is_inbox and one.subscription_id not in in_order
             )
             others = {one.subscription_id for one in all_wanted} - active.keys()
             places = hand_over.choose(active, others)
