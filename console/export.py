@@ -6,6 +6,7 @@ import contextlib
 import csv
 import datetime
 import io
+import json
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -63,6 +64,8 @@ def _safe_cell(value: Any) -> Any:
         return value.astimezone(datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     if isinstance(value, list):
         value = " ".join(map(str, value))
+    if isinstance(value, dict):
+        value = json.dumps(value, ensure_ascii=False)
     if isinstance(value, str):
         value = value.replace("\x00", "")
         return f"'{value}" if value.startswith(_FORMULA) else value

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from django import forms
 from django.conf import settings
 from rest_framework import serializers
@@ -14,7 +16,8 @@ from webhooks import subscriptions
 from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
 from webhooks.form_values import error_texts, read_headers
 from webhooks.inboxes import is_inbox
-from webhooks.models import FORMATS, Subscription
+from webhooks.models import FORMATS, OrderedOnFailure, Subscription
+from webhooks.routing.filters import MAX_CHARACTERS
 
 if TYPE_CHECKING:
     _SubscriptionForm = forms.ModelForm[Subscription]
@@ -24,11 +27,19 @@ else:
 # Fields that an inbox doesn't have: nothing is sent to it.
 ONLY_OF_ENDPOINTS = (
     "url", "headers_text", "remove_headers", "max_in_flight", "deliveries_per_second", "format", "transform",
-    *credential_forms.FIELDS,
+    "ordered", "ordered_attempts", "ordered_on_failure", *credential_forms.FIELDS,
 )  # fmt: skip
-_FORM_FIELDS = {"event_types": "event_types_text", "headers": "headers_text", **credential_forms.FORM_FIELDS}
+_FORM_FIELDS = {
+    "event_types": "event_types_text",
+    "headers": "headers_text",
+    "filter": "filter_text",
+    "channels": "channels_text",
+    **credential_forms.FORM_FIELDS,
+}
 _API_FIELDS = {
     "event_types_text": "event_types",
+    "filter_text": "filter",
+    "channels_text": "channels",
     "headers_text": "headers",
     "remove_headers": "headers",
     **credential_forms.API_FIELDS,
@@ -42,6 +53,16 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
     event_types_text = forms.CharField(
         label="Event types", widget=forms.Textarea(attrs={"rows": 4, "cols": 60}),
         help_text="One per line: an exact type (order.created), a prefix (order.*) or * for all types.",
+    )  # fmt: skip
+    filter_text = forms.CharField(
+        label="Filter", required=False, max_length=4 * MAX_CHARACTERS,
+        widget=forms.Textarea(attrs={"rows": 4, "cols": 60, "spellcheck": "false"}),
+        help_text="JSON: only events whose data meets these conditions, such as "
+        '{"customer": {"country": "DE"}, "total": {"$gte": 100}}. Leave this empty for all events of the types.',
+    )  # fmt: skip
+    channels_text = forms.CharField(
+        label="Channels", required=False, widget=forms.TextInput(attrs={"size": 60}),
+        help_text="Separated by spaces: only events that have one of these channels. Leave this empty for all events.",
     )  # fmt: skip
     headers_text = forms.CharField(
         label="Custom headers", required=False, widget=forms.Textarea(attrs={"rows": 3, "cols": 60}),
@@ -61,11 +82,17 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         "{text: join(' ', [type, data.total])}. A delivery for which it fails is not sent.",
     )  # fmt: skip
 
+    ordered_on_failure = forms.ChoiceField(
+        choices=OrderedOnFailure.choices, required=False, initial=OrderedOnFailure.SKIP, label="Ordered: on failure",
+        help_text="When a delivery with an ordering key has failed: “skip” goes on with the next one of its key, "
+        "“block” waits until the failed one is retried.",
+    )  # fmt: skip
+
     class Meta:
         model = Subscription
         fields = (
             "organization", "url", "description", "max_in_flight", "deliveries_per_second", "format", "transform",
-            "signature_header",
+            "signature_header", "ordered", "ordered_attempts", "ordered_on_failure",
         )  # fmt: skip
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -79,6 +106,17 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
                 self.fields.pop(name, None)
         if not self.instance._state.adding and "event_types_text" in self.fields:
             self.initial["event_types_text"] = "\n".join(self.instance.event_types)
+        self.initial["channels_text"] = " ".join(self.instance.channels)
+        if self.instance.filter is not None:
+            self.initial["filter_text"] = json.dumps(self.instance.filter, indent=2, ensure_ascii=False)
+
+    def clean_filter_text(self) -> Any:
+        """Return the filter's conditions, None for none."""
+        text = self.cleaned_data["filter_text"].strip()
+        try:
+            return orjson.loads(text) if text else None
+        except orjson.JSONDecodeError as error:
+            raise forms.ValidationError(f"Not valid JSON: {error}") from None
 
     def clean_headers_text(self) -> dict[str, str]:
         """Return the headers by name."""
@@ -90,14 +128,20 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         adding = self.instance._state.adding
         wanted: dict[str, Any] = {
             name: cleaned[name]
-            for name in ("url", "description", "max_in_flight", "deliveries_per_second")
+            for name in ("url", "description", "max_in_flight", "deliveries_per_second", "ordered", "ordered_attempts")
             if name in cleaned and not (adding and cleaned[name] is None)
         }
         # A form without them, of a script, leaves them as they are.
+        if cleaned.get("ordered_on_failure"):
+            wanted["ordered_on_failure"] = cleaned["ordered_on_failure"]
         if cleaned.get("format"):
             wanted["format"] = cleaned["format"]
         if "transform" in self.data and "transform" in cleaned:
             wanted["transform"] = cleaned["transform"]
+        if "filter_text" in self.data and "filter_text" in cleaned:
+            wanted["filter"] = cleaned["filter_text"]
+        if "channels_text" in self.data and "channels_text" in cleaned:
+            wanted["channels"] = cleaned["channels_text"].split()
         if "event_types_text" in cleaned:
             wanted["event_types"] = cleaned["event_types_text"].split()
         if cleaned.get("remove_headers"):

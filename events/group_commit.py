@@ -26,6 +26,7 @@ from core.async_postgresql import AsyncConnection
 from core.async_redis import AsyncRedis
 from core.ids import new_ids
 from core.ratelimits import Demand, RateLimitDecision, hit_each
+from events.channels import join
 from events.ingest import Ingested, IngestStatus
 from events.origin import NO_ORIGIN, Origin
 from events.payload import NewEvent
@@ -50,9 +51,11 @@ WITH item AS (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(organization_ids)s::uuid[], %(key_ids)s::uuid[], %(rates)s::int[], %(catalogs)s::int[],
         %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[],
-        %(request_ids)s::bytea[], %(traces)s::text[], %(cloudevents)s::text[]
+        %(request_ids)s::bytea[], %(traces)s::text[], %(cloudevents)s::text[], %(channels)s::text[],
+        %(ordering_keys)s::text[]
     ) AS t(
-        id, organization_id, key_id, rate, catalog, type, data, dedup_id, fingerprint, request_id, trace, cloudevent
+        id, organization_id, key_id, rate, catalog, type, data, dedup_id, fingerprint, request_id, trace, cloudevent,
+        channels, ordering_key
     )
 ), usable AS MATERIALIZED (
     SELECT k.id, o.events_per_minute, o.catalog_version
@@ -71,11 +74,11 @@ WITH item AS (
     RETURNING event_id
 ), stored AS (
     INSERT INTO events_event (
-        id, organization_id, type, data, dedup_id, packed_request_id, trace, cloudevent, status, failed_attempts,
-        last_error, due_at, created_at
+        id, organization_id, type, data, dedup_id, packed_request_id, trace, cloudevent, channels, ordering_key,
+        status, failed_attempts, last_error, due_at, created_at
     )
-    SELECT p.id, p.organization_id, p.type, p.data, p.dedup_id, p.request_id, p.trace, p.cloudevent, 'accepted', 0,
-           '', t, t
+    SELECT p.id, p.organization_id, p.type, p.data, p.dedup_id, p.request_id, p.trace, p.cloudevent,
+           string_to_array(p.channels, ','), p.ordering_key, 'accepted', 0, '', t, t
     FROM permitted p, clock_timestamp() AS t
     WHERE p.dedup_id IS NULL OR p.id IN (SELECT event_id FROM claimed)
     RETURNING id
@@ -342,6 +345,8 @@ class GroupCommit:
                 "request_ids": bytes_array(item.request.origin.request_id for item in items),
                 "traces": text_array(item.event.trace or item.request.origin.trace for item in items),
                 "cloudevents": text_array(item.event.cloudevent for item in items),
+                "channels": text_array(join(item.event.channels) for item in items),
+                "ordering_keys": text_array(item.event.ordering_key for item in items),
                 "distinct_key_ids": list({caller.key_id for caller in callers}),
                 "scope": Scope.EVENTS_WRITE.value,
                 "window": datetime.timedelta(seconds=settings.DEDUP_WINDOW),

@@ -16,6 +16,7 @@ from django.conf import settings
 from core.arrays import bytes_array, plain_array, text_array
 from core.db import in_transaction, server_cursor
 from core.ids import new_id, new_ids
+from events.channels import join
 from events.models import DedupKey
 from events.origin import NO_ORIGIN, Origin
 from events.payload import NewEvent
@@ -24,11 +25,11 @@ from events.payload import NewEvent
 # was claimed.  Times are the database's.
 _INSERT_EVENT = """
 INSERT INTO events_event (
-    id, organization_id, type, data, packed_request_id, trace, cloudevent, status, failed_attempts,
-    last_error, due_at, created_at
+    id, organization_id, type, data, packed_request_id, trace, cloudevent, channels, ordering_key, status,
+    failed_attempts, last_error, due_at, created_at
 )
-SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, %(request_id)s, %(trace)s,
-       %(cloudevent)s, 'accepted', 0, '', t, t
+SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, %(request_id)s, %(trace)s, %(cloudevent)s,
+       string_to_array(%(channels)s, ','), %(ordering_key)s, 'accepted', 0, '', t, t
 FROM clock_timestamp() AS t
 """
 
@@ -44,11 +45,11 @@ WITH claimed AS (
     RETURNING event_id
 )
 INSERT INTO events_event (
-    id, organization_id, type, data, dedup_id, packed_request_id, trace, cloudevent, status, failed_attempts,
-    last_error, due_at, created_at
+    id, organization_id, type, data, dedup_id, packed_request_id, trace, cloudevent, channels, ordering_key,
+    status, failed_attempts, last_error, due_at, created_at
 )
 SELECT claimed.event_id, %(organization_id)s, %(type)s, %(data)s, %(dedup_id)s, %(request_id)s, %(trace)s,
-       %(cloudevent)s, 'accepted', 0, '', t, t
+       %(cloudevent)s, string_to_array(%(channels)s, ','), %(ordering_key)s, 'accepted', 0, '', t, t
 FROM claimed, clock_timestamp() AS t
 """
 
@@ -57,8 +58,8 @@ _INSERT_BATCH = """
 WITH item AS (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[],
-        %(traces)s::text[], %(cloudevents)s::text[]
-    ) AS t(id, type, data, dedup_id, fingerprint, trace, cloudevent)
+        %(traces)s::text[], %(cloudevents)s::text[], %(channels)s::text[], %(ordering_keys)s::text[]
+    ) AS t(id, type, data, dedup_id, fingerprint, trace, cloudevent, channels, ordering_key)
 ), claimed AS (
     INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
     SELECT %(organization_id)s, dedup_id, id, fingerprint, clock_timestamp() + %(window)s
@@ -69,11 +70,11 @@ WITH item AS (
     RETURNING event_id
 )
 INSERT INTO events_event (
-    id, organization_id, type, data, dedup_id, packed_request_id, trace, cloudevent, status, failed_attempts,
-    last_error, due_at, created_at
+    id, organization_id, type, data, dedup_id, packed_request_id, trace, cloudevent, channels, ordering_key,
+    status, failed_attempts, last_error, due_at, created_at
 )
 SELECT item.id, %(organization_id)s, item.type, item.data, item.dedup_id, %(request_id)s, item.trace, item.cloudevent,
-       'accepted', 0, '', t, t
+       string_to_array(item.channels, ','), item.ordering_key, 'accepted', 0, '', t, t
 FROM item, clock_timestamp() AS t
 WHERE item.dedup_id IS NULL OR item.id IN (SELECT event_id FROM claimed)
 """
@@ -127,6 +128,8 @@ def _insert(organization_id: uuid.UUID, event: NewEvent, origin: Origin) -> uuid
         "request_id": origin.request_id,
         "trace": event.trace or origin.trace,
         "cloudevent": event.cloudevent,
+        "channels": join(event.channels),
+        "ordering_key": event.ordering_key,
     }
     if event.dedup_id is not None:
         parameters |= {"dedup_id": event.dedup_id, "fingerprint": event.fingerprint(), "window": _window()}
@@ -160,6 +163,8 @@ def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent], origin:
                     "data": text_array(events[p].data for p in offered),
                     "dedup_ids": text_array(events[p].dedup_id for p in offered),
                     "fingerprints": bytes_array(fingerprints[p] for p in offered),
+                    "channels": text_array(join(events[p].channels) for p in offered),
+                    "ordering_keys": text_array(events[p].ordering_key for p in offered),
                     "window": _window(),
                     "request_id": origin.request_id,
                     "traces": text_array(events[p].trace or origin.trace for p in offered),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
@@ -39,6 +40,8 @@ class Event(models.Model):
     type = models.CharField(max_length=255)
     data = models.TextField()
     dedup_id = models.CharField(max_length=255, null=True, blank=True)
+    channels = ArrayField(models.CharField(max_length=128), null=True, blank=True)  # null for none
+    ordering_key = models.CharField(max_length=255, null=True, blank=True)
     status = models.CharField(max_length=10, choices=EventStatus.choices, default=EventStatus.ACCEPTED)
     failed_attempts = models.PositiveSmallIntegerField(default=0, help_text="Fan-outs that failed.")
     due_at = models.DateTimeField(db_default=Now(), help_text="When the fan-out is due.")
@@ -72,6 +75,12 @@ class Event(models.Model):
             ),
             models.Index(
                 fields=["organization", "created_at", "id"], condition=Q(status="error"), name="events_event_error"
+            ),
+            # For the fan-out, whether an earlier event of the key is still waiting for it.
+            models.Index(
+                fields=["organization", "ordering_key", "created_at", "id"],
+                condition=Q(status="accepted", ordering_key__isnull=False),
+                name="events_event_ordering",
             ),
             models.Index(fields=["dedup_id"], condition=Q(dedup_id__isnull=False), name="events_event_dedup_id"),
         ]

@@ -21,6 +21,7 @@ from core import json_text
 from core.json_body import depth_error, encoding_error
 from core.problems import Problem, invalid
 from core.suggestions import unknown_field
+from events.channels import channels_error
 
 MAX_TYPE_CHARACTERS = 255
 MAX_DEDUP_ID_CHARACTERS = 255
@@ -35,12 +36,14 @@ EVERYTHING = "*"
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_KNOWN = ("type", "data", "payload", "dedup_id")
+_KNOWN = ("type", "data", "payload", "dedup_id", "channels", "ordering_key")
 # Other names that people try for them.
 _HINTS = {
     **dict.fromkeys(("event", "event_type", "eventType", "name", "topic"), "type"),
     **dict.fromkeys(("body", "content", "message", "event_data"), "data"),
     **dict.fromkeys(("id", "event_id", "idempotency_key", "idempotencyKey", "deduplication_id"), "dedup_id"),
+    **dict.fromkeys(("orderingKey", "partition_key", "partitionKey", "key"), "ordering_key"),
+    "channel": "channels",
 }
 
 
@@ -64,12 +67,14 @@ class NewEvent:
     dedup_id: str | None
     cloudevent: str | None = None
     trace: str | None = None
+    channels: tuple[str, ...] = ()
+    ordering_key: str | None = None
 
     def fingerprint(self) -> bytes:
         """Return a SHA-256 that is the same for the same type and JSON value.
 
         Blank space and the order of members don't matter; a number counts by its digits, so that
-        two integers that a float can't tell apart stay different.
+        two integers that a float can't tell apart stay different.  Nor does the order of channels matter.
         """
         if "\\u0000" in self.data:
             value = json.loads(self.data, parse_int=_Digits, parse_float=_Digits)
@@ -78,6 +83,10 @@ class NewEvent:
         else:
             value = json.loads(self.data, parse_int=_marked, parse_float=_marked)
             canonical = json.dumps([self.type, value], sort_keys=True, separators=(",", ":"))
+        if self.channels:
+            canonical += f" channels {','.join(sorted(self.channels))}"
+        if self.ordering_key is not None:
+            canonical += f" ordering_key {json.dumps(self.ordering_key)}"
         return hashlib.sha256(canonical.encode()).digest()
 
 
@@ -128,7 +137,7 @@ def pattern_error(pattern: object) -> str | None:
     return None
 
 
-def _dedup_id_error(value: Any) -> str | None:
+def _name_error(value: Any) -> str | None:
     if not isinstance(value, str):
         return "must be a string"
     if not 1 <= len(value) <= MAX_DEDUP_ID_CHARACTERS:
@@ -158,8 +167,13 @@ def _errors(value: Any) -> list[tuple[str, str]]:
         errors.append(("/payload", "is another name for data; give one of the two"))
     elif "data" not in value and "payload" not in value:
         errors.append(("/data", "is required"))
-    if value.get("dedup_id") is not None and (reason := _dedup_id_error(value["dedup_id"])):
+    if value.get("dedup_id") is not None and (reason := _name_error(value["dedup_id"])):
         errors.append(("/dedup_id", reason))
+    if value.get("ordering_key") is not None and (reason := _name_error(value["ordering_key"])):
+        errors.append(("/ordering_key", reason))
+    if value.get("channels") is not None and (wrong := channels_error(value["channels"])) is not None:
+        position, reason = wrong
+        errors.append(("/channels" if position is None else f"/channels/{position}", reason))
     return errors
 
 
@@ -206,7 +220,13 @@ def parse(text: bytes) -> Parsed:
 def _build(parsed: Parsed) -> NewEvent:
     value = parsed.value
     data = parsed.member("data" if "data" in value else "payload")
-    return NewEvent(type=value["type"], data=data, dedup_id=value.get("dedup_id"))
+    return NewEvent(
+        type=value["type"],
+        data=data,
+        dedup_id=value.get("dedup_id"),
+        channels=tuple(dict.fromkeys(value.get("channels") or ())),
+        ordering_key=value.get("ordering_key"),
+    )
 
 
 def load(body: bytes, expected: str) -> Parsed:

@@ -19,7 +19,11 @@ from webhooks.destinations.outcome import Failure
 from webhooks.destinations.transform import TransformError
 from webhooks.models import Subscription
 from webhooks.outgoing import SingleOutgoing, endpoint_of
+from webhooks.routing.filters import Filter, FilterError, parse_data
 from webhooks.routing.matching import Matcher, SubscribedTypes
+
+# What keeps an event from a subscription, in the order in which it is looked at.
+MISMATCHES = ("event_types", "channels", "filter")
 
 # An expression may take some 50 ms of the web process.
 PER_MINUTE = 60
@@ -43,16 +47,19 @@ class PreviewedEvent:
     data: str
     trace: str | None = None
     cloudevent: str | None = None
+    channels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
     """What would become of the event.
 
+    mismatch: which of MISMATCHES keeps it from matching, None if it matches; mismatch_detail says why.
     exchange, body: the request; None if `failure` would keep it from being made, which `detail` explains.
     """
 
-    would_match: bool
+    mismatch: str | None
+    mismatch_detail: str
     format: str
     exchange: Exchange | None = None
     body: str | None = None
@@ -72,7 +79,9 @@ class Preview:
                 "body_bytes": self.exchange.body_bytes,
             }
         return {
-            "would_match": self.would_match,
+            "would_match": self.mismatch is None,
+            "mismatch": self.mismatch,
+            "mismatch_detail": self.mismatch_detail,
             "format": self.format,
             "request": request,
             "error": self.failure,
@@ -80,16 +89,17 @@ class Preview:
         }
 
 
-def preview(subscription: Subscription, event: PreviewedEvent, form: str, expression: str) -> Preview:
-    """Return what would become of the event, in the format `form`.  Raises TooManyPreviews.
+def preview(subscription: Subscription, event: PreviewedEvent, form: str, expression: str, conditions: Any) -> Preview:
+    """Return what would become of the event, in the format `form`, with `conditions` as the filter.
+
+    Raises TooManyPreviews.
 
     Whether the subscription is disabled or the organization would take the event doesn't matter.
     """
     decision = ratelimits.hit("previews", str(subscription.organization_id), PER_MINUTE)
     if not decision.allowed:
         raise TooManyPreviews(max(1, decision.reset_seconds))
-    wanted = SubscribedTypes(subscription.pk, tuple(subscription.event_types), subscription.is_active)
-    result = Preview(bool(Matcher([wanted]).match(event.type)), form)
+    result = Preview(*_mismatch(subscription, event, conditions), form)
     now = timezone.now()
     endpoint = endpoint_of(subscription, now)
     if endpoint.fault:
@@ -104,6 +114,25 @@ def preview(subscription: Subscription, event: PreviewedEvent, form: str, expres
         headers.append(("authorization", None))
     exchange = Exchange(endpoint.url, headers, len(body.content))
     return replace(result, exchange=exchange, body=body.content.decode(errors="replace"))
+
+
+def _mismatch(subscription: Subscription, event: PreviewedEvent, conditions: Any) -> tuple[str | None, str]:
+    """Return what keeps the event from matching, and why."""
+    wanted = SubscribedTypes(
+        subscription.pk, tuple(subscription.event_types), True, channels=frozenset(subscription.channels)
+    )
+    if not Matcher([wanted]).match(event.type):
+        return "event_types", "The subscription's event types don't want this type."
+    if not wanted.wants_channels(event.channels):
+        return "channels", "The event has none of the subscription's channels."
+    if conditions is not None:
+        try:
+            why_not = Filter(conditions).why_not(parse_data(event.data))
+        except FilterError as error:  # a stored one that can't be used: it wants nothing
+            why_not = f"The filter can't be used: /{'/'.join(error.path)} {error.reason}."
+        if why_not is not None:
+            return "filter", why_not
+    return None, ""
 
 
 def _outgoing(subscription: Subscription, event: PreviewedEvent, endpoint: Endpoint) -> SingleOutgoing:

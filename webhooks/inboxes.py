@@ -97,7 +97,7 @@ def _fill(subscription: Subscription, run_id: uuid.UUID) -> None:
                 subscription.organization_id, event_id, [subscription.pk], DeliveryStatus.PENDING, are_inboxes=True
             )
         with server_cursor() as cursor:
-            deliveries.insert(0.0, cursor)
+            deliveries.insert(0.0, cursor, cursor)
             deliveries.mark_queues(0.0, cursor)
     ends = time.monotonic() + FILL_SECONDS
     while time.monotonic() < ends:

@@ -40,6 +40,13 @@ ENCRYPTED = (
 )
 
 
+class OrderedOnFailure(models.TextChoices):
+    """What a delivery that has failed means for the later ones of its ordering key."""
+
+    SKIP = "skip"
+    BLOCK = "block"
+
+
 class Subscription(models.Model):
     """An endpoint's URL, the event types it wants, and the secret that signs its requests; or an inbox.
 
@@ -74,6 +81,9 @@ class Subscription(models.Model):
     )
     description = models.CharField(max_length=500, blank=True, default="")
     event_types = ArrayField(models.CharField(max_length=257))
+    channels = ArrayField(
+        models.CharField(max_length=128), default=list, blank=True, db_default=[], help_text="Empty for all events."
+    )
     encrypted_headers = models.TextField(blank=True, default="", editable=False)
     header_names = ArrayField(models.CharField(max_length=100), default=list, blank=True, editable=False)
     encrypted_secret = models.TextField(editable=False)
@@ -123,6 +133,25 @@ class Subscription(models.Model):
         db_default=False,
         editable=False,
         help_text="Made by an automation platform with `POST /api/hooks`: a 410 of its endpoint deletes it.",
+    )
+    filter = models.JSONField(
+        null=True, blank=True, help_text="Conditions on an event's data: `webhooks.routing.filters`. Empty for none."
+    )
+    ordered = models.BooleanField(
+        default=False, db_default=False, help_text="Events with an ordering key are sent one at a time and in order."
+    )
+    ordered_attempts = models.PositiveSmallIntegerField(
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(1), MaxValueValidator(100)],
+        help_text="Attempts after which a delivery with an ordering key fails. Leave empty for the retry schedule's.",
+    )
+    ordered_on_failure = models.CharField(
+        max_length=10,
+        choices=OrderedOnFailure.choices,
+        default=OrderedOnFailure.SKIP,
+        db_default=OrderedOnFailure.SKIP.value,
+        help_text="When a delivery has failed: “skip” goes on with its key, “block” waits until it is retried.",
     )
     max_in_flight = models.PositiveIntegerField(
         null=True,
@@ -216,6 +245,9 @@ class SubscriptionQueue(models.Model):
     needs_resync = models.BooleanField(
         default=False, help_text="Waiting deliveries don't have the status that fits the subscription yet."
     )
+    has_ordered = models.BooleanField(
+        default=False, db_default=False, help_text="It has had deliveries with an ordering key."
+    )
     has_backlog = models.BooleanField(
         default=False,
         db_default=False,
@@ -277,6 +309,9 @@ class Delivery(models.Model):
     subscription = models.ForeignKey(
         Subscription, on_delete=models.PROTECT, related_name="deliveries", db_index=False, db_constraint=False
     )
+    # Of an ordered subscription, if the event has a key: `webhooks.order`.  ordered_at: when the event was accepted.
+    ordering_key = models.CharField(max_length=255, null=True, editable=False)
+    ordered_at = models.DateTimeField(null=True, editable=False)
     status = models.CharField(max_length=10, choices=DeliveryStatus.choices, default=DeliveryStatus.PENDING)
     next_attempt_at = models.DateTimeField(null=True, db_default=Now())
     cause = models.CharField(max_length=10, choices=Cause.choices, default=Cause.SCHEDULE)
@@ -307,6 +342,22 @@ class Delivery(models.Model):
             ),
             models.Index(
                 fields=["lease_expires_at"], condition=Q(status="delivering"), name="webhooks_delivery_leased"
+            ),
+            # What an ordering key has to wait for.  Deliveries without a key are in neither.
+            models.Index(
+                fields=["subscription", "ordering_key", "ordered_at", "event"],
+                condition=Q(status__in=["pending", "delivering", "held"], ordering_key__isnull=False),
+                name="webhooks_delivery_ordered",
+            ),
+            models.Index(
+                fields=["subscription", "ordering_key"],
+                condition=Q(status="delivering", ordering_key__isnull=False),
+                name="webhooks_delivery_order_leased",
+            ),
+            models.Index(
+                fields=["subscription", "ordering_key", "ordered_at", "event"],
+                condition=Q(status="failed", ordering_key__isnull=False),
+                name="webhooks_delivery_order_failed",
             ),
             # What was fetched from an inbox and not acknowledged; `next_attempt_at` is when it may be fetched again.
             models.Index(

@@ -32,6 +32,7 @@ from django.db.models import (
 from django.db.models.functions import Coalesce, Greatest, Now
 
 from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription
+from webhooks.order import PARKED_FROM
 
 # --- deliveries -------------------------------------------------------------------------------------
 
@@ -62,7 +63,9 @@ def delivery_state(status: str, last_error: str) -> str:
 
 def next_attempt_at(delivery: Delivery) -> datetime.datetime | None:
     """Return when a delivery that waits for an attempt is due; None if none is planned."""
-    return delivery.next_attempt_at if delivery.status == DeliveryStatus.PENDING else None
+    if delivery.status != DeliveryStatus.PENDING or delivery.next_attempt_at is None:
+        return None
+    return delivery.next_attempt_at if delivery.next_attempt_at < PARKED_FROM else None
 
 
 def in_delivery_state(state: str) -> Q:
@@ -134,7 +137,9 @@ def with_state(rows: QuerySet[Subscription]) -> QuerySet[Subscription]:
     """
     active = Q(is_active=True, deleted_at=None)
     first_pending = (
-        Delivery.objects.filter(subscription_id=OuterRef("pk"), status=DeliveryStatus.PENDING)
+        Delivery.objects.filter(
+            subscription_id=OuterRef("pk"), status=DeliveryStatus.PENDING, next_attempt_at__lt=PARKED_FROM
+        )
         .order_by("next_attempt_at").values("next_attempt_at")[:1]
     )  # fmt: skip
     nothing = Value(None, DateTimeField())

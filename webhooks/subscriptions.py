@@ -26,6 +26,7 @@ from orgs.models import Organization
 from webhooks.credentials import Credentials, with_columns
 from webhooks.destinations.http.signing import SecretType, new_secret
 from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription, SubscriptionQueue
+from webhooks.order import unpark_forgotten
 from webhooks.signing_secrets import (
     MAX_PREVIOUS_SECRETS,
     SecretExists,
@@ -74,6 +75,11 @@ def create(
     uid: str | None = None,
     metadata: Mapping[str, Any] | None = None,
     is_hook: bool = False,
+    filter: Mapping[str, Any] | None = None,
+    channels: Sequence[str] = (),
+    ordered: bool = False,
+    ordered_attempts: int | None = None,
+    ordered_on_failure: str = "skip",
     **credentials: Unpack[Credentials],
 ) -> tuple[Subscription, str]:
     """Create a subscription; return it and its signing secret, which can't be read again and is empty for an inbox.
@@ -104,6 +110,11 @@ def create(
             uid=uid,
             metadata=metadata or {},
             is_hook=is_hook,
+            filter=filter,
+            channels=list(channels),
+            ordered=ordered,
+            ordered_attempts=ordered_attempts,
+            ordered_on_failure=ordered_on_failure,
         )
         SubscriptionQueue.objects.create(
             subscription=subscription,
@@ -124,7 +135,12 @@ def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
     with transaction.atomic():
         if "url" in fields:
             _reset_health(subscription.pk)
+        goes_on = fields.get("ordered_on_failure", subscription.ordered_on_failure) != subscription.ordered_on_failure
+        if goes_on:
+            _lock([subscription.pk])
         Subscription.objects.filter(pk=subscription.pk).update(**fields, updated_at=Now())
+        if goes_on:
+            unpark_forgotten(subscription.pk)
     subscription.refresh_from_db()
 
 

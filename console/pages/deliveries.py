@@ -135,8 +135,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
     )
     fields: ClassVar = (
         "id", "status_display", "result_display", "event_link", "subscription_link", "organization_link",
-        "attempt_count", "attempts_used", "trigger_display", "next_attempt_at", "lease_expires_at", "created_at",
-        "completed_at", "attempts_display", "data_display",
+        "attempt_count", "attempts_used", "trigger_display", "next_attempt_display", "ordering_key_display",
+        "lease_expires_at", "created_at", "completed_at", "attempts_display", "data_display",
     )  # fmt: skip
     actions = ("retry", "replay", "hold", "resume", "stop_host", "enable_host")
     object_actions = ("retry", "replay", "hold", "resume", "stop_host")
@@ -195,6 +195,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
     @admin.display(description="last result")
     def result_display(self, row: Delivery) -> str:
         return last_result(row)
+
+    @admin.display(description="ordering key")
+    def ordering_key_display(self, row: Delivery) -> str:
+        return short(row.ordering_key or "-", 255)
 
     @admin.display(description="next attempt")
     def next_attempt_display(self, row: Delivery) -> str:

@@ -53,7 +53,8 @@ class EventAdmin(ReadOnlyAdmin):
     sortable_by: ClassVar = ("time_display",)
     export_columns: ClassVar = {
         "id": "id", "created_at": "created_at", "organization": "organization__name", "type": "type",
-        "dedup_id": "dedup_id", "status": "status", "last_error": "last_error", "processed_at": "processed_at",
+        "dedup_id": "dedup_id", "channels": "channels", "ordering_key": "ordering_key", "status": "status",
+        "last_error": "last_error", "processed_at": "processed_at",
     }  # fmt: skip
     list_select_related = ("organization",)
     list_filter = (EventStatusFilter, SpanFilter, OrganizationFilter)
@@ -65,8 +66,8 @@ class EventAdmin(ReadOnlyAdmin):
     )
     fields: ClassVar = (
         "id", "organization_link", "type_display", "status_display", "error_full", "failed_attempts", "created_at",
-        "processed_at",
-        "due_at", "dedup_id_display", "request_id", "trace_display", "deliveries_display", "data_display",
+        "processed_at", "due_at", "dedup_id_display", "channels_display", "ordering_key_display", "request_id",
+        "trace_display", "deliveries_display", "data_display",
     )  # fmt: skip
     actions = ("reprocess", "replay")
     object_actions = ("reprocess", "replay")
@@ -94,6 +95,14 @@ class EventAdmin(ReadOnlyAdmin):
     @admin.display(description="dedup_id")
     def dedup_id_display(self, row: Event) -> str:
         return short(row.dedup_id or "-", 255)
+
+    @admin.display(description="channels")
+    def channels_display(self, row: Event) -> str:
+        return short(", ".join(row.channels or []), 1500) or "-"
+
+    @admin.display(description="ordering key")
+    def ordering_key_display(self, row: Event) -> str:
+        return short(row.ordering_key or "-", 255)
 
     @admin.display(description="trace")
     def trace_display(self, row: Event) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -82,7 +83,8 @@ class SubscriptionAdmin(BoundedAdmin):
     sortable_by: ClassVar = ("created_display",)
     export_columns: ClassVar = {
         "id": "id", "created_at": "created_at", "organization": "organization__name", "url": "url",
-        "event_types": "event_types", "description": "description", "is_active": "is_active",
+        "event_types": "event_types",
+        "channels": "channels", "filter": "filter", "description": "description", "is_active": "is_active",
         "disabled_at": "disabled_at", "disabled_reason": "disabled_reason", "failing_since": "queue__failing_since",
         "last_success_at": "queue__last_success_at", "deleted_at": "deleted_at",
     }  # fmt: skip
@@ -105,7 +107,8 @@ class SubscriptionAdmin(BoundedAdmin):
     change_form_template = "console/endpoint.html"
     delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
-        "organization", "url", "event_types_text", "description", "format", "transform", "max_in_flight",
+        "organization", "url", "event_types_text", "channels_text", "filter_text",
+        "description", "format", "transform", "ordered", "ordered_attempts", "ordered_on_failure", "max_in_flight",
         "deliveries_per_second", "headers_text", "remove_headers",
     )  # fmt: skip
     _status_fields = (
@@ -144,10 +147,14 @@ class SubscriptionAdmin(BoundedAdmin):
 
     # For those who may not change the subscription.
     _plain_fields = (
-        "organization_link", "url_full", "event_types_display", "description_full", "format", "transform_full",
+        "organization_link", "url_full", "event_types_display", "channels_display", "filter_display",
+        "description_full", "format", "transform_full", "ordered", "ordered_attempts", "ordered_on_failure",
         "max_in_flight", "deliveries_per_second", "signature_header_full",
     )  # fmt: skip
-    _plain_inbox_fields = ("organization_link", "url_full", "event_types_display", "description_full")
+    _plain_inbox_fields = (
+        "organization_link", "url_full", "event_types_display", "channels_display", "filter_display",
+        "description_full",
+    )  # fmt: skip
     _endpoint_status_fields = (
         "header_names_display", "secrets_display", "auth_type_display", "certificate_display",
     )  # fmt: skip
@@ -191,6 +198,14 @@ class SubscriptionAdmin(BoundedAdmin):
     @admin.display(description="transform")
     def transform_full(self, row: Subscription) -> str:
         return short(row.transform, 4096) or "-"
+
+    @admin.display(description="channels")
+    def channels_display(self, row: Subscription) -> str:
+        return short(", ".join(row.channels), 1500) or "-"
+
+    @admin.display(description="filter")
+    def filter_display(self, row: Subscription) -> str:
+        return "-" if row.filter is None else short(json.dumps(row.filter, ensure_ascii=False), 8192)
 
     @admin.display(description="event types")
     def event_types_display(self, row: Subscription) -> SafeString:

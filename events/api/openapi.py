@@ -8,6 +8,7 @@ from drf_spectacular.extensions import OpenApiSerializerExtension
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter
 
 from core.openapi import Schema
+from events.channels import MAX_CHANNELS, MAX_CHARACTERS, NAME
 from events.payload import EVENT_TYPE, MAX_DEDUP_ID_CHARACTERS, MAX_TYPE_CHARACTERS
 
 EVENT_ID = "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"
@@ -48,6 +49,20 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
                     "maxLength": MAX_DEDUP_ID_CHARACTERS,
                     "description": "Makes a retry safe: within 24 hours, the same id with the same "
                     "content is a duplicate, and with different content a conflict.",
+                },
+                "ordering_key": {
+                    "type": ["string", "null"],
+                    "minLength": 1,
+                    "maxLength": MAX_DEDUP_ID_CHARACTERS,
+                    "description": "Subscriptions that are `ordered` get the events of a key one at a time, in the "
+                    "order in which they were accepted.",
+                },
+                "channels": {
+                    "type": ["array", "null"],
+                    "maxItems": MAX_CHANNELS,
+                    "items": {"type": "string", "pattern": f"^{NAME.pattern}$", "maxLength": MAX_CHARACTERS},
+                    "description": "Names by which subscriptions choose, beside the type: a subscription with "
+                    "`channels` gets the event if they have one in common.",
                 },
             },
             "additionalProperties": False,

@@ -106,6 +106,8 @@ class EventOut(OutputSerializer):
     created_at = serializers.DateTimeField()
     processed_at = serializers.DateTimeField(allow_null=True)
     dedup_id = serializers.CharField(allow_null=True)
+    ordering_key = serializers.CharField(allow_null=True)
+    channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for none.")
     request_id = serializers.CharField(allow_null=True, help_text="The `X-Request-Id` of the request that sent it.")
     traceparent = serializers.CharField(
         allow_null=True, help_text="The `traceparent` of that request. Each attempt gets a span id of its own."
@@ -126,6 +128,7 @@ class EventOut(OutputSerializer):
     def to_representation(self, instance: Event) -> dict[str, Any]:
         """Return the event's members; those about a failure only if there was one."""
         shown = super().to_representation(instance)
+        shown["channels"] = shown["channels"] or []
         if not instance.last_error:
             del shown["error"], shown["failed_attempts"]
         return shown

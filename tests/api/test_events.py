@@ -39,7 +39,7 @@ def test_an_event_is_answered_with_its_id_and_where_to_read_it(api: Any) -> None
     assert shown == {
         "traceparent": None, "tracestate": None,
         "id": answer.json()["id"], "type": "order.created", "status": "accepted", "processed_at": None,
-        "dedup_id": None, "data": {"order": 1}, "deliveries": [],
+        "dedup_id": None, "ordering_key": None, "channels": [], "data": {"order": 1}, "deliveries": [],
     }  # fmt: skip
 
 

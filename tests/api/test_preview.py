@@ -182,3 +182,28 @@ def test_secrets_that_cannot_be_read_are_named(api: Any) -> None:
     Subscription.objects.update(encrypted_secret="nonsense")
     preview = shown(api, path, EVENT)
     assert (preview["request"], preview["error"]) == (None, "internal_error")
+
+
+def test_it_says_what_keeps_the_event_from_matching(api: ApiClient) -> None:
+    path = make(api, channels=["eu"], filter={"total": {"$gte": 100}})
+    event = {"type": "order.created", "data": {"total": 100}, "channels": ["eu"]}
+    for changes, expected in (
+        ({}, None),
+        ({"type": "invoice.created"}, "event_types"),
+        ({"channels": ["us"]}, "channels"),
+        ({"channels": []}, "channels"),
+        ({"data": {"total": 99}}, "filter"),
+        ({"data": {"total": [1] * 1001}}, "filter"),
+        ({"data": {"total": 99}, "filter": {"total": 99}}, None),
+        ({"data": 7, "filter": None}, None),
+        ({"filter": {"total": 99}}, "filter"),
+    ):
+        preview = shown(api, path, {**event, **changes})
+        assert (preview["mismatch"], preview["would_match"]) == (expected, expected is None), changes
+        assert bool(preview["mismatch_detail"]) is (expected is not None)
+        assert preview["request"], "what would be sent is shown in any case"
+    answer = api.post(path, {**event, "filter": {"total": {"$regex": ".*"}}})
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["pointer"] == "/filter/total/$regex"
+    stored = api.post("/api/events", {**event, "channels": ["us"]}).json()["id"]
+    assert shown(api, path, {"event_id": stored})["mismatch"] == "channels"

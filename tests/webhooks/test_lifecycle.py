@@ -31,6 +31,7 @@ from webhooks.dispatch.claim import claim
 from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.dispatch.record import record_each
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
+from webhooks.order import repair_order
 from webhooks.upkeep import recovery
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 
@@ -69,7 +70,7 @@ class Deliveries(RuleBasedStateMachine):
         self._undo = transaction.atomic()
         self._undo.__enter__()
         self.organization = Organization.objects.create(name="Stateful")
-        self.subs = [subscribe(self.organization), subscribe(self.organization)]
+        self.subs = [subscribe(self.organization, ordered=True), subscribe(self.organization)]
         self.workers: list[list[ClaimedDelivery]] = [[], []]
         self.lost: list[ClaimedDelivery] = []
         self.doing = "fan_out"
@@ -79,12 +80,12 @@ class Deliveries(RuleBasedStateMachine):
 
     # --- what happens -----------------------------------------------------------------------------
 
-    @rule(count=st.integers(1, 4))
-    def fan_out(self, count: int) -> None:
+    @rule(count=st.integers(1, 4), key=st.sampled_from([None, "a", "b"]))
+    def fan_out(self, count: int, key: str | None) -> None:
         self.doing = "fan_out"
         wanting = [sub.pk for sub in Subscription.objects.filter(deleted_at=None)]
         for _ in range(count):
-            event_id = ingest(self.organization.id, NewEvent("a.b", "{}", None)).event_id
+            event_id = ingest(self.organization.id, NewEvent("a.b", "{}", None, ordering_key=key)).event_id
             self.expected |= {(event_id, pk) for pk in wanting}
         while fan_out_batch(2):
             pass
@@ -98,7 +99,20 @@ class Deliveries(RuleBasedStateMachine):
         assert not held_by_others & {c.delivery_id for c in taken}, "claimed twice"
         closed = set(SubscriptionQueue.objects.filter(accepts_deliveries=False).values_list("pk", flat=True))
         assert not closed & {c.subscription_id for c in taken}, "claimed for a closed queue"
+        self.it_is_their_turn({c.delivery_id for c in taken})
         self.workers[worker] += taken
+
+    def it_is_their_turn(self, taken: set[uuid.UUID]) -> None:
+        """Of an ordering key, nothing is claimed beside another one, or before an earlier one is over."""
+        by_key: dict[str, list[Delivery]] = {}
+        unfinished = Delivery.objects.filter(ordering_key__isnull=False).exclude(status__in=SETTLED)
+        for delivery in unfinished.order_by("ordered_at", "event_id"):
+            assert delivery.subscription_id == self.subs[0].pk
+            by_key.setdefault(str(delivery.ordering_key), []).append(delivery)
+        for deliveries in by_key.values():
+            if taken & {delivery.pk for delivery in deliveries}:
+                assert [delivery.status for delivery in deliveries].count("delivering") == 1
+                assert deliveries[0].pk in taken
 
     @precondition(lambda self: any(self.workers))
     @rule(worker=st.integers(0, 1), count=st.integers(1, 4), good=st.booleans(), how=st.sampled_from(ANSWERS))
@@ -274,6 +288,7 @@ class Deliveries(RuleBasedStateMachine):
                     DeliveryAction.RESUME, Delivery.objects.filter(status="held").values_list("id", flat=True)
                 )
                 self.time_passes(36_000)
+                repair_order()  # as the sweep does: a delivery whose worker was lost too often is over
                 record_each([result(c) for c in claim(50).deliveries])
                 if not Delivery.objects.exclude(status__in=SETTLED).exists():
                     break

@@ -226,7 +226,7 @@ def test_accepting_an_event_or_a_batch_reads_no_history(history: History) -> Non
         "organization_ids": [caller.organization_id], "key_ids": [caller.key_id], "distinct_key_ids": [caller.key_id],
         "rates": [caller.events_per_minute], "catalogs": [caller.catalog_version],
         "scope": "events:write", "types": ["order.1"], "data": ["{}"],
-        "request_ids": [None], "traces": [None], "cloudevents": [None],
+        "request_ids": [None], "traces": [None], "cloudevents": [None], "channels": [None], "ordering_keys": [None],
         "window": datetime.timedelta(hours=1),
     }  # fmt: skip
     with _checked(history):

@@ -17,8 +17,8 @@ from events.models import Event
 from events.payload import parse_with_options
 from orgs.authentication import caller_of
 from orgs.models import Scope
-from webhooks.api.serializers import ExpressionField, FailureField, HeaderSerializer
-from webhooks.event_preview import Preview, PreviewedEvent, TooManyPreviews, preview
+from webhooks.api.serializers import ChannelsField, ExpressionField, FailureField, FilterField, HeaderSerializer
+from webhooks.event_preview import MISMATCHES, Preview, PreviewedEvent, TooManyPreviews, preview
 from webhooks.models import FORMATS, Subscription
 
 EXAMPLE = {"type": "order.created", "data": {"order": 4711}, "transform": "{text: join(' ', ['New:', type])}"}
@@ -31,6 +31,7 @@ class PreviewRequestSerializer(StrictSerializer):
     data = serializers.JSONField(  # type: ignore[assignment]
         required=False, help_text="The event's data, any JSON value."
     )
+    channels = ChannelsField(required=False, allow_null=True, help_text="The event's channels.")
     event_id = StrictCharField(
         max_length=36,
         required=False,
@@ -40,6 +41,9 @@ class PreviewRequestSerializer(StrictSerializer):
         choices=list(FORMATS),
         required=False,
         help_text="Try this format; without it, the subscription's, or `transform` if an expression is given.",
+    )
+    filter = FilterField(
+        required=False, allow_null=True, help_text="Try these conditions in place of the subscription's."
     )
     transform = ExpressionField(
         max_length=4096, required=False, help_text="Try this JMESPath expression in place of the subscription's."
@@ -59,7 +63,11 @@ class PreviewedRequestSerializer(serializers.Serializer[Any]):
 class PreviewSerializer(serializers.Serializer[Any]):
     """What would become of an event."""
 
-    would_match = serializers.BooleanField(help_text="Whether the subscription's `event_types` want the event's type.")
+    would_match = serializers.BooleanField(help_text="Whether the subscription wants the event.")
+    mismatch = serializers.ChoiceField(
+        choices=MISMATCHES, allow_null=True, help_text="Which of them doesn't want it, the first one; null for a match."
+    )
+    mismatch_detail = serializers.CharField()
     format = serializers.ChoiceField(choices=list(FORMATS), help_text="The format that was tried.")
     request = PreviewedRequestSerializer(allow_null=True, help_text="Null if `error` would keep it from being made.")
     error = FailureField(help_text="`transform_failed` if the expression fails for this event; null for a success.")
@@ -71,7 +79,7 @@ def make_preview(request: Request, subscription: Subscription) -> Preview:
     require_media_type(request.content_type, "application/json")
     # The expression, which comes beside the event, has the room of any other object.
     body = read_body(request._request, settings.MAX_EVENT_BYTES + MAX_OBJECT_BYTES)
-    new, options = parse_with_options(body, ("event_id", "format", "transform"), instead="event_id")
+    new, options = parse_with_options(body, ("event_id", "format", "transform", "filter"), instead="event_id")
     serializer = PreviewRequestSerializer(data=options)
     serializer.is_valid(raise_exception=True)
     tried = serializer.validated_data
@@ -80,11 +88,11 @@ def make_preview(request: Request, subscription: Subscription) -> Preview:
     if form == "transform" and not expression:
         raise invalid([("/transform", "is required for the format transform")])
     if new is not None:
-        event = PreviewedEvent(new_id(), new.type, timezone.now(), new.data)
+        event = PreviewedEvent(new_id(), new.type, timezone.now(), new.data, channels=new.channels)
     else:
         event = _stored(request, tried["event_id"])
     try:
-        return preview(subscription, event, form, expression)
+        return preview(subscription, event, form, expression, tried.get("filter", subscription.filter))
     except TooManyPreviews as error:
         raise Problem("too_many_previews", str(error), headers={"Retry-After": str(error.retry_after)}) from None
 
@@ -101,4 +109,6 @@ def _stored(request: Request, text: str) -> PreviewedEvent:
         raise invalid([("/event_id", "is not an event of your organization")])
     if row.is_erased:
         raise invalid([("/event_id", "is an event whose payload was erased")])
-    return PreviewedEvent(row.pk, row.type, row.created_at, row.data, row.trace, row.cloudevent)
+    return PreviewedEvent(
+        row.pk, row.type, row.created_at, row.data, row.trace, row.cloudevent, tuple(row.channels or ())
+    )

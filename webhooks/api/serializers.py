@@ -11,6 +11,8 @@ from operator import attrgetter
 from typing import Any, Literal
 
 from django.conf import settings
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from core.query import ParameterError
@@ -23,6 +25,7 @@ from core.serializers import (
     StrictSerializer,
     validate_plain_text,
 )
+from events.channels import MAX_CHANNELS, channels_error
 from events.payload import pattern_error
 from webhooks import endpoint_test, subscriptions
 from webhooks.api.credentials import (
@@ -40,7 +43,17 @@ from webhooks.endpoint_test import EndpointTest
 from webhooks.inboxes import MAX_NAME as MAX_INBOX_NAME
 from webhooks.inboxes import NAME as INBOX_NAME
 from webhooks.inboxes import NAME_RULE as INBOX_NAME_RULE
-from webhooks.models import FORMATS, BulkRun, Cause, Delivery, DeliveryAttempt, DestinationKind, Subscription
+from webhooks.models import (
+    FORMATS,
+    BulkRun,
+    Cause,
+    Delivery,
+    DeliveryAttempt,
+    DestinationKind,
+    OrderedOnFailure,
+    Subscription,
+)
+from webhooks.routing.filters import FilterError, check_filter
 from webhooks.signing_secrets import stored_secrets
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
 
@@ -93,6 +106,19 @@ class EventTypesField(serializers.Field[list[str], Any, list[str], Any]):
         return list(value)
 
 
+class ChannelsField(serializers.ListField):
+    """Names of channels."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(child=serializers.CharField(max_length=128), max_length=MAX_CHANNELS, **options)
+
+    def to_internal_value(self, data: Any) -> list[str]:
+        if (wrong := channels_error(data)) is not None:
+            position, reason = wrong
+            raise serializers.ValidationError([reason] if position is None else {str(position): [reason]})
+        return list(dict.fromkeys(data))
+
+
 class ExpressionField(StrictCharField):
     """A JMESPath expression, or nothing."""
 
@@ -104,6 +130,21 @@ class ExpressionField(StrictCharField):
             except TransformError as error:
                 raise serializers.ValidationError(str(error)) from None
         return text
+
+
+@extend_schema_field(OpenApiTypes.OBJECT)
+class FilterField(serializers.JSONField):
+    """The conditions of a payload filter; an empty object is none."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        try:
+            check_filter(data)
+        except FilterError as error:
+            detail: Any = [error.reason]
+            for name in reversed(error.path):
+                detail = {name: detail}
+            raise serializers.ValidationError(detail) from None
+        return data or None
 
 
 class UrlField(StrictCharField):
@@ -155,10 +196,11 @@ URL_HELP = (
     "`https://xn--bcher-kva.example`), and other non-ASCII characters are percent-encoded. The response shows "
     "the stored URL, and its path and query are what requests use, byte for byte."
 )
+ORDERING = ("ordered", "ordered_attempts", "ordered_on_failure")
 # What an inbox doesn't have.
 ONLY_OF_ENDPOINTS = (
     "url", "headers", "max_in_flight", "deliveries_per_second", "format", "transform", "secret", "secret_type", "auth",
-    "client_certificate", "signature_header",
+    "client_certificate", "signature_header", *ORDERING,
 )  # fmt: skip
 NOT_OF_INBOXES = "an inbox has none: nothing is sent to it"
 
@@ -196,6 +238,34 @@ class SubscriptionChangeSerializer(StrictSerializer):
         help_text=URL_HELP,
     )
     event_types = EventTypesField()
+    filter = FilterField(
+        required=False,
+        allow_null=True,
+        help_text='Only events whose data meets these conditions: `{"customer": {"country": "DE"}, "total": '
+        '{"$gte": 100}}`. Operators: `$eq`, `$neq`, `$in`, `$nin`, `$gt`, `$gte`, `$lt`, `$lte`, `$startsWith`, '
+        "`$endsWith`, `$exist`, `$and`, `$or`, `$not`. Null for all events of the types.",
+    )
+    channels = ChannelsField(
+        required=False, help_text="Only events that have one of these channels. Empty for all events."
+    )
+    ordered = StrictBooleanField(
+        required=False,
+        help_text="Send events that have the same `ordering_key` one at a time, in the order in which they were "
+        "accepted. Other keys don't wait.",
+    )
+    ordered_attempts = StrictIntegerField(
+        min_value=1,
+        max_value=100,
+        required=False,
+        allow_null=True,
+        help_text="After so many attempts, a delivery with an ordering key is `failed`. Null for the retry schedule's.",
+    )
+    ordered_on_failure = serializers.ChoiceField(
+        choices=OrderedOnFailure.values,
+        required=False,
+        help_text="When a delivery with an ordering key has failed: `skip` goes on with the next one, `block` keeps "
+        "the key waiting until the failed one is retried successfully.",
+    )
     description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
     uid = StrictCharField(
         max_length=255,
@@ -369,6 +439,11 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     inbox = TextOrNullField(help_text="The inbox's name; null for an endpoint.")
     url = EndpointUrlField(help_text="Null for an inbox.")
     event_types = serializers.ListField(child=serializers.CharField())
+    channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for all events.")
+    ordered = serializers.BooleanField(help_text="Whether events with an ordering key are sent in order.")
+    ordered_attempts = serializers.IntegerField(allow_null=True)
+    ordered_on_failure = serializers.ChoiceField(choices=OrderedOnFailure.values)
+    filter = FilterField(allow_null=True, help_text="Null for all events of these types.")
     description = serializers.CharField()
     uid = serializers.CharField(allow_null=True, help_text="Your own id for it; null if it has none.")
     metadata = MetadataField(help_text="What you keep with it.")
@@ -578,7 +653,11 @@ class DeliverySerializer(serializers.Serializer[Delivery]):
         help_text="`pending` waits for its first attempt, `retrying` failed and waits for another one."
     )
     attempt_count = serializers.IntegerField()
-    next_attempt_at = NextAttemptField(help_text="When the next attempt is due; null if none is planned.")
+    next_attempt_at = NextAttemptField(
+        help_text="When the next attempt is due; null if none is planned, or if it waits for an earlier delivery of "
+        "its ordering key."
+    )
+    ordering_key = serializers.CharField(allow_null=True, help_text="The event's, if the subscription is `ordered`.")
     last_status_code = serializers.IntegerField(allow_null=True)
     last_error = FailureField()
     completed_at = serializers.DateTimeField(allow_null=True)

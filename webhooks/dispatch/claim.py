@@ -20,10 +20,12 @@ from psycopg.rows import class_row
 
 from core.db import KEEP_PLANS_WITHOUT_WAITING, in_transaction, pipelined, server_cursor
 from core.ids import new_id
+from webhooks import order
 from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
 from webhooks.dispatch import rate_limit
 from webhooks.dispatch.allocation import limit_hosts, share_between_organizations, share_out
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
+from webhooks.order import MUST_WAIT
 
 # A claim looks at no more queues than this; the next one goes on with the others.
 QUEUES_AT_A_TIME = 200
@@ -99,6 +101,7 @@ SELECT q.subscription_id, q.organization_id,
        extract(epoch FROM clock_timestamp())::float8 AS now,
        s.url, s.encrypted_headers, s.encrypted_secret, s.format, s.transform,
        s.encrypted_auth, s.encrypted_client_certificate, s.signature_header,
+       q.has_ordered, s.ordered_attempts, s.ordered_on_failure = 'block' AS blocks_on_failure,
        {PREVIOUS_SECRETS} AS encrypted_previous_secrets, {KEEPS_EXCHANGES} AS keeps_exchanges,
        (SELECT count(*) FROM due) AS due_queues
 FROM due JOIN webhooks_subscriptionqueue q ON q.subscription_id = due.subscription_id
@@ -131,6 +134,9 @@ class _DueQueue:
     encrypted_auth: str
     encrypted_client_certificate: str
     signature_header: str
+    has_ordered: bool
+    ordered_attempts: int | None
+    blocks_on_failure: bool
     due_queues: int
 
 
@@ -164,13 +170,21 @@ WITH picked AS (
     WHERE d.id = ANY (ARRAY (SELECT id FROM picked))
       AND d.id >= (SELECT id FROM picked ORDER BY id LIMIT 1)
       AND d.id <= (SELECT id FROM picked ORDER BY id DESC LIMIT 1)
-    RETURNING d.id, d.subscription_id, d.attempts_used, d.cause, d.event_id
+    RETURNING d.id, d.subscription_id, d.attempts_used, d.cause, d.event_id, d.ordering_key
 )
 SELECT l.id AS delivery_id, l.subscription_id, l.attempts_used, l.cause, e.id AS event_id, e.type AS event_type,
        e.created_at AS event_created_at, e.data AS event_data, e.packed_request_id AS event_request_id,
-       e.trace AS event_trace, e.cloudevent AS event_cloudevent
+       e.trace AS event_trace, e.cloudevent AS event_cloudevent, l.ordering_key
 FROM leased l CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = l.event_id LIMIT 1) AS e
 """
+
+# The same where queues have deliveries with ordering keys: without those that have to wait for an earlier one.
+_READ_DUE = "SELECT id FROM webhooks_delivery\n        WHERE subscription_id"
+_READ_FIRST = f"SELECT id FROM webhooks_delivery d\n        WHERE NOT {MUST_WAIT} AND subscription_id"  # noqa: S608
+LEASE_IN_ORDER = LEASE_DELIVERIES.replace(
+    "%(quotas)s::int[]) AS q(subscription_id, quota)",
+    "%(quotas)s::int[], %(blocks)s::bool[]) AS q(subscription_id, quota, blocks_on_failure)",
+).replace(_READ_DUE, _READ_FIRST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +202,19 @@ class _LeasedDelivery:
     event_request_id: bytes | None
     event_trace: str | None
     event_cloudevent: str | None
+    ordering_key: str | None
 
 
-# A queue that gave all that was asked may have more due; only one that ran dry needs a look at the index.
+# A queue that gave all that was asked may have more due; only one that ran dry needs a look at the index.  One with
+# ordering keys stays with the process that has its backlog while anything waits: that process records the results which
+# let the next ones go, and looks for them at once.
 _UPDATE_CLAIMED_QUEUES = """
 UPDATE webhooks_subscriptionqueue q
 SET in_flight = q.in_flight + v.taken,
     last_claimed_at = clock_timestamp(),
-    has_backlog = v.taken >= v.quota,
+    has_backlog = v.taken >= v.quota OR (q.has_ordered AND q.has_backlog AND EXISTS (
+        SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = q.subscription_id AND d.status = 'pending'
+    )),
     rate_reserved_until = to_timestamp(v.reserved_until),
     next_due_at = CASE
         WHEN v.wait_until IS NOT NULL THEN to_timestamp(v.wait_until)
@@ -223,6 +242,9 @@ class _Turn:
     quota: int = 0
     taken: int = 0
     wait_until: float | None = None
+    has_ordered: bool = False
+    ordered_attempts: int | None = None
+    blocks_on_failure: bool = False
 
     @property
     def is_exhausted(self) -> bool:
@@ -304,11 +326,22 @@ def _turn(row: _DueQueue) -> _Turn:
         signature_header=row.signature_header,
     )
     rate = row.deliveries_per_second
-    if rate is None:
-        return _Turn(row.subscription_id, row.organization_id, endpoint, row.room, None, None, row.keeps_exchanges)
-    reserved_until = row.rate_reserved_until or 0.0
-    room = max(0, min(row.room, rate_limit.allowed_now(rate, reserved_until, row.now)))
-    return _Turn(row.subscription_id, row.organization_id, endpoint, room, rate, reserved_until, row.keeps_exchanges)
+    room, reserved_until = row.room, None
+    if rate is not None:
+        reserved_until = row.rate_reserved_until or 0.0
+        room = max(0, min(row.room, rate_limit.allowed_now(rate, reserved_until, row.now)))
+    return _Turn(
+        row.subscription_id,
+        row.organization_id,
+        endpoint,
+        room,
+        rate,
+        reserved_until,
+        row.keeps_exchanges,
+        has_ordered=row.has_ordered,
+        ordered_attempts=row.ordered_attempts,
+        blocks_on_failure=row.blocks_on_failure,
+    )
 
 
 def _allocate(turns: Sequence[_Turn], limit: int, occupancy: Occupancy | None) -> None:
@@ -336,13 +369,18 @@ def _lease(
     """Lease each turn's due deliveries, up to its quota, and count them."""
     served: Mapping[uuid.UUID, _Turn] = {turn.subscription_id: turn for turn in turns if turn.quota}
     lease_id = new_id()
+    ordered = [turn for turn in served.values() if turn.has_ordered]
+    if ordered:
+        queues = [turn.subscription_id for turn in ordered]
+        order.park(queues, [turn.blocks_on_failure for turn in ordered], cursor)
     cursor.execute(
-        LEASE_DELIVERIES,
+        LEASE_IN_ORDER if ordered else LEASE_DELIVERIES,
         {
             "queues": list(served),
             "quotas": [turn.quota for turn in served.values()],
             "lease": lease_id,
             "lease_seconds": lease_seconds,
+            **({"blocks": [turn.blocks_on_failure for turn in served.values()]} if ordered else {}),
         },
     )
     deliveries = []
@@ -366,6 +404,7 @@ def _lease(
                 row.event_trace,
                 turn.keeps_exchanges,
                 row.event_cloudevent,
+                turn.ordered_attempts if row.ordering_key is not None else None,
             )
         )
     return deliveries

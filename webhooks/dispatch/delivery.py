@@ -16,7 +16,7 @@ class ClaimedDelivery:
     """A delivery that is this worker's to send until its lease ends.  event_data: the producer's JSON text.
 
     event_request_id, event_trace: as `events.origin` stores them.  keeps_exchange: the organization wants exchanges
-    kept.
+    kept.  most_attempts: fewer than the retry schedule allows.
     """
 
     delivery_id: uuid.UUID
@@ -34,6 +34,7 @@ class ClaimedDelivery:
     event_trace: str | None = None
     keeps_exchange: bool = True
     event_cloudevent: str | None = None
+    most_attempts: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from psycopg.rows import class_row
 
 from core.db import KEEP_PLANS, in_transaction, is_transient, pipelined, server_cursor
 from core.encryption import Sealer
+from webhooks import order
 from webhooks.destinations.exchange import seal_exchange
 from webhooks.destinations.outcome import Outcome
 from webhooks.dispatch.attempt_log import LATE, LoggedAttempt, count_attempts, log_attempt
@@ -28,6 +29,8 @@ log = structlog.get_logger()
 
 # For the one thread that records.
 _sealer = Sealer()
+
+FINISHED = {DeliveryStatus.DELIVERED, DeliveryStatus.FAILED, DeliveryStatus.CANCELLED}
 
 GONE = "The endpoint returned 410 Gone."
 
@@ -56,7 +59,8 @@ WITH result AS (
     FROM result r, webhooks_delivery b,
          LATERAL (SELECT CASE WHEN b.status = 'delivering' AND b.lease_id = r.lease_id THEN 1 ELSE 0 END AS one) AS own
     WHERE d.id = r.delivery_id AND b.id = d.id
-    RETURNING d.id, d.subscription_id, d.attempt_count, own.one = 1 AS held_lease, d.status, d.next_attempt_at
+    RETURNING d.id, d.subscription_id, d.attempt_count, own.one = 1 AS held_lease, d.status, d.next_attempt_at,
+        d.ordering_key
 ), kept AS (
     INSERT INTO webhooks_deliveryattempt (
         delivery_id, number, cause, started_at, duration_ms, status_code, error, error_detail, response_body,
@@ -67,7 +71,7 @@ WITH result AS (
     FROM result r JOIN changed ON changed.id = r.delivery_id
 )
 SELECT id AS delivery_id, subscription_id, attempt_count AS number, held_lease, status,
-       extract(epoch FROM next_attempt_at)::float8 AS next_attempt_at
+       extract(epoch FROM next_attempt_at)::float8 AS next_attempt_at, ordering_key
 FROM changed
 """
 
@@ -82,6 +86,7 @@ class _RecordedAttempt:
     held_lease: bool
     status: str
     next_attempt_at: float | None
+    ordering_key: str | None
 
 
 _UPDATE_QUEUES = """
@@ -263,6 +268,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         server_cursor(class_row(_RecordedAttempt)) as recording,
         server_cursor() as updating,
         server_cursor() as counting,
+        server_cursor() as ordering,
         pipelined(),
     ):
         updating.execute(KEEP_PLANS)
@@ -273,11 +279,14 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         by_delivery = {result.delivery.delivery_id: result for result in results}
         attempts = []
         late, failed = set(), set()
+        finished: set[tuple[uuid.UUID, str]] = set()  # with the ordering key
         for row in recording.fetchall():
             queues[row.subscription_id].count_row(row)
             attempts.append(_logged(by_delivery[row.delivery_id], row))
             if row.held_lease:
                 in_time.add(row.delivery_id)
+                if row.ordering_key is not None and row.status in FINISHED:
+                    finished.add((row.subscription_id, row.ordering_key))
                 if row.status == DeliveryStatus.FAILED:
                     failed.add(row.delivery_id)
             else:
@@ -287,6 +296,9 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
             timely = [result for result in queue_results if result.delivery.delivery_id in in_time]
             queues[subscription_id].count_results(timely, policy)
         updating.execute(_UPDATE_QUEUES, _queue_columns(queues))
+        following = order.unpark(finished, ordering) if finished else set()
+        if following:
+            mark_due(following, cursor=updating)
         counting.execute(ADD_ATTEMPTS, attempt_columns(by_queue, late, failed))
     disabled = {}
     for key, update in queues.items():
@@ -296,6 +308,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
             else:
                 _go_on(key, by_queue[key])
     made_room = any(update.queue.is_full for update in queues.values()) or any(delay == 0 for _, delay in steps)
+    made_room = made_room or bool(following)
     return disabled, made_room, attempts
 
 
@@ -310,7 +323,7 @@ def _next_step(result: AttemptResult, queue: LockedQueue) -> tuple[DeliveryStatu
     """Return the delivery's next status and, if it is tried again, the seconds until then."""
     attempts_used = result.delivery.attempts_used + 1
     schedule = settings.DELIVERY_RETRY_SCHEDULE
-    step = decide_next_step(result.outcome, attempts_used, schedule)
+    step = decide_next_step(result.outcome, attempts_used, schedule[: result.delivery.most_attempts])
     if step is NextStep.DELIVERED:
         return DeliveryStatus.DELIVERED, None
     if queue.is_deleted:

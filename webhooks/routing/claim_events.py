@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -31,9 +32,10 @@ WITH RECURSIVE waiting AS (
 ), turn AS (
     SELECT organization_id FROM waiting WHERE organization_id IS NOT NULL
 )
-SELECT e.id, e.organization_id, e.type, (SELECT count(*) FROM turn) AS organizations
+SELECT e.id, e.organization_id, e.type, e.channels, e.ordering_key, e.created_at,
+       (SELECT count(*) FROM turn) AS organizations
 FROM turn CROSS JOIN LATERAL (
-    SELECT id, organization_id, type FROM events_event
+    SELECT id, organization_id, type, channels, ordering_key, created_at FROM events_event
     WHERE organization_id = turn.organization_id AND status = 'accepted'
       AND due_at <= statement_timestamp() - make_interval(secs => %(waited)s)
     ORDER BY created_at, id LIMIT greatest(1, %(events)s / (SELECT count(*) FROM turn))
@@ -49,6 +51,9 @@ class AcceptedEvent:
     id: uuid.UUID
     organization_id: uuid.UUID
     type: str
+    channels: Sequence[str] | None = None
+    ordering_key: str | None = None
+    created_at: datetime.datetime | None = None
     organizations: int = 1
 
 

@@ -15,11 +15,12 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from django.conf import settings
 
-from core.arrays import plain_array
+from core.arrays import plain_array, text_array
 from core.db import KEEP_PLANS_WITHOUT_WAITING, in_transaction, is_transient, pipelined, server_cursor
 from core.metrics.kinds import Counter as CounterMetric
 from webhooks.destinations.inbox.arrivals import announce_arrivals
@@ -28,6 +29,7 @@ from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_c
 from webhooks.routing.hand_over import HandOver
 from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.matching import SubscribedTypes
+from webhooks.routing.selection import Wanting, select
 from webhooks.routing.subscribers import Subscribers
 from webhooks.tracing import trace_fan_out
 
@@ -67,6 +69,22 @@ UPDATE events_event SET
     due_at = clock_timestamp() + make_interval(secs => least(60, power(2, failed_attempts)))
 WHERE id = %(id)s AND status = 'accepted'
 RETURNING status
+"""
+
+
+# Events that have to wait for an earlier one of their ordering key, which this transaction doesn't have in hand.
+PUT_OFF = """
+UPDATE events_event SET due_at = clock_timestamp() + interval '100 ms'
+WHERE id = ANY (ARRAY (
+    SELECT k.id FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(keys)s::text[], %(times)s::timestamptz[])
+        AS k(id, organization_id, key, created_at)
+    WHERE EXISTS (
+        SELECT 1 FROM events_event e
+        WHERE e.organization_id = k.organization_id AND e.ordering_key = k.key AND e.status = 'accepted'
+          AND (e.created_at, e.id) < (k.created_at, k.id) AND e.id <> ALL (%(chosen)s::uuid[])
+    )
+))
+RETURNING id
 """
 
 
@@ -183,31 +201,56 @@ class FanOut:
         Returns the events that were processed, and the deliveries that were not handed over.
         """
         matchers = self._subscribers.matchers({event.organization_id for event in events})
-        wanting = {
-            event.id: matchers[event.organization_id].match(event.type) if event.organization_id in matchers else []
-            for event in events
-        }
+        wanting = select(events, matchers, self._overdue)
+        events = [event for event in events if event.id in wanting]
         chosen = choose_events(
             events, {event_id: len(found) for event_id, found in wanting.items()}, self._deliveries, self._overdue
         )
+        chosen = self._in_order(chosen, wanting)
+        if not chosen:
+            return [], NewDeliveries()
         wanted = sum(len(wanting[event.id]) for event in chosen)
         pending, handed_over = self._divide(chosen, wanting, hand_over)
         delay = settings.DELIVERY_RETRY_SCHEDULE[0]
-        with server_cursor() as inserting, server_cursor() as other:
+        with server_cursor() as inserting, server_cursor() as ordering, server_cursor() as other:
             with pipelined():
                 if hand_over is not None and len(handed_over):
                     hand_over.insert(handed_over)
-                pending.insert(delay, inserting)
+                pending.insert(delay, inserting, ordering)
                 ids = [event.id for event in chosen]
                 bounds = {"least": min(ids), "greatest": max(ids)}
                 other.execute(MARK_PROCESSED, {"ids": plain_array(ids), **bounds})
                 pending.mark_queues(delay, other)
-            inserted = inserting.rowcount if len(pending) else 0  # a closed cursor has forgotten it
+            inserted = pending.inserted(inserting, ordering)  # a closed cursor has forgotten it
             if hand_over is not None and len(handed_over):
                 inserted += hand_over.inserted()
         # If all were inserted, every delivery is new; if not, only a round of one event can tell whose weren't.
         new = not wanted or inserted == wanted or len(chosen) > 1
         return [_Processed(event, new or not wanting[event.id]) for event in chosen], pending
+
+    @staticmethod
+    def _in_order(chosen: list[AcceptedEvent], wanting: Wanting) -> list[AcceptedEvent]:
+        """Return the events without those that have to wait for an earlier one with the same ordering key.
+
+        Another worker may have that one in hand, or its fan-out has failed and is tried again.
+        """
+        keyed = [
+            event
+            for event in chosen
+            if event.ordering_key is not None and any(one.is_ordered for one in wanting[event.id])
+        ]
+        if not keyed:
+            return chosen
+        with server_cursor() as cursor:
+            parameters = {
+                "ids": plain_array(event.id for event in keyed),
+                "organizations": plain_array(event.organization_id for event in keyed),
+                "keys": text_array(event.ordering_key for event in keyed),
+                "times": [event.created_at for event in keyed],
+                "chosen": plain_array(event.id for event in chosen),
+            }
+            waiting = {row[0] for row in cursor.execute(PUT_OFF, parameters).fetchall()}
+        return [event for event in chosen if event.id not in waiting]
 
     @staticmethod
     def _divide(
@@ -219,8 +262,20 @@ class FanOut:
         places: dict[uuid.UUID, int] = {}
         if hand_over is not None:
             all_wanted = [one for event in chosen for one in wanting[event.id]]
-            active = Counter(one.subscription_id for one in all_wanted if one.is_active and not one.is_inbox)
-            others = {one.subscription_id for one in all_wanted if not one.is_active or one.is_inbox}
+            # A delivery with an ordering key is claimed: only under the lock of its queue is its turn known.
+            in_order = {
+                one.subscription_id
+                for event in chosen
+                if event.ordering_key is not None
+                for one in wanting[event.id]
+                if one.is_ordered
+            }
+            active = Counter(
+                one.subscription_id
+                for one in all_wanted
+                if one.is_active and not one.is_inbox and one.subscription_id not in in_order
+            )
+            others = {one.subscription_id for one in all_wanted} - active.keys()
             places = hand_over.choose(active, others)
         pending, handed_over = NewDeliveries(), NewDeliveries()
         for event in chosen:
@@ -231,7 +286,12 @@ class FanOut:
             held_inboxes: list[uuid.UUID] = []
             for subscription in wanting[event.id]:
                 subscription_id = subscription.subscription_id
-                if not subscription.is_active:
+                if subscription.is_ordered and event.ordering_key is not None and event.created_at is not None:
+                    status: Any = DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
+                    pending.add_ordered(
+                        event.organization_id, event.id, subscription_id, status, event.ordering_key, event.created_at
+                    )
+                elif not subscription.is_active:
                     (held_inboxes if subscription.is_inbox else held).append(subscription_id)
                 elif places.get(subscription_id, 0) > 0:
                     places[subscription_id] -= 1

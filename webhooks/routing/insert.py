@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,10 @@ from typing import Literal
 
 import psycopg
 
-from core.arrays import plain_array
+from core.arrays import plain_array, text_array
 from core.ids import derive_ids
 from webhooks.models import DeliveryStatus
+from webhooks.order import PARKED_UNTIL, UNFINISHED
 from webhooks.queues import lock_only, mark_due, mark_held
 
 # The ORM can't insert from arrays, which is what makes a thousand deliveries one cheap statement.  A delivery that
@@ -36,6 +38,58 @@ _INSERT_ALSO_FOR_INBOXES = _INSERT.format(
 )
 
 
+# For those with an ordering key, under the locks of their queues: one that has to wait is parked (`webhooks.order`).
+INSERT_ORDERED = f"""
+WITH new AS (
+    SELECT d.*, row_number() OVER (PARTITION BY subscription_id, key ORDER BY ordered_at, event_id) AS number
+    FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[],
+                %(statuses)s::text[], %(keys)s::text[], %(times)s::timestamptz[])
+             AS d(id, organization_id, event_id, subscription_id, status, key, ordered_at)
+    WHERE (SELECT true FROM webhooks_delivery AS existing WHERE existing.id = d.id LIMIT 1) IS NULL
+)
+INSERT INTO webhooks_delivery (
+    id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
+    attempts_used, attempt_count, last_error, created_at, ordering_key, ordered_at
+)
+SELECT id, organization_id, event_id, subscription_id, status,
+       CASE WHEN status = 'pending' AND (number > 1 OR EXISTS (
+           SELECT 1 FROM webhooks_delivery b
+           WHERE b.subscription_id = new.subscription_id AND b.ordering_key = new.key
+             AND b.status IN {UNFINISHED} AND (b.ordered_at, b.event_id) < (new.ordered_at, new.event_id)
+       )) THEN %(until)s ELSE t + make_interval(secs => %(delay)s) END,
+       'schedule', 0, 0, '', t, key, ordered_at
+FROM new, clock_timestamp() AS t
+"""  # noqa: S608 - a constant of ours
+HAS_ORDERED = """
+UPDATE webhooks_subscriptionqueue SET has_ordered = true WHERE subscription_id = ANY(%s::uuid[]) AND NOT has_ordered
+"""
+
+
+@dataclass
+class _Ordered:
+    """The columns of deliveries with an ordering key."""
+
+    ids: list[str] = field(default_factory=list)
+    organizations: list[str] = field(default_factory=list)
+    events: list[str] = field(default_factory=list)
+    subscriptions: list[str] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    times: list[str] = field(default_factory=list)
+
+    def columns(self) -> dict[str, str]:
+        """Return the arrays that a statement inserts them from."""
+        return {
+            "ids": plain_array(self.ids),
+            "organizations": plain_array(self.organizations),
+            "events": plain_array(self.events),
+            "subscriptions": plain_array(self.subscriptions),
+            "statuses": plain_array(self.statuses),
+            "keys": text_array(self.keys),
+            "times": plain_array(self.times),
+        }
+
+
 @dataclass
 class NewDeliveries:
     """Deliveries that are about to be inserted, as columns of text."""
@@ -49,9 +103,10 @@ class NewDeliveries:
     inboxes: set[uuid.UUID] = field(default_factory=set)  # those that are active
     has_inbox: bool = False  # also one that is disabled
     held: set[uuid.UUID] = field(default_factory=set)
+    ordered: _Ordered = field(default_factory=_Ordered)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.ids) + len(self.ordered.keys)
 
     def add(
         self,
@@ -73,6 +128,26 @@ class NewDeliveries:
         active = self.inboxes if are_inboxes else self.due
         (active if status == DeliveryStatus.PENDING else self.held).update(subscription_ids)
 
+    def add_ordered(
+        self,
+        organization_id: uuid.UUID,
+        event_id: uuid.UUID,
+        subscription_id: uuid.UUID,
+        status: Literal[DeliveryStatus.PENDING, DeliveryStatus.HELD],
+        key: str,
+        accepted_at: datetime.datetime,
+    ) -> None:
+        """Add a delivery of an event with an ordering key for an ordered subscription."""
+        rows = self.ordered
+        rows.ids += derive_ids(event_id, (subscription_id,))
+        rows.organizations.append(str(organization_id))
+        rows.events.append(str(event_id))
+        rows.subscriptions.append(str(subscription_id))
+        rows.statuses.append(status.value)
+        rows.keys.append(key)
+        rows.times.append(accepted_at.isoformat())
+        (self.due if status == DeliveryStatus.PENDING else self.held).add(subscription_id)
+
     def columns(self) -> dict[str, str]:
         """Return the arrays that a statement inserts them from."""
         return {
@@ -82,12 +157,12 @@ class NewDeliveries:
             "subscriptions": plain_array(self.subscriptions),
         }
 
-    def insert(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
-        """Insert the deliveries, due in `delay` seconds; `cursor.rowcount` then tells how many didn't exist.
+    def insert(self, delay: float, cursor: psycopg.Cursor[object], ordering: psycopg.Cursor[object]) -> None:
+        """Insert the deliveries, due in `delay` seconds; `inserted` of the cursors then tells how many didn't exist.
 
         Those for inboxes are due at once.
         """
-        if self.has_inbox:
+        if self.has_inbox or self.ordered.keys:
             # An inbox is read as a log, by `created_at`.  What is inserted under this lock becomes visible in that
             # order, so a reader never goes past a delivery that isn't committed yet.
             lock_only(self.inboxes | self.due | self.held, cursor)
@@ -98,6 +173,14 @@ class NewDeliveries:
                 cursor.execute(_INSERT_ALSO_FOR_INBOXES, {**columns, "delay": delay, "inboxes": inboxes})
             else:
                 cursor.execute(INSERT_DELIVERIES, {**columns, "delay": delay})
+
+        if self.ordered.keys:
+            ordering.execute(HAS_ORDERED, (list(set(self.ordered.subscriptions)),))
+            ordering.execute(INSERT_ORDERED, {**self.ordered.columns(), "delay": delay, "until": PARKED_UNTIL})
+
+    def inserted(self, cursor: psycopg.Cursor[object], ordering: psycopg.Cursor[object]) -> int:
+        """Return how many deliveries `insert` made."""
+        return (cursor.rowcount if self.ids else 0) + (ordering.rowcount if self.ordered.keys else 0)
 
     def mark_queues(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
         """Tell the queues.  Do this last in the transaction: claims wait for the locks that it takes."""

@@ -7,12 +7,16 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import structlog
 from cachetools import LRUCache
 from psycopg.rows import class_row
 
 from core.db import server_cursor
 from webhooks.models import DestinationKind, Subscription
+from webhooks.routing.filters import NOTHING, Filter
 from webhooks.routing.matching import Matcher, SubscribedTypes
+
+log = structlog.get_logger()
 
 REMEMBERED_ORGANIZATIONS = 1_000
 
@@ -58,14 +62,38 @@ class Subscribers:
         return found
 
 
+# What `wanted_by` reads.
+WANTED_FIELDS = ("organization_id", "event_types", "is_active", "kind", "channels", "filter", "ordered")
+
+
+def wanted_by(subscription: Subscription) -> SubscribedTypes:
+    """Return what a subscription wants."""
+    return SubscribedTypes(
+        subscription.pk,
+        tuple(subscription.event_types),
+        subscription.is_active,
+        subscription.kind == DestinationKind.INBOX,
+        channels=frozenset(subscription.channels),
+        filter=_compile(subscription),
+        is_ordered=subscription.ordered,
+    )
+
+
+def _compile(subscription: Subscription) -> Filter | None:
+    """Return the subscription's filter.  One that can't be used wants nothing, and harms nobody else."""
+    if subscription.filter is None:
+        return None
+    try:
+        return Filter(subscription.filter)
+    except Exception as error:
+        log.error("filter_not_usable", subscription_id=str(subscription.pk), error=repr(error)[:300])
+        return NOTHING
+
+
 def _load(organization_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Matcher]:
     subscribed: dict[uuid.UUID, list[SubscribedTypes]] = defaultdict(list)
     if organization_ids:
         rows = Subscription.objects.filter(organization_id__in=organization_ids, deleted_at=None).order_by("id")
-        for organization_id, subscription_id, event_types, is_active, kind in rows.values_list(
-            "organization_id", "id", "event_types", "is_active", "kind"
-        ):
-            is_inbox = kind == DestinationKind.INBOX
-            wanted = SubscribedTypes(subscription_id, tuple(event_types), is_active, is_inbox)
-            subscribed[organization_id].append(wanted)
+        for row in rows.only(*WANTED_FIELDS):
+            subscribed[row.organization_id].append(wanted_by(row))
     return {organization_id: Matcher(patterns) for organization_id, patterns in subscribed.items()}

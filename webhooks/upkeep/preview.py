@@ -19,11 +19,13 @@ from core.ids import derive_id
 from events.models import Event, EventStatus
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, Subscription
-from webhooks.routing.matching import Matcher, SubscribedTypes
+from webhooks.routing.selection import wanted_events
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, with_state
 from webhooks.upkeep import replay
 
 COUNT_TO = 10_000
+# Of a subscription whose filter needs to see the data of each.
+COUNT_TO_FILTERED = 1_000
 # Deliveries of so many subscriptions are told apart by what will happen to them.
 MOST_SUBSCRIPTIONS = 1000
 
@@ -155,11 +157,11 @@ def preview_recovery(subscription: Subscription, since: datetime.datetime) -> Re
     rows = Event.objects.filter(
         organization_id=subscription.organization_id, created_at__gte=since, status=EventStatus.PROCESSED
     )
-    seen = list(rows.order_by("created_at", "id").values_list("id", "type")[: COUNT_TO + 1])
-    found.is_cut = len(seen) > COUNT_TO
-    seen = seen[:COUNT_TO]
-    matcher = Matcher([SubscribedTypes(subscription.pk, tuple(subscription.event_types), subscription.is_active)])
-    wanted = [event_id for event_id, event_type in seen if matcher.match(event_type)]
+    most = COUNT_TO if subscription.filter is None else COUNT_TO_FILTERED
+    seen = list(rows.order_by("created_at", "id").values_list("id", "type", "channels")[: most + 1])
+    found.is_cut = len(seen) > most
+    seen = seen[:most]
+    wanted = wanted_events(subscription, seen)
     found.events, found.wanted = len(seen), len(wanted)
     states: Counter[str] = Counter()
     for part in _parts(wanted, 1000):

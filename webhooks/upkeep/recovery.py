@@ -16,7 +16,7 @@ from events.models import Event, EventStatus
 from webhooks.models import BulkRun, Cause, Delivery, DeliveryStatus, DestinationKind, Subscription
 from webhooks.queues import lock_queues, mark_due
 from webhooks.routing.insert import NewDeliveries
-from webhooks.routing.matching import Matcher, SubscribedTypes
+from webhooks.routing.selection import wanted_events
 from webhooks.upkeep import bulk_runs
 from webhooks.upkeep.bulk_runs import CHUNK
 
@@ -74,9 +74,8 @@ def _step(run: BulkRun, rows: int) -> None:
         created_at__gte=run.filters["since"],
         status=EventStatus.PROCESSED,
     )
-    seen = list(bulk_runs.from_place(run, events).values_list("id", "created_at", "type")[:rows])
-    matcher = Matcher([SubscribedTypes(subscription.pk, tuple(subscription.event_types), subscription.is_active)])
-    wanted = [row[0] for row in seen if matcher.match(row[2])]
+    seen = list(bulk_runs.from_place(run, events).values_list("id", "created_at", "type", "channels")[:rows])
+    wanted = wanted_events(subscription, ((row[0], row[2], row[3]) for row in seen))
     if run.filters.get("undelivered"):
         wanted = _undelivered(wanted, subscription)
     # Locked, because retention may be about to delete them: no delivery must outlive its event.
@@ -144,10 +143,18 @@ def _add_deliveries(subscription: Subscription, event_ids: list[uuid.UUID]) -> i
         DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
     )
     is_inbox = subscription.kind == DestinationKind.INBOX
+    keyed = {}
+    if subscription.ordered:
+        rows = Event.objects.filter(id__in=event_ids, ordering_key__isnull=False)
+        keyed = {pk: (key, at) for pk, key, at in rows.values_list("pk", "ordering_key", "created_at")}
     for event_id in event_ids:
+        if event_id in keyed:
+            key, at = keyed[event_id]
+            deliveries.add_ordered(subscription.organization_id, event_id, subscription.pk, status, str(key), at)
+            continue
         deliveries.add(subscription.organization_id, event_id, [subscription.pk], status, are_inboxes=is_inbox)
-    with server_cursor() as inserting, server_cursor() as other:
-        deliveries.insert(0.0, inserting)
-        added = inserting.rowcount
+    with server_cursor() as inserting, server_cursor() as ordering, server_cursor() as other:
+        deliveries.insert(0.0, inserting, ordering)
+        added = deliveries.inserted(inserting, ordering)
         deliveries.mark_queues(0.0, other)
     return added

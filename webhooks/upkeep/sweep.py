@@ -19,6 +19,7 @@ from core.db import is_transient
 from events.backlog import waiting_events
 from webhooks.dispatch import leases
 from webhooks.models import SubscriptionQueue
+from webhooks.order import repair_order
 from webhooks.rollups import keep_rollups
 from webhooks.subscriptions import resync
 from webhooks.upkeep import background_runs, partitions
@@ -77,7 +78,11 @@ class Sweep:
         now = time.monotonic()
         if now - self._repaired_queues_at >= QUEUE_REPAIR_SECONDS:
             self._repaired_queues_at = now
-            parts += [("overdue queues", repair_next_due_at), ("miscounted queues", recount_in_flight)]
+            parts += [
+                ("overdue queues", repair_next_due_at),
+                ("order", repair_order),
+                ("miscounted queues", recount_in_flight),
+            ]
         if now - self._partitions_at >= PARTITIONS_EVERY_SECONDS:
             self._partitions_at = now
             parts.append(("partitions", partitions.look_after))

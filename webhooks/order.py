@@ -1,0 +1,161 @@
+"""Ordering keys: within one subscription and key, deliveries are made one at a time, in the order of their events.
+
+A delivery with a key may be claimed if no earlier one of its key is unfinished.  That is decided where deliveries are
+claimed, under the lock of the queue, so it holds whatever else happens to them.  What has to wait is *parked*: its next
+attempt is far in the future, so that claims don't look at it again.  When a delivery of a key is finished, the
+next one is due.  Should it be forgotten, the sweep finds it (`repair_order`).
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Iterable, Sequence
+
+import psycopg
+import structlog
+
+from core.arrays import plain_array, text_array
+from core.db import in_transaction, server_cursor
+from webhooks.queues import lock_queues, mark_due
+
+log = structlog.get_logger()
+
+# The next attempt of what is parked.  Compared with a bound, in case that a time zone or a test moves it.
+PARKED_UNTIL = datetime.datetime(3000, 1, 1, tzinfo=datetime.UTC)
+PARKED_FROM = datetime.datetime(2900, 1, 1, tzinfo=datetime.UTC)
+UNFINISHED = "('pending', 'delivering', 'held')"
+
+# A claim looks at so many due deliveries of a queue for those that have to wait.
+PARKED_AT_A_TIME = 1000
+# Keys of one subscription that the sweep looks at in a turn.
+KEYS_AT_A_TIME = 10_000
+
+# Whether another delivery of the key keeps a delivery `d` of a queue `q` waiting: an earlier one, or a later one that
+# is on its way while somebody retries this one.
+MUST_WAIT = f"""(
+    d.ordering_key IS NOT NULL AND (
+        EXISTS (
+            SELECT 1 FROM webhooks_delivery b
+            WHERE b.subscription_id = d.subscription_id AND b.ordering_key = d.ordering_key
+              AND b.status IN {UNFINISHED} AND (b.ordered_at, b.event_id) < (d.ordered_at, d.event_id)
+        ) OR EXISTS (
+            SELECT 1 FROM webhooks_delivery b
+            WHERE b.subscription_id = d.subscription_id AND b.ordering_key = d.ordering_key
+              AND b.status = 'delivering'
+        ) OR q.blocks_on_failure AND EXISTS (
+            SELECT 1 FROM webhooks_delivery b
+            WHERE b.subscription_id = d.subscription_id AND b.ordering_key = d.ordering_key
+              AND b.status = 'failed' AND (b.ordered_at, b.event_id) < (d.ordered_at, d.event_id)
+        )
+    )
+)"""  # noqa: S608 - a constant of ours
+
+_PARK = f"""
+UPDATE webhooks_delivery SET next_attempt_at = %(until)s
+WHERE id = ANY (ARRAY (
+    SELECT d.id FROM unnest(%(queues)s::uuid[], %(blocks)s::bool[]) AS q(subscription_id, blocks_on_failure)
+    CROSS JOIN LATERAL (
+        SELECT id, subscription_id, ordering_key, ordered_at, event_id FROM webhooks_delivery
+        WHERE subscription_id = q.subscription_id AND status = 'pending' AND next_attempt_at <= statement_timestamp()
+        ORDER BY next_attempt_at LIMIT {PARKED_AT_A_TIME}
+    ) AS d
+    WHERE {MUST_WAIT}
+)) AND status = 'pending'
+"""  # noqa: S608 - a constant of ours
+
+# The first unfinished delivery of each key is due, if it was parked.
+_UNPARK = f"""
+UPDATE webhooks_delivery SET next_attempt_at = clock_timestamp()
+WHERE id = ANY (ARRAY (
+    SELECT first.id FROM unnest(%(queues)s::uuid[], %(keys)s::text[]) AS w(subscription_id, ordering_key)
+    CROSS JOIN LATERAL (
+        SELECT id, status, next_attempt_at FROM webhooks_delivery
+        WHERE subscription_id = w.subscription_id AND ordering_key = w.ordering_key AND status IN {UNFINISHED}
+        ORDER BY ordered_at, event_id LIMIT 1
+    ) AS first
+    WHERE first.status = 'pending' AND first.next_attempt_at > %(parked)s
+)) AND status = 'pending'
+RETURNING subscription_id
+"""  # noqa: S608 - a constant of ours
+
+# Jumps from key to key, so that it costs what keys are waiting and not what deliveries are.
+_WAITING_KEYS = f"""
+WITH RECURSIVE waiting AS (
+    (SELECT ordering_key, 1 AS number FROM webhooks_delivery
+     WHERE subscription_id = %(queue)s AND ordering_key IS NOT NULL AND status IN {UNFINISHED}
+     ORDER BY ordering_key LIMIT 1)
+    UNION ALL
+    (SELECT (SELECT d.ordering_key FROM webhooks_delivery d
+             WHERE d.subscription_id = %(queue)s AND d.ordering_key > waiting.ordering_key AND d.status IN {UNFINISHED}
+             ORDER BY d.ordering_key LIMIT 1), number + 1
+     FROM waiting WHERE ordering_key IS NOT NULL AND number < {KEYS_AT_A_TIME})
+)
+SELECT ordering_key FROM waiting WHERE ordering_key IS NOT NULL
+"""  # noqa: S608 - a constant of ours
+
+# A parked delivery whose key has nothing unfinished before it was forgotten: a delivery before it was finished by hand,
+# or given up.  One behind a failed delivery that blocks the key is no such case.
+_FIND_FORGOTTEN = f"""
+SELECT d.ordering_key FROM unnest(%(keys)s::text[]) AS w(ordering_key)
+CROSS JOIN LATERAL (
+    SELECT * FROM webhooks_delivery
+    WHERE subscription_id = %(queue)s AND ordering_key = w.ordering_key AND status IN {UNFINISHED}
+    ORDER BY ordered_at, event_id LIMIT 1
+) AS d
+CROSS JOIN (
+    SELECT ordered_on_failure = 'block' AS blocks_on_failure FROM webhooks_subscription WHERE id = %(queue)s
+) AS q
+WHERE d.status = 'pending' AND d.next_attempt_at > %(parked)s AND NOT {MUST_WAIT}
+"""  # noqa: S608 - a constant of ours
+
+
+def park(queues: Sequence[uuid.UUID], blocks: Sequence[bool], cursor: psycopg.Cursor[object]) -> None:
+    """Park due deliveries that have to wait for an earlier one.  The queues are locked.
+
+    blocks: for each queue, whether a failed delivery keeps its key waiting.
+    """
+    cursor.execute(_PARK, {"queues": list(queues), "blocks": list(blocks), "until": PARKED_UNTIL})
+
+
+def unpark(keys: Iterable[tuple[uuid.UUID, str]], cursor: psycopg.Cursor[tuple[uuid.UUID]]) -> set[uuid.UUID]:
+    """Let the first unfinished delivery of each subscription and key be due, if it was parked.
+
+    The queues are locked; returns those that have such a delivery, for `mark_due`.
+    """
+    pairs = list(keys)
+    parameters = {
+        "queues": plain_array(queue for queue, _ in pairs),
+        "keys": text_array(key for _, key in pairs),
+        "parked": PARKED_FROM,
+    }
+    return {row[0] for row in cursor.execute(_UNPARK, parameters).fetchall()}
+
+
+def unpark_forgotten(subscription_id: uuid.UUID) -> int:
+    """Let deliveries be due that are parked and have nothing to wait for; return of how many keys."""
+    with server_cursor() as cursor:
+        lock_queues([subscription_id])
+        rows = cursor.execute(_WAITING_KEYS, {"queue": subscription_id}).fetchall()
+        if not rows:
+            return 0
+        keys = text_array(row[0] for row in rows)
+        parameters = {"queue": subscription_id, "keys": keys, "parked": PARKED_FROM}
+        forgotten = [row[0] for row in cursor.execute(_FIND_FORGOTTEN, parameters).fetchall()]
+        if forgotten:
+            mark_due(unpark([(subscription_id, key) for key in forgotten], cursor))
+    return len(forgotten)
+
+
+def repair_order() -> int:
+    """Do that for every queue that has deliveries with keys; return of how many keys."""
+    with server_cursor() as cursor:
+        queues = cursor.execute(
+            "SELECT subscription_id FROM webhooks_subscriptionqueue WHERE has_ordered AND accepts_deliveries"
+        ).fetchall()
+    repaired = 0
+    for (subscription_id,) in queues:
+        repaired += in_transaction(lambda key=subscription_id: unpark_forgotten(key))  # type: ignore[misc]
+    if repaired:
+        log.warning("order_repaired", keys=repaired)
+    return repaired

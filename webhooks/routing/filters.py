@@ -1,0 +1,314 @@
+"""Payload filters: conditions on an event's data that a subscription adds to its event types.
+
+The shape is the one of MongoDB, Hookdeck, Outpost, and Convoy: `{"customer": {"vip": true}, "total": {"$gte": 100}}`.
+Members are looked up, operators begin with `$`, and everything in an object must hold.  There are no regular
+expressions, and what a filter may look at is bounded, so that an evaluation takes microseconds whatever the data is.
+
+A filter is compiled once to closures.  An evaluation never raises: what can't be compared doesn't match.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+MAX_CHARACTERS = 8192
+MAX_CONDITIONS = 100
+MAX_DEPTH = 10
+# Of arrays in the data, in one evaluation.  A filter that would look at more doesn't match.
+MAX_ITEMS = 1000
+
+Test = Callable[[Any], bool]
+Path = tuple[str, ...]
+_Scalar = str | int | float | bool | None
+
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_MISSING: Any = object()
+_EQUAL = "$eq"
+_ALIASES = {"$ne": "$neq", "$exists": "$exist"}
+_COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "$gt": lambda value, bound: value > bound,
+    "$gte": lambda value, bound: value >= bound,
+    "$lt": lambda value, bound: value < bound,
+    "$lte": lambda value, bound: value <= bound,
+}
+OPERATORS = (
+    _EQUAL, "$neq", "$in", "$nin", *_COMPARISONS, "$startsWith", "$endsWith", "$exist", "$and", "$or", "$not",
+)  # fmt: skip
+
+
+class FilterError(ValueError):
+    """A filter can't be used.  path: the names and positions that lead to what is wrong."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(reason)
+        self.path = path
+        self.reason = reason
+
+
+class _TooManyItems(Exception):
+    """The evaluation would look at more than MAX_ITEMS."""
+
+
+class Filter:
+    """A compiled filter, for one thread.  Raises FilterError."""
+
+    def __init__(self, conditions: Any) -> None:
+        if not isinstance(conditions, dict):
+            raise FilterError((), "must be an object of conditions")
+        if len(json.dumps(conditions, ensure_ascii=False)) > MAX_CHARACTERS:
+            raise FilterError((), f"must have at most {MAX_CHARACTERS} characters")
+        compiler = _Compiler()
+        self._test = compiler.condition(conditions, ()) if conditions else _anything
+        self._items = compiler.items
+        self.required = _required(conditions)
+
+    def matches(self, data: Any) -> bool:
+        """Tell whether the data of an event, as `parse_data` returns it, meets the conditions."""
+        return self.why_not(data) is None
+
+    def why_not(self, data: Any) -> str | None:
+        """Return None if the data meets the conditions; otherwise a sentence."""
+        self._items[0] = MAX_ITEMS
+        try:
+            return None if self._test(data) else "The data doesn't meet the conditions of the filter."
+        except _TooManyItems:
+            return f"The filter would look at more than {MAX_ITEMS} items of arrays in the data."
+
+
+@dataclass(frozen=True, slots=True)
+class Required:
+    """A member of the data that a filter needs to be one of some values, or an array that holds one of them."""
+
+    path: Path
+    values: frozenset[_Scalar]
+
+
+def _required(conditions: Mapping[str, Any], path: Path = ()) -> Required | None:
+    """Return what has to be in the data for the conditions to hold, if they have an equality to look filters up by."""
+    for name, wanted in conditions.items():
+        if name.startswith("$") or "." in name:
+            continue
+        inner = (*path, name)
+        if not isinstance(wanted, dict):
+            return Required(inner, frozenset([wanted]))
+        if _EQUAL in wanted:
+            return Required(inner, frozenset([wanted[_EQUAL]]))
+        if "$in" in wanted:
+            return Required(inner, frozenset(wanted["$in"]))
+        if (found := _required(wanted, inner)) is not None:
+            return found
+    return None
+
+
+def values_at(path: Path, data: Any) -> list[Any] | None:
+    """Return the values that one of `Required` would have to be among; None if it takes the filter to find out."""
+    value = data
+    for name in path:
+        if type(value) is list:
+            return None
+        value = value.get(name, _MISSING) if type(value) is dict else _MISSING
+    if type(value) is not list:
+        return [value]
+    return value if len(value) <= MAX_ITEMS else None
+
+
+def check_filter(conditions: Any) -> None:
+    """Raise FilterError, which says what is wrong and where, if this isn't a filter."""
+    Filter(conditions)
+
+
+def parse_data(text: str) -> Any:
+    """Return the value of an event's data.  Numbers that no float can hold are infinite; never raises."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(text, parse_int=_integer)
+    except (ValueError, RecursionError):
+        return _MISSING  # meets no condition but that something is absent
+
+
+def _integer(digits: str) -> float:
+    return int(digits) if len(digits) < 300 else math.copysign(math.inf, -1 if digits.startswith("-") else 1)
+
+
+def _anything(_value: Any) -> bool:
+    return True
+
+
+class _Compiler:
+    """Compiles one filter, and counts what is in it.  items: how many items its evaluation may still look at."""
+
+    def __init__(self) -> None:
+        self.items = [MAX_ITEMS]
+        self._conditions = 0
+
+    def condition(self, wanted: Any, path: Path, depth: int = 0) -> Test:
+        """Compile what a value has to be: an object of conditions, or the value itself."""
+        if depth > MAX_DEPTH:
+            raise FilterError(path, f"is nested more than {MAX_DEPTH} levels deep")
+        if not isinstance(wanted, dict):
+            return self._of_items(self._leaf(_EQUAL, wanted, path))
+        if not wanted:
+            raise FilterError(path, "must hold a condition")
+        of_items: list[Test] = []
+        of_whole: list[Test] = []
+        for name, value in wanted.items():
+            inner = (*path, name)
+            operator = _ALIASES.get(name, name)
+            self._count(inner)
+            if not name.startswith("$"):
+                of_items.append(self._member(name, value, inner, depth))
+            elif operator in ("$and", "$or", "$not", "$neq", "$nin", "$exist"):
+                of_whole.append(self._whole(operator, value, inner, depth))
+            elif operator in OPERATORS:
+                of_items.append(self._leaf(operator, value, inner))
+            else:
+                raise FilterError(inner, f"is not an operator; there are {', '.join(OPERATORS)}")
+        # One item of an array has to meet all of these.
+        tests = [self._of_items(_all(of_items))] if of_items else []
+        return _all(tests + of_whole)
+
+    def _count(self, path: Path) -> None:
+        self._conditions += 1
+        if self._conditions > MAX_CONDITIONS:
+            raise FilterError(path, f"is one condition more than the {MAX_CONDITIONS} that a filter may have")
+
+    def _of_items(self, test: Test) -> Test:
+        """Return a test of a value or, if that is an array, of any of its items."""
+        left = self.items
+
+        def test_items(value: Any) -> bool:
+            if type(value) is not list:
+                return test(value)
+            left[0] -= len(value)
+            if left[0] < 0:
+                raise _TooManyItems
+            return any(map(test, value))
+
+        return test_items
+
+    def _member(self, name: str, wanted: Any, path: Path, depth: int) -> Test:
+        if _UNSTORABLE.search(name):
+            raise FilterError(path[:-1], "has a name with U+0000 or half of a surrogate pair, which can't be stored")
+        first, *others = name.split(".")
+        test = self.condition(wanted, path, depth + 1 + len(others))
+        if not others:
+            return _member(name, test)
+        nested = test
+        for part in reversed(others):
+            nested = self._of_items(_member(part, nested))
+        # A name with dots is a path, unless there is a member of that very name.
+        return _member_or(name, test, _member(first, nested))
+
+    def _whole(self, operator: str, value: Any, path: Path, depth: int) -> Test:
+        """Compile an operator that counts for an array as a whole: none of its items is equal, for one."""
+        if operator == "$exist":
+            if not isinstance(value, bool):
+                raise FilterError(path, "must be true or false")
+            return lambda found: (found is not _MISSING) is value
+        if operator in ("$and", "$or"):
+            if not isinstance(value, list) or not value:
+                raise FilterError(path, "must be an array of conditions")
+            tests = []
+            for position, wanted in enumerate(value):
+                self._count((*path, str(position)))
+                tests.append(self.condition(wanted, (*path, str(position)), depth + 1))
+            return _all(tests) if operator == "$and" else _any(tests)
+        if operator == "$not":
+            test = self.condition(value, path, depth + 1)
+        else:
+            test = self._of_items(self._leaf({"$neq": _EQUAL, "$nin": "$in"}[operator], value, path))
+        return lambda found: not test(found)
+
+    def _leaf(self, operator: str, value: Any, path: Path) -> Test:
+        if operator == _EQUAL:
+            return _equal(_scalar(value, path))
+        if operator == "$in":
+            if not isinstance(value, list) or not value:
+                raise FilterError(path, "must be an array of values")
+            return _one_of([_scalar(item, (*path, str(position))) for position, item in enumerate(value)])
+        if operator in ("$startsWith", "$endsWith"):
+            if not isinstance(value, str) or not value:
+                raise FilterError(path, "must be a text")
+            _scalar(value, path)
+            if operator == "$startsWith":
+                return lambda found: type(found) is str and found.startswith(value)
+            return lambda found: type(found) is str and found.endswith(value)
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise FilterError(path, "must be a number or a text")
+        _scalar(value, path)
+        compare = _COMPARISONS[operator]
+        if isinstance(value, str):
+            return lambda found: type(found) is str and compare(found, value)
+        return lambda found: (type(found) is int or type(found) is float) and compare(found, value)
+
+
+def _scalar(value: Any, path: Path) -> _Scalar:
+    if isinstance(value, str):
+        if _UNSTORABLE.search(value):
+            raise FilterError(path, "contains U+0000 or half of a surrogate pair, which can't be stored")
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise FilterError(path, "is not a JSON number")
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, list):
+        raise FilterError(path, "must not be an array; for one of several values use $in, for all of them $and")
+    raise FilterError(path, "must be a text, a number, true, false, or null")
+
+
+def _equal(wanted: _Scalar) -> Test:
+    if isinstance(wanted, bool) or wanted is None:
+        return lambda found: found is wanted
+    if isinstance(wanted, str):
+        return lambda found: found == wanted
+    return lambda found: found == wanted and type(found) is not bool
+
+
+def _one_of(wanted: list[_Scalar]) -> Test:
+    # In Python True is 1; in JSON it isn't.
+    keys = {(isinstance(value, bool), value) for value in wanted}
+
+    def test(found: Any) -> bool:
+        return type(found) not in (list, dict) and (type(found) is bool, found) in keys
+
+    return test
+
+
+def _member(name: str, test: Test) -> Test:
+    def test_member(value: Any) -> bool:
+        return test(value.get(name, _MISSING) if type(value) is dict else _MISSING)
+
+    return test_member
+
+
+def _member_or(name: str, test: Test, otherwise: Test) -> Test:
+    def test_member(value: Any) -> bool:
+        return test(value[name]) if type(value) is dict and name in value else otherwise(value)
+
+    return test_member
+
+
+def _all(tests: list[Test]) -> Test:
+    if len(tests) == 1:
+        return tests[0]
+    return lambda value: all(test(value) for test in tests)
+
+
+def _any(tests: list[Test]) -> Test:
+    if len(tests) == 1:
+        return tests[0]
+    return lambda value: any(test(value) for test in tests)
+
+
+# A filter that no data meets.
+NOTHING = Filter({"$and": [{"x": {"$exist": True}}, {"x": {"$exist": False}}]})
