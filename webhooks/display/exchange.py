@@ -116,4 +116,4 @@ def _response(exchange: Exchange) -> SafeString:
 
 
 def _block(text: str) -> SafeString:
-    return format_html('<pre class="hostile">{}</pre>', excerpt(visible(text), SHOWN_CHARACTERS)[0])
+    return format_html('<pre class="hostile" tabindex="0">{}</pre>', excerpt(visible(text), SHOWN_CHARACTERS)[0])

@@ -23,7 +23,7 @@ def code_block(text: str) -> SafeString:
     if not text:
         return SafeString("-")
     shown, left_out = excerpt(visible(pretty_json(text)), SHOWN_CHARACTERS)
-    box = format_html('<pre class="hostile">{}</pre>', shown)
+    box = format_html('<pre class="hostile" tabindex="0">{}</pre>', shown)
     if left_out:
         box += format_html('<p class="help">{} further characters are not shown.</p>', left_out)
     return box
