@@ -54,7 +54,7 @@ def main() -> int:
             env = {
                 "TRIGGERS_URL": stack.url,
                 "TRIGGERS_KEY": key,
-                "TRIGGERS_RECEIVER": receiver.url("/hook"),
+                "TRIGGERS_RECEIVER": receiver.url("/ok"),
                 "TRIGGERS_OPENAPI": str(document),
                 "TRIGGERS_PYTHON": sys.executable,
             }

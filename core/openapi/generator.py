@@ -88,7 +88,15 @@ class StrictSerializerSchema(OpenApiSerializerExtension):  # type: ignore[no-unt
     def map_serializer(self, auto_schema: AutoSchema, direction: Any) -> Schema:
         """Return the schema of the serializer's fields, with `additionalProperties: false`."""
         auto: Any = auto_schema
-        return {**auto._map_serializer(self.target, direction, bypass_extensions=True), "additionalProperties": False}
+        schema: Schema = auto._map_serializer(self.target, direction, bypass_extensions=True)
+        for member in schema.get("properties", {}).values():
+            # Some generators take a member with a default for one that is always there, as it is in a response.
+            if "default" in member:
+                default = member.pop("default")
+                shown = {"": "", True: "true", False: "false"}.get(default, str(default))
+                if shown:
+                    member["description"] = f"{member.get('description', '')} Default: {shown}.".strip()
+        return {**schema, "additionalProperties": False}
 
 
 def _drop_enum_ids(part: Any) -> None:
