@@ -37,7 +37,7 @@ def test_an_event_is_answered_with_its_id_and_where_to_read_it(api: Any) -> None
     assert parse_datetime(shown.pop("created_at"))
     assert shown.pop("request_id") == answer["X-Request-Id"]
     assert shown == {
-        "traceparent": None, "tracestate": None,
+        "traceparent": None, "tracestate": None, "cloudevent": None,
         "id": answer.json()["id"], "type": "order.created", "status": "accepted", "processed_at": None,
         "dedup_id": None, "ordering_key": None, "channels": [], "data": {"order": 1}, "deliveries": [],
     }  # fmt: skip
