@@ -158,7 +158,9 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         serializer: serializers.Serializer[Any] = (
             SubscriptionCreateSerializer(data=wanted)
             if adding
-            else SubscriptionChangeSerializer(data=wanted, partial=True, context={"subscription": self.instance})
+            else SubscriptionChangeSerializer(
+                data=wanted, partial=True, context={"subscription": self.instance, "may_be_empty": True}
+            )
         )
         if not serializer.is_valid():
             for name, reasons in serializer.errors.items():

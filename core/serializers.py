@@ -16,7 +16,8 @@ from core.suggestions import closest, unknown_field
 class StrictSerializer(serializers.Serializer[Any]):
     """A serializer that rejects unknown members, by name, instead of ignoring them.
 
-    With `partial`, it also rejects an object that names nothing to change.
+    With `partial`, it also rejects an object that names nothing to change, unless the context has `may_be_empty`:
+    a form that is saved as it is.
     """
 
     # For names that people try: the field that has another one, or a sentence that says what to do instead.
@@ -26,7 +27,7 @@ class StrictSerializer(serializers.Serializer[Any]):
         if not isinstance(data, Mapping):
             return super().to_internal_value(data)
         known = [name for name, field in self.fields.items() if not field.read_only]
-        if self.partial and not data:
+        if self.partial and not data and not self.context.get("may_be_empty"):
             reason = f"names nothing to change; the fields are {', '.join(known)}"
             raise serializers.ValidationError({"non_field_errors": [reason]})
         errors: dict[str, Any] = {

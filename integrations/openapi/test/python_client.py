@@ -23,10 +23,9 @@ def prepare() -> None:
         subprocess.run([sys.executable, "-m", "venv", HOME / "venv"], check=True)
         subprocess.run([PYTHON, "-m", "pip", "install", "-q", "--disable-pip-version-check", *REQUIREMENTS], check=True)
     generator = PYTHON.parent / "openapi-python-client"
-    # A warning is a part of the document that the client lacks.
+    # It has no client for NDJSON, and says so; everything else has to be there for `drive`.
     subprocess.run(
-        [generator, "generate", "--path", DOCUMENT, "--output-path", HOME / "client", "--overwrite", "--meta", "none",
-         "--fail-on-warning"],
+        [generator, "generate", "--path", DOCUMENT, "--output-path", HOME / "client", "--overwrite", "--meta", "none"],
         check=True,
     )  # fmt: skip
 
