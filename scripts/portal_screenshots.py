@@ -175,8 +175,8 @@ def main() -> int:
         with Receiver(lambda request, number: refusal) as receiver:
             body = {
                 "url": receiver.url("/webhooks/parcels"),
-                "event_types": ["order.shipped"],
-                "description": "Orders into the warehouse",
+                "event_types": ["parcel.*"],
+                "description": "Parcels into the warehouse",
             }
             made = call(stack.url, key, "/api/subscriptions", body)
             event = {"type": "parcel.shipped", "data": {"id": "A-1041", "customer": "C-17", "carrier": "DHL"}}
