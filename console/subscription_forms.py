@@ -15,8 +15,8 @@ from console.credential_forms import CredentialFields, credential_values
 from webhooks import subscriptions
 from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
 from webhooks.form_values import error_texts, read_headers
-from webhooks.inboxes import is_inbox
-from webhooks.models import FORMATS, OrderedOnFailure, Subscription
+from webhooks.inboxes import MAX_NAME, find, is_inbox
+from webhooks.models import FORMATS, DestinationKind, OrderedOnFailure, Subscription
 from webhooks.routing.filters import MAX_CHARACTERS
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ _FORM_FIELDS = {
     "headers": "headers_text",
     "filter": "filter_text",
     "channels": "channels_text",
+    "inbox": "inbox_name",
     **credential_forms.FORM_FIELDS,
 }
 _API_FIELDS = {
@@ -49,7 +50,13 @@ _API_FIELDS = {
 class SubscriptionForm(CredentialFields, _SubscriptionForm):
     """The fields of a subscription.  After validation `values` holds them as the API's serializers return them."""
 
-    url = forms.CharField(max_length=2048, strip=False, label="URL", widget=forms.TextInput(attrs={"size": 100}))
+    url = forms.CharField(
+        max_length=2048, strip=False, label="URL", required=False, widget=forms.TextInput(attrs={"size": 100})
+    )
+    inbox_name = forms.CharField(
+        label="Or inbox", required=False, max_length=MAX_NAME,
+        help_text="Instead of a URL, the name of an inbox: nothing is sent, and events wait until they are fetched.",
+    )  # fmt: skip
     event_types_text = forms.CharField(
         label="Event types", widget=forms.Textarea(attrs={"rows": 4, "cols": 60}),
         help_text="One per line: an exact type (order.created), a prefix (order.*) or * for all types.",
@@ -102,7 +109,7 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
             for name in ONLY_OF_ENDPOINTS:
                 self.fields.pop(name, None)
         if not self.instance._state.adding:
-            for name in credential_forms.ONLY_FOR_NEW:
+            for name in ("inbox_name", *credential_forms.ONLY_FOR_NEW):
                 self.fields.pop(name, None)
         if not self.instance._state.adding and "event_types_text" in self.fields:
             self.initial["event_types_text"] = "\n".join(self.instance.event_types)
@@ -126,6 +133,8 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         """Validate with the API's serializer and show its errors at the fields they belong to."""
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         adding = self.instance._state.adding
+        if cleaned.get("url") == "" and not cleaned.get("inbox_name"):
+            self.add_error("url", "Enter a URL, or the name of an inbox." if adding else "This field is required.")
         wanted: dict[str, Any] = {
             name: cleaned[name]
             for name in ("url", "description", "max_in_flight", "deliveries_per_second", "ordered", "ordered_attempts")
@@ -149,6 +158,12 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         elif cleaned.get("headers_text"):
             wanted["headers"] = cleaned["headers_text"]
         wanted |= credential_values({name: value for name, value in cleaned.items() if name in self.data})
+        if cleaned.get("inbox_name"):
+            # What is left empty isn't asked of an inbox; what isn't is refused.
+            of_endpoints = {_API_FIELDS.get(name, name) for name in ONLY_OF_ENDPOINTS}
+            asked = {_API_FIELDS.get(name, name) for name in self.changed_data}
+            wanted = {name: value for name, value in wanted.items() if name not in of_endpoints or name in asked}
+            wanted |= {"kind": DestinationKind.INBOX.value, "inbox": cleaned["inbox_name"]}
         if not adding:
             # Only what was changed: a new URL, for one, clears the record of failures at the old one.
             given = {_API_FIELDS.get(name, name) for name in self.changed_data}
@@ -175,4 +190,6 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
             and subscriptions.of_organization(organization.pk).count() >= settings.MAX_SUBSCRIPTIONS
         ):
             self.add_error("organization", "The organization has reached its limit of subscriptions.")
+        if organization and cleaned.get("inbox_name") and find(organization.pk, cleaned["inbox_name"]) is not None:
+            self.add_error("inbox_name", "The organization has an inbox of this name.")
         return cleaned

@@ -128,7 +128,7 @@ class SubscriptionAdmin(BoundedAdmin):
         if obj is None:
             asked = [name for name in credential_forms.FIELDS if name != "remove_certificate"]
             return [
-                (None, {"fields": [name for name in self._form_fields if name != "remove_headers"]}),
+                (None, {"fields": ["organization", "url", "inbox_name", *self._form_fields[2:-1]]}),
                 ("Credentials", {"fields": asked, "classes": ["collapse"]}),
             ]
         may_change = self.has_change_permission(request, obj)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from django.http import HttpResponse
 from django.test import Client
 
 from orgs.models import Organization
@@ -14,6 +15,7 @@ from webhooks.models import Subscription
 
 pytestmark = pytest.mark.django_db
 
+ADD = "/admin/webhooks/subscription/add/"
 ENDPOINT_ACTIONS = ("send_test", "rotate_secret", "add_secret", "remove_secret", "stop_host", "enable_host")
 
 
@@ -67,3 +69,36 @@ def test_a_viewer_sees_an_inbox(viewer: Client, inbox: Subscription) -> None:
 @pytest.mark.parametrize("failure", [Failure.NOT_FETCHED, Failure.GIVEN_BACK, Failure.HELD_TOO_LONG])
 def test_what_became_of_a_delivery_is_said_in_words(failure: Failure) -> None:
     assert words_for(failure.value) != failure.value
+
+
+def _add(owner: Client, organization: Organization, **fields: str) -> HttpResponse:
+    given = {"organization": str(organization.pk), "event_types_text": "*", "format": "standard", **fields}
+    response: HttpResponse = owner.post(ADD, given)
+    return response
+
+
+def test_an_inbox_is_added_by_its_name(owner: Client, organization: Organization) -> None:
+    assert 'name="inbox_name"' in owner.get(ADD).content.decode()
+    saved = _add(owner, organization, inbox_name="billing", url="")
+    assert saved.status_code == 302, saved.content.decode()[-3000:]
+    made = Subscription.objects.get()
+    assert (made.kind, made.inbox, made.url, made.encrypted_secret) == ("inbox", "billing", "inbox:billing", "")
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"inbox_name": "orders"}, "The organization has an inbox of this name."),
+        ({"inbox_name": "no spaces"}, "letters, digits"),
+        ({"inbox_name": "other", "url": "https://example.com/"}, "an inbox has none: nothing is sent to it"),
+        ({"inbox_name": "other", "max_in_flight": "3"}, "an inbox has none: nothing is sent to it"),
+        ({"inbox_name": "", "url": ""}, "Enter a URL, or the name of an inbox."),
+    ],
+)
+def test_an_inbox_that_can_t_be_is_refused_with_the_reason(
+    owner: Client, inbox: Subscription, fields: dict[str, str], reason: str
+) -> None:
+    refused = _add(owner, inbox.organization, **fields)
+    assert refused.status_code == 200
+    assert reason in refused.content.decode()
+    assert Subscription.objects.count() == 1
