@@ -54,7 +54,8 @@ def test_a_subscription_is_made_with_everything_that_was_given_and_a_secret(api:
         "disabled_at": None, "max_in_flight": 7, "deliveries_per_second": 2.5, "state": "active", "breaker": "closed",
         "paused_until": None, "last_success_at": None, "last_failure_at": None, "last_error": None,
         "last_status_code": None, "next_attempt_at": None, "auth_type": None, "client_certificate": None,
-        "signature_header": None, "public_key": None,
+        "signature_header": None, "public_key": None, "channels": [], "filter": None, "ordered": False,
+        "ordered_attempts": None, "ordered_on_failure": "skip",
     }  # fmt: skip
 
 
