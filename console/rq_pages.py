@@ -79,5 +79,7 @@ def guard(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
 app_name = "django_rq"
 urlpatterns = [
     re_path(r"^stats.json/?$", guard(stats_views.stats_json), name="home_json"),
+    # The page links to it since prometheus_client is installed.
+    re_path(r"^metrics/?$", guard(stats_views.prometheus_metrics), name="metrics"),
     *get_admin_urlpatterns(view_wrapper=guard),
 ]
