@@ -71,6 +71,16 @@ def store(secret: str, expires_at: datetime.datetime | None = None) -> StoredSec
     return StoredSecret(new_id(), type_of(secret), timezone.now(), expires_at, encrypt(secret), public_key(secret))
 
 
+# Of a subscription, all that `stored_secrets` reads.
+COLUMNS = (
+    "encrypted_secret",
+    "encrypted_previous_secrets",
+    "previous_secrets_expire_at",
+    "secret_details",
+    "created_at",
+)
+
+
 def stored_secrets(subscription: Subscription) -> list[StoredSecret]:
     """Return all that are stored, the current one first, without those that have ended."""
     sealed = [subscription.encrypted_secret, *subscription.encrypted_previous_secrets]

@@ -243,7 +243,7 @@ class SubscriptionAdmin(BoundedAdmin):
 
     @admin.display(description="secrets that sign")
     def secrets_display(self, row: Subscription) -> SafeString | str:
-        stored = signing_secrets.stored_secrets(Subscription.objects.get(pk=row.pk))
+        stored = signing_secrets.stored_secrets(Subscription.objects.only(*signing_secrets.COLUMNS).get(pk=row.pk))
         return secret_actions.secrets_table(stored) if stored else "-"
 
     @admin.display(description="authorization")
