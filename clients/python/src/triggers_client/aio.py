@@ -197,8 +197,8 @@ class AsyncClient:
         self, api_key: str | None = None, base_url: str | None = None, *, timeout: float = 30.0, max_retries: int = 3,
         http: httpx.AsyncClient | None = None,
     ) -> None:  # fmt: skip
-        self._configuration = Configuration.of(api_key, base_url, timeout, max_retries)
-        self._http = http or httpx.AsyncClient(timeout=self._configuration.http_timeout)
+        self.configuration = Configuration.of(api_key, base_url, timeout, max_retries)
+        self._http = http or httpx.AsyncClient(timeout=self.configuration.http_timeout)
         self._owns_http = http is None
         self.events = AsyncEvents(self)
         self.subscriptions = AsyncSubscriptions(self)
@@ -212,7 +212,7 @@ class AsyncClient:
 
     async def execute(self, call: Call[T]) -> T:
         """Send a request, again if need be, and return what its response says.  Raises TriggersError."""
-        attempts = self._configuration.attempts(call)
+        attempts = self.configuration.attempts(call)
         while True:
             try:
                 response = await self._http.request(**self._with_headers(attempts.request))
@@ -228,7 +228,7 @@ class AsyncClient:
         self, cursor: str, inbox: str | None, event_type: str | None
     ) -> AsyncIterator[models.StreamedEvent]:
         """Iterate over the events of a stream."""
-        following = Following(cursor, inbox, event_type, self._configuration.attempts)
+        following = Following(cursor, inbox, event_type, self.configuration.attempts)
         while True:
             error: httpx.TransportError | None = None
             delay: float | None = None
@@ -248,7 +248,7 @@ class AsyncClient:
             await anyio.sleep(following.ended(error) if delay is None else delay)
 
     def _with_headers(self, request: dict[str, Any]) -> dict[str, Any]:
-        return {**request, "headers": {**self._configuration.headers, **request["headers"]}}
+        return {**request, "headers": {**self.configuration.headers, **request["headers"]}}
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -40,10 +40,10 @@ class UsageError(Exception):
     """What was typed can't be done."""
 
 
-def main() -> int:
-    """Run a command; return the exit status."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, the process's own unless there are arguments; return the exit status."""
     try:
-        app()
+        app(arguments)
     except (NotLoggedInError, UsageError) as error:
         complain(str(error))
     except AuthenticationError as error:
