@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format bench soak clean
+.PHONY: help run test coverage lint format clients clients-check bench soak clean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 $(STAMP): requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -40,6 +40,23 @@ lint: $(STAMP) ## check the code with ruff and mypy
 format: $(STAMP) ## format the code
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix --quiet .
+
+TYPESCRIPT := clients/typescript
+TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.installed
+
+$(TYPESCRIPT_STAMP): $(TYPESCRIPT)/package.json
+	@command -v npm >/dev/null || { echo "Node.js 20 or newer with npm is needed." >&2; exit 1; }
+	@cd $(TYPESCRIPT) && npm install --silent --no-audit --no-fund
+	@touch $@
+
+clients: $(STAMP) $(TYPESCRIPT_STAMP) ## generate the TypeScript client's types from the API, which needs Node.js
+	@$(PY) -m scripts.openapi_document $(TYPESCRIPT)/openapi.json
+	@cd $(TYPESCRIPT) && npm run --silent generate
+
+clients-check: $(STAMP) $(TYPESCRIPT_STAMP) ## build, pack, and test the TypeScript client, and tell whether its types are stale
+	@$(PY) -m scripts.openapi_document $(TYPESCRIPT)/openapi.json
+	@cd $(TYPESCRIPT) && npm run --silent check || { echo "src/schema.ts is stale: run make clients." >&2; exit 1; }
+	@CLIENTS_CHECK=1 exec $(PY) -m pytest -q tests/clients/test_typescript.py
 
 bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name; AGAINST=dir ROUNDS=3 compares two checkouts
 	@exec $(PY) -m bench $(SCENARIO) $(if $(AGAINST),--against $(AGAINST) --rounds $(or $(ROUNDS),3))

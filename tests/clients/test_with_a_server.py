@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -11,9 +12,13 @@ import pty
 import re
 import secrets
 import signal
+import site
 import subprocess
 import sys
+import termios
 import threading
+import venv
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,10 +26,11 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 from triggers_client import AsyncClient, Client, DedupConflictError, MissingScopeError, NewEvent, errors, verify
-from triggers_client.cli.main import main
+from triggers_client.cli.main import app, main
 
 from devstack.http_receiver import Received, Receiver, Response
 from devstack.sockets import free_port
+from devstack.stack import Stack
 from devstack.waiting import wait_until
 from tests.system import Account
 
@@ -262,7 +268,7 @@ def test_the_commands_show_and_do_what_the_api_does(
         assert b'"data":{"total": 12.50}' in request.body
         failed = until(lambda: shell.json("deliveries", "--event", event_id, "--status", "retrying"), "no retry")
         assert [one["last_status_code"] for one in failed] == [500]
-        assert "pending" in shell.ok("retry", failed[0]["id"])
+        assert "retrying" in shell.ok("retry", failed[0]["id"])
         receiver.wait_for(2)
     shown = until(
         lambda: "delivered" in shell.ok("deliveries", failed[0]["id"]) and shell.ok("events", event_id), "none"
@@ -339,6 +345,12 @@ def test_what_goes_wrong_is_a_sentence(shell: Shell, arguments: list[str], env: 
     assert "\x1b" not in ran.stdout + ran.stderr
 
 
+def _take_terminal() -> None:
+    """Let a process that begins have its standard input as its terminal, in whose foreground it is."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
 class Listening:
     """`triggers listen` as a process; in a terminal, if it is to have one."""
 
@@ -347,7 +359,8 @@ class Listening:
         self._process = subprocess.Popen(
             [*shell.command, "listen", *arguments], env=shell.env,
             stdin=subprocess.DEVNULL if theirs is None else theirs,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            **({"preexec_fn": _take_terminal} if has_terminal else {"start_new_session": True}),
         )  # fmt: skip
         self.text = ""
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -483,3 +496,172 @@ def test_listen_ends_when_its_inbox_is_gone(shell: Shell, client: Client, event_
             listen.wait_for("inbox_not_found")
             assert listen.end() == 1
             assert "Traceback" not in listen.text
+
+
+# --- installed, as the pages say --------------------------------------------------------------------
+
+# What the package needs is installed already.
+OFFLINE = {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory, installation: Account) -> Path:
+    """Return a folder that looks like a checkout after `make run`, with an environment of its own.
+
+    The environment sees the packages that this one has, but not the client.
+    """
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in os.listdir(ROOT):
+        if not name.startswith("."):
+            (folder / name).symlink_to(ROOT / name)
+    environment = folder / ".venv"
+    venv.create(environment, with_pip=False)
+    [packages] = environment.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
+    pip = environment / "bin" / "pip"
+    pip.write_text(
+        f'#!/bin/sh\ncommand=$1; shift\nexec {environment}/bin/python -m pip "$command" --no-build-isolation "$@"\n'
+    )
+    pip.chmod(0o755)
+    return folder
+
+
+class Page:
+    """Runs the commands of a page in the checkout, in the place of localhost:8000 against the installation."""
+
+    def __init__(self, name: str, checkout: Path, servers: Stack, home: Path) -> None:
+        text = (ROOT / name).read_text()
+        self.blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.S | re.M)
+        self._checkout = checkout
+        settings = {name: value for name, value in os.environ.items() if not name.startswith("TRIGGERS_")}
+        self.env = {
+            **settings, **servers.environment(), **OFFLINE, "HOME": str(home), "XDG_CONFIG_HOME": str(home / "config"),
+        }  # fmt: skip
+        self._replaced = {"localhost:8000": servers.url.removeprefix("http://")}
+
+    def replace(self, text: str, by: str) -> None:
+        """Read another text in the place of one of the page."""
+        self._replaced[text] = by
+
+    def sh(self, number: int) -> str:
+        """Return a block of commands."""
+        text: str = [text for kind, text in self.blocks if kind == "sh"][number]
+        for old, new in self._replaced.items():
+            text = text.replace(old, new)
+        return text
+
+    def start(self, script: str) -> subprocess.Popen[str]:
+        """Start commands, in a session of their own."""
+        return subprocess.Popen(
+            ["bash", "-euc", script], cwd=self._checkout, env=self.env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, script: str) -> str:
+        """Run commands to their end, and return what they print."""
+        process = self.start(script)
+        printed, _ = process.communicate(timeout=100)
+        assert process.returncode == 0, printed
+        return printed
+
+
+@pytest.fixture
+def page(checkout: Path, servers: Stack, tmp_path: Path) -> Callable[[str], Page]:
+    """Return a function that opens a page."""
+    if not servers.sql("SELECT 1 FROM orgs_organization WHERE name = 'Demo'"):
+        servers.make_organization("Demo")
+    return lambda name: Page(name, checkout, servers, tmp_path)
+
+
+@contextlib.contextmanager
+def lines_of(process: subprocess.Popen[str]) -> Iterator[list[str]]:
+    """Gather what a process prints, and end it and all that it has started with the block."""
+    lines: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)  # type: ignore[union-attr]
+    reader.start()
+    try:
+        yield lines
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+        reader.join(30)
+
+
+def test_the_first_minute_of_the_readme(page: Callable[[str], Page], installation: Account) -> None:
+    readme = page("README.md")
+    # With the command line: its last line goes on.
+    with lines_of(readme.start(readme.sh(0))) as shown:
+        until(lambda: "Showing order.*" in "".join(shown), "listen didn't begin")
+        receipt = readme.run(readme.sh(1))
+        until(lambda: any(receipt.split()[0] in line for line in shown), "the event wasn't shown")
+        until(lambda: '    "total": 12.50\n' in shown, "the data wasn't shown")
+    assert "Deleted the inbox.\n" in shown
+    # With curl.
+    port = str(free_port())
+    readme.replace("localhost:9000", f"localhost:{port}")
+    readme.replace('("localhost", 9000)', f'("localhost", {port})')
+    readme.replace("python3 -c", "exec python3 -uc")
+    with lines_of(readme.start(readme.sh(2))) as received:
+        made = readme.run(f"{readme.sh(3)}\necho; echo KEY=$KEY")
+        subscription = re.search(r'"id":"([0-9a-f-]{36})"', made)
+        key = re.search(r"^KEY=(\S+)$", made, re.M)
+        assert subscription, made
+        assert key
+        assert '"secret":"whsec_' in made
+        readme.replace("PASTE-THE-ID-HERE", subscription[1])
+        assert "HTTP/1.1 202 Accepted" in readme.run(f"KEY={key[1]}\n{readme.sh(4)}")
+        until(lambda: any('"data":{"id": 17, "total": 12.50}' in line for line in received), "nothing arrived")
+        assert any(line.startswith("webhook-signature: v1,") for line in received)
+        look_up = readme.sh(4).replace("curl -i", "true")
+
+        def delivered() -> bool:
+            [found] = re.findall(r'{"data":.*', readme.run(f"KEY={key[1]}\n{look_up}"))
+            [delivery] = json.loads(found)["data"]
+            return bool(delivery["status"] == "delivered" and delivery["attempt_count"] == 1)
+
+        until(delivered, "not delivered")
+    demo = Account(installation.url, key[1])
+    assert demo.call("DELETE", f"/api/subscriptions/{subscription[1]}").status == 204
+
+
+def test_the_commands_of_the_clients_page(page: Callable[[str], Page]) -> None:
+    guide = page("docs/clients.md")
+    printed = guide.run(guide.sh(0) + guide.sh(1))
+    assert re.search(r"^ID +TYPE +STATUS +CREATED$", printed, re.M)
+    with Receiver() as receiver:
+        guide.replace("http://localhost:3000", receiver.url(""))
+        with lines_of(guide.start(guide.sh(2))) as shown:
+            until(lambda: any("Signing secret" in line for line in shown), f"listen didn't begin: {shown}")
+            secret = next(line.split()[-1] for line in shown if line.startswith("Signing secret"))
+            guide.run(guide.sh(1).splitlines()[0].replace("order-17", "order-18"))
+            [request] = receiver.wait_for(1)
+            assert verify(request.body, request.headers, secret)["data"] == {"id": 17, "total": 12.5}
+    names = set(re.findall(r"^\| `triggers (\w+)", (ROOT / "docs" / "clients.md").read_text(), re.M))
+    assert names == {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    } | {"subscriptions"}
+
+
+def test_the_wheel_has_what_it_needs_and_its_readme_s_examples_run(
+    page: Callable[[str], Page], installation: Account, tmp_path: Path, checkout: Path
+) -> None:
+    package = page("clients/python/README.md")
+    package.run(f".venv/bin/pip wheel -q --no-deps -w {tmp_path} ./clients/python")
+    [wheel] = tmp_path.glob("triggers_client-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    assert {"triggers_client/py.typed", "triggers_client/__init__.py", "triggers_client/cli/main.py"} <= names
+    assert not any("test" in name for name in names)
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    package.run(f".venv/bin/pip install -q --force-reinstall --no-deps {wheel}")
+    package.env |= {"TRIGGERS_URL": installation.url, "TRIGGERS_API_KEY": installation.key}
+    script = tmp_path / "examples.py"
+    script.write_text("".join(text for kind, text in package.blocks if kind == "python"))
+    printed = package.run(f"cd {tmp_path} && {checkout}/.venv/bin/python -W error examples.py")
+    assert re.search(r"^[0-9a-f-]{36} accepted$", printed, re.M)
+    assert "['accepted', 'accepted']" in printed
+    assert "sent before, with other data:" in printed
+    assert f"{checkout}/.venv" in package.run(
+        f"cd {tmp_path} && {checkout}/.venv/bin/python -c 'import triggers_client; print(triggers_client.__file__)'"
+    )

@@ -10,8 +10,13 @@ from collections.abc import Callable, Iterator
 
 
 def are_available() -> bool:
-    """Tell whether keys can be read: not without a terminal, and not on Windows."""
-    return os.name == "posix" and sys.stdin is not None and sys.stdin.isatty()
+    """Tell whether keys can be read: not without a terminal, in the background of one, or on Windows."""
+    if os.name != "posix" or sys.stdin is None or not sys.stdin.isatty():
+        return False
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:  # the terminal isn't this session's
+        return False
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ SHOWN_CHARACTERS = 200
 
 @dataclass(frozen=True)
 class Wishes:
-    """Where to forward to, which types, and the secret to sign with."""
+    """Where to forward to (empty: only show the events), which types, and the secret to sign with."""
 
     forward_to: str
     types: Sequence[str]
@@ -88,9 +88,15 @@ class Forwarder:
 
     async def forward(self, event: RawInboxEvent, note: str = "") -> None:
         """Send an event."""
+        at = datetime.now().astimezone().strftime("%H:%M:%S")
+        body = body_of(event)
+        if not self._wishes.forward_to:
+            text = msgspec.json.format(body, indent=2).decode()
+            say(f"{at}  {printable(event.type)}  {printable(event.id)}{note}\n{text}")
+            self._last = event
+            return
         async with self._turn:
             self._last = event
-            body = body_of(event)
             headers = headers_of(event, body, int(time.time()), self._wishes.secret)
             began = time.perf_counter()
             try:
@@ -103,7 +109,6 @@ class Forwarder:
                 outcome = typer.style(str(response.status_code), fg="green" if response.is_success else "red")
                 detail = "" if response.is_success else printable(" ".join(response.text.split()))[:SHOWN_CHARACTERS]
             took = (time.perf_counter() - began) * 1000
-        at = datetime.now().astimezone().strftime("%H:%M:%S")
         ends = f"  {detail}" if detail else ""
         say(f"{at}  {printable(event.type)}  {printable(event.id)}{note}  -> {outcome}  {took:.0f} ms{ends}")
 
@@ -152,10 +157,14 @@ async def _run(client: AsyncClient, forwarder: Forwarder, inbox: str, wishes: Wi
             resends.add(task)
             task.add_done_callback(resends.discard)
 
-    say(f"Forwarding {', '.join(wishes.types)} to {wishes.forward_to}")
-    say(f"Signing secret: {wishes.secret}")
+    types = ", ".join(wishes.types)
+    if wishes.forward_to:
+        say(f"Forwarding {types} to {wishes.forward_to}")
+        say(f"Signing secret: {wishes.secret}")
+    else:
+        say(f"Showing {types}; --forward-to sends them to a server of yours.")
     if keys.are_available():
-        say("Press r to send the last event again, q to quit.")
+        say(f"Press r to {'send' if wishes.forward_to else 'show'} the last event again, q to quit.")
     say()
     with keys.watched(pressed):
         pulling = asyncio.ensure_future(_pull(client, forwarder, inbox))

@@ -247,7 +247,9 @@ def retry(delivery_ids: Annotated[list[str], typer.Argument(metavar="DELIVERY_ID
 
 @app.command()
 def listen(
-    forward_to: Annotated[str, typer.Option(help="Where to, such as http://localhost:3000/hook", show_default=False)],
+    forward_to: Annotated[
+        str, typer.Option(help="Where to, such as http://localhost:3000/hook; without it, events are only shown.")
+    ] = "",
     types: Annotated[
         list[str] | None, typer.Option(help="Only these types, such as order.* or a,b.*; can be given again.")
     ] = None,
@@ -262,7 +264,7 @@ def listen(
     """
     wanted = [one.strip() for text in types or ["*"] for one in text.split(",") if one.strip()]
     try:
-        wishes = Wishes(endpoint(forward_to), wanted, secret or new_secret())
+        wishes = Wishes(endpoint(forward_to) if forward_to else "", wanted, secret or new_secret())
         sign(b"", "", 0, wishes.secret)
     except ValueError as error:
         raise UsageError(str(error)) from None
