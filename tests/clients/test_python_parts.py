@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 import triggers_client
 from standardwebhooks import Webhook
@@ -19,7 +18,6 @@ from triggers_client import (
     AsyncClient,
     Client,
     ConnectionFailedError,
-    NewEvent,
     TriggersError,
     WebhookVerificationError,
     aio,
@@ -27,7 +25,6 @@ from triggers_client import (
     client,
     errors,
     new_secret,
-    operations,
     sign,
     verify,
 )
@@ -35,7 +32,6 @@ from triggers_client.event_stream import Following
 
 from core.problems import problem_types
 from devstack.http_receiver import Received, Receiver, Response
-from tests.conftest import ApiClient
 
 # The vector of Standard Webhooks 1.0.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -308,49 +304,3 @@ def test_the_async_client_has_what_the_sync_one_has() -> None:
         members = {member for member in vars(one) if not member.startswith("_")}
         assert members == {member for member in vars(other) if not member.startswith("_")}
         assert all(inspect.getdoc(getattr(one, member)) for member in members)
-
-
-def _calls() -> list[calls.Call[Any]]:
-    """Return an example of each call."""
-    given = {"data": None, "headers": {}, "openapi": {}, "events": [NewEvent("a")], "event_ids": ["i"]}
-    found = []
-    for name, build in inspect.getmembers(operations, inspect.isfunction):
-        if build.__module__ == operations.__name__ and not name.startswith("_"):
-            required = [
-                parameter.name
-                for parameter in inspect.signature(build).parameters.values()
-                if parameter.default is inspect.Parameter.empty
-            ]
-            call = build(**{parameter: given.get(parameter, "x") for parameter in required})
-            found.append(call.first if isinstance(call, calls.ListCall) else call)
-    return found
-
-
-def test_each_call_is_an_operation_of_the_schema_and_the_keyed_ones_are_those_that_take_a_key() -> None:
-    schema = ApiClient(None).get("/api/schema").json()
-    keyed = set()
-    for path, item in schema["paths"].items():
-        for method, operation in item.items():
-            if any("Idempotency-Key" in str(one.values()) for one in operation.get("parameters", [])):
-                keyed.add((method.upper(), path))
-    paths = {(method.upper(), path) for path, item in schema["paths"].items() for method in item}
-    for call in _calls():
-        [path] = _matching(call.path, [path for method, path in paths if method == call.method])
-        if call.keyed and calls.SERVERS_KEEP_KEYS:
-            assert (call.method, path) in keyed
-        if call.body is not msgspec.UNSET:
-            assert "requestBody" in schema["paths"][path][call.method.lower()], path
-    assert calls.SERVERS_KEEP_KEYS is bool(keyed), "set triggers_client.calls.SERVERS_KEEP_KEYS to what the server does"
-
-
-def _matching(path: str, templates: list[str]) -> list[str]:
-    """Return the template that a path fits best."""
-    parts = path.split("/")
-
-    def fits(template: str) -> bool:
-        steps = template.split("/")
-        return len(steps) == len(parts) and all(
-            step == part or step.startswith("{") for step, part in zip(steps, parts, strict=True)
-        )
-
-    return sorted(filter(fits, templates), key=lambda template: template.count("{"))[:1]

@@ -19,7 +19,7 @@ import typer
 
 from triggers_client.aio import AsyncClient
 from triggers_client.cli import keys
-from triggers_client.cli.login import Login
+from triggers_client.cli.login import RETRIES, Login
 from triggers_client.cli.output import printable, say
 from triggers_client.errors import ConnectionFailedError, RateLimitedError, ServerError, TriggersError
 from triggers_client.models import RawInboxEvent
@@ -132,7 +132,7 @@ async def listen(login: Login, wishes: Wishes) -> None:
     ended = asyncio.Event()
     with _signals(ended):
         async with (
-            AsyncClient(login.api_key, login.url) as client,
+            AsyncClient(login.api_key, login.url, max_retries=RETRIES) as client,
             # What HTTP_PROXY names isn't meant for an endpoint on this machine.
             httpx.AsyncClient(timeout=FORWARD_SECONDS, trust_env=False) as http,
         ):
@@ -199,7 +199,10 @@ async def _pull(client: AsyncClient, forwarder: Forwarder, inbox: str) -> None:
 async def _delete(login: Login, inbox_id: str) -> None:
     """Delete the inbox, on a connection of its own."""
     try:
-        async with asyncio.timeout(DELETE_SECONDS), AsyncClient(login.api_key, login.url, max_retries=1) as client:
+        async with (
+            asyncio.timeout(DELETE_SECONDS),
+            AsyncClient(login.api_key, login.url, max_retries=RETRIES) as client,
+        ):
             await client.subscriptions.delete(inbox_id)
     except (TriggersError, TimeoutError) as error:
         say(f"The inbox couldn't be deleted ({error}). Do it later: triggers subscriptions delete {inbox_id}")

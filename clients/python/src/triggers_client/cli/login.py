@@ -9,6 +9,9 @@ from pathlib import Path
 
 from triggers_client.configuration import DEFAULT_URL
 
+# Somebody is waiting: what a client does at most once more, they can do again themselves.
+RETRIES = 1
+
 
 class NotLoggedInError(Exception):
     """There is no key."""

@@ -15,7 +15,7 @@ import typer
 from triggers_client.cli import login as logins
 from triggers_client.cli.listen import Wishes, endpoint
 from triggers_client.cli.listen import listen as listen_until_ended
-from triggers_client.cli.login import Login, NotLoggedInError
+from triggers_client.cli.login import RETRIES, Login, NotLoggedInError
 from triggers_client.cli.output import complain, print_json, print_table, say
 from triggers_client.client import Client
 from triggers_client.errors import AuthenticationError, ConnectionFailedError, TriggersError
@@ -65,7 +65,7 @@ def connect() -> Client:
     """Return a client of the server that is logged in to.  Raises NotLoggedInError, UsageError."""
     login = logins.current()
     try:
-        return Client(login.api_key, login.url)
+        return Client(login.api_key, login.url, max_retries=RETRIES)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
@@ -108,7 +108,7 @@ def login(
     url = (url or typer.prompt("URL", default=logins.default_url())).rstrip("/")
     key = key or typer.prompt("API key", hide_input=True)
     try:
-        with Client(key, url) as client:
+        with Client(key, url, max_retries=RETRIES) as client:
             me = client.me()
     except ValueError as error:
         raise UsageError(str(error)) from None
