@@ -247,6 +247,12 @@ def test_nobody_at_the_port_and_nonsense_from_it_are_errors_of_ours() -> None:
         assert (failed.code, failed.status) == ("connection_failed", 0)
 
 
+def test_the_key_is_not_carried_to_another_server() -> None:
+    with Receiver() as other, Receiver(lambda request, number: Response(302, {"location": other.url("/")})) as server:
+        assert {error.status for error in call_both(server.url(""), lambda one: one.me())} == {302}
+        assert other.requests == []
+
+
 def test_waits_grow_twofold_to_a_limit_and_are_spread() -> None:
     policy = calls.RetryPolicy(base=0.5, longest=8.0)
     for retry, longest in enumerate([0.5, 1.0, 2.0, 4.0, 8.0, 8.0]):

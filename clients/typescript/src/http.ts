@@ -158,9 +158,11 @@ export class Http {
       ...call.headers,
     };
     if (call.keyed) headers["Idempotency-Key"] = crypto.randomUUID();
-    if (call.body === undefined) return [url.href, { method: call.method, headers }];
+    // A redirect isn't followed: it would carry the key to another server.
+    const init: RequestInit = { method: call.method, headers, redirect: "manual" };
+    if (call.body === undefined) return [url.href, init];
     headers["Content-Type"] = "application/json";
-    return [url.href, { method: call.method, headers, body: JSON.stringify(call.body) }];
+    return [url.href, { ...init, body: JSON.stringify(call.body) }];
   }
 }
 

@@ -190,6 +190,9 @@ test("what can be sent again is, with the same dedup_id, and what can't isn't", 
   });
   const [gone] = await serve((number, response) => (number === 1 ? response.destroy() : reply(response, 404)));
   await new TriggersClient({ baseUrl: gone, apiKey: "key" }).subscriptions.delete("s");
+  const [elsewhere] = await serve((_, response) => reply(response, 302, {}, { location: url }));
+  await assert.rejects(new TriggersClient({ baseUrl: elsewhere, apiKey: "key" }).me(), BadRequestError);
+  assert.equal(received.length, 3);
   const nobody = new TriggersClient({ baseUrl: "http://127.0.0.1:1", apiKey: "key", maxRetries: 0 });
   await assert.rejects(nobody.me(), ConnectionFailedError);
 });
