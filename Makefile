@@ -66,4 +66,4 @@ soak: $(STAMP) ## kill processes and servers under load, and check that nothing 
 
 clean: ## delete the virtual environment, the local servers, and their data
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi
-	rm -rf $(VENV) .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

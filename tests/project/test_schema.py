@@ -8,6 +8,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -319,7 +320,10 @@ def test_the_python_client_s_calls_are_operations_and_the_keyed_ones_are_those_t
             assert (call.method, path) in keyed
         if call.body is not msgspec.UNSET:
             assert "requestBody" in schema["paths"][path][call.method.lower()], path
-    assert SERVERS_KEEP_KEYS is bool(keyed), "set triggers_client.calls.SERVERS_KEEP_KEYS to what the server does"
+    keeps_keys = bool(keyed)
+    assert SERVERS_KEEP_KEYS is keeps_keys, "set triggers_client.calls.SERVERS_KEEP_KEYS to what the server does"
+    typescript = (Path(__file__).parents[2] / "clients" / "typescript" / "src" / "http.ts").read_text()
+    assert f"SERVERS_KEEP_KEYS = {str(keeps_keys).lower()};" in typescript
 
 
 def _matching(path: str, templates: list[str]) -> list[str]:
