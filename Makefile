@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format bench soak image chart-check monitoring-check integrations clean
+.PHONY: help run test coverage lint format clients clients-check bench soak image chart-check monitoring-check \
+	integrations clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -41,6 +42,23 @@ format: $(STAMP) ## format the code
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix --quiet .
 
+TYPESCRIPT := clients/typescript
+TYPESCRIPT_STAMP := $(TYPESCRIPT)/node_modules/.installed
+
+$(TYPESCRIPT_STAMP): $(TYPESCRIPT)/package.json
+	@command -v npm >/dev/null || { echo "Node.js 20 or newer with npm is needed." >&2; exit 1; }
+	@cd $(TYPESCRIPT) && npm install --silent --no-audit --no-fund
+	@touch $@
+
+clients: $(STAMP) $(TYPESCRIPT_STAMP) ## generate the TypeScript client's types from the API, which needs Node.js
+	@$(PY) -m scripts.openapi_document $(TYPESCRIPT)/openapi.json
+	@cd $(TYPESCRIPT) && npm run --silent generate
+
+clients-check: $(STAMP) $(TYPESCRIPT_STAMP) ## build, pack, and test the TypeScript client, and tell whether its types are stale
+	@$(PY) -m scripts.openapi_document $(TYPESCRIPT)/openapi.json
+	@cd $(TYPESCRIPT) && npm run --silent check || { echo "src/schema.ts is stale: run make clients." >&2; exit 1; }
+	@CLIENTS_CHECK=1 exec $(PY) -m pytest -q tests/clients/test_typescript.py
+
 bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name; AGAINST=dir ROUNDS=3 compares two checkouts
 	@exec $(PY) -m bench $(SCENARIO) $(if $(AGAINST),--against $(AGAINST) --rounds $(or $(ROUNDS),3))
 
@@ -62,4 +80,4 @@ integrations: $(STAMP) ## run the Zapier app, the n8n node, and generated client
 
 clean: ## delete the virtual environment, the local servers, and their data
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi
-	rm -rf $(VENV) .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import datetime
+import inspect
 import json
 import re
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from jsonschema import Draft202012Validator, FormatChecker
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
+from triggers_client import NewEvent
+from triggers_client import operations as client_operations
+from triggers_client.calls import SERVERS_KEEP_KEYS, Call, ListCall
 
 from orgs.models import Organization
 from tests.api.helpers import beat
@@ -283,3 +289,55 @@ def test_every_reference_leads_somewhere(schema: dict[str, Any]) -> None:
     assert len(references) > 20
     for reference in references:
         assert resolve(schema, {"$ref": reference}), reference
+
+
+# --- the Python client ------------------------------------------------------------------------------
+
+
+def _calls() -> list[Call[Any]]:
+    """Return an example of each call."""
+    given = {"data": None, "headers": {}, "openapi": {}, "events": [NewEvent("a")], "event_ids": ["i"]}
+    found = []
+    for name, build in inspect.getmembers(client_operations, inspect.isfunction):
+        if build.__module__ == client_operations.__name__ and not name.startswith("_"):
+            required = [
+                parameter.name
+                for parameter in inspect.signature(build).parameters.values()
+                if parameter.default is inspect.Parameter.empty
+            ]
+            call = build(**{parameter: given.get(parameter, "x") for parameter in required})
+            found.append(call.first if isinstance(call, ListCall) else call)
+    return found
+
+
+def test_the_python_client_s_calls_are_operations_and_the_keyed_ones_are_those_that_take_a_key(
+    schema: dict[str, Any],
+) -> None:
+    keyed = set()
+    for path, method, operation in operations(schema):
+        if any("Idempotency-Key" in str(one.values()) for one in operation.get("parameters", [])):
+            keyed.add((method.upper(), path))
+    paths = {(method.upper(), path) for path, method, _ in operations(schema)}
+    for call in _calls():
+        [path] = _matching(call.path, [path for method, path in paths if method == call.method])
+        if call.keyed and SERVERS_KEEP_KEYS:
+            assert (call.method, path) in keyed
+        if call.body is not msgspec.UNSET:
+            assert "requestBody" in schema["paths"][path][call.method.lower()], path
+    keeps_keys = bool(keyed)
+    assert SERVERS_KEEP_KEYS is keeps_keys, "set triggers_client.calls.SERVERS_KEEP_KEYS to what the server does"
+    typescript = (Path(__file__).parents[2] / "clients" / "typescript" / "src" / "http.ts").read_text()
+    assert f"SERVERS_KEEP_KEYS = {str(keeps_keys).lower()};" in typescript
+
+
+def _matching(path: str, templates: list[str]) -> list[str]:
+    """Return the template that a path fits best."""
+    parts = path.split("/")
+
+    def fits(template: str) -> bool:
+        steps = template.split("/")
+        return len(steps) == len(parts) and all(
+            step == part or step.startswith("{") for step, part in zip(steps, parts, strict=True)
+        )
+
+    return sorted(filter(fits, templates), key=lambda template: template.count("{"))[:1]
