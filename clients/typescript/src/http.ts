@@ -2,8 +2,7 @@
 
 import { ConnectionFailedError, TriggersError, readProblem } from "./errors.js";
 
-// Whether servers keep the responses to POSTs that carry an Idempotency-Key. Until they do, such a POST is sent again only
-// if it can't have been served.
+// Servers keep the response to a POST that carries an Idempotency-Key, so that it may be sent again whatever became of it.
 const SERVERS_KEEP_KEYS = true;
 
 const BASE_DELAY_SECONDS = 0.5;

@@ -18,8 +18,7 @@ from triggers_client.models import Page
 
 T = TypeVar("T")
 
-# Whether servers keep the responses to POSTs that carry an Idempotency-Key.  Until they do, such a POST is sent again
-# only if it can't have been served.
+# Servers keep the response to a POST that carries an Idempotency-Key, so that it may be sent again whatever became of it.
 SERVERS_KEEP_KEYS = True
 
 
