@@ -160,7 +160,15 @@ def _build(attributes: Mapping[str, Any], data: str, kind: str) -> NewEvent:
     trace = None
     if isinstance(traceparent, str):
         trace = parse_trace(traceparent, tracestate if isinstance(tracestate, str) else None)
-    return NewEvent(attributes["type"], data, dedup_id, text.decode(), trace)
+    return NewEvent(attributes["type"], data, dedup_id, text.decode(), trace, ordering_key=_ordering_key(attributes))
+
+
+def _ordering_key(attributes: Mapping[str, Any]) -> str | None:
+    """Return the key that the partitioning extension gives, as short as one may be."""
+    key = attributes.get("partitionkey")
+    if not isinstance(key, str) or not key:
+        return None
+    return key if len(key) <= MAX_DEDUP_ID_CHARACTERS else "sha256:" + hashlib.sha256(key.encode()).hexdigest()
 
 
 # --- structured and batched -----------------------------------------------------------------------

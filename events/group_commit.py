@@ -144,6 +144,11 @@ class PendingRequest:
         """Return what became of the events, as far as it is known."""
         return [item.result for item in self.items if item.result is not None]
 
+    @property
+    def has_failed(self) -> bool:
+        """Tell whether it was refused.  One whose client has gone is not: what is stored of it is stored."""
+        return self.done.done() and not self.done.cancelled()
+
     def fail(self, error: BaseException) -> None:
         if not self.done.done():
             self.done.set_exception(error)
@@ -278,7 +283,7 @@ class GroupCommit:
         not_stored = await self._insert_or_isolate(list(offered.values()))
         undecided = []
         for item in items:
-            if item.request.done.done():
+            if item.request.has_failed:
                 continue
             row = not_stored.get(item.id)
             if row is None and offered[item.dedup_key or item.id] is item:
@@ -287,7 +292,7 @@ class GroupCommit:
                 item.request.fail(KeyChanged())
             else:
                 undecided.append(item)
-        undecided = [item for item in undecided if not item.request.done.done()]
+        undecided = [item for item in undecided if not item.request.has_failed]
         if not undecided:
             return []
         holders = await self._find_holders(undecided)

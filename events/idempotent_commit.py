@@ -49,8 +49,8 @@ class IdempotentCommit(GroupCommit):
             for request in waiting:
                 once = _answer(request).once
                 first_of.setdefault((once.organization_id, once.key), request)
-            taken = list(first_of.values())
-            await self._commit_or_isolate(taken)
+            taken = set(first_of.values())
+            await self._commit_or_isolate(list(first_of.values()))
             waiting = [request for request in waiting if request not in taken]
 
     async def _commit_or_isolate(self, requests: list[PendingRequest]) -> None:
@@ -88,7 +88,7 @@ class IdempotentCommit(GroupCommit):
                 items = await self._store(items)
             served = []
             for request in new:
-                if request.done.done():
+                if request.has_failed:
                     continue
                 answer = _answer(request)
                 try:

@@ -15,7 +15,7 @@ from core.db import borrow_connection, is_transient
 from core.wakeups import EVENTS, WEBHOOKS, wake
 from webhooks.dispatch.hand_over import SenderHandOver
 from webhooks.dispatch.sender import Sender, current_sender
-from webhooks.routing.fan_out import FanOut
+from webhooks.routing.fan_out import PUT_OFF_SECONDS, FanOut
 
 log = structlog.get_logger()
 
@@ -127,11 +127,20 @@ def fan_out_for(seconds: float) -> bool:
             sender.wake(backlog=False)
         if result.left_to_claims and (sender is None or not sender.has_room()):
             wake(WEBHOOKS)  # for the other workers
+        if result.put_off:
+            _wake_later()
         # Of what comes after this round, its own wake-up tells.
         if not result.more:
             return False
         if time.monotonic() >= ends:
             return True
+
+
+def _wake_later() -> None:
+    """Have events that were put off fanned out as soon as they are due; the sweep, too, would find them."""
+    later = threading.Timer(PUT_OFF_SECONDS, wake, [EVENTS])
+    later.daemon = True
+    later.start()
 
 
 def deliver_webhooks() -> None:

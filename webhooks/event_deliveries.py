@@ -14,6 +14,8 @@ from core.query import newest
 from events.delivery_lookup import DeliveryLine
 from webhooks.destinations.outcome import Failure
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
+from webhooks.order import unpark
+from webhooks.queues import lock_queues, mark_due
 from webhooks.states import delivery_state, next_attempt_at
 
 # The same words in the same order as the condition of the index webhooks_delivery_undelivered.
@@ -86,13 +88,22 @@ class EventDeliveries:
         DeliveryAttempt.objects.filter(delivery_id__in=list(of_event.values_list("id", flat=True))).update(
             response_body="", error_detail=""
         )
-        return of_event.filter(status__in=[DeliveryStatus.PENDING, DeliveryStatus.HELD]).update(
+        keyed = set(of_event.exclude(ordering_key=None).values_list("subscription_id", "ordering_key"))
+        lock_queues(queue for queue, _ in keyed)
+        cancelled = of_event.filter(status__in=[DeliveryStatus.PENDING, DeliveryStatus.HELD]).update(
             status=DeliveryStatus.CANCELLED,
             last_error=Failure.PAYLOAD_ERASED.value,
             completed_at=Now(),
             next_attempt_at=None,
             lease_id=None,
         )
+        if keyed:
+            # No retry of it can succeed, so it must not block its key.
+            failed = of_event.filter(status=DeliveryStatus.FAILED).exclude(ordering_key=None)
+            failed.update(last_error=Failure.PAYLOAD_ERASED.value, last_status_code=None)
+            with server_cursor() as cursor:
+                mark_due(unpark(keyed, cursor))
+        return cancelled
 
     def waiting(self, organization_id: uuid.UUID, most: int) -> int:
         with server_cursor() as cursor:

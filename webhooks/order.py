@@ -17,6 +17,7 @@ import structlog
 
 from core.arrays import plain_array, text_array
 from core.db import in_transaction, server_cursor
+from webhooks.destinations.outcome import Failure
 from webhooks.queues import lock_queues, mark_due
 
 log = structlog.get_logger()
@@ -28,11 +29,11 @@ UNFINISHED = "('pending', 'delivering', 'held')"
 
 # A claim looks at so many due deliveries of a queue for those that have to wait.
 PARKED_AT_A_TIME = 1000
-# Keys of one subscription that the sweep looks at in a turn.
-KEYS_AT_A_TIME = 10_000
+# Keys of one subscription that are looked at with one statement.
+KEYS_AT_A_TIME = 1000
 
 # Whether another delivery of the key keeps a delivery `d` of a queue `q` waiting: an earlier one, or a later one that
-# is on its way while somebody retries this one.
+# is on its way while somebody retries this one.  A failed one whose payload was erased blocks nothing: no retry helps.
 MUST_WAIT = f"""(
     d.ordering_key IS NOT NULL AND (
         EXISTS (
@@ -47,6 +48,7 @@ MUST_WAIT = f"""(
             SELECT 1 FROM webhooks_delivery b
             WHERE b.subscription_id = d.subscription_id AND b.ordering_key = d.ordering_key
               AND b.status = 'failed' AND (b.ordered_at, b.event_id) < (d.ordered_at, d.event_id)
+              AND b.last_error <> '{Failure.PAYLOAD_ERASED}'
         )
     )
 )"""  # noqa: S608 - a constant of ours
@@ -83,7 +85,7 @@ RETURNING subscription_id
 _WAITING_KEYS = f"""
 WITH RECURSIVE waiting AS (
     (SELECT ordering_key, 1 AS number FROM webhooks_delivery
-     WHERE subscription_id = %(queue)s AND ordering_key IS NOT NULL AND status IN {UNFINISHED}
+     WHERE subscription_id = %(queue)s AND ordering_key > %(after)s AND status IN {UNFINISHED}
      ORDER BY ordering_key LIMIT 1)
     UNION ALL
     (SELECT (SELECT d.ordering_key FROM webhooks_delivery d
@@ -133,17 +135,39 @@ def unpark(keys: Iterable[tuple[uuid.UUID, str]], cursor: psycopg.Cursor[tuple[u
 
 
 def unpark_forgotten(subscription_id: uuid.UUID) -> int:
-    """Let deliveries be due that are parked and have nothing to wait for; return of how many keys."""
+    """Let deliveries be due that are parked and have nothing to wait for; return of how many keys.
+
+    The queue is locked only if there are any.
+    """
+    unparked = 0
+    after: str | None = ""
+    while after is not None:
+        forgotten, after = _find_forgotten(subscription_id, after)
+        if forgotten:
+            unparked += in_transaction(lambda keys=forgotten: _unpark_forgotten(subscription_id, keys))  # type: ignore[misc]
+    return unparked
+
+
+def _find_forgotten(subscription_id: uuid.UUID, after: str) -> tuple[list[str], str | None]:
+    """Return which of the next keys behind `after` were forgotten, and the last one looked at, None at the end."""
+    with server_cursor() as cursor:
+        rows = cursor.execute(_WAITING_KEYS, {"queue": subscription_id, "after": after}).fetchall()
+        keys = [row[0] for row in rows]
+        return _forgotten(subscription_id, keys, cursor), keys[-1] if len(keys) >= KEYS_AT_A_TIME else None
+
+
+def _forgotten(subscription_id: uuid.UUID, keys: Sequence[str], cursor: psycopg.Cursor[tuple[str]]) -> list[str]:
+    if not keys:
+        return []
+    parameters = {"queue": subscription_id, "keys": text_array(keys), "parked": PARKED_FROM}
+    return [row[0] for row in cursor.execute(_FIND_FORGOTTEN, parameters).fetchall()]
+
+
+def _unpark_forgotten(subscription_id: uuid.UUID, keys: Sequence[str]) -> int:
     with server_cursor() as cursor:
         lock_queues([subscription_id])
-        rows = cursor.execute(_WAITING_KEYS, {"queue": subscription_id}).fetchall()
-        if not rows:
-            return 0
-        keys = text_array(row[0] for row in rows)
-        parameters = {"queue": subscription_id, "keys": keys, "parked": PARKED_FROM}
-        forgotten = [row[0] for row in cursor.execute(_FIND_FORGOTTEN, parameters).fetchall()]
-        if forgotten:
-            mark_due(unpark([(subscription_id, key) for key in forgotten], cursor))
+        forgotten = _forgotten(subscription_id, keys, cursor)
+        mark_due(unpark([(subscription_id, key) for key in forgotten], cursor))
     return len(forgotten)
 
 
@@ -153,9 +177,7 @@ def repair_order() -> int:
         queues = cursor.execute(
             "SELECT subscription_id FROM webhooks_subscriptionqueue WHERE has_ordered AND accepts_deliveries"
         ).fetchall()
-    repaired = 0
-    for (subscription_id,) in queues:
-        repaired += in_transaction(lambda key=subscription_id: unpark_forgotten(key))  # type: ignore[misc]
+    repaired = sum(unpark_forgotten(subscription_id) for (subscription_id,) in queues)
     if repaired:
         log.warning("order_repaired", keys=repaired)
     return repaired

@@ -26,7 +26,7 @@ from orgs.models import Organization
 from webhooks.credentials import Credentials, with_columns
 from webhooks.destinations.http.signing import SecretType, new_secret
 from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription, SubscriptionQueue
-from webhooks.order import unpark_forgotten
+from webhooks.order import PARKED_FROM, unpark_forgotten
 from webhooks.signing_secrets import (
     MAX_PREVIOUS_SECRETS,
     SecretExists,
@@ -394,7 +394,9 @@ def resync(subscription_id: uuid.UUID, rows: int = RESYNC_ROWS) -> bool:
             changes = {"status": DeliveryStatus.PENDING, "next_attempt_at": due}
         else:
             wrong = Q(status=DeliveryStatus.PENDING)
-            changes = {"status": DeliveryStatus.HELD}
+            # What was parked for its ordering key is held from now on (`upkeep.held_retention`).
+            parked = When(next_attempt_at__gt=PARKED_FROM, then=Now())
+            changes = {"status": DeliveryStatus.HELD, "next_attempt_at": Case(parked, default="next_attempt_at")}
         waiting = Delivery.objects.filter(wrong, subscription_id=subscription_id)
         ids = list(waiting.select_for_update(skip_locked=True).values_list("id", flat=True)[:rows])
         Delivery.objects.filter(id__in=ids).update(**changes)

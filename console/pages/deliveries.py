@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.contrib.admin.views.main import ChangeList
 from django.db import connection
-from django.db.models import QuerySet
+from django.db.models import Case, QuerySet, When
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.utils import timezone
 from django.utils.safestring import SafeString
@@ -43,6 +43,7 @@ from webhooks.display.formatting import (
     table,
 )
 from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
+from webhooks.order import PARKED_FROM
 from webhooks.states import DeliveryState, in_delivery_state
 
 SHOWN_ATTEMPTS = 100
@@ -121,7 +122,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "id": "id", "created_at": "created_at", "organization": "organization__name", "event_id": "event_id",
         "event_type": "event__type", "dedup_id": "event__dedup_id", "subscription_id": "subscription_id",
         "url": "subscription__url", "status": "status", "last_error": "last_error",
-        "last_status_code": "last_status_code", "attempts": "attempt_count", "next_attempt_at": "next_attempt_at",
+        "last_status_code": "last_status_code", "attempts": "attempt_count", "next_attempt_at": "planned_at",
         "completed_at": "completed_at",
     }  # fmt: skip
     list_select_related = ("organization", "subscription", "event")
@@ -146,6 +147,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return (
             super().get_queryset(request).defer("event__data", *(f"subscription__{name}" for name in ENCRYPTED))
             .select_related("organization", "subscription", "event")
+            .annotate(planned_at=Case(When(next_attempt_at__lt=PARKED_FROM, then="next_attempt_at")))
         )  # fmt: skip
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
@@ -230,3 +231,12 @@ def test_the_headers_of_binary_mode_belong_to_the_content(api: Any) -> None:
     assert first.status_code == 202
     assert api.request("POST", EVENTS, raw=b"1", **HEADERS, **key)["Idempotency-Replayed"] == "true"
     assert_problem(api.request("POST", EVENTS, raw=b"1", **{**HEADERS, "ce-subject": "x"}, **key), 422)
+
+
+def test_the_partition_key_is_the_ordering_key(api: Any) -> None:
+    for number, key in enumerate(("order-1", "k" * 256, 5, "")):
+        assert structured(api, {**CLOUDEVENT, "id": str(number), "partitionkey": key}).status_code == 202
+    binary = api.post(EVENTS, raw=b"1", content_type="application/json", **{**HEADERS, "ce-partitionkey": "order%201"})
+    assert binary.status_code == 202
+    stored = list(Event.objects.order_by("created_at", "id").values_list("ordering_key", flat=True))
+    assert stored == ["order-1", "sha256:" + hashlib.sha256(b"k" * 256).hexdigest(), None, None, "order 1"]

@@ -14,10 +14,12 @@ from django.db.models.functions import Now
 from core.problems import Problem
 from events import group_commit
 from events.group_commit import GroupCommit
+from events.idempotent_commit import Answer, IdempotentCommit
 from events.ingest import Ingested, IngestStatus
 from events.models import DedupKey, Event
 from events.payload import NewEvent
 from orgs.front_door import KeyChanged
+from orgs.idempotency import Kept, Once
 from orgs.keys import Caller, authenticate, create_api_key
 from orgs.models import ApiKey, Organization
 
@@ -225,3 +227,34 @@ def _end_other_connections() -> None:
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%%events_dedupkey%%'"
         )
+
+
+def test_a_request_that_is_cancelled_while_it_is_stored_keeps_its_answer(organization: Organization) -> None:
+    """Else its events would be stored a second time when it is sent again with its key."""
+    caller = caller_of(organization)
+    once = Once(organization.id, "k", b"f", caller.key_id, "events:write")
+
+    def answer() -> Answer:
+        return Answer(once, lambda results: Kept(202, "", str(results[0].event_id).encode()))
+
+    async def offer() -> Answer:
+        parameters = {**connection.get_connection_params(), "cursor_factory": psycopg.AsyncCursor}
+        async with IdempotentCommit() as commits, await psycopg.AsyncConnection.connect(**parameters) as other:
+            await other.execute(
+                "INSERT INTO events_dedupkey (organization_id, dedup_id, event_id, fingerprint, expires_at) "
+                "VALUES (%s, 'd', gen_random_uuid(), '', now())",
+                (organization.id,),
+            )
+            first = asyncio.create_task(commits.accept(caller, [event(1), event(2, "d")], {}, answer=answer()))
+            waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND transactionid = pg_current_xact_id()::xid"
+            while not await (await other.execute(waits)).fetchone():
+                await asyncio.sleep(0.005)
+            first.cancel()
+            await asyncio.wait({first})
+            await other.rollback()
+            again = answer()
+            await commits.accept(caller, [event(1), event(2, "d")], {}, answer=again)
+            return again
+
+    assert asyncio.run(offer()).is_replayed
+    assert Event.objects.count() == 2

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.contrib import admin
+from django.test import RequestFactory
 
+from console.pages.deliveries import DeliveryAdmin
 from devstack.http_receiver import Receiver
+from events.erasure import erase
 from events.ingest import ingest
 from events.models import Event
 from events.payload import NewEvent
@@ -14,16 +18,19 @@ from orgs.models import Organization
 from tests.conftest import ApiClient
 from tests.webhooks.helpers import fan_out, queue_of, result, sending, statuses, subscribe
 from tests.webhooks.test_recovery import LONG_AGO
-from webhooks import delivery_actions, subscriptions
+from webhooks import delivery_actions, order, subscriptions
 from webhooks.delivery_actions import DeliveryAction
+from webhooks.destinations.outcome import Failure
 from webhooks.dispatch import leases
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.hand_over import SenderHandOver
 from webhooks.dispatch.record import record_results
+from webhooks.display.standing import recent_attempts
 from webhooks.models import Delivery, Subscription
 from webhooks.order import PARKED_FROM, repair_order
 from webhooks.routing.fan_out import FanOut
 from webhooks.upkeep import recovery
+from webhooks.upkeep.held_retention import cancel_expired
 
 pytestmark = pytest.mark.django_db
 
@@ -169,8 +176,9 @@ def test_an_event_waits_for_an_earlier_one_that_is_not_fanned_out(organization: 
     free = ingest(organization.id, NewEvent("a.b", "2", None, ordering_key="b")).event_id
     Event.objects.filter(pk=first).update(due_at=PARKED_FROM)
     fans = FanOut()
-    fans.run_round(100)
+    looked = fans.run_round(100)
     assert set(Delivery.objects.values_list("event_id", flat=True)) == {free}
+    assert (looked.put_off, looked.left_behind, looked.more) == (1, frozenset(), False), "the round left nothing behind"
     assert not fans.run_round(100).seen, "it isn't claimed again and again"
     Event.objects.filter(pk__in=[first, second]).update(due_at=LONG_AGO)
     fans.run_round(100)
@@ -223,3 +231,68 @@ def test_without_ordering_nothing_is_looked_at(organization: Organization) -> No
     assert numbers(claimed()) == [0, 1]
     assert not queue_of(subscription).has_ordered
     assert not Delivery.objects.exclude(ordering_key=None).exists()
+
+
+def test_a_key_goes_on_when_the_later_one_has_to_be_tried_again(organization: Organization) -> None:
+    """The earlier one was retried meanwhile and parked behind it; nobody else would let it go."""
+    subscribe(organization, ordered=True, ordered_attempts=2)
+    send(organization, "a", "a")
+    (first,) = claimed()
+    record_results([result(first)])
+    (second,) = claimed()
+    delivery_actions.apply(DeliveryAction.REPLAY, [first.delivery_id])
+    assert claimed() == []
+    record_results([result(second, 500)])
+    assert numbers(claimed()) == [0]
+
+
+def test_an_erased_event_blocks_no_key(organization: Organization) -> None:
+    subscribe(organization, ordered=True, ordered_attempts=1, ordered_on_failure="block")
+    ids = send(organization, "a", "a", "a", "a")
+    (first,) = claimed()
+    record_results([result(first, 500)])
+    assert claimed() == []
+    for event_id in ids[:2]:  # one whose delivery has failed, and one whose delivery waits for that
+        erase(organization.id, event_id)
+    (third,) = claimed()
+    assert numbers([third]) == [2]
+    erase(organization.id, ids[2])  # while it is sent; its next attempt is refused
+    record_results([result(third, None, Failure.PAYLOAD_ERASED)])
+    assert numbers(claimed()) == [3]
+
+
+def test_what_waits_for_a_key_is_held_since_its_subscription_was_disabled(
+    organization: Organization, settings: Any
+) -> None:
+    ordered = subscribe(organization, ordered=True)
+    send(organization, "a", "a")
+    assert numbers(claimed()) == [0]
+    subscriptions.disable(ordered)
+    row = Delivery.objects.get(status="held")
+    assert row.next_attempt_at is not None
+    assert row.next_attempt_at < PARKED_FROM
+    settings.HELD_RETENTION_DAYS = 1
+    Delivery.objects.filter(pk=row.pk).update(created_at=LONG_AGO, next_attempt_at=LONG_AGO)
+    Subscription.objects.filter(pk=ordered.pk).update(disabled_at=LONG_AGO)
+    assert cancel_expired().deliveries == 1
+
+
+def test_the_sweep_looks_at_every_key(organization: Organization, monkeypatch: Any) -> None:
+    monkeypatch.setattr(order, "_WAITING_KEYS", order._WAITING_KEYS.replace("1000)", "2)"))
+    monkeypatch.setattr(order, "KEYS_AT_A_TIME", 2)
+    subscribe(organization, ordered=True)
+    send(organization, *"abcde")
+    Delivery.objects.filter(ordering_key__in=["b", "e"]).update(next_attempt_at=order.PARKED_UNTIL)
+    assert repair_order() == 2
+
+
+def test_a_parked_delivery_has_no_time_in_lists(organization: Organization) -> None:
+    ordered = subscribe(organization, ordered=True)
+    send(organization, "a", "a")
+    (first,) = claimed()
+    record_results([result(first, 500)])
+    planned = Delivery.objects.get(attempt_count=1)
+    rows = DeliveryAdmin(Delivery, admin.site).get_queryset(RequestFactory().get("/"))
+    assert set(rows.values_list("planned_at", flat=True)) == {planned.next_attempt_at, None}
+    attempts = recent_attempts(Delivery.objects.filter(subscription=ordered), 1)
+    assert [one.delivery_id for one in attempts] == [planned.pk]

@@ -14,6 +14,7 @@ from django.db import connection, transaction
 
 from devstack.processes import Process
 from devstack.waiting import wait_until
+from events.erasure import erase
 from events.models import Event
 from orgs.models import Organization
 from tests.servers import postgres
@@ -23,6 +24,7 @@ from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results
 from webhooks.models import BulkRun, Delivery, SubscriptionQueue
 from webhooks.upkeep import background_runs, recovery
+from webhooks.upkeep.preview import preview_recovery
 from webhooks.upkeep.sweep import Sweep
 
 LONG_AGO = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
@@ -215,3 +217,14 @@ def test_a_recovery_of_a_subscription_that_was_deleted_ends(organization: Organi
     assert run.state == "done"
     assert Delivery.objects.count() == 0
     assert not queue_of(subscription).accepts_deliveries
+
+
+@pytest.mark.django_db
+def test_an_erased_event_is_not_recovered(organization: Organization) -> None:
+    subscription = _missed(organization, 2)
+    erase(organization.id, Event.objects.order_by("id")[0].pk)
+    assert preview_recovery(subscription, LONG_AGO).wanted == 1
+    run = recovery.start(subscription, LONG_AGO)
+    recovery.advance(run.id)
+    run.refresh_from_db()
+    assert (run.state, run.queued) == ("done", 1)

@@ -30,8 +30,6 @@ log = structlog.get_logger()
 # For the one thread that records.
 _sealer = Sealer()
 
-FINISHED = {DeliveryStatus.DELIVERED, DeliveryStatus.FAILED, DeliveryStatus.CANCELLED}
-
 GONE = "The endpoint returned 410 Gone."
 
 # Every attempt is kept.  The delivery only changes while the lease is still the worker's own.
@@ -279,14 +277,16 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         by_delivery = {result.delivery.delivery_id: result for result in results}
         attempts = []
         late, failed = set(), set()
-        finished: set[tuple[uuid.UUID, str]] = set()  # with the ordering key
+        # Queues and ordering keys whose deliveries came back: finished, or to be tried again behind one that somebody
+        # has retried meanwhile.
+        keys: set[tuple[uuid.UUID, str]] = set()
         for row in recording.fetchall():
             queues[row.subscription_id].count_row(row)
             attempts.append(_logged(by_delivery[row.delivery_id], row))
             if row.held_lease:
                 in_time.add(row.delivery_id)
-                if row.ordering_key is not None and row.status in FINISHED:
-                    finished.add((row.subscription_id, row.ordering_key))
+                if row.ordering_key is not None:
+                    keys.add((row.subscription_id, row.ordering_key))
                 if row.status == DeliveryStatus.FAILED:
                     failed.add(row.delivery_id)
             else:
@@ -296,7 +296,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
             timely = [result for result in queue_results if result.delivery.delivery_id in in_time]
             queues[subscription_id].count_results(timely, policy)
         updating.execute(_UPDATE_QUEUES, _queue_columns(queues))
-        following = order.unpark(finished, ordering) if finished else set()
+        following = order.unpark(keys, ordering) if keys else set()
         if following:
             mark_due(following, cursor=updating)
         counting.execute(ADD_ATTEMPTS, attempt_columns(by_queue, late, failed))

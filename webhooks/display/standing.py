@@ -12,6 +12,7 @@ from core.db import server_cursor
 from core.query import newest
 from webhooks.display.formatting import format_duration, format_time
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
+from webhooks.order import PARKED_FROM
 
 # Recent attempts are those of so many of the newest deliveries, and of those that wait for their next attempt longest.
 NEWEST_DELIVERIES = 500
@@ -78,7 +79,8 @@ def recent_attempts(
     recent = newest(rows.only("id", "created_at", "attempt_count"), NEWEST_DELIVERIES)
     ids = [row.pk for row in recent if row.attempt_count][: 2 * most]
     if waiting is None:
-        waiting = rows.filter(status=DeliveryStatus.PENDING).order_by("-next_attempt_at")
+        planned = rows.filter(status=DeliveryStatus.PENDING, next_attempt_at__lt=PARKED_FROM)
+        waiting = planned.order_by("-next_attempt_at")
     ids += [pk for pk, attempts in waiting.values_list("pk", "attempt_count")[:most] if attempts]
     attempts = DeliveryAttempt.objects.filter(delivery_id__in=set(ids)).select_related("delivery__event")
     return list(attempts.defer("sealed_exchange", "delivery__event__data").order_by("-started_at")[:most])

@@ -32,7 +32,8 @@ WITH RECURSIVE waiting AS (
 ), turn AS (
     SELECT organization_id FROM waiting WHERE organization_id IS NOT NULL
 )
-SELECT e.id, e.organization_id, e.type, e.channels, e.ordering_key, e.created_at,
+SELECT e.id, e.organization_id, e.type, e.channels, e.ordering_key,
+       CASE WHEN e.ordering_key IS NOT NULL THEN e.created_at END AS created_at,
        (SELECT count(*) FROM turn) AS organizations
 FROM turn CROSS JOIN LATERAL (
     SELECT id, organization_id, type, channels, ordering_key, created_at FROM events_event
@@ -46,7 +47,10 @@ FROM turn CROSS JOIN LATERAL (
 
 @dataclass(frozen=True, slots=True)
 class AcceptedEvent:
-    """An event whose row this transaction has locked.  organizations: how many had events waiting."""
+    """An event whose row this transaction has locked.
+
+    created_at: of one with an ordering key.  organizations: how many had events waiting.
+    """
 
     id: uuid.UUID
     organization_id: uuid.UUID

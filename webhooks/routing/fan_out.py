@@ -72,20 +72,28 @@ RETURNING status
 """
 
 
-# Events that have to wait for an earlier one of their ordering key, which this transaction doesn't have in hand.
-PUT_OFF = """
-UPDATE events_event SET due_at = clock_timestamp() + interval '100 ms'
-WHERE id = ANY (ARRAY (
-    SELECT k.id FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(keys)s::text[], %(times)s::timestamptz[])
+PUT_OFF_SECONDS = 0.1
+# Events that have to wait for an earlier one of their ordering key, which this transaction doesn't have in hand.  Each
+# key is looked up once, however many of its events there are.
+PUT_OFF = f"""
+WITH keyed AS MATERIALIZED (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(keys)s::text[], %(times)s::timestamptz[])
         AS k(id, organization_id, key, created_at)
-    WHERE EXISTS (
-        SELECT 1 FROM events_event e
-        WHERE e.organization_id = k.organization_id AND e.ordering_key = k.key AND e.status = 'accepted'
-          AND (e.created_at, e.id) < (k.created_at, k.id) AND e.id <> ALL (%(chosen)s::uuid[])
-    )
+)
+UPDATE events_event SET due_at = clock_timestamp() + make_interval(secs => {PUT_OFF_SECONDS})
+WHERE id = ANY (ARRAY (
+    SELECT keyed.id FROM (SELECT DISTINCT organization_id, key FROM keyed) AS of_key
+    CROSS JOIN LATERAL (
+        SELECT e.created_at, e.id FROM events_event e
+        WHERE e.organization_id = of_key.organization_id AND e.ordering_key = of_key.key AND e.status = 'accepted'
+          AND e.id <> ALL (%(chosen)s::uuid[])
+        ORDER BY e.created_at, e.id LIMIT 1
+    ) AS earlier
+    JOIN keyed ON keyed.organization_id = of_key.organization_id AND keyed.key = of_key.key
+    WHERE (earlier.created_at, earlier.id) < (keyed.created_at, keyed.id)
 ))
 RETURNING id
-"""
+"""  # noqa: S608 - a constant of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,8 @@ class Round:
     seen: events that it claimed.  left_behind: organizations of which it processed fewer events than it claimed,
     because they want so many deliveries.  passed_over: those of which it processed none.  more: whether another round
     at once may find more.  left_to_claims: whether deliveries are due that were not handed over to a sender.
-    inboxes: those that got deliveries.
+    inboxes: those that got deliveries.  put_off: events that wait for an earlier one of their ordering key, and are due
+    again after PUT_OFF_SECONDS.
     """
 
     seen: int = 0
@@ -104,6 +113,7 @@ class Round:
     more: bool = False
     left_to_claims: bool = False
     inboxes: frozenset[uuid.UUID] = frozenset()
+    put_off: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,24 +191,27 @@ class FanOut:
                 return Round(), []
             other.execute(ANNOUNCE_FAN_OUT, (len(events),))
         try:
-            processed, pending = self._process(events, hand_over)
+            processed, pending, put_off = self._process(events, hand_over)
         except Exception as error:
             if is_transient(error):
                 raise
             raise _RoundFailed(events) from error
-        done = {entry.event.id for entry in processed}
+        done = {entry.event.id for entry in processed} | put_off
         served = {entry.event.organization_id for entry in processed}
         left = frozenset(event.organization_id for event in events if event.id not in done)
         more = bool(left) or len(events) >= limit
-        result = Round(len(events), left, left - served, more, bool(pending.due), frozenset(pending.inboxes))
+        result = Round(
+            len(events), left, left - served, more, bool(pending.due), frozenset(pending.inboxes), len(put_off)
+        )
         return result, processed
 
     def _process(
         self, events: Sequence[AcceptedEvent], hand_over: HandOver | None = None
-    ) -> tuple[list[_Processed], NewDeliveries]:
+    ) -> tuple[list[_Processed], NewDeliveries, set[uuid.UUID]]:
         """Insert the deliveries of locked events, as many as a round may; the other events stay accepted.
 
-        Returns the events that were processed, and the deliveries that were not handed over.
+        Returns the events that were processed, the deliveries that were not handed over, and the events that have to
+        wait for an earlier one of their ordering key.
         """
         matchers = self._subscribers.matchers({event.organization_id for event in events})
         wanting = select(events, matchers, self._overdue)
@@ -206,9 +219,11 @@ class FanOut:
         chosen = choose_events(
             events, {event_id: len(found) for event_id, found in wanting.items()}, self._deliveries, self._overdue
         )
-        chosen = self._in_order(chosen, wanting)
+        put_off = self._put_off(chosen, wanting)
+        if put_off:
+            chosen = [event for event in chosen if event.id not in put_off]
         if not chosen:
-            return [], NewDeliveries()
+            return [], NewDeliveries(), put_off
         wanted = sum(len(wanting[event.id]) for event in chosen)
         pending, handed_over = self._divide(chosen, wanting, hand_over)
         delay = settings.DELIVERY_RETRY_SCHEDULE[0]
@@ -226,11 +241,11 @@ class FanOut:
                 inserted += hand_over.inserted()
         # If all were inserted, every delivery is new; if not, only a round of one event can tell whose weren't.
         new = not wanted or inserted == wanted or len(chosen) > 1
-        return [_Processed(event, new or not wanting[event.id]) for event in chosen], pending
+        return [_Processed(event, new or not wanting[event.id]) for event in chosen], pending, put_off
 
     @staticmethod
-    def _in_order(chosen: list[AcceptedEvent], wanting: Wanting) -> list[AcceptedEvent]:
-        """Return the events without those that have to wait for an earlier one with the same ordering key.
+    def _put_off(chosen: Sequence[AcceptedEvent], wanting: Wanting) -> set[uuid.UUID]:
+        """Put off the events that have to wait for an earlier one with the same ordering key, and return their ids.
 
         Another worker may have that one in hand, or its fan-out has failed and is tried again.
         """
@@ -240,7 +255,7 @@ class FanOut:
             if event.ordering_key is not None and any(one.is_ordered for one in wanting[event.id])
         ]
         if not keyed:
-            return chosen
+            return set()
         with server_cursor() as cursor:
             parameters = {
                 "ids": plain_array(event.id for event in keyed),
@@ -249,8 +264,7 @@ class FanOut:
                 "times": [event.created_at for event in keyed],
                 "chosen": plain_array(event.id for event in chosen),
             }
-            waiting = {row[0] for row in cursor.execute(PUT_OFF, parameters).fetchall()}
-        return [event for event in chosen if event.id not in waiting]
+            return {row[0] for row in cursor.execute(PUT_OFF, parameters).fetchall()}
 
     @staticmethod
     def _divide(

@@ -118,7 +118,9 @@ class NewDeliveries:
         are_inboxes: bool = False,
     ) -> None:
         """Add the deliveries of an event.  Those for disabled subscriptions are held, so that nothing is lost."""
-        self.has_inbox |= are_inboxes and bool(subscription_ids)
+        if not subscription_ids:  # which is what most calls are
+            return
+        self.has_inbox |= are_inboxes
         count = len(subscription_ids)
         self.ids += derive_ids(event_id, subscription_ids)
         self.organizations += [str(organization_id)] * count

@@ -16,7 +16,7 @@ from typing import Any
 from django.conf import settings
 
 from core.ids import derive_id
-from events.models import Event, EventStatus
+from events.models import ERASED, Event, EventStatus
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, Subscription
 from webhooks.routing.selection import wanted_events
@@ -156,7 +156,7 @@ def preview_recovery(subscription: Subscription, since: datetime.datetime) -> Re
     found = RecoveryPreview(subscription)
     rows = Event.objects.filter(
         organization_id=subscription.organization_id, created_at__gte=since, status=EventStatus.PROCESSED
-    )
+    ).exclude(data=ERASED)
     most = COUNT_TO if subscription.filter is None else COUNT_TO_FILTERED
     seen = list(rows.order_by("created_at", "id").values_list("id", "type", "channels")[: most + 1])
     found.is_cut = len(seen) > most

@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 
 from core.db import server_cursor
 from core.ids import derive_id
-from events.models import Event, EventStatus
+from events.models import ERASED, Event, EventStatus
 from webhooks.models import BulkRun, Cause, Delivery, DeliveryStatus, DestinationKind, Subscription
 from webhooks.queues import lock_queues, mark_due
 from webhooks.routing.insert import NewDeliveries
@@ -79,7 +79,7 @@ def _step(run: BulkRun, rows: int) -> None:
     if run.filters.get("undelivered"):
         wanted = _undelivered(wanted, subscription)
     # Locked, because retention may be about to delete them: no delivery must outlive its event.
-    locked = Event.objects.select_for_update(no_key=True).filter(id__in=wanted).order_by("id")
+    locked = Event.objects.select_for_update(no_key=True).filter(id__in=wanted).exclude(data=ERASED).order_by("id")
     wanted = list(locked.values_list("id", flat=True))
     ids = [derive_id(event_id, subscription.pk) for event_id in wanted]
     existing = set(Delivery.objects.filter(id__in=ids).values_list("event_id", flat=True))
