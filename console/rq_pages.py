@@ -38,7 +38,7 @@ views.requeue_job = _requeue_job  # type: ignore[attr-defined]
 
 # With prometheus_client installed, the first page would link to metrics of the library's own, which aren't routed: ours
 # are at /metrics.
-stats_views.RQCollector = None  # type: ignore[assignment, misc]
+stats_views.RQCollector = None  # type: ignore[assignment, attr-defined]
 
 # The pages' inline scripts, styles and handlers, which our content security policy refuses: the script calls
 # a jQuery plugin that Django's admin no longer has, the handlers double links that are there as well.

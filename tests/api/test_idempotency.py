@@ -155,6 +155,9 @@ def test_each_route_that_creates_is_served_once(api: Any) -> None:
         ("/api/subscriptions", {"kind": "inbox", "inbox": "orders", "event_types": ["*"]}, 201),
         ("/api/event-types", {"name": "order.created"}, 201),
         ("/api/keys", {"name": "shop"}, 201),
+        ("/api/hooks", {"target_url": "https://example.com/zap", "event": "order.created"}, 201),
+        ("/api/portal-links", {"name": "ana@shop.example"}, 201),
+        ("/api/deliveries/retry", {"since": "2026-01-31T12:00:00Z"}, 202),
     ]:
         key = str(uuid.uuid4())
         before = rows()
@@ -168,6 +171,7 @@ def test_each_route_that_creates_is_served_once(api: Any) -> None:
     subscription = Subscription.objects.get(url=ENDPOINT["url"])
     for path, body in [
         (f"/api/subscriptions/{subscription.id}/rotate-secret", {"overlap_seconds": 60}),
+        (f"/api/subscriptions/{subscription.id}/secrets", {}),
         (f"/api/subscriptions/{subscription.id}/recover", {"since": "2026-01-31T12:00:00Z"}),
         (f"/api/keys/{ApiKey.objects.get(name='shop').id}/rotate", {"overlap_seconds": 0}),
     ]:
@@ -175,6 +179,21 @@ def test_each_route_that_creates_is_served_once(api: Any) -> None:
         first = once(api, path, body, key)
         assert first.status_code < 300, first.content
         assert_replayed(first, once(api, path, body, key))
+
+
+# POSTs that do the same thing if they are repeated, and one that says that it doesn't.
+TAKE_NO_KEY = {
+    "enableSubscription", "disableSubscription", "previewSubscription", "testSubscription", "acknowledgeEvents",
+    "giveEventsBack", "extendLeases", "acknowledgeEvent", "acknowledgeEventAlias",
+}  # fmt: skip
+
+
+def test_every_other_post_takes_a_key(api: Any) -> None:
+    found = set()
+    for path, item in api.get("/api/schema").json()["paths"].items():
+        if "post" in item and "Idempotency-Key" not in str(item["post"].get("parameters")):
+            found.add((path, item["post"]["operationId"]))
+    assert {name for _, name in found} == TAKE_NO_KEY, found
 
 
 def test_a_response_with_a_secret_is_encrypted_and_for_its_api_key_alone(

@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from devstack.http_receiver import Receiver, Response
 from events import event_types
+from events.erasure import erase
 from orgs.models import AuditEntry, Organization
 from portal import branding, words
 from portal.pages.help_page import LANGUAGES
@@ -242,6 +243,20 @@ def test_the_log_names_people_of_the_tenant_and_nobody_else(visitor: Visitor, or
     assert "ben@shop.example disabled" in text
     for word in ("olga", "192.0.2.1", "a key"):
         assert word not in text
+
+
+def test_what_was_erased_is_not_offered_for_a_retry(
+    visitor: Visitor, rows: dict[str, Any], organization: Organization
+) -> None:
+    path = f"deliveries/{rows['delivery_id']}"
+    Delivery.objects.update(status="failed", last_error="timeout")
+    assert "Retry now" in text_of(visitor.get(path))
+    erase(organization.pk, rows["event_id"])
+    assert "Retry now" not in text_of(visitor.get(path))
+    page = visitor.post(f"{path}/retry")
+    assert page.status_code == 409
+    assert "payload was erased" in text_of(page)
+    assert Delivery.objects.get().status == "failed"
 
 
 def test_the_help_explains_every_state_and_every_failure(visitor: Visitor) -> None:

@@ -17,6 +17,7 @@ from core.openapi import conflict
 from core.problems import Problem, not_found
 from orgs import audit
 from orgs.authentication import caller_of
+from orgs.idempotency import idempotent
 from orgs.models import Scope
 from webhooks import signing_secrets, subscriptions
 from webhooks.api.credentials import (
@@ -84,6 +85,7 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
             ),
         ],
     )
+    @idempotent()
     def create(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Let another secret sign beside the others, from the next attempt on: a new one, or your own.
 
