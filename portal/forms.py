@@ -113,6 +113,10 @@ class EndpointForm(forms.Form):
         """Return the headers by name."""
         return read_headers(self.cleaned_data["headers_text"])
 
+    def clean_transform(self) -> str:
+        """Return the expression with the ends of lines that it has where it is stored: browsers send others."""
+        return str(self.cleaned_data["transform"]).replace("\r\n", "\n")
+
     def clean(self) -> dict[str, Any]:
         """Validate with the API's serializer and show its errors at the fields that they belong to."""
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data

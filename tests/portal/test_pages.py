@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import html
 import re
 from typing import Any
 
@@ -19,6 +20,7 @@ from portal.pages.help_page import LANGUAGES
 from tests.console.rows import make_attempt, make_delivery, make_event
 from tests.portal.conftest import Visitor
 from webhooks import subscriptions
+from webhooks.destinations.http.auth import Bearer
 from webhooks.destinations.outcome import Failure
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 from webhooks.states import DeliveryState, SubscriptionState
@@ -294,3 +296,28 @@ def test_name_and_logo_are_the_operator_s(visitor: Visitor, settings: Any) -> No
     assert "img-src 'self' data: https://cdn.example.com;" in page["Content-Security-Policy"]
     assert "img-src" in str(project.CONTENT_SECURITY_POLICY)
     assert "cdn.example.com" not in str(project.CONTENT_SECURITY_POLICY)
+
+
+def test_what_the_portal_does_not_show_is_kept_when_an_endpoint_is_edited(
+    visitor: Visitor, organization: Organization
+) -> None:
+    row, _ = subscriptions.create(
+        organization.pk, url="https://a.example/", event_types=["a", "b.*"], description="old", uid="own",
+        metadata={"a": "1"}, filter={"total": {"$gte": 100}}, channels=["eu"], ordered=True, ordered_attempts=3,
+        ordered_on_failure="block", headers={"X-Token": "1"}, auth=Bearer("12345678"), signature_header="X-Signature",
+        is_hook=True, format="transform", transform="{text:\n type}", deliveries_per_second=0.5, max_in_flight=7,
+    )  # fmt: skip
+    before = Subscription.objects.filter(pk=row.pk).values().get()
+    page = visitor.get(f"endpoints/{row.pk}/edit").content.decode()
+    form: dict[str, Any] = {}
+    for name, text in re.findall(r'<textarea[^>]*name="(\w+)"[^>]*>\r?\n?(.*?)</textarea>', page, re.S):
+        form[name] = html.unescape(text).replace("\n", "\r\n")  # as browsers send it
+    for tag in re.findall(r"<input[^>]*>", page):
+        attributes = dict(re.findall(r'(\w+)="([^"]*)"', tag))
+        if attributes.get("type") not in {"radio", "checkbox", "hidden"} or "checked" in tag:
+            form[attributes["name"]] = html.unescape(attributes.get("value", "on"))
+    form["format"] = re.findall(r'<option value="([^"]*)" selected', page)[0]
+    assert visitor.post(f"endpoints/{row.pk}/edit", **form | {"description": "new"}).status_code == 302
+    after = Subscription.objects.filter(pk=row.pk).values().get()
+    assert {name for name in before if before[name] != after[name]} == {"description", "updated_at"}
+    assert AuditEntry.objects.get(action="subscription.change").detail["fields"] == ["description"]
