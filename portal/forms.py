@@ -140,6 +140,8 @@ class EndpointForm(forms.Form):
         if self.subscription is not None:
             # Only what has changed: a new URL, for one, clears the record of failures at the old one.
             wanted = {name: value for name, value in wanted.items() if self._has_changed(name, value)}
+            if not wanted:  # which the API refuses, because it would be a mistake there
+                return cleaned
         serializer: serializers.Serializer[Any] = (
             SubscriptionCreateSerializer(data=wanted)
             if self.subscription is None

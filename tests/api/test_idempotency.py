@@ -13,7 +13,7 @@ from django.utils import timezone
 from core.problems import Problem
 from events.api import views
 from events.models import DedupKey, Event
-from orgs.idempotency import LOCK, Once, lock_parameters, parse_key
+from orgs.idempotency import LOCK, Once, fingerprint, lock_parameters, parse_key
 from orgs.keys import create_api_key, revoke
 from orgs.models import ApiKey, AuditEntry, IdempotencyKey, Scope
 from tests.api.helpers import assert_problem, rows
@@ -203,6 +203,10 @@ def test_a_response_with_a_secret_is_encrypted_and_for_its_api_key_alone(
     with connection.cursor() as cursor:
         cursor.execute("SELECT encode(body, 'escape') FROM orgs_idempotencykey")
         assert secret not in cursor.fetchone()[0]
+    # Nor can a body that holds a password be guessed by what is kept of it.
+    owners = ApiKey.objects.values_list("pk", flat=True)
+    plain = [fingerprint("POST", "/api/keys", b'{"name": "shop"}', owner.bytes) for owner in owners]
+    assert bytes(IdempotencyKey.objects.get().fingerprint) not in plain
     lesser = client_of(create_api_key(organization, scopes=[Scope.KEYS_MANAGE.value])[1])
     assert_problem(once(lesser, "/api/keys", {"name": "shop"}), 422)
 

@@ -24,6 +24,7 @@ from webhooks.destinations.http.auth import Bearer
 from webhooks.destinations.outcome import Failure
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 from webhooks.states import DeliveryState, SubscriptionState
+from webhooks.upkeep import preview
 
 
 def text_of(response: Any) -> str:
@@ -247,6 +248,22 @@ def test_the_log_names_people_of_the_tenant_and_nobody_else(visitor: Visitor, or
         assert word not in text
 
 
+def test_a_preview_of_a_recovery_says_how_many_events_it_has_looked_at(
+    visitor: Visitor, organization: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview, "COUNT_TO_FILTERED", 2)
+    row, _ = subscriptions.create(
+        organization.pk, url="https://a.example/", event_types=["*"], filter={"nothing": {"$exist": False}}
+    )
+    for _ in range(3):
+        make_event(organization)
+    since = f"{timezone.now() - datetime.timedelta(hours=1):%Y-%m-%dT%H:%M}"
+    text = text_of(visitor.get(f"endpoints/{row.pk}/recover", since=since))
+    assert "At least 2 webhooks would be sent" in text
+    assert "There are more than 2 events" in text
+    assert "2 of the first 2 are for this endpoint" in text
+
+
 def test_what_was_erased_is_not_offered_for_a_retry(
     visitor: Visitor, rows: dict[str, Any], organization: Organization
 ) -> None:
@@ -317,6 +334,8 @@ def test_what_the_portal_does_not_show_is_kept_when_an_endpoint_is_edited(
         if attributes.get("type") not in {"radio", "checkbox", "hidden"} or "checked" in tag:
             form[attributes["name"]] = html.unescape(attributes.get("value", "on"))
     form["format"] = re.findall(r'<option value="([^"]*)" selected', page)[0]
+    assert visitor.post(f"endpoints/{row.pk}/edit", **form).status_code == 302  # which changes nothing
+    assert Subscription.objects.filter(pk=row.pk).values().get() == before
     assert visitor.post(f"endpoints/{row.pk}/edit", **form | {"description": "new"}).status_code == 302
     after = Subscription.objects.filter(pk=row.pk).values().get()
     assert {name for name in before if before[name] != after[name]} == {"description", "updated_at"}

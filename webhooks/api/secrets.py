@@ -14,7 +14,7 @@ from rest_framework.response import Response
 
 from core.json_body import read_object
 from core.openapi import conflict
-from core.problems import Problem, not_found
+from core.problems import Problem, no_such
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
@@ -44,6 +44,7 @@ def _last_secret() -> Problem:
 class SecretViewSet(OrganizationViewSet[Subscription]):
     """The secrets of one subscription.  All of them sign each request."""
 
+    what = "subscription"
     action_scopes: ClassVar = {
         "list": Scope.SUBSCRIPTIONS_MANAGE,
         "create": Scope.SUBSCRIPTIONS_MANAGE,
@@ -104,7 +105,7 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
         except signing_secrets.SecretExists:
             raise Problem("secret_exists", "The subscription has this secret already.") from None
         except Subscription.DoesNotExist:
-            raise not_found() from None
+            raise no_such(self.what) from None
         context = {"secret": shown_once(secret, given)}
         return Response(dict(NewSecretSerializer(added, context=context).data), status=201)
 
@@ -129,9 +130,9 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
         except signing_secrets.LastSecret:
             raise _last_secret() from None
         except Subscription.DoesNotExist:
-            raise not_found() from None
+            raise no_such(self.what) from None
         if changed is None:
-            raise not_found()
+            raise no_such("secret of this subscription")
         return Response(dict(SecretSerializer(changed).data))
 
     @extend_schema(
@@ -149,9 +150,9 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
         except signing_secrets.LastSecret:
             raise _last_secret() from None
         except Subscription.DoesNotExist:
-            raise not_found() from None
+            raise no_such(self.what) from None
         if not removed:
-            raise not_found()
+            raise no_such("secret of this subscription")
         return Response(status=204)
 
 
