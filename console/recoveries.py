@@ -18,7 +18,7 @@ from orgs import audit
 from webhooks.display.formatting import badge, format_time, short, table
 from webhooks.models import BulkRun, Subscription
 from webhooks.upkeep import recovery
-from webhooks.upkeep.preview import COUNT_TO, RecoveryPreview, preview_recovery
+from webhooks.upkeep.preview import RecoveryPreview, preview_recovery
 
 
 class RecoverForm(OptionalReasonForm):
@@ -77,10 +77,10 @@ def ask_and_recover(model_admin: BoundedAdmin, request: HttpRequest, subscriptio
 
 
 def _question(title: str, found: RecoveryPreview) -> Question:
-    more = f"more than {COUNT_TO:,}" if found.is_cut else f"{found.events:,}"
+    more = f"more than {found.events:,}" if found.is_cut else f"{found.events:,}"
     paragraphs = [f"There are {more} events since then. {found.total:,} deliveries would be queued."]
     if found.is_cut:
-        paragraphs.append(f"The numbers are of the first {COUNT_TO:,} events; the recovery goes through all of them.")
+        paragraphs.append(f"The numbers are of the first {found.events:,}; the recovery goes through all of them.")
     paragraphs += breaker_sentences(found.expected)
     rows: list[tuple[Any, str, str]] = [("no delivery yet", f"{found.missing:,}", "created")]
     for state, count in sorted(found.by_state.items()):

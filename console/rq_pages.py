@@ -36,6 +36,10 @@ def _requeue_job(job_id: str, connection: Redis, serializer: Any = None) -> Job:
 
 views.requeue_job = _requeue_job  # type: ignore[attr-defined]
 
+# With prometheus_client installed, the first page would link to metrics of the library's own, which aren't routed: ours
+# are at /metrics.
+stats_views.RQCollector = None  # type: ignore[assignment, attr-defined]
+
 # The pages' inline scripts, styles and handlers, which our content security policy refuses: the script calls
 # a jQuery plugin that Django's admin no longer has, the handlers double links that are there as well.
 _INLINE = re.compile(
@@ -79,7 +83,5 @@ def guard(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
 app_name = "django_rq"
 urlpatterns = [
     re_path(r"^stats.json/?$", guard(stats_views.stats_json), name="home_json"),
-    # The page links to it since prometheus_client is installed.
-    re_path(r"^metrics/?$", guard(stats_views.prometheus_metrics), name="metrics"),
     *get_admin_urlpatterns(view_wrapper=guard),
 ]

@@ -121,6 +121,8 @@ def ask_and_add(model_admin: BoundedAdmin, request: HttpRequest, row: Subscripti
         said = f"{MAX_PREVIOUS_SECRETS} secrets sign beside the current one. Remove one first. Nothing was changed."
     except SecretExists:
         said = "The subscription has this secret already. Nothing was changed."
+    except Subscription.DoesNotExist:
+        said = "The subscription was deleted meanwhile."
     else:
         return show_new(model_admin, request, row, "signing secret", secret, own=bool(own))
     model_admin.message_user(request, said, messages.ERROR)
@@ -154,6 +156,9 @@ def ask_and_remove(model_admin: BoundedAdmin, request: HttpRequest, row: Subscri
     except LastSecret:
         said = "It is the only secret that doesn't end. Add another one first. Nothing was changed."
         model_admin.message_user(request, said, messages.ERROR)
+        return None
+    except Subscription.DoesNotExist:
+        model_admin.message_user(request, "The subscription was deleted meanwhile.", messages.ERROR)
         return None
     if removed:
         model_admin.message_user(request, "The secret was removed.", messages.SUCCESS)

@@ -168,7 +168,7 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
             # Only what was changed: a new URL, for one, clears the record of failures at the old one.
             given = {_API_FIELDS.get(name, name) for name in self.changed_data}
             wanted = {name: value for name, value in wanted.items() if name in given}
-        if self.errors:
+        if self.errors or not (adding or wanted):  # nothing to change is an error of the API's alone
             return cleaned
         serializer: serializers.Serializer[Any] = (
             SubscriptionCreateSerializer(data=wanted)

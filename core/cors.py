@@ -15,9 +15,13 @@ from core.problems import Problem, problem_response
 
 ALLOWED_METHODS = "GET, POST, PATCH, DELETE, OPTIONS"
 ALLOWED_HEADERS = (
-    "authorization, content-encoding, content-type, last-event-id, traceparent, tracestate, x-api-key, x-request-id"
+    "authorization, content-encoding, content-type, idempotency-key, last-event-id, traceparent, tracestate, "
+    # Of CloudEvents in binary mode; extensions have names of their own, which no list can hold.
+    "x-api-key, x-request-id, ce-specversion, ce-id, ce-source, ce-type, ce-time, ce-subject, ce-dataschema"
 )
-EXPOSED_HEADERS = "Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id, X-Response-Time"
+EXPOSED_HEADERS = (
+    "Idempotency-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id, X-Response-Time"
+)
 PREFLIGHT_SECONDS = 600
 
 

@@ -17,11 +17,13 @@ def erase(organization_id: uuid.UUID, event_id: uuid.UUID) -> Event | None:
     its way can't be called back.
     """
     event = Event.objects.select_for_update().filter(organization_id=organization_id, pk=event_id).first()
-    if event is None or event.is_erased:
-        return event
-    Event.objects.filter(pk=event.pk).update(data=ERASED, cloudevent=None, last_error="")
-    Event.objects.filter(pk=event.pk, status__in=[EventStatus.ACCEPTED, EventStatus.ERROR]).update(
-        status=EventStatus.PROCESSED, processed_at=Now()
-    )
+    if event is None:
+        return None
+    if not event.is_erased:
+        Event.objects.filter(pk=event.pk).update(data=ERASED, cloudevent=None, last_error="")
+        Event.objects.filter(pk=event.pk, status__in=[EventStatus.ACCEPTED, EventStatus.ERROR]).update(
+            status=EventStatus.PROCESSED, processed_at=Now()
+        )
+    # Of an erased event, too: a request that was on its way then may have been responded to since.
     delivery_lookup().erase(event.pk)
     return event

@@ -113,6 +113,10 @@ class EndpointForm(forms.Form):
         """Return the headers by name."""
         return read_headers(self.cleaned_data["headers_text"])
 
+    def clean_transform(self) -> str:
+        """Return the expression with the ends of lines that it has where it is stored: browsers send others."""
+        return str(self.cleaned_data["transform"]).replace("\r\n", "\n")
+
     def clean(self) -> dict[str, Any]:
         """Validate with the API's serializer and show its errors at the fields that they belong to."""
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
@@ -136,6 +140,8 @@ class EndpointForm(forms.Form):
         if self.subscription is not None:
             # Only what has changed: a new URL, for one, clears the record of failures at the old one.
             wanted = {name: value for name, value in wanted.items() if self._has_changed(name, value)}
+            if not wanted:  # which the API refuses, because it would be a mistake there
+                return cleaned
         serializer: serializers.Serializer[Any] = (
             SubscriptionCreateSerializer(data=wanted)
             if self.subscription is None

@@ -18,7 +18,7 @@ DELIVERY_STATES = {
     "delivered": "Your endpoint accepted it.",
     "failed": "All attempts have failed. You can retry it.",
     "held": "Its endpoint is disabled. It is sent once you enable that.",
-    "cancelled": "It won't be sent: its endpoint was deleted, or it was held for too long.",
+    "cancelled": "It won't be sent: its endpoint was deleted, its data was erased, or it was held for too long.",
 }
 
 _BY_FAILURE = {
@@ -33,6 +33,11 @@ _BY_FAILURE = {
     Failure.TLS_FAILED: ("tls", "The certificate isn't valid for this host name, or its chain is incomplete."),
     Failure.INVALID_RESPONSE: ("connection", "What answered isn't a web server. Is the port right?"),
     Failure.ADDRESS_NOT_ALLOWED: ("address", "The host name leads to an address that webhooks may not be sent to."),
+    Failure.OAUTH_FAILED: (
+        "oauth", "We got no access token for your endpoint. Look at its authorization server, and at the client id and "
+        "secret for that.",
+    ),
+    Failure.PAYLOAD_ERASED: ("erased", "What the event said was erased, so there is nothing to send any more."),
     Failure.PROXY_FAILED: ("ours", "This is our side's fault. We try again by ourselves."),
     Failure.INTERNAL_ERROR: ("ours", "This is our side's fault. We try again by ourselves."),
     Failure.WORKER_LOST: ("ours", "This is our side's fault. We try again by ourselves."),

@@ -60,9 +60,14 @@ def request_head(exchange: Exchange) -> tuple[str, list[tuple[str, str]]]:
     return target.path, [("Host", target.authority), *headers, ("Content-Length", str(exchange.body_bytes))]
 
 
-def describe_exchange(exchange: Exchange, body: str | None) -> dict[str, Any]:
-    """Return an exchange as the API shows it.  body: of the request; None if it isn't shown."""
+def describe_exchange(exchange: Exchange, body: str | None, *, shows_event: bool = True) -> dict[str, Any]:
+    """Return an exchange as the API shows it.
+
+    body: of the request; None if it isn't shown.  shows_event: whether headers that say something of the event are.
+    """
     _, headers = request_head(exchange)
+    if not shows_event:
+        headers = [(name, MASK if name.startswith("ce-") else value) for name, value in headers]
     response = None
     if exchange.response_head:
         response = {

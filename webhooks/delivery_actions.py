@@ -36,10 +36,13 @@ _WHY_NOT_RETRYABLE = {
     DeliveryStatus.HELD: "The delivery is held; enable its subscription first.",
     DeliveryStatus.CANCELLED: "The delivery was cancelled with its subscription.",
 }
+_ERASED = "The event's payload was erased, so there is nothing to send."
 
 
 def why_not_retryable(delivery: Delivery) -> str:
-    """Return why a retry left this delivery alone."""
+    """Return why a retry left this delivery alone, or why none is to be made."""
+    if delivery.event.is_erased:
+        return _ERASED
     return _WHY_NOT_RETRYABLE.get(DeliveryStatus(delivery.status), "Its subscription is disabled or deleted.")
 
 

@@ -84,11 +84,12 @@ class EventDeliveries:
 
     def erase(self, event_id: uuid.UUID) -> int:
         of_event = Delivery.objects.filter(event_id=event_id)
-        # An endpoint may have sent back what it got.
+        # An endpoint may have sent back what it got, also in headers, and the request's headers may be of a CloudEvent.
         DeliveryAttempt.objects.filter(delivery_id__in=list(of_event.values_list("id", flat=True))).update(
-            response_body="", error_detail=""
+            response_body="", error_detail="", sealed_exchange=None
         )
-        keyed = set(of_event.exclude(ordering_key=None).values_list("subscription_id", "ordering_key"))
+        pairs = of_event.exclude(ordering_key=None).values_list("subscription_id", "ordering_key")
+        keyed = {(queue, str(key)) for queue, key in pairs}
         lock_queues(queue for queue, _ in keyed)
         cancelled = of_event.filter(status__in=[DeliveryStatus.PENDING, DeliveryStatus.HELD]).update(
             status=DeliveryStatus.CANCELLED,

@@ -129,7 +129,8 @@ def create(
 def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
     """Set fields by name, credentials as `Credentials` has them.  The next attempt uses the new values.
 
-    A new URL starts with a clean record: failures at the old one say nothing about it.
+    A new URL starts with a clean record: failures at the old one say nothing about it.  One that was deleted meanwhile
+    stays as it is, without secrets.
     """
     fields = with_columns(changes)
     with transaction.atomic():
@@ -138,7 +139,7 @@ def change(subscription: Subscription, changes: Mapping[str, Any]) -> None:
         goes_on = fields.get("ordered_on_failure", subscription.ordered_on_failure) != subscription.ordered_on_failure
         if goes_on:
             _lock([subscription.pk])
-        Subscription.objects.filter(pk=subscription.pk).update(**fields, updated_at=Now())
+        Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(**fields, updated_at=Now())
         if goes_on:
             unpark_forgotten(subscription.pk)
     subscription.refresh_from_db()

@@ -287,10 +287,12 @@ class EventPayloadView(APIView):
         responses={204: OpenApiResponse(None, "Erased.")},
     )
     def delete(self, request: Request, event_id: uuid.UUID) -> Response:
-        """Erase the event's `data` and what endpoints responded to it, for good. The event and its deliveries stay.
+        """Erase the event's `data`, what was sent of it, and what endpoints responded, for good.
+
+        The event and its deliveries stay, without the exchanges of their attempts.
 
         Deliveries that are waiting are cancelled, and no later retry sends anything. A request that is on its way
-        can't be called back. Erasing again is a 204, too.
+        can't be called back; erase again once it has ended, to erase the response to it. Erasing again is a 204, too.
         """
         organization_id = caller_of(request).organization_id
         with transaction.atomic():

@@ -16,6 +16,7 @@ from core.json_body import read_object
 from core.problems import Problem
 from orgs import audit
 from orgs.authentication import caller_of
+from orgs.idempotency import idempotent
 from orgs.models import Scope
 from portal import sessions
 from portal.api.serializers import PortalLinkCreate, PortalLinkOut
@@ -34,6 +35,7 @@ class PortalLinkListView(APIView):
         responses={201: PortalLinkOut},
         examples=[OpenApiExample("a link", {"name": "ana@shop.example", "session_seconds": 3600}, request_only=True)],
     )
+    @idempotent()
     def post(self, request: Request) -> Response:
         """Create a link that opens the portal for the key's organization, once.
 

@@ -139,6 +139,7 @@ class DeliveryView(DeliveryPage):
             delivery_state(row.status, row.last_error) in DeliveryAction.RETRY.states
             and row.subscription.is_active
             and row.subscription.deleted_at is None
+            and not row.event.is_erased
         )
         return self.page(
             "delivery.html",
@@ -157,6 +158,8 @@ class RetryView(DeliveryPage):
 
     def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
         row = self.own_delivery(delivery_id)
+        if row.event.is_erased:
+            raise NotAllowed("It can't be retried", delivery_actions.why_not_retryable(row))
         with transaction.atomic():
             changed = delivery_actions.apply(DeliveryAction.RETRY, [row.pk], announce=False)
             if changed:

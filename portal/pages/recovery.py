@@ -15,7 +15,7 @@ from portal.pages.endpoints import EndpointPage
 from webhooks.display.formatting import format_time
 from webhooks.models import BulkRun
 from webhooks.upkeep import recovery
-from webhooks.upkeep.preview import COUNT_TO, preview_recovery
+from webhooks.upkeep.preview import preview_recovery
 
 
 class RecoverView(EndpointPage):
@@ -33,7 +33,7 @@ class RecoverView(EndpointPage):
             return self.page("recover.html", 422, row=row, form=form)
         found = preview_recovery(row, form.cleaned_data["since"])
         return self.page(
-            "recover.html", row=row, form=form, found=found, most=f"{COUNT_TO:,}", total=f"{found.total:,}",
+            "recover.html", row=row, form=form, found=found, most=f"{found.events:,}", total=f"{found.total:,}",
             since=format_time(form.cleaned_data["since"]),
         )  # fmt: skip
 

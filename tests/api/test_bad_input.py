@@ -346,6 +346,12 @@ BAD_FILTERS = [
     ("/api/deliveries", "event", ["", "1", "%00", "0198f2d06d3c7a529b1e2f4c8a7d1e90", "x" * 36]),
     ("/api/deliveries", "subscription", ["", "1", "{0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e}"]),
     ("/api/audit", "action", ["", "%00"]),
+    ("/api/subscriptions", "url", ["%00", "https://a.example/%00"]),
+    ("/api/subscriptions", "host", ["", "%00"]),
+    ("/api/subscriptions", "uid", ["", "%00"]),
+    ("/api/hooks", "target_url", ["%00"]),
+    ("/api/hooks/sample", "event", ["", "%00", "a b"]),
+    ("/api/hooks/sample", "limit", ["", "0", "21", "%00", "x"]),
     *[
         (path, name, ["", "x", "%00", "2026-13-01T00:00:00Z", "9" * 30, "2026-01-01T00:00:00+99:99"])
         for path in ("/api/events", "/api/deliveries", "/api/audit")

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from django.utils import timezone
 from pytest_django import Settings
 
 from devstack.http_receiver import Receiver
 from devstack.waiting import wait_until
 from events.models import ERASED, Event
 from events.payload import parse_event
-from orgs.models import AuditEntry
+from orgs.keys import create_api_key
+from orgs.models import AuditEntry, Scope
 from tests.api.helpers import assert_problem, rows
 from tests.webhooks.helpers import fan_out_batch, result, sending
+from webhooks.destinations.exchange import Exchange
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results
-from webhooks.models import BulkRun, Delivery, DeliveryAttempt
-from webhooks.upkeep import replay
+from webhooks.models import BulkRun, Delivery, DeliveryAttempt, Subscription
+from webhooks.upkeep import recovery, replay
+from webhooks.upkeep.preview import preview_recovery
 
 SUBSCRIPTIONS = "/api/subscriptions"
 
@@ -95,6 +101,48 @@ def test_what_waits_for_an_erased_payload_is_cancelled(api: Any) -> None:
         ("cancelled", "payload_erased", None)
     }
     assert {row["status"] for row in api.get(f"/api/deliveries?event_id={other}").json()["data"]} == {"pending", "held"}
+
+
+def test_what_a_cloudevent_says_in_headers_is_erased_and_shown_to_readers_of_events_alone(
+    api: Any, client_of: Any, organization: Any
+) -> None:
+    make(api, format="cloudevents-binary")
+    event = {"specversion": "1.0", "id": "1", "source": "/shop", "type": "order.created", "subject": "jane@example.com"}
+    content_type = "application/cloudevents+json"
+    event_id = api.request("POST", "/api/events", {**event, "data": {}}, content_type=content_type).json()["id"]
+    fan_out_batch(10)
+    [delivery] = claim(10).deliveries
+    sent = Exchange("https://example.com/", [("webhook-id", event_id), ("ce-subject", event["subject"])])
+    sent.response_head = b"HTTP/1.1 200 OK\r\nx-said: jane@example.com\r\n\r\n"
+    done = result(delivery, 200)
+    record_results([replace(done, outcome=replace(done.outcome, exchange=sent))])
+    path = f"/api/deliveries/{Delivery.objects.get().id}/attempts/1"
+    watcher = client_of(create_api_key(organization, scopes=[Scope.DELIVERIES_READ.value])[1])
+    shown = {header["name"]: header["value"] for header in watcher.get(path).json()["exchange"]["request"]["headers"]}
+    assert (shown["ce-subject"], shown["webhook-id"]) == ("***", event_id)
+    assert "jane@example.com" in str(api.get(path).json()["exchange"]["request"])
+    for _ in range(2):
+        assert api.delete(f"/api/events/{event_id}/payload").status_code == 204
+        assert api.get(path).json()["exchange"] is None
+        # As when it was recorded after that: the request was on its way.
+        DeliveryAttempt.objects.update(response_body="jane@example.com", sealed_exchange=b"jane@example.com")
+    assert api.delete(f"/api/events/{event_id}/payload").status_code == 204
+    assert "jane@example.com" not in str(list(DeliveryAttempt.objects.values()) + list(Event.objects.values()))
+
+
+def test_a_recovery_leaves_out_what_was_erased(api: Any) -> None:
+    erased, kept = send(api), send(api)
+    fan_out_batch(10)
+    api.delete(f"/api/events/{erased}/payload")
+    for more in ({}, {"filter": {"$not": {"nothing": 1}}}):
+        late = make(api, url="https://example.com/late", **more)
+        subscription = Subscription.objects.get(pk=late["id"])
+        since = timezone.now() - datetime.timedelta(hours=1)
+        assert preview_recovery(subscription, since).total == 1
+        run = recovery.start(subscription, since)
+        recovery.advance(run.pk)
+        rows = Delivery.objects.filter(subscription=subscription)
+        assert [str(row.event_id) for row in rows] == [kept]
 
 
 def test_an_event_that_is_erased_before_its_fan_out_goes_nowhere(api: Any) -> None:
@@ -315,7 +363,9 @@ def test_pages_of_an_allowed_origin_may_use_the_api(api: Any, settings: Settings
         )  # fmt: skip
         assert preflight.status_code == 204
         assert preflight["Access-Control-Allow-Origin"] == ORIGIN
-        assert "x-api-key" in preflight["Access-Control-Allow-Headers"]
+        # What the API reads: a page that sends another header is refused by its browser.
+        for name in ("x-api-key", "idempotency-key", "ce-id", "ce-source", "ce-type", "ce-specversion"):
+            assert name in preflight["Access-Control-Allow-Headers"].split(", ")
         assert "DELETE" in preflight["Access-Control-Allow-Methods"]
     for answer in (
         api.get("/api/me", Origin=ORIGIN),
@@ -325,7 +375,8 @@ def test_pages_of_an_allowed_origin_may_use_the_api(api: Any, settings: Settings
     ):
         assert answer["Access-Control-Allow-Origin"] == ORIGIN
         assert "Origin" in answer["Vary"]
-        assert "X-Request-Id" in answer["Access-Control-Expose-Headers"]
+        for name in ("X-Request-Id", "Idempotency-Replayed"):
+            assert name in answer["Access-Control-Expose-Headers"].split(", ")
         assert not answer.has_header("Access-Control-Allow-Credentials")
 
 

@@ -13,7 +13,7 @@ from django.utils import timezone
 from core.problems import Problem
 from events.api import views
 from events.models import DedupKey, Event
-from orgs.idempotency import LOCK, Once, lock_parameters, parse_key
+from orgs.idempotency import LOCK, Once, fingerprint, lock_parameters, parse_key
 from orgs.keys import create_api_key, revoke
 from orgs.models import ApiKey, AuditEntry, IdempotencyKey, Scope
 from tests.api.helpers import assert_problem, rows
@@ -155,6 +155,9 @@ def test_each_route_that_creates_is_served_once(api: Any) -> None:
         ("/api/subscriptions", {"kind": "inbox", "inbox": "orders", "event_types": ["*"]}, 201),
         ("/api/event-types", {"name": "order.created"}, 201),
         ("/api/keys", {"name": "shop"}, 201),
+        ("/api/hooks", {"target_url": "https://example.com/zap", "event": "order.created"}, 201),
+        ("/api/portal-links", {"name": "ana@shop.example"}, 201),
+        ("/api/deliveries/retry", {"since": "2026-01-31T12:00:00Z"}, 202),
     ]:
         key = str(uuid.uuid4())
         before = rows()
@@ -168,6 +171,7 @@ def test_each_route_that_creates_is_served_once(api: Any) -> None:
     subscription = Subscription.objects.get(url=ENDPOINT["url"])
     for path, body in [
         (f"/api/subscriptions/{subscription.id}/rotate-secret", {"overlap_seconds": 60}),
+        (f"/api/subscriptions/{subscription.id}/secrets", {}),
         (f"/api/subscriptions/{subscription.id}/recover", {"since": "2026-01-31T12:00:00Z"}),
         (f"/api/keys/{ApiKey.objects.get(name='shop').id}/rotate", {"overlap_seconds": 0}),
     ]:
@@ -177,6 +181,21 @@ def test_each_route_that_creates_is_served_once(api: Any) -> None:
         assert_replayed(first, once(api, path, body, key))
 
 
+# POSTs that do the same thing if they are repeated, and one that says that it doesn't.
+TAKE_NO_KEY = {
+    "enableSubscription", "disableSubscription", "previewSubscription", "testSubscription", "acknowledgeEvents",
+    "giveEventsBack", "extendLeases", "acknowledgeEvent", "acknowledgeEventAlias",
+}  # fmt: skip
+
+
+def test_every_other_post_takes_a_key(api: Any) -> None:
+    found = set()
+    for path, item in api.get("/api/schema").json()["paths"].items():
+        if "post" in item and "Idempotency-Key" not in str(item["post"].get("parameters")):
+            found.add((path, item["post"]["operationId"]))
+    assert {name for _, name in found} == TAKE_NO_KEY, found
+
+
 def test_a_response_with_a_secret_is_encrypted_and_for_its_api_key_alone(
     api: Any, client_of: Any, organization: Any
 ) -> None:
@@ -184,6 +203,10 @@ def test_a_response_with_a_secret_is_encrypted_and_for_its_api_key_alone(
     with connection.cursor() as cursor:
         cursor.execute("SELECT encode(body, 'escape') FROM orgs_idempotencykey")
         assert secret not in cursor.fetchone()[0]
+    # Nor can a body that holds a password be guessed by what is kept of it.
+    owners = ApiKey.objects.values_list("pk", flat=True)
+    plain = [fingerprint("POST", "/api/keys", b'{"name": "shop"}', owner.bytes) for owner in owners]
+    assert bytes(IdempotencyKey.objects.get().fingerprint) not in plain
     lesser = client_of(create_api_key(organization, scopes=[Scope.KEYS_MANAGE.value])[1])
     assert_problem(once(lesser, "/api/keys", {"name": "shop"}), 422)
 

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.django_db
 def form(subscription: Subscription, **values: Any) -> dict[str, Any]:
     """Return what the page's form sends."""
     kept = {"url": subscription.url, "event_types_text": "\n".join(subscription.event_types)}
-    current = {"format": subscription.format, "transform": subscription.transform, "ordered_on_failure": "skip"}
+    current = {"format": subscription.format, "transform": subscription.transform}
+    current["ordered_on_failure"] = subscription.ordered_on_failure
     return {**kept, "description": subscription.description, "headers_text": "", **current, **values}
 
 

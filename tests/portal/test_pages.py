@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import html
 import re
 from typing import Any
 
@@ -12,15 +13,18 @@ from django.utils import timezone
 
 from devstack.http_receiver import Receiver, Response
 from events import event_types
+from events.erasure import erase
 from orgs.models import AuditEntry, Organization
 from portal import branding, words
 from portal.pages.help_page import LANGUAGES
 from tests.console.rows import make_attempt, make_delivery, make_event
 from tests.portal.conftest import Visitor
 from webhooks import subscriptions
+from webhooks.destinations.http.auth import Bearer
 from webhooks.destinations.outcome import Failure
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 from webhooks.states import DeliveryState, SubscriptionState
+from webhooks.upkeep import preview
 
 
 def text_of(response: Any) -> str:
@@ -244,6 +248,36 @@ def test_the_log_names_people_of_the_tenant_and_nobody_else(visitor: Visitor, or
         assert word not in text
 
 
+def test_a_preview_of_a_recovery_says_how_many_events_it_has_looked_at(
+    visitor: Visitor, organization: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview, "COUNT_TO_FILTERED", 2)
+    row, _ = subscriptions.create(
+        organization.pk, url="https://a.example/", event_types=["*"], filter={"nothing": {"$exist": False}}
+    )
+    for _ in range(3):
+        make_event(organization)
+    since = f"{timezone.now() - datetime.timedelta(hours=1):%Y-%m-%dT%H:%M}"
+    text = text_of(visitor.get(f"endpoints/{row.pk}/recover", since=since))
+    assert "At least 2 webhooks would be sent" in text
+    assert "There are more than 2 events" in text
+    assert "2 of the first 2 are for this endpoint" in text
+
+
+def test_what_was_erased_is_not_offered_for_a_retry(
+    visitor: Visitor, rows: dict[str, Any], organization: Organization
+) -> None:
+    path = f"deliveries/{rows['delivery_id']}"
+    Delivery.objects.update(status="failed", last_error="timeout")
+    assert "Retry now" in text_of(visitor.get(path))
+    erase(organization.pk, rows["event_id"])
+    assert "Retry now" not in text_of(visitor.get(path))
+    page = visitor.post(f"{path}/retry")
+    assert page.status_code == 409
+    assert "payload was erased" in text_of(page)
+    assert Delivery.objects.get().status == "failed"
+
+
 def test_the_help_explains_every_state_and_every_failure(visitor: Visitor) -> None:
     page = visitor.get("help")
     text = text_of(page)
@@ -279,3 +313,30 @@ def test_name_and_logo_are_the_operator_s(visitor: Visitor, settings: Any) -> No
     assert "img-src 'self' data: https://cdn.example.com;" in page["Content-Security-Policy"]
     assert "img-src" in str(project.CONTENT_SECURITY_POLICY)
     assert "cdn.example.com" not in str(project.CONTENT_SECURITY_POLICY)
+
+
+def test_what_the_portal_does_not_show_is_kept_when_an_endpoint_is_edited(
+    visitor: Visitor, organization: Organization
+) -> None:
+    row, _ = subscriptions.create(
+        organization.pk, url="https://a.example/", event_types=["a", "b.*"], description="old", uid="own",
+        metadata={"a": "1"}, filter={"total": {"$gte": 100}}, channels=["eu"], ordered=True, ordered_attempts=3,
+        ordered_on_failure="block", headers={"X-Token": "1"}, auth=Bearer("12345678"), signature_header="X-Signature",
+        is_hook=True, format="transform", transform="{text:\n type}", deliveries_per_second=0.5, max_in_flight=7,
+    )  # fmt: skip
+    before = Subscription.objects.filter(pk=row.pk).values().get()
+    page = visitor.get(f"endpoints/{row.pk}/edit").content.decode()
+    form: dict[str, Any] = {}
+    for name, text in re.findall(r'<textarea[^>]*name="(\w+)"[^>]*>\r?\n?(.*?)</textarea>', page, re.S):
+        form[name] = html.unescape(text).replace("\n", "\r\n")  # as browsers send it
+    for tag in re.findall(r"<input[^>]*>", page):
+        attributes = dict(re.findall(r'(\w+)="([^"]*)"', tag))
+        if attributes.get("type") not in {"radio", "checkbox", "hidden"} or "checked" in tag:
+            form[attributes["name"]] = html.unescape(attributes.get("value", "on"))
+    form["format"] = re.findall(r'<option value="([^"]*)" selected', page)[0]
+    assert visitor.post(f"endpoints/{row.pk}/edit", **form).status_code == 302  # which changes nothing
+    assert Subscription.objects.filter(pk=row.pk).values().get() == before
+    assert visitor.post(f"endpoints/{row.pk}/edit", **form | {"description": "new"}).status_code == 302
+    after = Subscription.objects.filter(pk=row.pk).values().get()
+    assert {name for name in before if before[name] != after[name]} == {"description", "updated_at"}
+    assert AuditEntry.objects.get(action="subscription.change").detail["fields"] == ["description"]

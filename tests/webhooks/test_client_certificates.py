@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime
 import ipaddress
 import socket
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import trustme
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
@@ -312,6 +313,13 @@ def _wrong() -> Iterator[tuple[str, str, str, str, str]]:
     yield "too large", chain + " " * 40_000, key, "certificate", "at most 32,768 characters"
     yield "too large a key", chain, key + " " * 40_000, "private_key", "at most 32,768 characters"
     yield "too many", parts(other)[0] * 11, parts(other)[1], "certificate", "at most 10 certificates"
+    version = x509.load_pem_x509_certificate(chain.encode()).public_bytes(Encoding.DER)
+    version = version.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x04", 1)
+    in_pem = f"-----BEGIN CERTIFICATE-----\n{base64.encodebytes(version).decode()}-----END CERTIFICATE-----\n"
+    yield "an unknown version", in_pem, key, "certificate", "is not a certificate in PEM"
+    signing = dsa.generate_private_key(1024)
+    dsa_key = signing.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    yield "a kind that TLS has given up", chain, dsa_key, "private_key", "must be an RSA or elliptic-curve key"
     yield "a weak key", weak_certificate, weak_key, "certificate", "is refused by OpenSSL"
 
 
@@ -326,3 +334,16 @@ def test_what_cannot_be_presented_is_refused_with_its_reason(
     assert refusal.value.field == field
     assert words in str(refusal.value)
     assert "BEGIN" not in str(refusal.value) or "PEM (" in str(refusal.value)
+
+
+def test_a_key_that_would_take_long_to_sign_with_is_refused_before_it_is_checked(authority: trustme.CA) -> None:
+    chain, _ = parts(authority.issue_cert("client.example"))
+    small = rsa.generate_private_key(65537, 1024).private_numbers()
+    # A product of two numbers that aren't primes: to find that out takes minutes.
+    p, q = (1 << 20_000) + 1, (1 << 20_001) + 1
+    public = rsa.RSAPublicNumbers(65537, p * q)
+    numbers = rsa.RSAPrivateNumbers(p, q, small.d, small.dmp1, small.dmq1, small.iqmp, public)
+    huge = numbers.private_key(unsafe_skip_rsa_key_validation=True)
+    key = huge.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption()).decode()
+    with pytest.raises(CertificateError, match="must have at most 4,096 bits"):
+        check_client_certificate(chain, key, NOW)

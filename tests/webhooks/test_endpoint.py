@@ -8,7 +8,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from core.encryption import encrypt
-from webhooks.destinations.http.endpoint import open_endpoint, open_headers, seal_headers
+from webhooks.destinations.http.endpoint import MAX_LONG_KEPT, open_endpoint, open_headers, seal_headers
 from webhooks.destinations.http.signing import new_secret, secret_key
 
 
@@ -49,3 +49,15 @@ def test_a_key_that_was_dropped_no_longer_opens_what_it_sealed(settings: Any) ->
     sealed = encrypt(new_secret())
     settings.SECRETS_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
     assert open_endpoint("http://a.example/", "", sealed).fault
+
+
+def test_of_endpoints_that_take_much_memory_fewer_are_kept() -> None:
+    secret, headers = encrypt(new_secret()), seal_headers({f"X-{number}": "x" * 2048 for number in range(10)})
+    short = open_endpoint("https://0.example/", "", secret)
+    long = open_endpoint("https://0.example/", headers, secret)
+    assert open_endpoint("https://0.example/", headers, secret) is long
+    for number in range(1, MAX_LONG_KEPT + 1):
+        open_endpoint(f"https://{number}.example/", "", secret)
+        open_endpoint(f"https://{number}.example/", headers, secret)
+    assert open_endpoint("https://0.example/", "", secret) is short
+    assert open_endpoint("https://0.example/", headers, secret) is not long

@@ -14,6 +14,7 @@ from devstack.waiting import wait_until
 from orgs.models import Organization
 from tests.webhooks.helpers import NOWHERE, accept, queue_of, sending, statuses, subscribe
 from webhooks import subscriptions
+from webhooks.destinations.http.auth import Bearer
 from webhooks.destinations.http.signing import secret_key
 from webhooks.dispatch.claim import claim
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
@@ -182,6 +183,14 @@ def test_disabling_twice_keeps_the_first_reason(organization: Organization) -> N
 
 
 @pytest.mark.django_db
+def test_a_change_that_meets_a_deletion_gives_it_no_new_secret(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    subscriptions.delete(Subscription.objects.get(pk=subscription.pk))
+    subscriptions.change(subscription, {"headers": {"X-Token": "secret"}, "auth": Bearer("secret")})
+    row = Subscription.objects.get(pk=subscription.pk)
+    assert (row.encrypted_headers, row.encrypted_auth) == ("", "")
+
+
 def test_a_deleted_subscription_keeps_no_secret(organization: Organization) -> None:
     subscription = subscribe(organization, headers={"X-Token": "t"})
     subscriptions.delete(subscription)

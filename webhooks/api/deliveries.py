@@ -137,7 +137,11 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         responses=AttemptWithExchangeSerializer,
     )
     def attempt(self, request: Request, delivery_id: uuid.UUID, number: int) -> Response:
-        """Return an attempt with its exchange. The request's body is shown to keys with the scope `events:read`."""
+        """Return an attempt with its exchange.
+
+        What the request says of the event, its body and the `ce-` headers of CloudEvents, is shown to keys with the
+        scope `events:read`.
+        """
         delivery = self.own_row(request, delivery_id)
         attempt = None
         if number <= MAX_ATTEMPT_NUMBER:
@@ -146,14 +150,15 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
             raise not_found("The delivery has no attempt with this number.")
         exchange = exchange_of(attempt)
         body = None
-        if exchange is not None and Scope.EVENTS_READ in caller_of(request).scopes:
+        shows_event = Scope.EVENTS_READ in caller_of(request).scopes
+        if exchange is not None and shows_event:
             body = request_body(delivery.event, exchange)
         return Response(
             {
                 **render_attempt(attempt),
                 "delivery_id": delivery.id,
                 "event_id": delivery.event_id,
-                "exchange": None if exchange is None else describe_exchange(exchange, body),
+                "exchange": None if exchange is None else describe_exchange(exchange, body, shows_event=shows_event),
             }
         )
 
@@ -173,7 +178,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         delivery = self.own_row(request, delivery_id)
         if Event.objects.filter(pk=delivery.event_id, data=ERASED).exists():  # without reading the payload
             raise Problem(
-                "not_retryable", "The event's payload was erased, so there is nothing to send.",
+                "not_retryable", delivery_actions.why_not_retryable(delivery),
                 extra={"delivery_status": delivery_state(delivery.status, delivery.last_error)},
             )  # fmt: skip
         with transaction.atomic():
@@ -200,6 +205,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         responses={202: OpenApiResponse(bulk_retries.RetryRunSerializer, "The retries run in the background.")},
         examples=[OpenApiExample("what failed since", bulk_retries.EXAMPLE, request_only=True)],
     )
+    @idempotent()
     def retry_many(self, request: Request) -> Response:
         """Make one more attempt of each delivery that matches all of what is given.
 

@@ -22,10 +22,12 @@ from core.problems import Problem, no_such
 from core.query import PAGE_PARAMETERS, ParameterError, page, parse_parameters
 from core.serializers import StrictCharField, StrictSerializer, validate_plain_text
 from core.url_prefix import full_path
+from core.wakeups import WEBHOOKS, wake
 from events.payload import EVERYTHING
 from events.queries import type_pattern
 from orgs import audit
 from orgs.authentication import caller_of
+from orgs.idempotency import idempotent
 from orgs.models import Scope
 from webhooks import hooks, subscriptions
 from webhooks.api.serializers import URL_HELP, EventTypesField, UrlField, row_renderer, url_parameter
@@ -169,6 +171,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
             OpenApiExample("Make", MAKE_EXAMPLE, request_only=True),
         ],
     )
+    @idempotent(afterwards=lambda: wake(WEBHOOKS))
     def create(self, request: Request) -> Response:
         """Subscribe a URL to event types, to all of them without any. Again with the same: returns what there is.
 

@@ -14,9 +14,10 @@ from rest_framework.response import Response
 
 from core.json_body import read_object
 from core.openapi import conflict
-from core.problems import Problem, not_found
+from core.problems import Problem, no_such
 from orgs import audit
 from orgs.authentication import caller_of
+from orgs.idempotency import idempotent
 from orgs.models import Scope
 from webhooks import signing_secrets, subscriptions
 from webhooks.api.credentials import (
@@ -43,6 +44,7 @@ def _last_secret() -> Problem:
 class SecretViewSet(OrganizationViewSet[Subscription]):
     """The secrets of one subscription.  All of them sign each request."""
 
+    what = "subscription"
     action_scopes: ClassVar = {
         "list": Scope.SUBSCRIPTIONS_MANAGE,
         "create": Scope.SUBSCRIPTIONS_MANAGE,
@@ -84,6 +86,7 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
             ),
         ],
     )
+    @idempotent()
     def create(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Let another secret sign beside the others, from the next attempt on: a new one, or your own.
 
@@ -102,7 +105,7 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
         except signing_secrets.SecretExists:
             raise Problem("secret_exists", "The subscription has this secret already.") from None
         except Subscription.DoesNotExist:
-            raise not_found() from None
+            raise no_such(self.what) from None
         context = {"secret": shown_once(secret, given)}
         return Response(dict(NewSecretSerializer(added, context=context).data), status=201)
 
@@ -127,9 +130,9 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
         except signing_secrets.LastSecret:
             raise _last_secret() from None
         except Subscription.DoesNotExist:
-            raise not_found() from None
+            raise no_such(self.what) from None
         if changed is None:
-            raise not_found()
+            raise no_such("secret of this subscription")
         return Response(dict(SecretSerializer(changed).data))
 
     @extend_schema(
@@ -147,9 +150,9 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
         except signing_secrets.LastSecret:
             raise _last_secret() from None
         except Subscription.DoesNotExist:
-            raise not_found() from None
+            raise no_such(self.what) from None
         if not removed:
-            raise not_found()
+            raise no_such("secret of this subscription")
         return Response(status=204)
 
 

@@ -163,9 +163,12 @@ class UrlField(StrictCharField):
 def url_parameter(raw: str) -> str:
     """Return a URL in a query parameter as it is stored."""
     try:
-        return normalize_url(raw)
+        url = normalize_url(raw)
     except UrlError as error:
         raise ParameterError(str(error)) from None
+    if "\x00" in url:
+        raise ParameterError("is not a URL")
+    return url
 
 
 class MetadataField(serializers.Field[dict[str, str], Any, dict[str, str], Any]):

@@ -142,7 +142,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         parsers = {
             "state": one_of(*SubscriptionState.values),
             "url": url_parameter,
-            "host": str.lower,
+            "host": lambda raw: text(raw).lower(),
             "uid": text,
             **PAGE_PARAMETERS,
         }

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from core.arrays import plain_array
 from core.db import server_cursor
+from events.models import ERASED
 from webhooks.models import Subscription
 from webhooks.routing.claim_events import AcceptedEvent
 from webhooks.routing.filters import parse_data
@@ -26,6 +27,12 @@ EVENTS_AT_A_TIME = 64
 _READ_DATA = """
 SELECT e.id, e.data FROM unnest(%(ids)s::uuid[]) AS wanted(id)
 CROSS JOIN LATERAL (SELECT id, data FROM events_event WHERE id = wanted.id LIMIT 1) AS e
+"""
+
+_FIND_ERASED = """
+SELECT e.id FROM unnest(%(ids)s::uuid[]) AS wanted(id)
+CROSS JOIN LATERAL (SELECT id, data FROM events_event WHERE id = wanted.id LIMIT 1) AS e
+WHERE e.data = %(erased)s
 """
 
 T = TypeVar("T")
@@ -69,7 +76,10 @@ def select(
 def wanted_events(
     subscription: Subscription, events: Iterable[tuple[uuid.UUID, str, Sequence[str] | None]]
 ) -> list[uuid.UUID]:
-    """Return those of stored events, given by id, type, and channels, that a subscription wants."""
+    """Return those of stored events, given by id, type, and channels, that a subscription wants.
+
+    Nobody wants one whose payload was erased.
+    """
     wanted = wanted_by(subscription)
     matcher = Matcher([wanted])
     ids = [
@@ -77,6 +87,7 @@ def wanted_events(
         for event_id, event_type, channels in events
         if matcher.match(event_type) and wanted.wants_channels(channels or ())
     ]
+    ids = _not_erased(ids)
     if wanted.filter is None:
         return ids
     found = []
@@ -87,6 +98,13 @@ def wanted_events(
             event_id for event_id in part if event_id in data and wanted.filter.matches(parse_data(data[event_id]))
         ]
     return found
+
+
+def _not_erased(event_ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+    with server_cursor() as cursor:
+        rows = cursor.execute(_FIND_ERASED, {"ids": plain_array(event_ids), "erased": ERASED}).fetchall()
+    erased = {row[0] for row in rows}
+    return [event_id for event_id in event_ids if event_id not in erased]
 
 
 def read_data(event_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, str]:

@@ -11,6 +11,10 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -24,6 +28,9 @@ from core.encryption import decrypt, encrypt
 # Of the chain and of the key.  Honest ones are a fifth of this.
 MAX_PEM_CHARACTERS = 32_768
 MAX_CERTIFICATES = 10
+# A handshake signs with the key on the event loop that all organizations share: 8,192 bits take eight times as long as
+# 4,096, and checking such a key takes seconds.
+MAX_RSA_BITS = 4096
 _MAX_NAME = 300
 
 
@@ -62,16 +69,11 @@ def check_client_certificate(certificate: str, private_key: str, now: datetime.d
         raise CertificateError("certificate", "must hold certificates alone: give the key in `private_key`")
     try:
         chain = x509.load_pem_x509_certificates(certificate.encode())
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion):
         raise CertificateError("certificate", "is not a certificate in PEM (-----BEGIN CERTIFICATE-----)") from None
     if len(chain) > MAX_CERTIFICATES:
         raise CertificateError("certificate", f"must hold at most {MAX_CERTIFICATES} certificates")
-    try:
-        key = load_pem_private_key(private_key.encode(), None)
-    except TypeError:
-        raise CertificateError("private_key", "must not be encrypted with a passphrase") from None
-    except (ValueError, UnsupportedAlgorithm):
-        raise CertificateError("private_key", "is not a private key in PEM (-----BEGIN PRIVATE KEY-----)") from None
+    key = _load_key(private_key)
     try:
         public = [
             one.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -93,6 +95,26 @@ def check_client_certificate(certificate: str, private_key: str, now: datetime.d
     except (ssl.SSLError, ValueError):
         raise CertificateError("certificate", "is refused by OpenSSL: its key or signature is too weak") from None
     return found
+
+
+def _load_key(private_key: str) -> RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey:
+    """Return a private key whose use doesn't take long.  Raises CertificateError."""
+    try:
+        # Whether the numbers of an RSA key are primes is checked once it is known that they aren't huge.
+        key = load_pem_private_key(private_key.encode(), None, unsafe_skip_rsa_key_validation=True)
+        if isinstance(key, RSAPrivateKey):
+            if key.key_size > MAX_RSA_BITS:
+                raise CertificateError("private_key", f"must have at most {MAX_RSA_BITS:,} bits")
+            key = load_pem_private_key(private_key.encode(), None)
+    except CertificateError:
+        raise
+    except TypeError:
+        raise CertificateError("private_key", "must not be encrypted with a passphrase") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise CertificateError("private_key", "is not a private key in PEM (-----BEGIN PRIVATE KEY-----)") from None
+    if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey | Ed448PrivateKey):
+        raise CertificateError("private_key", "must be an RSA or elliptic-curve key")
+    return key
 
 
 def _describe(pem: str, chain: list[x509.Certificate]) -> ClientCertificate:

@@ -15,6 +15,10 @@ from webhooks.destinations.http.client_certificates import ClientCertificate, op
 from webhooks.destinations.http.signing import Key, secret_key
 
 UNREADABLE_SECRETS = "The subscription's secrets can't be decrypted with SECRETS_ENCRYPTION_KEYS."
+# Opened endpoints are kept.  One with all the headers and certificates that it may have takes some 200 kB, so of those
+# that are longer than this, sealed, fewer are.
+LONG = 16_384
+MAX_KEPT, MAX_LONG_KEPT = 10_000, 500
 UNREADABLE_URL = "The subscription's URL can't be parsed."
 
 
@@ -78,8 +82,10 @@ def open_endpoint(
     sealed_previous: the other secrets that sign beside the current one.  Never raises: one tenant's
     row must not stop a claim that serves others, too.
     """
+    length = len(sealed_headers) + len(sealed_auth) + len(sealed_certificate)
+    opened = _open if length <= LONG else _open_long
     try:
-        return _open(
+        return opened(
             url,
             sealed_headers,
             (sealed_secret, *sealed_previous),
@@ -100,8 +106,7 @@ class _UrlUnreadable(ValueError):
     """`urlsplit` refuses the URL."""
 
 
-@lru_cache(maxsize=10_000)
-def _open(
+def _read(
     url: str,
     sealed_headers: str,
     sealed_secrets: tuple[str, ...],
@@ -128,3 +133,7 @@ def _open(
     return Endpoint(
         url, host, tuple(headers.items()), keys, "", format, transform, signature_header, token, certificate
     )
+
+
+_open = lru_cache(MAX_KEPT)(_read)
+_open_long = lru_cache(MAX_LONG_KEPT)(_read)

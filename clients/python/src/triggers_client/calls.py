@@ -18,7 +18,7 @@ from triggers_client.models import Page
 
 T = TypeVar("T")
 
-# Servers keep the response to a POST that carries an Idempotency-Key, so that it may be sent again whatever became of it.
+# Servers keep the response to a POST that carries an Idempotency-Key, so it may be sent again whatever became of it.
 SERVERS_KEEP_KEYS = True
 
 
