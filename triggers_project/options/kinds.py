@@ -80,6 +80,27 @@ def _color(raw: str) -> str:
 color = Kind("a color such as #1f5fbf", _color)
 
 
+_EMAIL = r"[^@\s<>,;:\"()]+@[^@\s<>,;:\"()]+"
+
+
+def _email_address(raw: str) -> str:
+    if not re.fullmatch(_EMAIL, raw.strip()):
+        raise ValueError
+    return raw.strip()
+
+
+def _signing_secret(raw: str) -> str:
+    value = raw.strip()
+    if value and not re.fullmatch(r"whsec_[A-Za-z0-9+/]{32,86}={0,2}", value):
+        raise ValueError
+    return value
+
+
+email_address = Kind("an e-mail address such as ops@example.com", _email_address)
+email_addresses = Kind("e-mail addresses such as ops@example.com, separated by commas", _all_match(_EMAIL))
+signing_secret = Kind("whsec_ and the base64 of 24 to 64 bytes", _signing_secret)
+
+
 # --- numbers --------------------------------------------------------------------------------------
 
 
