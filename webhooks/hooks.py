@@ -92,13 +92,9 @@ def samples(organization_id: uuid.UUID, pattern: str, most: int) -> list[bytes]:
 
     Without any event, the examples in the catalog are taken for events of this moment.
     """
-    rows = (
-        find_events(organization_id, {"type": pattern})
-        .exclude(data=ERASED)
-        .exclude(type__startswith=OPERATIONAL_PREFIX)
-    )
-    rows = newest(rows, most)
-    found = [_of_event(row) for row in rows]
+    rows = find_events(organization_id, {"type": pattern}).exclude(data=ERASED)
+    rows = rows.exclude(type__startswith=OPERATIONAL_PREFIX)
+    found = [_of_event(row) for row in newest(rows, most)]
     if not found:
         catalog = event_types.of_organization(organization_id).filter(archived_at=None).order_by("name")
         found = [one for row in catalog if matches(pattern, row.name) for one in _of_examples(row)][:most]

@@ -22,8 +22,8 @@ from webhooks.models import Notice, NoticeKind
 
 EVENT_TYPES = tuple(f"{OPERATIONAL_PREFIX}{kind}" for kind in NoticeKind.values)
 
-# Told are when it happened first, how often, and the last of them.  The caller holds the lock of each subject's queue, so
-# two transactions never wait for each other here.
+# Told are when it happened first, how often, and the last of them.  The caller holds the lock of each subject's queue,
+# so two transactions never wait for each other here.
 _NOTE = """
 INSERT INTO webhooks_notice AS n (subject_id, kind, organization_id, since, number, detail)
 SELECT subject_id, %(kind)s, organization_id, clock_timestamp(), number, detail::jsonb

@@ -225,9 +225,7 @@ HINTS = {
     **dict.fromkeys(("secret", "signing_secret"), _ROTATE),
     **dict.fromkeys(("rate_limit", "max_per_second"), "deliveries_per_second"),
     "concurrency": "max_in_flight",
-    **dict.fromkeys(
-        ("operational", "is_operational"), "it is chosen with `operational` when a subscription is created"
-    ),
+    **dict.fromkeys(("operational", "is_operational"), "`operational` is chosen when a subscription is created"),
 }
 
 

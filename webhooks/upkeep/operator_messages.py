@@ -55,7 +55,7 @@ WHERE id IN (
     ))
     ORDER BY due_at LIMIT %(rows)s FOR UPDATE SKIP LOCKED
 )
-RETURNING id, content, attempts
+RETURNING id, content::text, attempts
 """
 
 
@@ -64,8 +64,14 @@ class _Message:
     """A row of CLAIM_MESSAGES."""
 
     id: uuid.UUID
-    content: dict[str, Any]
+    content: str
     attempts: int
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """Return what is told."""
+        found: dict[str, Any] = orjson.loads(self.content)
+        return found
 
 
 def channels() -> list[OperatorMessage.Channel]:
@@ -123,7 +129,7 @@ def _attempt(channel: OperatorMessage.Channel, messages: Sequence[_Message]) -> 
 
 
 def _email(messages: Sequence[_Message]) -> None:
-    contents = [one.content for one in messages]
+    contents = [one.document for one in messages]
     organizations = sorted({one["data"]["organization"]["name"] for one in contents})
     what = contents[0]["type"].partition(".")[2] if len(contents) == 1 else f"{len(contents)} notifications"
     of_whom = organizations[0] if len(organizations) == 1 else f"{len(organizations)} organizations"
@@ -142,9 +148,10 @@ def _waiting(data: Mapping[str, Any]) -> str:
 
 def _post(message: _Message) -> None:
     # `text` is what incoming webhooks of chats show.
-    organization = message.content["data"]["organization"]["name"]
-    text = f"{organization}: {message.content['data']['message']} {message.content['data']['link']}"
-    body = orjson.dumps({"id": str(message.id), "text": text, **message.content})
+    document = message.document
+    data = document["data"]
+    text = f"{data['organization']['name']}: {data['message']} {data['link']}"
+    body = orjson.dumps({"id": str(message.id), "text": text, **document})
     timestamp = int(time.time())
     headers = {
         "content-type": "application/json",
