@@ -182,6 +182,12 @@ class Subscription(models.Model):
             ),
             HashIndex(fields=["url"], name="webhooks_sub_url"),
             HashIndex(fields=["host"], name="webhooks_sub_host"),
+            # For the metrics: few have one.
+            models.Index(
+                fields=["id"],
+                condition=Q(client_certificate_details__isnull=False, deleted_at=None, is_active=True),
+                name="webhooks_sub_certificate",
+            ),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(
