@@ -112,8 +112,8 @@ class SubscriptionAdmin(BoundedAdmin):
         "deliveries_per_second", "headers_text", "remove_headers",
     )  # fmt: skip
     _status_fields = (
-        "id", "operational_display", "disabled_reason_display", "disabled_at", "header_names_display", "secrets_display",
-        "auth_type_display", "certificate_display", "created_at", "updated_at", "deleted_at",
+        "id", "operational_display", "disabled_reason_display", "disabled_at", "header_names_display",
+        "secrets_display", "auth_type_display", "certificate_display", "created_at", "updated_at", "deleted_at",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Subscription]:
