@@ -3,8 +3,9 @@ FROM python:3.13-slim AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /venv
 ENV PATH=/venv/bin:$PATH
-COPY requirements.txt /build/
-RUN pip install --only-binary=:all: -r /build/requirements.txt
+COPY requirements.txt requirements-otel.txt /build/
+# With what traces need, which nothing imports before OTEL_EXPORTER_OTLP_ENDPOINT is set.
+RUN pip install --only-binary=:all: -r /build/requirements.txt -r /build/requirements-otel.txt
 WORKDIR /app
 COPY manage.py gunicorn.conf.py ./
 COPY core core

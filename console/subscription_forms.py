@@ -95,6 +95,12 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         "“block” waits until the failed one is retried.",
     )  # fmt: skip
 
+    is_operational = forms.BooleanField(
+        label="Operational", required=False,
+        help_text="It receives operational events, about the organization's endpoints and keys, and no others. The "
+        "event types are then triggers.endpoint.failing and its like, or *.",
+    )  # fmt: skip
+
     class Meta:
         model = Subscription
         fields = (
@@ -109,7 +115,7 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
             for name in ONLY_OF_ENDPOINTS:
                 self.fields.pop(name, None)
         if not self.instance._state.adding:
-            for name in ("inbox_name", *credential_forms.ONLY_FOR_NEW):
+            for name in ("inbox_name", *credential_forms.ONLY_FOR_NEW, "is_operational"):
                 self.fields.pop(name, None)
         if not self.instance._state.adding and "event_types_text" in self.fields:
             self.initial["event_types_text"] = "\n".join(self.instance.event_types)
@@ -140,6 +146,8 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
             for name in ("url", "description", "max_in_flight", "deliveries_per_second", "ordered", "ordered_attempts")
             if name in cleaned and not (adding and cleaned[name] is None)
         }
+        if adding and cleaned.get("is_operational"):
+            wanted["operational"] = True
         # A form without them, of a script, leaves them as they are.
         if cleaned.get("ordered_on_failure"):
             wanted["ordered_on_failure"] = cleaned["ordered_on_failure"]

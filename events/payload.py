@@ -33,6 +33,10 @@ EVENT_TYPE = re.compile(r"[A-Za-z0-9_/:-]+(\.[A-Za-z0-9_/:-]+)*")
 PATTERN = re.compile(rf"{EVENT_TYPE.pattern}(\.\*)?")
 EVERYTHING = "*"
 
+# Types that begin like this are operational events: what the system tells an organization about its endpoints and keys.
+# Nobody can send an event of such a type, and only operational subscriptions want them.
+OPERATIONAL_PREFIX = "triggers."
+
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -123,6 +127,8 @@ def event_type_error(value: Any) -> str | None:
         return f"must have at most {MAX_TYPE_CHARACTERS} characters"
     if not EVENT_TYPE.fullmatch(value):
         return "must be words of letters, digits, _, -, /, and : with dots between them, such as order.created"
+    if value.startswith(OPERATIONAL_PREFIX):
+        return f"must not begin with {OPERATIONAL_PREFIX}, which is for operational events"
     return None
 
 

@@ -20,6 +20,7 @@ from psycopg import Error as PsycopgError
 
 # For the metrics that they declare: each process shows those of all.
 import events.api.receipts  # noqa: F401
+import webhooks.destinations.inbox.leases
 import webhooks.dispatch.attempt_log
 import webhooks.routing.fan_out  # noqa: F401
 from core.db import borrow_connection
@@ -34,7 +35,7 @@ from webhooks import stats
 log = structlog.get_logger()
 
 # Counting stops here, so that the page stays cheap however long the queues are.
-COUNT_TO = 10_000
+COUNT_TO = 5_000
 # Of what a narrow index counts: ten times as many for the same time.
 COUNT_MORE_TO = 100_000
 # The codes of `events.backlog`.
@@ -42,6 +43,10 @@ BACKLOG_CODES = ("backlog_full", "event_backlog_full", "delivery_backlog_full")
 # How long figures are used again, and how long a page waits for new ones before it says that the database is down.
 FRESH_SECONDS = 2.0
 PATIENCE_SECONDS = 5.0
+# Figures that took long are used for longer, so that reading them takes at most a fiftieth of the time.
+FRESH_PER_SECOND_READ = 50
+MOST_FRESH_SECONDS = 15.0
+CERTIFICATE_DAYS = 14
 
 
 def _gauge(name: str, help: str, value: float) -> Metric:
@@ -58,7 +63,9 @@ def _gauges(name: str, help: str, label: str, values: dict[str, int]) -> Metric:
 def _read_database() -> list[Metric]:
     """Return the figures of the whole installation that stand in the database."""
     most = f"Counted up to {COUNT_TO}."
-    waiting, due = waiting_events(COUNT_MORE_TO), stats.due_deliveries(COUNT_TO)
+    waiting = waiting_events(COUNT_MORE_TO)
+    due, paused = stats.waiting_deliveries(COUNT_TO)
+    first_end, ending = stats.client_certificates(CERTIFICATE_DAYS)
     figures = [
         _gauge(
             "triggers_events_waiting",
@@ -82,7 +89,7 @@ def _read_database() -> list[Metric]:
             "triggers_deliveries_paused",
             f"Deliveries whose time has come and that can't be sent now, by reason. {most}",
             "reason",
-            stats.paused_deliveries(COUNT_TO),
+            paused,
         ),
         _gauges(
             "triggers_circuit_breakers",
@@ -90,7 +97,19 @@ def _read_database() -> list[Metric]:
             "state",
             stats.breaker_states(COUNT_MORE_TO),
         ),
+        _gauge(
+            "triggers_client_certificates_ending",
+            f"Active subscriptions whose client certificate ends within {CERTIFICATE_DAYS} days, or has ended.",
+            ending,
+        ),
     ]
+    certificates = GaugeMetricFamily(
+        "triggers_client_certificate_end_timestamp_seconds",
+        "When the first client certificate of an active subscription ends.",
+    )
+    if first_end is not None:
+        certificates.add_metric([], first_end)
+    figures.append(certificates)
     if (age := stats.sweep_age_seconds()) is not None:
         figures.append(_gauge("triggers_sweep_age_seconds", "How long ago a worker's last sweep ended.", age))
     return figures
@@ -107,16 +126,17 @@ class Figures:
         self._took = 0.0
 
     def read(self) -> list[Metric]:
-        """Return figures that are at most FRESH_SECONDS old; none if the database doesn't give them in time."""
+        """Return figures that are fresh; none if the database doesn't give them in time."""
         with self._lock:
-            if time.monotonic() - self._read_at >= FRESH_SECONDS and self._reading is None:
+            fresh = max(FRESH_SECONDS, min(MOST_FRESH_SECONDS, FRESH_PER_SECOND_READ * self._took))
+            if time.monotonic() - self._read_at >= fresh and self._reading is None:
                 self._reading = threading.Thread(target=self._read, name="metrics", daemon=True)
                 self._reading.start()
             reading = self._reading
         if reading is not None:
             reading.join(PATIENCE_SECONDS)
         with self._lock:
-            is_up = time.monotonic() - self._read_at < FRESH_SECONDS + PATIENCE_SECONDS
+            is_up = time.monotonic() - self._read_at < fresh + PATIENCE_SECONDS
             figures = self._figures if is_up else []
             took = self._took
         return [

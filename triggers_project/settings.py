@@ -272,6 +272,12 @@ STORAGES = {
 }
 WHITENOISE_USE_FINDERS = ENVIRONMENT == "development"
 
+# --- E-mail to the operator -----------------------------------------------------------------------
+EMAIL_USE_TLS = EMAIL_SECURITY == "starttls"
+EMAIL_USE_SSL = EMAIL_SECURITY == "tls"
+EMAIL_TIMEOUT = 10
+EMAIL_SUBJECT_PREFIX = ""
+
 # --- Logs: one JSON line for each thing that happened --------------------------------------------
 LOGGING_CONFIG = None
 configure_logging(level=LOG_LEVEL)

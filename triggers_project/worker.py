@@ -39,6 +39,7 @@ from triggers_project import metrics
 from triggers_project.jobs import fan_out_for, last_fan_out, process_events
 from triggers_project.start_checks import check_services
 from webhooks.dispatch.sender import current_sender, start_sender
+from webhooks.upkeep.operator_messages import start_notifier
 from webhooks.upkeep.sweep import Sweep
 
 log = structlog.get_logger()
@@ -95,6 +96,7 @@ class TriggersWorker(SimpleWorker):
         sender = start_sender(with_backlog_sender=not self._ends)
         housekeeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         housekeeping.start()
+        notifier = None if self._ends else start_notifier()
         listener = SignalListener(_process_signaled_events)
         if not self._ends:
             listener.start()
@@ -122,6 +124,8 @@ class TriggersWorker(SimpleWorker):
         finally:
             self._asked_to_stop.set()
             listener.stop()
+            if notifier is not None:
+                notifier.stop()
             sender.stop(settings.WORKER_SHUTDOWN_GRACE)
             housekeeping.join(timeout=5)
             metrics.port.close()

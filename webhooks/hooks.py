@@ -20,7 +20,7 @@ from core.ids import derive_id
 from core.query import newest
 from events import event_types
 from events.models import ERASED, Event, EventType
-from events.payload import matches
+from events.payload import OPERATIONAL_PREFIX, matches
 from events.queries import find_events
 from orgs.models import Organization
 from webhooks import subscriptions
@@ -57,7 +57,7 @@ def subscribe(
     with transaction.atomic():
         # One at a time for each organization, as in `subscriptions.create`: a platform may repeat a request at once.
         Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
-        existing = list(of_organization(organization_id).filter(url=url).order_by("id"))
+        existing = list(of_organization(organization_id).filter(url=url, is_operational=False).order_by("id"))
         for one in existing:
             if set(one.event_types) == set(types):
                 return one, ""
@@ -92,8 +92,9 @@ def samples(organization_id: uuid.UUID, pattern: str, most: int) -> list[bytes]:
 
     Without any event, the examples in the catalog are taken for events of this moment.
     """
-    rows = newest(find_events(organization_id, {"type": pattern}).exclude(data=ERASED), most)
-    found = [_of_event(row) for row in rows]
+    rows = find_events(organization_id, {"type": pattern}).exclude(data=ERASED)
+    rows = rows.exclude(type__startswith=OPERATIONAL_PREFIX)
+    found = [_of_event(row) for row in newest(rows, most)]
     if not found:
         catalog = event_types.of_organization(organization_id).filter(archived_at=None).order_by("name")
         found = [one for row in catalog if matches(pattern, row.name) for one in _of_examples(row)][:most]

@@ -153,6 +153,11 @@ class Subscription(models.Model):
         db_default=OrderedOnFailure.SKIP.value,
         help_text="When a delivery has failed: “skip” goes on with its key, “block” waits until it is retried.",
     )
+    is_operational = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="It receives operational events, about endpoints and keys, and no others.",
+    )
     max_in_flight = models.PositiveIntegerField(
         null=True,
         blank=True,
@@ -177,6 +182,12 @@ class Subscription(models.Model):
             ),
             HashIndex(fields=["url"], name="webhooks_sub_url"),
             HashIndex(fields=["host"], name="webhooks_sub_host"),
+            # For the metrics: few have one.
+            models.Index(
+                fields=["id"],
+                condition=Q(client_certificate_details__isnull=False, deleted_at=None, is_active=True),
+                name="webhooks_sub_certificate",
+            ),
         ]
         constraints: ClassVar = [
             models.CheckConstraint(
@@ -515,6 +526,73 @@ class TaskLease(models.Model):
 
     def __str__(self) -> str:
         return f"{self.task} held by {self.holder}"
+
+
+class NoticeKind(models.TextChoices):
+    """What operators and organizations are told of: each is the type of an operational event, without its prefix."""
+
+    ENDPOINT_FAILING = "endpoint.failing"
+    ENDPOINT_DISABLED = "endpoint.disabled"
+    ENDPOINT_RECOVERED = "endpoint.recovered"
+    DELIVERY_FAILED = "delivery.failed"
+    KEY_EXPIRING = "key.expiring"
+
+
+class Notice(models.Model):
+    """What there is to tell of one kind about one subscription or API key, and when that was done last.
+
+    One row for each subject and kind, however often it happens: what happens while nothing may be told is counted here
+    and told together.  `webhooks.notices` writes it, and `webhooks.upkeep.notifications` tells it.
+    """
+
+    pk = models.CompositePrimaryKey("subject_id", "kind")
+    subject_id = models.UUIDField()
+    kind = models.CharField(max_length=30, choices=NoticeKind.choices)
+    organization_id = models.UUIDField()
+    since = models.DateTimeField(
+        null=True, help_text="When the first of what hasn't been told happened; empty for none. Of an endpoint that "
+        "fails: since when.",
+    )  # fmt: skip
+    number = models.PositiveIntegerField(default=0, db_default=0, help_text="How often it has happened since then.")
+    detail = models.JSONField(default=dict, db_default=Value({}, models.JSONField()))
+    told_at = models.DateTimeField(null=True)
+    is_open = models.BooleanField(
+        default=False, db_default=False, help_text="It was told that the endpoint fails, and not yet that it recovered."
+    )
+
+    class Meta:
+        indexes: ClassVar = [
+            models.Index(
+                fields=["since"], condition=Q(since__isnull=False, is_open=False), name="webhooks_notice_untold"
+            ),
+            models.Index(fields=["subject_id"], condition=Q(is_open=True), name="webhooks_notice_open"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.subject_id}"
+
+
+class OperatorMessage(models.Model):
+    """A notification on its way to the operator by one channel; the row goes when it has arrived."""
+
+    class Channel(models.TextChoices):
+        """By e-mail to OPERATOR_EMAILS, or as a request to OPERATOR_WEBHOOK_URL."""
+
+        EMAIL = "email"
+        WEBHOOK = "webhook"
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    channel = models.CharField(max_length=10, choices=Channel.choices)
+    content = models.JSONField()
+    attempts = models.PositiveSmallIntegerField(default=0, db_default=0)
+    due_at = models.DateTimeField(db_default=Now())
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["channel", "due_at"], name="webhooks_opmessage_due")]
+
+    def __str__(self) -> str:
+        return f"{self.channel} {self.id}"
 
 
 class Rollup(models.Model):

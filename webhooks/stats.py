@@ -7,6 +7,7 @@ taken for a lack of workers.
 
 from __future__ import annotations
 
+import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -54,21 +55,45 @@ SELECT count(*) FROM (
 ) AS counted"""  # noqa: S608 - constants of ours
 
 
-def _count_paused() -> str:
-    """Return the statement that counts for each reason."""
-    parts = []
-    earlier: list[str] = []
-    for reason, condition in PAUSES.items():
-        of_this = " AND ".join([*(f"NOT ({one})" for one in earlier), f"({condition})"])
-        # Queues in which nothing is due at all aren't looked into; those of a rate limit say that themselves.
-        due = "" if reason is PauseReason.RATE_LIMIT else " AND q.next_due_at <= statement_timestamp()"
-        parts.append(f"SELECT '{reason}' AS reason, ({_count(of_this + due)}) AS number")
-        earlier.append(condition)
-    return "\nUNION ALL ".join(parts)
+# What a queue's deliveries wait for if not for a pause.
+DUE = "due"
+
+
+def _count_waiting() -> str:
+    """Return the statement that counts what is due and, for each reason, what is paused.
+
+    One pass over the queues says what each waits for.  Only the deliveries of those that wait for the same are counted
+    together, each sum to its own bound.
+    """
+    reasons = " ".join(f"WHEN {condition} THEN '{reason}'" for reason, condition in PAUSES.items())
+    # Queues in which nothing is due at all aren't looked into; those of a rate limit say that themselves.
+    earlier = " OR ".join(PAUSES[reason] for reason in (PauseReason.CIRCUIT_BREAKER, PauseReason.RETRY_AFTER))
+    parts = [
+        f"""
+SELECT '{name}' AS reason, (
+    SELECT count(*) FROM (
+        SELECT 1 FROM waiting CROSS JOIN LATERAL (
+            SELECT 1 FROM webhooks_delivery d
+            WHERE d.subscription_id = waiting.subscription_id AND d.status = 'pending'
+              AND d.next_attempt_at <= statement_timestamp() LIMIT %(most)s
+        ) AS deliveries
+        WHERE waiting.reason = '{name}' LIMIT %(most)s
+    ) AS counted
+) AS number"""  # noqa: S608 - constants of ours
+        for name in (DUE, *PAUSES)
+    ]
+    return f"""
+WITH waiting AS MATERIALIZED (
+    SELECT q.subscription_id, CASE {reasons} ELSE '{DUE}' END AS reason FROM {_QUEUES}
+    WHERE q.accepts_deliveries AND (
+        q.next_due_at <= statement_timestamp()
+        OR ({PAUSES[PauseReason.RATE_LIMIT]} AND NOT ({earlier}))
+    )
+){" UNION ALL ".join(parts)}"""  # noqa: S608 - constants of ours
 
 
 COUNT_DUE = _count(f"q.next_due_at <= statement_timestamp() AND NOT ({_PAUSED})")
-COUNT_PAUSED = _count_paused()
+COUNT_WAITING = _count_waiting()
 COUNT_HELD = "SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE status = 'held' LIMIT %(most)s) AS held"
 COUNT_RETRYING = """
 SELECT count(*) FROM (
@@ -85,7 +110,7 @@ OLDEST_DUE = f"""
 SELECT extract(epoch FROM clock_timestamp() - min(greatest(first.due_at, due.ready_since, due.paused_until))) FROM (
     SELECT q.subscription_id, q.ready_since, q.paused_until FROM {_QUEUES}
     WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp() AND NOT ({_PAUSED})
-    ORDER BY q.next_due_at LIMIT 1000
+    ORDER BY q.next_due_at LIMIT 200
 ) AS due CROSS JOIN LATERAL (
     SELECT d.next_attempt_at AS due_at FROM webhooks_delivery d
     WHERE d.subscription_id = due.subscription_id AND d.status = 'pending'
@@ -129,12 +154,18 @@ def due_deliveries(most: int) -> int:
 
 def paused_deliveries(most: int) -> dict[str, int]:
     """Return how many deliveries are paused for each of the reasons, counting to `most` at the furthest."""
+    return waiting_deliveries(most)[1]
+
+
+def waiting_deliveries(most: int) -> tuple[int, dict[str, int]]:
+    """Return what `due_deliveries` and `paused_deliveries` do, for less than both."""
     with server_cursor() as cursor:
-        counts = {reason: int(number) for reason, number in cursor.execute(COUNT_PAUSED, _parameters(most)).fetchall()}
+        counts = {name: int(number) for name, number in cursor.execute(COUNT_WAITING, _parameters(most)).fetchall()}
+    due = counts.pop(DUE)
     counts[PauseReason.HELD] = int(_one(COUNT_HELD, {"most": most}) or 0)
     switched_off = settings.DISABLE_WEBHOOK_DELIVERY
-    counts[PauseReason.SENDING_DISABLED] = int(_one(COUNT_DUE, _parameters(most)) or 0) if switched_off else 0
-    return {reason.value: counts[reason] for reason in PauseReason}
+    counts[PauseReason.SENDING_DISABLED] = due if switched_off else 0
+    return 0 if switched_off else due, {reason.value: counts[reason] for reason in PauseReason}
 
 
 def retrying_deliveries(most: int) -> int:
@@ -170,3 +201,25 @@ def breaker_states(most: int) -> dict[str, int]:
 def sweep_age_seconds() -> float | None:
     """Return how long ago a worker's last sweep ended, in seconds; 0 during one, None if there has been none."""
     return _one(SWEEP_AGE)
+
+
+# The end of a certificate is text in the one form that `client_certificates` writes, so it needs no parsing here.
+COUNT_CERTIFICATES = """
+SELECT min(client_certificate_details ->> 'expires_at'),
+       count(*) FILTER (WHERE client_certificate_details ->> 'expires_at' <= to_char(
+           (statement_timestamp() + make_interval(days => %(days)s)) AT TIME ZONE 'UTC',
+           'YYYY-MM-DD"T"HH24:MI:SS"+00:00"'
+       ))
+FROM webhooks_subscription
+WHERE client_certificate_details IS NOT NULL AND deleted_at IS NULL AND is_active
+"""
+
+
+def client_certificates(days: int) -> tuple[float | None, int]:
+    """Return when the first client certificate of an active subscription ends, in seconds since the epoch.
+
+    The second number is how many end within `days` or have ended.
+    """
+    with server_cursor() as cursor:
+        ((first, ending),) = cursor.execute(COUNT_CERTIFICATES, {"days": days}).fetchall()
+    return None if first is None else datetime.datetime.fromisoformat(first).timestamp(), int(ending)

@@ -23,6 +23,7 @@ from core.db import is_transient
 from core.wakeups import WEBHOOKS, wake
 from orgs.audit import record
 from orgs.models import Organization
+from webhooks import notices
 from webhooks.credentials import Credentials, with_columns
 from webhooks.destinations.http.signing import SecretType, new_secret
 from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription, SubscriptionQueue
@@ -80,6 +81,7 @@ def create(
     ordered: bool = False,
     ordered_attempts: int | None = None,
     ordered_on_failure: str = "skip",
+    is_operational: bool = False,
     **credentials: Unpack[Credentials],
 ) -> tuple[Subscription, str]:
     """Create a subscription; return it and its signing secret, which can't be read again and is empty for an inbox.
@@ -115,6 +117,7 @@ def create(
             ordered=ordered,
             ordered_attempts=ordered_attempts,
             ordered_on_failure=ordered_on_failure,
+            is_operational=is_operational,
         )
         SubscriptionQueue.objects.create(
             subscription=subscription,
@@ -169,7 +172,7 @@ def _reset_health(*subscription_ids: uuid.UUID, **more: Any) -> None:
 Audit = Callable[[], None]
 
 
-def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None) -> bool:
+def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None, *, automatically: bool = False) -> bool:
     """Disable the subscription in the caller's transaction; return False if it isn't active.
 
     From the commit on no worker claims its deliveries.  Afterwards call `resync`, or let the sweep do it: it marks the
@@ -181,8 +184,11 @@ def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None) -> bo
         is_active=False, disabled_at=Now(), disabled_reason=reason[:500], updated_at=Now()
     )
     SubscriptionQueue.objects.filter(pk=subscription_id).update(accepts_deliveries=False, needs_resync=True)
-    if changed and audit is not None:
-        audit()
+    if changed:
+        organization_id = Subscription.objects.values_list("organization_id", flat=True).get(pk=subscription_id)
+        notices.note_disabled({subscription_id: organization_id}, automatically=automatically, reason=reason)
+        if audit is not None:
+            audit()
     return bool(changed)
 
 
@@ -206,7 +212,7 @@ def disable_automatically(subscription_id: uuid.UUID, reason: str, *, is_gone: b
             if unsubscribes:
                 _delete(subscription_id, entry)
             else:
-                _disable(subscription_id, reason, entry)
+                _disable(subscription_id, reason, entry, automatically=True)
     except DatabaseError as error:
         if is_transient(error):
             raise
@@ -269,6 +275,7 @@ def disable_many(
         )  # fmt: skip
         SubscriptionQueue.objects.filter(pk__in=ids).update(accepts_deliveries=False, needs_resync=True)
         if rows:
+            notices.note_disabled({row.pk: row.organization_id for row in rows}, automatically=False, reason=reason)
             audit(rows)
     _begin_resync(ids)
     return rows
@@ -330,6 +337,7 @@ def _delete(subscription_id: uuid.UUID, audit: Audit | None) -> None:
         encrypted_client_certificate="",
     )
     SubscriptionQueue.objects.filter(pk=subscription_id).update(accepts_deliveries=False, needs_resync=True)
+    notices.forget([subscription_id])
     if deleted and audit is not None:
         audit()
 

@@ -83,7 +83,7 @@ class SubscriptionAdmin(BoundedAdmin):
     sortable_by: ClassVar = ("created_display",)
     export_columns: ClassVar = {
         "id": "id", "created_at": "created_at", "organization": "organization__name", "url": "url",
-        "event_types": "event_types",
+        "event_types": "event_types", "operational": "is_operational",
         "channels": "channels", "filter": "filter", "description": "description", "is_active": "is_active",
         "disabled_at": "disabled_at", "disabled_reason": "disabled_reason", "failing_since": "queue__failing_since",
         "last_success_at": "queue__last_success_at", "deleted_at": "deleted_at",
@@ -112,8 +112,8 @@ class SubscriptionAdmin(BoundedAdmin):
         "deliveries_per_second", "headers_text", "remove_headers",
     )  # fmt: skip
     _status_fields = (
-        "id", "disabled_reason_display", "disabled_at", "header_names_display", "secrets_display", "auth_type_display",
-        "certificate_display", "created_at", "updated_at", "deleted_at",
+        "id", "operational_display", "disabled_reason_display", "disabled_at", "header_names_display",
+        "secrets_display", "auth_type_display", "certificate_display", "created_at", "updated_at", "deleted_at",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Subscription]:
@@ -127,8 +127,9 @@ class SubscriptionAdmin(BoundedAdmin):
         """Return the form and, for an existing subscription, its health and status."""
         if obj is None:
             asked = [name for name in credential_forms.FIELDS if name != "remove_certificate"]
+            form_fields = [name for name in self._form_fields if name != "remove_headers"]
             return [
-                (None, {"fields": ["organization", "url", "inbox_name", *self._form_fields[2:-1]]}),
+                (None, {"fields": ["organization", "url", "inbox_name", *form_fields[2:], "is_operational"]}),
                 ("Credentials", {"fields": asked, "classes": ["collapse"]}),
             ]
         may_change = self.has_change_permission(request, obj)
@@ -209,8 +210,12 @@ class SubscriptionAdmin(BoundedAdmin):
 
     @admin.display(description="event types")
     def event_types_display(self, row: Subscription) -> SafeString:
-        some = [short(pattern) for pattern in row.event_types[:10]]
+        some = (["operational events:"] if row.is_operational else []) + [short(one) for one in row.event_types[:10]]
         return lines(some + (["…"] if len(row.event_types) > 10 else []))
+
+    @admin.display(description="operational", boolean=True)
+    def operational_display(self, row: Subscription) -> bool:
+        return row.is_operational
 
     @admin.display(description="state")
     def state_display(self, row: Any) -> SafeString:

@@ -24,6 +24,7 @@ def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
         "description": short(row.description, 120),
         "event_types": [short(one, 80) for one in row.event_types],
         "all_events": "*" in row.event_types,
+        "is_operational": row.is_operational,
         "state": state,
         "meaning": words.STATES.get(state, ""),
         "cause": _cause(row, now),

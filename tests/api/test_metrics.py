@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import subprocess
@@ -23,10 +24,12 @@ from tests.conftest import ApiClient
 from tests.servers import postgres
 from tests.webhooks.helpers import accept, result, subscribe
 from triggers_project import metrics
+from webhooks import stats, subscriptions
+from webhooks.destinations.inbox import leases
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.leases import expire
 from webhooks.dispatch.record import record_results
-from webhooks.models import Delivery, SubscriptionQueue
+from webhooks.models import Delivery, Subscription, SubscriptionQueue
 
 TOKEN = "only-for-tests"
 
@@ -134,6 +137,65 @@ def test_the_figures_of_the_database_and_of_redis(organization: Organization) ->
     assert found["triggers_circuit_breakers", "half_open"] == 1
     assert found["triggers_circuit_breakers", "closed"] == 0
     assert found[("triggers_events_waiting",)] == found[("triggers_deliveries_due",)] == 0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_client_certificates_near_their_end_are_counted(organization: Organization) -> None:
+    found = samples()
+    assert found[("triggers_client_certificates_ending",)] == 0
+    assert ("triggers_client_certificate_end_timestamp_seconds",) not in found
+    now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    ends = {name: now + datetime.timedelta(days=days) for name, days in (("over", -1), ("soon", 13), ("later", 15))}
+    for name, end in [*ends.items(), ("disabled", ends["soon"]), ("deleted", ends["soon"])]:
+        row = subscribe(organization, f"https://{name}.example/")
+        Subscription.objects.filter(pk=row.pk).update(
+            client_certificate_details={"expires_at": end.isoformat()},
+            is_active=name != "disabled",
+            deleted_at=now if name == "deleted" else None,
+        )
+    metrics._figures = metrics.Figures()
+    found = samples()
+    assert found[("triggers_client_certificates_ending",)] == 2
+    assert found[("triggers_client_certificate_end_timestamp_seconds",)] == ends["over"].timestamp()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_due_and_what_is_paused_is_counted_in_one_pass(organization: Organization, settings: Any) -> None:
+    queues = {
+        "circuit_breaker": {"breaker_trips": 1},
+        "retry_after": {"paused_until": "2100-01-01T00:00:00Z"},
+        "concurrency_limit": {"in_flight": 1, "concurrency_window": 1},
+        "rate_limit": {"next_due_at": "2100-01-01T00:00:00Z"},
+        "due": {},
+    }
+    rows = {name: subscribe(organization) for name in queues}
+    accept(organization, 2)
+    for name, columns in queues.items():
+        SubscriptionQueue.objects.filter(pk=rows[name].pk).update(**columns)
+    Subscription.objects.filter(pk=rows["rate_limit"].pk).update(deliveries_per_second=1)
+    expected = dict.fromkeys((*(name for name in queues if name != "due"),), 2) | {"held": 0, "sending_disabled": 0}
+    assert stats.waiting_deliveries(100) == (2, expected)
+    assert stats.due_deliveries(100) == 2
+    assert stats.waiting_deliveries(1) == (1, {name: min(number, 1) for name, number in expected.items()})
+    settings.DISABLE_WEBHOOK_DELIVERY = True
+    assert stats.waiting_deliveries(100) == (0, {**expected, "sending_disabled": 2})
+
+
+@pytest.mark.django_db
+def test_fetches_and_acknowledgements_of_inboxes_are_counted(organization: Organization) -> None:
+    inbox = subscriptions.create(organization.id, inbox="orders", event_types=["*"])[0]
+    leases.fetch(inbox.pk, 10, 30)
+    accept(organization, 3)
+    _, events = leases.fetch(inbox.pk, 10, 30)
+    first, second, third = (one.delivery_id for one in events)
+    leases.acknowledge(inbox.pk, [first])
+    leases.acknowledge(inbox.pk, [first, second])
+    leases.give_back(inbox.pk, [third])
+    found = samples()
+    assert (found["triggers_inbox_fetches_total", "events"], found["triggers_inbox_fetches_total", "none"]) == (1, 1)
+    assert found[("triggers_inbox_events_fetched_total",)] == 3
+    changes = {labels[1]: value for labels, value in found.items() if labels[0] == "triggers_inbox_changes_total"}
+    assert changes == {"acknowledged": 2, "already_acknowledged": 1, "given_back": 1}
 
 
 def _can_connect() -> bool:

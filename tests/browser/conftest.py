@@ -22,7 +22,7 @@ from devstack.processes import web
 from tests.servers import postgres
 
 _TABLES = (
-    "webhooks_rollup, webhooks_gauge, portal_portalsession, "
+    "webhooks_rollup, webhooks_gauge, webhooks_notice, webhooks_operatormessage, portal_portalsession, "
     "webhooks_deliveryattempt, webhooks_delivery, webhooks_subscriptionqueue, webhooks_bulkrun, webhooks_subscription, "
     "events_event, events_dedupkey, orgs_idempotencykey, orgs_apikey, orgs_auditentry, orgs_organization, "
     "auth_user, django_admin_log, django_session, axes_accessattempt"

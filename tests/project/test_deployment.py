@@ -110,7 +110,13 @@ def _copied() -> list[str]:
     names: list[str] = []
     for sources in re.findall(r"^COPY (?!--from)(.+)$", build, re.M):
         names += shlex.split(sources)[:-1]
-    return [name for name in names if name != "requirements.txt"]
+    return [name for name in names if not name.startswith("requirements")]
+
+
+def test_the_build_sees_what_it_copies() -> None:
+    seen = set(re.findall(r"^!(.+)$", (ROOT / ".dockerignore").read_text(), re.M))
+    copied = re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.M)
+    assert {name for sources in copied for name in shlex.split(sources)[:-1]} == seen
 
 
 class Container:

@@ -102,9 +102,21 @@ WRONG = {
     "METRICS_DIR": "/does/not/exist/metrics",
     "METRICS_BIND": "9464",
     "OTEL_EXPORTER_OTLP_ENDPOINT": "127.0.0.1:4318",
+    "NOTIFY_FAILING_AFTER": "soon",
+    "NOTIFICATION_INTERVAL": "-1",
+    "NOTIFY_KEY_EXPIRING_WITHIN": "a week",
+    "OPERATOR_EMAILS": "ops",
+    "OPERATOR_WEBHOOK_URL": "chat.example.com/hook",
+    "OPERATOR_WEBHOOK_SECRET": "hunter2",
+    "EMAIL_PORT": "smtp",
+    "EMAIL_SECURITY": "ssl",
+    "DEFAULT_FROM_EMAIL": "Triggers",
 }
 # These are wrong only by being missing, short or no keys, which is told when the rest is right.
-FREE_TEXT = {"REDIS_SENTINEL_PASSWORD", "BIND", "METRICS_TOKEN", "PORTAL_NAME"}
+FREE_TEXT = {
+    "REDIS_SENTINEL_PASSWORD", "BIND", "METRICS_TOKEN", "PORTAL_NAME", "EMAIL_HOST", "EMAIL_HOST_USER",
+    "EMAIL_HOST_PASSWORD",
+}  # fmt: skip
 SECRETS = {"SECRET_KEY": "hunter2", "SECRETS_ENCRYPTION_KEYS": "hunter2"}
 
 

@@ -382,8 +382,8 @@ _portal = Section("The portal")
 PORTAL_URL = _portal.option(
     kinds.public_origin,
     "",
-    "Where tenants' browsers reach this installation, such as `https://hooks.example.com`; links to the portal begin "
-    "with it. Empty takes the host at which the link was made.",
+    "Where tenants' browsers reach this installation, such as `https://hooks.example.com`; links to the portal "
+    "and in notifications begin with it. Empty takes the host at which the link was made.",
 )
 PORTAL_FRAME_ORIGINS = _portal.option(
     kinds.frame_origins,
@@ -442,4 +442,67 @@ OTEL_EXPORTER_OTLP_ENDPOINT = _monitoring.option(
     "",
     "OpenTelemetry collector that traces are sent to by OTLP over HTTP, such as `http://127.0.0.1:4318`; empty means "
     "none. Needs the packages of requirements-otel.txt.",
+)
+
+# --- Notifications ----------------------------------------------------------------------------------
+_notifications = Section("Notifications")
+NOTIFY_FAILING_AFTER = _notifications.option(
+    kinds.duration(0, 86400 * 30),
+    "5m",
+    "How long an endpoint has to have failed before that is told; what recovers sooner is never told.",
+)
+NOTIFICATION_INTERVAL = _notifications.option(
+    kinds.duration(0, 86400 * 30),
+    "1h",
+    "At most one notification of a kind about an endpoint in this time; what happens meanwhile is told together.",
+)
+NOTIFY_KEY_EXPIRING_WITHIN = _notifications.option(
+    kinds.duration(0, 86400 * 365),
+    "7d",
+    "How long before its end an API key is told to expire; 0 means never.",
+)
+OPERATOR_EMAILS = _notifications.option(
+    kinds.email_addresses,
+    "",
+    "Who gets notifications of all organizations by e-mail, separated by commas. Needs EMAIL_HOST.",
+)
+OPERATOR_WEBHOOK_URL = _notifications.option(
+    kinds.url("http", "https"),
+    "",
+    "URL that gets notifications of all organizations as POST requests, such as an incoming webhook of a chat.",
+)
+OPERATOR_WEBHOOK_SECRET = _notifications.option(
+    kinds.signing_secret,
+    "",
+    "`whsec_…` that signs these requests as webhooks are signed; empty sends them unsigned.",
+)
+EMAIL_HOST = _notifications.option(
+    kinds.text,
+    "",
+    "Mail server.",
+)
+EMAIL_PORT = _notifications.option(
+    kinds.integer(1, 65535),
+    "587",
+    "Its port.",
+)
+EMAIL_SECURITY = _notifications.option(
+    kinds.one_of("starttls", "tls", "none"),
+    "starttls",
+    "How the connection to the mail server is encrypted: `starttls` (mostly port 587), `tls` (465), or `none`.",
+)
+EMAIL_HOST_USER = _notifications.option(
+    kinds.text,
+    "",
+    "User name at the mail server; empty means without logging in.",
+)
+EMAIL_HOST_PASSWORD = _notifications.option(
+    kinds.text,
+    "",
+    "Password at the mail server.",
+)
+DEFAULT_FROM_EMAIL = _notifications.option(
+    kinds.email_address,
+    "triggers@localhost",
+    "Sender of the e-mails.",
 )

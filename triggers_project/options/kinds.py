@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import os
 import re
@@ -78,6 +79,27 @@ def _color(raw: str) -> str:
 
 
 color = Kind("a color such as #1f5fbf", _color)
+
+
+_EMAIL = r"[^@\s<>,;:\"()]+@[^@\s<>,;:\"()]+"
+
+
+def _email_address(raw: str) -> str:
+    if not re.fullmatch(_EMAIL, raw.strip()):
+        raise ValueError
+    return raw.strip()
+
+
+def _signing_secret(raw: str) -> str:
+    value = raw.strip()
+    if value and not (value.startswith("whsec_") and 24 <= len(base64.b64decode(value[6:], validate=True)) <= 64):
+        raise ValueError
+    return value
+
+
+email_address = Kind("an e-mail address such as ops@example.com", _email_address)
+email_addresses = Kind("e-mail addresses such as ops@example.com, separated by commas", _all_match(_EMAIL))
+signing_secret = Kind("whsec_ and the base64 of 24 to 64 bytes", _signing_secret)
 
 
 # --- numbers --------------------------------------------------------------------------------------

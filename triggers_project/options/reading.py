@@ -81,6 +81,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[str]:
             "REDIS_URL is wrong: with REDIS_SENTINELS, its host is the name that the sentinels know the primary by, "
             "without a port, such as redis://mymaster/0."
         )
+    if values["OPERATOR_EMAILS"] and not values["EMAIL_HOST"]:
+        problems.append("EMAIL_HOST is not set: OPERATOR_EMAILS needs a mail server.")
     if values["ENVIRONMENT"] == "production":
         problems += _unsafe(values)
     return problems

@@ -53,6 +53,7 @@ from webhooks.models import (
     OrderedOnFailure,
     Subscription,
 )
+from webhooks.notices import types_error
 from webhooks.routing.filters import FilterError, check_filter
 from webhooks.signing_secrets import stored_secrets
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
@@ -227,6 +228,7 @@ HINTS = {
     **dict.fromkeys(("secret", "signing_secret"), _ROTATE),
     **dict.fromkeys(("rate_limit", "max_per_second"), "deliveries_per_second"),
     "concurrency": "max_in_flight",
+    **dict.fromkeys(("operational", "is_operational"), "`operational` is chosen when a subscription is created"),
 }
 
 
@@ -304,6 +306,10 @@ class SubscriptionChangeSerializer(StrictSerializer):
         """Require an expression for the format `transform`, and credentials that go together."""
         current = self.context.get("subscription")
         check_together(attrs, current)
+        is_operational = attrs.get("is_operational", getattr(current, "is_operational", False))
+        patterns = enumerate(attrs.get("event_types", ()))
+        if wrong := {str(at): [reason] for at, one in patterns if (reason := types_error(one, is_operational))}:
+            raise serializers.ValidationError({"event_types": wrong})
         wanted = attrs.get("format", getattr(current, "format", "standard"))
         if wanted == "transform" and not attrs.get("transform", getattr(current, "transform", "")):
             raise serializers.ValidationError({"transform": ["is required for the format transform"]})
@@ -330,6 +336,14 @@ class SubscriptionCreateSerializer(SubscriptionChangeSerializer):
         trim_whitespace=False,
         required=False,
         help_text=f"Required, unless `kind` is `inbox`. {URL_HELP}",
+    )
+
+    operational = StrictBooleanField(
+        required=False,
+        default=False,
+        source="is_operational",
+        help_text="Receive operational events, about your endpoints and keys (`triggers.endpoint.failing`), and no "
+        "others. It can't be changed later.",
     )
 
     def get_fields(self) -> dict[str, Any]:
@@ -443,6 +457,9 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     url = EndpointUrlField(help_text="Null for an inbox.")
     event_types = serializers.ListField(child=serializers.CharField())
     channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for all events.")
+    operational = serializers.BooleanField(
+        source="is_operational", help_text="Whether it receives operational events, and no others."
+    )
     ordered = serializers.BooleanField(help_text="Whether events with an ordering key are sent in order.")
     ordered_attempts = serializers.IntegerField(allow_null=True)
     ordered_on_failure = serializers.ChoiceField(choices=OrderedOnFailure.values)

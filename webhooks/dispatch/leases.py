@@ -13,7 +13,8 @@ from psycopg.rows import class_row
 from core.db import in_transaction, server_cursor
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch.attempt_log import LoggedAttempt, count_attempts, log_attempt
-from webhooks.models import DeliveryStatus
+from webhooks.models import DeliveryStatus, NoticeKind
+from webhooks.notices import Note, failed_delivery, note
 from webhooks.queues import lock_queues
 from webhooks.rollups import count_lost_attempts
 
@@ -100,6 +101,11 @@ class _LostDelivery:
     trace: str | None
     lost_before: int
 
+    @property
+    def is_given_up(self) -> bool:
+        """Tell whether it is failed now."""
+        return self.status == DeliveryStatus.PENDING and self.lost_before + 1 >= MAX_WORKERS_LOST
+
 
 # After the first loss each further one in a row waits twice as long; after the last one allowed it is given up.
 _DELAY_LOST = """
@@ -145,9 +151,8 @@ def expire(limit: int = 1000) -> int:
 
 
 def _lost_attempt(row: _LostDelivery) -> LoggedAttempt:
-    given_up = row.status == DeliveryStatus.PENDING and row.lost_before + 1 >= MAX_WORKERS_LOST
     return LoggedAttempt(
-        became=DeliveryStatus.FAILED if given_up else row.status,
+        became=DeliveryStatus.FAILED if row.is_given_up else row.status,
         delivery_id=row.id,
         number=row.number,
         event_id=row.event_id,
@@ -174,8 +179,20 @@ def _note_lost(delivery_ids: list[uuid.UUID]) -> list[_LostDelivery]:
                     "most": MAX_WORKERS_LOST,
                 },
             )
+    note(NoticeKind.DELIVERY_FAILED, _notes_of_failed(noted))
     count_lost_attempts(delivery_ids)
     return noted
+
+
+def _notes_of_failed(rows: Sequence[_LostDelivery]) -> dict[uuid.UUID, Note]:
+    """Return what to note of deliveries that were given up, by subscription."""
+    notes: dict[uuid.UUID, Note] = {}
+    for row in rows:
+        if row.is_given_up:
+            one = notes.setdefault(row.subscription_id, Note(row.organization_id, 0))
+            one.number += 1
+            one.detail = failed_delivery(row.id, row.event_id, Failure.WORKER_LOST.value, None)
+    return notes
 
 
 def _return(found: Sequence[_Leased], leases: list[uuid.UUID] | None) -> list[uuid.UUID]:

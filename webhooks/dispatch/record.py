@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -20,7 +20,8 @@ from webhooks.dispatch.attempt_log import LATE, LoggedAttempt, count_attempts, l
 from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failure, after_success
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
-from webhooks.models import Delivery, DeliveryStatus
+from webhooks.models import Delivery, DeliveryStatus, NoticeKind
+from webhooks.notices import Note, failed_delivery, note
 from webhooks.queues import LockedQueue, lock_queues, locking_cursor, mark_due
 from webhooks.rollups import ADD_ATTEMPTS, attempt_columns
 from webhooks.subscriptions import disable_automatically
@@ -300,6 +301,8 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         if following:
             mark_due(following, cursor=updating)
         counting.execute(ADD_ATTEMPTS, attempt_columns(by_queue, late, failed))
+        if failed:
+            note(NoticeKind.DELIVERY_FAILED, _notes_of_failed(by_delivery[one] for one in failed), counting)
     disabled = {}
     for key, update in queues.items():
         if update.disable_reason and update.queue.accepts_deliveries:
@@ -356,6 +359,19 @@ def _attempt_columns(
         "causes": [result.delivery.cause for result in results],
         "exchanges": [_sealed_exchange(result) for result in results],
     }
+
+
+def _notes_of_failed(results: Iterable[AttemptResult]) -> dict[uuid.UUID, Note]:
+    """Return what to note of attempts with which their deliveries have failed for good, by subscription."""
+    notes: dict[uuid.UUID, Note] = {}
+    for result in results:
+        delivery, outcome = result.delivery, result.outcome
+        one = notes.setdefault(delivery.subscription_id, Note(delivery.organization_id, 0))
+        one.number += 1
+        one.detail = failed_delivery(
+            delivery.delivery_id, delivery.event_id, _error_class(outcome), outcome.status_code, delivery.event_type
+        )
+    return notes
 
 
 def _error_class(outcome: Outcome | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
-from events.payload import EVERYTHING
+from events.payload import EVERYTHING, OPERATIONAL_PREFIX
 from webhooks.routing.filters import Filter, Path, values_at
 
 # Event types whose subscriptions are remembered; a producer may invent any number of them.
@@ -28,6 +28,7 @@ class SubscribedTypes:
     channels: frozenset[str] = frozenset()
     filter: Filter | None = None
     is_ordered: bool = False
+    is_operational: bool = False
 
     def wants_channels(self, channels: Collection[str]) -> bool:
         """Tell whether an event with these channels is wanted."""
@@ -120,4 +121,5 @@ class Matcher:
         while "." in prefix:
             prefix = prefix.rpartition(".")[0]
             wanting.update((s.subscription_id, s) for s in self._prefix.get(prefix, ()))
-        return list(wanting.values())
+        is_operational = event_type.startswith(OPERATIONAL_PREFIX)
+        return [one for one in wanting.values() if one.is_operational == is_operational]

@@ -63,7 +63,16 @@ class Subscribers:
 
 
 # What `wanted_by` reads.
-WANTED_FIELDS = ("organization_id", "event_types", "is_active", "kind", "channels", "filter", "ordered")
+WANTED_FIELDS = (
+    "organization_id",
+    "event_types",
+    "is_active",
+    "kind",
+    "channels",
+    "filter",
+    "ordered",
+    "is_operational",
+)
 
 
 def wanted_by(subscription: Subscription) -> SubscribedTypes:
@@ -76,6 +85,7 @@ def wanted_by(subscription: Subscription) -> SubscribedTypes:
         channels=frozenset(subscription.channels),
         filter=_compile(subscription),
         is_ordered=subscription.ordered,
+        is_operational=subscription.is_operational,
     )
 
 

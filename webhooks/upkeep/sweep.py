@@ -22,7 +22,7 @@ from webhooks.models import SubscriptionQueue
 from webhooks.order import repair_order
 from webhooks.rollups import keep_rollups
 from webhooks.subscriptions import resync
-from webhooks.upkeep import background_runs, partitions
+from webhooks.upkeep import background_runs, notifications, partitions
 from webhooks.upkeep.held_retention import HeldRetention
 from webhooks.upkeep.inbox_retention import InboxRetention
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
@@ -36,6 +36,8 @@ SWEEP = "sweep"
 PURGE_EVERY_SECONDS = 60.0
 PARTITIONS_EVERY_SECONDS = 60.0
 QUEUE_REPAIR_SECONDS = 30.0
+NOTIFY_EVERY_SECONDS = 2.0
+EXPIRING_KEYS_EVERY_SECONDS = 60.0
 PURGE_SLICE_SECONDS = 2.0
 CANCEL_SLICE_SECONDS = 1.0
 RUN_SLICE_SECONDS = 1.0
@@ -54,6 +56,7 @@ class Sweep:
         self._purge = Purge(patience=settings.PARTITION_DAYS + 2)
         self._purged_at = time.monotonic()
         self._partitions_at = float("-inf")
+        self._notified_at = self._keys_at = float("-inf")
         self._repaired_queues_at = float("-inf")
 
     def run(self) -> None:
@@ -76,6 +79,12 @@ class Sweep:
             ("rollups", keep_rollups),
         ]
         now = time.monotonic()
+        if now - self._notified_at >= NOTIFY_EVERY_SECONDS:
+            self._notified_at = now
+            parts.append(("notifications", notifications.tell))
+        if now - self._keys_at >= EXPIRING_KEYS_EVERY_SECONDS:
+            self._keys_at = now
+            parts.append(("expiring keys", notifications.tell_of_keys))
         if now - self._repaired_queues_at >= QUEUE_REPAIR_SECONDS:
             self._repaired_queues_at = now
             parts += [

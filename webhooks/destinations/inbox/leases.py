@@ -8,6 +8,7 @@ queue.  The clock is the database's.
 
 from __future__ import annotations
 
+import collections
 import datetime
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,15 @@ from psycopg.rows import class_row
 
 from core.db import KEEP_PLANS, KEEP_PLANS_WITHOUT_WAITING, in_transaction, pipelined, server_cursor
 from core.ids import new_id
+from core.metrics.kinds import Counter
+
+FETCHES = Counter("triggers_inbox_fetches_total", "Fetches from inboxes that got events, or none.", ["result"])
+FETCHED = Counter("triggers_inbox_events_fetched_total", "Events that fetches got, each as often as it was fetched.")
+CHANGES = Counter(
+    "triggers_inbox_changes_total",
+    "Events that were acknowledged, given back, or kept longer, or were to be, by what became of them.",
+    ["outcome"],
+)
 
 MAX_EVENTS = 1000
 # One fetch returns about as much data, and at least one event.
@@ -166,7 +176,11 @@ def fetch(
             other.execute(KEEP_PLANS_WITHOUT_WAITING)
             return fetching.execute(statement, parameters).fetchall()
 
-    return lease_id, in_transaction(work)
+    events = in_transaction(work)
+    FETCHES.inc("events" if events else "none")
+    if events:
+        FETCHED.inc(by=len(events))
+    return lease_id, events
 
 
 # Locked in the order of their ids, so that two requests for the same ones don't wait for each other.
@@ -223,7 +237,7 @@ def acknowledge(
     leased.  When this returns, it is committed.
     """
     rows = _change(_ACKNOWLEDGE, inbox_id, delivery_ids, lease_id, unleased=True)
-    return {row.id: Changed(_became(row, ItemStatus.ACKNOWLEDGED), row.at) for row in rows}
+    return _changed(rows, ItemStatus.ACKNOWLEDGED)
 
 
 def give_back(
@@ -231,7 +245,7 @@ def give_back(
 ) -> dict[uuid.UUID, Changed]:
     """End leases: the deliveries may be fetched again in `seconds`.  Otherwise as `acknowledge`."""
     rows = _change(_GIVE_BACK, inbox_id, delivery_ids, lease_id, seconds=seconds)
-    return {row.id: Changed(_became(row, ItemStatus.GIVEN_BACK), row.at) for row in rows}
+    return _changed(rows, ItemStatus.GIVEN_BACK)
 
 
 # As if they had not been fetched; they come first in the next fetch.
@@ -257,7 +271,7 @@ def extend(
     Otherwise as `acknowledge`.
     """
     rows = _change(_EXTEND, inbox_id, delivery_ids, lease_id, seconds=seconds)
-    return {row.id: Changed(_became(row, ItemStatus.EXTENDED), row.at) for row in rows}
+    return _changed(rows, ItemStatus.EXTENDED)
 
 
 def _change(
@@ -283,6 +297,14 @@ def _change(
             return changing.execute(statement, parameters).fetchall()
 
     return in_transaction(work)
+
+
+def _changed(rows: Sequence[_Row], changed: ItemStatus) -> dict[uuid.UUID, Changed]:
+    """Return what became of each, and count it."""
+    found = {row.id: Changed(_became(row, changed), row.at) for row in rows}
+    for status, number in collections.Counter(one.status for one in found.values()).items():
+        CHANGES.inc(status.value, by=number)
+    return found
 
 
 def _became(row: _Row, changed: ItemStatus) -> ItemStatus:
