@@ -1,6 +1,6 @@
-"""Write the pages of docs/reference/ from the code, and the samples of guides/receive.md: `python -m scripts.reference_docs`.
+"""Write what the documentation takes from the code: `python -m scripts.reference_docs`.
 
-A test fails while they aren't what this would write.
+That is the pages of docs/reference/, and the samples of docs/guides/receive.md.  A test fails while they aren't what this would write.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import re
+import textwrap
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ METHODS = ("get", "post", "patch", "put", "delete")
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join("| " + " | ".join(_cell(cell) for cell in line) + " |\n" for line in lines)
+
+
+def _prose(text: str) -> str:
+    return textwrap.fill(text, 118, break_long_words=False, break_on_hyphens=False) + "\n\n"
 
 
 def _cell(text: str) -> str:
@@ -55,9 +60,12 @@ def problems() -> str:
         f"{NOTE}\n"
         "A request that is refused or fails gets a problem document (RFC 9457, `application/problem+json`):\n\n"
         f"```json\n{json.dumps(example, indent=2)}\n```\n\n"
-        "Programs should look at `code`, which doesn't change; `detail` is a sentence for people. `errors` lists the\n"
-        "fields that are wrong, each with a JSON Pointer. `request_id` finds the request in the log. `type` leads to the\n"
-        "page of the code on your installation.\n\n" + _table(("status", "code", "meaning", "what to do"), rows)
+        + _prose(
+            "Programs should look at `code`, which doesn't change; `detail` is a sentence for people. `errors` "
+            "lists the fields that are wrong, each with a JSON Pointer. `request_id` finds the request in the "
+            "log. `type` leads to the page of the code on your installation."
+        )
+        + _table(("status", "code", "meaning", "what to do"), rows)
     )
 
 
@@ -68,9 +76,11 @@ def settings() -> str:
     return (
         "# Settings\n\n"
         f"{NOTE}\n"
-        "All settings are environment variables. If a value is wrong, no process starts, and the error names the setting.\n"
-        "Write durations as `500ms`, `30s`, `5m`, `24h`, or `5d`; a number without a unit is in seconds. How the settings\n"
-        "are used is described in [Operations](../operations.md#settings).\n\n"
+        + _prose(
+            "All settings are environment variables. If a value is wrong, no process starts, and the error names "
+            "the setting. Write durations as `500ms`, `30s`, `5m`, `24h`, or `5d`; a number without a unit is in "
+            "seconds. [Operations](../operations.md#settings) describes how the settings are used."
+        )
         + re.sub("^###", "##", tables(), flags=re.M).rstrip()
         + "\n"
     )
@@ -93,8 +103,10 @@ def metrics() -> str:
     return (
         "# Metrics\n\n"
         f"{NOTE}\n"
-        "`GET /metrics` serves these in Prometheus's text format. [Monitoring](../monitoring.md#metrics) says how to turn\n"
-        "them on, how to scrape them, and what each alert means.\n\n"
+        + _prose(
+            "`GET /metrics` serves these in Prometheus's text format. [Monitoring](../monitoring.md#metrics) says "
+            "how to turn them on, how to scrape them, and what each alert means."
+        )
         + _table(("metric", "kind", "labels", "meaning"), rows)
         + "\nBuckets of the histograms, in seconds:\n\n"
         + _table(("metric", "upper bounds"), buckets)
@@ -150,11 +162,14 @@ def commands() -> str:
     return (
         "# Commands\n\n"
         f"{NOTE}\n"
-        "Run commands on any machine with the settings of the installation, for example with\n"
-        "`docker compose exec web python manage.py …`. When a command fails, it prints the reason on stderr, nothing on\n"
-        "stdout, and exits with 1 or 2. A worker is `python manage.py rqworker events webhooks`, and\n"
-        "`python manage.py createsuperuser` creates the first user of the admin. See\n"
-        "[Operations](../operations.md#commands) for how they are used.\n\n" + "\n".join(sections)
+        + _prose(
+            "Run commands on any machine with the settings of the installation, for example with `docker compose "
+            "exec web python manage.py …`. When a command fails, it prints the reason on stderr, nothing on "
+            "stdout, and exits with 1 or 2. A worker is `python manage.py rqworker events webhooks`, and `python "
+            "manage.py createsuperuser` creates the first user of the admin. See "
+            "[Operations](../operations.md#commands) for how they are used."
+        )
+        + "\n".join(sections)
     )
 
 
@@ -204,15 +219,20 @@ def webhooks() -> str:
     return (
         "# Webhook requests\n\n"
         f"{NOTE}\n"
-        "A webhook is a POST over HTTP/1.1 to the subscription's URL. [Receive webhooks](../guides/receive.md) shows how to\n"
-        "verify one.\n\n"
-        "## Headers\n\n"
+        + _prose(
+            "A webhook is a POST over HTTP/1.1 to the subscription's URL. [Receive "
+            "webhooks](../guides/receive.md) shows how to verify one."
+        )
+        + "## Headers\n\n"
         + _table(("header", "meaning"), [(f"`{name}`", meaning) for name, meaning in HEADERS.items()])
-        + "\nIn addition to these, a request has `host` and `content-length`, the subscription's own `headers`, what its\n"
-        "[credentials](../credentials.md) say (`authorization`, a `signature_header`), and, in the format\n"
-        "`cloudevents-binary`, the event's attributes as `ce-` headers. A subscription's own headers can't replace\n"
-        f"{', '.join(f'`{name}`' for name in sorted(OURS))}, or any that starts with `webhook-` or `ce-`.\n\n"
-        "## Responses\n\n"
+        + "\n"
+        + _prose(
+            "In addition to these, a request has `host` and `content-length`, the subscription's own `headers`, what "
+            "its [credentials](../credentials.md) say (`authorization`, a `signature_header`), and, in the format "
+            "`cloudevents-binary`, the event's attributes as `ce-` headers. A subscription's own headers can't replace "
+            f"{', '.join(f'`{name}`' for name in sorted(OURS))}, or any that starts with `webhook-` or `ce-`."
+        )
+        + "## Responses\n\n"
         + _table(
             ("status", "what happens"),
             [
@@ -312,10 +332,12 @@ def api() -> str:
     return (
         "# API\n\n"
         f"{NOTE}\n"
-        "Every operation, from the OpenAPI document that your installation serves at `/api/schema`. At `/api/docs` it has\n"
-        "the same as a page on which you can try them. Requests and responses are JSON. Send the key as `X-API-Key` or\n"
-        "`Authorization: Bearer`. Refused requests get one of the [problem codes](problems.md). `X-Request-Id` is echoed in\n"
-        "the response, or made up.\n\n"
+        + _prose(
+            "Every operation, from the OpenAPI document that your installation serves at `/api/schema`. At "
+            "`/api/docs` it has the same as a page on which you can try them. Requests and responses are JSON. "
+            "Send the key as `X-API-Key` or `Authorization: Bearer`. Refused requests get one of the [problem "
+            "codes](problems.md). `X-Request-Id` is echoed in the response, or made up."
+        )
         + "\n".join(parts)
         + "\n## Objects\n\n"
         + "\n".join(text for _, text in sorted(objects))

@@ -88,11 +88,12 @@ func main() {
 }
 """
 JAVA = """
+import java.io.*;
 import java.util.*;
 
 class Main {
     public static void main(String[] arguments) throws Exception {
-        Iterator<String> lines = new java.io.BufferedReader(new java.io.InputStreamReader(System.in)).lines().iterator();
+        Iterator<String> lines = new BufferedReader(new InputStreamReader(System.in)).lines().iterator();
         String secret = next(lines);
         while (lines.hasNext()) {
             lines.next();

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,10 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 def test_what_leads_nowhere_is_found() -> None:
     page = DOCS / "index.md"
     text = (
-        "# One\n\n## What failed, and why?\n\n[a](operations.md#settings) [b](#what-failed-and-why) [c](https://a.example)\n"
-        "[d](nowhere.md) [e](operations.md#nowhere) [f](#nowhere) `[g](code.md)`\n\n```sh\n# Comment\n[h](code.md)\n```\n"
+        "# One\n\n## What failed, and why?\n\n"
+        "[a](operations.md#settings) [b](#what-failed-and-why) [c](https://a.example)\n"
+        "[d](nowhere.md) [e](operations.md#nowhere) [f](#nowhere) `[g](code.md)`\n\n"
+        "```sh\n# Comment\n[h](code.md)\n```\n"
         "[i](#comment) [j](../../outside.md)\n"
     )
     assert broken(page, text) == ["nowhere.md", "operations.md#nowhere", "#nowhere", "#comment", "../../outside.md"]
@@ -109,7 +112,7 @@ def test_lists_and_tables_are_recognized_as_such(page: Path) -> None:
     lines = prose(page.read_text()).splitlines()
     wrong = [
         line
-        for before, line in zip(lines, lines[1:], strict=False)
+        for before, line in itertools.pairwise(lines)
         if (re.match(r"[-*] |1\. ", line) and before.strip() and not re.match(r" *([-*] |\d+\. )|  ", before))
         or (line.startswith("|") and before.strip() and not before.startswith("|"))
     ]
