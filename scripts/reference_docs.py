@@ -1,6 +1,7 @@
 """Write what the documentation takes from the code: `python -m scripts.reference_docs`.
 
-That is the pages of docs/reference/, and the samples of docs/guides/receive.md.  A test fails while they aren't what this would write.
+That is the pages of docs/reference/, and the samples of docs/guides/receive.md.  A test fails while they aren't what
+this would write.
 """
 
 from __future__ import annotations
