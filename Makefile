@@ -68,10 +68,10 @@ $(DOCS)/.installed: requirements-docs.txt
 	@touch $@
 
 docs: $(DOCS)/.installed ## build the documentation into site/, and fail on links that lead nowhere
-	@exec $(DOCS)/bin/python -m mkdocs build --strict --quiet
+	@exec env NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 
 docs-serve: $(DOCS)/.installed ## serve the documentation on port 8001 while you write
-	@exec $(DOCS)/bin/python -m mkdocs serve --dev-addr localhost:8001
+	@exec env NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs serve --dev-addr localhost:8001
 
 clean: ## delete the virtual environment, the local servers, and their data
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi

@@ -43,7 +43,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
         elif meant.parent == ROOT and meant.name in PAGES:
             placed = ROOT / "docs" / meant.name
         elif meant == ROOT / "README.md":
-            placed = ROOT / "docs" / "index.md"
+            placed, anchor = ROOT / "docs" / "index.md", ""
         elif meant.exists():
             return text
         else:
