@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 import re
@@ -203,3 +204,79 @@ def test_the_guide_to_migrating(system: Stack) -> None:
     )
     assert again.returncode != 0
     assert json.loads(again.stdout)["code"] == "uid_taken"
+
+
+def on_this_system(block: str, system: Stack, receiver: Receiver) -> str:
+    """Return a block of commands with this system for the reader's, and an endpoint of this machine for example.com."""
+    hosts = {
+        "localhost:8000": f"127.0.0.1:{system.port}",
+        "https://hooks.example.com": system.url,
+        "https://example.com": receiver.url("").rstrip("/"),
+        "http://localhost:9000": receiver.url("").rstrip("/"),
+        '"2027-': f'"{datetime.date.today().year + 1}-',  # which is to come
+    }
+    for shown, meant in hosts.items():
+        block = block.replace(shown, meant)
+    return block
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Receiver]:
+    receiver = Receiver()
+    receiver.start()
+    try:
+        yield receiver
+    finally:
+        receiver.stop()
+
+
+@pytest.mark.parametrize("page", ["cloudevents", "idempotency", "integrations", "routing", "portal"])
+def test_the_commands_of_other_guides(system: Stack, endpoint: Receiver, page: str) -> None:
+    account = open_account(system, f"Reader of {page}")
+    found = [block for block in blocks(f"{page}.md", "sh") if "curl" in block]
+    assert found
+    for block in found:
+        assert bash(on_this_system(block, system, endpoint), {"KEY": account.key})
+
+
+def test_the_commands_of_the_guide_to_credentials(system: Stack, endpoint: Receiver) -> None:
+    account = open_account(system, "Reader of credentials")
+    [block] = blocks("credentials.md", "sh")
+    env = {"KEY": account.key, "API": system.url}
+    create, add, rest = on_this_system(block, system, endpoint).split("\n\n")
+    made = json.loads(bash(create, env))
+    added = json.loads(bash(add, {**env, "ID": made["id"]}))
+    bash(rest, {**env, "ID": made["id"], "SECRET": added["id"]})
+    [left] = account.call("GET", f"/api/subscriptions/{made['id']}/secrets").document["data"]
+    assert left["id"] != added["id"]
+
+
+def test_the_commands_of_the_guide_to_inboxes(system: Stack, endpoint: Receiver) -> None:
+    account = open_account(system, "Reader of inboxes")
+    env = {"KEY": account.key}
+    fetch, acknowledge, _, read, stream, another = (
+        on_this_system(block, system, endpoint) for block in blocks("inbox.md", "sh")
+    )
+    assert json.loads(bash(fetch, env))["events"] == []  # which makes the inbox
+    for number in (1, 2):
+        assert account.post_event(number).status == 202
+    fetched: dict[str, Any] = {"events": []}
+
+    def take() -> bool:
+        answer = json.loads(bash(fetch, env))
+        fetched["events"] += answer["events"]
+        fetched["lease_id"] = answer["lease_id"]
+        return bool(answer["events"])
+
+    wait_until(take, "nothing came into the inbox", 30)
+    event = fetched["events"][-1]["id"]
+    many, one = acknowledge.split("\n\n")
+    done = json.loads(bash(many.replace("0198f2d1-…", fetched["lease_id"]).replace("0198f2d0-…", event), env))
+    assert (done["acknowledged"], done["failed"]) == (1, 0)
+    assert json.loads(bash(one.replace("0198f2d0-…", event), env))  # twice is harmless
+    first, following = read.strip().splitlines()
+    cursor = json.loads(bash(first, env))["next_cursor"]
+    assert "events" in json.loads(bash(following.replace("wait=20", "wait=1"), {**env, "NEXT_CURSOR": cursor}))
+    shown = bash(stream.strip().replace("curl -N", "curl -N --max-time 1") + " || true", env)
+    assert event in shown
+    assert '"inbox":"billing"' in bash(another, env).replace(": ", ":")
