@@ -8,7 +8,8 @@ import javax.crypto.Mac;
 import javax.crypto.spec.SecretKeySpec;
 
 final class Webhooks {
-    /** header: looks up a header, such as request::getHeader. body: the raw bytes of the request, before anything parses them. */
+    // header: looks a header up, such as request::getHeader.
+    // body: the raw bytes of the request, such as request.getInputStream().readAllBytes(), before anything parses them.
     static boolean isGenuine(String secret, UnaryOperator<String> header, byte[] body) throws GeneralSecurityException {
         String timestamp = header.apply("webhook-timestamp");
         if (!timestamp.matches("[0-9]{1,15}")
