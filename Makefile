@@ -75,4 +75,4 @@ docs-serve: $(DOCS)/.installed ## serve the documentation on port 8001 while you
 
 clean: ## delete the virtual environment, the local servers, and their data
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi
-	rm -rf $(VENV) .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .local site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

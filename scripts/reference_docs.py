@@ -1,7 +1,7 @@
 """Write what the documentation takes from the code: `python -m scripts.reference_docs`.
 
-That is the pages of docs/reference/, and the samples of docs/guides/receive.md.  A test fails while they aren't what
-this would write.
+That is the pages of docs/reference/, the samples of docs/guides/receive.md, and what `scripts.settings_docs` writes.
+A test fails while they aren't what this would write.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from scripts import settings_docs
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -72,8 +74,6 @@ def problems() -> str:
 
 def settings() -> str:
     """Return the page of the settings, from their declarations."""
-    from scripts.settings_docs import tables
-
     return (
         "# Settings\n\n"
         f"{NOTE}\n"
@@ -82,7 +82,7 @@ def settings() -> str:
             "the setting. Write durations as `500ms`, `30s`, `5m`, `24h`, or `5d`; a number without a unit is in "
             "seconds. [Operations](../operations.md#settings) describes how the settings are used."
         )
-        + re.sub("^###", "##", tables(), flags=re.M).rstrip()
+        + re.sub("^###", "##", settings_docs.tables(), flags=re.M).rstrip()
         + "\n"
     )
 
@@ -420,6 +420,7 @@ def main() -> None:
     import django
 
     django.setup()
+    settings_docs.main()
     for name in list(stale()):
         (DOCS / name).write_text(PAGES[name]())
         print(f"docs/{name}")
