@@ -8,8 +8,8 @@ STAMP := $(VENV)/.installed
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format clients clients-check bench soak image chart-check monitoring-check \
-	integrations clean
+.PHONY: help run test coverage lint format clients clients-check docs docs-serve bench soak image chart-check \
+	monitoring-check integrations clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -78,6 +78,19 @@ monitoring-check: $(STAMP) ## ask a real Prometheus for everything that the boar
 integrations: $(STAMP) ## run the Zapier app, the n8n node, and generated clients against a running system (ONLY=zapier); needs npm
 	@exec $(PY) -m integrations.run $(ONLY)
 
+# The site's packages are in an environment of their own: the tests don't need them.
+DOCS := .local/docs-venv
+$(DOCS)/.installed: requirements-docs.txt
+	@$(PYTHON) -m venv $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r requirements-docs.txt
+	@touch $@
+
+docs: $(DOCS)/.installed ## build the documentation into site/, and fail on links that lead nowhere
+	@exec env NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+
+docs-serve: $(DOCS)/.installed ## serve the documentation on port 8001 while you write
+	@exec env NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs serve --dev-addr localhost:8001
+
 clean: ## delete the virtual environment, the local servers, and their data
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi
-	rm -rf $(VENV) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist .local site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

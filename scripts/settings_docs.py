@@ -28,8 +28,13 @@ def operations(page: str) -> str:
     """Return docs/operations.md with the tables that the declarations make."""
     before, rest = page.split(BEGIN)
     _, after = rest.split(END)
-    tables = [_table(title, list(group)) for title, group in itertools.groupby(OPTIONS, lambda option: option.section)]
-    return f"{before}{BEGIN}\n{''.join(tables)}{END}{after}"
+    return f"{before}{BEGIN}\n{tables()}{END}{after}"
+
+
+def tables() -> str:
+    """Return a table for each section of the settings."""
+    sections = itertools.groupby(OPTIONS, lambda option: option.section)
+    return "".join(_table(title, list(group)) for title, group in sections)
 
 
 def _table(title: str, options: list[Option[object]]) -> str:

@@ -13,7 +13,7 @@ from portal.web import PortalView
 # The files in `samples`, whose code the tests run.
 LANGUAGES = {
     "python": ("Python", "verify.py"), "node": ("Node.js", "verify.js"), "go": ("Go", "verify.go"),
-    "php": ("PHP", "verify.php"), "ruby": ("Ruby", "verify.rb"),
+    "php": ("PHP", "verify.php"), "ruby": ("Ruby", "verify.rb"), "java": ("Java", "Webhooks.java"),
 }  # fmt: skip
 SAMPLES = Path(__file__).parent.parent / "samples"
 

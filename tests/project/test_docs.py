@@ -6,7 +6,6 @@ import ast
 import re
 from pathlib import Path
 
-import pytest
 from django.core.management import get_commands
 
 from scripts import settings_docs
@@ -84,16 +83,6 @@ def _logged_events() -> set[str]:
 def test_every_line_of_the_log_is_explained() -> None:
     rows = _rows(_section("Monitoring").split("**Logs**")[1])
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row[0])} == _logged_events()
-
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_pages_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
 def _find(named: str, near: list[Path]) -> Path | None:

@@ -1,0 +1,66 @@
+"""What a client does about each problem code: a column of docs/reference/problems.md.
+
+Every code that an app registers (`core.problems`) has a line here; `python -m scripts.reference_docs` says which is
+missing.
+"""
+
+REMEDIES = {
+    "backlog_full": "Send the request again after `Retry-After`. Operators: start more workers.",
+    "bad_request": "Correct the request as `detail` says. An HTTP library normally doesn't send such a request.",
+    "cursor_expired": "Begin again with an empty `cursor`.",
+    "database_unavailable": "Send the request again after `Retry-After`, with the same `dedup_id` or "
+    "`Idempotency-Key`.",
+    "dedup_conflict": "Use another `dedup_id` for another event, or the same content for the same event.",
+    "delivery_backlog_full": "Send the request again after `Retry-After`. Fix, enable, or delete the subscriptions "
+    "whose deliveries are waiting.",
+    "event_backlog_full": "Send the request again after `Retry-After`.",
+    "event_type_exists": "Change the existing event type with `PATCH`.",
+    "forbidden": "Don't repeat the request.",
+    "hook_exists": "Delete the hook in `hook_id` first, or subscribe another URL.",
+    "idempotency_key_in_use": "Send the request again after `Retry-After`, with the same key.",
+    "idempotency_key_reused": "Use a new key for each thing that you want to do.",
+    "idempotent_response_lost": "Look up what the first request made. Don't repeat it with a new key before that.",
+    "inbox_disabled": "Enable the subscription in `subscription_id`.",
+    "inbox_exists": "Use the inbox in `subscription_id`, or choose another name.",
+    "inbox_not_found": "Create the inbox, or correct the name.",
+    "incomplete_body": "Send the request again.",
+    "internal_error": "Send the request again later, with the same `dedup_id` or `Idempotency-Key`. Report the "
+    "`request_id`.",
+    "invalid": "Correct each field in `errors`. Nothing was stored.",
+    "invalid_api_key": "Use a key that is neither revoked nor expired.",
+    "invalid_json": "Send valid JSON.",
+    "key_expired": "Create a new key.",
+    "key_revoked": "Create a new key.",
+    "last_secret": "Add another secret first.",
+    "method_not_allowed": "Use a method that `Allow` lists.",
+    "missing_scope": "Use a key that has the scope in `scope`.",
+    "not_acknowledged": "See `item_status`: fetch the event again if its lease has expired.",
+    "not_authenticated": "Send a key in `X-API-Key` or `Authorization: Bearer`.",
+    "not_for_inboxes": "Use an operation for inboxes, or a subscription with a URL.",
+    "not_found": "Check the id, and that the key belongs to the organization that the resource is in.",
+    "not_retryable": "Wait until the delivery in flight has ended, or enable its subscription. A cancelled delivery "
+    "can't be retried.",
+    "origin_not_allowed": "Call the API from your backend, or ask the operator to add the origin.",
+    "outlives_caller": "Choose an earlier expiry, or use a key that lives longer.",
+    "path_not_found": "Use the path that `detail` suggests.",
+    "rate_limited": "Send the request again after `Retry-After`. Batches count each event.",
+    "request_timeout": "Send the request again. If it happens often, look at the connection.",
+    "secret_exists": "Nothing: the secret signs already.",
+    "too_large": "Send less than `limit_bytes` at a time.",
+    "too_many_consumers": "Send the request again after `Retry-After`, with fewer consumers that wait at a time.",
+    "too_many_event_types": "Delete event types that you don't need.",
+    "too_many_events": "Send at most `limit_events` events in a batch.",
+    "too_many_failures": "Stop sending wrong keys. A valid key gets through if you send the request again.",
+    "too_many_keys": "Revoke keys that you don't need.",
+    "too_many_portal_links": "Send the request again after `Retry-After`.",
+    "too_many_previews": "Send the request again after `Retry-After`.",
+    "too_many_previous_secrets": "Remove an earlier secret, or wait until `next_rotation_at`.",
+    "too_many_runs": "Wait until a run has ended.",
+    "too_many_secrets": "Remove a secret, or wait until one ends.",
+    "too_many_subscriptions": "Delete subscriptions that you don't need.",
+    "too_many_test_events": "Send the request again after `Retry-After`.",
+    "uid_taken": "Use the subscription in `subscription_id`, or choose another `uid`.",
+    "unsupported_content_encoding": "Send the body with gzip or uncompressed.",
+    "unsupported_media_type": "Send `Content-Type: application/json`, or another type that the operation takes.",
+    "uri_too_long": "Send fewer or shorter parameters.",
+}

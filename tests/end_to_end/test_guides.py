@@ -1,0 +1,282 @@
+"""The commands and programs of the quickstart and of the guides do what the pages say, on a running system."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devstack.http_receiver import Receiver
+from devstack.processes import ROOT
+from devstack.sockets import free_port
+from devstack.stack import Stack
+from devstack.waiting import wait_until
+from tests.portal.test_samples import node
+from tests.system import Account, open_account
+
+pytestmark = pytest.mark.end_to_end
+
+# A refused request ends a command with an error, and its response is shown.
+CURL = 'curl() { command curl --silent --show-error --fail-with-body "$@"; }\n'
+
+
+@pytest.fixture(scope="module")
+def system(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """Return servers with web and one worker, which may send to this machine."""
+    stack: Stack = request.getfixturevalue("servers")
+    stack.empty()
+    try:
+        stack.start_web(workers=1)
+        stack.start_workers({})
+        yield stack
+    finally:
+        stack.stop_processes()
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the code of a page that is in a language, in its order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.S | re.M)
+
+
+def bash(script: str, env: dict[str, str]) -> str:
+    """Return what a script prints, which must end well."""
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", CURL + script], env={**os.environ, **env}, cwd=ROOT, capture_output=True,
+        text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@contextlib.contextmanager
+def running(command: list[str], folder: Path, env: dict[str, str]) -> Iterator[Path]:
+    """Run a program; the context is the file with what it prints."""
+    shown = folder / "shown"
+    with shown.open("wb") as file:
+        program = subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **env},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield shown
+        finally:
+            os.killpg(program.pid, signal.SIGKILL)
+            program.wait()
+
+
+def delivered(account: Account, event: str) -> None:
+    """Wait until all deliveries of an event are delivered, and there is one."""
+
+    def look() -> bool:
+        deliveries = account.call("GET", f"/api/events/{event}").document["deliveries"]
+        return bool(deliveries) and all(one["status"] == "delivered" for one in deliveries)
+
+    wait_until(look, f"{event} isn't delivered", 60)
+
+
+def test_the_quickstart(system: Stack, tmp_path: Path) -> None:
+    endpoint, port = free_port(), str(system.port)
+    start, make_key, subscribe, send, look_up = (
+        block.replace("localhost:8000", f"127.0.0.1:{port}").replace("9000", str(endpoint))
+        for block in blocks("quickstart.md", "sh")
+    )
+    system.make_organization("Demo")
+    assert make_key.startswith("KEY=$(.venv/bin/python manage.py create_api_key Demo)")
+    make_key = make_key.replace(".venv/bin/python", sys.executable)
+    key = bash(f'{make_key}\necho "$KEY"', system.environment()).strip()
+    account = Account(system.url, key)
+    start = start.replace("python3", sys.executable)
+    with running(["bash", "-c", start], tmp_path, {}) as shown:
+        made = json.loads(bash(subscribe, {"KEY": key}))
+        assert made["secret"].startswith("whsec_")
+        head, _, body = bash(send, {"KEY": key}).replace("\r", "").partition("\n\n")
+        assert head.startswith("HTTP/1.1 202 Accepted")
+        event = json.loads(body)["id"]
+        delivered(account, event)
+        printed = shown.read_text()
+    for line in (f"webhook-id: {event}", "webhook-signature: v1,", '"data":{"id": 17, "total": 12.50}}'):
+        assert line in printed
+    [delivery] = json.loads(bash(look_up, {"KEY": key}))["data"]
+    assert (delivery["event_id"], delivery["subscription_id"]) == (event, made["id"])
+
+
+def test_the_guide_to_sending(system: Stack, tmp_path: Path) -> None:
+    account = open_account(system, "Sender")
+    env = {"TRIGGERS_URL": system.url, "TRIGGERS_KEY": account.key}
+    one, batch, validate, read = blocks("guides/send.md", "sh")
+    assert bash(one, env).startswith("HTTP/1.1 202 Accepted")
+    [python] = blocks("guides/send.md", "python")
+    [js] = blocks("guides/send.md", "js")
+    for command, code in ((sys.executable, python), (node(), js)):
+        if command is None:
+            continue
+        (tmp_path / "send").write_text(code)
+        ids = {
+            subprocess.run(
+                [command, "send"], cwd=tmp_path, env={**os.environ, **env}, capture_output=True, text=True,
+                timeout=100, check=True,
+            ).stdout
+            for _ in range(2)
+        }  # fmt: skip
+        [event] = ids  # the second one is a duplicate
+        assert account.call("GET", f"/api/events/{event.strip()}").status == 200
+    shown: Any = json.loads(bash(batch, env))
+    [example] = [json.loads(text) for text in blocks("guides/send.md", "json")]
+    assert shown["accepted"] == example["accepted"]
+    assert [item["status"] for item in shown["data"]] == [item["status"] for item in example["data"]]
+    assert shown["data"][2]["errors"][0]["pointer"] == example["data"][2]["errors"][0]["pointer"]
+    assert json.loads(bash(validate, env))["status"] == "valid"
+    listed = bash(read.splitlines()[0], env)
+    assert [event["type"] for event in json.loads(listed)["data"]] == ["order.created"]
+    bash(read.splitlines()[1], env)
+
+
+@pytest.mark.parametrize("language", ["python", "js"])
+def test_the_receivers_of_the_guide(system: Stack, tmp_path: Path, language: str) -> None:
+    sample, *_, receiver = blocks("guides/receive.md", language)
+    name, program = ("py", sys.executable) if language == "python" else ("js", node())
+    if program is None:
+        pytest.skip("no Node.js on this machine")
+    (tmp_path / f"verify.{name}").write_text(sample)
+    (tmp_path / f"receiver.{name}").write_text(receiver)
+    account, port = open_account(system, f"Receiver in {language}"), free_port()
+    made = account.make_subscription(f"http://localhost:{port}/hook", "order.*")
+    with running([program, f"receiver.{name}"], tmp_path, {"SECRET": made["secret"], "PORT": str(port)}) as shown:
+        env = {"TRIGGERS_URL": system.url, "TRIGGERS_KEY": account.key, "SUBSCRIPTION": made["id"]}
+        [test] = blocks("guides/receive.md", "sh")
+        wait_until(lambda: json.loads(bash(test, env))["succeeded"], "the receiver doesn't listen", 30)
+        event = account.post_event(1).document["id"]
+        delivered(account, event)
+        assert f"received order.created {event}" in shown.read_text()
+        forged = bash(
+            f"command curl -s -o /dev/null -w '%{{http_code}}' http://localhost:{port}/hook -d '{{}}' "
+            "-H 'webhook-id: 1' -H 'webhook-timestamp: 1795487955' -H 'webhook-signature: v1,x'",
+            {},
+        )
+        assert forged == "401"
+
+
+def test_the_guide_to_retries(system: Stack) -> None:
+    account = open_account(system, "Retrier")
+    receiver = Receiver()
+    receiver.start()
+    try:
+        subscription = account.subscribe(receiver.url("/hook"))
+        event = account.post_event(1).document["id"]
+        delivered(account, event)
+        [delivery] = account.call("GET", f"/api/deliveries?event_id={event}").document["data"]
+        env = {
+            "TRIGGERS_URL": system.url, "TRIGGERS_KEY": account.key, "SUBSCRIPTION": subscription,
+            "DELIVERY": delivery["id"],
+        }  # fmt: skip
+        retry, retry_many, recover = (json.loads(bash(block, env)) for block in blocks("guides/retries.md", "sh"))
+        assert retry["id"] == delivery["id"]
+        assert retry_many["id"]
+        assert recover["id"]
+        receiver.wait_for(2)
+    finally:
+        receiver.stop()
+    for code in blocks("guides/retries.md", "python"):
+        exec(code, {})
+
+
+def test_the_guide_to_migrating(system: Stack) -> None:
+    account = open_account(system, "Migrant")
+    env = {"TRIGGERS_URL": system.url, "TRIGGERS_KEY": account.key}
+    [block] = blocks("guides/migrate.md", "sh")
+    assert json.loads(bash(block, env))["uid"] == "ep_2fT7"
+    again = subprocess.run(
+        ["bash", "-c", CURL + block], env={**os.environ, **env}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert again.returncode != 0
+    assert json.loads(again.stdout)["code"] == "uid_taken"
+
+
+def on_this_system(block: str, system: Stack, receiver: Receiver) -> str:
+    """Return a block of commands with this system for the reader's, and an endpoint of this machine for example.com."""
+    hosts = {
+        "localhost:8000": f"127.0.0.1:{system.port}",
+        "https://hooks.example.com": system.url,
+        "https://example.com": receiver.url("").rstrip("/"),
+        "http://localhost:9000": receiver.url("").rstrip("/"),
+        '"2027-': f'"{datetime.date.today().year + 1}-',  # which is to come
+    }
+    for shown, meant in hosts.items():
+        block = block.replace(shown, meant)
+    return block
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Receiver]:
+    receiver = Receiver()
+    receiver.start()
+    try:
+        yield receiver
+    finally:
+        receiver.stop()
+
+
+@pytest.mark.parametrize("page", ["cloudevents", "idempotency", "integrations", "routing", "portal"])
+def test_the_commands_of_other_guides(system: Stack, endpoint: Receiver, page: str) -> None:
+    account = open_account(system, f"Reader of {page}")
+    found = [block for block in blocks(f"{page}.md", "sh") if "curl" in block]
+    assert found
+    for block in found:
+        assert bash(on_this_system(block, system, endpoint), {"KEY": account.key})
+
+
+def test_the_commands_of_the_guide_to_credentials(system: Stack, endpoint: Receiver) -> None:
+    account = open_account(system, "Reader of credentials")
+    [block] = blocks("credentials.md", "sh")
+    env = {"KEY": account.key, "API": system.url}
+    create, add, rest = on_this_system(block, system, endpoint).split("\n\n")
+    made = json.loads(bash(create, env))
+    added = json.loads(bash(add, {**env, "ID": made["id"]}))
+    bash(rest, {**env, "ID": made["id"], "SECRET": added["id"]})
+    [left] = account.call("GET", f"/api/subscriptions/{made['id']}/secrets").document["data"]
+    assert left["id"] != added["id"]
+
+
+def test_the_commands_of_the_guide_to_inboxes(system: Stack, endpoint: Receiver) -> None:
+    account = open_account(system, "Reader of inboxes")
+    env = {"KEY": account.key}
+    fetch, acknowledge, _, read, stream, another = (
+        on_this_system(block, system, endpoint) for block in blocks("inbox.md", "sh")
+    )
+    assert json.loads(bash(fetch, env))["events"] == []  # which makes the inbox
+    for number in (1, 2):
+        assert account.post_event(number).status == 202
+    fetched: dict[str, Any] = {"events": []}
+
+    def take() -> bool:
+        answer = json.loads(bash(fetch, env))
+        fetched["events"] += answer["events"]
+        fetched["lease_id"] = answer["lease_id"]
+        return bool(answer["events"])
+
+    wait_until(take, "nothing came into the inbox", 30)
+    event = fetched["events"][-1]["id"]
+    many, one = acknowledge.split("\n\n")
+    done = json.loads(bash(many.replace("0198f2d1-…", fetched["lease_id"]).replace("0198f2d0-…", event), env))
+    assert (done["acknowledged"], done["failed"]) == (1, 0)
+    assert json.loads(bash(one.replace("0198f2d0-…", event), env))  # twice is harmless
+    first, following = read.strip().splitlines()
+    cursor = json.loads(bash(first, env))["next_cursor"]
+    assert "events" in json.loads(bash(following.replace("wait=20", "wait=1"), {**env, "NEXT_CURSOR": cursor}))
+    shown = bash(stream.strip().replace("curl -N", "curl -N --max-time 1") + " || true", env)
+    assert event in shown
+    assert '"inbox":"billing"' in bash(another, env).replace(": ", ":")
