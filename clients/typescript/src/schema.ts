@@ -79,7 +79,10 @@ export interface paths {
         };
         /**
          * Get an attempt with what was sent and received
-         * @description Return an attempt with its exchange. The request's body is shown to keys with the scope `events:read`.
+         * @description Return an attempt with its exchange.
+         *
+         *     What the request says of the event, its body and the `ce-` headers of CloudEvents, is shown to keys with the
+         *     scope `events:read`.
          *
          *     Needs the scope `deliveries:read`.
          */
@@ -324,10 +327,12 @@ export interface paths {
         post?: never;
         /**
          * Erase an event's payload
-         * @description Erase the event's `data` and what endpoints responded to it, for good. The event and its deliveries stay.
+         * @description Erase the event's `data`, what was sent of it, and what endpoints responded, for good.
+         *
+         *     The event and its deliveries stay, without the exchanges of their attempts.
          *
          *     Deliveries that are waiting are cancelled, and no later retry sends anything. A request that is on its way
-         *     can't be called back. Erasing again is a 204, too.
+         *     can't be called back; erase again once it has ended, to erase the response to it. Erasing again is a 204, too.
          *
          *     Needs the scope `events:write`.
          */
@@ -2030,6 +2035,8 @@ export interface components {
             event_types: string[];
             /** @description Empty for all events. */
             channels: string[];
+            /** @description Whether it receives operational events, and no others. */
+            operational: boolean;
             /** @description Whether events with an ordering key are sent in order. */
             ordered: boolean;
             ordered_attempts: number | null;
@@ -2385,6 +2392,8 @@ export interface components {
             event_types: string[];
             /** @description Empty for all events. */
             channels: string[];
+            /** @description Whether it receives operational events, and no others. */
+            operational: boolean;
             /** @description Whether events with an ordering key are sent in order. */
             ordered: boolean;
             ordered_attempts: number | null;
@@ -2562,6 +2571,8 @@ export interface components {
             event_types: string[];
             /** @description Empty for all events. */
             channels: string[];
+            /** @description Whether it receives operational events, and no others. */
+            operational: boolean;
             /** @description Whether events with an ordering key are sent in order. */
             ordered: boolean;
             ordered_attempts: number | null;
@@ -2669,6 +2680,8 @@ export interface components {
             kind?: components["schemas"]["DestinationKind"];
             /** @description The name of the inbox to make: letters, digits, `.`, `_`, and `-`. */
             inbox?: string;
+            /** @description Receive operational events, about your endpoints and keys (`triggers.endpoint.failing`), and no others. It can't be changed later. Default: false. */
+            operational?: boolean;
             /** @description What authorizes each request to the endpoint: `basic`, `bearer`, or `oauth2` (client credentials; the token is kept until it expires). Encrypted at rest and never shown again: `auth_type` says which it is. Null for none. */
             auth?: {
                 /** @enum {string} */
@@ -3235,6 +3248,11 @@ export interface operations {
             header?: {
                 /** @description Echoed in the response and in the log when it is 1 to 128 letters, digits or `._:-`. */
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
+                /**
+                 * @description Any 1 to 255 printable ASCII characters, bare or quoted. For 24 hours, the same request with the same key gets the first successful response again, and does nothing.
+                 * @example 0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e94
+                 */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path?: never;
             cookie?: never;
@@ -3252,6 +3270,7 @@ export interface operations {
                     Location?: string;
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     "X-Response-Time": components["headers"]["X-Response-Time"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -3261,9 +3280,24 @@ export interface operations {
             400: components["responses"]["400"];
             401: components["responses"]["401"];
             403: components["responses"]["403"];
+            /**
+             * @description - `idempotency_key_in_use`: A request with this `Idempotency-Key` is still being served; retry after `Retry-After`.
+             *     - `idempotent_response_lost`: A request with this `Idempotency-Key` was served, but the response that was kept can't be decrypted any more.
+             */
+            409: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "X-Response-Time": components["headers"]["X-Response-Time"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             413: components["responses"]["413"];
             414: components["responses"]["414"];
             415: components["responses"]["415"];
+            422: components["responses"]["422"];
             429: components["responses"]["429"];
             500: components["responses"]["500"];
             503: components["responses"]["503"];
@@ -4034,6 +4068,11 @@ export interface operations {
             header?: {
                 /** @description Echoed in the response and in the log when it is 1 to 128 letters, digits or `._:-`. */
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
+                /**
+                 * @description Any 1 to 255 printable ASCII characters, bare or quoted. For 24 hours, the same request with the same key gets the first successful response again, and does nothing.
+                 * @example 0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e94
+                 */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path?: never;
             cookie?: never;
@@ -4051,6 +4090,7 @@ export interface operations {
                     Location?: string;
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     "X-Response-Time": components["headers"]["X-Response-Time"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -4064,6 +4104,7 @@ export interface operations {
                     Location?: string;
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     "X-Response-Time": components["headers"]["X-Response-Time"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -4076,6 +4117,8 @@ export interface operations {
             /**
              * @description - `too_many_subscriptions`: The organization has reached its limit of subscriptions.
              *     - `hook_exists`: The URL is subscribed to other event types already; `hook_id` and `event_types` say which hook it is.
+             *     - `idempotency_key_in_use`: A request with this `Idempotency-Key` is still being served; retry after `Retry-After`.
+             *     - `idempotent_response_lost`: A request with this `Idempotency-Key` was served, but the response that was kept can't be decrypted any more.
              */
             409: {
                 headers: {
@@ -4090,6 +4133,7 @@ export interface operations {
             413: components["responses"]["413"];
             414: components["responses"]["414"];
             415: components["responses"]["415"];
+            422: components["responses"]["422"];
             429: components["responses"]["429"];
             500: components["responses"]["500"];
             503: components["responses"]["503"];
@@ -4854,6 +4898,11 @@ export interface operations {
             header?: {
                 /** @description Echoed in the response and in the log when it is 1 to 128 letters, digits or `._:-`. */
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
+                /**
+                 * @description Any 1 to 255 printable ASCII characters, bare or quoted. For 24 hours, the same request with the same key gets the first successful response again, and does nothing.
+                 * @example 0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e94
+                 */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path?: never;
             cookie?: never;
@@ -4869,6 +4918,7 @@ export interface operations {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     "X-Response-Time": components["headers"]["X-Response-Time"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -4878,9 +4928,24 @@ export interface operations {
             400: components["responses"]["400"];
             401: components["responses"]["401"];
             403: components["responses"]["403"];
+            /**
+             * @description - `idempotency_key_in_use`: A request with this `Idempotency-Key` is still being served; retry after `Retry-After`.
+             *     - `idempotent_response_lost`: A request with this `Idempotency-Key` was served, but the response that was kept can't be decrypted any more.
+             */
+            409: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "X-Response-Time": components["headers"]["X-Response-Time"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             413: components["responses"]["413"];
             414: components["responses"]["414"];
             415: components["responses"]["415"];
+            422: components["responses"]["422"];
             429: components["responses"]["429"];
             500: components["responses"]["500"];
             503: components["responses"]["503"];
@@ -5486,6 +5551,11 @@ export interface operations {
             header?: {
                 /** @description Echoed in the response and in the log when it is 1 to 128 letters, digits or `._:-`. */
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
+                /**
+                 * @description Any 1 to 255 printable ASCII characters, bare or quoted. For 24 hours, the same request with the same key gets the first successful response again, and does nothing.
+                 * @example 0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e94
+                 */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
                 subscription_id: string;
@@ -5503,6 +5573,7 @@ export interface operations {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     "X-Response-Time": components["headers"]["X-Response-Time"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -5517,6 +5588,8 @@ export interface operations {
              * @description - `too_many_secrets`: Ten secrets sign beside the current one; remove one of them, or wait until one ends.
              *     - `secret_exists`: The subscription has this secret already.
              *     - `not_for_inboxes`: The subscription is an inbox, to which nothing is sent.
+             *     - `idempotency_key_in_use`: A request with this `Idempotency-Key` is still being served; retry after `Retry-After`.
+             *     - `idempotent_response_lost`: A request with this `Idempotency-Key` was served, but the response that was kept can't be decrypted any more.
              */
             409: {
                 headers: {
@@ -5531,6 +5604,7 @@ export interface operations {
             413: components["responses"]["413"];
             414: components["responses"]["414"];
             415: components["responses"]["415"];
+            422: components["responses"]["422"];
             429: components["responses"]["429"];
             500: components["responses"]["500"];
             503: components["responses"]["503"];
