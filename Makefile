@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format bench soak image chart-check monitoring-check integrations docs docs-serve clean
+.PHONY: help run test coverage lint format bench soak image chart-check monitoring-check integrations clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,7 @@ $(DOCS)/.installed: requirements-docs.txt
 	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r requirements-docs.txt
 	@touch $@
 
+.PHONY: docs docs-serve
 docs: $(DOCS)/.installed ## build the documentation into site/, and fail on links that lead nowhere
 	@exec env NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 
@@ -74,5 +75,6 @@ docs-serve: $(DOCS)/.installed ## serve the documentation on port 8001 while you
 	@exec env NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs serve --dev-addr localhost:8001
 
 clean: ## delete the virtual environment, the local servers, and their data
+	rm -rf site
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi
-	rm -rf $(VENV) .local site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
