@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 TEST_PROCESSES ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format bench soak image chart-check monitoring-check integrations clean
+.PHONY: help run test coverage lint format bench soak image chart-check monitoring-check integrations docs docs-serve clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,12 @@ chart-check: $(STAMP) ## check what the Helm chart makes against the schemas of 
 soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
 	@exec $(PY) -m soak
 
+monitoring-check: $(STAMP) ## ask a real Prometheus for everything that the board and the alerts show
+	@exec $(PY) -m scripts.monitoring_check
+
+integrations: $(STAMP) ## run the Zapier app, the n8n node, and generated clients against a running system (ONLY=zapier); needs npm
+	@exec $(PY) -m integrations.run $(ONLY)
+
 # The site's packages are in an environment of their own: the tests don't need them.
 DOCS := .local/docs-venv
 $(DOCS)/.installed: requirements-docs.txt
@@ -61,24 +67,12 @@ $(DOCS)/.installed: requirements-docs.txt
 	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r requirements-docs.txt
 	@touch $@
 
-.PHONY: docs docs-serve docs-clean
 docs: $(DOCS)/.installed ## build the documentation into site/, and fail on links that lead nowhere
 	@exec env NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 
 docs-serve: $(DOCS)/.installed ## serve the documentation on port 8001 while you write
 	@exec env NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs serve --dev-addr localhost:8001
 
-docs-clean:
-	rm -rf site
-
-clean: docs-clean
-
-monitoring-check: $(STAMP) ## ask a real Prometheus for everything that the board and the alerts show
-	@exec $(PY) -m scripts.monitoring_check
-
-integrations: $(STAMP) ## run the Zapier app, the n8n node, and generated clients against a running system (ONLY=zapier); needs npm
-	@exec $(PY) -m integrations.run $(ONLY)
-
 clean: ## delete the virtual environment, the local servers, and their data
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi
-	rm -rf $(VENV) .local .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) .local site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
