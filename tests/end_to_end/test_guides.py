@@ -88,17 +88,22 @@ def delivered(account: Account, event: str) -> None:
     wait_until(look, f"{event} isn't delivered", 60)
 
 
-def test_the_quickstart(system: Stack, tmp_path: Path) -> None:
-    endpoint, port = free_port(), str(system.port)
-    start, make_key, subscribe, send, look_up = (
-        block.replace("localhost:8000", f"127.0.0.1:{port}").replace("9000", str(endpoint))
-        for block in blocks("quickstart.md", "sh")
-    )
+@pytest.fixture(scope="module")
+def demo(system: Stack) -> Account:
+    """Return the organization of the quickstart, with the key that its command makes."""
     system.make_organization("Demo")
+    make_key = blocks("quickstart.md", "sh")[1]
     assert make_key.startswith("KEY=$(.venv/bin/python manage.py create_api_key Demo)")
     make_key = make_key.replace(".venv/bin/python", sys.executable)
-    key = bash(f'{make_key}\necho "$KEY"', system.environment()).strip()
-    account = Account(system.url, key)
+    return Account(system.url, bash(f'{make_key}\necho "$KEY"', system.environment()).strip())
+
+
+def test_the_quickstart(system: Stack, demo: Account, tmp_path: Path) -> None:
+    endpoint, key = free_port(), demo.key
+    start, _, subscribe, send, look_up = (
+        block.replace("localhost:8000", f"127.0.0.1:{system.port}").replace("9000", str(endpoint))
+        for block in blocks("quickstart.md", "sh")
+    )
     start = start.replace("python3", sys.executable)
     with running(["bash", "-c", start], tmp_path, {}) as shown:
         made = json.loads(bash(subscribe, {"KEY": key}))
@@ -106,7 +111,7 @@ def test_the_quickstart(system: Stack, tmp_path: Path) -> None:
         head, _, body = bash(send, {"KEY": key}).replace("\r", "").partition("\n\n")
         assert head.startswith("HTTP/1.1 202 Accepted")
         event = json.loads(body)["id"]
-        delivered(account, event)
+        delivered(demo, event)
         printed = shown.read_text()
     for line in (f"webhook-id: {event}", "webhook-signature: v1,", '"data":{"id": 17, "total": 12.50}}'):
         assert line in printed
@@ -231,12 +236,11 @@ def endpoint() -> Iterator[Receiver]:
 
 
 @pytest.mark.parametrize("page", ["cloudevents", "idempotency", "integrations", "routing", "portal"])
-def test_the_commands_of_other_guides(system: Stack, endpoint: Receiver, page: str) -> None:
-    account = open_account(system, f"Reader of {page}")
+def test_the_commands_of_other_guides(system: Stack, demo: Account, endpoint: Receiver, page: str) -> None:
     found = [block for block in blocks(f"{page}.md", "sh") if "curl" in block]
     assert found
     for block in found:
-        assert bash(on_this_system(block, system, endpoint), {"KEY": account.key})
+        assert bash(on_this_system(block, system, endpoint), {"KEY": demo.key})
 
 
 def test_the_commands_of_the_guide_to_credentials(system: Stack, endpoint: Receiver) -> None:
