@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
 # Few enough to read, and to compare a word with.
-_MOST_NAMED = 20
+_MOST_NAMED = 40
 _MOST_CHARACTERS = 80
 
 
