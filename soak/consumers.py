@@ -1,4 +1,4 @@
-"""The consumers that share one inbox, and what their journals say afterwards."""
+"""The consumers that share one inbox, and what their journals say: `python -m soak.consumers FOLDER` tells it again."""
 
 from __future__ import annotations
 
@@ -74,9 +74,7 @@ class Consumers:
 
     def read(self) -> Consumed:
         """Return what all journals say, those of the dead too."""
-        consumed = Consumed()
-        for journal in sorted(self._home.glob("*.jsonl")):
-            consumed.add(list(_steps(journal)))
+        consumed = read_journals(self._home)
         for process in self._running.values():
             if not process.alive:
                 consumed.faults.append(f"{process.name} ended by itself: {process.last_line()}")
@@ -147,8 +145,28 @@ class Consumed:
         ]
 
 
+def read_journals(folder: Path) -> Consumed:
+    """Return what the journals of a folder say."""
+    consumed = Consumed()
+    for journal in sorted(folder.glob("*.jsonl")):
+        consumed.add(list(_steps(journal)))
+    return consumed
+
+
 def _steps(journal: Path) -> Iterator[dict[str, Any]]:
     """Yield the lines of a journal; one that a kill cut short can't be, because each is one write."""
     if journal.exists():
         for line in journal.read_text().splitlines():
             yield json.loads(line)
+
+
+if __name__ == "__main__":
+    told = read_journals(Path(sys.argv[1]))
+    found = {
+        "fetched": len(told.fetches),
+        "fetched_again": told.fetched_again(),
+        "overlapping": told.overlapping(),
+        "fetched_after_their_acknowledgement": told.fetched_after_their_acknowledgement(),
+        "faults": told.faults,
+    }
+    print(json.dumps(found))

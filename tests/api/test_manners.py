@@ -46,7 +46,7 @@ def test_a_hostile_request_id_is_replaced(api: Any, given: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api", "/api/", "/api/nonsense", "/api/events/x/y", "/api/Events", "/api/events/%ff",
-                                  "/api/../api/x", "/api/deliveries/replay", "/api/%2e%2e/admin"])  # fmt: skip
+                                  "/api/../api/x", "/api/deliveries/retries", "/api/%2e%2e/admin"])  # fmt: skip
 def test_what_is_not_there_is_a_404_problem(api: Any, path: str) -> None:
     assert_problem(api.get(path), 404)
     api.key = None

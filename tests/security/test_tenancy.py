@@ -78,7 +78,10 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/inbox/ack/<uuid:item_id>": [("POST", C, {})],
 }  # fmt: skip
 # They say nothing about any organization.
-OPEN = {"", "api/health", "api/health/detailed", "api/schema", "api/docs", "api/problems", "api/problems/<slug:code>"}
+OPEN = {
+    "", "api/health", "api/health/detailed", "api/schema", "api/docs", "api/problems", "api/problems/<slug:code>",
+    "metrics",  # with a token of the operator's own: tests/api/test_metrics.py
+}  # fmt: skip
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
 OPERATIONS = [
     pytest.param(route, method, scope, body, id=f"{method} {route}")

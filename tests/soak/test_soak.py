@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from devstack.processes import ROOT
-from soak.consumers import Consumed
 from tests.servers import HOME
 
 # A busy machine may need long.
@@ -65,7 +64,7 @@ def test_every_accepted_event_arrives_whatever_is_killed(home: Path) -> None:
     ],
 )
 def test_what_two_consumers_must_not_fetch_is_seen(
-    given_back: bool, second_ends: str, acknowledged: str | None, overlapping: bool, late: bool
+    tmp_path: Path, given_back: bool, second_ends: str, acknowledged: str | None, overlapping: bool, late: bool
 ) -> None:
     def fetched(ends: str) -> dict[str, Any]:
         return {"step": "fetched", "ids": ["a"], "expires": f"2027-01-31T{ends}+00:00", "tokens": {"a": "token"}}
@@ -76,12 +75,17 @@ def test_what_two_consumers_must_not_fetch_is_seen(
     if acknowledged:
         at = datetime.fromisoformat(f"2027-01-31T{acknowledged}+00:00").timestamp()
         first.append({"step": "acked", "ids": ["a"], "at": at})
-    consumed = Consumed()
-    consumed.add([fetched(second_ends)])
-    consumed.add(first)
-    assert consumed.overlapping() == (["a"] if overlapping else [])
-    assert consumed.fetched_after_their_acknowledgement() == (["a"] if late else [])
-    assert consumed.fetched_again() == 1
+    for name, steps in (("one", [fetched(second_ends)]), ("two", first)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    command = [sys.executable, "-m", "soak.consumers", str(tmp_path)]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert json.loads(told) == {
+        "fetched": 1,
+        "fetched_again": 1,
+        "overlapping": ["a"] if overlapping else [],
+        "fetched_after_their_acknowledgement": ["a"] if late else [],
+        "faults": [],
+    }
 
 
 def test_twenty_rounds_hold_every_fault() -> None:
