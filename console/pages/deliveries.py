@@ -144,11 +144,12 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         """Return deliveries with what the list shows of their event and subscription."""
-        return (
+        rows: QuerySet[Delivery] = (
             super().get_queryset(request).defer("event__data", *(f"subscription__{name}" for name in ENCRYPTED))
             .select_related("organization", "subscription", "event")
             .annotate(planned_at=Case(When(next_attempt_at__lt=PARKED_FROM, then="next_attempt_at")))
         )  # fmt: skip
+        return rows
 
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Newest first, in the order of the index that serves the filters; pending deliveries by due time."""
