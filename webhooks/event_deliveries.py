@@ -88,8 +88,8 @@ class EventDeliveries:
         DeliveryAttempt.objects.filter(delivery_id__in=list(of_event.values_list("id", flat=True))).update(
             response_body="", error_detail="", sealed_exchange=None
         )
-        pairs = of_event.exclude(ordering_key=None).values_list("subscription_id", "ordering_key")
-        keyed = {(queue, str(key)) for queue, key in pairs}
+        rows = of_event.values_list("subscription_id", "ordering_key")
+        keyed = {(subscription_id, key) for subscription_id, key in rows if key is not None}
         lock_queues(queue for queue, _ in keyed)
         cancelled = of_event.filter(status__in=[DeliveryStatus.PENDING, DeliveryStatus.HELD]).update(
             status=DeliveryStatus.CANCELLED,

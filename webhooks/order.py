@@ -34,12 +34,14 @@ KEYS_AT_A_TIME = 1000
 
 # Whether another delivery of the key keeps a delivery `d` of a queue `q` waiting: an earlier one, or a later one that
 # is on its way while somebody retries this one.  A failed one whose payload was erased blocks nothing: no retry helps.
+# The first of a key is looked up by an index in its order; of an EXISTS, the planner may read all that wait, each time.
 MUST_WAIT = f"""(
     d.ordering_key IS NOT NULL AND (
-        EXISTS (
-            SELECT 1 FROM webhooks_delivery b
+        (
+            SELECT (b.ordered_at, b.event_id) < (d.ordered_at, d.event_id) FROM webhooks_delivery b
             WHERE b.subscription_id = d.subscription_id AND b.ordering_key = d.ordering_key
-              AND b.status IN {UNFINISHED} AND (b.ordered_at, b.event_id) < (d.ordered_at, d.event_id)
+              AND b.status IN {UNFINISHED}
+            ORDER BY b.ordered_at, b.event_id LIMIT 1
         ) OR EXISTS (
             SELECT 1 FROM webhooks_delivery b
             WHERE b.subscription_id = d.subscription_id AND b.ordering_key = d.ordering_key

@@ -211,7 +211,7 @@ def _can_connect() -> bool:
 def test_the_page_comes_without_the_database() -> None:
     assert samples()[("triggers_database_up",)] == 1
     metrics._figures = metrics.Figures()
-    postgres.stop("immediate")
+    postgres.stop()
     try:
         found = samples()
     finally:

@@ -52,10 +52,10 @@ INSERT INTO webhooks_delivery (
     attempts_used, attempt_count, last_error, created_at, ordering_key, ordered_at
 )
 SELECT id, organization_id, event_id, subscription_id, status,
-       CASE WHEN status = 'pending' AND (number > 1 OR EXISTS (
-           SELECT 1 FROM webhooks_delivery b
-           WHERE b.subscription_id = new.subscription_id AND b.ordering_key = new.key
-             AND b.status IN {UNFINISHED} AND (b.ordered_at, b.event_id) < (new.ordered_at, new.event_id)
+       CASE WHEN status = 'pending' AND (number > 1 OR (
+           SELECT (b.ordered_at, b.event_id) < (new.ordered_at, new.event_id) FROM webhooks_delivery b
+           WHERE b.subscription_id = new.subscription_id AND b.ordering_key = new.key AND b.status IN {UNFINISHED}
+           ORDER BY b.ordered_at, b.event_id LIMIT 1
        )) THEN %(until)s ELSE t + make_interval(secs => %(delay)s) END,
        'schedule', 0, 0, '', t, key, ordered_at
 FROM new, clock_timestamp() AS t
