@@ -55,7 +55,7 @@ def test_a_subscription_is_made_with_everything_that_was_given_and_a_secret(api:
         "paused_until": None, "last_success_at": None, "last_failure_at": None, "last_error": None,
         "last_status_code": None, "next_attempt_at": None, "auth_type": None, "client_certificate": None,
         "signature_header": None, "public_key": None, "channels": [], "filter": None, "ordered": False,
-        "ordered_attempts": None, "ordered_on_failure": "skip",
+        "ordered_attempts": None, "ordered_on_failure": "skip", "operational": False,
     }  # fmt: skip
 
 
