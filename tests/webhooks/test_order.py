@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
-from django.db import connection
 from django.test import RequestFactory
 
 from console.pages.deliveries import DeliveryAdmin
@@ -28,7 +27,7 @@ from webhooks.dispatch.hand_over import SenderHandOver
 from webhooks.dispatch.record import record_results
 from webhooks.display.standing import recent_attempts
 from webhooks.models import Delivery, Subscription
-from webhooks.order import MUST_WAIT, PARKED_FROM, repair_order
+from webhooks.order import PARKED_FROM, repair_order
 from webhooks.routing.fan_out import FanOut
 from webhooks.upkeep import recovery
 from webhooks.upkeep.held_retention import cancel_expired
@@ -297,24 +296,3 @@ def test_a_parked_delivery_has_no_time_in_lists(organization: Organization) -> N
     assert set(rows.values_list("planned_at", flat=True)) == {planned.next_attempt_at, None}
     attempts = recent_attempts(Delivery.objects.filter(subscription=ordered), 1)
     assert [one.delivery_id for one in attempts] == [planned.pk]
-
-
-def test_what_waits_for_one_key_is_parked_without_reading_it_over_and_over(organization: Organization) -> None:
-    """As after a subscription with a long queue was enabled again."""
-    ordered = subscribe(organization, ordered=True)
-    type(queue_of(ordered)).objects.update(has_ordered=True, next_due_at=LONG_AGO)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at,"
-            " cause, attempts_used, attempt_count, last_error, created_at, ordering_key, ordered_at)"
-            " SELECT gen_random_uuid(), %s, gen_random_uuid(), %s, 'pending', now(), 'schedule', 0, 0, '', now(), 'k',"
-            " now() + n * interval '1 ms' FROM generate_series(1, 2000) AS n",
-            [organization.id, ordered.pk],
-        )
-        cursor.execute("ANALYZE webhooks_delivery")
-        cursor.execute(
-            "EXPLAIN SELECT 1 FROM webhooks_delivery d, webhooks_subscriptionqueue q WHERE "
-            + MUST_WAIT.replace("q.blocks_on_failure", "true")
-        )
-        plan = "\n".join(row[0] for row in cursor.fetchall())
-    assert "Limit" in plan.partition("SubPlan")[2].partition("SubPlan")[0], plan
