@@ -3756,28 +3756,6 @@ export interface operations {
                 } & {
                     [key: string]: unknown;
                 };
-                "application/cloudevents-batch+json": ({
-                    /** @constant */
-                    specversion: "1.0";
-                    id: string;
-                    /** Format: uri-reference */
-                    source: string;
-                    /** @description The event's type. */
-                    type: string;
-                    subject?: string;
-                    /** Format: date-time */
-                    time?: string;
-                    /** @description `application/json` if it isn't given. */
-                    datacontenttype?: string;
-                    /** Format: uri */
-                    dataschema?: string;
-                    /** @description Any JSON value, stored and delivered byte for byte. */
-                    data?: unknown;
-                    /** @description Data that isn't JSON. */
-                    data_base64?: string;
-                } & {
-                    [key: string]: unknown;
-                })[];
             };
         };
         responses: {
