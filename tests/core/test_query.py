@@ -74,7 +74,7 @@ def test_every_wrong_parameter_is_named_with_what_is_known() -> None:
     with pytest.raises(Problem) as caught:
         parse_parameters(request("a=1&limit=0&limit=1&b=x"), {"b": query.boolean, **PAGE_PARAMETERS})
     assert caught.value.errors == [
-        {"pointer": "?a", "detail": "is not a parameter of this endpoint (it has: b, cursor, limit)"},
+        {"pointer": "?a", "detail": "is not a parameter of this endpoint (it has: b, cursor, limit, order)"},
         {"pointer": "?limit", "detail": "is given more than once"},
         {"pointer": "?b", "detail": "must be true or false"},
     ]

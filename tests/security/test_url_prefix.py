@@ -217,7 +217,7 @@ def test_everything_is_served_below_the_prefix(mounted: Browser, api_key: dict[s
     # The documentation, with what it loads, and the schema, which says where the API is.
     assert mounted.send("GET", f"{PREFIX}/").headers["Location"] == f"{PREFIX}/api/docs"
     schema = mounted.send("GET", f"{PREFIX}/api/schema").json()
-    assert schema["servers"] == [{"url": PREFIX}]
+    assert [server["url"] for server in schema["servers"]] == [PREFIX]
     assert "/api/events" in schema["paths"]
     docs = mounted.send("GET", f"{PREFIX}/api/docs")
     assert_links_work(mounted, f"{PREFIX}/api/docs", docs.body)
