@@ -16,6 +16,7 @@ READABLE = {
     "auditentry": "audit entry",
     "deliveryattempt": "delivery attempt",
     "bulkrun": "bulk run",
+    "eventtype": "event type",
 }
 
 VIEWER = [
@@ -23,6 +24,7 @@ VIEWER = [
     ("orgs", "apikey", "view_apikey"),
     ("orgs", "auditentry", "view_auditentry"),
     ("events", "event", "view_event"),
+    ("events", "eventtype", "view_eventtype"),
     ("webhooks", "subscription", "view_subscription"),
     ("webhooks", "delivery", "view_delivery"),
     ("webhooks", "deliveryattempt", "view_deliveryattempt"),
@@ -41,6 +43,8 @@ OWNER = [
     ("orgs", "apikey", "add_apikey"),
     ("orgs", "apikey", "change_apikey"),
     ("orgs", "apikey", "revoke_apikey"),
+    ("events", "eventtype", "add_eventtype"),
+    ("events", "eventtype", "change_eventtype"),
     ("webhooks", "subscription", "add_subscription"),
     ("webhooks", "subscription", "change_subscription"),
     ("webhooks", "subscription", "delete_subscription"),

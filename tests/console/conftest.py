@@ -24,7 +24,6 @@ def _groups(db: None) -> None:
     if not Group.objects.exists():
         editor = SimpleNamespace(connection=connection)
         import_module("orgs.migrations.0002_staff").make_groups(apps, editor)
-        import_module("events.migrations.0002_event_types").give_permissions(apps, editor)
 
 
 @pytest.fixture
