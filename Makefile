@@ -5,10 +5,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # More than there are cores: tests mostly wait for sockets, servers, and processes.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format clients clients-check docs docs-serve bench soak image chart-check \
+.PHONY: help run test coverage lint format clients clients-check docs docs-serve bench bench-check soak image chart-check \
 	monitoring-check integrations clean
 
 help: ## list these commands
@@ -68,6 +68,9 @@ image: ## build the container image with Docker (IMAGE=triggers-api:latest)
 chart-check: $(STAMP) ## check what the Helm chart makes against the schemas of Kubernetes
 	@$(PY) -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
 	@exec $(PY) -m scripts.check_chart
+
+bench-check: $(STAMP) ## test the benchmarks
+	@exec $(PY) -m pytest -m bench tests/bench
 
 soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
 	@exec $(PY) -m soak

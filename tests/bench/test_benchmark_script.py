@@ -23,6 +23,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.bench
 def test_every_event_is_followed_from_the_request_to_the_receiver(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
     done = _run("--events", "60", "--rate", "200", "--concurrency", "5", "--json", str(output))

@@ -29,6 +29,7 @@ def _bench(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.bench
 def test_scenarios_run_and_lose_nothing(tmp_path: Path) -> None:
     printed = _bench("--tiny", str(tmp_path), *CHOSEN)
     found = json.loads((tmp_path / "bench.json").read_text())
@@ -66,6 +67,7 @@ def test_every_scenario_says_what_it_measures_and_the_page_does_too() -> None:
         assert f"| `{name}` |" in page
 
 
+@pytest.mark.bench
 def test_a_checkout_is_compared_with_another_one_round_by_round(tmp_path: Path) -> None:
     lines = _bench("fanout", "--tiny", str(tmp_path), "--against", str(ROOT), "--rounds", "1").splitlines()
     found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
