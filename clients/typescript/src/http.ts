@@ -2,9 +2,6 @@
 
 import { ConnectionFailedError, TriggersError, readProblem } from "./errors.js";
 
-// Servers keep the response to a POST that carries an Idempotency-Key, so that it may be sent again whatever became of it.
-const SERVERS_KEEP_KEYS = true;
-
 const BASE_DELAY_SECONDS = 0.5;
 const LONGEST_DELAY_SECONDS = 8;
 const LONGEST_RETRY_AFTER_SECONDS = 60;
@@ -123,7 +120,8 @@ export class Http {
     read: (response: Response, retries: number) => Promise<T>,
   ): Promise<T> {
     const [url, init] = this.prepare(call);
-    const isRepeatable = call.repeatable || (call.keyed && SERVERS_KEEP_KEYS);
+    // Servers keep the response to a POST that carries an Idempotency-Key.
+    const isRepeatable = call.repeatable || call.keyed;
     for (let retries = 0; ; retries += 1) {
       let error: TriggersError;
       let mayRepeat: boolean;

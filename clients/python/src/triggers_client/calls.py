@@ -18,9 +18,6 @@ from triggers_client.models import Page
 
 T = TypeVar("T")
 
-# Servers keep the response to a POST that carries an Idempotency-Key, so it may be sent again whatever became of it.
-SERVERS_KEEP_KEYS = True
-
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
@@ -135,7 +132,8 @@ class Attempts(Generic[T]):
 
     @property
     def _is_repeatable(self) -> bool:
-        return self.call.repeatable or (self.call.keyed and SERVERS_KEEP_KEYS)
+        # Servers keep the response to a POST that carries an Idempotency-Key.
+        return self.call.repeatable or self.call.keyed
 
     def _again(self, error: TriggersError, may_repeat: bool) -> float:
         asked = error.retry_after or 0.0
