@@ -93,7 +93,7 @@ class DoorClient(ApiClient):
 
 
 @pytest.fixture(scope="session")
-def _door() -> Iterator[int]:
+def _door(django_db_setup: None) -> Iterator[int]:
     """Serve the front door in a thread, and return its port."""
     from triggers_project.asgi import application
     from triggers_project.web_worker import WebWorker
