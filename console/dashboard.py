@@ -61,14 +61,15 @@ def _by_reason(paused: dict[str, int]) -> str:
 
 def read_figures(redis: RedisHealth) -> list[Figure]:
     """Return what waits, what failed and who works.  Each figure is one cheap look at an index."""
-    waiting, due = waiting_events(COUNT_TO), stats.due_deliveries(COUNT_TO)
+    waiting = waiting_events(COUNT_TO)
+    due, all_paused = stats.waiting_deliveries(COUNT_TO)
     event_age = oldest_waiting_seconds() if waiting else 0.0
     due_age = stats.oldest_due_seconds() if due else 0.0
     hour_ago = timezone.now() - datetime.timedelta(hours=1)
     failed_rows = Delivery.objects.filter(status=DeliveryStatus.FAILED, completed_at__gte=hour_ago)
     failed = len(failed_rows.values_list("pk")[:COUNT_TO])
     errors = len(Event.objects.filter(status=EventStatus.ERROR).values_list("pk")[:COUNT_TO])
-    paused = {reason: count for reason, count in stats.paused_deliveries(COUNT_TO).items() if count}
+    paused = {reason: count for reason, count in all_paused.items() if count}
     # Apart, as in the chart: what is held waits for a person.
     held = paused.pop(PauseReason.HELD.value, 0)
     retrying = stats.retrying_deliveries(COUNT_TO)

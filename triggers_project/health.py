@@ -37,7 +37,7 @@ def health(request: HttpRequest) -> HttpResponse:
 
 
 def _database_figures() -> dict[str, Any]:
-    due = stats.due_deliveries(COUNT_TO)
+    due, paused = stats.waiting_deliveries(COUNT_TO)
     waiting = waiting_events(COUNT_TO)
     return {
         "queues": {
@@ -51,7 +51,7 @@ def _database_figures() -> dict[str, Any]:
             "event": round(oldest_waiting_seconds(), 3) if waiting else 0.0,
             "webhook": round(stats.oldest_due_seconds(), 3) if due else 0.0,
         },
-        "paused_deliveries": stats.paused_deliveries(COUNT_TO),
+        "paused_deliveries": paused,
     }
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from core.encryption import DecryptionError
 from events.models import Event
+from webhooks.destinations.base import StoredEvent
 from webhooks.destinations.exchange import Exchange, milliseconds, open_exchange, response_headers, status_line
 from webhooks.destinations.formats import Format, render
 from webhooks.destinations.http.target import parse_target
@@ -27,17 +27,6 @@ def exchange_of(attempt: DeliveryAttempt) -> Exchange | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class _StoredEvent:
-    """An event as `formats` takes it."""
-
-    event_id: Any
-    event_type: str
-    event_created_at: Any
-    event_data: str
-    event_cloudevent: str | None
-
-
 def request_body(event: Event, exchange: Exchange) -> str | None:
     """Return the body of a request that delivered the event, in the format that the subscription had then.
 
@@ -45,7 +34,7 @@ def request_body(event: Event, exchange: Exchange) -> str | None:
     """
     if event.is_erased:
         return None
-    stored = _StoredEvent(event.id, event.type, event.created_at, event.data, event.cloudevent)
+    stored = StoredEvent(event.id, event.type, event.created_at, event.data, event.cloudevent)
     try:
         body = render(stored, event.organization_id, exchange.format, exchange.expression)
     except TransformError:

@@ -6,10 +6,8 @@ must change nothing.
 
 from __future__ import annotations
 
-import datetime
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import orjson
 from django.db import transaction
@@ -24,6 +22,7 @@ from events.payload import OPERATIONAL_PREFIX, matches
 from events.queries import find_events
 from orgs.models import Organization
 from webhooks import subscriptions
+from webhooks.destinations.base import StoredEvent
 from webhooks.destinations.formats import standard_envelope
 from webhooks.models import DestinationKind, Subscription
 
@@ -76,17 +75,6 @@ def was_deleted(organization_id: uuid.UUID, subscription_id: uuid.UUID) -> bool:
     return rows.filter(pk=subscription_id, deleted_at__isnull=False).exists()
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """An event as `formats` takes it."""
-
-    event_id: uuid.UUID
-    event_type: str
-    event_created_at: datetime.datetime
-    event_data: str
-    event_cloudevent: str | None = None
-
-
 def samples(organization_id: uuid.UUID, pattern: str, most: int) -> list[bytes]:
     """Return the bodies that a hook for `pattern` would have received last, the newest first.
 
@@ -101,12 +89,12 @@ def samples(organization_id: uuid.UUID, pattern: str, most: int) -> list[bytes]:
     return [standard_envelope(one) for one in found]
 
 
-def _of_event(event: Event) -> _Sample:
-    return _Sample(event.pk, event.type, event.created_at, event.data, event.cloudevent)
+def _of_event(event: Event) -> StoredEvent:
+    return StoredEvent(event.pk, event.type, event.created_at, event.data, event.cloudevent)
 
 
-def _of_examples(event_type: EventType) -> Iterable[_Sample]:
+def _of_examples(event_type: EventType) -> Iterable[StoredEvent]:
     for position, example in enumerate(event_type.examples):
         # The same example always has the same id: platforms tell samples apart by it.
         sample_id = derive_id(event_type.pk, uuid.UUID(int=position))
-        yield _Sample(sample_id, event_type.name, timezone.now(), orjson.dumps(example).decode())
+        yield StoredEvent(sample_id, event_type.name, timezone.now(), orjson.dumps(example).decode())

@@ -12,7 +12,7 @@ from typing import Any
 from django.http import QueryDict
 
 from core.compression import decompress, require_encoding
-from core.json_body import require_media_type, too_large
+from core.json_body import too_large
 from core.problems import Problem
 
 Scope = MutableMapping[str, Any]
@@ -89,15 +89,6 @@ class Request:
         if forwarded is not None:
             meta["HTTP_X_FORWARDED_FOR"] = forwarded.decode("latin-1")
         return meta
-
-    async def read_json(self, limit: int, *media_types: str) -> tuple[bytes, str]:
-        """Return the body, decompressed, at most `limit` bytes of it, and its media type, one of `media_types`.
-
-        Raises Problem: 415 for another media type or a compression that isn't gzip, what `read` raises, and what
-        `decompress` raises.
-        """
-        media_type = require_media_type(self.header(b"content-type"), *media_types)
-        return await self.read_decompressed(limit), media_type
 
     async def read_decompressed(self, limit: int) -> bytes:
         """Return the body, decompressed, at most `limit` bytes of it.

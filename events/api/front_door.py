@@ -182,14 +182,15 @@ class EventsDoor:
         ):
             results, decision = await commits.accept(caller, events, request.memo, origin, answer)
         headers = rate.headers(decision)
-        if answer is not None and answer.response is not None and answer.is_replayed:
-            return _response(answer.response, {**headers, **REPLAYED})
+        kept = answer.response if answer is not None else None
+        if kept is not None and answer is not None and answer.is_replayed:
+            return _response(kept, {**headers, **REPLAYED})
         count_events(results, invalid)
         if accepted_count(results):
             self._signal()
         for event, result in zip(events, results, strict=True):
             log_result(caller.organization_id, event, result, started)
-        return _response(_kept(receive(results)), headers)
+        return _response(kept or _kept(receive(results)), headers)
 
     async def _check(self, caller: Caller, events: Sequence[NewEvent]) -> list[event_types.FieldErrors]:
         """Return what is wrong with each event by the organization's catalog; what isn't remembered of it is read."""

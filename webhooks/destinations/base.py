@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from dataclasses import dataclass
 from typing import Protocol
 
 from webhooks.destinations.http.endpoint import Endpoint
@@ -26,6 +27,17 @@ class SentEvent(Protocol):
     def event_data(self) -> str: ...
     @property
     def event_cloudevent(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event that isn't on its way anywhere, for `formats` to render."""
+
+    event_id: uuid.UUID
+    event_type: str
+    event_created_at: datetime.datetime
+    event_data: str
+    event_cloudevent: str | None = None
 
 
 class Outgoing(SentEvent, Protocol):
