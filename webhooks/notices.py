@@ -22,7 +22,7 @@ from webhooks.models import Notice, NoticeKind
 
 EVENT_TYPES = tuple(f"{OPERATIONAL_PREFIX}{kind}" for kind in NoticeKind.values)
 
-# Told are when it happened first, how often, and the last of them.  The caller holds the lock of each subject's queue,
+# A row keeps when it first happened, how often, and the details of the last time.  The caller has locked each queue,
 # so two transactions never wait for each other here.
 _NOTE = """
 INSERT INTO webhooks_notice AS n (subject_id, kind, organization_id, since, number, detail)
