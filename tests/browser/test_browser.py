@@ -179,7 +179,7 @@ def test_a_key_is_made_through_the_form_and_shown_once(staff_tab: Watched, site:
     staff_tab.check()
     made = ApiKey.objects.get()
     assert made.name == name
-    assert re.search(rf"trk_{made.prefix}_\w+", page.inner_text("body"))
+    assert re.search(rf"trk_{made.prefix}_[\w-]+", page.inner_text("body"))
 
 
 def test_an_action_on_a_list_and_a_button_on_a_page_work(staff_tab: Watched, site: str) -> None:
