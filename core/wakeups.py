@@ -39,7 +39,7 @@ FAILURE_TTL_SECONDS = 3600
 # Pause between two wake-ups on behalf of requests: whatever was committed meanwhile shares the next one.
 SHARE_SECONDS = 0.005
 # The same for what the signal has told already: the job only makes sure.
-BESIDE_SIGNAL_SECONDS = 0.05
+BESIDE_SIGNAL_SECONDS = 0.25
 
 # The signal of new events: a list of at most one token, left with these commands.
 SIGNAL_KEY = "triggers:signal:events"

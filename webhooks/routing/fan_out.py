@@ -21,7 +21,7 @@ import structlog
 from django.conf import settings
 
 from core.arrays import plain_array, text_array
-from core.db import KEEP_PLANS_WITHOUT_WAITING, in_transaction, is_transient, pipelined, server_cursor
+from core.db import KEEP_PLANS_WITHOUT_WAITING, in_pipelined_transaction, is_transient, server_cursor
 from core.metrics.kinds import Counter as CounterMetric
 from webhooks.destinations.inbox.arrivals import announce_arrivals
 from webhooks.models import DeliveryStatus
@@ -124,12 +124,50 @@ class _Processed:
     is_new: bool
 
 
-class _RoundFailed(Exception):
-    """The round raised after its events were locked."""
+class _Insertion:
+    """What a transaction has done with its events.  How many deliveries are new is known when it is committed."""
 
-    def __init__(self, events: Sequence[AcceptedEvent]) -> None:
-        super().__init__("fan-out failed")
-        self.events = events
+    def __init__(
+        self,
+        chosen: Sequence[AcceptedEvent] = (),
+        wanting: Wanting | None = None,
+        put_off: Collection[uuid.UUID] = (),
+        hand_over: HandOver | None = None,
+    ) -> None:
+        self.chosen = chosen
+        self.put_off = put_off
+        self.pending = NewDeliveries()
+        self._wanting: Wanting = wanting or {}
+        self._hand_over = hand_over
+        self._inserting, self._ordering = server_cursor(), server_cursor()
+
+    def insert(self) -> None:
+        """Insert the deliveries, mark the events as processed, and tell the queues."""
+        if not self.chosen:
+            return
+        delay = settings.DELIVERY_RETRY_SCHEDULE[0]
+        self.pending, handed_over = _divide(self.chosen, self._wanting, self._hand_over)
+        if not len(handed_over):
+            self._hand_over = None
+        if self._hand_over is not None:
+            self._hand_over.insert(handed_over)
+        self.pending.insert(delay, self._inserting, self._ordering)
+        ids = [event.id for event in self.chosen]
+        other = server_cursor()
+        other.execute(MARK_PROCESSED, {"ids": plain_array(ids), "least": min(ids), "greatest": max(ids)})
+        self.pending.mark_queues(delay, other)
+
+    def outcomes(self) -> list[_Processed]:
+        """Return the events that were processed."""
+        if not self.chosen:
+            return []
+        wanted = sum(len(self._wanting[event.id]) for event in self.chosen)
+        inserted = self.pending.inserted(self._inserting, self._ordering)
+        if self._hand_over is not None:
+            inserted += self._hand_over.inserted()
+        # If all were inserted, every delivery is new; if not, only a round of one event can tell whose weren't.
+        new = not wanted or inserted == wanted or len(self.chosen) > 1
+        return [_Processed(event, new or not self._wanting[event.id]) for event in self.chosen]
 
 
 class FanOut:
@@ -154,20 +192,29 @@ class FanOut:
         """
         started = time.perf_counter()
         limit = min(limit, self._most_events)
+        events: list[AcceptedEvent] = []
+
+        def claim_and_process() -> _Insertion:
+            if hand_over is not None:
+                hand_over.abandon()  # what an attempt that was rolled back had prepared
+            events[:] = self._claim(limit, skip)
+            return self._process(events, hand_over)
+
         try:
-            result, processed = in_transaction(lambda: self._claim_and_process(limit, skip, hand_over))
+            done = in_pipelined_transaction(claim_and_process)
         except BaseException as error:
             if hand_over is not None:
                 hand_over.abandon()
-            if not isinstance(error, _RoundFailed):
+            if not events or not isinstance(error, Exception) or is_transient(error):
                 raise
-            failed = error
-            log.warning("fan_out_batch_failed", events=len(failed.events), error=repr(failed.__cause__)[:300])
-            for event in failed.events:
+            log.warning("fan_out_batch_failed", events=len(events), error=repr(error)[:300])
+            for event in events:
                 self._process_alone(event)
-            return Round(len(failed.events), more=len(failed.events) >= limit, left_to_claims=True)
+            return Round(len(events), more=len(events) >= limit, left_to_claims=True)
+        processed = done.outcomes()
         if hand_over is not None:
             hand_over.begin()
+        result = self._result(events, done, limit)
         if result.inboxes:
             announce_arrivals(result.inboxes)
         self._overdue = result.passed_over
@@ -178,70 +225,48 @@ class FanOut:
         _log_outcomes(processed, started)
         return result
 
-    def _claim_and_process(
-        self, limit: int, skip: Collection[uuid.UUID], hand_over: HandOver | None
-    ) -> tuple[Round, list[_Processed]]:
-        if hand_over is not None:
-            hand_over.abandon()  # what an attempt that was rolled back had prepared
-        with claiming_cursor() as claiming, server_cursor() as other, pipelined():
+    def _claim(self, limit: int, skip: Collection[uuid.UUID]) -> list[AcceptedEvent]:
+        with claiming_cursor() as claiming:
+            other = server_cursor()
             # A crash that forgets this commit leaves the events accepted, and they are processed again.
             other.execute(KEEP_PLANS_WITHOUT_WAITING)
             events = self._claims.claim(limit, skip, claiming)
-            if not events:
-                return Round(), []
-            other.execute(ANNOUNCE_FAN_OUT, (len(events),))
-        try:
-            processed, pending, put_off = self._process(events, hand_over)
-        except Exception as error:
-            if is_transient(error):
-                raise
-            raise _RoundFailed(events) from error
-        done = {entry.event.id for entry in processed} | put_off
-        served = {entry.event.organization_id for entry in processed}
-        left = frozenset(event.organization_id for event in events if event.id not in done)
-        more = bool(left) or len(events) >= limit
-        result = Round(
-            len(events), left, left - served, more, bool(pending.due), frozenset(pending.inboxes), len(put_off)
+            if events:
+                other.execute(ANNOUNCE_FAN_OUT, (len(events),))
+        return events
+
+    @staticmethod
+    def _result(events: Sequence[AcceptedEvent], done: _Insertion, limit: int) -> Round:
+        """Return what became of a round's events."""
+        finished = {event.id for event in done.chosen} | set(done.put_off)
+        served = {event.organization_id for event in done.chosen}
+        left = frozenset(event.organization_id for event in events if event.id not in finished)
+        return Round(
+            seen=len(events),
+            left_behind=left,
+            passed_over=left - served,
+            more=bool(left) or len(events) >= limit,
+            left_to_claims=bool(done.pending.due),
+            inboxes=frozenset(done.pending.inboxes),
+            put_off=len(done.put_off),
         )
-        return result, processed
 
-    def _process(
-        self, events: Sequence[AcceptedEvent], hand_over: HandOver | None = None
-    ) -> tuple[list[_Processed], NewDeliveries, set[uuid.UUID]]:
-        """Insert the deliveries of locked events, as many as a round may; the other events stay accepted.
-
-        Returns the events that were processed, the deliveries that were not handed over, and the events that have to
-        wait for an earlier one of their ordering key.
-        """
+    def _process(self, events: Sequence[AcceptedEvent], hand_over: HandOver | None = None) -> _Insertion:
+        """Insert the deliveries of locked events, as many as a round may; the other events stay accepted."""
+        if not events:
+            return _Insertion()
         matchers = self._subscribers.matchers({event.organization_id for event in events})
         wanting = select(events, matchers, self._overdue)
-        events = [event for event in events if event.id in wanting]
+        candidates = [event for event in events if event.id in wanting]
         chosen = choose_events(
-            events, {event_id: len(found) for event_id, found in wanting.items()}, self._deliveries, self._overdue
+            candidates, {event_id: len(found) for event_id, found in wanting.items()}, self._deliveries, self._overdue
         )
         put_off = self._put_off(chosen, wanting)
         if put_off:
             chosen = [event for event in chosen if event.id not in put_off]
-        if not chosen:
-            return [], NewDeliveries(), put_off
-        wanted = sum(len(wanting[event.id]) for event in chosen)
-        pending, handed_over = self._divide(chosen, wanting, hand_over)
-        delay = settings.DELIVERY_RETRY_SCHEDULE[0]
-        with server_cursor() as inserting, server_cursor() as ordering, server_cursor() as other:
-            with pipelined():
-                if hand_over is not None and len(handed_over):
-                    hand_over.insert(handed_over)
-                pending.insert(delay, inserting, ordering)
-                ids = [event.id for event in chosen]
-                bounds = {"least": min(ids), "greatest": max(ids)}
-                other.execute(MARK_PROCESSED, {"ids": plain_array(ids), **bounds})
-                pending.mark_queues(delay, other)
-            inserted = pending.inserted(inserting, ordering)  # a closed cursor has forgotten it
-            if hand_over is not None and len(handed_over):
-                inserted += hand_over.inserted()
-        # If all were inserted, every delivery is new; if not, only a round of one event can tell whose weren't.
-        new = not wanted or inserted == wanted or len(chosen) > 1
-        return [_Processed(event, new or not wanting[event.id]) for event in chosen], pending, put_off
+        insertion = _Insertion(chosen, wanting, put_off, hand_over)
+        insertion.insert()
+        return insertion
 
     @staticmethod
     def _put_off(chosen: Sequence[AcceptedEvent], wanting: Wanting) -> set[uuid.UUID]:
@@ -266,81 +291,79 @@ class FanOut:
             }
             return {row[0] for row in cursor.execute(PUT_OFF, parameters).fetchall()}
 
-    @staticmethod
-    def _divide(
-        chosen: Sequence[AcceptedEvent],
-        wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]],
-        hand_over: HandOver | None,
-    ) -> tuple[NewDeliveries, NewDeliveries]:
-        """Return the deliveries of the round: those for claims to find, and those that are handed over."""
-        places: dict[uuid.UUID, int] = {}
-        if hand_over is not None:
-            all_wanted = [one for event in chosen for one in wanting[event.id]]
-            # A delivery with an ordering key is claimed: only under the lock of its queue is its turn known.
-            in_order = {
-                one.subscription_id
-                for event in chosen
-                if event.ordering_key is not None
-                for one in wanting[event.id]
-                if one.is_ordered
-            }
-            active = Counter(
-                one.subscription_id
-                for one in all_wanted
-                if one.is_active and not one.is_inbox and one.subscription_id not in in_order
-            )
-            others = {one.subscription_id for one in all_wanted} - active.keys()
-            places = hand_over.choose(active, others)
-        pending, handed_over = NewDeliveries(), NewDeliveries()
-        for event in chosen:
-            at_once: list[uuid.UUID] = []
-            inboxes: list[uuid.UUID] = []
-            later: list[uuid.UUID] = []
-            held: list[uuid.UUID] = []
-            held_inboxes: list[uuid.UUID] = []
-            for subscription in wanting[event.id]:
-                subscription_id = subscription.subscription_id
-                if subscription.is_ordered and event.ordering_key is not None and event.created_at is not None:
-                    status: Any = DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
-                    pending.add_ordered(
-                        event.organization_id, event.id, subscription_id, status, event.ordering_key, event.created_at
-                    )
-                elif not subscription.is_active:
-                    (held_inboxes if subscription.is_inbox else held).append(subscription_id)
-                elif places.get(subscription_id, 0) > 0:
-                    places[subscription_id] -= 1
-                    at_once.append(subscription_id)
-                elif subscription.is_inbox:
-                    inboxes.append(subscription_id)
-                else:
-                    later.append(subscription_id)
-            handed_over.add(event.organization_id, event.id, at_once, DeliveryStatus.PENDING)
-            pending.add(event.organization_id, event.id, later, DeliveryStatus.PENDING)
-            pending.add(event.organization_id, event.id, inboxes, DeliveryStatus.PENDING, are_inboxes=True)
-            pending.add(event.organization_id, event.id, held, DeliveryStatus.HELD)
-            pending.add(event.organization_id, event.id, held_inboxes, DeliveryStatus.HELD, are_inboxes=True)
-        return pending, handed_over
-
     def _process_alone(self, event: AcceptedEvent) -> None:
         """Process one event of a failed round in its own transaction; count a failure against it alone."""
         started = time.perf_counter()
 
-        def again() -> list[_Processed]:
+        def again() -> _Insertion:
             with server_cursor() as cursor:
                 cursor.execute(
                     "SELECT 1 FROM events_event WHERE id = %s AND status = 'accepted' FOR UPDATE SKIP LOCKED",
                     (event.id,),
                 )
-                if cursor.fetchone() is None:
-                    return []
-            return self._process([event])[0]
+                return self._process([event] if cursor.fetchone() else [])
 
         try:
-            _log_outcomes(in_transaction(again), started)
+            _log_outcomes(in_pipelined_transaction(again).outcomes(), started)
         except Exception as error:
             if is_transient(error):
                 raise
             _count_failure(event, error, started)
+
+
+def _divide(
+    chosen: Sequence[AcceptedEvent],
+    wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]],
+    hand_over: HandOver | None,
+) -> tuple[NewDeliveries, NewDeliveries]:
+    """Return the deliveries of the round: those for claims to find, and those that are handed over."""
+    places: dict[uuid.UUID, int] = {}
+    if hand_over is not None:
+        all_wanted = [one for event in chosen for one in wanting[event.id]]
+        # A delivery with an ordering key is claimed: only under the lock of its queue is its turn known.
+        in_order = {
+            one.subscription_id
+            for event in chosen
+            if event.ordering_key is not None
+            for one in wanting[event.id]
+            if one.is_ordered
+        }
+        active = Counter(
+            one.subscription_id
+            for one in all_wanted
+            if one.is_active and not one.is_inbox and one.subscription_id not in in_order
+        )
+        others = {one.subscription_id for one in all_wanted} - active.keys()
+        places = hand_over.choose(active, others)
+    pending, handed_over = NewDeliveries(), NewDeliveries()
+    for event in chosen:
+        at_once: list[uuid.UUID] = []
+        inboxes: list[uuid.UUID] = []
+        later: list[uuid.UUID] = []
+        held: list[uuid.UUID] = []
+        held_inboxes: list[uuid.UUID] = []
+        for subscription in wanting[event.id]:
+            subscription_id = subscription.subscription_id
+            if subscription.is_ordered and event.ordering_key is not None and event.created_at is not None:
+                status: Any = DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
+                pending.add_ordered(
+                    event.organization_id, event.id, subscription_id, status, event.ordering_key, event.created_at
+                )
+            elif not subscription.is_active:
+                (held_inboxes if subscription.is_inbox else held).append(subscription_id)
+            elif places.get(subscription_id, 0) > 0:
+                places[subscription_id] -= 1
+                at_once.append(subscription_id)
+            elif subscription.is_inbox:
+                inboxes.append(subscription_id)
+            else:
+                later.append(subscription_id)
+        handed_over.add(event.organization_id, event.id, at_once, DeliveryStatus.PENDING)
+        pending.add(event.organization_id, event.id, later, DeliveryStatus.PENDING)
+        pending.add(event.organization_id, event.id, inboxes, DeliveryStatus.PENDING, are_inboxes=True)
+        pending.add(event.organization_id, event.id, held, DeliveryStatus.HELD)
+        pending.add(event.organization_id, event.id, held_inboxes, DeliveryStatus.HELD, are_inboxes=True)
+    return pending, handed_over
 
 
 def choose_events(
