@@ -32,6 +32,7 @@ SCENARIOS: dict[str, Callable[[BenchStack], list[Figure]]] = {
     "latency": latency.healthy,
     "hanging": latency.hanging,
     "paced": end_to_end.paced,
+    "trace": end_to_end.trace,
     "flat-out": end_to_end.flat_out,
     "batches-delivered": end_to_end.batches,
     "crowd": end_to_end.crowd,
