@@ -14,6 +14,11 @@ def plain_array(values: Iterable[object]) -> str:
     return "{" + ",".join(map(str, values)) + "}"
 
 
+def number_array(values: Iterable[float | None]) -> str:
+    """Return the text of an array of numbers; None becomes NULL."""
+    return "{" + ",".join(["NULL" if value is None else repr(value) for value in values]) + "}"
+
+
 def text_array(values: Iterable[str | None]) -> str:
     """Return the text of an array of any texts; None becomes NULL."""
     return (

@@ -7,7 +7,7 @@ import uuid
 import pytest
 from django.db import connection
 
-from core.arrays import bytes_array, plain_array, text_array
+from core.arrays import bytes_array, number_array, plain_array, text_array
 
 pytestmark = pytest.mark.django_db
 
@@ -38,3 +38,9 @@ def test_bytes() -> None:
 )
 def test_plain(values: list[object], kind: str) -> None:
     assert read(plain_array(values), kind) == values
+
+
+def test_numbers() -> None:
+    values = [None, 0, -1, 200, 1.5, 1e-7, 1764000000.123456, 2.0**60, float("inf")]
+    assert read(number_array(values), "float8") == values
+    assert read(number_array([None, 200]), "int") == [None, 200]

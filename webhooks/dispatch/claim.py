@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
 import psycopg
 from django.conf import settings
 from psycopg.rows import class_row
 
-from core.db import KEEP_PLANS_WITHOUT_WAITING, in_transaction, pipelined, server_cursor
+from core.db import KEEP_PLANS_WITHOUT_WAITING, in_pipelined_transaction, server_cursor
 from core.ids import new_id
 from webhooks import order
 from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
@@ -187,8 +188,7 @@ LEASE_IN_ORDER = LEASE_DELIVERIES.replace(
 ).replace(_READ_DUE, _READ_FIRST)
 
 
-@dataclass(frozen=True, slots=True)
-class _LeasedDelivery:
+class _LeasedDelivery(msgspec.Struct, frozen=True):
     """A row of LEASE_DELIVERIES."""
 
     delivery_id: uuid.UUID
@@ -258,7 +258,7 @@ def claim(limit: int, occupancy: Occupancy | None = None, queues: QueueFilter = 
     occupancy: this worker's.  If it is given, no organization gets more than three times the places that stay free, no
     subscription more than stay free of its organization's, and no host more than MAX_CONNECTIONS_PER_HOST.
     """
-    return in_transaction(lambda: _claim(limit, occupancy, queues))
+    return in_pipelined_transaction(lambda: _claim(limit, occupancy, queues))
 
 
 def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Claim:
@@ -270,34 +270,30 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Clai
         "has_backlog": list(queues.value),
         "queues": min(QUEUES_AT_A_TIME, limit),
     }
-    with (
-        server_cursor(class_row(_DueQueue)) as locking,
-        server_cursor(class_row(_LeasedDelivery)) as leasing,
-        server_cursor() as other,
-        pipelined(),
-    ):
-        # A crash that forgets this commit leaves the deliveries pending, which is what they then are.
-        other.execute(KEEP_PLANS_WITHOUT_WAITING)
-        rows = locking.execute(_LOCK_DUE_QUEUES, selection).fetchall()
-        if not rows:
-            claimable = other.execute(_ANY_CLAIMABLE, selection).fetchone()
-            return Claim(skipped_locked=bool(claimable and claimable[0]))
-        now = rows[0].now
-        turns = [_turn(row) for row in rows]
-        _allocate(turns, limit, occupancy)
-        deliveries = _lease(turns, lease_seconds, leasing)
-        for turn in turns:
-            _reserve_rate(turn, now)
-        other.execute(
-            _UPDATE_CLAIMED_QUEUES,
-            {
-                "queues": [turn.subscription_id for turn in turns],
-                "taken": [turn.taken for turn in turns],
-                "quotas": [turn.quota for turn in turns],
-                "reserved": [turn.reserved_until for turn in turns],
-                "waits": [turn.wait_until for turn in turns],
-            },
-        )
+    locking, leasing = server_cursor(class_row(_DueQueue)), server_cursor(class_row(_LeasedDelivery))
+    other = server_cursor()
+    # A crash that forgets this commit leaves the deliveries pending, which is what they then are.
+    other.execute(KEEP_PLANS_WITHOUT_WAITING)
+    rows = locking.execute(_LOCK_DUE_QUEUES, selection).fetchall()
+    if not rows:
+        claimable = other.execute(_ANY_CLAIMABLE, selection).fetchone()
+        return Claim(skipped_locked=bool(claimable and claimable[0]))
+    now = rows[0].now
+    turns = [_turn(row) for row in rows]
+    _allocate(turns, limit, occupancy)
+    deliveries = _lease(turns, lease_seconds, leasing)
+    for turn in turns:
+        _reserve_rate(turn, now)
+    other.execute(
+        _UPDATE_CLAIMED_QUEUES,
+        {
+            "queues": [turn.subscription_id for turn in turns],
+            "taken": [turn.taken for turn in turns],
+            "quotas": [turn.quota for turn in turns],
+            "reserved": [turn.reserved_until for turn in turns],
+            "waits": [turn.wait_until for turn in turns],
+        },
+    )
     exhausted = [turn for turn in turns if turn.is_exhausted]
     # What a claim of the queues without a backlog left behind has one now, and is the backlog sender's.
     may_go_on = queues is not QueueFilter.WITHOUT_BACKLOG and any(turn.wait_until is None for turn in exhausted)

@@ -7,12 +7,13 @@ import time
 import uuid
 from dataclasses import dataclass
 
+import msgspec
+
 from webhooks.destinations.http.endpoint import Endpoint
 from webhooks.destinations.outcome import Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedDelivery:
+class ClaimedDelivery(msgspec.Struct, frozen=True):
     """A delivery that is this worker's to send until its lease ends.  event_data: the producer's JSON text.
 
     event_request_id, event_trace: as `events.origin` stores them.  keeps_exchange: the organization wants exchanges

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import msgspec
 import psycopg
 from django.conf import settings
 from psycopg.rows import class_row
@@ -96,8 +97,7 @@ FROM inserted i CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = i.even
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Inserted:
+class _Inserted(msgspec.Struct, frozen=True):
     """A row of _INSERT_LEASED."""
 
     delivery_id: uuid.UUID

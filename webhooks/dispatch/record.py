@@ -5,12 +5,14 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+import msgspec
 import structlog
 from django.conf import settings
 from psycopg.rows import class_row
 
+from core.arrays import number_array, plain_array, text_array
 from core.db import KEEP_PLANS, in_transaction, is_transient, pipelined, server_cursor
 from core.encryption import Sealer
 from webhooks import order
@@ -75,8 +77,7 @@ FROM changed
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _RecordedAttempt:
+class _RecordedAttempt(msgspec.Struct, frozen=True):
     """A row of RECORD_ATTEMPTS.  held_lease: the delivery was still the worker's own, and has changed."""
 
     delivery_id: uuid.UUID
@@ -343,20 +344,20 @@ def _next_step(result: AttemptResult, queue: LockedQueue) -> tuple[DeliveryStatu
 
 def _attempt_columns(
     results: Sequence[AttemptResult], steps: Sequence[tuple[DeliveryStatus, float | None]]
-) -> dict[str, list[object]]:
+) -> dict[str, object]:
     """Return the parameters of RECORD_ATTEMPTS."""
     return {
-        "ids": [result.delivery.delivery_id for result in results],
-        "leases": [result.delivery.lease_id for result in results],
-        "statuses": [status.value for status, _ in steps],
-        "delays": [delay for _, delay in steps],
-        "codes": [result.outcome.status_code for result in results],
-        "errors": [_error_class(result.outcome) for result in results],
-        "details": [storable(result.outcome.detail[:500]) for result in results],
-        "bodies": [storable(result.outcome.body) for result in results],
-        "started": [result.started_at for result in results],
-        "durations": [result.duration_ms for result in results],
-        "causes": [result.delivery.cause for result in results],
+        "ids": plain_array(result.delivery.delivery_id for result in results),
+        "leases": plain_array(result.delivery.lease_id for result in results),
+        "statuses": plain_array(status.value for status, _ in steps),
+        "delays": number_array(delay for _, delay in steps),
+        "codes": number_array(result.outcome.status_code for result in results),
+        "errors": text_array(_error_class(result.outcome) for result in results),
+        "details": text_array(storable(result.outcome.detail[:500]) for result in results),
+        "bodies": text_array(storable(result.outcome.body) for result in results),
+        "started": number_array(result.started_at for result in results),
+        "durations": number_array(result.duration_ms for result in results),
+        "causes": plain_array(result.delivery.cause for result in results),
         "exchanges": [_sealed_exchange(result) for result in results],
     }
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import psycopg
 from psycopg.rows import class_row
 
@@ -45,8 +45,7 @@ FROM turn CROSS JOIN LATERAL (
 """
 
 
-@dataclass(frozen=True, slots=True)
-class AcceptedEvent:
+class AcceptedEvent(msgspec.Struct, frozen=True):
     """An event whose row this transaction has locked.
 
     created_at: of one with an ordering key.  organizations: how many had events waiting.

@@ -197,7 +197,8 @@ class FanOut:
         def claim_and_process() -> _Insertion:
             if hand_over is not None:
                 hand_over.abandon()  # what an attempt that was rolled back had prepared
-            events[:] = self._claim(limit, skip)
+            events.clear()
+            events.extend(self._claim(limit, skip))
             return self._process(events, hand_over)
 
         try:
