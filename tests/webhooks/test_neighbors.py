@@ -22,7 +22,8 @@ from webhooks.dispatch.allocation import share_between_organizations
 from webhooks.dispatch.claim import Occupancy, claim
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.routing.claim_events import ORGANIZATIONS_AT_A_TIME, AcceptedEvent
-from webhooks.routing.fan_out import CLAIM_AHEAD, DELIVERIES_AT_A_TIME, SHARED_ROUND, FanOut, choose_events
+from webhooks.routing.fan_out import CLAIM_AHEAD, DELIVERIES_AT_A_TIME, FanOut
+from webhooks.routing.round_shares import SHARED_ROUND, choose_events
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

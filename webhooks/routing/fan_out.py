@@ -12,10 +12,8 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 from django.conf import settings
@@ -24,11 +22,10 @@ from core.arrays import plain_array, text_array
 from core.db import KEEP_PLANS_WITHOUT_WAITING, in_pipelined_transaction, is_transient, server_cursor
 from core.metrics.kinds import Counter as CounterMetric
 from webhooks.destinations.inbox.arrivals import announce_arrivals
-from webhooks.models import DeliveryStatus
 from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_cursor
 from webhooks.routing.hand_over import HandOver
-from webhooks.routing.insert import NewDeliveries
-from webhooks.routing.matching import SubscribedTypes
+from webhooks.routing.round_insert import Processed, RoundInsert
+from webhooks.routing.round_shares import choose_events
 from webhooks.routing.selection import Wanting, select
 from webhooks.routing.subscribers import Subscribers
 from webhooks.tracing import trace_fan_out
@@ -40,8 +37,6 @@ PROCESSED = CounterMetric("triggers_events_processed_total", "Events that were f
 MAX_REASON_CHARACTERS = 1000
 # A round makes about this many deliveries, some 25 ms of work: that long a newly accepted event may have to wait.
 DELIVERIES_AT_A_TIME = 1_000
-# A round that several organizations share is this many times shorter: most of them have next to nothing waiting.
-SHARED_ROUND = 4
 # A process that only works off backlogs makes fewer, larger transactions.
 BACKLOG_DELIVERIES_AT_A_TIME = 5_000
 # Claiming an event that has to wait for the next round is wasted work.  After a round that left events behind, the next
@@ -54,11 +49,6 @@ FEWEST_EVENTS = 8
 FAN_OUT_LOCK = 71_001
 ANNOUNCE_FAN_OUT = f"SELECT pg_advisory_xact_lock_shared({FAN_OUT_LOCK}, %s)"
 
-# The bounds of the ids leave out the partitions that have none of them.
-MARK_PROCESSED = """
-UPDATE events_event SET status = 'processed', processed_at = clock_timestamp(), last_error = ''
-WHERE id = ANY(%(ids)s::uuid[]) AND id >= %(least)s AND id <= %(greatest)s
-"""
 
 # A failed fan-out is tried again after 1, 2, 4, ... seconds, at most a minute.
 MARK_FAILED = """
@@ -116,60 +106,6 @@ class Round:
     put_off: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Processed:
-    """An event that is fanned out, and whether any of its deliveries is new."""
-
-    event: AcceptedEvent
-    is_new: bool
-
-
-class _Insertion:
-    """What a transaction has done with its events.  How many deliveries are new is known when it is committed."""
-
-    def __init__(
-        self,
-        chosen: Sequence[AcceptedEvent] = (),
-        wanting: Wanting | None = None,
-        put_off: Collection[uuid.UUID] = (),
-        hand_over: HandOver | None = None,
-    ) -> None:
-        self.chosen = chosen
-        self.put_off = put_off
-        self.pending = NewDeliveries()
-        self._wanting: Wanting = wanting or {}
-        self._hand_over = hand_over
-        self._inserting, self._ordering = server_cursor(), server_cursor()
-
-    def insert(self) -> None:
-        """Insert the deliveries, mark the events as processed, and tell the queues."""
-        if not self.chosen:
-            return
-        delay = settings.DELIVERY_RETRY_SCHEDULE[0]
-        self.pending, handed_over = _divide(self.chosen, self._wanting, self._hand_over)
-        if not len(handed_over):
-            self._hand_over = None
-        if self._hand_over is not None:
-            self._hand_over.insert(handed_over)
-        self.pending.insert(delay, self._inserting, self._ordering)
-        ids = [event.id for event in self.chosen]
-        other = server_cursor()
-        other.execute(MARK_PROCESSED, {"ids": plain_array(ids), "least": min(ids), "greatest": max(ids)})
-        self.pending.mark_queues(delay, other)
-
-    def outcomes(self) -> list[_Processed]:
-        """Return the events that were processed."""
-        if not self.chosen:
-            return []
-        wanted = sum(len(self._wanting[event.id]) for event in self.chosen)
-        inserted = self.pending.inserted(self._inserting, self._ordering)
-        if self._hand_over is not None:
-            inserted += self._hand_over.inserted()
-        # If all were inserted, every delivery is new; if not, only a round of one event can tell whose weren't.
-        new = not wanted or inserted == wanted or len(self.chosen) > 1
-        return [_Processed(event, new or not self._wanting[event.id]) for event in self.chosen]
-
-
 class FanOut:
     """Fans accepted events out, round by round, for one thread.
 
@@ -194,7 +130,7 @@ class FanOut:
         limit = min(limit, self._most_events)
         events: list[AcceptedEvent] = []
 
-        def claim_and_process() -> _Insertion:
+        def claim_and_process() -> RoundInsert:
             if hand_over is not None:
                 hand_over.abandon()  # what an attempt that was rolled back had prepared
             events.clear()
@@ -237,7 +173,7 @@ class FanOut:
         return events
 
     @staticmethod
-    def _result(events: Sequence[AcceptedEvent], done: _Insertion, limit: int) -> Round:
+    def _result(events: Sequence[AcceptedEvent], done: RoundInsert, limit: int) -> Round:
         """Return what became of a round's events."""
         finished = {event.id for event in done.chosen} | set(done.put_off)
         served = {event.organization_id for event in done.chosen}
@@ -252,10 +188,10 @@ class FanOut:
             put_off=len(done.put_off),
         )
 
-    def _process(self, events: Sequence[AcceptedEvent], hand_over: HandOver | None = None) -> _Insertion:
+    def _process(self, events: Sequence[AcceptedEvent], hand_over: HandOver | None = None) -> RoundInsert:
         """Insert the deliveries of locked events, as many as a round may; the other events stay accepted."""
         if not events:
-            return _Insertion()
+            return RoundInsert()
         matchers = self._subscribers.matchers({event.organization_id for event in events})
         wanting = select(events, matchers, self._overdue)
         candidates = [event for event in events if event.id in wanting]
@@ -265,9 +201,9 @@ class FanOut:
         put_off = self._put_off(chosen, wanting)
         if put_off:
             chosen = [event for event in chosen if event.id not in put_off]
-        insertion = _Insertion(chosen, wanting, put_off, hand_over)
-        insertion.insert()
-        return insertion
+        insert = RoundInsert(chosen, wanting, put_off, hand_over)
+        insert.insert()
+        return insert
 
     @staticmethod
     def _put_off(chosen: Sequence[AcceptedEvent], wanting: Wanting) -> set[uuid.UUID]:
@@ -296,7 +232,7 @@ class FanOut:
         """Process one event of a failed round in its own transaction; count a failure against it alone."""
         started = time.perf_counter()
 
-        def again() -> _Insertion:
+        def again() -> RoundInsert:
             with server_cursor() as cursor:
                 cursor.execute(
                     "SELECT 1 FROM events_event WHERE id = %s AND status = 'accepted' FOR UPDATE SKIP LOCKED",
@@ -310,95 +246,6 @@ class FanOut:
             if is_transient(error):
                 raise
             _count_failure(event, error, started)
-
-
-def _divide(
-    chosen: Sequence[AcceptedEvent],
-    wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]],
-    hand_over: HandOver | None,
-) -> tuple[NewDeliveries, NewDeliveries]:
-    """Return the deliveries of the round: those for claims to find, and those that are handed over."""
-    places: dict[uuid.UUID, int] = {}
-    if hand_over is not None:
-        all_wanted = [one for event in chosen for one in wanting[event.id]]
-        # A delivery with an ordering key is claimed: only under the lock of its queue is its turn known.
-        in_order = {
-            one.subscription_id
-            for event in chosen
-            if event.ordering_key is not None
-            for one in wanting[event.id]
-            if one.is_ordered
-        }
-        active = Counter(
-            one.subscription_id
-            for one in all_wanted
-            if one.is_active and not one.is_inbox and one.subscription_id not in in_order
-        )
-        others = {one.subscription_id for one in all_wanted} - active.keys()
-        places = hand_over.choose(active, others)
-    pending, handed_over = NewDeliveries(), NewDeliveries()
-    for event in chosen:
-        at_once: list[uuid.UUID] = []
-        inboxes: list[uuid.UUID] = []
-        later: list[uuid.UUID] = []
-        held: list[uuid.UUID] = []
-        held_inboxes: list[uuid.UUID] = []
-        for subscription in wanting[event.id]:
-            subscription_id = subscription.subscription_id
-            if subscription.is_ordered and event.ordering_key is not None and event.created_at is not None:
-                status: Any = DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
-                pending.add_ordered(
-                    event.organization_id, event.id, subscription_id, status, event.ordering_key, event.created_at
-                )
-            elif not subscription.is_active:
-                (held_inboxes if subscription.is_inbox else held).append(subscription_id)
-            elif places.get(subscription_id, 0) > 0:
-                places[subscription_id] -= 1
-                at_once.append(subscription_id)
-            elif subscription.is_inbox:
-                inboxes.append(subscription_id)
-            else:
-                later.append(subscription_id)
-        handed_over.add(event.organization_id, event.id, at_once, DeliveryStatus.PENDING)
-        pending.add(event.organization_id, event.id, later, DeliveryStatus.PENDING)
-        pending.add(event.organization_id, event.id, inboxes, DeliveryStatus.PENDING, are_inboxes=True)
-        pending.add(event.organization_id, event.id, held, DeliveryStatus.HELD)
-        pending.add(event.organization_id, event.id, held_inboxes, DeliveryStatus.HELD, are_inboxes=True)
-    return pending, handed_over
-
-
-def choose_events(
-    events: Sequence[AcceptedEvent],
-    wanted: dict[uuid.UUID, int],
-    most: int,
-    overdue: Collection[uuid.UUID] = (),
-) -> list[AcceptedEvent]:
-    """Return the events of a round that makes about `most` deliveries.
-
-    wanted: how many deliveries each event has.  overdue: organizations that an earlier round passed over.
-
-    Organizations share the round evenly, and what one doesn't use is the others'.  Those that want least come first,
-    so that an event with a thousand subscriptions doesn't hold up one with a single subscription; but an overdue one
-    comes first of all for one event, so that it is never put off for good.  Each organization's events stay in order.
-    """
-    by_organization: dict[uuid.UUID, list[AcceptedEvent]] = defaultdict(list)
-    for event in events:
-        by_organization[event.organization_id].append(event)
-    totals = {key: sum(wanted[event.id] for event in waiting) for key, waiting in by_organization.items()}
-    order = sorted(by_organization, key=lambda key: (key not in overdue, totals[key]))
-    chosen: list[AcceptedEvent] = []
-    left = most if len(order) == 1 else max(1, most // SHARED_ROUND)
-    for position, key in enumerate(order):
-        share = left if len(order) == 1 else left // (len(order) - position)
-        used = 0
-        for number, event in enumerate(by_organization[key]):
-            is_its_turn = number == 0 and (key in overdue or not chosen)
-            if used + wanted[event.id] > share and not is_its_turn:
-                break
-            chosen.append(event)
-            used += wanted[event.id]
-        left = max(0, left - used)
-    return chosen
 
 
 def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> None:
@@ -419,7 +266,7 @@ def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> No
     )
 
 
-def _log_outcomes(processed: Sequence[_Processed], started: float) -> None:
+def _log_outcomes(processed: Sequence[Processed], started: float) -> None:
     """Log, count, and trace each event; its duration is the round's, which is how long it took."""
     seconds = time.perf_counter() - started
     duration_ms = round(seconds * 1000, 3)

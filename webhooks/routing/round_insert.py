@@ -1,0 +1,135 @@
+"""What the transaction of a round writes: deliveries, events that are processed, and marks at the queues."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+
+from core.arrays import plain_array
+from core.db import server_cursor
+from webhooks.models import DeliveryStatus
+from webhooks.routing.claim_events import AcceptedEvent
+from webhooks.routing.hand_over import HandOver
+from webhooks.routing.insert import NewDeliveries
+from webhooks.routing.matching import SubscribedTypes
+from webhooks.routing.selection import Wanting
+
+# The bounds of the ids leave out the partitions that have none of them.
+MARK_PROCESSED = """
+UPDATE events_event SET status = 'processed', processed_at = clock_timestamp(), last_error = ''
+WHERE id = ANY(%(ids)s::uuid[]) AND id >= %(least)s AND id <= %(greatest)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Processed:
+    """An event that is fanned out, and whether any of its deliveries is new."""
+
+    event: AcceptedEvent
+    is_new: bool
+
+
+class RoundInsert:
+    """What a transaction has done with its events.  How many deliveries are new is known when it is committed."""
+
+    def __init__(
+        self,
+        chosen: Sequence[AcceptedEvent] = (),
+        wanting: Wanting | None = None,
+        put_off: Collection[uuid.UUID] = (),
+        hand_over: HandOver | None = None,
+    ) -> None:
+        self.chosen = chosen
+        self.put_off = put_off
+        self.pending = NewDeliveries()
+        self._wanting: Wanting = wanting or {}
+        self._hand_over = hand_over
+        self._inserting, self._ordering = server_cursor(), server_cursor()
+
+    def insert(self) -> None:
+        """Insert the deliveries, mark the events as processed, and tell the queues."""
+        if not self.chosen:
+            return
+        delay = settings.DELIVERY_RETRY_SCHEDULE[0]
+        self.pending, handed_over = _divide(self.chosen, self._wanting, self._hand_over)
+        if not len(handed_over):
+            self._hand_over = None
+        if self._hand_over is not None:
+            self._hand_over.insert(handed_over)
+        self.pending.insert(delay, self._inserting, self._ordering)
+        ids = [event.id for event in self.chosen]
+        other = server_cursor()
+        other.execute(MARK_PROCESSED, {"ids": plain_array(ids), "least": min(ids), "greatest": max(ids)})
+        self.pending.mark_queues(delay, other)
+
+    def outcomes(self) -> list[Processed]:
+        """Return the events that were processed."""
+        if not self.chosen:
+            return []
+        wanted = sum(len(self._wanting[event.id]) for event in self.chosen)
+        inserted = self.pending.inserted(self._inserting, self._ordering)
+        if self._hand_over is not None:
+            inserted += self._hand_over.inserted()
+        # If all were inserted, every delivery is new; if not, only a round of one event can tell whose weren't.
+        new = not wanted or inserted == wanted or len(self.chosen) > 1
+        return [Processed(event, new or not self._wanting[event.id]) for event in self.chosen]
+
+
+def _divide(
+    chosen: Sequence[AcceptedEvent],
+    wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]],
+    hand_over: HandOver | None,
+) -> tuple[NewDeliveries, NewDeliveries]:
+    """Return the deliveries of the round: those for claims to find, and those that are handed over."""
+    places: dict[uuid.UUID, int] = {}
+    if hand_over is not None:
+        all_wanted = [one for event in chosen for one in wanting[event.id]]
+        # A delivery with an ordering key is claimed: only under the lock of its queue is its turn known.
+        in_order = {
+            one.subscription_id
+            for event in chosen
+            if event.ordering_key is not None
+            for one in wanting[event.id]
+            if one.is_ordered
+        }
+        active = Counter(
+            one.subscription_id
+            for one in all_wanted
+            if one.is_active and not one.is_inbox and one.subscription_id not in in_order
+        )
+        others = {one.subscription_id for one in all_wanted} - active.keys()
+        places = hand_over.choose(active, others)
+    pending, handed_over = NewDeliveries(), NewDeliveries()
+    for event in chosen:
+        at_once: list[uuid.UUID] = []
+        inboxes: list[uuid.UUID] = []
+        later: list[uuid.UUID] = []
+        held: list[uuid.UUID] = []
+        held_inboxes: list[uuid.UUID] = []
+        for subscription in wanting[event.id]:
+            subscription_id = subscription.subscription_id
+            if subscription.is_ordered and event.ordering_key is not None and event.created_at is not None:
+                status: Any = DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
+                pending.add_ordered(
+                    event.organization_id, event.id, subscription_id, status, event.ordering_key, event.created_at
+                )
+            elif not subscription.is_active:
+                (held_inboxes if subscription.is_inbox else held).append(subscription_id)
+            elif places.get(subscription_id, 0) > 0:
+                places[subscription_id] -= 1
+                at_once.append(subscription_id)
+            elif subscription.is_inbox:
+                inboxes.append(subscription_id)
+            else:
+                later.append(subscription_id)
+        handed_over.add(event.organization_id, event.id, at_once, DeliveryStatus.PENDING)
+        pending.add(event.organization_id, event.id, later, DeliveryStatus.PENDING)
+        pending.add(event.organization_id, event.id, inboxes, DeliveryStatus.PENDING, are_inboxes=True)
+        pending.add(event.organization_id, event.id, held, DeliveryStatus.HELD)
+        pending.add(event.organization_id, event.id, held_inboxes, DeliveryStatus.HELD, are_inboxes=True)
+    return pending, handed_over

@@ -1,0 +1,46 @@
+"""Which events of a round are processed: fair between organizations, however many deliveries one of them wants."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+from webhooks.routing.claim_events import AcceptedEvent
+
+# A round that several organizations share is this many times shorter: most of them have next to nothing waiting.
+SHARED_ROUND = 4
+
+
+def choose_events(
+    events: Sequence[AcceptedEvent],
+    wanted: dict[uuid.UUID, int],
+    most: int,
+    overdue: Collection[uuid.UUID] = (),
+) -> list[AcceptedEvent]:
+    """Return the events of a round that makes about `most` deliveries.
+
+    wanted: how many deliveries each event has.  overdue: organizations that an earlier round passed over.
+
+    Organizations share the round evenly, and what one doesn't use is the others'.  Those that want least come first,
+    so that an event with a thousand subscriptions doesn't hold up one with a single subscription; but an overdue one
+    comes first of all for one event, so that it is never put off for good.  Each organization's events stay in order.
+    """
+    by_organization: dict[uuid.UUID, list[AcceptedEvent]] = defaultdict(list)
+    for event in events:
+        by_organization[event.organization_id].append(event)
+    totals = {key: sum(wanted[event.id] for event in waiting) for key, waiting in by_organization.items()}
+    order = sorted(by_organization, key=lambda key: (key not in overdue, totals[key]))
+    chosen: list[AcceptedEvent] = []
+    left = most if len(order) == 1 else max(1, most // SHARED_ROUND)
+    for position, key in enumerate(order):
+        share = left if len(order) == 1 else left // (len(order) - position)
+        used = 0
+        for number, event in enumerate(by_organization[key]):
+            is_its_turn = number == 0 and (key in overdue or not chosen)
+            if used + wanted[event.id] > share and not is_its_turn:
+                break
+            chosen.append(event)
+            used += wanted[event.id]
+        left = max(0, left - used)
+    return chosen
