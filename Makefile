@@ -8,8 +8,8 @@ STAMP := $(VENV)/.installed
 TEST_PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format clients clients-check docs docs-serve bench bench-check soak image chart-check \
-	monitoring-check integrations clean
+.PHONY: help run test coverage lint format clients clients-check docs docs-serve bench bench-check soak upgrade-check \
+	image chart-check monitoring-check integrations clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -74,6 +74,9 @@ bench-check: $(STAMP) ## test the benchmarks
 
 soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
 	@exec $(PY) -m soak
+
+upgrade-check: $(STAMP) ## upgrade from the version before (FROM=v1.0.0) under load, and check that nothing is lost
+	@exec $(PY) -m soak.upgrade $(if $(FROM),--from $(FROM))
 
 monitoring-check: $(STAMP) ## ask a real Prometheus for everything that the board and the alerts show
 	@exec $(PY) -m scripts.monitoring_check

@@ -29,7 +29,7 @@ def test_every_make_target_exists() -> None:
         target
         for job in CI["jobs"] for command in _commands(job) for target in re.findall(r"\bmake ([a-z-]+)", command)
     }  # fmt: skip
-    assert used == {"lint", "chart-check", "docs", "image", "bench-check", "clients-check"}
+    assert used == {"lint", "chart-check", "docs", "image", "bench-check", "clients-check", "upgrade-check"}
     assert used <= targets
 
 
