@@ -312,7 +312,12 @@ def api() -> str:
     """Return the page of the API's operations, from the OpenAPI document."""
     from core.openapi.view import rendered_schema
 
-    schema = _Schema(json.loads(rendered_schema("json")))
+    return operations_page(json.loads(rendered_schema("json")))
+
+
+def operations_page(document: dict[str, Any]) -> str:
+    """Return the page of an OpenAPI document's operations."""
+    schema = _Schema(document)
     by_tag: dict[str, list[str]] = {}
     for path, item in schema.document["paths"].items():
         for method in METHODS:
