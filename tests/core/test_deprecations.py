@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -60,19 +61,19 @@ ROUTE = "/api/things"
 
 
 @pytest.fixture
-def api(monkeypatch: pytest.MonkeyPatch, settings: Any) -> Client:
+def api(settings: Any) -> Iterator[Client]:
     """Return a client of the API above, in which an operation, a parameter, and a field are deprecated."""
     settings.ROOT_URLCONF = __name__
-    for key in list(registry):
-        monkeypatch.delitem(registry, key)
-    for method in ("GET", "POST", "DELETE"):
-        monkeypatch.setitem(registry, (method, ROUTE), [])
+    before = dict(registry)
+    registry.clear()
     register(
         Deprecation("GET", ROUTE, SINCE, "Use `order`.", SUNSET, parameter="sort"),
         Deprecation("POST", ROUTE, SINCE, "Use `name`.", SUNSET, field="title"),
         Deprecation("DELETE", ROUTE, SINCE, "Use PATCH."),
     )
-    return Client()
+    yield Client()
+    registry.clear()
+    registry.update(before)
 
 
 def test_a_response_to_what_is_deprecated_says_so(api: Client) -> None:
@@ -123,9 +124,7 @@ def test_the_front_door_says_so_too(api: Client) -> None:
     assert b"deprecation" not in ask(b'{"name": "A"}')
 
 
-def test_the_openapi_document_and_the_reference_say_what_to_use_instead(
-    api: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_openapi_document_and_the_reference_say_what_to_use_instead(api: Client) -> None:
     document = SchemaGenerator(urlconf=__name__).get_schema(request=None, public=True)  # type: ignore[no-untyped-call]
     operations = document["paths"][ROUTE]
     said = "**Deprecated** since 2027-01-31, works until 2027-07-31."
