@@ -339,10 +339,10 @@ def operations_page(document: dict[str, Any]) -> str:
         "# API\n\n"
         f"{NOTE}\n"
         + _prose(
-            "Every operation, from the OpenAPI document that your installation serves at `/api/schema`. At "
-            "`/api/docs` it has the same as a page on which you can try them. Requests and responses are JSON. "
+            "Every operation of the OpenAPI document that your installation serves at `/api/schema`. On `/api/docs` "
+            "you can try them. Requests and responses are JSON. "
             "Send the key as `X-API-Key` or `Authorization: Bearer`. Refused requests get one of the [problem "
-            "codes](problems.md). `X-Request-Id` is echoed in the response, or made up."
+            "codes](problems.md). Every response has an `X-Request-Id`: the one that you sent, or a new one."
         )
         + "\n".join(parts)
         + "\n## Objects\n\n"
