@@ -8,8 +8,8 @@ STAMP := $(VENV)/.installed
 TEST_PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format clients clients-check docs docs-serve bench bench-check soak image chart-check \
-	monitoring-check integrations clean
+.PHONY: help run test coverage lint format clients clients-check docs docs-serve bench bench-check soak upgrade-check \
+	image sbom chart-check monitoring-check integrations clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -19,7 +19,7 @@ $(STAMP): requirements.txt requirements-otel.txt requirements-dev.txt
 		{ echo "Python 3.11 or newer is needed, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Try make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || \
 		{ echo "$(PYTHON) can't create a virtual environment. Install its venv module (on Debian: apt-get install python3-venv)." >&2; exit 1; }
-	@echo "Installing into $(VENV) ..."
+	@echo "Installing into $(VENV), which takes a minute or two ..."
 	@$(PY) -m pip install --quiet --disable-pip-version-check --only-binary=:all: -r requirements-dev.txt || \
 		{ echo "A package could not be installed; see the error above." >&2; exit 1; }
 	@touch $(STAMP)
@@ -33,10 +33,11 @@ test: $(STAMP) ## run every test, on servers of its own
 coverage: $(STAMP) ## run every test and count the lines and branches that they reach, which takes half as long again
 	@exec $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
-lint: $(STAMP) ## check the code with ruff and mypy
+lint: $(STAMP) ## check the code with ruff and mypy, and the links of the documentation
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
+	@$(PY) -m pytest -q --no-cov tests/project/test_docs_links.py
 
 format: $(STAMP) ## format the code
 	@$(PY) -m ruff format .
@@ -65,6 +66,19 @@ bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name; AGAINS
 image: ## build the container image with Docker (IMAGE=triggers-api:latest)
 	@docker build --tag $(or $(IMAGE),triggers-api:latest) .
 
+# A tool with an environment of its own: nothing of ours needs it.
+SBOM_TOOL := .local/sbom-venv
+$(SBOM_TOOL)/.installed-7.5.0:
+	@$(PYTHON) -m venv $(SBOM_TOOL)
+	@$(SBOM_TOOL)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary=:all: cyclonedx-bom==7.5.0
+	@touch $@
+
+sbom: $(SBOM_TOOL)/.installed-7.5.0 ## list the Python packages of the image as a CycloneDX document: dist/sbom.cdx.json
+	@mkdir -p dist
+	@cat requirements.txt requirements-otel.txt | $(SBOM_TOOL)/bin/cyclonedx-py requirements \
+		--output-reproducible --output-format JSON --output-file dist/sbom.cdx.json -
+	@echo "dist/sbom.cdx.json: $$(grep -c '"purl"' dist/sbom.cdx.json) packages"
+
 chart-check: $(STAMP) ## check what the Helm chart makes against the schemas of Kubernetes
 	@$(PY) -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
 	@exec $(PY) -m scripts.check_chart
@@ -74,6 +88,9 @@ bench-check: $(STAMP) ## test the benchmarks
 
 soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
 	@exec $(PY) -m soak
+
+upgrade-check: $(STAMP) ## upgrade from the version before (FROM=v1.0.0) under load, and check that nothing is lost
+	@exec $(PY) -m soak.upgrade $(if $(FROM),--from $(FROM))
 
 monitoring-check: $(STAMP) ## ask a real Prometheus for everything that the board and the alerts show
 	@exec $(PY) -m scripts.monitoring_check
@@ -96,4 +113,4 @@ docs-serve: $(DOCS)/.installed ## serve the documentation on port 8001 while you
 
 clean: ## delete the virtual environment, the local servers, and their data
 	@if [ -x $(PY) ]; then $(PY) -m devstack.clean; fi
-	rm -rf $(VENV) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist .local site .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist .local site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -10,4 +10,5 @@ class CoreConfig(AppConfig):
         from core.exceptions import log_page_error
 
         autodiscover_modules("problems")  # registers each app's problem codes
+        autodiscover_modules("deprecations")
         got_request_exception.connect(log_page_error, dispatch_uid="core.exceptions")

@@ -20,7 +20,8 @@ ALLOWED_HEADERS = (
     "x-api-key, x-request-id, ce-specversion, ce-id, ce-source, ce-type, ce-time, ce-subject, ce-dataschema"
 )
 EXPOSED_HEADERS = (
-    "Idempotency-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, X-Request-Id, X-Response-Time"
+    "Deprecation, Idempotency-Replayed, Link, Location, RateLimit, RateLimit-Policy, Retry-After, Sunset, "
+    "X-Request-Id, X-Response-Time"
 )
 PREFLIGHT_SECONDS = 600
 

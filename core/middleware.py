@@ -10,6 +10,7 @@ from collections.abc import Callable
 import structlog
 from django.http import HttpRequest, HttpResponse
 
+from core.deprecations import add_deprecation_headers
 from core.metrics.requests import PROBLEMS, count_request, route_of
 from core.problems import Problem, problem_response
 
@@ -58,6 +59,7 @@ class RequestMiddleware:
             response["X-Response-Time"] = f"{elapsed_ms:.2f}ms"
             if is_api:
                 response.headers.setdefault("Cache-Control", "no-store")
+                add_deprecation_headers(request, response)
             log.info(
                 "request",
                 method=request.method,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from devstack.errors import DevstackError, last_line_of, reason
@@ -17,6 +18,17 @@ from devstack.sockets import free_port
 from devstack.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Code:
+    """A checkout, and the Python that has what it requires."""
+
+    root: Path = ROOT
+    python: str = sys.executable
+
+
+OURS = Code()
 
 
 class Process:
@@ -110,11 +122,11 @@ class Process:
             self._process.wait(30)
 
 
-def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120.0) -> str:
+def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120.0, code: Code = OURS) -> str:
     """Run a management command and return what it printed.  Raises DevstackError when it fails."""
     done = subprocess.run(
-        [sys.executable, "manage.py", *arguments],
-        cwd=ROOT,
+        [code.python, "manage.py", *arguments],
+        cwd=code.root,
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
@@ -126,14 +138,14 @@ def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float
     return done.stdout.strip()
 
 
-def web_command() -> list[str]:
+def web_command(code: Code = OURS) -> list[str]:
     """Return the command that serves the API."""
-    return [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.asgi"]
+    return [code.python, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.asgi"]
 
 
-def worker_command() -> list[str]:
+def worker_command(code: Code = OURS) -> list[str]:
     """Return the command that runs a worker."""
-    return [sys.executable, "manage.py", "rqworker", "events", "webhooks"]
+    return [code.python, "manage.py", "rqworker", "events", "webhooks"]
 
 
 def web(

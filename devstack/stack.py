@@ -122,19 +122,27 @@ class Stack:
         migrations = {f"{path.parts[-3]}/{path.stem}": _digest(path) for path in ROOT.glob("*/migrations/0*.py")}
         is_stale = self._is_older_than(migrations)
         if is_stale:
-            self._close_connections()
-            with psycopg.connect(self.postgres.url("postgres"), autocommit=True) as session:
-                session.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)".encode())
-            self.postgres.create_database(DATABASE)
+            self.make_database_again()
         direct = {**self.env, "DATABASE_URL": self.postgres.url()}
         processes.manage("migrate", "--verbosity", "0", env={**self.environment(), **direct})
         self.sql(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(DATABASE), json.dumps(migrations)))
-        for role in ROLES:
-            if not self.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)):
-                self.sql(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER").format(sql.Identifier(role)))
+        self.make_roles()
         if self.pooler is not None:
             self.pooler.start()
         return is_stale
+
+    def make_database_again(self) -> None:
+        """Drop our database and create it, without a schema."""
+        self._close_connections()
+        with psycopg.connect(self.postgres.url("postgres"), autocommit=True) as session:
+            session.execute(f"DROP DATABASE {DATABASE} WITH (FORCE)".encode())
+        self.postgres.create_database(DATABASE)
+
+    def make_roles(self) -> None:
+        """Create the role of each of our processes."""
+        for role in ROLES:
+            if not self.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)):
+                self.sql(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER").format(sql.Identifier(role)))
 
     def _is_older_than(self, migrations: Mapping[str, str]) -> bool:
         """Tell whether a migration that made the schema has changed since, or is gone."""

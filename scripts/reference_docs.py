@@ -312,7 +312,12 @@ def api() -> str:
     """Return the page of the API's operations, from the OpenAPI document."""
     from core.openapi.view import rendered_schema
 
-    schema = _Schema(json.loads(rendered_schema("json")))
+    return operations_page(json.loads(rendered_schema("json")))
+
+
+def operations_page(document: dict[str, Any]) -> str:
+    """Return the page of an OpenAPI document's operations."""
+    schema = _Schema(document)
     by_tag: dict[str, list[str]] = {}
     for path, item in schema.document["paths"].items():
         for method in METHODS:
@@ -334,10 +339,10 @@ def api() -> str:
         "# API\n\n"
         f"{NOTE}\n"
         + _prose(
-            "Every operation, from the OpenAPI document that your installation serves at `/api/schema`. At "
-            "`/api/docs` it has the same as a page on which you can try them. Requests and responses are JSON. "
+            "Every operation of the OpenAPI document that your installation serves at `/api/schema`. On `/api/docs` "
+            "you can try them. Requests and responses are JSON. "
             "Send the key as `X-API-Key` or `Authorization: Bearer`. Refused requests get one of the [problem "
-            "codes](problems.md). `X-Request-Id` is echoed in the response, or made up."
+            "codes](problems.md). Every response has an `X-Request-Id`: the one that you sent, or a new one."
         )
         + "\n".join(parts)
         + "\n## Objects\n\n"

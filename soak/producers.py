@@ -43,7 +43,7 @@ class Producer:
 
     def __init__(self, name: str, port: int, organization: str, key: str, seed: int, ledger: Ledger, *, batch: bool):
         self.name = name
-        self._port = port
+        self.port = port  # may change, if another web process takes over
         self._organization = organization
         self._key = key
         self._random = random.Random(f"{seed} {name}")
@@ -118,8 +118,12 @@ class Producer:
         path, body = ("/api/events/batch", events) if self._batch else ("/api/events", events[0])
         headers = {"X-API-Key": self._key, "Content-Type": "application/json"}
         try:
+            port = self.port
+            if self._connection is not None and self._connection.port != port:
+                self._connection.close()
+                self._connection = None
             if self._connection is None:
-                self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=REQUEST_SECONDS)
+                self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_SECONDS)
             self._connection.request("POST", path, json.dumps(body), headers)
             response = self._connection.getresponse()
             return response.status, response.read()

@@ -193,6 +193,7 @@ SPECTACULAR_SETTINGS = {
         "core.openapi.generator.add_shared_components",
         "webhooks.api.openapi.add_webhook_body",
         "triggers_project.openapi.add_health",
+        "core.deprecations.mark_deprecations",
         "triggers_project.openapi.name_enums",
     ],
     "SERVERS": [{"url": URL_PREFIX or "/", "description": "The server that this document comes from."}],

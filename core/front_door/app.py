@@ -20,6 +20,7 @@ from django.middleware.clickjacking import XFrameOptionsMiddleware
 from django.middleware.security import SecurityMiddleware
 
 from core.cors import cors_headers
+from core.deprecations import deprecation_headers, registry
 from core.exceptions import problem_for
 from core.front_door.http import ClientGone, Receive, Request, Response, Scope, Send, Stream
 from core.front_door.wsgi_bridge import WSGIApplication, WSGIBridge
@@ -133,6 +134,7 @@ class FrontDoor:
             (b"cache-control", b"no-store"),
             *self._security_headers,
             *_cors_headers(request),
+            *_deprecation_headers(request, route),
             *((name.lower().encode(), value.encode("latin-1")) for name, value in response.headers.items()),
         ]
         if not keep_alive:
@@ -158,6 +160,7 @@ class FrontDoor:
             (b"x-accel-buffering", b"no"),  # nginx would keep them back
             *self._security_headers,
             *_cors_headers(request),
+            *_deprecation_headers(request, route),
         ]
         count_request(request.scope["method"], route, stream.status, time.perf_counter() - started)
         log.info(
@@ -229,6 +232,14 @@ def _security_headers() -> list[tuple[bytes, bytes]]:
 
 def _cors_headers(request: Request) -> list[tuple[bytes, bytes]]:
     headers = cors_headers(request.header(b"origin"))
+    return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+
+
+def _deprecation_headers(request: Request, route: str) -> list[tuple[bytes, bytes]]:
+    if not registry:
+        return []
+    query = request.scope["query_string"].decode("latin-1")
+    headers = deprecation_headers(request.scope["method"], route, query, request.body_so_far)
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
 
 

@@ -63,6 +63,7 @@ class Request:
         self.memo: dict[str, Any] = {}  # what a handler wants to know if it has to serve the request again
         self._receive = receive
         self._body: bytes | None = None
+        self._decompressed = b""
         self._ended = False  # no more of the body will come
 
     @cached_property
@@ -97,7 +98,12 @@ class Request:
         """
         is_compressed = require_encoding(self.header(b"content-encoding"))
         body = await self.read(limit)
-        return decompress(body, limit) if is_compressed else body
+        self._decompressed = decompress(body, limit) if is_compressed else body
+        return self._decompressed
+
+    def body_so_far(self) -> bytes:
+        """Return the body, decompressed, if `read_decompressed` has returned it; otherwise nothing."""
+        return self._decompressed
 
     async def read(self, limit: int) -> bytes:
         """Return the body, at most `limit` bytes of it; reading it twice returns the same bytes.

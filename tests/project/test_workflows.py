@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from typing import Any
 
 import yaml
+from django.conf import settings
 
 from devstack.processes import ROOT
 
@@ -29,8 +32,10 @@ def test_every_make_target_exists() -> None:
         target
         for job in CI["jobs"] for command in _commands(job) for target in re.findall(r"\bmake ([a-z-]+)", command)
     }  # fmt: skip
-    assert used == {"lint", "chart-check", "docs", "image", "bench-check", "clients-check"}
+    assert used == {"lint", "chart-check", "docs", "image", "bench-check", "clients-check", "upgrade-check"}
     assert used <= targets
+    released = [step["run"] for step in RELEASE["jobs"]["image"]["steps"] if "run" in step]
+    assert {word for run in released for word in re.findall(r"\bmake ([a-z-]+)", run)} == {"sbom"} <= targets
 
 
 def test_the_versions_are_those_of_the_documentation() -> None:
@@ -43,6 +48,17 @@ def test_the_versions_are_those_of_the_documentation() -> None:
     tested = [*CI["jobs"]["databases"]["strategy"]["matrix"]["postgres"], newest[1]]
     assert f"PostgreSQL {tested[0]} to {tested[-1]}," in (ROOT / "docs" / "operations.md").read_text()
     assert tested == [str(version) for version in range(int(tested[0]), int(tested[-1]) + 1)]
+
+
+def test_one_version_is_named_everywhere() -> None:
+    version = settings.SPECTACULAR_SETTINGS["VERSION"]
+    heading = re.search(r"^## \[(.+?)\] - (unreleased|\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert heading is not None
+    chart = yaml.safe_load((ROOT / "deploy" / "helm" / "triggers-api" / "Chart.yaml").read_text())
+    python = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text())
+    typescript = json.loads((ROOT / "clients" / "typescript" / "package.json").read_text())
+    named = [heading[1], chart["version"], chart["appVersion"], python["project"]["version"], typescript["version"]]
+    assert named == [version] * 5
 
 
 def test_releases_come_from_version_tags_only() -> None:
