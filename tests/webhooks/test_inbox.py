@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
+import threading
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
@@ -26,7 +28,10 @@ from tests.conftest import ApiClient
 from tests.webhooks.helpers import fan_out
 from webhooks import inboxes, subscriptions
 from webhooks.dispatch.claim import claim
-from webhooks.models import Delivery, Subscription, SubscriptionQueue
+from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
+from webhooks.routing import fan_out as fan_out_module
+from webhooks.routing.fan_out import FanOut
+from webhooks.routing.selection import select
 from webhooks.upkeep import recovery
 from webhooks.upkeep.inbox_retention import InboxRetention, cancel_unfetched
 from webhooks.upkeep.retention import purge_expired
@@ -91,12 +96,52 @@ def test_what_another_subscription_has_received_is_not_in_a_new_default_inbox(
     assert fetched(api) == [failed]
 
 
-def test_an_event_whose_fan_out_is_under_way_is_in_a_new_default_inbox(api: ApiClient) -> None:
-    """It is accepted when the inbox is made, and its fan-out may have looked up the subscriptions before."""
+def test_an_event_that_waits_for_its_fan_out_is_in_a_new_default_inbox(api: ApiClient) -> None:
     event_id = api.post("/api/events", {"type": "order.created", "data": {}}).json()["id"]
     assert fetched(api) == [event_id]
     fan_out()
     assert Delivery.objects.count() == 1
+
+
+def test_a_new_default_inbox_takes_a_bounded_number_of_waiting_events_and_the_fan_out_the_others(
+    api: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inboxes, "ACCEPTED_AT_ONCE", 2)
+    ids = [api.post("/api/events", {"type": "order.created", "data": {}}).json()["id"] for _ in range(5)]
+    assert fetched(api) == ids[:2]
+    fan_out()
+    assert fetched(api) == ids[2:]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_fan_out_has_in_hand_holds_nobody_up_and_comes_into_a_new_default_inbox(api: ApiClient) -> None:
+    """The fan-out looked up the subscriptions before there was the inbox, which neither waits for it nor misses it."""
+    settled, in_hand = send(api, 1), api.post("/api/events", {"type": "order.created", "data": {}}).json()["id"]
+    looked_up, may_end = threading.Event(), threading.Event()
+
+    class Slow(FanOut):
+        """One that takes its time between looking up the subscriptions and inserting."""
+
+        def _process(self, events: Any, hand_over: Any = None) -> Any:
+            wanting = select(events, self._subscribers.matchers({event.organization_id for event in events}))
+            looked_up.set()
+            assert may_end.wait(30)
+            insertion = fan_out_module._Insertion(events, wanting)
+            insertion.insert()
+            return insertion
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            running = pool.submit(lambda: (Slow().run_round(10), connections.close_all()))
+            assert looked_up.wait(30)
+            assert fetched(api) == []  # it didn't wait, and what is older keeps its place before what is in hand
+        finally:
+            may_end.set()
+        running.result(30)
+    while (run := recovery.advance(BulkRun.objects.get().pk)) and run.state == BulkRun.State.RUNNING:
+        pass
+    assert fetched(api) == [*settled, in_hand]
+    assert "rounds" not in BulkRun.objects.get().filters
 
 
 def test_two_leases_never_share_an_event_and_an_expired_one_comes_first_again(api: ApiClient) -> None:
