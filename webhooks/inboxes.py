@@ -49,17 +49,24 @@ class Inbox:
     retention_days: int
 
 
-_FIND = """
+_SELECT = """
 SELECT s.id, s.organization_id, s.inbox AS name, s.is_active, s.disabled_reason, o.retention_days
 FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id
-WHERE s.organization_id = %s AND s.kind = 'inbox' AND s.inbox = %s AND s.deleted_at IS NULL
 """
+_FIND = f"{_SELECT} WHERE s.organization_id = %s AND s.kind = 'inbox' AND s.inbox = %s AND s.deleted_at IS NULL"
+_FIND_AGAIN = f"{_SELECT} WHERE s.id = %s AND s.deleted_at IS NULL"
 
 
 def find(organization_id: uuid.UUID, name: str = DEFAULT) -> Inbox | None:
     """Return the organization's inbox of this name."""
     with server_cursor(class_row(Inbox)) as cursor:
         return cursor.execute(_FIND, (organization_id, name)).fetchone()
+
+
+def find_again(inbox_id: uuid.UUID) -> Inbox | None:
+    """Return an inbox that was found earlier, as it is now; None if it was deleted meanwhile."""
+    with server_cursor(class_row(Inbox)) as cursor:
+        return cursor.execute(_FIND_AGAIN, (inbox_id,)).fetchone()
 
 
 def find_or_make_default(organization_id: uuid.UUID, audit: Callable[[Subscription], None]) -> Inbox:

@@ -213,24 +213,41 @@ def resolve(request: Any, caller: Caller, name: str) -> Inbox:
                 "too_many_subscriptions", "The organization has reached its limit of subscriptions."
             ) from None
     if not inbox.is_active:
-        raise Problem(
-            "inbox_disabled",
-            f"The inbox is disabled: {inbox.disabled_reason} What comes is held; "
-            f"`POST /api/subscriptions/{inbox.id}/enable` enables it.",
-            extra={"subscription_id": str(inbox.id)},
-        )
+        raise _disabled(inbox)
     return inbox
+
+
+def check_still_open(inbox: Inbox) -> None:
+    """Raise the Problem that a new request would get, if the inbox was disabled or deleted while one waits at it."""
+    now = inboxes.find_again(inbox.id)
+    if now is None:
+        raise _not_found(inbox.name)
+    if not now.is_active:
+        raise _disabled(now)
+
+
+def _disabled(inbox: Inbox) -> Problem:
+    return Problem(
+        "inbox_disabled",
+        f"The inbox is disabled: {inbox.disabled_reason} What comes is held; "
+        f"`POST /api/subscriptions/{inbox.id}/enable` enables it.",
+        extra={"subscription_id": str(inbox.id)},
+    )
+
+
+def _not_found(name: str) -> Problem:
+    return Problem(
+        "inbox_not_found",
+        f"The organization has no inbox named {name}. "
+        f'`POST /api/subscriptions` with `{{"kind": "inbox", "inbox": "{name}", "event_types": ["*"]}}` makes it.',
+    )
 
 
 def find_named(caller: Caller, name: str) -> Inbox:
     """Return the caller's inbox of this name.  Raises Problem 404."""
     inbox = inboxes.find(caller.organization_id, name)
     if inbox is None:
-        raise Problem(
-            "inbox_not_found",
-            f"The organization has no inbox named {name}. "
-            f'`POST /api/subscriptions` with `{{"kind": "inbox", "inbox": "{name}", "event_types": ["*"]}}` makes it.',
-        )
+        raise _not_found(name)
     return inbox
 
 
@@ -244,9 +261,12 @@ def _note_default(request: Any, caller: Caller, made: Subscription) -> None:
 # --- events -----------------------------------------------------------------------------------------
 
 
-def fetch(inbox_id: uuid.UUID, query: InboxQuery) -> tuple[uuid.UUID, list[FetchedEvent]]:
-    """Lease what is asked for."""
-    return leases.fetch(inbox_id, query.limit, query.visibility, query.type)
+def fetch(inbox: Inbox, query: InboxQuery) -> tuple[uuid.UUID, list[FetchedEvent]]:
+    """Lease what is asked for.  Raises Problem if the request could wait in vain: the inbox was disabled or deleted."""
+    lease_id, events = leases.fetch(inbox.id, query.limit, query.visibility, query.type)
+    if query.wait and not events:
+        check_still_open(inbox)
+    return lease_id, events
 
 
 def show_fetched(lease_id: uuid.UUID | None, events: Sequence[FetchedEvent]) -> dict[str, Any]:
@@ -291,7 +311,11 @@ def begin_log(inbox: Inbox, cursor: str) -> log.Place:
 
 
 def read_log(inbox: Inbox, query: InboxQuery, place: log.Place) -> log.Page:
-    """Return the next page of the log, with events of other types and statuses left out."""
+    """Return the next page of the log, with events of other types and statuses left out.
+
+    Raises Problem if the inbox was disabled or deleted meanwhile.
+    """
+    check_still_open(inbox)
     page = log.read(inbox.id, place, query.limit)
     events = [event for event in page.events if _is_wanted(query, event)]
     return log.Page(events, page.following, page.has_more)

@@ -317,14 +317,15 @@ def _became(row: _Row, changed: ItemStatus) -> ItemStatus:
     return ItemStatus.NOT_LEASED if row.lease_id is None else ItemStatus.LEASE_EXPIRED
 
 
-_WITH_VISIBLE = """
+_WITH_NEWS = """
 SELECT inbox.id FROM unnest(%s::uuid[]) AS inbox(id)
 WHERE (SELECT true FROM webhooks_delivery d WHERE d.subscription_id = inbox.id AND d.status = 'pending'
        AND d.next_attempt_at <= statement_timestamp() LIMIT 1)
+   OR (SELECT NOT is_active OR deleted_at IS NOT NULL FROM webhooks_subscription s WHERE s.id = inbox.id)
 """
 
 
-def with_something_to_fetch(inbox_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
-    """Return those of the inboxes that have something to fetch."""
+def with_news(inbox_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+    """Return those of the inboxes that have something to fetch, or are disabled or deleted."""
     with server_cursor() as cursor:
-        return [row[0] for row in cursor.execute(_WITH_VISIBLE, (list(inbox_ids),)).fetchall()]
+        return [row[0] for row in cursor.execute(_WITH_NEWS, (list(inbox_ids),)).fetchall()]
