@@ -14,7 +14,7 @@ STATES = {
 DELIVERY_STATES = {
     "pending": "It waits for its first attempt.",
     "retrying": "An attempt failed; the next one is planned.",
-    "delivering": "It is being sent right now.",
+    "delivering": "It is being sent right now, or a consumer has fetched it from its inbox.",
     "delivered": "Your endpoint accepted it.",
     "failed": "All attempts have failed. You can retry it.",
     "held": "Its endpoint is disabled. It is sent once you enable that.",

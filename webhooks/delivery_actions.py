@@ -15,7 +15,7 @@ from core.db import in_transaction
 from core.wakeups import WEBHOOKS, wake
 from webhooks.models import Cause, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.queues import lock_queues, mark_due
-from webhooks.states import in_delivery_states
+from webhooks.states import in_delivery_states, is_leased
 
 
 class DeliveryAction(Enum):
@@ -43,6 +43,8 @@ def why_not_retryable(delivery: Delivery) -> str:
     """Return why a retry left this delivery alone, or why none is to be made."""
     if delivery.event.is_erased:
         return _ERASED
+    if is_leased(delivery.status, delivery.lease_id, delivery.next_attempt_at):
+        return "A consumer has fetched the delivery from its inbox; it can be fetched again when the lease ends."
     return _WHY_NOT_RETRYABLE.get(DeliveryStatus(delivery.status), "Its subscription is disabled or deleted.")
 
 

@@ -613,3 +613,27 @@ def test_an_event_that_nobody_has_fetched_is_not_under_a_lease(api: Any, organiz
         )
         assert told == "not_leased"
     assert api.post(f"/api/inbox/{accepted.event_id}/ack").status_code == 200
+
+
+def test_a_delivery_that_a_consumer_has_fetched_is_delivering_wherever_it_is_shown(api: ApiClient) -> None:
+    make(api, "default")
+    leased, waiting, given_back, over = send(api, 1, 2, 3, 4)
+    fetched(api, "limit=4")
+    api.post("/api/inbox/nack", {"event_ids": [waiting, given_back]})
+    Delivery.objects.filter(event_id=waiting).update(lease_id=None, last_error="")
+    expire([over])
+    expected = {leased: "delivering", waiting: "pending", given_back: "retrying", over: "pending"}
+    listed = api.get("/api/deliveries").json()["data"]
+    assert {one["event_id"]: one["status"] for one in listed} == expected
+    for status in ("delivering", "pending", "retrying"):
+        found = {one["event_id"] for one in api.get(f"/api/deliveries?status={status}").json()["data"]}
+        assert found == {event for event, state in expected.items() if state == status}
+    for event, status in expected.items():
+        assert [one["status"] for one in api.get(f"/api/events/{event}").json()["deliveries"]] == [status]
+    [shown] = [one for one in listed if one["event_id"] == leased]
+    assert shown["next_attempt_at"] > datetime.datetime.now(datetime.UTC).isoformat(), "until when it is leased"
+    refused = api.post(f"/api/deliveries/{shown['id']}/retry")
+    assert (refused.status_code, refused.json()["delivery_status"]) == (409, "delivering")
+    assert "consumer has fetched" in refused.json()["detail"]
+    api.post("/api/inbox/ack", {"event_ids": [leased]})
+    assert api.get("/api/deliveries?status=delivering").json()["data"] == []

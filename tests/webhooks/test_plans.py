@@ -367,6 +367,21 @@ def test_deliveries_of_a_state_that_are_all_old_are_listed_without_walking_the_n
 
 
 @pytest.mark.django_db
+def test_what_consumers_have_fetched_is_listed_without_walking_the_history(history: History, api: Any) -> None:
+    inbox, _ = subscriptions.create(history.organization.id, inbox="orders", event_types=["*"])
+    _run("UPDATE webhooks_delivery SET subscription_id = %s WHERE subscription_id = %s", inbox.id, history.due.id)
+    _run(
+        "UPDATE webhooks_delivery SET status = 'pending', lease_id = gen_random_uuid(),"
+        " next_attempt_at = now() + interval '1 hour' WHERE id IN"
+        " (SELECT id FROM webhooks_delivery ORDER BY created_at LIMIT 100)"
+    )
+    _run("ANALYZE webhooks_delivery")
+    with _checked(history):
+        listed = api.get("/api/deliveries?status=delivering&limit=200").json()["data"]
+    assert [one["status"] for one in listed] == ["delivering"] * 100
+
+
+@pytest.mark.django_db
 def test_looking_after_things_walks_no_history(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("webhooks.upkeep.preview.COUNT_TO", 1000)
     fan_out()

@@ -328,7 +328,7 @@ def _is_wanted(query: InboxQuery, event: log.LoggedEvent) -> bool:
 
 
 def _log_status(event: log.LoggedEvent) -> str:
-    return DeliveryState.DELIVERING.value if event.is_leased else delivery_state(event.status, event.last_error)
+    return delivery_state(event.status, event.last_error, event.lease_id, event.next_attempt_at)
 
 
 def show_logged(event: log.LoggedEvent) -> dict[str, Any]:

@@ -20,7 +20,14 @@ from events.models import ERASED, Event, EventStatus
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, Subscription
 from webhooks.routing.selection import wanted_events
-from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, with_state
+from webhooks.states import (
+    STATE_COLUMNS,
+    Breaker,
+    DeliveryState,
+    SubscriptionState,
+    delivery_state,
+    with_state,
+)
 from webhooks.upkeep import replay
 
 COUNT_TO = 10_000
@@ -100,7 +107,7 @@ def preview(filters: Mapping[str, Any]) -> Preview:
         found.delivered = replay.matching(filters, replay.DELIVERED)[:COUNT_TO].count()
     if "deliveries" in filters:
         found.is_by_name = True
-        named = matching_deliveries({"deliveries": filters["deliveries"]}).values_list("status", "last_error")
+        named = matching_deliveries({"deliveries": filters["deliveries"]}).values_list(*STATE_COLUMNS)
         found.others = dict(Counter(state for row in named if (state := delivery_state(*row)) not in replay.STATES))
     return found
 
@@ -166,7 +173,7 @@ def preview_recovery(subscription: Subscription, since: datetime.datetime) -> Re
     states: Counter[str] = Counter()
     for part in _parts(wanted, 1000):
         ids = [derive_id(event_id, subscription.pk) for event_id in part]
-        existing = Delivery.objects.filter(id__in=ids).values_list("status", "last_error")
+        existing = Delivery.objects.filter(id__in=ids).values_list(*STATE_COLUMNS)
         states.update(delivery_state(*row) for row in existing)
     found.by_state = dict(states)
     found.missing = found.wanted - sum(states.values())
