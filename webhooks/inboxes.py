@@ -115,10 +115,12 @@ def _add_accepted(subscription: Subscription) -> None:
     locked = waiting.order_by("created_at", "id").select_for_update(no_key=True, skip_locked=True, of=("self",))
     rows = list(locked.values_list("id", "type", "channels")[:ACCEPTED_AT_ONCE])
     deliveries = NewDeliveries()
+    types = {row[0]: row[1] for row in rows}
     for event_id in wanted_events(subscription, rows):
         deliveries.add(
-            subscription.organization_id, event_id, [subscription.pk], DeliveryStatus.PENDING, are_inboxes=True
-        )
+            subscription.organization_id, event_id, [subscription.pk], DeliveryStatus.PENDING,
+            inbox_type=types[event_id],
+        )  # fmt: skip
     if len(deliveries):
         with server_cursor() as cursor:
             deliveries.insert(0.0, cursor, cursor)

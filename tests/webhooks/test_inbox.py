@@ -187,6 +187,33 @@ def test_inboxes_are_separate_and_match_types(api: ApiClient) -> None:
     assert Delivery.objects.get(event_id=order, subscription__inbox="all").status == "pending"
 
 
+@pytest.mark.parametrize("wanted", ["user.created", "user.*"])
+def test_events_of_a_type_come_in_order_those_that_were_fetched_before_first(api: ApiClient, wanted: str) -> None:
+    send(api, *range(3))
+    make(api, "default")
+    before = send(api, 1, 2, type="user.created")
+    send(api, *range(3))
+    after = send(api, 3, type="user.created")
+    send(api, 4, type="user")
+    send(api, 5, type="user.created-late" if wanted == "user.created" else "users.created")
+    assert fetched(api, f"type={wanted}&limit=1") == before[:1]
+    assert fetched(api, f"type={wanted}&limit=1") == before[1:]
+    expire(before[1:])
+    assert fetched(api, f"type={wanted}&limit=2") == [before[1], *after]
+    assert fetched(api, f"type={wanted}") == []
+
+
+def test_what_a_recovery_or_a_disabled_inbox_brings_is_found_by_its_type(api: ApiClient) -> None:
+    [missed] = send(api, 1)
+    inbox = Subscription.objects.get(pk=make(api, "default")["id"])
+    recovery.advance(recovery.start(inbox, inbox.created_at - datetime.timedelta(days=1)).pk)
+    assert fetched(api, "type=order.*") == [missed]
+    subscriptions.disable(inbox)
+    [held] = send(api, 2)
+    subscriptions.enable(inbox)
+    assert fetched(api, "type=order.created") == [held]
+
+
 def test_senders_never_claim_from_an_inbox_and_nothing_is_due(api: ApiClient) -> None:
     made = make(api)
     [event_id] = send(api, 1)

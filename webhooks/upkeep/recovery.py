@@ -179,7 +179,9 @@ def _add_deliveries(subscription: Subscription, event_ids: list[uuid.UUID]) -> i
     status: Literal[DeliveryStatus.PENDING, DeliveryStatus.HELD] = (
         DeliveryStatus.PENDING if subscription.is_active else DeliveryStatus.HELD
     )
-    is_inbox = subscription.kind == DestinationKind.INBOX
+    types: dict[uuid.UUID, str] = {}
+    if subscription.kind == DestinationKind.INBOX:
+        types = dict(Event.objects.filter(id__in=event_ids).values_list("pk", "type"))
     keyed = {}
     if subscription.ordered:
         rows = Event.objects.filter(id__in=event_ids, ordering_key__isnull=False)
@@ -189,7 +191,9 @@ def _add_deliveries(subscription: Subscription, event_ids: list[uuid.UUID]) -> i
             key, at = keyed[event_id]
             deliveries.add_ordered(subscription.organization_id, event_id, subscription.pk, status, str(key), at)
             continue
-        deliveries.add(subscription.organization_id, event_id, [subscription.pk], status, are_inboxes=is_inbox)
+        deliveries.add(
+            subscription.organization_id, event_id, [subscription.pk], status, inbox_type=types.get(event_id)
+        )
     with server_cursor() as inserting, server_cursor() as ordering, server_cursor() as other:
         deliveries.insert(0.0, inserting, ordering)
         added = deliveries.inserted(inserting, ordering)

@@ -33,7 +33,7 @@ CHANGES = Counter(
 MAX_EVENTS = 1000
 # One fetch returns about as much data, and at least one event.
 MAX_BYTES = 8 * 1_048_576
-# A fetch of some types looks at so many of the oldest deliveries: it must not read a whole backlog of others.
+# A fetch of types with a prefix finds so many types at the most, and looks at about as many deliveries of them.
 MAX_LOOKED_AT = 10_000
 # The lease of what was given back: none, but it was fetched before.
 GIVEN_BACK = uuid.UUID(int=0)
@@ -74,14 +74,16 @@ class Changed:
 
 
 # What was fetched before comes first.  In two parts, because an index has what was fetched, and only that.
-_BY_ORDER = """
-WITH inbox AS MATERIALIZED (
+_INBOX = """
+inbox AS MATERIALIZED (
     SELECT id FROM webhooks_subscription
     WHERE id = %(inbox)s AND kind = 'inbox' AND is_active AND deleted_at IS NULL
-), again AS MATERIALIZED (
+)"""
+_BY_ORDER = """
+WITH {inbox}, again AS MATERIALIZED (
     SELECT d.id, d.event_id, d.created_at FROM inbox CROSS JOIN LATERAL (
         SELECT id, event_id, created_at FROM webhooks_delivery
-        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NOT NULL
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NOT NULL{of_type}
           AND next_attempt_at <= statement_timestamp()
         ORDER BY next_attempt_at, id LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED
@@ -89,7 +91,7 @@ WITH inbox AS MATERIALIZED (
 ), fresh AS MATERIALIZED (
     SELECT d.id, d.event_id, d.created_at FROM inbox CROSS JOIN LATERAL (
         SELECT id, event_id, created_at FROM webhooks_delivery
-        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NULL
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NULL{of_type}
           AND next_attempt_at <= statement_timestamp()
         ORDER BY next_attempt_at, id LIMIT greatest(0, %(limit)s - (SELECT count(*) FROM again))
         FOR UPDATE SKIP LOCKED
@@ -98,36 +100,41 @@ WITH inbox AS MATERIALIZED (
     SELECT * FROM again UNION ALL SELECT * FROM fresh
 )"""
 
-_BY_TYPE = """
-WITH inbox AS MATERIALIZED (
-    SELECT id FROM webhooks_subscription
-    WHERE id = %(inbox)s AND kind = 'inbox' AND is_active AND deleted_at IS NULL
-), looked_at AS MATERIALIZED (
-    (SELECT d.id, d.event_id, 0 AS part, d.next_attempt_at FROM inbox CROSS JOIN LATERAL (
-        SELECT id, event_id, next_attempt_at FROM webhooks_delivery
-        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NOT NULL
-          AND next_attempt_at <= statement_timestamp()
-        ORDER BY next_attempt_at, id LIMIT %(looked_at)s
+# The types with a prefix, each found by one step along the index from the one before it, and of each the oldest.  Among
+# these the oldest are taken that no other consumer is taking.
+_TYPES = """
+{name}_types(type, number) AS (
+    (SELECT d.inbox_type, 1 FROM inbox CROSS JOIN LATERAL (
+        SELECT inbox_type FROM webhooks_delivery
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id {lease}
+          AND inbox_type >= %(prefix)s AND inbox_type < %(beyond)s
+        ORDER BY inbox_type LIMIT 1
     ) AS d)
     UNION ALL
-    (SELECT d.id, d.event_id, 1, d.next_attempt_at FROM inbox CROSS JOIN LATERAL (
-        SELECT id, event_id, next_attempt_at FROM webhooks_delivery
-        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NULL
+    (SELECT d.inbox_type, t.number + 1 FROM {name}_types t CROSS JOIN inbox CROSS JOIN LATERAL (
+        SELECT inbox_type FROM webhooks_delivery
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id {lease}
+          AND inbox_type > t.type AND inbox_type < %(beyond)s
+        ORDER BY inbox_type LIMIT 1
+    ) AS d WHERE t.number < %(looked_at)s)
+), {name} AS (
+    SELECT d.id, {part} AS part, d.next_attempt_at FROM inbox CROSS JOIN {name}_types t CROSS JOIN LATERAL (
+        SELECT id, next_attempt_at FROM webhooks_delivery
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id {lease} AND inbox_type = t.type
           AND next_attempt_at <= statement_timestamp()
-        ORDER BY next_attempt_at, id LIMIT %(looked_at)s
-    ) AS d)
-), matching AS MATERIALIZED (
-    SELECT l.id, l.part, l.next_attempt_at FROM looked_at l CROSS JOIN LATERAL (
-        SELECT type FROM events_event WHERE id = l.event_id LIMIT 1
-    ) AS e
-    WHERE e.type = %(type)s OR starts_with(e.type, %(prefix)s)
-    ORDER BY l.part, l.next_attempt_at, l.id LIMIT %(limit)s
-), picked AS MATERIALIZED (
-    SELECT d.id, d.event_id, d.created_at FROM matching m CROSS JOIN LATERAL (
-        SELECT id, event_id, created_at FROM webhooks_delivery
-        WHERE id = m.id AND status = 'pending' AND next_attempt_at <= statement_timestamp() LIMIT 1
-        FOR UPDATE SKIP LOCKED
+        ORDER BY next_attempt_at, id
+        LIMIT least(%(most)s, greatest(1, %(looked_at)s / (SELECT count(*) FROM {name}_types)))
     ) AS d
+)"""
+_BY_PREFIX = """
+WITH RECURSIVE {inbox}, {again}, {fresh}, found AS MATERIALIZED (
+    SELECT * FROM again UNION ALL SELECT * FROM fresh ORDER BY part, next_attempt_at, id
+), picked AS MATERIALIZED (
+    SELECT d.id, d.event_id, d.created_at FROM found CROSS JOIN LATERAL (
+        SELECT id, event_id, created_at FROM webhooks_delivery
+        WHERE id = found.id AND status = 'pending' AND next_attempt_at <= statement_timestamp() LIMIT 1
+        FOR UPDATE SKIP LOCKED
+    ) AS d LIMIT %(limit)s
 )"""
 
 # The bounds of the ids leave out the partitions that have none of them.
@@ -149,8 +156,16 @@ SELECT leased.id AS delivery_id, l.event_id, l.event_type, l.event_data, l.event
        leased.attempt_count AS attempt, leased.next_attempt_at AS lease_expires_at
 FROM leased JOIN loaded l ON l.id = leased.id ORDER BY l.place, l.id
 """
-_FETCH = _BY_ORDER + _LEASE
-_FETCH_TYPE = _BY_TYPE + _LEASE
+_FETCH = _BY_ORDER.format(inbox=_INBOX, of_type="") + _LEASE
+_FETCH_TYPE = _BY_ORDER.format(inbox=_INBOX, of_type=" AND inbox_type = %(type)s") + _LEASE
+_FETCH_PREFIX = (
+    _BY_PREFIX.format(
+        inbox=_INBOX,
+        again=_TYPES.format(name="again", lease="IS NOT NULL", part=0),
+        fresh=_TYPES.format(name="fresh", lease="IS NULL", part=1),
+    )
+    + _LEASE
+)
 
 
 def fetch(
@@ -165,10 +180,14 @@ def fetch(
         "inbox": inbox_id, "limit": limit, "lease": lease_id, "seconds": seconds, "bytes": MAX_BYTES,
     }  # fmt: skip
     statement = _FETCH
-    if event_type is not None and event_type != "*":
+    if event_type is not None and event_type.endswith(".*"):
+        statement = _FETCH_PREFIX
+        prefix = event_type[:-1]
+        # In the collation "C", "/" follows ".".  Some more than the limit, because others may be taking the first.
+        parameters |= {"prefix": prefix, "beyond": prefix[:-1] + "/", "looked_at": MAX_LOOKED_AT, "most": 2 * limit}
+    elif event_type is not None and event_type != "*":
         statement = _FETCH_TYPE
-        prefix = event_type[:-1] if event_type.endswith(".*") else None
-        parameters |= {"type": event_type, "prefix": prefix, "looked_at": MAX_LOOKED_AT}
+        parameters["type"] = event_type
 
     def work() -> list[FetchedEvent]:
         with server_cursor(class_row(FetchedEvent)) as fetching, server_cursor() as other, pipelined():
