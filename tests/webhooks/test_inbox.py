@@ -664,3 +664,35 @@ def test_a_delivery_that_a_consumer_has_fetched_is_delivering_wherever_it_is_sho
     assert "consumer has fetched" in refused.json()["detail"]
     api.post("/api/inbox/ack", {"event_ids": [leased]})
     assert api.get("/api/deliveries?status=delivering").json()["data"] == []
+
+
+def erase(api: ApiClient, event_id: str) -> None:
+    """Erase an event's payload."""
+    assert api.delete(f"/api/events/{event_id}/payload").status_code in {200, 204}
+
+
+def test_an_erased_event_is_never_handed_out(api: ApiClient) -> None:
+    make(api, "default")
+    leased, waiting, requeued, null, last = send(api, *range(5))
+    Event.objects.filter(id=null).update(data="null")  # which a producer may send
+    assert fetched(api, "limit=1") == [leased]
+    erase(api, leased)
+    erase(api, waiting)
+    erase(api, requeued)
+    Delivery.objects.filter(event_id=requeued).update(status="pending", next_attempt_at=Now(), completed_at=None)
+    assert fetched(api, "limit=1") == [null], "not an empty page, either"
+    assert fetched(api) == [last]
+    acknowledged = api.post("/api/inbox/ack", {"event_ids": [leased]}).json()
+    assert acknowledged["results"][0]["status"] == "cancelled"
+    for event_id in (leased, waiting, requeued):
+        [shown] = api.get(f"/api/deliveries?event={event_id}").json()["data"]
+        assert (shown["status"], shown["last_error"]) == ("cancelled", "payload_erased")
+
+
+def test_the_log_leaves_out_what_was_erased_and_goes_on_behind_it(api: ApiClient) -> None:
+    make(api, "default")
+    first, erased, last = send(api, *range(3))
+    erase(api, erased)
+    page = api.get("/api/inbox?cursor=&limit=2").json()
+    assert ([event["id"] for event in page["events"]], page["has_more"]) == ([first], True)
+    assert [event["id"] for event in api.get(f"/api/inbox?cursor={page['next_cursor']}").json()["events"]] == [last]

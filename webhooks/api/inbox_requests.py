@@ -16,6 +16,7 @@ from core.json_response import Fragment, dumps
 from core.problems import Problem, invalid, no_such
 from core.query import ParameterError, one_of, parse_parameters
 from core.suggestions import unknown_field
+from events.models import ERASED
 from events.payload import matches
 from events.queries import type_pattern
 from orgs import audit
@@ -311,7 +312,7 @@ def begin_log(inbox: Inbox, cursor: str) -> log.Place:
 
 
 def read_log(inbox: Inbox, query: InboxQuery, place: log.Place) -> log.Page:
-    """Return the next page of the log, with events of other types and statuses left out.
+    """Return the next page of the log, with events of other types and statuses left out, and those that were erased.
 
     Raises Problem if the inbox was disabled or deleted meanwhile.
     """
@@ -322,6 +323,8 @@ def read_log(inbox: Inbox, query: InboxQuery, place: log.Place) -> log.Page:
 
 
 def _is_wanted(query: InboxQuery, event: log.LoggedEvent) -> bool:
+    if event.event_data == ERASED:  # there is nothing left to process; `null` might be what a producer has sent
+        return False
     if query.status is not None and query.status != _log_status(event):
         return False
     return query.type is None or matches(query.type, event.event_type)
@@ -430,7 +433,9 @@ def extend(caller: Caller, items: Items) -> dict[str, Any]:
 _REFUSALS = {
     ItemStatus.LEASE_EXPIRED: "The lease has ended: somebody else has fetched the event since, or it was given back.",
     ItemStatus.NOT_LEASED: "The event is not under a lease.",
-    ItemStatus.CANCELLED: "The delivery was cancelled: it was not fetched in time, or its inbox was deleted.",
+    ItemStatus.CANCELLED: (
+        "The delivery was cancelled: it was not fetched in time, its inbox was deleted, or its payload was erased."
+    ),
 }
 
 

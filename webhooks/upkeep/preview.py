@@ -19,7 +19,7 @@ from core.ids import derive_id
 from events.models import ERASED, Event, EventStatus
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, Subscription
-from webhooks.routing.selection import wanted_events
+from webhooks.routing.selection import erased_among, wanted_events
 from webhooks.states import (
     STATE_COLUMNS,
     Breaker,
@@ -65,6 +65,7 @@ class Preview:
 
     by_cause: how many for each state, error class and status code, the most frequent first.
     delivered: how many more match that were delivered, which a run doesn't take unless that is said; None if it does.
+    erased: how many more match and are left alone, because their events' payloads were erased.
     is_by_name: the deliveries were named one by one.  others: how many of them are in which other state.
     """
 
@@ -76,6 +77,12 @@ class Preview:
     delivered: int | None = None
     others: dict[str, int] = field(default_factory=dict)
     is_by_name: bool = False
+    erased: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Return how many deliveries a run visits, also those that it leaves alone."""
+        return self.total + self.erased
 
     def of_fate(self, fate: Fate) -> int:
         """Return how many deliveries meet a fate."""
@@ -89,12 +96,16 @@ def preview(filters: Mapping[str, Any]) -> Preview:
     causes: Counter[tuple[str, str, int | None]] = Counter()
     by_subscription: Counter[uuid.UUID] = Counter()
     organizations: Counter[uuid.UUID | None] = Counter()
-    columns = ("subscription_id", "organization_id", "last_error", "last_status_code")
+    columns = ("event_id", "subscription_id", "organization_id", "last_error", "last_status_code")
     for state in states:
-        room = COUNT_TO - found.total
+        room = COUNT_TO - found.seen
         rows = list(replay.matching(filters, state).values_list(*columns)[: room + 1])
         found.is_cut = found.is_cut or len(rows) > room
-        for subscription_id, organization_id, error, code in rows[:room]:
+        erased = erased_among({row[0] for row in rows[:room]})
+        for event_id, subscription_id, organization_id, error, code in rows[:room]:
+            if event_id in erased:
+                found.erased += 1
+                continue
             found.total += 1
             causes[state, error, code] += 1
             by_subscription[subscription_id] += 1

@@ -21,6 +21,7 @@ from psycopg.rows import class_row
 from core.db import KEEP_PLANS, KEEP_PLANS_WITHOUT_WAITING, in_transaction, pipelined, server_cursor
 from core.ids import new_id
 from core.metrics.kinds import Counter
+from events.models import ERASED
 
 FETCHES = Counter("triggers_inbox_fetches_total", "Fetches from inboxes that got events, or none.", ["result"])
 FETCHED = Counter("triggers_inbox_events_fetched_total", "Events that fetches got, each as often as it was fetched.")
@@ -54,7 +55,7 @@ class ItemStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FetchedEvent:
-    """An event that was fetched.  attempt: how often it has been, with this time."""
+    """An event that was fetched.  attempt: how often it has been, with this time; 0 if it was erased and cancelled."""
 
     delivery_id: uuid.UUID
     event_id: uuid.UUID
@@ -137,24 +138,36 @@ WITH RECURSIVE {inbox}, {again}, {fresh}, found AS MATERIALIZED (
     ) AS d LIMIT %(limit)s
 )"""
 
+# What an erased event said can't be had any more: its delivery is cancelled instead.  That is only one that was queued
+# again while the event was erased, because erasing cancels what waits.
 # The bounds of the ids leave out the partitions that have none of them.
 _LEASE = """, loaded AS MATERIALIZED (
     SELECT p.id, p.created_at AS place, e.id AS event_id, e.type AS event_type, e.data AS event_data,
-           e.created_at AS event_created_at, octet_length(e.data) AS size,
+           e.created_at AS event_created_at, e.data = %(erased)s AS is_erased, octet_length(e.data) AS size,
            sum(octet_length(e.data)) OVER (ORDER BY p.created_at, p.id ROWS UNBOUNDED PRECEDING) AS total
     FROM picked p CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = p.event_id LIMIT 1) AS e
 ), leased AS (
     UPDATE webhooks_delivery d
     SET lease_id = %(lease)s, attempt_count = attempt_count + 1,
         next_attempt_at = clock_timestamp() + make_interval(secs => %(seconds)s)
-    WHERE d.id = ANY (ARRAY (SELECT id FROM loaded WHERE total - size < %(bytes)s))
+    WHERE d.id = ANY (ARRAY (SELECT id FROM loaded WHERE total - size < %(bytes)s AND NOT is_erased))
       AND d.id >= (SELECT id FROM picked ORDER BY id LIMIT 1)
       AND d.id <= (SELECT id FROM picked ORDER BY id DESC LIMIT 1)
     RETURNING d.id, d.attempt_count, d.next_attempt_at
+), cancelled AS (
+    UPDATE webhooks_delivery d
+    SET status = 'cancelled', last_error = 'payload_erased', last_status_code = NULL, next_attempt_at = NULL,
+        lease_id = NULL, completed_at = clock_timestamp()
+    WHERE d.id = ANY (ARRAY (SELECT id FROM loaded WHERE is_erased))
+      AND d.id >= (SELECT id FROM picked ORDER BY id LIMIT 1)
+      AND d.id <= (SELECT id FROM picked ORDER BY id DESC LIMIT 1)
+    RETURNING d.id, 0, d.completed_at
+), done AS (
+    SELECT * FROM leased UNION ALL SELECT * FROM cancelled
 )
-SELECT leased.id AS delivery_id, l.event_id, l.event_type, l.event_data, l.event_created_at,
-       leased.attempt_count AS attempt, leased.next_attempt_at AS lease_expires_at
-FROM leased JOIN loaded l ON l.id = leased.id ORDER BY l.place, l.id
+SELECT done.id AS delivery_id, l.event_id, l.event_type, l.event_data, l.event_created_at,
+       done.attempt_count AS attempt, done.next_attempt_at AS lease_expires_at
+FROM done JOIN loaded l ON l.id = done.id ORDER BY l.place, l.id
 """
 _FETCH = _BY_ORDER.format(inbox=_INBOX, of_type="") + _LEASE
 _FETCH_TYPE = _BY_ORDER.format(inbox=_INBOX, of_type=" AND inbox_type = %(type)s") + _LEASE
@@ -178,6 +191,7 @@ def fetch(
     lease_id = new_id()
     parameters: dict[str, Any] = {
         "inbox": inbox_id, "limit": limit, "lease": lease_id, "seconds": seconds, "bytes": MAX_BYTES,
+        "erased": ERASED,
     }  # fmt: skip
     statement = _FETCH
     if event_type is not None and event_type.endswith(".*"):
@@ -195,7 +209,9 @@ def fetch(
             other.execute(KEEP_PLANS_WITHOUT_WAITING)
             return fetching.execute(statement, parameters).fetchall()
 
-    events = in_transaction(work)
+    events: list[FetchedEvent] = []
+    while not events and (found := in_transaction(work)):
+        events = [event for event in found if event.attempt]
     FETCHES.inc("events" if events else "none")
     if events:
         FETCHED.inc(by=len(events))
