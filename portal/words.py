@@ -14,11 +14,20 @@ STATES = {
 DELIVERY_STATES = {
     "pending": "It waits for its first attempt.",
     "retrying": "An attempt failed; the next one is planned.",
-    "delivering": "It is being sent right now, or a consumer has fetched it from its inbox.",
+    "delivering": "It is being sent right now.",
     "delivered": "Your endpoint accepted it.",
     "failed": "All attempts have failed. You can retry it.",
     "held": "Its endpoint is disabled. It is sent once you enable that.",
     "cancelled": "It won't be sent: its endpoint was deleted, its data was erased, or it was held for too long.",
+}
+# The same in an inbox, where nothing is sent.
+INBOX_STATES = {
+    "pending": "It waits in the inbox until a consumer fetches it.",
+    "retrying": "A consumer gave it back. It can be fetched again.",
+    "delivering": "A consumer has fetched it, and hasn't acknowledged it yet.",
+    "delivered": "A consumer has acknowledged it.",
+    "held": "Its inbox is disabled. It can be fetched once that is enabled.",
+    "cancelled": "It can't be fetched: its inbox was deleted, its data was erased, or nobody fetched it in time.",
 }
 
 _BY_FAILURE = {

@@ -42,6 +42,7 @@ from webhooks.display.formatting import (
     short_id,
     table,
 )
+from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.order import PARKED_FROM
 from webhooks.states import NOT_LEASED, DeliveryState, in_delivery_state, is_leased
@@ -162,6 +163,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
         narrowed = {"organization", "subscription", "event"} & set(request.GET)
         return ("-created_at", "-id") if narrowed else ("-id",)
 
+    def fits(self, action: str, row: Delivery) -> bool:
+        """Offer to stop a host only where there is one."""
+        return super().fits(action, row) and not (action == "stop_host" and is_inbox(row.subscription))
+
     @admin.display(description="time", ordering="created_at")
     def time_display(self, row: Delivery) -> str:
         return format_time(row.created_at)
@@ -176,7 +181,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="endpoint")
     def endpoint_link(self, row: Delivery) -> SafeString | str:
-        return object_link(row.subscription, short(host_of_url(row.subscription.url), 60))
+        return object_link(row.subscription, short(host_of_url(row.subscription.url) or row.subscription.url, 60))
 
     @admin.display(description="attempts")
     def attempts_column(self, row: Delivery) -> int:

@@ -9,6 +9,7 @@ from portal import words
 from webhooks.display.causes import error_words
 from webhooks.display.formatting import cause_of, format_duration, format_time, host_of_url, short
 from webhooks.display.standing import distance, when
+from webhooks.inboxes import is_inbox
 from webhooks.models import Delivery, DeliveryAttempt
 from webhooks.states import SubscriptionState, next_attempt_at, state_of
 
@@ -61,7 +62,8 @@ def delivery_row(row: Delivery) -> dict[str, Any]:
         "type": short(row.event.type, 100),
         "endpoint": short(host_of_url(row.subscription.url, with_path=True), 80),
         "state": state,
-        "meaning": words.DELIVERY_STATES.get(state, ""),
+        "meaning": (words.INBOX_STATES if is_inbox(row.subscription) else words.DELIVERY_STATES).get(state, ""),
+        "is_inbox": is_inbox(row.subscription),
         "attempts": row.attempt_count,
         "result": error_words(row.last_error, row.last_status_code),
         "advice": advice,
