@@ -21,7 +21,7 @@ from webhooks import delivery_actions
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import is_outcome
 from webhooks.models import Delivery
-from webhooks.states import DeliveryState, delivery_state
+from webhooks.states import STATE_COLUMNS, DeliveryState, delivery_state
 from webhooks.upkeep import replay
 
 if TYPE_CHECKING:
@@ -81,14 +81,14 @@ def hold_or_resume(
         return None
     rows = list(
         Delivery.objects.filter(pk__in=chosen).values_list(
-            "pk", "organization_id", "status", "last_error", "subscription__is_active", "subscription__deleted_at"
+            "pk", "organization_id", "subscription__is_active", "subscription__deleted_at", *STATE_COLUMNS
         )
     )
     skipped: Counter[str] = Counter()
     able: list[uuid.UUID] = []
     organizations: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
-    for pk, organization_id, status, error, is_active, deleted_at in rows:
-        why_not = _why_not(action, delivery_state(status, error), is_active, deleted_at is not None)
+    for pk, organization_id, is_active, deleted_at, *columns in rows:
+        why_not = _why_not(action, delivery_state(*columns), is_active, deleted_at is not None)
         if why_not is None:
             able.append(pk)
             organizations[organization_id].append(pk)
@@ -126,7 +126,7 @@ def _why_not(action: DeliveryAction, state: str, is_active: bool, deleted: bool)
     """Return why the action skips a delivery, or None if it doesn't."""
     if state not in action.states:
         return {
-            "delivering": "being sent right now",
+            "delivering": "being sent right now, or fetched by a consumer",
             "cancelled": "cancelled with the subscription",
         }.get(state, f"{state} (can't {action.verb})")
     if deleted:

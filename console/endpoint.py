@@ -15,25 +15,30 @@ from webhooks.display.causes import error_words
 from webhooks.display.formatting import cause_of, format_duration, format_time, short
 from webhooks.display.series import SPANS, read_series
 from webhooks.display.standing import count_waiting, recent_attempts, when
+from webhooks.inboxes import is_inbox
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 
 SHOWN_ATTEMPTS = 20
 _LINKED_STATUSES = ("pending", "retrying", "failed", "held", "delivered")
+_LINKED_OF_INBOX = ("pending", "delivering", "retrying", "held", "delivered", "cancelled")
 
 
 def endpoint_context(request: HttpRequest, subscription: Subscription) -> dict[str, Any]:
     """Return what the page shows above the subscription's settings."""
+    if is_inbox(subscription):
+        return {
+            "is_inbox": True,
+            "organization": object_link(subscription.organization),
+            "deliveries": _links(subscription, _LINKED_OF_INBOX),
+            "queue": _inbox_facts(subscription),
+        }
     span = SPANS.get(request.GET.get("span", ""), SPANS["24h"])
     series = read_series(span, subscription.organization_id, subscription.pk)
     page = reverse("admin:webhooks_subscription_change", args=[subscription.pk])
     as_table = "table" in request.GET
-    deliveries = [
-        list_link("webhooks_delivery", name, subscription=subscription.pk, **status)
-        for name, status in [("all", {}), *((one, {"status": one}) for one in _LINKED_STATUSES)]
-    ]
     return {
         "organization": object_link(subscription.organization),
-        "deliveries": deliveries,
+        "deliveries": _links(subscription, _LINKED_STATUSES),
         "span": span,
         "spans": [(one.label, f"{page}?span={one.name}", one is span) for one in SPANS.values()],
         "table_url": f"{page}?span={span.name}&table=1",
@@ -45,6 +50,30 @@ def endpoint_context(request: HttpRequest, subscription: Subscription) -> dict[s
         "queue": _queue_facts(subscription),
         "attempts": _recent_attempts(subscription.pk),
     }
+
+
+def _links(subscription: Subscription, statuses: tuple[str, ...]) -> list[Any]:
+    return [
+        list_link("webhooks_delivery", name, subscription=subscription.pk, **status)
+        for name, status in [("all", {}), *((one, {"status": one}) for one in statuses)]
+    ]
+
+
+def _inbox_facts(subscription: Any) -> list[tuple[str, Any]]:
+    """Return how an inbox that was read with its state stands, and what is in it.  Nothing is sent or attempted."""
+    counts = count_waiting(subscription.pk)
+
+    def waiting(count: str, status: str) -> Any:
+        return list_link("webhooks_delivery", count, subscription=subscription.pk, status=status)
+
+    return [
+        ("in this state since", when(subscription.state_since, timezone.now())),
+        ("cause", cause_of(subscription) or "-"),
+        ("waiting to be fetched", waiting(counts.pending, "pending")),
+        ("fetched, and not acknowledged yet", waiting(counts.fetched, "delivering")),
+        ("given back by a consumer", waiting(counts.retrying, "retrying")),
+        ("held", waiting(counts.held, "held")),
+    ]
 
 
 def _queue_facts(subscription: Any) -> list[tuple[str, Any]]:

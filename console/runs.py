@@ -107,7 +107,7 @@ def _begin(
             filters.get("org") or (organizations[0] if len(organizations) == 1 and not found.is_cut else None),
             kind=kind,
             actor=actor,
-            total=None if found.is_cut else found.total,
+            total=None if found.is_cut else found.seen,
             asked=asked,
             seen_at=form.cleaned_data["seen_at"],
         )
@@ -117,7 +117,7 @@ def _begin(
         text = f"{run.actor or 'Somebody'} asked for the same at {format_time(run.created_at)}. This is that run."
         model_admin.message_user(request, text, messages.WARNING)
     else:
-        if not found.is_cut and found.total <= DONE_AT_ONCE:
+        if not found.is_cut and found.seen <= DONE_AT_ONCE:
             while run.state == BulkRun.State.RUNNING and (following := replay.advance(run.pk)) is not None:
                 run = following
         model_admin.message_user(request, _said(run, found), messages.SUCCESS)
@@ -191,11 +191,15 @@ def _said(run: BulkRun, found: Preview) -> str:
 
 
 def _left_alone(found: Preview) -> str:
-    """Return which of the deliveries that were chosen one by one a run leaves alone, and why."""
-    reasons = {_WHY_NOT.get(state, state): count for state, count in found.others.items()}
+    """Return which of the deliveries that were chosen a run leaves alone, and why."""
+    reasons = {_WHY_NOT.get(state, state): count for state, count in _others(found).items()}
     if found.delivered and found.is_by_name:
         reasons["delivered already"] = found.delivered
     return f"Left alone: {'; '.join(f'{count:,} {why}' for why, count in reasons.items())}." if reasons else ""
+
+
+def _others(found: Preview) -> dict[str, int]:
+    return {**found.others, **({"erased": found.erased} if found.erased else {})}
 
 
 def _many(found: Preview) -> str:
@@ -215,7 +219,7 @@ def _question(kind: BulkRun.Kind, found: Preview) -> Question:
             f"Delivered already, and left alone unless you say so: {delivered} more. Their endpoints would get those "
             "webhooks a second time."
         )
-    for state, count in found.others.items():
+    for state, count in _others(found).items():
         paragraphs.append(f"{count:,} selected {_are(count)} {_WHY_NOT.get(state, state)} and will be left alone.")
     nothing = not found.total and not found.delivered
     question = Question(f"{word} {_many(found)}?", f"{word} {_many(found)}", paragraphs, nothing_to_do=nothing)
@@ -225,6 +229,7 @@ def _question(kind: BulkRun.Kind, found: Preview) -> Question:
 
 
 _WHY_NOT = {
+    "erased": "of an event whose payload was erased",
     "pending": "waiting for the first attempt already",
     "delivering": "being sent right now",
     "held": "held (use Resume)",

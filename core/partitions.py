@@ -54,6 +54,16 @@ class AddIndexToPartitionsConcurrently(AddIndexConcurrently):
                 time.sleep(1)
             cursor.execute("RESET lock_timeout")
 
+    def database_backwards(
+        self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
+    ) -> None:
+        self._ensure_not_in_transaction(schema_editor)
+        with schema_editor.connection.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '200ms'")  # PostgreSQL can't drop one concurrently, either
+            while not _was_quick(cursor, f'DROP INDEX IF EXISTS "{self.index.name}"'):
+                time.sleep(1)
+            cursor.execute("RESET lock_timeout")
+
 
 def _was_quick(cursor: Any, statement: str) -> bool:
     """Run a statement; return False if it had to wait for a lock too long."""

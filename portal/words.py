@@ -20,6 +20,15 @@ DELIVERY_STATES = {
     "held": "Its endpoint is disabled. It is sent once you enable that.",
     "cancelled": "It won't be sent: its endpoint was deleted, its data was erased, or it was held for too long.",
 }
+# The same in an inbox, where nothing is sent.
+INBOX_STATES = {
+    "pending": "It waits in the inbox until a consumer fetches it.",
+    "retrying": "A consumer gave it back. It can be fetched again.",
+    "delivering": "A consumer has fetched it, and hasn't acknowledged it yet.",
+    "delivered": "A consumer has acknowledged it.",
+    "held": "Its inbox is disabled. It can be fetched once that is enabled.",
+    "cancelled": "It can't be fetched: its inbox was deleted, its data was erased, or nobody fetched it in time.",
+}
 
 _BY_FAILURE = {
     Failure.REDIRECT: ("redirect", "Your endpoint redirects elsewhere, which we don't follow. Enter the final URL."),

@@ -24,16 +24,42 @@ NAME, PASSWORD = "olga", "correct horse battery"
 WIDTH, HEIGHT = 1280, 900
 
 
-def pictures(demo: Demo) -> dict[str, tuple[str, bool]]:
+def pictures(demo: Demo, inbox: str) -> dict[str, tuple[str, bool]]:
     """Return the path of each page, and whether all of it is shown, by the picture's name."""
     return {
         "home": ("/?span=1h", True),
         "endpoint": (f"/webhooks/subscription/{demo.dead}/change/?span=24h", False),
         "deliveries": ("/webhooks/delivery/?status=failed", False),
+        "inbox": (f"/webhooks/subscription/{inbox}/change/", False),
     }
 
 
-def take(browser: Browser, base: str, demo: Demo, folder: Path) -> None:
+def make_inbox(demo: Demo) -> str:
+    """Make an inbox with something in each state, and return its id."""
+    from events.ingest import ingest
+    from events.payload import NewEvent
+    from orgs.models import Organization
+    from webhooks import subscriptions
+    from webhooks.destinations.inbox import leases
+    from webhooks.models import Subscription
+    from webhooks.routing.fan_out import FanOut
+
+    organization = Organization.objects.get(pk=Subscription.objects.get(pk=demo.dead).organization_id)
+    inbox, _ = subscriptions.create(
+        organization.pk, inbox="warehouse", event_types=["stock.*"], description="The warehouse's own computer"
+    )
+    for number in range(60):
+        ingest(organization.pk, NewEvent("stock.changed", f'{{"item": "P-{1000 + number}", "left": {number}}}', None))
+    while FanOut().run_round(1000).seen:
+        pass
+    lease, events = leases.fetch(inbox.pk, 40, 3600)
+    ids = [event.delivery_id for event in events]
+    leases.acknowledge(inbox.pk, ids[:25], lease)
+    leases.give_back(inbox.pk, ids[25:28], 0, lease)
+    return str(inbox.pk)
+
+
+def take(browser: Browser, base: str, demo: Demo, inbox: str, folder: Path) -> None:
     """Write every picture, light and dark, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     schemes: tuple[Any, ...] = ("light", "dark")
@@ -45,7 +71,7 @@ def take(browser: Browser, base: str, demo: Demo, folder: Path) -> None:
         page.fill("#id_password", PASSWORD)
         with page.expect_navigation():
             page.click("[type=submit]")
-        for name, (path, is_full) in pictures(demo).items():
+        for name, (path, is_full) in pictures(demo, inbox).items():
             page.goto(f"{base}/admin{path}")
             page.screenshot(path=folder / f"{name}-{scheme}.png", full_page=is_full)
         context.close()
@@ -60,6 +86,7 @@ def main() -> int:
         stack.empty()
         stack.set_django_up()
         demo = fill(20_000, organizations=40, subscriptions=160)
+        inbox = make_inbox(demo)
         stack.sql("VACUUM ANALYZE")
         from django.contrib.auth.models import User
 
@@ -73,7 +100,7 @@ def main() -> int:
                 executable_path=str(found.program), env={**os.environ, **found.env}, timeout=60_000
             )
             # Django's ORM refuses to be used under Playwright's loop; nothing below uses it.
-            take(browser, stack.url, demo, IMAGES)
+            take(browser, stack.url, demo, inbox, IMAGES)
             browser.close()
     finally:
         stack.stop()

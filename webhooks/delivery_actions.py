@@ -15,7 +15,8 @@ from core.db import in_transaction
 from core.wakeups import WEBHOOKS, wake
 from webhooks.models import Cause, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.queues import lock_queues, mark_due
-from webhooks.states import in_delivery_states
+from webhooks.routing.selection import erased_among
+from webhooks.states import in_delivery_states, is_leased
 
 
 class DeliveryAction(Enum):
@@ -43,6 +44,8 @@ def why_not_retryable(delivery: Delivery) -> str:
     """Return why a retry left this delivery alone, or why none is to be made."""
     if delivery.event.is_erased:
         return _ERASED
+    if is_leased(delivery.status, delivery.lease_id, delivery.next_attempt_at):
+        return "A consumer has fetched the delivery from its inbox; it can be fetched again when the lease ends."
     return _WHY_NOT_RETRYABLE.get(DeliveryStatus(delivery.status), "Its subscription is disabled or deleted.")
 
 
@@ -58,7 +61,8 @@ def apply(action: DeliveryAction, delivery_ids: Iterable[uuid.UUID], *, announce
     """Do `action` to those of the deliveries that it fits; return how many changed.
 
     A retry is one more attempt, now, even while the breaker is open.  A replay starts the schedule anew.  Deliveries
-    of a deleted subscription and those in flight are left alone, and those of a disabled one can only be held.
+    of a deleted subscription and those in flight are left alone, those of erased events aren't sent again, and those of
+    a disabled subscription can only be held.
     announce: wake the workers afterwards.
     """
     ids = list(delivery_ids)
@@ -94,8 +98,13 @@ def _apply(
         fitting = fitting.filter(subscription__is_active=True)
     # Locked: a worker whose queue isn't among those that were just locked has none of these in hand.
     chosen = list(
-        fitting.select_for_update(of=("self",)).values_list("id", "subscription_id", "subscription__is_active")
+        fitting.select_for_update(of=("self",)).values_list(
+            "id", "subscription_id", "subscription__is_active", "event_id"
+        )
     )
+    if action in {DeliveryAction.RETRY, DeliveryAction.REPLAY}:  # an attempt could only fail
+        erased = erased_among([row[3] for row in chosen])
+        chosen = [row for row in chosen if row[3] not in erased]
     to_send = [row[0] for row in chosen if row[2] or action is DeliveryAction.HOLD]
     to_hold = [row[0] for row in chosen if not row[2] and action is not DeliveryAction.HOLD]
     Delivery.objects.filter(id__in=to_send).update(**_changes(action))

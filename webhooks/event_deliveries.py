@@ -16,7 +16,7 @@ from webhooks.destinations.outcome import Failure
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
 from webhooks.order import unpark
 from webhooks.queues import lock_queues, mark_due
-from webhooks.states import delivery_state, next_attempt_at
+from webhooks.states import next_attempt_at, state_of
 
 # The same words in the same order as the condition of the index webhooks_delivery_undelivered.
 _WAITING_OR_FAILED = ("pending", "held", "failed")
@@ -74,7 +74,7 @@ class EventDeliveries:
             DeliveryLine(
                 row.id,
                 row.subscription_id,
-                delivery_state(row.status, row.last_error),
+                state_of(row),
                 row.attempt_count,
                 next_attempt_at(row),
                 row.completed_at,

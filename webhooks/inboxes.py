@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import structlog
 from django.db import IntegrityError, transaction
+from django.db.models.functions import Now
 from psycopg.rows import class_row
 
-from core.db import server_cursor
+from core.db import in_transaction, server_cursor
 from events.models import Event, EventStatus
 from events.payload import EVERYTHING
 from orgs.models import Organization
@@ -21,6 +22,7 @@ from webhooks import subscriptions
 from webhooks.destinations.inbox.arrivals import announce_arrivals
 from webhooks.models import BulkRun, DeliveryStatus, DestinationKind, Subscription
 from webhooks.routing.insert import NewDeliveries
+from webhooks.routing.selection import wanted_events
 from webhooks.upkeep import recovery
 
 log = structlog.get_logger()
@@ -31,6 +33,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NAME_RULE = f"must be 1 to {MAX_NAME} letters, digits, `.`, `_`, and `-`, the first of them a letter or digit"
 # How long the first use of the default inbox fills it; workers go on with the rest.
 FILL_SECONDS = 0.5
+# Of the events that wait for their fan-out, it takes so many of the oldest; the fan-out brings the others.
+ACCEPTED_AT_ONCE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,17 +49,24 @@ class Inbox:
     retention_days: int
 
 
-_FIND = """
+_SELECT = """
 SELECT s.id, s.organization_id, s.inbox AS name, s.is_active, s.disabled_reason, o.retention_days
 FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id
-WHERE s.organization_id = %s AND s.kind = 'inbox' AND s.inbox = %s AND s.deleted_at IS NULL
 """
+_FIND = f"{_SELECT} WHERE s.organization_id = %s AND s.kind = 'inbox' AND s.inbox = %s AND s.deleted_at IS NULL"
+_FIND_AGAIN = f"{_SELECT} WHERE s.id = %s AND s.deleted_at IS NULL"
 
 
 def find(organization_id: uuid.UUID, name: str = DEFAULT) -> Inbox | None:
     """Return the organization's inbox of this name."""
     with server_cursor(class_row(Inbox)) as cursor:
         return cursor.execute(_FIND, (organization_id, name)).fetchone()
+
+
+def find_again(inbox_id: uuid.UUID) -> Inbox | None:
+    """Return an inbox that was found earlier, as it is now; None if it was deleted meanwhile."""
+    with server_cursor(class_row(Inbox)) as cursor:
+        return cursor.execute(_FIND_AGAIN, (inbox_id,)).fetchone()
 
 
 def find_or_make_default(organization_id: uuid.UUID, audit: Callable[[Subscription], None]) -> Inbox:
@@ -84,27 +95,36 @@ def find_or_make_default(organization_id: uuid.UUID, audit: Callable[[Subscripti
 
 def _fill(subscription: Subscription, run_id: uuid.UUID) -> None:
     """Put in what is undelivered, the oldest first, for a while.  What is left is the workers'."""
-    with transaction.atomic():
-        # A fan-out that is under way may not know the inbox yet: wait for its events.
-        waiting = Event.objects.filter(
-            organization_id=subscription.organization_id, status=EventStatus.ACCEPTED,
-            created_at__lte=subscription.created_at,
-        )  # fmt: skip
-        ids = list(waiting.order_by("id").select_for_update(no_key=True, of=("self",)).values_list("id", flat=True))
-        deliveries = NewDeliveries()
-        for event_id in ids:
-            deliveries.add(
-                subscription.organization_id, event_id, [subscription.pk], DeliveryStatus.PENDING, are_inboxes=True
-            )
-        with server_cursor() as cursor:
-            deliveries.insert(0.0, cursor, cursor)
-            deliveries.mark_queues(0.0, cursor)
     ends = time.monotonic() + FILL_SECONDS
     while time.monotonic() < ends:
         run = recovery.advance(run_id)
         if run is None or run.state != BulkRun.State.RUNNING:
             break
+    in_transaction(lambda: _add_accepted(subscription))
     announce_arrivals([subscription.pk])
+
+
+def _add_accepted(subscription: Subscription) -> None:
+    """Put in some of the events that wait for their fan-out, so that who has just sent one finds it here.
+
+    Only some, and none that a fan-out has in hand, so that nobody waits for this: fan-outs put the others in.
+    """
+    waiting = Event.objects.filter(
+        organization_id=subscription.organization_id, status=EventStatus.ACCEPTED, due_at__lte=Now()
+    )
+    locked = waiting.order_by("created_at", "id").select_for_update(no_key=True, skip_locked=True, of=("self",))
+    rows = list(locked.values_list("id", "type", "channels")[:ACCEPTED_AT_ONCE])
+    deliveries = NewDeliveries()
+    types = {row[0]: row[1] for row in rows}
+    for event_id in wanted_events(subscription, rows):
+        deliveries.add(
+            subscription.organization_id, event_id, [subscription.pk], DeliveryStatus.PENDING,
+            inbox_type=types[event_id],
+        )  # fmt: skip
+    if len(deliveries):
+        with server_cursor() as cursor:
+            deliveries.insert(0.0, cursor, cursor)
+            deliveries.mark_queues(0.0, cursor)
 
 
 def is_inbox(subscription: Subscription) -> bool:

@@ -323,6 +323,8 @@ class Delivery(models.Model):
     # Of an ordered subscription, if the event has a key: `webhooks.order`.  ordered_at: when the event was accepted.
     ordering_key = models.CharField(max_length=255, null=True, editable=False)
     ordered_at = models.DateTimeField(null=True, editable=False)
+    # Of a delivery to an inbox: the event's type, so that what waits of a type is found behind any number of others.
+    inbox_type = models.CharField(max_length=256, null=True, editable=False, db_collation="C")
     status = models.CharField(max_length=10, choices=DeliveryStatus.choices, default=DeliveryStatus.PENDING)
     next_attempt_at = models.DateTimeField(null=True, db_default=Now())
     cause = models.CharField(max_length=10, choices=Cause.choices, default=Cause.SCHEDULE)
@@ -375,6 +377,17 @@ class Delivery(models.Model):
                 fields=["subscription", "next_attempt_at"],
                 condition=Q(status="pending", lease_id__isnull=False),
                 name="webhooks_delivery_fetched",
+            ),
+            # Both parts of an inbox once more, by type: what was fetched before, and what wasn't.
+            models.Index(
+                fields=["subscription", "inbox_type", "next_attempt_at"],
+                condition=Q(status="pending", lease_id__isnull=False, inbox_type__isnull=False),
+                name="webhooks_delivery_type_again",
+            ),
+            models.Index(
+                fields=["subscription", "inbox_type", "next_attempt_at"],
+                condition=Q(status="pending", lease_id__isnull=True, inbox_type__isnull=False),
+                name="webhooks_delivery_type_fresh",
             ),
             # For the lists by state: the rows wanted may be older than millions of delivered ones.  What waits for its
             # first attempt and what waits for another one (`webhooks.states`) are in one index each.

@@ -2,7 +2,8 @@
 all ask here.
 
 A delivery is *retrying* from its first failed attempt until it is sent or has failed for good; the database's `pending`
-covers that and what waits for its first attempt.
+covers that and what waits for its first attempt.  In an inbox, what a consumer has fetched is *delivering* until it is
+acknowledged or its lease ends, although the database has it as `pending` (`destinations.inbox.leases`).
 
 A subscription is *disabled*, *paused* (its circuit breaker is open, or its endpoint asked for a pause), *failing* (its
 last attempt failed) or *active*, the first of these that is so.  The conditions are defined once, as SQL; the queries
@@ -12,6 +13,7 @@ that `with_state` and `in_state` return carry them, and Python only reads what c
 from __future__ import annotations
 
 import datetime
+import uuid
 from collections.abc import Iterable
 
 from django.conf import settings
@@ -30,7 +32,9 @@ from django.db.models import (
     When,
 )  # fmt: skip
 from django.db.models.functions import Coalesce, Greatest, Now
+from django.utils import timezone
 
+from webhooks.destinations.inbox.leases import GIVEN_BACK
 from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription
 from webhooks.order import PARKED_FROM
 
@@ -38,7 +42,7 @@ from webhooks.order import PARKED_FROM
 
 
 class DeliveryState(TextChoices):
-    """How a delivery stands: its status, with `retrying` apart from `pending`."""
+    """How a delivery stands: its status, with `retrying` and what is fetched from an inbox apart from `pending`."""
 
     PENDING = "pending"
     RETRYING = "retrying"
@@ -52,17 +56,42 @@ class DeliveryState(TextChoices):
 # The conditions of the indexes webhooks_delivery_by_status and webhooks_delivery_retrying.
 _NOT_ATTEMPTED = Q(status=DeliveryStatus.PENDING, last_error="")
 _RETRYING = Q(status=DeliveryStatus.PENDING) & ~Q(last_error="")
+# Only inboxes have pending deliveries with a lease.  `NOT_LEASED` is the opposite; in SQL it has no NULL, either.
+_LEASED = Q(status=DeliveryStatus.PENDING, lease_id__gt=GIVEN_BACK, next_attempt_at__gt=Now())
+_NOT_LEASED = Q(lease_id=None) | Q(lease_id=GIVEN_BACK) | Q(next_attempt_at__lte=Now())
+NOT_LEASED = f"(lease_id IS NULL OR lease_id = '{GIVEN_BACK}' OR next_attempt_at <= statement_timestamp())"
+# The columns that `delivery_state` takes.
+STATE_COLUMNS = ("status", "last_error", "lease_id", "next_attempt_at")
 
 
-def delivery_state(status: str, last_error: str) -> str:
+def state_of(delivery: Delivery) -> str:
+    """Return the state of a delivery."""
+    return delivery_state(delivery.status, delivery.last_error, delivery.lease_id, delivery.next_attempt_at)
+
+
+def is_leased(status: str, lease_id: uuid.UUID | None, next_attempt_at: datetime.datetime | None) -> bool:
+    """Return whether a consumer has fetched a delivery with these columns from its inbox, and its lease lasts."""
+    return (
+        status == DeliveryStatus.PENDING
+        and lease_id not in {None, GIVEN_BACK}
+        and next_attempt_at is not None
+        and next_attempt_at > timezone.now()
+    )
+
+
+def delivery_state(
+    status: str, last_error: str, lease_id: uuid.UUID | None, next_attempt_at: datetime.datetime | None
+) -> str:
     """Return the state of a delivery with these columns."""
+    if is_leased(status, lease_id, next_attempt_at):
+        return DeliveryState.DELIVERING.value
     if status == DeliveryStatus.PENDING and last_error:
         return DeliveryState.RETRYING.value
     return status
 
 
 def next_attempt_at(delivery: Delivery) -> datetime.datetime | None:
-    """Return when a delivery that waits for an attempt is due; None if none is planned."""
+    """Return when a delivery that waits for an attempt is due, or can be fetched again; None if none is planned."""
     if delivery.status != DeliveryStatus.PENDING or delivery.next_attempt_at is None:
         return None
     return delivery.next_attempt_at if delivery.next_attempt_at < PARKED_FROM else None
@@ -71,8 +100,10 @@ def next_attempt_at(delivery: Delivery) -> datetime.datetime | None:
 def in_delivery_state(state: str) -> Q:
     """Return the condition for deliveries in a state."""
     if state == DeliveryState.RETRYING:
-        return _RETRYING
-    return _NOT_ATTEMPTED if state == DeliveryState.PENDING else Q(status=state)
+        return _RETRYING & _NOT_LEASED
+    if state == DeliveryState.DELIVERING:
+        return Q(status=DeliveryStatus.DELIVERING) | _LEASED
+    return _NOT_ATTEMPTED & _NOT_LEASED if state == DeliveryState.PENDING else Q(status=state)
 
 
 def in_delivery_states(states: Iterable[str]) -> Q:

@@ -26,6 +26,7 @@ from orgs.models import Organization
 from webhooks import notices
 from webhooks.credentials import Credentials, with_columns
 from webhooks.destinations.http.signing import SecretType, new_secret
+from webhooks.destinations.inbox.arrivals import announce_arrivals
 from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription, SubscriptionQueue
 from webhooks.order import PARKED_FROM, unpark_forgotten
 from webhooks.signing_secrets import (
@@ -185,6 +186,7 @@ def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None, *, au
     )
     SubscriptionQueue.objects.filter(pk=subscription_id).update(accepts_deliveries=False, needs_resync=True)
     if changed:
+        _tell_consumers([subscription_id])
         organization_id = Subscription.objects.values_list("organization_id", flat=True).get(pk=subscription_id)
         notices.note_disabled({subscription_id: organization_id}, automatically=automatically, reason=reason)
         if audit is not None:
@@ -275,6 +277,7 @@ def disable_many(
         )  # fmt: skip
         SubscriptionQueue.objects.filter(pk__in=ids).update(accepts_deliveries=False, needs_resync=True)
         if rows:
+            _tell_consumers(ids)
             notices.note_disabled({row.pk: row.organization_id for row in rows}, automatically=False, reason=reason)
             audit(rows)
     _begin_resync(ids)
@@ -298,6 +301,13 @@ def enable_many(
     _begin_resync(ids)
     wake(WEBHOOKS)
     return rows
+
+
+def _tell_consumers(subscription_ids: Sequence[uuid.UUID]) -> None:
+    """Once the transaction has committed, let consumers that wait at those which are inboxes look what has changed."""
+    found = Subscription.objects.filter(pk__in=subscription_ids, kind=DestinationKind.INBOX)
+    if ids := list(found.values_list("pk", flat=True)):
+        transaction.on_commit(partial(announce_arrivals, ids))
 
 
 def _lock(subscription_ids: Sequence[uuid.UUID]) -> None:
@@ -338,6 +348,8 @@ def _delete(subscription_id: uuid.UUID, audit: Audit | None) -> None:
     )
     SubscriptionQueue.objects.filter(pk=subscription_id).update(accepts_deliveries=False, needs_resync=True)
     notices.forget([subscription_id])
+    if deleted:
+        _tell_consumers([subscription_id])
     if deleted and audit is not None:
         audit()
 

@@ -42,9 +42,10 @@ from webhooks.display.formatting import (
     short_id,
     table,
 )
+from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.order import PARKED_FROM
-from webhooks.states import DeliveryState, in_delivery_state
+from webhooks.states import NOT_LEASED, DeliveryState, in_delivery_state, is_leased
 
 SHOWN_ATTEMPTS = 100
 OPENED_ATTEMPTS = 20
@@ -65,7 +66,10 @@ WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
 ORDER BY d.created_at, d.id LIMIT %(most)s
 """
 # The states whose lists are in the order of the next attempts, and their conditions, as in the indexes.
-_WAITING = {DeliveryState.PENDING.value: "last_error = ''", DeliveryState.RETRYING.value: "NOT last_error = ''"}
+_WAITING = {
+    DeliveryState.PENDING.value: f"last_error = '' AND {NOT_LEASED}",
+    DeliveryState.RETRYING.value: f"NOT last_error = '' AND {NOT_LEASED}",
+}
 
 
 def _waiting_ids(request: HttpRequest, state: str) -> list[uuid.UUID]:
@@ -137,7 +141,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
     fields: ClassVar = (
         "id", "status_display", "result_display", "event_link", "subscription_link", "organization_link",
         "attempt_count", "attempts_used", "trigger_display", "next_attempt_display", "ordering_key_display",
-        "lease_expires_at", "created_at", "completed_at", "attempts_display", "data_display",
+        "lease_display", "created_at", "completed_at", "attempts_display", "data_display",
     )  # fmt: skip
     actions = ("retry", "replay", "hold", "resume", "stop_host", "enable_host")
     object_actions = ("retry", "replay", "hold", "resume", "stop_host")
@@ -159,6 +163,10 @@ class DeliveryAdmin(ReadOnlyAdmin):
         narrowed = {"organization", "subscription", "event"} & set(request.GET)
         return ("-created_at", "-id") if narrowed else ("-id",)
 
+    def fits(self, action: str, row: Delivery) -> bool:
+        """Offer to stop a host only where there is one."""
+        return super().fits(action, row) and not (action == "stop_host" and is_inbox(row.subscription))
+
     @admin.display(description="time", ordering="created_at")
     def time_display(self, row: Delivery) -> str:
         return format_time(row.created_at)
@@ -173,7 +181,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @admin.display(description="endpoint")
     def endpoint_link(self, row: Delivery) -> SafeString | str:
-        return object_link(row.subscription, short(host_of_url(row.subscription.url), 60))
+        return object_link(row.subscription, short(host_of_url(row.subscription.url) or row.subscription.url, 60))
 
     @admin.display(description="attempts")
     def attempts_column(self, row: Delivery) -> int:
@@ -206,6 +214,11 @@ class DeliveryAdmin(ReadOnlyAdmin):
     @admin.display(description="next attempt")
     def next_attempt_display(self, row: Delivery) -> str:
         return next_attempt(row)
+
+    @admin.display(description="lease expires at")
+    def lease_display(self, row: Delivery) -> str:
+        fetched = is_leased(row.status, row.lease_id, row.next_attempt_at)
+        return format_time(row.next_attempt_at if fetched else row.lease_expires_at)
 
     @admin.display(description="triggered by")
     def trigger_display(self, row: Delivery) -> str:

@@ -25,7 +25,7 @@ from webhooks.delivery_filters import matching_deliveries
 from webhooks.display.exchange import exchange_blocks
 from webhooks.display.formatting import host_of_url, short
 from webhooks.models import Delivery, DeliveryAttempt
-from webhooks.states import DeliveryState, delivery_state
+from webhooks.states import DeliveryState, state_of
 
 MAX_SHOWN = 50
 MAX_ATTEMPTS_SHOWN = 50
@@ -136,7 +136,7 @@ class DeliveryView(DeliveryPage):
         )
         blocks = exchange_blocks(row, attempts, for_tenant=True)
         is_retryable = (
-            delivery_state(row.status, row.last_error) in DeliveryAction.RETRY.states
+            state_of(row) in DeliveryAction.RETRY.states
             and row.subscription.is_active
             and row.subscription.deleted_at is None
             and not row.event.is_erased

@@ -9,8 +9,9 @@ from portal import words
 from webhooks.display.causes import error_words
 from webhooks.display.formatting import cause_of, format_duration, format_time, host_of_url, short
 from webhooks.display.standing import distance, when
+from webhooks.inboxes import is_inbox
 from webhooks.models import Delivery, DeliveryAttempt
-from webhooks.states import SubscriptionState, delivery_state, next_attempt_at
+from webhooks.states import SubscriptionState, next_attempt_at, state_of
 
 
 def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
@@ -54,14 +55,15 @@ def _cause(row: Any, now: datetime.datetime) -> str:
 
 def delivery_row(row: Delivery) -> dict[str, Any]:
     """Return a delivery, read with its event's type and its subscription."""
-    state = delivery_state(row.status, row.last_error)
+    state = state_of(row)
     about, advice = words.advice(row.last_error, row.last_status_code)
     return {
         "id": row.pk,
         "type": short(row.event.type, 100),
         "endpoint": short(host_of_url(row.subscription.url, with_path=True), 80),
         "state": state,
-        "meaning": words.DELIVERY_STATES.get(state, ""),
+        "meaning": (words.INBOX_STATES if is_inbox(row.subscription) else words.DELIVERY_STATES).get(state, ""),
+        "is_inbox": is_inbox(row.subscription),
         "attempts": row.attempt_count,
         "result": error_words(row.last_error, row.last_status_code),
         "advice": advice,

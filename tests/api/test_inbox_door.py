@@ -6,7 +6,8 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,53 @@ def test_a_stream_ends_when_its_key_is_revoked(consumer: Consumer) -> None:
         other.send(1)
         with pytest.raises(EOFError):
             next_event(stream)
+
+
+@pytest.mark.parametrize(
+    ("close", "status", "code"),
+    [(subscriptions.disable, 409, "inbox_disabled"), (subscriptions.delete, 404, "inbox_not_found")],
+)
+@pytest.mark.parametrize("path", [POLL, f"{POLL}&type=a", f"{POLL}&cursor=latest"])
+def test_consumers_that_wait_are_told_at_once_that_their_inbox_is_closed(
+    consumer: Consumer, orders: Subscription, path: str, close: Callable[[Subscription], None], status: int, code: str
+) -> None:
+    with ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(consumer.get, path) for _ in range(3)]
+        wait_until(lambda: consumer.places() == 3)
+        close(orders)
+        refused = [answer.result(60) for answer in answers]  # with a 200 if they had waited for 20 s
+    assert {(one.status_code, one.json()["code"]) for one in refused} == {(status, code)}
+    assert consumer.places() == 0
+
+
+def test_all_web_processes_are_told_that_inboxes_are_closed(organization: Organization, orders: Subscription) -> None:
+    other = subscriptions.create(organization.id, inbox="other", event_types=["*"])[0]
+    pubsub = get_redis_connection("default").pubsub(ignore_subscribe_messages=True)
+    told: list[uuid.UUID] = []
+
+    def hear() -> int:
+        message = pubsub.get_message(timeout=1)
+        told.extend(announced(message["data"]) if message else [])
+        return len(told)
+
+    with contextlib.closing(pubsub):
+        pubsub.subscribe(CHANNEL)
+        subscriptions.disable(orders)
+        subscriptions.delete(orders)
+        subscriptions.disable_many([other.pk], "Because.", audit=lambda rows: None)
+        wait_until(lambda: hear() == 3)
+    assert told == [orders.pk, orders.pk, other.pk]
+
+
+def test_a_stream_ends_when_its_inbox_is_disabled(consumer: Consumer, orders: Subscription) -> None:
+    with consumer.stream() as stream:
+        wait_until(lambda: consumer.places() == 1)
+        consumer.send(1)
+        next_event(stream)
+        subscriptions.disable(orders)
+        with pytest.raises(EOFError):
+            next_event(stream)
+    assert consumer.get("/api/inbox/stream?inbox=orders").json()["code"] == "inbox_disabled"
 
 
 @pytest.mark.end_to_end

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from django.http import HttpResponse
 from django.test import Client
 
 from orgs.models import Organization
 from tests.console.rows import act, list_url, page_url, said
+from tests.webhooks.helpers import accept
 from webhooks import subscriptions
+from webhooks.destinations.inbox import leases
 from webhooks.destinations.outcome import Failure
 from webhooks.display.causes import words_for
-from webhooks.models import Subscription
+from webhooks.display.formatting import format_time
+from webhooks.models import Delivery, Subscription
 
 pytestmark = pytest.mark.django_db
 
@@ -34,6 +39,28 @@ def test_an_inbox_is_listed_and_offers_nothing_that_needs_an_endpoint(owner: Cli
         assert f'value="{name}"' not in page
     for field in ("url", "headers_text", "max_in_flight", "deliveries_per_second", "format", "transform"):
         assert f'name="{field}"' not in page
+
+
+def test_the_page_of_an_inbox_counts_what_consumers_have_fetched(
+    owner: Client, inbox: Subscription, organization: Organization
+) -> None:
+    accept(organization, 6)
+    lease, events = leases.fetch(inbox.pk, 4, 60)
+    leases.give_back(inbox.pk, [events[0].delivery_id], 0, lease)
+    page = " ".join(re.sub(r"<[^>]*>", " ", owner.get(page_url(inbox)).content.decode()).split())
+    for line in ("waiting to be fetched 2", "fetched, and not acknowledged yet 3", "given back by a consumer 1"):
+        assert line in page
+    for of_an_endpoint in ("circuit breaker", "in flight", "next attempt", "As a table"):
+        assert of_an_endpoint not in page
+    for status, count in (("pending", 2), ("delivering", 3), ("retrying", 1)):
+        listed = owner.get(list_url(Delivery, status=status, subscription=inbox.pk)).content.decode()
+        assert listed.count(f"state-{status}") == count
+        assert ">inbox:orders</a>" in listed
+    leased = owner.get(page_url(Delivery.objects.get(pk=events[1].delivery_id))).content.decode()
+    assert "state-delivering" in leased
+    assert format_time(events[1].lease_expires_at) in leased
+    assert 'value="hold"' in leased
+    assert 'value="stop_host"' not in leased
 
 
 @pytest.mark.parametrize("action", ENDPOINT_ACTIONS)

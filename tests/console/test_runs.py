@@ -11,6 +11,7 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
+from events.models import ERASED, Event
 from orgs.models import AuditEntry, Organization
 from tests.console.conftest import Staff
 from tests.console.rows import World, act, ask, list_url, make_delivery, make_event, page_url, said
@@ -122,6 +123,16 @@ def test_more_than_can_be_counted_stays_bounded_and_is_run_by_workers_to_its_end
     assert AuditEntry.objects.get(action="delivery.replay").target_name == world.subscription.url
     for row in (run, world.subscription):
         assert "delivery.replay" in text_of(viewer.get(page_url(row, "history"), follow=True))
+
+
+def test_what_was_erased_is_left_alone_and_said_so_before_and_afterwards(world: World, operator: Client) -> None:
+    Event.objects.filter(pk=world.deliveries["failed"].event_id).update(data=ERASED)
+    rows = [world.deliveries["failed"], make_delivery(make_event(world.organization), world.subscription, "failed")]
+    asked = text_of(ask(operator, "retry", rows))
+    assert "1 selected is of an event whose payload was erased and will be left alone." in asked
+    assert "Left alone: 1 of an event whose payload was erased." in said(act(operator, "retry", rows))
+    world.deliveries["failed"].refresh_from_db()
+    assert world.deliveries["failed"].status == "failed"
 
 
 def test_a_run_can_be_cancelled_and_what_it_did_stays(world: World, operator: Client, viewer: Client) -> None:

@@ -19,8 +19,10 @@ from portal import branding, words
 from portal.pages.help_page import LANGUAGES
 from tests.console.rows import make_attempt, make_delivery, make_event
 from tests.portal.conftest import Visitor
+from tests.webhooks.helpers import accept
 from webhooks import subscriptions
 from webhooks.destinations.http.auth import Bearer
+from webhooks.destinations.inbox import leases
 from webhooks.destinations.outcome import Failure
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 from webhooks.states import DeliveryState, SubscriptionState
@@ -276,6 +278,20 @@ def test_what_was_erased_is_not_offered_for_a_retry(
     assert page.status_code == 409
     assert "payload was erased" in text_of(page)
     assert Delivery.objects.get().status == "failed"
+
+
+def test_a_delivery_in_an_inbox_is_described_in_its_words(visitor: Visitor, organization: Organization) -> None:
+    inbox, _ = subscriptions.create(organization.pk, inbox="orders", event_types=["*"])
+    accept(organization)
+    lease, [event] = leases.fetch(inbox.pk, 1, 60)
+    path = f"deliveries/{event.delivery_id}"
+    fetched = text_of(visitor.get(path))
+    assert "delivering A consumer has fetched it" in " ".join(fetched.split())
+    assert "Leased until" in fetched
+    for of_an_endpoint in ("Next attempt", "Attempts", "webhook-id", "Retry now"):
+        assert of_an_endpoint not in fetched
+    leases.acknowledge(inbox.pk, [event.delivery_id], lease)
+    assert "A consumer has acknowledged it." in text_of(visitor.get(path))
 
 
 def test_the_help_explains_every_state_and_every_failure(visitor: Visitor) -> None:

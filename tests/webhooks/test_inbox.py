@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
+import threading
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from django.core.management import call_command
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 
@@ -26,7 +28,10 @@ from tests.conftest import ApiClient
 from tests.webhooks.helpers import fan_out
 from webhooks import inboxes, subscriptions
 from webhooks.dispatch.claim import claim
-from webhooks.models import Delivery, Subscription, SubscriptionQueue
+from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
+from webhooks.routing import fan_out as fan_out_module
+from webhooks.routing.fan_out import FanOut
+from webhooks.routing.selection import select
 from webhooks.upkeep import recovery
 from webhooks.upkeep.inbox_retention import InboxRetention, cancel_unfetched
 from webhooks.upkeep.retention import purge_expired
@@ -91,12 +96,52 @@ def test_what_another_subscription_has_received_is_not_in_a_new_default_inbox(
     assert fetched(api) == [failed]
 
 
-def test_an_event_whose_fan_out_is_under_way_is_in_a_new_default_inbox(api: ApiClient) -> None:
-    """It is accepted when the inbox is made, and its fan-out may have looked up the subscriptions before."""
+def test_an_event_that_waits_for_its_fan_out_is_in_a_new_default_inbox(api: ApiClient) -> None:
     event_id = api.post("/api/events", {"type": "order.created", "data": {}}).json()["id"]
     assert fetched(api) == [event_id]
     fan_out()
     assert Delivery.objects.count() == 1
+
+
+def test_a_new_default_inbox_takes_a_bounded_number_of_waiting_events_and_the_fan_out_the_others(
+    api: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inboxes, "ACCEPTED_AT_ONCE", 2)
+    ids = [api.post("/api/events", {"type": "order.created", "data": {}}).json()["id"] for _ in range(5)]
+    assert fetched(api) == ids[:2]
+    fan_out()
+    assert fetched(api) == ids[2:]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_fan_out_has_in_hand_holds_nobody_up_and_comes_into_a_new_default_inbox(api: ApiClient) -> None:
+    """The fan-out looked up the subscriptions before there was the inbox, which neither waits for it nor misses it."""
+    settled, in_hand = send(api, 1), api.post("/api/events", {"type": "order.created", "data": {}}).json()["id"]
+    looked_up, may_end = threading.Event(), threading.Event()
+
+    class Slow(FanOut):
+        """One that takes its time between looking up the subscriptions and inserting."""
+
+        def _process(self, events: Any, hand_over: Any = None) -> Any:
+            wanting = select(events, self._subscribers.matchers({event.organization_id for event in events}))
+            looked_up.set()
+            assert may_end.wait(30)
+            insertion = fan_out_module._Insertion(events, wanting)
+            insertion.insert()
+            return insertion
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            running = pool.submit(lambda: (Slow().run_round(10), connections.close_all()))
+            assert looked_up.wait(30)
+            assert fetched(api) == []  # it didn't wait, and what is older keeps its place before what is in hand
+        finally:
+            may_end.set()
+        running.result(30)
+    while (run := recovery.advance(BulkRun.objects.get().pk)) and run.state == BulkRun.State.RUNNING:
+        pass
+    assert fetched(api) == [*settled, in_hand]
+    assert "rounds" not in BulkRun.objects.get().filters
 
 
 def test_two_leases_never_share_an_event_and_an_expired_one_comes_first_again(api: ApiClient) -> None:
@@ -140,6 +185,33 @@ def test_inboxes_are_separate_and_match_types(api: ApiClient) -> None:
     assert fetched(api, "inbox=all&type=order.created") == [order]
     assert api.post("/api/inbox/ack", {"event_ids": [order], "inbox": "orders"}).json()["acknowledged"] == 1
     assert Delivery.objects.get(event_id=order, subscription__inbox="all").status == "pending"
+
+
+@pytest.mark.parametrize("wanted", ["user.created", "user.*"])
+def test_events_of_a_type_come_in_order_those_that_were_fetched_before_first(api: ApiClient, wanted: str) -> None:
+    send(api, *range(3))
+    make(api, "default")
+    before = send(api, 1, 2, type="user.created")
+    send(api, *range(3))
+    after = send(api, 3, type="user.created")
+    send(api, 4, type="user")
+    send(api, 5, type="user.created-late" if wanted == "user.created" else "users.created")
+    assert fetched(api, f"type={wanted}&limit=1") == before[:1]
+    assert fetched(api, f"type={wanted}&limit=1") == before[1:]
+    expire(before[1:])
+    assert fetched(api, f"type={wanted}&limit=2") == [before[1], *after]
+    assert fetched(api, f"type={wanted}") == []
+
+
+def test_what_a_recovery_or_a_disabled_inbox_brings_is_found_by_its_type(api: ApiClient) -> None:
+    [missed] = send(api, 1)
+    inbox = Subscription.objects.get(pk=make(api, "default")["id"])
+    recovery.advance(recovery.start(inbox, inbox.created_at - datetime.timedelta(days=1)).pk)
+    assert fetched(api, "type=order.*") == [missed]
+    subscriptions.disable(inbox)
+    [held] = send(api, 2)
+    subscriptions.enable(inbox)
+    assert fetched(api, "type=order.created") == [held]
 
 
 def test_senders_never_claim_from_an_inbox_and_nothing_is_due(api: ApiClient) -> None:
@@ -568,3 +640,59 @@ def test_an_event_that_nobody_has_fetched_is_not_under_a_lease(api: Any, organiz
         )
         assert told == "not_leased"
     assert api.post(f"/api/inbox/{accepted.event_id}/ack").status_code == 200
+
+
+def test_a_delivery_that_a_consumer_has_fetched_is_delivering_wherever_it_is_shown(api: ApiClient) -> None:
+    make(api, "default")
+    leased, waiting, given_back, over = send(api, 1, 2, 3, 4)
+    fetched(api, "limit=4")
+    api.post("/api/inbox/nack", {"event_ids": [waiting, given_back]})
+    Delivery.objects.filter(event_id=waiting).update(lease_id=None, last_error="")
+    expire([over])
+    expected = {leased: "delivering", waiting: "pending", given_back: "retrying", over: "pending"}
+    listed = api.get("/api/deliveries").json()["data"]
+    assert {one["event_id"]: one["status"] for one in listed} == expected
+    for status in ("delivering", "pending", "retrying"):
+        found = {one["event_id"] for one in api.get(f"/api/deliveries?status={status}").json()["data"]}
+        assert found == {event for event, state in expected.items() if state == status}
+    for event, status in expected.items():
+        assert [one["status"] for one in api.get(f"/api/events/{event}").json()["deliveries"]] == [status]
+    [shown] = [one for one in listed if one["event_id"] == leased]
+    assert shown["next_attempt_at"] > datetime.datetime.now(datetime.UTC).isoformat(), "until when it is leased"
+    refused = api.post(f"/api/deliveries/{shown['id']}/retry")
+    assert (refused.status_code, refused.json()["delivery_status"]) == (409, "delivering")
+    assert "consumer has fetched" in refused.json()["detail"]
+    api.post("/api/inbox/ack", {"event_ids": [leased]})
+    assert api.get("/api/deliveries?status=delivering").json()["data"] == []
+
+
+def erase(api: ApiClient, event_id: str) -> None:
+    """Erase an event's payload."""
+    assert api.delete(f"/api/events/{event_id}/payload").status_code in {200, 204}
+
+
+def test_an_erased_event_is_never_handed_out(api: ApiClient) -> None:
+    make(api, "default")
+    leased, waiting, requeued, null, last = send(api, *range(5))
+    Event.objects.filter(id=null).update(data="null")  # which a producer may send
+    assert fetched(api, "limit=1") == [leased]
+    erase(api, leased)
+    erase(api, waiting)
+    erase(api, requeued)
+    Delivery.objects.filter(event_id=requeued).update(status="pending", next_attempt_at=Now(), completed_at=None)
+    assert fetched(api, "limit=1") == [null], "not an empty page, either"
+    assert fetched(api) == [last]
+    acknowledged = api.post("/api/inbox/ack", {"event_ids": [leased]}).json()
+    assert acknowledged["results"][0]["status"] == "cancelled"
+    for event_id in (leased, waiting, requeued):
+        [shown] = api.get(f"/api/deliveries?event={event_id}").json()["data"]
+        assert (shown["status"], shown["last_error"]) == ("cancelled", "payload_erased")
+
+
+def test_the_log_leaves_out_what_was_erased_and_goes_on_behind_it(api: ApiClient) -> None:
+    make(api, "default")
+    first, erased, last = send(api, *range(3))
+    erase(api, erased)
+    page = api.get("/api/inbox?cursor=&limit=2").json()
+    assert ([event["id"] for event in page["events"]], page["has_more"]) == ([first], True)
+    assert [event["id"] for event in api.get(f"/api/inbox?cursor={page['next_cursor']}").json()["events"]] == [last]

@@ -29,6 +29,7 @@ from orgs.models import Organization
 from tests.webhooks.helpers import NOWHERE, fan_out, make_past_partitions, result, subscribe
 from triggers_project.health import COUNT_TO
 from webhooks import stats, subscriptions
+from webhooks.destinations.inbox import leases as inbox_leases
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch import leases
 from webhooks.dispatch.claim import claim
@@ -364,6 +365,42 @@ def test_deliveries_of_a_state_that_are_all_old_are_listed_without_walking_the_n
     listed = first["data"] + second["data"]
     assert [one["status"] for one in listed] == [status] * 200
     assert [one["created_at"] for one in listed] == sorted((one["created_at"] for one in listed), reverse=True)
+
+
+@pytest.mark.django_db
+def test_what_consumers_have_fetched_is_listed_without_walking_the_history(history: History, api: Any) -> None:
+    inbox, _ = subscriptions.create(history.organization.id, inbox="orders", event_types=["*"])
+    _run("UPDATE webhooks_delivery SET subscription_id = %s WHERE subscription_id = %s", inbox.id, history.due.id)
+    _run(
+        "UPDATE webhooks_delivery SET status = 'pending', lease_id = gen_random_uuid(),"
+        " next_attempt_at = now() + interval '1 hour' WHERE id IN"
+        " (SELECT id FROM webhooks_delivery ORDER BY created_at LIMIT 100)"
+    )
+    _run("ANALYZE webhooks_delivery")
+    with _checked(history):
+        listed = api.get("/api/deliveries?status=delivering&limit=200").json()["data"]
+    assert [one["status"] for one in listed] == ["delivering"] * 100
+
+
+@pytest.mark.django_db
+def test_a_fetch_of_some_types_finds_them_behind_any_number_of_others(history: History) -> None:
+    inbox, _ = subscriptions.create(history.organization.id, inbox="orders", event_types=["*"])
+    _run(
+        "UPDATE webhooks_delivery d SET subscription_id = %s, status = 'pending', completed_at = NULL,"
+        " next_attempt_at = d.created_at, inbox_type = CASE WHEN number <= 5 THEN 'user.created' ELSE type END,"
+        " lease_id = CASE WHEN number %% 2 = 0 THEN gen_random_uuid() END"
+        " FROM (SELECT id, type, row_number() OVER (ORDER BY created_at DESC) AS number FROM events_event"
+        " WHERE status = 'processed') AS e"
+        " WHERE d.event_id = e.id AND d.subscription_id = %s",
+        inbox.id,
+        history.due.id,
+    )
+    _run("ANALYZE webhooks_delivery")
+    indexes = ("webhooks_delivery_type_again", "webhooks_delivery_type_fresh")
+    for wanted, limit, expected in (("user.created", 3, 3), ("user.*", 3, 2), ("order.*", 10, 10), ("none.*", 10, 0)):
+        with _checked(history, *indexes):
+            _, events = inbox_leases.fetch(inbox.id, limit, 30, wanted)
+        assert len(events) == expected
 
 
 @pytest.mark.django_db

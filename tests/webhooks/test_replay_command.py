@@ -21,7 +21,7 @@ from django.db import connection
 from django.utils import timezone
 
 from devstack.waiting import wait_until
-from events.models import Event
+from events.models import ERASED, Event
 from orgs.models import AuditEntry, Organization
 from tests.servers import postgres
 from webhooks import subscriptions
@@ -66,6 +66,19 @@ def other_subscription(other_organization: Organization) -> Subscription:
 
 def replayed() -> set[uuid.UUID]:
     return set(Delivery.objects.filter(status="pending", cause="replay").values_list("id", flat=True))
+
+
+def test_what_was_erased_is_left_alone_and_the_preview_says_so(subscription: Subscription) -> None:
+    erased, other = add(subscription), add(subscription)
+    Event.objects.filter(pk=erased.event_id).update(data=ERASED)
+    out, _ = replay("--status", "failed", "--dry-run")
+    assert "1 deliveries would be replayed." in out
+    assert "1 more would be left alone, because their events' payloads were erased" in out
+    out, _ = replay("--status", "failed")
+    assert out == "1 deliveries replayed.\n"
+    assert replayed() == {other.pk}
+    run = BulkRun.objects.get()
+    assert (run.visited, run.queued, run.total) == (2, 1, 2)
 
 
 def test_a_replay_starts_the_schedule_anew_and_says_how_many_it_did(subscription: Subscription) -> None:

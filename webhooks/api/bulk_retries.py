@@ -65,7 +65,9 @@ class RetryRunSerializer(serializers.Serializer[BulkRun]):
     id = serializers.UUIDField()
     status = serializers.ChoiceField(choices=BulkRun.State.values, source="state")
     seen = serializers.IntegerField(source="visited", help_text="Matching deliveries looked at so far.")
-    queued = serializers.IntegerField(help_text="Deliveries that are due now, or held.")
+    queued = serializers.IntegerField(
+        help_text="Deliveries that are due now, or held. Those of erased events are only seen."
+    )
     held = serializers.IntegerField(help_text="Of those: held, because their subscription is disabled.")
     created_at = serializers.DateTimeField()
     finished_at = serializers.DateTimeField(allow_null=True)

@@ -37,7 +37,7 @@ from webhooks.attempts import describe_exchange, exchange_of, request_body
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, DeliveryAttempt
-from webhooks.states import DeliveryState, delivery_state
+from webhooks.states import DeliveryState, state_of
 
 MAX_ATTEMPTS_SHOWN = 1000
 MAX_ATTEMPT_NUMBER = 2**31 - 1  # of the column
@@ -83,7 +83,8 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
             query(
                 "status",
                 "Only deliveries with this status. `pending` are those that wait for their first attempt; those that "
-                "failed and wait for another one are `retrying`.",
+                "failed and wait for another one are `retrying`. What a consumer has fetched from an inbox is "
+                "`delivering` until it is acknowledged or its lease ends.",
                 enum=DeliveryState.values,
             ),
             SINCE,
@@ -179,7 +180,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         if Event.objects.filter(pk=delivery.event_id, data=ERASED).exists():  # without reading the payload
             raise Problem(
                 "not_retryable", delivery_actions.why_not_retryable(delivery),
-                extra={"delivery_status": delivery_state(delivery.status, delivery.last_error)},
+                extra={"delivery_status": state_of(delivery)},
             )  # fmt: skip
         with transaction.atomic():
             changed = delivery_actions.apply(DeliveryAction.RETRY, [delivery.id], announce=False)
@@ -190,9 +191,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         delivery = self.own_row(request, delivery_id)  # as it is by now, with what its answer needs
         if not changed:
             reason = delivery_actions.why_not_retryable(delivery)
-            raise Problem(
-                "not_retryable", reason, extra={"delivery_status": delivery_state(delivery.status, delivery.last_error)}
-            )
+            raise Problem("not_retryable", reason, extra={"delivery_status": state_of(delivery)})
         wake(WEBHOOKS)
         return Response(render_delivery(delivery), status=202)
 

@@ -101,7 +101,7 @@ class InboxView(APIView):
             place = requests.begin_log(inbox, asked.cursor)
             page = _wait(asked.wait, lambda: requests.read_log(inbox, asked, place), lambda page: bool(page.events))
             return Response(requests.show_log(inbox, page))
-        lease_id, events = _wait(asked.wait, lambda: requests.fetch(inbox.id, asked), lambda got: bool(got[1]))
+        lease_id, events = _wait(asked.wait, lambda: requests.fetch(inbox, asked), lambda got: bool(got[1]))
         return Response(requests.show_fetched(lease_id, events))
 
 

@@ -12,6 +12,7 @@ from core.front_door.app import Handler
 from core.front_door.http import Request, Response, Stream
 from core.front_door.stopping import stopping
 from core.json_response import dumps
+from core.problems import Problem
 from orgs.front_door import Authenticator, KeyChanged
 from orgs.keys import Caller
 from orgs.models import Scope
@@ -51,7 +52,7 @@ class InboxDoor:
         try:
             if query.cursor is not None:
                 return await self._read_log(caller, inbox, query, gone)
-            lease_id, events = await self.room.fetch(caller, inbox.id, query, gone)
+            lease_id, events = await self.room.fetch(caller, inbox, query, gone)
             return Response(200, dumps(requests.show_fetched(lease_id, events)))
         finally:
             gone.cancel()
@@ -86,7 +87,7 @@ class InboxDoor:
                 arrived.clear()
                 try:
                     page = await self.room.run(caller, partial(requests.read_log, inbox, query, place))
-                except KeyChanged:
+                except (KeyChanged, Problem):
                     return  # the next request says why
                 if page.events:
                     yield b"".join(requests.stream_event(inbox, event) for event in page.events)

@@ -16,6 +16,7 @@ from core.json_response import Fragment, dumps
 from core.problems import Problem, invalid, no_such
 from core.query import ParameterError, one_of, parse_parameters
 from core.suggestions import unknown_field
+from events.models import ERASED
 from events.payload import matches
 from events.queries import type_pattern
 from orgs import audit
@@ -213,24 +214,41 @@ def resolve(request: Any, caller: Caller, name: str) -> Inbox:
                 "too_many_subscriptions", "The organization has reached its limit of subscriptions."
             ) from None
     if not inbox.is_active:
-        raise Problem(
-            "inbox_disabled",
-            f"The inbox is disabled: {inbox.disabled_reason} What comes is held; "
-            f"`POST /api/subscriptions/{inbox.id}/enable` enables it.",
-            extra={"subscription_id": str(inbox.id)},
-        )
+        raise _disabled(inbox)
     return inbox
+
+
+def check_still_open(inbox: Inbox) -> None:
+    """Raise the Problem that a new request would get, if the inbox was disabled or deleted while one waits at it."""
+    now = inboxes.find_again(inbox.id)
+    if now is None:
+        raise _not_found(inbox.name)
+    if not now.is_active:
+        raise _disabled(now)
+
+
+def _disabled(inbox: Inbox) -> Problem:
+    return Problem(
+        "inbox_disabled",
+        f"The inbox is disabled: {inbox.disabled_reason} What comes is held; "
+        f"`POST /api/subscriptions/{inbox.id}/enable` enables it.",
+        extra={"subscription_id": str(inbox.id)},
+    )
+
+
+def _not_found(name: str) -> Problem:
+    return Problem(
+        "inbox_not_found",
+        f"The organization has no inbox named {name}. "
+        f'`POST /api/subscriptions` with `{{"kind": "inbox", "inbox": "{name}", "event_types": ["*"]}}` makes it.',
+    )
 
 
 def find_named(caller: Caller, name: str) -> Inbox:
     """Return the caller's inbox of this name.  Raises Problem 404."""
     inbox = inboxes.find(caller.organization_id, name)
     if inbox is None:
-        raise Problem(
-            "inbox_not_found",
-            f"The organization has no inbox named {name}. "
-            f'`POST /api/subscriptions` with `{{"kind": "inbox", "inbox": "{name}", "event_types": ["*"]}}` makes it.',
-        )
+        raise _not_found(name)
     return inbox
 
 
@@ -244,9 +262,12 @@ def _note_default(request: Any, caller: Caller, made: Subscription) -> None:
 # --- events -----------------------------------------------------------------------------------------
 
 
-def fetch(inbox_id: uuid.UUID, query: InboxQuery) -> tuple[uuid.UUID, list[FetchedEvent]]:
-    """Lease what is asked for."""
-    return leases.fetch(inbox_id, query.limit, query.visibility, query.type)
+def fetch(inbox: Inbox, query: InboxQuery) -> tuple[uuid.UUID, list[FetchedEvent]]:
+    """Lease what is asked for.  Raises Problem if the request could wait in vain: the inbox was disabled or deleted."""
+    lease_id, events = leases.fetch(inbox.id, query.limit, query.visibility, query.type)
+    if query.wait and not events:
+        check_still_open(inbox)
+    return lease_id, events
 
 
 def show_fetched(lease_id: uuid.UUID | None, events: Sequence[FetchedEvent]) -> dict[str, Any]:
@@ -291,20 +312,26 @@ def begin_log(inbox: Inbox, cursor: str) -> log.Place:
 
 
 def read_log(inbox: Inbox, query: InboxQuery, place: log.Place) -> log.Page:
-    """Return the next page of the log, with events of other types and statuses left out."""
+    """Return the next page of the log, with events of other types and statuses left out, and those that were erased.
+
+    Raises Problem if the inbox was disabled or deleted meanwhile.
+    """
+    check_still_open(inbox)
     page = log.read(inbox.id, place, query.limit)
     events = [event for event in page.events if _is_wanted(query, event)]
     return log.Page(events, page.following, page.has_more)
 
 
 def _is_wanted(query: InboxQuery, event: log.LoggedEvent) -> bool:
+    if event.event_data == ERASED:  # there is nothing left to process; `null` might be what a producer has sent
+        return False
     if query.status is not None and query.status != _log_status(event):
         return False
     return query.type is None or matches(query.type, event.event_type)
 
 
 def _log_status(event: log.LoggedEvent) -> str:
-    return DeliveryState.DELIVERING.value if event.is_leased else delivery_state(event.status, event.last_error)
+    return delivery_state(event.status, event.last_error, event.lease_id, event.next_attempt_at)
 
 
 def show_logged(event: log.LoggedEvent) -> dict[str, Any]:
@@ -406,7 +433,9 @@ def extend(caller: Caller, items: Items) -> dict[str, Any]:
 _REFUSALS = {
     ItemStatus.LEASE_EXPIRED: "The lease has ended: somebody else has fetched the event since, or it was given back.",
     ItemStatus.NOT_LEASED: "The event is not under a lease.",
-    ItemStatus.CANCELLED: "The delivery was cancelled: it was not fetched in time, or its inbox was deleted.",
+    ItemStatus.CANCELLED: (
+        "The delivery was cancelled: it was not fetched in time, its inbox was deleted, or its payload was erased."
+    ),
 }
 
 

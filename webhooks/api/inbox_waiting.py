@@ -30,10 +30,12 @@ from core.problems import Problem
 from orgs.front_door import KeyChanged
 from orgs.keys import Caller, still_may
 from orgs.models import Scope
+from webhooks.api import inbox_requests as requests
 from webhooks.api.inbox_requests import InboxQuery
 from webhooks.destinations.inbox import leases
 from webhooks.destinations.inbox.arrivals import CHANNEL, announced
 from webhooks.destinations.inbox.leases import FetchedEvent
+from webhooks.inboxes import Inbox
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -55,6 +57,7 @@ class _Waiter:
     """A consumer.  done: its events, or empty when it has waited long enough."""
 
     caller: Caller
+    inbox: Inbox
     query: InboxQuery
     done: asyncio.Future[Lease] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -102,13 +105,14 @@ class WaitingRoom:
         async with turn:
             return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: borrow_connection(checked))
 
-    async def fetch(self, caller: Caller, inbox_id: uuid.UUID, query: InboxQuery, gone: asyncio.Future[None]) -> Lease:
+    async def fetch(self, caller: Caller, inbox: Inbox, query: InboxQuery, gone: asyncio.Future[None]) -> Lease:
         """Lease events as soon as there are any, within `query.wait` seconds; return none if there aren't.
 
+        Raises Problem as soon as the inbox is disabled or deleted.
         gone: done when the client has gone; what is fetched for it then goes back.
         """
-        waiter = _Waiter(caller, query)
-        line = (inbox_id, query.type)
+        waiter = _Waiter(caller, inbox, query)
+        line = (inbox.id, query.type)
         with self._place(caller.organization_id):
             self._lines.setdefault(line, deque()).append(waiter)
             self._stir(line)
@@ -215,14 +219,17 @@ class WaitingRoom:
 
     async def _serve_one(self, line: Line, waiter: _Waiter) -> bool:
         """Fetch for a consumer; return whether there was anything.  A failure is its own."""
-        inbox_id, query = line[0], waiter.query
+        inbox_id = line[0]
         try:
-            lease_id, events = await self.run(
-                waiter.caller, lambda: leases.fetch(inbox_id, query.limit, query.visibility, query.type)
-            )
+            lease_id, events = await self.run(waiter.caller, partial(requests.fetch, waiter.inbox, waiter.query))
         except asyncio.CancelledError:
             waiter.done.cancel()
             raise
+        except Problem as error:  # of the inbox, so that all others needn't ask for themselves
+            for one in (waiter, *self._lines.pop(line, ())):
+                if not one.done.done():
+                    one.done.set_exception(error)
+            return True
         except Exception as error:
             if not waiter.done.done():
                 waiter.done.set_exception(error)
@@ -238,7 +245,7 @@ class WaitingRoom:
     # --- hearing that something has come -----------------------------------------------------------
 
     def _arrived(self, inbox_ids: set[uuid.UUID] | None) -> None:
-        """Something has come into these inboxes; None: perhaps into any."""
+        """Something has come into these inboxes, or they are closed; None: perhaps into any."""
         for line in list(self._lines):
             if inbox_ids is None or line[0] in inbox_ids:
                 self._stir(line)
@@ -255,7 +262,7 @@ class WaitingRoom:
             await asyncio.sleep(LOOK_SECONDS)
             inboxes = list({line[0] for line in self._lines})
             for start in range(0, len(inboxes), LOOK_AT):
-                look = partial(leases.with_something_to_fetch, inboxes[start : start + LOOK_AT])
+                look = partial(leases.with_news, inboxes[start : start + LOOK_AT])
                 try:
                     found = await asyncio.get_running_loop().run_in_executor(
                         self._executor, partial(borrow_connection, look)

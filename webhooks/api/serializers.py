@@ -56,7 +56,7 @@ from webhooks.models import (
 from webhooks.notices import types_error
 from webhooks.routing.filters import FilterError, check_filter
 from webhooks.signing_secrets import stored_secrets
-from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, next_attempt_at
+from webhooks.states import Breaker, DeliveryState, SubscriptionState, next_attempt_at, state_of
 
 MAX_EVENT_TYPES = 100
 MAX_METADATA = 50
@@ -571,13 +571,13 @@ class AttemptSerializer(serializers.Serializer[DeliveryAttempt]):
 
 
 class DeliveryStateField(serializers.ChoiceField):
-    """A delivery's state, which comes from two of its columns."""
+    """A delivery's state, which comes from several of its columns."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(choices=DeliveryState.values, source="*", **options)
 
     def to_representation(self, value: Any) -> Any:
-        return delivery_state(value.status, value.last_error)
+        return state_of(value)
 
 
 class NextAttemptField(serializers.DateTimeField):
@@ -670,12 +670,13 @@ class DeliverySerializer(serializers.Serializer[Delivery]):
     event_id = serializers.UUIDField()
     subscription_id = serializers.UUIDField()
     status = DeliveryStateField(
-        help_text="`pending` waits for its first attempt, `retrying` failed and waits for another one."
+        help_text="`pending` waits for its first attempt, `retrying` failed and waits for another one. In an inbox, "
+        "`pending` can be fetched, `delivering` is with a consumer that has fetched it, and `retrying` was given back."
     )
     attempt_count = serializers.IntegerField()
     next_attempt_at = NextAttemptField(
         help_text="When the next attempt is due; null if none is planned, or if it waits for an earlier delivery of "
-        "its ordering key."
+        "its ordering key. Of an inbox: when it can be fetched; while it is `delivering`, that is the end of the lease."
     )
     ordering_key = serializers.CharField(allow_null=True, help_text="The event's, if the subscription is `ordered`.")
     last_status_code = serializers.IntegerField(allow_null=True)

@@ -13,7 +13,7 @@ from django.utils.safestring import SafeString
 from core.pretty import excerpt, pretty_json, visible
 from webhooks.display.causes import error_words
 from webhooks.models import Delivery, DeliveryAttempt
-from webhooks.states import Breaker, SubscriptionState, delivery_state, next_attempt_at
+from webhooks.states import Breaker, SubscriptionState, next_attempt_at, state_of
 
 SHOWN_CHARACTERS = 65_536
 
@@ -71,7 +71,7 @@ def with_note(text: str, note: str) -> SafeString:
 
 def delivery_badge(delivery: Delivery) -> SafeString:
     """Return a delivery's state in its color."""
-    return badge(delivery_state(delivery.status, delivery.last_error))
+    return badge(state_of(delivery))
 
 
 def cause_of(subscription: Any) -> str:

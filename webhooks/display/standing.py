@@ -13,21 +13,23 @@ from core.query import newest
 from webhooks.display.formatting import format_duration, format_time
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
 from webhooks.order import PARKED_FROM
+from webhooks.states import NOT_LEASED
 
 # Recent attempts are those of so many of the newest deliveries, and of those that wait for their next attempt longest.
 NEWEST_DELIVERIES = 500
 COUNT_TO = 10_000
 
-_COUNT_WAITING = """
-SELECT count(*), count(*) FILTER (WHERE next_attempt_at <= statement_timestamp()),
-       count(*) FILTER (WHERE last_error <> ''),
+_COUNT_WAITING = f"""
+SELECT count(*) FILTER (WHERE is_free), count(*) FILTER (WHERE next_attempt_at <= statement_timestamp()),
+       count(*) FILTER (WHERE is_free AND last_error <> ''), count(*) FILTER (WHERE NOT is_free),
        (SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'held'
                               LIMIT %(most)s) AS held)
 FROM (
-    SELECT next_attempt_at, last_error FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'pending'
+    SELECT next_attempt_at, last_error, {NOT_LEASED} AS is_free FROM webhooks_delivery
+    WHERE subscription_id = %(id)s AND status = 'pending'
     ORDER BY next_attempt_at LIMIT %(most)s
 ) AS pending
-"""
+"""  # noqa: S608 - a constant of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Waiting:
     pending: str
     retrying: str
     due: str
+    fetched: str
     held: str
 
 
@@ -44,12 +47,12 @@ def count_waiting(subscription_id: uuid.UUID) -> Waiting:
     """Return what waits for the subscription.  pending: for its first attempt.  due: could be sent now."""
     with server_cursor() as cursor:
         parameters = {"id": subscription_id, "most": COUNT_TO}
-        ((pending, due, retrying, held),) = cursor.execute(_COUNT_WAITING, parameters).fetchall()
+        ((pending, due, retrying, fetched, held),) = cursor.execute(_COUNT_WAITING, parameters).fetchall()
     # Counting stops at so many of both together.
-    more = "+" if pending >= COUNT_TO else ""
+    more = "+" if pending + fetched >= COUNT_TO else ""
     return Waiting(
         f"{pending - retrying:,}{more}", f"{retrying:,}{more}", f"{due:,}{more}",
-        f"{held:,}{'+' if held >= COUNT_TO else ''}",
+        f"{fetched:,}{more}", f"{held:,}{'+' if held >= COUNT_TO else ''}",
     )  # fmt: skip
 
 

@@ -45,7 +45,8 @@ CLAIM_AHEAD = 2
 FEWEST_EVENTS = 8
 
 # How many events each running fan-out holds is told as a shared advisory lock whose second key is the number
-# (`webhooks.stats` adds them up).  It is true at every moment, because it goes with the transaction.
+# (`webhooks.stats` adds them up).  It is true at every moment, because it goes with the transaction.  A round takes it
+# before it looks up subscriptions, so that a recovery can wait for the rounds that don't know a new one.
 FAN_OUT_LOCK = 71_001
 ANNOUNCE_FAN_OUT = f"SELECT pg_advisory_xact_lock_shared({FAN_OUT_LOCK}, %s)"
 
@@ -238,7 +239,9 @@ class FanOut:
                     "SELECT 1 FROM events_event WHERE id = %s AND status = 'accepted' FOR UPDATE SKIP LOCKED",
                     (event.id,),
                 )
-                return self._process([event] if cursor.fetchone() else [])
+                found = [event] if cursor.fetchone() else []
+                cursor.execute(ANNOUNCE_FAN_OUT, (len(found),))
+                return self._process(found)
 
         try:
             _log_outcomes(in_pipelined_transaction(again).outcomes(), started)

@@ -22,19 +22,21 @@ from webhooks.queues import lock_only, mark_due, mark_held
 _INSERT = """
 INSERT INTO webhooks_delivery (
     id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
-    attempts_used, attempt_count, last_error, created_at
+    attempts_used, attempt_count, last_error, created_at{and_type}
 )
-SELECT id, organization_id, event_id, subscription_id, status, {due}, 'schedule', 0, 0, '', t
+SELECT id, organization_id, event_id, subscription_id, status, {due}, 'schedule', 0, 0, '', t{and_type}
 FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[],
-            %(statuses)s::text[]) AS d(id, organization_id, event_id, subscription_id, status),
+            %(statuses)s::text[]{types}) AS d(id, organization_id, event_id, subscription_id, status{and_type}),
      clock_timestamp() AS t
 WHERE (SELECT true FROM webhooks_delivery AS existing WHERE existing.id = d.id LIMIT 1) IS NULL
 """
 _IN_TIME = "t + make_interval(secs => %(delay)s)"
-INSERT_DELIVERIES = _INSERT.format(due=_IN_TIME)
+INSERT_DELIVERIES = _INSERT.format(due=_IN_TIME, and_type="", types="")
 # The delay before the first attempt is for endpoints.  What an inbox has can be fetched at once.
 _INSERT_ALSO_FOR_INBOXES = _INSERT.format(
-    due=f"CASE WHEN subscription_id = ANY (%(inboxes)s::uuid[]) THEN t ELSE {_IN_TIME} END"
+    due=f"CASE WHEN subscription_id = ANY (%(inboxes)s::uuid[]) THEN t ELSE {_IN_TIME} END",
+    and_type=", inbox_type",
+    types=", %(types)s::text[]",
 )
 
 
@@ -99,6 +101,7 @@ class NewDeliveries:
     events: list[str] = field(default_factory=list)
     subscriptions: list[str] = field(default_factory=list)
     statuses: list[str] = field(default_factory=list)
+    inbox_types: list[str | None] = field(default_factory=list)
     due: set[uuid.UUID] = field(default_factory=set)
     inboxes: set[uuid.UUID] = field(default_factory=set)  # those that are active
     has_inbox: bool = False  # also one that is disabled
@@ -115,11 +118,15 @@ class NewDeliveries:
         subscription_ids: Sequence[uuid.UUID],
         status: Literal[DeliveryStatus.PENDING, DeliveryStatus.HELD],
         *,
-        are_inboxes: bool = False,
+        inbox_type: str | None = None,
     ) -> None:
-        """Add the deliveries of an event.  Those for disabled subscriptions are held, so that nothing is lost."""
+        """Add the deliveries of an event.  Those for disabled subscriptions are held, so that nothing is lost.
+
+        inbox_type: the event's type, if the subscriptions are inboxes.
+        """
         if not subscription_ids:  # which is what most calls are
             return
+        are_inboxes = inbox_type is not None
         self.has_inbox |= are_inboxes
         count = len(subscription_ids)
         self.ids += derive_ids(event_id, subscription_ids)
@@ -127,6 +134,7 @@ class NewDeliveries:
         self.events += [str(event_id)] * count
         self.subscriptions += map(str, subscription_ids)
         self.statuses += [status.value] * count
+        self.inbox_types += [inbox_type] * count
         active = self.inboxes if are_inboxes else self.due
         (active if status == DeliveryStatus.PENDING else self.held).update(subscription_ids)
 
@@ -170,9 +178,10 @@ class NewDeliveries:
             lock_only(self.inboxes | self.due | self.held, cursor)
         if self.ids:
             columns = {**self.columns(), "statuses": plain_array(self.statuses)}
-            if delay and self.inboxes:
-                inboxes = plain_array(map(str, self.inboxes))
-                cursor.execute(_INSERT_ALSO_FOR_INBOXES, {**columns, "delay": delay, "inboxes": inboxes})
+            if self.has_inbox:
+                inboxes, types = plain_array(self.inboxes), text_array(self.inbox_types)
+                parameters = {**columns, "delay": delay, "inboxes": inboxes, "types": types}
+                cursor.execute(_INSERT_ALSO_FOR_INBOXES, parameters)
             else:
                 cursor.execute(INSERT_DELIVERIES, {**columns, "delay": delay})
 

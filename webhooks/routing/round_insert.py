@@ -129,7 +129,7 @@ def _divide(
                 later.append(subscription_id)
         handed_over.add(event.organization_id, event.id, at_once, DeliveryStatus.PENDING)
         pending.add(event.organization_id, event.id, later, DeliveryStatus.PENDING)
-        pending.add(event.organization_id, event.id, inboxes, DeliveryStatus.PENDING, are_inboxes=True)
+        pending.add(event.organization_id, event.id, inboxes, DeliveryStatus.PENDING, inbox_type=event.type)
         pending.add(event.organization_id, event.id, held, DeliveryStatus.HELD)
-        pending.add(event.organization_id, event.id, held_inboxes, DeliveryStatus.HELD, are_inboxes=True)
+        pending.add(event.organization_id, event.id, held_inboxes, DeliveryStatus.HELD, inbox_type=event.type)
     return pending, handed_over

@@ -100,10 +100,15 @@ def wanted_events(
     return found
 
 
-def _not_erased(event_ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+def erased_among(event_ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
+    """Return those of stored events whose payload was erased."""
     with server_cursor() as cursor:
         rows = cursor.execute(_FIND_ERASED, {"ids": plain_array(event_ids), "erased": ERASED}).fetchall()
-    erased = {row[0] for row in rows}
+    return {row[0] for row in rows}
+
+
+def _not_erased(event_ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+    erased = erased_among(event_ids)
     return [event_id for event_id in event_ids if event_id not in erased]
 
 

@@ -19,8 +19,15 @@ from core.ids import derive_id
 from events.models import ERASED, Event, EventStatus
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, Subscription
-from webhooks.routing.selection import wanted_events
-from webhooks.states import Breaker, DeliveryState, SubscriptionState, delivery_state, with_state
+from webhooks.routing.selection import erased_among, wanted_events
+from webhooks.states import (
+    STATE_COLUMNS,
+    Breaker,
+    DeliveryState,
+    SubscriptionState,
+    delivery_state,
+    with_state,
+)
 from webhooks.upkeep import replay
 
 COUNT_TO = 10_000
@@ -58,6 +65,7 @@ class Preview:
 
     by_cause: how many for each state, error class and status code, the most frequent first.
     delivered: how many more match that were delivered, which a run doesn't take unless that is said; None if it does.
+    erased: how many more match and are left alone, because their events' payloads were erased.
     is_by_name: the deliveries were named one by one.  others: how many of them are in which other state.
     """
 
@@ -69,6 +77,12 @@ class Preview:
     delivered: int | None = None
     others: dict[str, int] = field(default_factory=dict)
     is_by_name: bool = False
+    erased: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Return how many deliveries a run visits, also those that it leaves alone."""
+        return self.total + self.erased
 
     def of_fate(self, fate: Fate) -> int:
         """Return how many deliveries meet a fate."""
@@ -82,12 +96,16 @@ def preview(filters: Mapping[str, Any]) -> Preview:
     causes: Counter[tuple[str, str, int | None]] = Counter()
     by_subscription: Counter[uuid.UUID] = Counter()
     organizations: Counter[uuid.UUID | None] = Counter()
-    columns = ("subscription_id", "organization_id", "last_error", "last_status_code")
+    columns = ("event_id", "subscription_id", "organization_id", "last_error", "last_status_code")
     for state in states:
-        room = COUNT_TO - found.total
+        room = COUNT_TO - found.seen
         rows = list(replay.matching(filters, state).values_list(*columns)[: room + 1])
         found.is_cut = found.is_cut or len(rows) > room
-        for subscription_id, organization_id, error, code in rows[:room]:
+        erased = erased_among({row[0] for row in rows[:room]})
+        for event_id, subscription_id, organization_id, error, code in rows[:room]:
+            if event_id in erased:
+                found.erased += 1
+                continue
             found.total += 1
             causes[state, error, code] += 1
             by_subscription[subscription_id] += 1
@@ -100,7 +118,7 @@ def preview(filters: Mapping[str, Any]) -> Preview:
         found.delivered = replay.matching(filters, replay.DELIVERED)[:COUNT_TO].count()
     if "deliveries" in filters:
         found.is_by_name = True
-        named = matching_deliveries({"deliveries": filters["deliveries"]}).values_list("status", "last_error")
+        named = matching_deliveries({"deliveries": filters["deliveries"]}).values_list(*STATE_COLUMNS)
         found.others = dict(Counter(state for row in named if (state := delivery_state(*row)) not in replay.STATES))
     return found
 
@@ -166,7 +184,7 @@ def preview_recovery(subscription: Subscription, since: datetime.datetime) -> Re
     states: Counter[str] = Counter()
     for part in _parts(wanted, 1000):
         ids = [derive_id(event_id, subscription.pk) for event_id in part]
-        existing = Delivery.objects.filter(id__in=ids).values_list("status", "last_error")
+        existing = Delivery.objects.filter(id__in=ids).values_list(*STATE_COLUMNS)
         states.update(delivery_state(*row) for row in existing)
     found.by_state = dict(states)
     found.missing = found.wanted - sum(states.values())

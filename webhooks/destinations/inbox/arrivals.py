@@ -1,5 +1,7 @@
 """Telling the web processes that an inbox has something new, so that waiting consumers get it within milliseconds.
 
+Also that it was disabled or deleted, so that they wait no longer.
+
 A message on a Redis channel, which may get lost: whoever waits also looks by itself now and then.
 """
 
@@ -14,7 +16,7 @@ CHANNEL = "triggers:inbox-arrivals"
 
 
 def announce_arrivals(inbox_ids: Iterable[uuid.UUID]) -> None:
-    """Tell that these inboxes have deliveries to fetch, which are committed."""
+    """Tell that these inboxes have deliveries to fetch, or can't be fetched from any more, which is committed."""
     message = " ".join(inbox_id.hex for inbox_id in inbox_ids)
     try:
         call_redis(lambda redis: redis.publish(CHANNEL, message))

@@ -21,6 +21,7 @@ from psycopg.rows import class_row
 from core.db import KEEP_PLANS, KEEP_PLANS_WITHOUT_WAITING, in_transaction, pipelined, server_cursor
 from core.ids import new_id
 from core.metrics.kinds import Counter
+from events.models import ERASED
 
 FETCHES = Counter("triggers_inbox_fetches_total", "Fetches from inboxes that got events, or none.", ["result"])
 FETCHED = Counter("triggers_inbox_events_fetched_total", "Events that fetches got, each as often as it was fetched.")
@@ -33,7 +34,7 @@ CHANGES = Counter(
 MAX_EVENTS = 1000
 # One fetch returns about as much data, and at least one event.
 MAX_BYTES = 8 * 1_048_576
-# A fetch of some types looks at so many of the oldest deliveries: it must not read a whole backlog of others.
+# A fetch of types with a prefix finds so many types at the most, and looks at about as many deliveries of them.
 MAX_LOOKED_AT = 10_000
 # The lease of what was given back: none, but it was fetched before.
 GIVEN_BACK = uuid.UUID(int=0)
@@ -54,7 +55,7 @@ class ItemStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FetchedEvent:
-    """An event that was fetched.  attempt: how often it has been, with this time."""
+    """An event that was fetched.  attempt: how often it has been, with this time; 0 if it was erased and cancelled."""
 
     delivery_id: uuid.UUID
     event_id: uuid.UUID
@@ -74,14 +75,16 @@ class Changed:
 
 
 # What was fetched before comes first.  In two parts, because an index has what was fetched, and only that.
-_BY_ORDER = """
-WITH inbox AS MATERIALIZED (
+_INBOX = """
+inbox AS MATERIALIZED (
     SELECT id FROM webhooks_subscription
     WHERE id = %(inbox)s AND kind = 'inbox' AND is_active AND deleted_at IS NULL
-), again AS MATERIALIZED (
+)"""
+_BY_ORDER = """
+WITH {inbox}, again AS MATERIALIZED (
     SELECT d.id, d.event_id, d.created_at FROM inbox CROSS JOIN LATERAL (
         SELECT id, event_id, created_at FROM webhooks_delivery
-        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NOT NULL
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NOT NULL{of_type}
           AND next_attempt_at <= statement_timestamp()
         ORDER BY next_attempt_at, id LIMIT %(limit)s
         FOR UPDATE SKIP LOCKED
@@ -89,7 +92,7 @@ WITH inbox AS MATERIALIZED (
 ), fresh AS MATERIALIZED (
     SELECT d.id, d.event_id, d.created_at FROM inbox CROSS JOIN LATERAL (
         SELECT id, event_id, created_at FROM webhooks_delivery
-        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NULL
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NULL{of_type}
           AND next_attempt_at <= statement_timestamp()
         ORDER BY next_attempt_at, id LIMIT greatest(0, %(limit)s - (SELECT count(*) FROM again))
         FOR UPDATE SKIP LOCKED
@@ -98,59 +101,84 @@ WITH inbox AS MATERIALIZED (
     SELECT * FROM again UNION ALL SELECT * FROM fresh
 )"""
 
-_BY_TYPE = """
-WITH inbox AS MATERIALIZED (
-    SELECT id FROM webhooks_subscription
-    WHERE id = %(inbox)s AND kind = 'inbox' AND is_active AND deleted_at IS NULL
-), looked_at AS MATERIALIZED (
-    (SELECT d.id, d.event_id, 0 AS part, d.next_attempt_at FROM inbox CROSS JOIN LATERAL (
-        SELECT id, event_id, next_attempt_at FROM webhooks_delivery
-        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NOT NULL
-          AND next_attempt_at <= statement_timestamp()
-        ORDER BY next_attempt_at, id LIMIT %(looked_at)s
+# The types with a prefix, each found by one step along the index from the one before it, and of each the oldest.  Among
+# these the oldest are taken that no other consumer is taking.
+_TYPES = """
+{name}_types(type, number) AS (
+    (SELECT d.inbox_type, 1 FROM inbox CROSS JOIN LATERAL (
+        SELECT inbox_type FROM webhooks_delivery
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id {lease}
+          AND inbox_type >= %(prefix)s AND inbox_type < %(beyond)s
+        ORDER BY inbox_type LIMIT 1
     ) AS d)
     UNION ALL
-    (SELECT d.id, d.event_id, 1, d.next_attempt_at FROM inbox CROSS JOIN LATERAL (
-        SELECT id, event_id, next_attempt_at FROM webhooks_delivery
-        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id IS NULL
+    (SELECT d.inbox_type, t.number + 1 FROM {name}_types t CROSS JOIN inbox CROSS JOIN LATERAL (
+        SELECT inbox_type FROM webhooks_delivery
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id {lease}
+          AND inbox_type > t.type AND inbox_type < %(beyond)s
+        ORDER BY inbox_type LIMIT 1
+    ) AS d WHERE t.number < %(looked_at)s)
+), {name} AS (
+    SELECT d.id, {part} AS part, d.next_attempt_at FROM inbox CROSS JOIN {name}_types t CROSS JOIN LATERAL (
+        SELECT id, next_attempt_at FROM webhooks_delivery
+        WHERE subscription_id = inbox.id AND status = 'pending' AND lease_id {lease} AND inbox_type = t.type
           AND next_attempt_at <= statement_timestamp()
-        ORDER BY next_attempt_at, id LIMIT %(looked_at)s
-    ) AS d)
-), matching AS MATERIALIZED (
-    SELECT l.id, l.part, l.next_attempt_at FROM looked_at l CROSS JOIN LATERAL (
-        SELECT type FROM events_event WHERE id = l.event_id LIMIT 1
-    ) AS e
-    WHERE e.type = %(type)s OR starts_with(e.type, %(prefix)s)
-    ORDER BY l.part, l.next_attempt_at, l.id LIMIT %(limit)s
-), picked AS MATERIALIZED (
-    SELECT d.id, d.event_id, d.created_at FROM matching m CROSS JOIN LATERAL (
-        SELECT id, event_id, created_at FROM webhooks_delivery
-        WHERE id = m.id AND status = 'pending' AND next_attempt_at <= statement_timestamp() LIMIT 1
-        FOR UPDATE SKIP LOCKED
+        ORDER BY next_attempt_at, id
+        LIMIT least(%(most)s, greatest(1, %(looked_at)s / (SELECT count(*) FROM {name}_types)))
     ) AS d
 )"""
+_BY_PREFIX = """
+WITH RECURSIVE {inbox}, {again}, {fresh}, found AS MATERIALIZED (
+    SELECT * FROM again UNION ALL SELECT * FROM fresh ORDER BY part, next_attempt_at, id
+), picked AS MATERIALIZED (
+    SELECT d.id, d.event_id, d.created_at FROM found CROSS JOIN LATERAL (
+        SELECT id, event_id, created_at FROM webhooks_delivery
+        WHERE id = found.id AND status = 'pending' AND next_attempt_at <= statement_timestamp() LIMIT 1
+        FOR UPDATE SKIP LOCKED
+    ) AS d LIMIT %(limit)s
+)"""
 
+# What an erased event said can't be had any more: its delivery is cancelled instead.  That is only one that was queued
+# again while the event was erased, because erasing cancels what waits.
 # The bounds of the ids leave out the partitions that have none of them.
 _LEASE = """, loaded AS MATERIALIZED (
     SELECT p.id, p.created_at AS place, e.id AS event_id, e.type AS event_type, e.data AS event_data,
-           e.created_at AS event_created_at, octet_length(e.data) AS size,
+           e.created_at AS event_created_at, e.data = %(erased)s AS is_erased, octet_length(e.data) AS size,
            sum(octet_length(e.data)) OVER (ORDER BY p.created_at, p.id ROWS UNBOUNDED PRECEDING) AS total
     FROM picked p CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = p.event_id LIMIT 1) AS e
 ), leased AS (
     UPDATE webhooks_delivery d
     SET lease_id = %(lease)s, attempt_count = attempt_count + 1,
         next_attempt_at = clock_timestamp() + make_interval(secs => %(seconds)s)
-    WHERE d.id = ANY (ARRAY (SELECT id FROM loaded WHERE total - size < %(bytes)s))
+    WHERE d.id = ANY (ARRAY (SELECT id FROM loaded WHERE total - size < %(bytes)s AND NOT is_erased))
       AND d.id >= (SELECT id FROM picked ORDER BY id LIMIT 1)
       AND d.id <= (SELECT id FROM picked ORDER BY id DESC LIMIT 1)
     RETURNING d.id, d.attempt_count, d.next_attempt_at
+), cancelled AS (
+    UPDATE webhooks_delivery d
+    SET status = 'cancelled', last_error = 'payload_erased', last_status_code = NULL, next_attempt_at = NULL,
+        lease_id = NULL, completed_at = clock_timestamp()
+    WHERE d.id = ANY (ARRAY (SELECT id FROM loaded WHERE is_erased))
+      AND d.id >= (SELECT id FROM picked ORDER BY id LIMIT 1)
+      AND d.id <= (SELECT id FROM picked ORDER BY id DESC LIMIT 1)
+    RETURNING d.id, 0, d.completed_at
+), done AS (
+    SELECT * FROM leased UNION ALL SELECT * FROM cancelled
 )
-SELECT leased.id AS delivery_id, l.event_id, l.event_type, l.event_data, l.event_created_at,
-       leased.attempt_count AS attempt, leased.next_attempt_at AS lease_expires_at
-FROM leased JOIN loaded l ON l.id = leased.id ORDER BY l.place, l.id
+SELECT done.id AS delivery_id, l.event_id, l.event_type, l.event_data, l.event_created_at,
+       done.attempt_count AS attempt, done.next_attempt_at AS lease_expires_at
+FROM done JOIN loaded l ON l.id = done.id ORDER BY l.place, l.id
 """
-_FETCH = _BY_ORDER + _LEASE
-_FETCH_TYPE = _BY_TYPE + _LEASE
+_FETCH = _BY_ORDER.format(inbox=_INBOX, of_type="") + _LEASE
+_FETCH_TYPE = _BY_ORDER.format(inbox=_INBOX, of_type=" AND inbox_type = %(type)s") + _LEASE
+_FETCH_PREFIX = (
+    _BY_PREFIX.format(
+        inbox=_INBOX,
+        again=_TYPES.format(name="again", lease="IS NOT NULL", part=0),
+        fresh=_TYPES.format(name="fresh", lease="IS NULL", part=1),
+    )
+    + _LEASE
+)
 
 
 def fetch(
@@ -163,12 +191,17 @@ def fetch(
     lease_id = new_id()
     parameters: dict[str, Any] = {
         "inbox": inbox_id, "limit": limit, "lease": lease_id, "seconds": seconds, "bytes": MAX_BYTES,
+        "erased": ERASED,
     }  # fmt: skip
     statement = _FETCH
-    if event_type is not None and event_type != "*":
+    if event_type is not None and event_type.endswith(".*"):
+        statement = _FETCH_PREFIX
+        prefix = event_type[:-1]
+        # In the collation "C", "/" follows ".".  Some more than the limit, because others may be taking the first.
+        parameters |= {"prefix": prefix, "beyond": prefix[:-1] + "/", "looked_at": MAX_LOOKED_AT, "most": 2 * limit}
+    elif event_type is not None and event_type != "*":
         statement = _FETCH_TYPE
-        prefix = event_type[:-1] if event_type.endswith(".*") else None
-        parameters |= {"type": event_type, "prefix": prefix, "looked_at": MAX_LOOKED_AT}
+        parameters["type"] = event_type
 
     def work() -> list[FetchedEvent]:
         with server_cursor(class_row(FetchedEvent)) as fetching, server_cursor() as other, pipelined():
@@ -176,7 +209,9 @@ def fetch(
             other.execute(KEEP_PLANS_WITHOUT_WAITING)
             return fetching.execute(statement, parameters).fetchall()
 
-    events = in_transaction(work)
+    events: list[FetchedEvent] = []
+    while not events and (found := in_transaction(work)):
+        events = [event for event in found if event.attempt]
     FETCHES.inc("events" if events else "none")
     if events:
         FETCHED.inc(by=len(events))
@@ -317,14 +352,15 @@ def _became(row: _Row, changed: ItemStatus) -> ItemStatus:
     return ItemStatus.NOT_LEASED if row.lease_id is None else ItemStatus.LEASE_EXPIRED
 
 
-_WITH_VISIBLE = """
+_WITH_NEWS = """
 SELECT inbox.id FROM unnest(%s::uuid[]) AS inbox(id)
 WHERE (SELECT true FROM webhooks_delivery d WHERE d.subscription_id = inbox.id AND d.status = 'pending'
        AND d.next_attempt_at <= statement_timestamp() LIMIT 1)
+   OR (SELECT NOT is_active OR deleted_at IS NOT NULL FROM webhooks_subscription s WHERE s.id = inbox.id)
 """
 
 
-def with_something_to_fetch(inbox_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
-    """Return those of the inboxes that have something to fetch."""
+def with_news(inbox_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
+    """Return those of the inboxes that have something to fetch, or are disabled or deleted."""
     with server_cursor() as cursor:
-        return [row[0] for row in cursor.execute(_WITH_VISIBLE, (list(inbox_ids),)).fetchall()]
+        return [row[0] for row in cursor.execute(_WITH_NEWS, (list(inbox_ids),)).fetchall()]

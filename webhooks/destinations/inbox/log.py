@@ -52,7 +52,8 @@ class LoggedEvent:
     place_at: datetime.datetime
     status: str
     last_error: str
-    is_leased: bool
+    lease_id: uuid.UUID | None
+    next_attempt_at: datetime.datetime | None
     event_id: uuid.UUID
     event_type: str
     event_data: str
@@ -76,9 +77,7 @@ class Page:
 
 # The five statuses that an inbox's delivery may have are those of the index webhooks_delivery_sub_list.
 _READ = """
-SELECT d.id AS delivery_id, d.created_at AS place_at, d.status, d.last_error,
-       coalesce(d.status = 'pending' AND d.next_attempt_at > statement_timestamp()
-                AND d.lease_id <> '00000000-0000-0000-0000-000000000000', false) AS is_leased,
+SELECT d.id AS delivery_id, d.created_at AS place_at, d.status, d.last_error, d.lease_id, d.next_attempt_at,
        e.id AS event_id, e.type AS event_type, e.data AS event_data, e.created_at AS event_created_at,
        octet_length(e.data) AS size,
        sum(octet_length(e.data)) OVER (ORDER BY d.created_at, d.id ROWS UNBOUNDED PRECEDING) AS total

@@ -137,9 +137,7 @@ class Command(BaseCommand):
                 return
             with transaction.atomic():
                 found = preview(filters)
-                run = replay.start(
-                    filters, filters.get("org"), actor=ACTOR, total=None if found.is_cut else found.total
-                )
+                run = replay.start(filters, filters.get("org"), actor=ACTOR, total=None if found.is_cut else found.seen)
                 audit.record(
                     "delivery.replay",
                     actor=ACTOR,
@@ -161,6 +159,8 @@ class Command(BaseCommand):
             self.stdout.write(f"  {one.count} {_FATES[one.fate]}{until}: {one.subscription.url}")
         if len(found.expected) > SHOWN_SUBSCRIPTIONS:
             self.stdout.write(f"  and those of {len(found.expected) - SHOWN_SUBSCRIPTIONS} more subscriptions")
+        if found.erased:
+            self.stdout.write(f"  {found.erased} more would be left alone, because their events' payloads were erased")
         if found.delivered:
             self.stdout.write(f"  {found.delivered} more were delivered (--include-delivered would send them again)")
 
