@@ -31,7 +31,7 @@ from console.recoveries import ask_and_recover
 from console.runs import ask_and_run
 from console.subscription_forms import ONLY_OF_ENDPOINTS, SubscriptionForm
 from core.ids import parse_id
-from webhooks import endpoint_test, signing_secrets, subscriptions
+from webhooks import endpoint_test, probes, signing_secrets, subscriptions
 from webhooks.display.formatting import badge, cause_of, format_time, lines, short, short_id, table, with_note
 from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Subscription, SubscriptionQueue
@@ -452,7 +452,7 @@ class SubscriptionAdmin(BoundedAdmin):
             return
         try:
             result = endpoint_test.send_test_event(row)
-        except endpoint_test.TooManyTests as error:
+        except probes.TooManyProbes as error:
             wait = f"{error.sentence} Wait {error.retry_after} seconds."
             self.message_user(request, wait, messages.ERROR)
             return

@@ -77,6 +77,34 @@ def test_other_types_for_the_same_url_are_a_conflict_that_says_what_to_do(api: A
     assert f"DELETE /api/hooks/{first['id']}" in problem["detail"]
 
 
+def test_one_with_a_filter_or_channels_is_not_the_same(api: Any) -> None:
+    narrow = {"filter": {"total": {"$gte": 100}}, "channels": ["eu", "us"]}
+    body = {"url": URL, "event_types": ["order.created"], **narrow}
+    made = api.post("/api/subscriptions", body).json()
+    asked = {"target_url": URL, "event": "order.created"}
+    for other in (
+        {},
+        {"filter": narrow["filter"]},
+        {"channels": narrow["channels"]},
+        {"filter": {"total": {"$gte": 1}}, "channels": ["eu", "us"]},
+    ):
+        problem = assert_problem(api.post(PATH, {**asked, **other}), 409)
+        assert (problem["code"], problem["hook_id"]) == ("hook_exists", made["id"])
+        assert (problem["filter"], problem["channels"]) == (narrow["filter"], narrow["channels"])
+        assert "order.created with a filter and channels" in problem["detail"]
+    again = api.post(PATH, {**asked, **narrow, "channels": ["us", "eu"]})
+    assert (again.status_code, again.json()["id"]) == (200, made["id"])
+    assert (again.json()["filter"], again.json()["channels"]) == (narrow["filter"], narrow["channels"])
+    assert Subscription.objects.count() == 1
+
+
+def test_one_is_made_with_a_filter_and_channels(api: Any) -> None:
+    shown = subscribe(api, {"target_url": URL, "filter": {"total": {"$gte": 100}}, "channels": ["eu"]})
+    assert (shown["filter"], shown["channels"]) == ({"total": {"$gte": 100}}, ["eu"])
+    assert_problem(api.post(PATH, {"target_url": URL, "filter": {"total": {"$huge": 1}}}), 400)
+    assert api.get(PATH).json()["data"][0]["channels"] == ["eu"]
+
+
 @pytest.mark.parametrize(
     ("body", "pointer"),
     [
