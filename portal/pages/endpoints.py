@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
@@ -17,6 +18,7 @@ from webhooks import subscriptions
 from webhooks.display import panels
 from webhooks.display.causes import words_for
 from webhooks.display.charts import percent
+from webhooks.display.formatting import short
 from webhooks.display.series import SPANS, read_series
 from webhooks.display.standing import count_waiting, recent_attempts
 from webhooks.models import Delivery, DestinationKind, Subscription
@@ -24,6 +26,9 @@ from webhooks.rollups import DELIVERED
 from webhooks.states import with_state
 
 SHOWN_ATTEMPTS = 10
+# More endpoints than this can be searched.
+MOST_AT_A_GLANCE = 5
+LONGEST_TERM = 300
 # What a page says after a change, by the word in its address.
 DONE = {
     "saved": "The endpoint is saved.",
@@ -60,8 +65,20 @@ class EndpointListView(EndpointPage):
 
     def get(self, request: HttpRequest) -> HttpResponse:
         now = timezone.now()
-        rows = [endpoint_row(row, now) for row in self.own_endpoints().order_by("-created_at", "-id")]
-        return self.page("endpoints.html", endpoints=rows, done=DONE.get(request.GET.get("done", "")))
+        term = request.GET.get("q", "").strip()[:LONGEST_TERM].replace("\x00", "")
+        endpoints = self.own_endpoints().order_by("-created_at", "-id")
+        if term:
+            endpoints = endpoints.filter(
+                Q(url__icontains=term) | Q(description__icontains=term) | Q(uid__icontains=term)
+            )
+        rows = [endpoint_row(row, now) for row in endpoints]
+        return self.page(
+            "endpoints.html",
+            endpoints=rows,
+            term=term,
+            has_search=bool(term) or len(rows) > MOST_AT_A_GLANCE,
+            done=DONE.get(request.GET.get("done", "")),
+        )
 
 
 class EndpointView(EndpointPage):
@@ -80,6 +97,7 @@ class EndpointView(EndpointPage):
             "endpoint.html",
             endpoint=endpoint_row(row, now),
             row=row,
+            metadata=[(short(name, 100), short(value, 500)) for name, value in sorted(row.metadata.items())],
             waiting=count_waiting(row.pk),
             span=span,
             spans=list(SPANS.values()),

@@ -44,6 +44,28 @@ def error_at(response: Any, field: str) -> str:
     return found[1]
 
 
+def test_endpoints_are_found_by_their_uid_and_show_what_is_kept_with_them(
+    visitor: Visitor, organization: Organization, other_organization: Organization
+) -> None:
+    for owner in (organization, other_organization):
+        for number in range(6):
+            subscriptions.create(
+                owner.pk, url=f"https://shop.example/{number}", event_types=["*"], uid=f"crm-{number}",
+                metadata={"plan": "<b>gold</b>"},
+            )  # fmt: skip
+    page = visitor.get("")
+    assert 'name="q"' in page.content.decode()
+    assert "uid crm-5" in text_of(page)
+    one = visitor.get("?q=CRM-3")
+    assert "shop.example/3" in text_of(one)
+    assert "shop.example/5" not in text_of(one)
+    assert "No endpoint fits" in text_of(visitor.get("?q=%00crm-99"))
+    row = Subscription.objects.get(organization=organization, uid="crm-3")
+    shown = visitor.get(f"endpoints/{row.pk}")
+    assert "&lt;b&gt;gold&lt;/b&gt;" in shown.content.decode()
+    assert "Metadata: plan" in text_of(shown)
+
+
 def test_an_endpoint_is_added_and_its_secret_shown_once(visitor: Visitor, organization: Organization) -> None:
     event_types.create(organization.pk, name="order.created")
     form = {
