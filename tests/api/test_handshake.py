@@ -100,6 +100,21 @@ def test_one_that_hangs_or_may_not_be_reached_is_refused(
     assert not Subscription.objects.exists()
 
 
+def test_a_token_url_that_hangs_is_what_is_blamed(
+    api: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "MAX_SECONDS", 0.2)
+    receiver.hold()
+    auth = {"type": "oauth2", "token_url": receiver.url("/token"), "client_id": "c", "client_secret": "s"}
+    made = make(api, receiver, handshake=False, auth=auth).json()
+    shown = api.post(f"{SUBSCRIPTIONS}/{made['id']}/test").json()
+    problem = assert_problem(make(api, receiver, auth=auth), 422, "/url")
+    receiver.release()
+    assert (shown["error"], problem["error"]) == ("oauth_failed", "oauth_failed")
+    assert "token" in shown["error_detail"]
+    assert not receiver.of("/hook")
+
+
 def test_a_changed_url_is_asked_before_it_is_stored(api: Any, receiver: Receiver) -> None:
     made = make(api, receiver, handshake=False).json()
     path = f"{SUBSCRIPTIONS}/{made['id']}"

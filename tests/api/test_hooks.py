@@ -126,6 +126,12 @@ def test_what_is_wrong_is_named(api: Any, body: dict[str, Any], pointer: str) ->
     assert not Subscription.objects.exists()
 
 
+def test_a_password_in_a_url_is_refused_with_the_place_where_it_belongs(api: Any) -> None:
+    problem = assert_problem(api.post(PATH, {"hookUrl": "https://me:hunter2@example.com/"}), 400, "/hookUrl")
+    assert "`auth` of `POST /api/subscriptions`" in problem["errors"][0]["detail"]
+    assert "hunter2" not in str(problem)
+
+
 def test_unsubscribing_again_is_harmless(api: Any, other_api: Any) -> None:
     hook = subscribe(api)
     path = f"{PATH}/{hook['id']}"

@@ -69,15 +69,33 @@ class OneOrMoreTypesField(EventTypesField):
             raise
 
 
+class HookUrlField(UrlField):
+    """The URL of a hook, which has no `auth`."""
+
+    def to_internal_value(self, data: Any) -> str:
+        try:
+            return super().to_internal_value(data)
+        except serializers.ValidationError as error:
+            texts = error.detail if isinstance(error.detail, list) else []
+            said = [str(one).replace("`auth`", "`auth` of `POST /api/subscriptions`") for one in texts]
+            raise serializers.ValidationError(said or error.detail) from None
+
+
+def _other_url() -> HookUrlField:
+    return HookUrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
+
+
 class HookCreateSerializer(StrictSerializer):
     """The body of `POST /api/hooks`."""
 
-    target_url = UrlField(
+    target_url = HookUrlField(
         max_length=2048, trim_whitespace=False, required=False, help_text=f"Required, by any of its names. {URL_HELP}"
     )
-    targetUrl = UrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
-    hookUrl = UrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
-    url = UrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
+    targetUrl = HookUrlField(
+        max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url")
+    )
+    hookUrl = _other_url()
+    url = _other_url()
     event = OneOrMoreTypesField(required=False)
     event_type = OneOrMoreTypesField(required=False)
     event_types = OneOrMoreTypesField(required=False)

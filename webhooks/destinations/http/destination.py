@@ -91,8 +91,10 @@ def _credentials(headers: Iterable[tuple[str, str]]) -> list[str]:
 class HttpDestination:
     """Sends webhooks as the settings' egress policy allows."""
 
-    def __init__(self) -> None:
-        self._egress = egress_from_settings()
+    def __init__(self, timeout: float | None = None) -> None:
+        """timeout: of an attempt, in seconds; DELIVERY_TIMEOUT without it."""
+        egress = egress_from_settings()
+        self._egress = egress if timeout is None else replace(egress, timeout=timeout)
         self._client = HttpClient(self._egress)
         self._tokens: TokenStore | None = None  # made for the first endpoint that asks for one
         self._transforming = ThreadPoolExecutor(1, thread_name_prefix="transform")
