@@ -14,7 +14,7 @@ from django.utils import timezone
 from portal.forms import EndpointForm
 from portal.pages.shown import attempt_row, endpoint_row
 from portal.web import NotAllowed, PortalView
-from webhooks import subscriptions
+from webhooks import handshake, probes, subscriptions
 from webhooks.display import panels
 from webhooks.display.causes import words_for
 from webhooks.display.charts import percent
@@ -54,6 +54,20 @@ class EndpointPage(PortalView):
         if row is None:
             raise Http404
         return row
+
+    def confirms(self, form: EndpointForm, row: Subscription | None = None) -> bool:
+        """Shake hands with the endpoint if that was asked for; if it doesn't confirm, show why at the URL."""
+        if not form.cleaned_data.get("handshake"):
+            return True
+        url = form.values["url"] if row is None or "url" in form.values else row.url
+        try:
+            handshake.shake_hands(self.portal.organization_id, url, form.values, row)
+        except handshake.HandshakeFailed as error:
+            form.refuse_url(f"The endpoint didn't confirm. {error.sentence}")
+            return False
+        except probes.TooManyProbes as error:
+            raise NotAllowed("Wait a moment", error.sentence, 429) from None
+        return True
 
     def to_endpoint(self, endpoint_id: uuid.UUID, done: str) -> HttpResponse:
         """Lead to the endpoint's page, which says what was done."""
@@ -139,10 +153,12 @@ class NewEndpointView(EndpointPage):
         form = EndpointForm(self.portal, data=request.POST)
         if not form.is_valid():
             return self.page("endpoint_form.html", 422, form=form)
+        if not self.confirms(form):
+            return self.page("endpoint_form.html", 422, form=form)
         try:
             with transaction.atomic():
                 row, secret = subscriptions.create(self.portal.organization_id, **form.values)
-                self.record("subscription.create", row.id, name=row.url)
+                self.record("subscription.create", row.id, form.handshake_done, name=row.url)
         except subscriptions.TooManySubscriptions:
             raise NotAllowed(
                 "There are too many endpoints", "You have as many as you may have. Delete one that you don't need."
@@ -165,7 +181,11 @@ class EditEndpointView(EndpointPage):
         if not form.is_valid():
             return self.page("endpoint_form.html", 422, form=form, row=row)
         if form.values:
+            if not self.confirms(form, row):
+                return self.page("endpoint_form.html", 422, form=form, row=row)
             with transaction.atomic():
                 subscriptions.change(row, form.values)
-                self.record("subscription.change", row.id, {"fields": sorted(form.values)}, name=row.url)
+                self.record(
+                    "subscription.change", row.id, {"fields": sorted(form.values), **form.handshake_done}, name=row.url
+                )
         return self.to_endpoint(row.pk, "saved")

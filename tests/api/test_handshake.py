@@ -122,6 +122,7 @@ def test_a_changed_url_is_asked_before_it_is_stored(api: Any, receiver: Receiver
     assert_problem(api.patch(path, change), 422, "/url")
     assert api.get(path).json()["url"] == made["url"]
     assert_problem(api.patch(path, {"description": "x", "handshake": True}), 422, "/handshake")
+    assert_problem(api.patch(path, {"handshake": True}), 400, "/handshake")
     receiver.behavior = echo
     assert api.patch(path, change).json()["url"] == receiver.url("/new")
     assert AuditEntry.objects.order_by("-id")[0].detail == {"fields": ["url"], "handshake": True}

@@ -66,6 +66,23 @@ def test_endpoints_are_found_by_their_uid_and_show_what_is_kept_with_them(
     assert "Metadata: plan" in text_of(shown)
 
 
+def test_an_endpoint_is_asked_first_if_one_wants_that(visitor: Visitor, receiver: Receiver) -> None:
+    form = {"url": receiver.url("/hook"), "which": "all", "format": "standard", "handshake": "on"}
+    refused = visitor.post("endpoints/new", **form)
+    assert refused.status_code == 422
+    assert "X-Hook-Secret" in error_at(refused, "url")
+    assert not Subscription.objects.exists()
+    receiver.behavior = lambda request, number: Response(headers={"X-Hook-Secret": request.headers["x-hook-secret"]})
+    assert visitor.post("endpoints/new", **form).status_code == 200
+    row = Subscription.objects.get()
+    assert AuditEntry.objects.get(action="subscription.create").detail == {"handshake": True}
+    receiver.behavior = lambda request, number: Response()
+    changed = visitor.post(f"endpoints/{row.pk}/edit", **{**form, "url": receiver.url("/new")})
+    assert changed.status_code == 422
+    row.refresh_from_db()
+    assert row.url == receiver.url("/hook")
+
+
 def test_an_endpoint_is_added_and_its_secret_shown_once(visitor: Visitor, organization: Organization) -> None:
     event_types.create(organization.pk, name="order.created")
     form = {

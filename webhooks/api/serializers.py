@@ -306,6 +306,8 @@ class SubscriptionChangeSerializer(StrictSerializer):
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Require an expression for the format `transform`, and credentials that go together."""
         current = self.context.get("subscription")
+        if self.partial and set(attrs) == {"handshake"}:
+            raise serializers.ValidationError({"handshake": ["goes with a change, such as of `url`"]})
         check_together(attrs, current)
         is_operational = attrs.get("is_operational", getattr(current, "is_operational", False))
         patterns = enumerate(attrs.get("event_types", ()))
