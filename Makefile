@@ -95,7 +95,7 @@ upgrade-check: $(STAMP) ## upgrade from the version before (FROM=v1.0.0) under l
 monitoring-check: $(STAMP) ## ask a real Prometheus for everything that the board and the alerts show
 	@exec $(PY) -m scripts.monitoring_check
 
-integrations: $(STAMP) ## run the Zapier app, the n8n node, and generated clients against a running system (ONLY=zapier); needs npm
+integrations: $(STAMP) ## run the Zapier app, the n8n node, generated clients, and verifiers against a running system (ONLY=zapier); needs npm
 	@exec $(PY) -m integrations.run $(ONLY)
 
 # The site's packages are in an environment of their own: the tests don't need them.

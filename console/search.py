@@ -136,16 +136,17 @@ def deliveries_of_events(ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
 
 
 def subscriptions_named(term: str, scope: Scope, most: int = LIST_BOUND) -> list[uuid.UUID]:
-    """Return subscriptions whose URL or organization's name holds a term, the newest first."""
-    if not is_part(term):
-        return []
+    """Return subscriptions whose uid is a term, or whose URL or organization's name holds it, the newest first."""
     rows = Subscription.objects.all()
     if scope.organization:
         rows = rows.filter(organization_id=scope.organization)
+    by_uid = list(rows.filter(uid=term).order_by("-id").values_list("pk", flat=True)[:most])
+    if not is_part(term):
+        return by_uid
     by_url = rows.filter(url__icontains=term).order_by("-id").values_list("pk", flat=True)[:most]
     owners = Organization.objects.filter(name__icontains=term).values("pk")
     by_owner = rows.filter(organization_id__in=owners).order_by("-id").values_list("pk", flat=True)[:most]
-    return list(dict.fromkeys([*by_url, *by_owner]))[:most]
+    return list(dict.fromkeys([*by_uid, *by_url, *by_owner]))[:most]
 
 
 def organization_named(term: str) -> uuid.UUID | None:
@@ -196,6 +197,9 @@ def filter_for(term: str, *, events: bool = False) -> tuple[str, uuid.UUID] | No
         by_dedup_id = Event.objects.filter(dedup_id=term).order_by("-created_at").values_list("pk", flat=True).first()
         exact = Subscription.objects.filter(url=term).order_by("deleted_at", "-created_at")
         named += [("event", by_dedup_id), ("subscription", exact.values_list("pk", flat=True).first())]
+        # Two organizations may use the same uid.
+        by_uid = list(Subscription.objects.filter(uid=term, deleted_at=None).values_list("pk", flat=True)[:2])
+        named.append(("subscription", by_uid[0] if len(by_uid) == 1 else None))
     if row_id is None and not any(found for _, found in named):
         named.append(("organization", organization_named(term)))
         if not events and is_part(term):

@@ -48,7 +48,7 @@ POOL = {"default_pool_size": "6"}
 
 SCOPES = (
     "events:write", "events:read", "subscriptions:manage", "deliveries:read", "deliveries:retry", "keys:manage",
-    "inbox:consume", "event_types:manage", "portal:links",
+    "inbox:consume", "event_types:manage", "portal:links", "events:erase",
 )  # fmt: skip
 # High enough never to be met, and still counted on each request.
 EVENTS_PER_MINUTE = 100_000_000

@@ -3,7 +3,7 @@
 Each folder here with a `package.json` is a package of npm's with tests of its own.  They get a system's URL, a key, a
 receiver's URL, and the OpenAPI document:
 
-    python -m integrations.run [zapier] [n8n] [openapi]
+    python -m integrations.run [zapier] [n8n] [openapi] [verifiers]
 """
 
 from __future__ import annotations

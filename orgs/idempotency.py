@@ -228,6 +228,7 @@ def idempotent(
     read: Callable[[Request], bytes] = lambda request: read_body(request._request, MAX_OBJECT_BYTES),
     unless: Callable[[Request], bool] = lambda request: False,
     is_secret: bool = True,
+    beforehand: Callable[..., object] = lambda view, request, *args, **kwargs: None,
     afterwards: Callable[[], object] = lambda: None,
 ) -> Callable[[F], F]:
     """Return a decorator for a view's method that is served once for each `Idempotency-Key`.
@@ -235,8 +236,10 @@ def idempotent(
     read: reads the body, within the method's limit, and returns what makes two requests the same.  unless: tells of a
     request that changes nothing, whose response must not stand for that of another one.  is_secret: the
     response is encrypted where it is kept, and given to nobody but the API key that made the first request: it may
-    hold a secret.  afterwards: called when the method has been served and committed, such as a wake-up, which is too
-    early where the method makes it itself: its transactions become savepoints of the one that keeps the response.
+    hold a secret.  beforehand: called with the method's own arguments before its transaction begins, unless the
+    response is kept already: for what must not happen in one, such as a request to an endpoint.  afterwards: called
+    when the method has been served and committed, such as a wake-up, which is too early where the method makes it
+    itself: its transactions become savepoints of the one that keeps the response.
     """
 
     def decorate(method: F) -> F:
@@ -244,6 +247,7 @@ def idempotent(
         def serve(view: Any, request: Request, *args: Any, **kwargs: Any) -> Any:
             given = request.META.get("HTTP_IDEMPOTENCY_KEY")
             if given is None or unless(request):
+                beforehand(view, request, *args, **kwargs)
                 return method(view, request, *args, **kwargs)
             caller = caller_of(request)
             key = parse_key(given)
@@ -253,6 +257,9 @@ def idempotent(
                 # The body may hold a password, which whoever reads the table could guess by its plain hash.
                 content = salted_hmac("orgs.idempotency", content, algorithm="sha256").digest()
             once = Once(caller.organization_id, key, content, caller.key_id, view.scopes[request.method].value)
+            if (found := find(once)) is not None:
+                return _response(found.replay(once))
+            beforehand(view, request, *args, **kwargs)
             response = in_transaction(
                 lambda: _serve_once(once, lambda: method(view, request, *args, **kwargs), is_secret)
             )

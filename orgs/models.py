@@ -79,6 +79,8 @@ class Scope(models.TextChoices):
 
     EVENTS_WRITE = "events:write"
     EVENTS_READ = "events:read"
+    # What a producer's key must not be able to do: it is for good.
+    EVENTS_ERASE = "events:erase"
     EVENT_TYPES_MANAGE = "event_types:manage"
     SUBSCRIPTIONS_MANAGE = "subscriptions:manage"
     DELIVERIES_READ = "deliveries:read"

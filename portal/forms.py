@@ -71,6 +71,11 @@ class EndpointForm(forms.Form):
         help_text="For a body “made by an expression”: JMESPath over the standard body, such as "
         "{text: join(' ', [type, data.total])}.",
     )  # fmt: skip
+    handshake = forms.BooleanField(
+        label="Ask the endpoint first", required=False,
+        help_text="It gets a POST with a random X-Hook-Secret, and must respond with a 2xx that repeats this header. "
+        "Otherwise nothing is saved.",
+    )  # fmt: skip
 
     def __init__(self, portal: PortalSession, subscription: Subscription | None = None, data: Any = None) -> None:
         initial: dict[str, Any] = {}
@@ -95,19 +100,36 @@ class EndpointForm(forms.Form):
             del self.fields["types"]
         if subscription is None or not subscription.header_names:
             del self.fields["remove_headers"]
+        self._describe_fields()
+
+    def _describe_fields(self) -> None:
+        """Name each field's help and error to screen readers."""
         for name, field in self.fields.items():
             described = [f"id_{name}_help"] if field.help_text else []
             if name in self.errors if self.is_bound else False:
                 described.append(f"id_{name}_error")
                 field.widget.attrs["aria-invalid"] = "true"
+            field.widget.attrs.pop("aria-describedby", None)  # so that it comes last
             if described:
                 field.widget.attrs["aria-describedby"] = " ".join(described)
+
+    def refuse_url(self, text: str) -> None:
+        """Show an error at the URL that comes after validation."""
+        self.add_error("url", text)
+        self._describe_fields()
+
+    @property
+    def handshake_done(self) -> dict[str, Any]:
+        """What the audit log keeps of the handshake."""
+        return {"handshake": True} if self.cleaned_data.get("handshake") else {}
 
     @property
     def is_advanced(self) -> bool:
         """Tell whether one of the fields under “Advanced” has an error or a value, so that they are shown."""
         names = ("headers_text", "remove_headers", "deliveries_per_second", "max_in_flight", "format", "transform")
-        return any(name in self.errors for name in names) if self.is_bound else False
+        if not self.is_bound:
+            return False
+        return any(name in self.errors for name in names) or bool(self.cleaned_data.get("handshake"))
 
     def clean_headers_text(self) -> dict[str, str]:
         """Return the headers by name."""

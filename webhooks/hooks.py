@@ -7,7 +7,8 @@ must change nothing.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import orjson
 from django.db import transaction
@@ -28,7 +29,7 @@ from webhooks.models import DestinationKind, Subscription
 
 
 class AlreadySubscribed(Exception):
-    """The URL is subscribed to other event types.  subscription: the one that is."""
+    """The URL is subscribed to other events.  subscription: the one that is."""
 
     def __init__(self, subscription: Subscription) -> None:
         super().__init__(subscription.pk)
@@ -46,10 +47,14 @@ def subscribe(
     types: list[str],
     description: str = "",
     *,
+    filter: Mapping[str, Any] | None = None,
+    channels: Sequence[str] = (),
     audit: Callable[[Subscription], None],
 ) -> tuple[Subscription, str]:
-    """Return the subscription of this URL to these types, and its secret if it is new, else an empty text.
+    """Return the subscription of this URL to these events, and its secret if it is new, else an empty text.
 
+    It is the same one only if it gets the same events: those of these types that meet `filter` and have one of
+    `channels`.  Whoever asks for all of them must not be told that one with a filter is there.
     audit: writes the entry for a new one, in its transaction.  Raises AlreadySubscribed, and what
     `subscriptions.create` raises.
     """
@@ -58,13 +63,15 @@ def subscribe(
         Organization.objects.select_for_update(no_key=True).filter(pk=organization_id).first()
         existing = list(of_organization(organization_id).filter(url=url, is_operational=False).order_by("id"))
         for one in existing:
-            if set(one.event_types) == set(types):
+            same_types, same_channels = set(one.event_types) == set(types), set(one.channels) == set(channels)
+            if same_types and same_channels and (one.filter or None) == (filter or None):
                 return one, ""
         if existing:
             raise AlreadySubscribed(existing[0])
         created, secret = subscriptions.create(
-            organization_id, url=url, event_types=types, description=description, is_hook=True
-        )
+            organization_id, url=url, event_types=types, description=description, filter=filter, channels=channels,
+            is_hook=True,
+        )  # fmt: skip
         audit(created)
         return created, secret
 

@@ -12,9 +12,30 @@ register(
     ProblemType(
         "hook_exists",
         409,
-        "The URL is subscribed to other event types already; `hook_id` and `event_types` say which hook it is.",
+        "The URL is subscribed to other events already: to other types, or with another `filter` or other `channels`. "
+        "`hook_id` names the hook.",
         "This URL is subscribed to order.paid. Unsubscribe it with `DELETE /api/hooks/{hook_id}` first.",
-        {"hook_id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91", "event_types": ["order.paid"]},
+        {
+            "hook_id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91",
+            "event_types": ["order.paid"],
+            "filter": None,
+            "channels": [],
+        },
+    ),
+    ProblemType(
+        "handshake_failed",
+        422,
+        "The endpoint didn't confirm the handshake that the request asked for; `error` is the error class of the "
+        "request to it, null if its response lacked the echo.",
+        "The endpoint's response had no X-Hook-Secret. The endpoint must respond to the handshake with a 2xx that "
+        "repeats the header X-Hook-Secret. Nothing was stored.",
+        {"status_code": 200, "error": None, "errors": [{"pointer": "/url", "detail": "doesn't confirm the handshake"}]},
+    ),
+    ProblemType(
+        "too_many_handshakes",
+        429,
+        "Too many handshakes in a minute, or another one is under way; retry after `Retry-After`.",
+        "The organization may send 30 handshakes a minute.",
     ),
     ProblemType(
         "too_many_previous_secrets",
@@ -44,7 +65,7 @@ register(
     ProblemType(
         "too_many_test_events",
         429,
-        "Too many test events in a minute, or at a time; retry after `Retry-After`.",
+        "Too many test events in a minute, or another one is under way; retry after `Retry-After`.",
         "The organization may send 10 test events a minute.",
     ),
     ProblemType(

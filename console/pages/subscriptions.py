@@ -15,7 +15,7 @@ from django.conf import settings
 from django.contrib import admin, messages
 from django.contrib.admin.utils import unquote
 from django.db import transaction
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.safestring import SafeString
@@ -31,7 +31,7 @@ from console.recoveries import ask_and_recover
 from console.runs import ask_and_run
 from console.subscription_forms import ONLY_OF_ENDPOINTS, SubscriptionForm
 from core.ids import parse_id
-from webhooks import endpoint_test, signing_secrets, subscriptions
+from webhooks import endpoint_test, probes, signing_secrets, subscriptions
 from webhooks.display.formatting import badge, cause_of, format_time, lines, short, short_id, table, with_note
 from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Subscription, SubscriptionQueue
@@ -84,14 +84,15 @@ class SubscriptionAdmin(BoundedAdmin):
     export_columns: ClassVar = {
         "id": "id", "created_at": "created_at", "organization": "organization__name", "url": "url",
         "event_types": "event_types", "operational": "is_operational",
-        "channels": "channels", "filter": "filter", "description": "description", "is_active": "is_active",
+        "channels": "channels", "filter": "filter", "description": "description", "uid": "uid", "metadata": "metadata",
+        "is_active": "is_active",
         "disabled_at": "disabled_at", "disabled_reason": "disabled_reason", "failing_since": "queue__failing_since",
         "last_success_at": "queue__last_success_at", "deleted_at": "deleted_at",
     }  # fmt: skip
     list_select_related = ("organization", "queue")
     list_filter = (SubscriptionStateFilter, OrganizationFilter)
     search_fields = ("id",)
-    search_help_text = "An id, part of a URL, or part of an organization's name."
+    search_help_text = "An id, a uid, part of a URL, or part of an organization's name."
     autocomplete_fields = ("organization",)
     ordering = ("-id",)
     actions = (
@@ -112,8 +113,9 @@ class SubscriptionAdmin(BoundedAdmin):
         "deliveries_per_second", "headers_text", "remove_headers",
     )  # fmt: skip
     _status_fields = (
-        "id", "operational_display", "disabled_reason_display", "disabled_at", "header_names_display",
-        "secrets_display", "auth_type_display", "certificate_display", "created_at", "updated_at", "deleted_at",
+        "id", "uid_display", "metadata_display", "operational_display", "disabled_reason_display", "disabled_at",
+        "header_names_display", "secrets_display", "auth_type_display", "certificate_display", "created_at",
+        "updated_at", "deleted_at",
     )  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Subscription]:
@@ -186,7 +188,7 @@ class SubscriptionAdmin(BoundedAdmin):
 
     @admin.display(description="URL")
     def url_display(self, row: Subscription) -> SafeString:
-        return with_note(short(row.url), short(row.description, 60))
+        return with_note(short(row.url), " · ".join(short(one, 60) for one in (row.uid, row.description) if one))
 
     @admin.display(description="URL")
     def url_full(self, row: Subscription) -> str:
@@ -195,6 +197,14 @@ class SubscriptionAdmin(BoundedAdmin):
     @admin.display(description="description")
     def description_full(self, row: Subscription) -> str:
         return short(row.description, 500)
+
+    @admin.display(description="uid")
+    def uid_display(self, row: Subscription) -> str:
+        return short(row.uid or "-", 255)
+
+    @admin.display(description="metadata")
+    def metadata_display(self, row: Subscription) -> SafeString | str:
+        return lines([short(f"{name}: {value}", 610) for name, value in row.metadata.items()]) or "-"
 
     @admin.display(description="transform")
     def transform_full(self, row: Subscription) -> str:
@@ -276,10 +286,10 @@ class SubscriptionAdmin(BoundedAdmin):
         )
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
-        """Find by id, part of the URL, or part of the organization's name."""
+        """Find by id, uid, part of the URL, or part of the organization's name."""
         row_id = parse_id(term)
         if row_id:
-            return queryset.filter(pk=row_id)
+            return queryset.filter(Q(pk=row_id) | Q(uid=term))
         return queryset.filter(pk__in=search.subscriptions_named(term, search.Scope.of(request)))
 
     @admin.display(description="created", ordering="id")
@@ -452,7 +462,7 @@ class SubscriptionAdmin(BoundedAdmin):
             return
         try:
             result = endpoint_test.send_test_event(row)
-        except endpoint_test.TooManyTests as error:
+        except probes.TooManyProbes as error:
             wait = f"{error.sentence} Wait {error.retry_after} seconds."
             self.message_user(request, wait, messages.ERROR)
             return

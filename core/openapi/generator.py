@@ -65,7 +65,10 @@ class ApiSchema(AutoSchema):
         own = responses.setdefault("409", in_use)
         if own is not in_use:
             own["description"] += "\n" + in_use["description"]
-        responses["422"] = {"$ref": "#/components/responses/422"}
+        reused = {"$ref": "#/components/responses/422"}
+        own = responses.setdefault("422", reused)
+        if own is not reused:
+            own["description"] += "\n" + conflict_response("idempotency_key_reused")["description"]
         operation["responses"] = dict(sorted(responses.items()))
 
     def _shared_errors(self, operation: Mapping[str, Any]) -> list[str]:

@@ -111,7 +111,7 @@ _SHARED_ERRORS: dict[int, tuple[str, tuple[str, ...]]] = {
     413: ("The request is too large. Nothing was stored.", ()),
     414: ("The URL is too long.", ()),
     415: ("The body has a content type or encoding that this operation doesn't support.", ()),
-    422: ("The request differs from the one that had its `Idempotency-Key` first. Nothing was stored.", ()),
+    422: ("The request is valid but can't be served. Nothing was stored.", ()),
     429: ("Too many requests. Nothing was stored.", ("Retry-After", *RATE_LIMIT_FIELDS)),
     500: ("An internal error.", ()),
     503: ("The service can't handle the request now. Nothing was stored; try again.", ("Retry-After",)),

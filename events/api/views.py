@@ -277,7 +277,7 @@ class EventView(APIView):
 class EventPayloadView(APIView):
     """What an event says."""
 
-    scopes: ClassVar = {"DELETE": Scope.EVENTS_WRITE}
+    scopes: ClassVar = {"DELETE": Scope.EVENTS_ERASE}
 
     @extend_schema(
         operation_id="eraseEventPayload",

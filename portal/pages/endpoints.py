@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
@@ -13,10 +14,11 @@ from django.utils import timezone
 from portal.forms import EndpointForm
 from portal.pages.shown import attempt_row, endpoint_row
 from portal.web import NotAllowed, PortalView
-from webhooks import subscriptions
+from webhooks import handshake, probes, subscriptions
 from webhooks.display import panels
 from webhooks.display.causes import words_for
 from webhooks.display.charts import percent
+from webhooks.display.formatting import short
 from webhooks.display.series import SPANS, read_series
 from webhooks.display.standing import count_waiting, recent_attempts
 from webhooks.models import Delivery, DestinationKind, Subscription
@@ -24,6 +26,9 @@ from webhooks.rollups import DELIVERED
 from webhooks.states import with_state
 
 SHOWN_ATTEMPTS = 10
+# More endpoints than this can be searched.
+MOST_AT_A_GLANCE = 5
+LONGEST_TERM = 300
 # What a page says after a change, by the word in its address.
 DONE = {
     "saved": "The endpoint is saved.",
@@ -50,6 +55,20 @@ class EndpointPage(PortalView):
             raise Http404
         return row
 
+    def confirms(self, form: EndpointForm, row: Subscription | None = None) -> bool:
+        """Shake hands with the endpoint if that was asked for; if it doesn't confirm, show why at the URL."""
+        if not form.cleaned_data.get("handshake"):
+            return True
+        url = form.values["url"] if row is None or "url" in form.values else row.url
+        try:
+            handshake.shake_hands(self.portal.organization_id, url, form.values, row)
+        except handshake.HandshakeFailed as error:
+            form.refuse_url(f"The endpoint didn't confirm. {error.sentence}")
+            return False
+        except probes.TooManyProbes as error:
+            raise NotAllowed("Wait a moment", error.sentence, 429) from None
+        return True
+
     def to_endpoint(self, endpoint_id: uuid.UUID, done: str) -> HttpResponse:
         """Lead to the endpoint's page, which says what was done."""
         return HttpResponseRedirect(f"{reverse('portal:endpoint', args=[endpoint_id])}?done={done}")
@@ -60,8 +79,20 @@ class EndpointListView(EndpointPage):
 
     def get(self, request: HttpRequest) -> HttpResponse:
         now = timezone.now()
-        rows = [endpoint_row(row, now) for row in self.own_endpoints().order_by("-created_at", "-id")]
-        return self.page("endpoints.html", endpoints=rows, done=DONE.get(request.GET.get("done", "")))
+        term = request.GET.get("q", "").strip()[:LONGEST_TERM].replace("\x00", "")
+        endpoints = self.own_endpoints().order_by("-created_at", "-id")
+        if term:
+            endpoints = endpoints.filter(
+                Q(url__icontains=term) | Q(description__icontains=term) | Q(uid__icontains=term)
+            )
+        rows = [endpoint_row(row, now) for row in endpoints]
+        return self.page(
+            "endpoints.html",
+            endpoints=rows,
+            term=term,
+            has_search=bool(term) or len(rows) > MOST_AT_A_GLANCE,
+            done=DONE.get(request.GET.get("done", "")),
+        )
 
 
 class EndpointView(EndpointPage):
@@ -80,6 +111,7 @@ class EndpointView(EndpointPage):
             "endpoint.html",
             endpoint=endpoint_row(row, now),
             row=row,
+            metadata=[(short(name, 100), short(value, 500)) for name, value in sorted(row.metadata.items())],
             waiting=count_waiting(row.pk),
             span=span,
             spans=list(SPANS.values()),
@@ -121,10 +153,12 @@ class NewEndpointView(EndpointPage):
         form = EndpointForm(self.portal, data=request.POST)
         if not form.is_valid():
             return self.page("endpoint_form.html", 422, form=form)
+        if not self.confirms(form):
+            return self.page("endpoint_form.html", 422, form=form)
         try:
             with transaction.atomic():
                 row, secret = subscriptions.create(self.portal.organization_id, **form.values)
-                self.record("subscription.create", row.id, name=row.url)
+                self.record("subscription.create", row.id, form.handshake_done, name=row.url)
         except subscriptions.TooManySubscriptions:
             raise NotAllowed(
                 "There are too many endpoints", "You have as many as you may have. Delete one that you don't need."
@@ -147,7 +181,11 @@ class EditEndpointView(EndpointPage):
         if not form.is_valid():
             return self.page("endpoint_form.html", 422, form=form, row=row)
         if form.values:
+            if not self.confirms(form, row):
+                return self.page("endpoint_form.html", 422, form=form, row=row)
             with transaction.atomic():
                 subscriptions.change(row, form.values)
-                self.record("subscription.change", row.id, {"fields": sorted(form.values)}, name=row.url)
+                self.record(
+                    "subscription.change", row.id, {"fields": sorted(form.values), **form.handshake_done}, name=row.url
+                )
         return self.to_endpoint(row.pk, "saved")

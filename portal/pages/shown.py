@@ -23,6 +23,7 @@ def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
         "url": short(row.url, 2048),
         "host": short(host_of_url(row.url, with_path=True), 90),
         "description": short(row.description, 120),
+        "uid": short(row.uid or "", 255),
         "event_types": [short(one, 80) for one in row.event_types],
         "all_events": "*" in row.event_types,
         "is_operational": row.is_operational,

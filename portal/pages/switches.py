@@ -14,7 +14,7 @@ from portal import words
 from portal.forms import DisableForm
 from portal.pages.endpoints import EndpointPage
 from portal.web import NotAllowed
-from webhooks import endpoint_test, subscriptions
+from webhooks import endpoint_test, probes, subscriptions
 from webhooks.display.causes import error_words
 from webhooks.display.formatting import code_block, format_duration
 from webhooks.models import Subscription
@@ -37,7 +37,7 @@ class TestView(SwitchPage):
         row = self.own_endpoint(endpoint_id)
         try:
             result = endpoint_test.send_test_event(row)
-        except endpoint_test.TooManyTests as error:
+        except probes.TooManyProbes as error:
             raise NotAllowed("Wait a moment", error.sentence, 429) from None
         with transaction.atomic():
             self.record("subscription.test", row.id, result.for_audit(), name=row.url)

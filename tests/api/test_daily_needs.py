@@ -16,7 +16,7 @@ from devstack.waiting import wait_until
 from events.models import ERASED, Event
 from events.payload import parse_event
 from orgs.keys import create_api_key
-from orgs.models import AuditEntry, Scope
+from orgs.models import AuditEntry, Organization, Scope
 from tests.api.helpers import assert_problem, rows
 from tests.webhooks.helpers import fan_out_batch, result, sending
 from webhooks.destinations.exchange import Exchange
@@ -167,6 +167,17 @@ def test_a_delivery_that_is_due_although_its_payload_was_erased_fails_with_the_c
     delivery = Delivery.objects.get()
     assert (delivery.last_error, delivery.attempt_count) == ("payload_erased", 1)
     assert receiver.of("/") == []
+
+
+def test_a_producer_s_key_can_t_erase(api: Any, organization: Organization) -> None:
+    event_id = send(api)
+    path = f"/api/events/{event_id}/payload"
+    api.key = create_api_key(organization, scopes=["events:write", "events:read"])[1]
+    problem = assert_problem(api.delete(path), 403)
+    assert (problem["code"], problem["scope"]) == ("missing_scope", "events:erase")
+    assert api.get(f"/api/events/{event_id}").json()["data"] == {"card": "4711"}
+    api.key = create_api_key(organization, scopes=["events:erase"])[1]
+    assert api.delete(path).status_code == 204
 
 
 def test_another_organization_s_payload_can_t_be_erased(api: Any, other_api: Any) -> None:

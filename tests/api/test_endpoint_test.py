@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
 
 from devstack.http_receiver import Receiver, Response, verify
 from events.models import Event
-from orgs.models import AuditEntry
+from orgs.models import AuditEntry, Organization
 from tests.api.helpers import assert_problem
-from webhooks import endpoint_test
+from webhooks import endpoint_test, probes
 from webhooks.models import Delivery, DeliveryAttempt, SubscriptionQueue
 
 PATH = "/api/subscriptions"
@@ -70,7 +69,7 @@ def test_the_rules_for_addresses_hold(api: Any, settings: Any, receiver: Receive
 def test_an_endpoint_that_does_not_respond_ends_in_time(
     api: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoint_test, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(probes, "MAX_SECONDS", 0.3)
     receiver.hold()
     made = make(api, receiver.url())
     shown = api.post(f"{PATH}/{made['id']}/test").json()
@@ -78,7 +77,9 @@ def test_an_endpoint_that_does_not_respond_ends_in_time(
     assert (shown["error"], shown["succeeded"]) == ("timeout", False)
 
 
-def test_so_many_a_minute_and_so_many_at_a_time(api: Any, receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_many_a_minute_and_one_at_a_time(
+    api: Any, other_api: Any, organization: Organization, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = make(api, receiver.url())
     monkeypatch.setattr(endpoint_test, "PER_MINUTE", 2)
     assert [api.post(f"{PATH}/{made['id']}/test").status_code for _ in range(2)] == [200, 200]
@@ -87,9 +88,11 @@ def test_so_many_a_minute_and_so_many_at_a_time(api: Any, receiver: Receiver, mo
     assert refused.json()["code"] == "too_many_test_events"
     assert int(refused["Retry-After"]) >= 1
     monkeypatch.setattr(endpoint_test, "PER_MINUTE", 100)
-    monkeypatch.setattr(endpoint_test, "_places", threading.BoundedSemaphore(1))
-    with endpoint_test._places:
+    others = make(other_api, receiver.url())
+    with probes.places.place(organization.pk):
         assert_problem(api.post(f"{PATH}/{made['id']}/test"), 429)
+        # It waits for itself alone.
+        assert other_api.post(f"{PATH}/{others['id']}/test").status_code == 200
     assert api.post(f"{PATH}/{made['id']}/test").status_code == 200
 
 

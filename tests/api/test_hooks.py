@@ -77,6 +77,34 @@ def test_other_types_for_the_same_url_are_a_conflict_that_says_what_to_do(api: A
     assert f"DELETE /api/hooks/{first['id']}" in problem["detail"]
 
 
+def test_one_with_a_filter_or_channels_is_not_the_same(api: Any) -> None:
+    narrow = {"filter": {"total": {"$gte": 100}}, "channels": ["eu", "us"]}
+    body = {"url": URL, "event_types": ["order.created"], **narrow}
+    made = api.post("/api/subscriptions", body).json()
+    asked = {"target_url": URL, "event": "order.created"}
+    for other in (
+        {},
+        {"filter": narrow["filter"]},
+        {"channels": narrow["channels"]},
+        {"filter": {"total": {"$gte": 1}}, "channels": ["eu", "us"]},
+    ):
+        problem = assert_problem(api.post(PATH, {**asked, **other}), 409)
+        assert (problem["code"], problem["hook_id"]) == ("hook_exists", made["id"])
+        assert (problem["filter"], problem["channels"]) == (narrow["filter"], narrow["channels"])
+        assert "order.created with a filter and channels" in problem["detail"]
+    again = api.post(PATH, {**asked, **narrow, "channels": ["us", "eu"]})
+    assert (again.status_code, again.json()["id"]) == (200, made["id"])
+    assert (again.json()["filter"], again.json()["channels"]) == (narrow["filter"], narrow["channels"])
+    assert Subscription.objects.count() == 1
+
+
+def test_one_is_made_with_a_filter_and_channels(api: Any) -> None:
+    shown = subscribe(api, {"target_url": URL, "filter": {"total": {"$gte": 100}}, "channels": ["eu"]})
+    assert (shown["filter"], shown["channels"]) == ({"total": {"$gte": 100}}, ["eu"])
+    assert_problem(api.post(PATH, {"target_url": URL, "filter": {"total": {"$huge": 1}}}), 400)
+    assert api.get(PATH).json()["data"][0]["channels"] == ["eu"]
+
+
 @pytest.mark.parametrize(
     ("body", "pointer"),
     [
@@ -96,6 +124,12 @@ def test_what_is_wrong_is_named(api: Any, body: dict[str, Any], pointer: str) ->
     assert_problem(answer, 400, pointer)
     assert b"user:secret" not in answer.content
     assert not Subscription.objects.exists()
+
+
+def test_a_password_in_a_url_is_refused_with_the_place_where_it_belongs(api: Any) -> None:
+    problem = assert_problem(api.post(PATH, {"hookUrl": "https://me:hunter2@example.com/"}), 400, "/hookUrl")
+    assert "`auth` of `POST /api/subscriptions`" in problem["errors"][0]["detail"]
+    assert "hunter2" not in str(problem)
 
 
 def test_unsubscribing_again_is_harmless(api: Any, other_api: Any) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from django.db.models import Model
 from django.test import Client
+from django.urls import reverse
 
 from orgs.models import ApiKey, AuditEntry, Organization
 from tests.console.rows import URL, World, list_url, make_event, nobody
+from webhooks import subscriptions
 from webhooks.models import BulkRun, Delivery, DeliveryAttempt, Subscription
 
 
@@ -50,6 +52,26 @@ def test_deliveries_are_found_by_ids_dedup_id_and_url(world: World, operator: Cl
     assert found(operator, Delivery, URL, status="held") == {world.deliveries["held"].pk}
     assert found(operator, Delivery, nobody()) == set()
     assert found(operator, Delivery, "no such thing") == set()
+
+
+def test_subscriptions_are_found_by_uid_and_show_it_with_the_metadata(
+    world: World, operator: Client, other_organization: Organization
+) -> None:
+    Subscription.objects.filter(pk=world.subscription.pk).update(uid="17", metadata={"plan": "<b>gold", "crm": "a-1"})
+    assert found(operator, Subscription, "17") == {world.subscription.pk}
+    assert found(operator, Subscription, "1") == set()
+    every = {row.pk for row in world.deliveries.values()}
+    assert found(operator, Delivery, "17") == every
+    # Others may use the same one, and one that looks like an id of ours.
+    theirs, _ = subscriptions.create(other_organization.pk, url="https://o.example/", event_types=["*"], uid="17")
+    assert found(operator, Subscription, "17") == {world.subscription.pk, theirs.pk}
+    assert found(operator, Subscription, "17", organization=other_organization.pk) == {theirs.pk}
+    subscriptions.change(theirs, {"uid": str(nobody())})
+    assert found(operator, Subscription, nobody()) == {theirs.pk}
+    page = operator.get(reverse("admin:webhooks_subscription_change", args=[world.subscription.pk])).content.decode()
+    assert "crm: a-1" in page
+    assert "plan: &lt;b&gt;gold" in page
+    assert '<div class="quiet">17' in operator.get(list_url(Subscription)).content.decode()
 
 
 def test_attempts_subscriptions_runs_keys_organizations_and_entries_are_found(world: World, operator: Client) -> None:

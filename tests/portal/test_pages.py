@@ -46,6 +46,45 @@ def error_at(response: Any, field: str) -> str:
     return found[1]
 
 
+def test_endpoints_are_found_by_their_uid_and_show_what_is_kept_with_them(
+    visitor: Visitor, organization: Organization, other_organization: Organization
+) -> None:
+    for owner in (organization, other_organization):
+        for number in range(6):
+            subscriptions.create(
+                owner.pk, url=f"https://shop.example/{number}", event_types=["*"], uid=f"crm-{number}",
+                metadata={"plan": "<b>gold</b>"},
+            )  # fmt: skip
+    page = visitor.get("")
+    assert 'name="q"' in page.content.decode()
+    assert "uid crm-5" in text_of(page)
+    one = visitor.get("?q=CRM-3")
+    assert "shop.example/3" in text_of(one)
+    assert "shop.example/5" not in text_of(one)
+    assert "No endpoint fits" in text_of(visitor.get("?q=%00crm-99"))
+    row = Subscription.objects.get(organization=organization, uid="crm-3")
+    shown = visitor.get(f"endpoints/{row.pk}")
+    assert "&lt;b&gt;gold&lt;/b&gt;" in shown.content.decode()
+    assert "Metadata: plan" in text_of(shown)
+
+
+def test_an_endpoint_is_asked_first_if_one_wants_that(visitor: Visitor, receiver: Receiver) -> None:
+    form = {"url": receiver.url("/hook"), "which": "all", "format": "standard", "handshake": "on"}
+    refused = visitor.post("endpoints/new", **form)
+    assert refused.status_code == 422
+    assert "X-Hook-Secret" in error_at(refused, "url")
+    assert not Subscription.objects.exists()
+    receiver.behavior = lambda request, number: Response(headers={"X-Hook-Secret": request.headers["x-hook-secret"]})
+    assert visitor.post("endpoints/new", **form).status_code == 200
+    row = Subscription.objects.get()
+    assert AuditEntry.objects.get(action="subscription.create").detail == {"handshake": True}
+    receiver.behavior = lambda request, number: Response()
+    changed = visitor.post(f"endpoints/{row.pk}/edit", **{**form, "url": receiver.url("/new")})
+    assert changed.status_code == 422
+    row.refresh_from_db()
+    assert row.url == receiver.url("/hook")
+
+
 def test_an_endpoint_is_added_and_its_secret_shown_once(visitor: Visitor, organization: Organization) -> None:
     event_types.create(organization.pk, name="order.created")
     form = {

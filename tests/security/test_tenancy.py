@@ -37,7 +37,7 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/events": [("GET", Scope.EVENTS_READ, None), ("POST", E, EVENT)],
     "api/events/batch": [("POST", E, [EVENT])],
     "api/events/<uuid:event_id>": [("GET", Scope.EVENTS_READ, None)],
-    "api/events/<uuid:event_id>/payload": [("DELETE", E, None)],
+    "api/events/<uuid:event_id>/payload": [("DELETE", Scope.EVENTS_ERASE, None)],
     "api/event-types": [("GET", Scope.EVENTS_READ, None), ("POST", T, {"name": "b.c"})],
     "api/event-types/import": [("POST", T, {"webhooks": {"c.d": {"post": {}}}})],
     "api/event-types/settings": [("GET", Scope.EVENTS_READ, None), ("PATCH", T, {"strictness": "free"})],

@@ -160,7 +160,7 @@ class _TokenUrlField(StrictCharField):
             url = normalize_url(text)
             check_url(url, settings.WEBHOOK_ALLOWED_SUBNETS, settings.WEBHOOK_ALLOWED_PORTS)
         except UrlError as error:
-            raise serializers.ValidationError(str(error).replace("`auth`", "`client_id`")) from None
+            raise serializers.ValidationError(str(error).replace("`auth`", "`client_id` and `client_secret`")) from None
         return url
 
 

@@ -17,7 +17,7 @@ from rest_framework.response import Response
 
 from core.json_body import read_object
 from core.json_response import Fragment
-from core.openapi import PAGE, conflict, location, page_of, query
+from core.openapi import PAGE, location, page_of, query, refusals
 from core.problems import Problem, no_such
 from core.query import PAGE_PARAMETERS, ParameterError, page, parse_parameters
 from core.serializers import StrictCharField, StrictSerializer, validate_plain_text
@@ -30,7 +30,16 @@ from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
 from orgs.models import Scope
 from webhooks import hooks, subscriptions
-from webhooks.api.serializers import URL_HELP, EventTypesField, UrlField, row_renderer, url_parameter
+from webhooks.api.handshakes import handshake_field, require_handshake
+from webhooks.api.serializers import (
+    URL_HELP,
+    ChannelsField,
+    EventTypesField,
+    FilterField,
+    UrlField,
+    row_renderer,
+    url_parameter,
+)
 from webhooks.api.viewsets import OrganizationViewSet
 from webhooks.models import Subscription
 from webhooks.states import SubscriptionState, with_state
@@ -60,21 +69,42 @@ class OneOrMoreTypesField(EventTypesField):
             raise
 
 
+class HookUrlField(UrlField):
+    """The URL of a hook, which has no `auth`."""
+
+    def to_internal_value(self, data: Any) -> str:
+        try:
+            return super().to_internal_value(data)
+        except serializers.ValidationError as error:
+            texts = error.detail if isinstance(error.detail, list) else []
+            said = [str(one).replace("`auth`", "`auth` of `POST /api/subscriptions`") for one in texts]
+            raise serializers.ValidationError(said or error.detail) from None
+
+
+def _other_url() -> HookUrlField:
+    return HookUrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
+
+
 class HookCreateSerializer(StrictSerializer):
     """The body of `POST /api/hooks`."""
 
-    target_url = UrlField(
+    target_url = HookUrlField(
         max_length=2048, trim_whitespace=False, required=False, help_text=f"Required, by any of its names. {URL_HELP}"
     )
-    targetUrl = UrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
-    hookUrl = UrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
-    url = UrlField(max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url"))
+    targetUrl = HookUrlField(
+        max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url")
+    )
+    hookUrl = _other_url()
+    url = _other_url()
     event = OneOrMoreTypesField(required=False)
     event_type = OneOrMoreTypesField(required=False)
     event_types = OneOrMoreTypesField(required=False)
     # Zapier may repeat the URL under this name, for a protocol that is older than its REST hooks.
     subscription_url = serializers.JSONField(required=False, help_text="Ignored.")
     description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
+    filter = FilterField(required=False, allow_null=True, help_text="As of a subscription.")
+    channels = ChannelsField(required=False, help_text="As of a subscription.")
+    handshake = handshake_field()
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Return the members by the names that `hooks.subscribe` has for them."""
@@ -82,7 +112,14 @@ class HookCreateSerializer(StrictSerializer):
         if url is None:
             raise serializers.ValidationError({"target_url": [f"is required ({', '.join(URL_NAMES)} are all taken)"]})
         types = _the_one(attrs, TYPE_NAMES)
-        return {"url": url, "types": types or [EVERYTHING], "description": attrs.get("description", "")}
+        return {
+            "url": url,
+            "types": types or [EVERYTHING],
+            "description": attrs.get("description", ""),
+            "filter": attrs.get("filter"),
+            "channels": attrs.get("channels", []),
+            "handshake": attrs.get("handshake", False),
+        }
 
 
 def _the_one(attrs: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -100,6 +137,8 @@ class HookSerializer(serializers.Serializer[Subscription]):
     id = serializers.UUIDField(help_text="The subscription's id, too.")
     target_url = serializers.CharField(source="url")
     event_types = serializers.ListField(child=serializers.CharField())
+    filter = FilterField(allow_null=True, help_text="Null for all events of these types.")
+    channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for all events.")
     state = serializers.ChoiceField(choices=SubscriptionState.values, help_text="As of the subscription.")
     created_at = serializers.DateTimeField()
 
@@ -163,17 +202,22 @@ class HookViewSet(OrganizationViewSet[Subscription]):
         request=HookCreateSerializer,
         responses={
             201: OpenApiResponse(SubscribedHookSerializer, "Subscribed."),
-            200: OpenApiResponse(SubscribedHookSerializer, "The URL was subscribed to these types before."),
-            **conflict("too_many_subscriptions", "hook_exists"),
+            200: OpenApiResponse(SubscribedHookSerializer, "The URL was subscribed to these events before."),
+            **refusals("too_many_subscriptions", "hook_exists", "handshake_failed"),
         },
         examples=[
             OpenApiExample("Zapier", EXAMPLE, request_only=True),
             OpenApiExample("Make", MAKE_EXAMPLE, request_only=True),
         ],
     )
-    @idempotent(afterwards=lambda: wake(WEBHOOKS))
+    @idempotent(
+        beforehand=lambda view, request: view.confirm_endpoint(request),
+        afterwards=lambda: wake(WEBHOOKS),
+    )
     def create(self, request: Request) -> Response:
         """Subscribe a URL to event types, to all of them without any. Again with the same: returns what there is.
+
+        The same are the URL, the types, `filter`, and `channels`.
 
         A hook that was disabled is enabled again. When its endpoint returns a 410, a hook is deleted.
         """
@@ -192,12 +236,26 @@ class HookViewSet(OrganizationViewSet[Subscription]):
         return Response(dict(shown.data), 201 if secret else 200, headers={"Location": location})
 
     @staticmethod
-    def _subscribe(request: Request, wanted: Mapping[str, Any]) -> tuple[Subscription, str]:
+    def confirm_endpoint(request: Request) -> None:
+        """Shake hands with the endpoint, if the request asks for it.  Raises Problem."""
+        body = read_object(request)
+        if not body.get("handshake"):
+            return
+        serializer = HookCreateSerializer(data=body)
+        serializer.is_valid(raise_exception=True)
+        name = next(name for name in URL_NAMES if name in body)
+        require_handshake(request, serializer.validated_data["url"], {}, f"/{name}")
+
+    @staticmethod
+    def _subscribe(request: Request, wanted: dict[str, Any]) -> tuple[Subscription, str]:
+        handshaken = {"handshake": True} if wanted.pop("handshake") else {}
         try:
             return hooks.subscribe(
                 caller_of(request).organization_id,
                 **wanted,
-                audit=lambda made: audit.record_for_caller(request, "subscription.create", made.id, name=made.url),
+                audit=lambda made: audit.record_for_caller(
+                    request, "subscription.create", made.id, handshaken, name=made.url
+                ),
             )
         except subscriptions.TooManySubscriptions:
             raise Problem(
@@ -251,11 +309,18 @@ class HookViewSet(OrganizationViewSet[Subscription]):
 
 
 def _hook_exists(existing: Subscription) -> Problem:
-    """Return the 409 for a URL that is subscribed to other types."""
+    """Return the 409 for a URL that is subscribed to other events."""
     types = ", ".join(existing.event_types[:10])
+    narrowed = ["a filter"] * bool(existing.filter) + ["channels"] * bool(existing.channels)
+    which = f"{types} with {' and '.join(narrowed)}" if narrowed else types
     return Problem(
         "hook_exists",
-        f"This URL is subscribed to {types}. Unsubscribe it with `DELETE /api/hooks/{existing.id}` first, or change "
-        f"its `event_types` with `PATCH /api/subscriptions/{existing.id}`.",
-        extra={"hook_id": str(existing.id), "event_types": existing.event_types},
+        f"This URL is subscribed to {which}. Unsubscribe it with `DELETE /api/hooks/{existing.id}` first, or change "
+        f"its events with `PATCH /api/subscriptions/{existing.id}`.",
+        extra={
+            "hook_id": str(existing.id),
+            "event_types": existing.event_types,
+            "filter": existing.filter or None,
+            "channels": existing.channels,
+        },
     )

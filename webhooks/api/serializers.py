@@ -35,6 +35,7 @@ from webhooks.api.credentials import (
     credential_fields,
     secret_fields,
 )
+from webhooks.api.handshakes import handshake_field
 from webhooks.api.header_rules import HEADER_VALUE, name_error
 from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.destinations.outcome import Failure
@@ -204,7 +205,7 @@ ORDERING = ("ordered", "ordered_attempts", "ordered_on_failure")
 # What an inbox doesn't have.
 ONLY_OF_ENDPOINTS = (
     "url", "headers", "max_in_flight", "deliveries_per_second", "format", "transform", "secret", "secret_type", "auth",
-    "client_certificate", "signature_header", *ORDERING,
+    "client_certificate", "signature_header", "handshake", *ORDERING,
 )  # fmt: skip
 NOT_OF_INBOXES = "an inbox has none: nothing is sent to it"
 
@@ -300,11 +301,13 @@ class SubscriptionChangeSerializer(StrictSerializer):
     )
 
     def get_fields(self) -> dict[str, Any]:
-        return {**super().get_fields(), **credential_fields()}
+        return {**super().get_fields(), **credential_fields(), "handshake": handshake_field()}
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Require an expression for the format `transform`, and credentials that go together."""
         current = self.context.get("subscription")
+        if self.partial and set(attrs) == {"handshake"}:
+            raise serializers.ValidationError({"handshake": ["goes with a change, such as of `url`"]})
         check_together(attrs, current)
         is_operational = attrs.get("is_operational", getattr(current, "is_operational", False))
         patterns = enumerate(attrs.get("event_types", ()))

@@ -15,17 +15,19 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from core.json_body import read_object
-from core.openapi import PAGE, conflict, location, query
+from core.openapi import PAGE, conflict, location, query, refusals
 from core.problems import Problem, invalid, no_such
 from core.query import PAGE_PARAMETERS, one_of, page, parse_parameters, text
+from core.serializers import StrictSerializer
 from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
 from orgs.models import Scope
-from webhooks import endpoint_test, inboxes, signing_secrets, subscriptions
+from webhooks import endpoint_test, inboxes, probes, signing_secrets, subscriptions
 from webhooks.api import openapi, previews
 from webhooks.api.credentials import shown_once
+from webhooks.api.handshakes import require_handshake
 from webhooks.api.serializers import (
     NOT_OF_INBOXES,
     ONLY_OF_ENDPOINTS,
@@ -70,6 +72,11 @@ def _too_many_secrets(ends_at: datetime.datetime | None) -> Problem:
         "`end_earlier_secrets`.",
         extra={"next_rotation_at": at},
     )
+
+
+def _shook_hands(serializer: StrictSerializer) -> dict[str, Any]:
+    """Take `handshake` out of the valid body, and return what the audit log keeps of it."""
+    return {"handshake": True} if serializer.validated_data.pop("handshake", False) else {}
 
 
 def _require_endpoint(subscription: Subscription, why: str) -> None:
@@ -154,6 +161,16 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             rows = rows.filter(in_state(parameters["state"]))
         return Response(page(rows, parameters, render_subscription))
 
+    @staticmethod
+    def confirm_endpoint(request: Request) -> None:
+        """Shake hands with a new subscription's endpoint, if the request asks for it.  Raises Problem."""
+        body = read_object(request)
+        if not body.get("handshake"):
+            return
+        serializer = SubscriptionCreateSerializer(data=body)
+        serializer.is_valid(raise_exception=True)
+        require_handshake(request, serializer.validated_data["url"], serializer.validated_data, "/url")
+
     @extend_schema(
         operation_id="createSubscription",
         tags=["Subscriptions"],
@@ -162,24 +179,27 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         request=SubscriptionCreateSerializer,
         responses={
             201: NewSubscriptionSerializer,
-            **conflict("too_many_subscriptions", "inbox_exists", "uid_taken"),
+            **refusals("too_many_subscriptions", "inbox_exists", "uid_taken", "handshake_failed"),
         },
         examples=[
             OpenApiExample("subscription", openapi.SUBSCRIPTION_EXAMPLE, request_only=True),
             OpenApiExample("inbox", openapi.INBOX_EXAMPLE, request_only=True),
         ],
     )
-    @idempotent()
+    @idempotent(beforehand=lambda view, request: view.confirm_endpoint(request))
     def create(self, request: Request) -> Response:
         """Create a subscription. Its secret is in this response and can't be read again."""
         serializer = SubscriptionCreateSerializer(data=read_object(request))
         serializer.is_valid(raise_exception=True)
+        handshaken = _shook_hands(serializer)  # by `confirm_endpoint`
         try:
             with transaction.atomic():
                 subscription, secret = subscriptions.create(
                     caller_of(request).organization_id, **serializer.validated_data
                 )
-                audit.record_for_caller(request, "subscription.create", subscription.id, name=subscription.url)
+                audit.record_for_caller(
+                    request, "subscription.create", subscription.id, handshaken, name=subscription.url
+                )
         except subscriptions.TooManySubscriptions:
             raise Problem(
                 "too_many_subscriptions", "The organization has reached its limit of subscriptions."
@@ -209,26 +229,34 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         tags=["Subscriptions"],
         summary="Change a subscription",
         request=SubscriptionChangeSerializer,
-        responses={200: SubscriptionSerializer, **conflict("uid_taken")},
+        responses={200: SubscriptionSerializer, **refusals("uid_taken", "handshake_failed")},
         examples=[OpenApiExample("all events", {"event_types": ["*"]}, request_only=True)],
     )
     def partial_update(self, request: Request, subscription_id: uuid.UUID) -> Response:
-        """Change the given fields. The next attempt uses the new values."""
+        """Change the given fields. The next attempt uses the new values.
+
+        With `handshake`, the endpoint is asked first, with the new URL and credentials where they are given.
+        """
         subscription = self.own_row(request, subscription_id)
         body = read_object(request)
         if is_inbox(subscription) and (wrong := [name for name in ONLY_OF_ENDPOINTS if name in body]):
             raise invalid([(f"/{name}", NOT_OF_INBOXES) for name in wrong])
         serializer = SubscriptionChangeSerializer(data=body, partial=True, context={"subscription": subscription})
         serializer.is_valid(raise_exception=True)
+        handshaken = _shook_hands(serializer)
+        changes = serializer.validated_data
+        if handshaken:
+            url = changes.get("url", subscription.url)
+            require_handshake(request, url, changes, "/url" if "url" in changes else "/handshake", subscription)
         try:
             with transaction.atomic():
-                subscriptions.change(subscription, serializer.validated_data)
+                subscriptions.change(subscription, changes)
                 audit.record_for_caller(
-                    request, "subscription.change", subscription.id, {"fields": sorted(serializer.validated_data)},
+                    request, "subscription.change", subscription.id, {"fields": sorted(changes), **handshaken},
                     name=subscription.url,
                 )  # fmt: skip
         except IntegrityError as error:
-            raise _taken(caller_of(request).organization_id, serializer.validated_data, error) from None
+            raise _taken(caller_of(request).organization_id, changes, error) from None
         return Response(render_subscription(self.own_row(request, subscription_id)))
 
     @extend_schema(
@@ -340,7 +368,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         _require_endpoint(subscription, "nothing can be sent to it; send an event with `POST /api/events` instead")
         try:
             result = endpoint_test.send_test_event(subscription)
-        except endpoint_test.TooManyTests as error:
+        except probes.TooManyProbes as error:
             headers = {"Retry-After": str(error.retry_after)}
             raise Problem("too_many_test_events", error.sentence, headers=headers) from None
         with transaction.atomic():

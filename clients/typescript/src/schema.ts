@@ -334,7 +334,7 @@ export interface paths {
          *     Deliveries that are waiting are cancelled, and no later retry sends anything. A request that is on its way
          *     can't be called back; erase again once it has ended, to erase the response to it. Erasing again is a 204, too.
          *
-         *     Needs the scope `events:write`.
+         *     Needs the scope `events:erase`.
          */
         delete: operations["eraseEventPayload"];
         options?: never;
@@ -386,6 +386,8 @@ export interface paths {
         /**
          * Subscribe a hook
          * @description Subscribe a URL to event types, to all of them without any. Again with the same: returns what there is.
+         *
+         *     The same are the URL, the types, `filter`, and `channels`.
          *
          *     A hook that was disabled is enabled again. When its endpoint returns a 410, a hook is deleted.
          *
@@ -807,6 +809,8 @@ export interface paths {
         /**
          * Change a subscription
          * @description Change the given fields. The next attempt uses the new values.
+         *
+         *     With `handshake`, the endpoint is asked first, with the new URL and credentials where they are given.
          *
          *     Needs the scope `subscriptions:manage`.
          */
@@ -1790,6 +1794,12 @@ export interface components {
             id: string;
             target_url: string;
             event_types: string[];
+            /** @description Null for all events of these types. */
+            filter: {
+                [key: string]: unknown;
+            } | null;
+            /** @description Empty for all events. */
+            channels: string[];
             /** @description As of the subscription. */
             state: components["schemas"]["SubscriptionState"];
             /** Format: date-time */
@@ -1814,6 +1824,14 @@ export interface components {
             /** @description Ignored. */
             subscription_url?: unknown;
             description?: string;
+            /** @description As of a subscription. */
+            filter?: {
+                [key: string]: unknown;
+            } | null;
+            /** @description As of a subscription. */
+            channels?: string[];
+            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't answer. */
+            handshake?: boolean;
         };
         /** @description One page. */
         HookPage: {
@@ -2208,6 +2226,8 @@ export interface components {
             } | null;
             /** @description A header that repeats `webhook-signature`, for receivers that read it from there (`[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}`). Empty for none. */
             signature_header?: string;
+            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't answer. */
+            handshake?: boolean;
         };
         /** @description The body of `POST /api/portal-links`, which may be empty. */
         PortalLinkCreateRequest: {
@@ -2472,7 +2492,7 @@ export interface components {
         /** @enum {string} */
         RunStatus: "running" | "done" | "cancelled";
         /** @enum {string} */
-        Scope: "events:write" | "events:read" | "event_types:manage" | "subscriptions:manage" | "deliveries:read" | "deliveries:retry" | "inbox:consume" | "keys:manage" | "portal:links";
+        Scope: "events:write" | "events:read" | "events:erase" | "event_types:manage" | "subscriptions:manage" | "deliveries:read" | "deliveries:retry" | "inbox:consume" | "keys:manage" | "portal:links";
         /** @description A signing secret, masked. */
         Secret: {
             /** Format: uuid */
@@ -2551,6 +2571,12 @@ export interface components {
             id: string;
             target_url: string;
             event_types: string[];
+            /** @description Null for all events of these types. */
+            filter: {
+                [key: string]: unknown;
+            } | null;
+            /** @description Empty for all events. */
+            channels: string[];
             /** @description As of the subscription. */
             state: components["schemas"]["SubscriptionState"];
             /** Format: date-time */
@@ -2722,6 +2748,8 @@ export interface components {
             } | null;
             /** @description A header that repeats `webhook-signature`, for receivers that read it from there (`[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}`). Empty for none. */
             signature_header?: string;
+            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't answer. */
+            handshake?: boolean;
             /** @description Your own secret: `whsec_` and the base64 of 24 to 64 bytes, or an ed25519 key, `whsk_` and the base64 of its 32 bytes, which its public key may follow. Without it a new one is made. It isn't repeated in the response. */
             secret?: string;
             /**
@@ -2889,8 +2917,9 @@ export interface components {
             };
         };
         /**
-         * @description The request differs from the one that had its `Idempotency-Key` first. Nothing was stored.
+         * @description The request is valid but can't be served. Nothing was stored.
          *
+         *     - `handshake_failed`: The endpoint didn't confirm the handshake that the request asked for; `error` is the error class of the request to it, null if its response lacked the echo.
          *     - `idempotency_key_reused`: The `Idempotency-Key` was used for another body or another route in the last 24 hours.
          */
         422: {
@@ -2911,10 +2940,11 @@ export interface components {
          *     - `rate_limited`: The organization has reached its limit of events per minute; retry after `Retry-After`.
          *     - `too_many_consumers`: Too many of the organization's requests wait at its inboxes; retry after `Retry-After`.
          *     - `too_many_failures`: Too many failed authentications from this address; retry after `Retry-After`.
+         *     - `too_many_handshakes`: Too many handshakes in a minute, or another one is under way; retry after `Retry-After`.
          *     - `too_many_portal_links`: The organization has made too many links to the portal in this minute; retry after `Retry-After`.
          *     - `too_many_previews`: Too many previews in a minute; retry after `Retry-After`.
          *     - `too_many_runs`: Too many retries of many deliveries, or recoveries, are under way; retry after `Retry-After`.
-         *     - `too_many_test_events`: Too many test events in a minute, or at a time; retry after `Retry-After`.
+         *     - `too_many_test_events`: Too many test events in a minute, or another one is under way; retry after `Retry-After`.
          */
         429: {
             headers: {
@@ -4061,7 +4091,7 @@ export interface operations {
             };
         };
         responses: {
-            /** @description The URL was subscribed to these types before. */
+            /** @description The URL was subscribed to these events before. */
             200: {
                 headers: {
                     /** @description The URL of the resource. */
@@ -4094,7 +4124,7 @@ export interface operations {
             403: components["responses"]["403"];
             /**
              * @description - `too_many_subscriptions`: The organization has reached its limit of subscriptions.
-             *     - `hook_exists`: The URL is subscribed to other event types already; `hook_id` and `event_types` say which hook it is.
+             *     - `hook_exists`: The URL is subscribed to other events already: to other types, or with another `filter` or other `channels`. `hook_id` names the hook.
              *     - `idempotency_key_in_use`: A request with this `Idempotency-Key` is still being served; retry after `Retry-After`.
              *     - `idempotent_response_lost`: A request with this `Idempotency-Key` was served, but the response that was kept can't be decrypted any more.
              */
@@ -4111,7 +4141,20 @@ export interface operations {
             413: components["responses"]["413"];
             414: components["responses"]["414"];
             415: components["responses"]["415"];
-            422: components["responses"]["422"];
+            /**
+             * @description - `handshake_failed`: The endpoint didn't confirm the handshake that the request asked for; `error` is the error class of the request to it, null if its response lacked the echo.
+             *     - `idempotency_key_reused`: The `Idempotency-Key` was used for another body or another route in the last 24 hours.
+             */
+            422: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "X-Response-Time": components["headers"]["X-Response-Time"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["429"];
             500: components["responses"]["500"];
             503: components["responses"]["503"];
@@ -5069,7 +5112,20 @@ export interface operations {
             413: components["responses"]["413"];
             414: components["responses"]["414"];
             415: components["responses"]["415"];
-            422: components["responses"]["422"];
+            /**
+             * @description - `handshake_failed`: The endpoint didn't confirm the handshake that the request asked for; `error` is the error class of the request to it, null if its response lacked the echo.
+             *     - `idempotency_key_reused`: The `Idempotency-Key` was used for another body or another route in the last 24 hours.
+             */
+            422: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "X-Response-Time": components["headers"]["X-Response-Time"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["429"];
             500: components["responses"]["500"];
             503: components["responses"]["503"];
@@ -5190,6 +5246,17 @@ export interface operations {
             413: components["responses"]["413"];
             414: components["responses"]["414"];
             415: components["responses"]["415"];
+            /** @description - `handshake_failed`: The endpoint didn't confirm the handshake that the request asked for; `error` is the error class of the request to it, null if its response lacked the echo. */
+            422: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "X-Response-Time": components["headers"]["X-Response-Time"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
             429: components["responses"]["429"];
             500: components["responses"]["500"];
             503: components["responses"]["503"];

@@ -91,8 +91,10 @@ def _credentials(headers: Iterable[tuple[str, str]]) -> list[str]:
 class HttpDestination:
     """Sends webhooks as the settings' egress policy allows."""
 
-    def __init__(self) -> None:
-        self._egress = egress_from_settings()
+    def __init__(self, timeout: float | None = None) -> None:
+        """timeout: of an attempt, in seconds; DELIVERY_TIMEOUT without it."""
+        egress = egress_from_settings()
+        self._egress = egress if timeout is None else replace(egress, timeout=timeout)
         self._client = HttpClient(self._egress)
         self._tokens: TokenStore | None = None  # made for the first endpoint that asks for one
         self._transforming = ThreadPoolExecutor(1, thread_name_prefix="transform")
@@ -114,19 +116,7 @@ class HttpDestination:
             if form is not None:
                 exchange.format = endpoint.format
                 exchange.expression = endpoint.transform if endpoint.format == Format.TRANSFORM else ""
-            identity = None
-            if endpoint.certificate is not None:
-                identity = Identity(str(outgoing.organization_id), endpoint.certificate)
-                if endpoint.certificate.has_expired(timezone.now()):
-                    return Outcome(failure=Failure.TLS_FAILED, detail=EXPIRED)
-            if endpoint.token is not None:
-                outcome = await self._send_with_token(outgoing, endpoint.token, headers, body, exchange, identity)
-            else:
-                outcome = await self._client.send(endpoint.url, headers, body, exchange, identity=identity)
-                outcome = hide(outcome, _credentials(endpoint.headers))
-            if identity is not None and outcome.failure is Failure.CONNECTION_LOST:
-                return replace(outcome, detail=f"{outcome.detail} {PERHAPS_REFUSED}")
-            return outcome
+            return await self._post(endpoint, outgoing.organization_id, headers, body, exchange)
         except TransformError as error:
             return Outcome(failure=Failure.TRANSFORM_FAILED, detail=str(error))
         except TokenFailed as error:
@@ -134,9 +124,50 @@ class HttpDestination:
         except Exception as error:
             return explain(error)
 
+    async def send_plain(
+        self, endpoint: Endpoint, organization_id: uuid.UUID, headers: list[tuple[str, str]], body: bytes
+    ) -> Outcome:
+        """POST what isn't a webhook, as authorized as one; the endpoint's own headers are added.  Raises as `send`."""
+        if endpoint.fault:
+            return Outcome(failure=Failure.INTERNAL_ERROR, detail=endpoint.fault)
+        headers = [*headers, *endpoint.headers]
+        exchange = Exchange(endpoint.url, mask_headers(headers, endpoint), len(body))
+        try:
+            return await self._post(endpoint, organization_id, headers, body, exchange)
+        except TokenFailed as error:
+            return Outcome(failure=Failure.OAUTH_FAILED, detail=str(error))
+        except Exception as error:
+            return explain(error)
+
+    async def _post(
+        self,
+        endpoint: Endpoint,
+        organization_id: uuid.UUID,
+        headers: list[tuple[str, str]],
+        body: bytes,
+        exchange: Exchange,
+    ) -> Outcome:
+        """Make the request with the endpoint's credentials.  Raises TokenFailed."""
+        identity = None
+        if endpoint.certificate is not None:
+            identity = Identity(str(organization_id), endpoint.certificate)
+            if endpoint.certificate.has_expired(timezone.now()):
+                return Outcome(failure=Failure.TLS_FAILED, detail=EXPIRED)
+        if endpoint.token is not None:
+            outcome = await self._send_with_token(
+                endpoint, organization_id, endpoint.token, headers, body, exchange, identity
+            )
+        else:
+            outcome = await self._client.send(endpoint.url, headers, body, exchange, identity=identity)
+            outcome = hide(outcome, _credentials(endpoint.headers))
+        if identity is not None and outcome.failure is Failure.CONNECTION_LOST:
+            return replace(outcome, detail=f"{outcome.detail} {PERHAPS_REFUSED}")
+        return outcome
+
     async def _send_with_token(
         self,
-        outgoing: Outgoing,
+        endpoint: Endpoint,
+        organization_id: uuid.UUID,
         credentials: ClientCredentials,
         headers: list[tuple[str, str]],
         body: bytes,
@@ -155,7 +186,7 @@ class HttpDestination:
         for is_last in (False, True):
             try:
                 async with asyncio.timeout_at(deadline):
-                    token = await self._tokens.token(outgoing.organization_id, credentials)
+                    token = await self._tokens.token(organization_id, credentials)
             except TimeoutError:
                 raise TokenFailed("The attempt's time was over before there was a new token.") from None
             authorization = ("authorization", f"Bearer {token.value}")
@@ -164,17 +195,17 @@ class HttpDestination:
                 exchange, request_headers=[*exchange.request_headers, ("authorization", None)]
             )
             outcome = await self._client.send(
-                outgoing.endpoint.url,
+                endpoint.url,
                 [*headers, authorization],
                 body,
                 sent,
                 identity=identity,
                 deadline=deadline,
             )
-            outcome = hide(outcome, _credentials([*outgoing.endpoint.headers, authorization]))
+            outcome = hide(outcome, _credentials([*endpoint.headers, authorization]))
             if outcome.status_code != 401:
                 break
-            self._tokens.reject(outgoing.organization_id, credentials, token)
+            self._tokens.reject(organization_id, credentials, token)
             # A token that was made for this attempt won't be any better the next time.
             if is_last or token.issued_at >= started:
                 break
