@@ -15,6 +15,7 @@ from webhooks.display.causes import error_words
 from webhooks.display.formatting import cause_of, format_duration, format_time, short
 from webhooks.display.series import SPANS, read_series
 from webhooks.display.standing import count_waiting, recent_attempts, when
+from webhooks.inboxes import is_inbox
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 
 SHOWN_ATTEMPTS = 20
@@ -58,6 +59,14 @@ def _queue_facts(subscription: Any) -> list[tuple[str, Any]]:
     def waiting(status: str) -> Any:
         return list_link("webhooks_delivery", getattr(counts, status), subscription=subscription.pk, status=status)
 
+    if is_inbox(subscription):  # nothing is sent, so nothing of sending applies
+        return [
+            ("in this state since", when(subscription.state_since, now)),
+            ("cause", cause_of(subscription) or "-"),
+            ("not acknowledged yet", waiting("pending")),
+            ("of these, to be fetched now", counts.due),
+            ("held", waiting("held")),
+        ]
     return [
         ("in this state since", when(subscription.state_since, now)),
         ("cause", cause_of(subscription) or "-"),

@@ -111,6 +111,8 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
+# The admin shows times as the console's own pages do, and says their zone.
+FORMAT_MODULE_PATH = "triggers_project.formats"
 
 # --- Redis or Valkey: wake-ups, throttles, caches; nothing that can't be lost ---------------------
 _REDIS = {

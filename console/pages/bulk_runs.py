@@ -66,6 +66,7 @@ class BulkRunAdmin(ReadOnlyAdmin):
     )  # fmt: skip
     actions = ("cancel",)
     object_actions = ("cancel",)
+    dangerous_actions = ("cancel",)
 
     @admin.display(description="created at")
     def created_display(self, row: BulkRun) -> str:

@@ -44,7 +44,7 @@ from webhooks.display.formatting import (
 )
 from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.order import PARKED_FROM
-from webhooks.states import DeliveryState, in_delivery_state
+from webhooks.states import DeliveryState, delivery_state, in_delivery_state
 
 SHOWN_ATTEMPTS = 100
 OPENED_ATTEMPTS = 20
@@ -141,6 +141,12 @@ class DeliveryAdmin(ReadOnlyAdmin):
     )  # fmt: skip
     actions = ("retry", "replay", "hold", "resume", "stop_host", "enable_host")
     object_actions = ("retry", "replay", "hold", "resume", "stop_host")
+    dangerous_actions = ("stop_host",)
+
+    def fits(self, action: str, row: Delivery) -> bool:
+        """Leave out what would leave the delivery alone."""
+        what = DeliveryAction.__members__.get(action.upper())
+        return what is None or delivery_state(row.status, row.last_error) in what.states
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         """Return deliveries with what the list shows of their event and subscription."""
