@@ -44,6 +44,7 @@ INSTALLED_APPS = [
     "events",
     "webhooks",
     "portal",
+    "triggers_project",  # for its page of the admin
 ]
 
 MIDDLEWARE = [

@@ -11,11 +11,7 @@ from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from core.openapi.view import schema_view
 from core.problem_pages import problem_list, problem_page
-from triggers_project import (
-    health,
-    metrics,
-    portal_sessions,  # noqa: F401  which registers its pages with the admin; Django looks for these in apps only
-)
+from triggers_project import health, metrics
 
 
 def index(request: HttpRequest) -> HttpResponse:
