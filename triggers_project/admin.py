@@ -95,9 +95,9 @@ class PortalSessionAdmin(ReadOnlyAdmin):
     def name_display(self, row: PortalSession) -> str:
         return short(row.name) or "-"
 
-    @admin.display(description="may")
+    @admin.display(description="access")
     def access_display(self, row: PortalSession) -> str:
-        return "look" if row.is_read_only else "look and change"
+        return "read-only" if row.is_read_only else "full"
 
     @admin.display(description="state")
     def state_display(self, row: Any) -> SafeString:

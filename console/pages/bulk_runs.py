@@ -68,6 +68,10 @@ class BulkRunAdmin(ReadOnlyAdmin):
     object_actions = ("cancel",)
     dangerous_actions = ("cancel",)
 
+    def fits(self, action: str, row: BulkRun) -> bool:
+        """Offer to cancel only what goes on."""
+        return row.state == BulkRun.State.RUNNING
+
     @admin.display(description="created at")
     def created_display(self, row: BulkRun) -> str:
         return format_time(row.created_at)

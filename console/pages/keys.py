@@ -180,7 +180,8 @@ class ApiKeyAdmin(BoundedAdmin):
         form = answer(request, ReasonForm)
         if live and not form.is_valid():
             what = f"{len(live):,} API key{'' if len(live) == 1 else 's'}"
-            texts = [f"Requests with {what} are refused from the next one on. You can't undo this."]
+            these = "this key" if len(live) == 1 else "these keys"
+            texts = [f"Requests with {these} are refused from the next one on. You can't undo this."]
             shown = table(("organization", "key", "last used"), [
                 (short(key.organization.name, 60), short(str(key), 80), format_time(key.last_used_at))
                 for key in live[:SHOWN_ROWS]

@@ -27,7 +27,7 @@ def test_the_list_says_who_has_a_session_for_whom_and_until_when(
     assert session.expires_at is not None
     for text in (
         "ana@shop.example", "bob@shop.example", "eve@other.example", organization.name, other_organization.name,
-        f"{session.expires_at:%Y-%m-%d %H:%M:%S}", ">open<", ">not opened yet<", ">expired<", ">look<",
+        f"{session.expires_at:%Y-%m-%d %H:%M:%S}", ">open<", ">not opened yet<", ">expired<", ">read-only<",
     ):  # fmt: skip
         assert text in page, text
     only = viewer.get(list_url(PortalSession), {"state": "open", "organization": organization.pk}).content.decode()
