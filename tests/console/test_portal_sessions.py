@@ -40,6 +40,7 @@ def test_the_list_says_who_has_a_session_for_whom_and_until_when(
     shown = viewer.get(page_url(session)).content.decode()
     assert not {bytes(row["token_hash"]).hex(), bytes(row["link_hash"]).hex()} & set(shown.split('"'))
     assert 'value="end_session"' not in shown
+    assert f"{session.expires_at:%Y-%m-%d %H:%M:%S} UTC" in shown, "a time without its zone"
 
 
 def test_an_operator_ends_a_session_and_a_link_for_a_reason(organization: Organization, operator: Client) -> None:
