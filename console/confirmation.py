@@ -92,6 +92,7 @@ def question_page(
         "question": question,
         "form": form,
         "repeated": repeated,
+        "is_dangerous": request.POST.get("action") in model_admin.dangerous_actions,
         "back_url": request.get_full_path(),
     }
     return TemplateResponse(request, "console/confirm.html", context)

@@ -62,6 +62,8 @@ class BoundedAdmin(_ModelAdmin):
     export_columns: ClassVar[Mapping[str, str]] = {}
     # The actions that the page of one object offers as buttons.
     object_actions: ClassVar[Sequence[str]] = ()
+    # Those of them that stop something, whose buttons look different.
+    dangerous_actions: ClassVar[Sequence[str]] = ()
 
     # --- lists --------------------------------------------------------------------------------------
 
@@ -171,6 +173,7 @@ class BoundedAdmin(_ModelAdmin):
         offered = [name for name in self.object_actions if name in allowed and (row is None or self.fits(name, row))]
         context = {
             "object_buttons": [(name, allowed[name][2]) for name in offered],
+            "dangerous": self.dangerous_actions,
             "changelist_url": reverse(f"admin:{self.opts.app_label}_{self.opts.model_name}_changelist"),
             **(extra_context or {}),
         }

@@ -56,14 +56,19 @@ class EndpointForm(forms.Form):
     )  # fmt: skip
     remove_headers = forms.BooleanField(label="Remove all headers", required=False)
     deliveries_per_second = forms.FloatField(
-        label="Most webhooks per second", required=False, help_text="Leave empty for no limit."
+        label="Most webhooks per second",
+        required=False,
+        help_text="More than that wait their turn. Leave this empty for no limit.",
     )
     max_in_flight = forms.IntegerField(
-        label="Most requests at a time", required=False, help_text="Leave empty for the usual limit."
+        label="Most requests at a time",
+        required=False,
+        help_text="How many may be on their way to you at once. Leave this empty for the usual limit.",
     )
     format = forms.ChoiceField(
         label="Format of the body", choices=[(name, _FORMATS.get(name, name)) for name in FORMATS], required=False,
         initial="standard",
+        help_text="How an event is written into a request. Your code reads it, so change both at the same time.",
     )  # fmt: skip
     transform = forms.CharField(
         label="Expression", required=False, max_length=4096,
@@ -127,9 +132,13 @@ class EndpointForm(forms.Form):
     def is_advanced(self) -> bool:
         """Tell whether one of the fields under “Advanced” has an error or a value, so that they are shown."""
         names = ("headers_text", "remove_headers", "deliveries_per_second", "max_in_flight", "format", "transform")
-        if not self.is_bound:
+        if self.is_bound:
+            return any(name in self.errors for name in names) or bool(self.cleaned_data.get("handshake"))
+        row = self.subscription
+        if row is None:
             return False
-        return any(name in self.errors for name in names) or bool(self.cleaned_data.get("handshake"))
+        limits = (row.deliveries_per_second, row.max_in_flight)
+        return bool(row.header_names or row.transform or row.format != "standard" or any(limits))
 
     def clean_headers_text(self) -> dict[str, str]:
         """Return the headers by name."""
@@ -221,6 +230,7 @@ class SinceForm(forms.Form):
         label="Since (UTC)",
         input_formats=["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"],
         widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
+        help_text="A time before the first webhook that you miss.",
         error_messages={"required": "Enter a time.", "invalid": "Enter a time such as 2026-01-31T12:00."},
     )
 

@@ -34,6 +34,7 @@ class PortalSession(models.Model):
 
     class Meta:
         verbose_name = "portal session"
+        permissions: ClassVar = [("end_portalsession", "Can end portal sessions")]
         indexes: ClassVar = [models.Index(fields=["organization", "link_expires_at"], name="portal_session_expiry")]
         constraints: ClassVar = [
             models.CheckConstraint(

@@ -52,6 +52,7 @@ class Refusal(StrEnum):
     NO_SESSION = "no_session"
     SESSION_EXPIRED = "session_expired"
     ENDED = "ended"
+    SIGNED_OUT = "signed_out"
     ACCESS_ENDED = "access_ended"
 
 
@@ -130,6 +131,8 @@ def open_link(token: str, request: HttpRequest) -> tuple[PortalSession, str]:
             raise Refused(Refusal.LINK_EXPIRED)
         if row.opened_at is not None:
             raise Refused(Refusal.LINK_USED)
+        if row.ended_at is not None:
+            raise Refused(Refusal.ACCESS_ENDED)
         if row.is_link_over:
             raise Refused(Refusal.LINK_EXPIRED)
         _check_owner(row)
@@ -162,8 +165,16 @@ def find(token: str) -> PortalSession:
 def end(session: PortalSession, request: HttpRequest) -> None:
     """End the session now."""
     with transaction.atomic():
-        if PortalSession.objects.filter(pk=session.pk, ended_at=None).update(ended_at=Now()):
+        if mark_ended(session):
             record(session, request, "portal.close", session.id)
+
+
+def mark_ended(session: PortalSession) -> bool:
+    """End a session, or a link that wasn't opened yet, in the caller's transaction; tell whether it hadn't ended yet.
+
+    Whoever calls it adds the audit entry.
+    """
+    return bool(PortalSession.objects.filter(pk=session.pk, ended_at=None).update(ended_at=Now()))
 
 
 def record(

@@ -50,7 +50,14 @@ REFUSALS: dict[Refusal, tuple[int, str, str]] = {
         403, "Your session has expired",
         "What you saved is saved. Open the portal again from where you got its link.",
     ),
-    Refusal.ENDED: (403, "You have signed out", "To come back, open the portal again from where you got its link."),
+    Refusal.ENDED: (
+        403, "This session has ended",
+        "You signed out, or somebody who runs this service ended it. Open the portal again from where you got its "
+        "link.",
+    ),
+    Refusal.SIGNED_OUT: (
+        200, "You have signed out", "To come back, open the portal again from where you got its link."
+    ),
     Refusal.ACCESS_ENDED: (
         403, "Your access has ended",
         "It was ended by whoever gave you the link. Ask them if that is a surprise.",

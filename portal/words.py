@@ -16,7 +16,7 @@ DELIVERY_STATES = {
     "retrying": "An attempt failed; the next one is planned.",
     "delivering": "It is being sent right now.",
     "delivered": "Your endpoint accepted it.",
-    "failed": "All attempts have failed. You can retry it.",
+    "failed": "All attempts have failed. It is only sent again if you retry it, with its endpoint enabled.",
     "held": "Its endpoint is disabled. It is sent once you enable that.",
     "cancelled": "It won't be sent: its endpoint was deleted, its data was erased, or it was held for too long.",
 }

@@ -44,6 +44,7 @@ INSTALLED_APPS = [
     "events",
     "webhooks",
     "portal",
+    "triggers_project",  # for its page of the admin
 ]
 
 MIDDLEWARE = [
@@ -111,6 +112,8 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
+# The admin shows times as the console's own pages do, and says their zone.
+FORMAT_MODULE_PATH = "triggers_project.formats"
 
 # --- Redis or Valkey: wake-ups, throttles, caches; nothing that can't be lost ---------------------
 _REDIS = {

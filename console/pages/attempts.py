@@ -17,7 +17,7 @@ from console.lists import LIST_BOUND, BoundedPaginator
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
 from webhooks.display.exchange import exchange_blocks
-from webhooks.display.formatting import code_block, format_duration, format_time, host_of_url, outcome_badge, short
+from webhooks.display.formatting import format_duration, format_time, host_of_url, outcome_badge, short
 from webhooks.models import ENCRYPTED, DeliveryAttempt
 
 # By delivery, which is by the time of the event.
@@ -87,12 +87,15 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     }  # fmt: skip
     list_filter = (OutcomeFilter, DeliveryFilter)
     search_fields = ("id",)
-    search_help_text = "The id of a delivery, an event type, part of an endpoint's URL or of an organization's name."
+    search_help_text = (
+        "The id of a delivery, an event type, part of an endpoint's URL or of an organization's name. "
+        "Listed by delivery, the newest first."
+    )
     ordering = NEWEST_FIRST
     paginator = AttemptPaginator
     fields: ClassVar = (
         "number", "delivery_link", "event_link", "subscription_link", "started_at", "duration", "trigger_display",
-        "outcome_display", "status_code", "error", "detail_full", "exchange_display", "response_display", "id",
+        "outcome_display", "status_code", "error", "detail_full", "exchange_display", "id",
     )  # fmt: skip
 
     def audit_target(self, row: DeliveryAttempt) -> str:
@@ -161,10 +164,6 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     @admin.display(description="exchange")
     def exchange_display(self, row: DeliveryAttempt) -> SafeString:
         return exchange_blocks(row.delivery, [row])[0]
-
-    @admin.display(description="response body")
-    def response_display(self, row: DeliveryAttempt) -> SafeString:
-        return code_block(row.response_body)
 
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
         """Find by an attempt's or a delivery's id, or as deliveries are found."""

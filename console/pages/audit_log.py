@@ -36,6 +36,7 @@ _PAGES = {
     "organization": "orgs_organization",
     "event": "events_event",
     "run": "webhooks_bulkrun",
+    "portal": "portal_portalsession",
 }
 
 

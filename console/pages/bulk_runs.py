@@ -66,6 +66,11 @@ class BulkRunAdmin(ReadOnlyAdmin):
     )  # fmt: skip
     actions = ("cancel",)
     object_actions = ("cancel",)
+    dangerous_actions = ("cancel",)
+
+    def fits(self, action: str, row: BulkRun) -> bool:
+        """Offer to cancel only what goes on."""
+        return row.state == BulkRun.State.RUNNING
 
     @admin.display(description="created at")
     def created_display(self, row: BulkRun) -> str:

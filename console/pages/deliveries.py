@@ -45,7 +45,7 @@ from webhooks.display.formatting import (
 from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.order import PARKED_FROM
-from webhooks.states import NOT_LEASED, DeliveryState, in_delivery_state, is_leased
+from webhooks.states import NOT_LEASED, DeliveryState, delivery_state, in_delivery_state, is_leased
 
 SHOWN_ATTEMPTS = 100
 OPENED_ATTEMPTS = 20
@@ -145,6 +145,12 @@ class DeliveryAdmin(ReadOnlyAdmin):
     )  # fmt: skip
     actions = ("retry", "replay", "hold", "resume", "stop_host", "enable_host")
     object_actions = ("retry", "replay", "hold", "resume", "stop_host")
+    dangerous_actions = ("stop_host",)
+
+    def fits(self, action: str, row: Delivery) -> bool:
+        """Leave out what would leave the delivery alone."""
+        what = DeliveryAction.__members__.get(action.upper())
+        return what is None or delivery_state(row.status, row.last_error) in what.states
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         """Return deliveries with what the list shows of their event and subscription."""

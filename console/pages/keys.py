@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import forms
 from django.contrib import admin
@@ -44,6 +44,10 @@ class ApiKeyForm(_ApiKeyForm):
     class Meta:
         model = ApiKey
         fields = ("organization", "name", "scopes", "expires_at")
+        help_texts: ClassVar = {
+            "name": "For people: which application uses the key.",
+            "expires_at": "In UTC. Leave it empty for a key that works until it is revoked.",
+        }
 
     def clean_expires_at(self) -> Any:
         """Refuse a new key that has expired already."""
@@ -109,6 +113,7 @@ class ApiKeyAdmin(BoundedAdmin):
     autocomplete_fields = ("organization",)
     actions = ("revoke",)
     object_actions = ("revoke",)
+    dangerous_actions = ("revoke",)
     _facts = ("id", "prefix", "state", "revoked_at", "revoked_by", "last_used_at", "created_at")
 
     def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
@@ -175,7 +180,8 @@ class ApiKeyAdmin(BoundedAdmin):
         form = answer(request, ReasonForm)
         if live and not form.is_valid():
             what = f"{len(live):,} API key{'' if len(live) == 1 else 's'}"
-            texts = [f"Requests with {what} are refused from the next one on. You can't undo this."]
+            these = "this key" if len(live) == 1 else "these keys"
+            texts = [f"Requests with {these} are refused from the next one on. You can't undo this."]
             shown = table(("organization", "key", "last used"), [
                 (short(key.organization.name, 60), short(str(key), 80), format_time(key.last_used_at))
                 for key in live[:SHOWN_ROWS]

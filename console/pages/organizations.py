@@ -127,6 +127,7 @@ class OrganizationAdmin(BoundedAdmin):
                     ("webhooks_subscription", "subscriptions", {}),
                     ("webhooks_bulkrun", "bulk runs", {}),
                     ("orgs_apikey", "API keys", {}),
+                    ("portal_portalsession", "portal sessions", {}),
                     ("orgs_auditentry", "audit entries", {}),
                 )
             ),

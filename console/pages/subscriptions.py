@@ -103,6 +103,7 @@ class SubscriptionAdmin(BoundedAdmin):
         "send_test", "retry_failed", "recover", "disable", "enable", "rotate_secret", "add_secret", "remove_secret",
         "stop_host", "enable_host",
     )  # fmt: skip
+    dangerous_actions = ("disable", "remove_secret", "stop_host")
     # An inbox has neither secret nor host, and nothing can be sent to it.
     _endpoint_actions = ("send_test", "rotate_secret", "add_secret", "remove_secret", "stop_host", "enable_host")
     change_form_template = "console/endpoint.html"
@@ -223,9 +224,9 @@ class SubscriptionAdmin(BoundedAdmin):
         some = (["operational events:"] if row.is_operational else []) + [short(one) for one in row.event_types[:10]]
         return lines(some + (["…"] if len(row.event_types) > 10 else []))
 
-    @admin.display(description="operational", boolean=True)
-    def operational_display(self, row: Subscription) -> bool:
-        return row.is_operational
+    @admin.display(description="operational events")
+    def operational_display(self, row: Subscription) -> str:
+        return "yes, and no others" if row.is_operational else "no"
 
     @admin.display(description="state")
     def state_display(self, row: Any) -> SafeString:

@@ -55,8 +55,7 @@ class CloseView(PortalView):
     def post(self, request: HttpRequest) -> HttpResponse:
         """End the session."""
         sessions.end(self.portal, request)
-        response = refusal_page(request, sessions.Refusal.ENDED)
-        response.status_code = 200
+        response = refusal_page(request, sessions.Refusal.SIGNED_OUT)
         set_cookie(response, "", 0)
         return response
 

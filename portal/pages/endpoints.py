@@ -16,13 +16,10 @@ from portal.pages.shown import attempt_row, endpoint_row
 from portal.web import NotAllowed, PortalView
 from webhooks import handshake, probes, subscriptions
 from webhooks.display import panels
-from webhooks.display.causes import words_for
-from webhooks.display.charts import percent
 from webhooks.display.formatting import short
 from webhooks.display.series import SPANS, read_series
 from webhooks.display.standing import count_waiting, recent_attempts
 from webhooks.models import Delivery, DestinationKind, Subscription
-from webhooks.rollups import DELIVERED
 from webhooks.states import with_state
 
 SHOWN_ATTEMPTS = 10
@@ -105,7 +102,6 @@ class EndpointView(EndpointPage):
         series = read_series(span, row.organization_id, row.pk)
         total = series.total()
         as_table = "table" in request.GET
-        failed = {name: number for name, number in total.outcomes.items() if name != DELIVERED}
         attempts = recent_attempts(Delivery.objects.filter(subscription_id=row.pk), SHOWN_ATTEMPTS)
         return self.page(
             "endpoint.html",
@@ -119,10 +115,7 @@ class EndpointView(EndpointPage):
             table=_table(series) if as_table else None,
             has_figures=bool(total.attempts),
             headline=panels.headline(series)[1:],
-            causes=[
-                (words_for(name), number, percent(100 * number / total.failed))
-                for name, number in sorted(failed.items(), key=lambda item: -item[1])
-            ],
+            causes=panels.failures_by_cause(total),
             attempts=[attempt_row(one) for one in attempts],
             done=DONE.get(request.GET.get("done", "")),
         )

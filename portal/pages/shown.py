@@ -21,10 +21,10 @@ def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
     return {
         "id": row.pk,
         "url": short(row.url, 2048),
-        "host": short(host_of_url(row.url, with_path=True), 90),
-        "description": short(row.description, 120),
+        "host": short(host_of_url(row.url, with_path=True), 300),
+        "description": short(row.description, 500),
         "uid": short(row.uid or "", 255),
-        "event_types": [short(one, 80) for one in row.event_types],
+        "event_types": [short(one, 255) for one in row.event_types],
         "all_events": "*" in row.event_types,
         "is_operational": row.is_operational,
         "state": state,
@@ -49,7 +49,7 @@ def _cause(row: Any, now: datetime.datetime) -> str:
     """Return why an endpoint isn't active, without words that only operators know; empty if it is."""
     if row.state == SubscriptionState.PAUSED:
         error = error_words(row.last_error or "", row.last_status_code) or "the last attempt failed"
-        return f"{error[:1].upper()}{error[1:]}. The next try is {distance(row.paused_until, now)}."
+        return f"{error[:1].upper()}{error[1:]}. The next attempt is {distance(row.paused_until, now)}."
     cause = cause_of(row)
     return cause[:1].upper() + cause[1:]
 
@@ -60,8 +60,8 @@ def delivery_row(row: Delivery) -> dict[str, Any]:
     about, advice = words.advice(row.last_error, row.last_status_code)
     return {
         "id": row.pk,
-        "type": short(row.event.type, 100),
-        "endpoint": short(host_of_url(row.subscription.url, with_path=True), 80),
+        "type": short(row.event.type, 255),
+        "endpoint": short(host_of_url(row.subscription.url, with_path=True), 300),
         "state": state,
         "meaning": (words.INBOX_STATES if is_inbox(row.subscription) else words.DELIVERY_STATES).get(state, ""),
         "is_inbox": is_inbox(row.subscription),

@@ -19,6 +19,7 @@ from core.wakeups import EVENTS
 from events.models import EventStatus, EventType
 from orgs.keys import create_api_key
 from orgs.models import ApiKey, AuditEntry, Organization
+from portal.models import PortalSession
 from tests.console.rows import make_attempt, make_delivery, make_event
 from webhooks import subscriptions
 from webhooks.models import BulkRun, Delivery, Rollup, Subscription, SubscriptionQueue
@@ -159,7 +160,11 @@ def make_hostile_rows(canary: str, turn: int) -> list[Model]:
         organization=organization, name=source.text(255, f"{turn}"), description=source.text(500), schema=whole,
         examples=whole,
     )  # fmt: skip
-    return [organization, key, subscription, event_type, event, delivery, attempt, run, user, group, entry]
+    session = PortalSession.objects.create(
+        organization=organization, key=key, name=source.text(100), link_hash=key.pk.bytes * 2,
+        link_expires_at=timezone.now() + datetime.timedelta(hours=1), session_seconds=60,
+    )  # fmt: skip
+    return [organization, key, subscription, event_type, event, delivery, attempt, run, user, group, entry, session]
 
 
 def make_log_entries(user: User, row: Model, canary: str) -> None:

@@ -24,6 +24,7 @@ def _groups(db: None) -> None:
     if not Group.objects.exists():
         editor = SimpleNamespace(connection=connection)
         import_module("orgs.migrations.0002_staff").make_groups(apps, editor)
+        import_module("portal.migrations.0002_staff").add_permissions(apps, editor)
 
 
 @pytest.fixture

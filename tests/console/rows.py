@@ -15,6 +15,7 @@ from events.models import Event, EventStatus, EventType
 from orgs import audit
 from orgs.keys import create_api_key
 from orgs.models import ApiKey, AuditEntry, Organization
+from portal.models import PortalSession
 from webhooks import subscriptions
 from webhooks.models import BulkRun, Delivery, DeliveryAttempt, DeliveryStatus, Subscription, SubscriptionQueue
 
@@ -38,12 +39,13 @@ class World:
     run: BulkRun
     entry: AuditEntry
     event_type: EventType
+    portal_session: PortalSession
 
     def rows(self) -> list[Model]:
         """Return one row of each model that belongs to an organization."""
         return [
             self.organization, self.key, self.subscription, self.event, self.deliveries["failed"], self.attempt,
-            self.run, self.entry, self.event_type,
+            self.run, self.entry, self.event_type, self.portal_session,
         ]  # fmt: skip
 
 
@@ -102,6 +104,10 @@ def make_world(organization: Organization) -> World:
         ),
         AuditEntry.objects.get(action="key.create"),
         EventType.objects.create(organization=organization, name="order.created", schema={"type": "object"}),
+        PortalSession.objects.create(
+            organization=organization, key=key, name="ana@shop.example", link_hash=key.pk.bytes * 2,
+            link_expires_at=timezone.now() + datetime.timedelta(hours=1), session_seconds=3600,
+        ),
     )  # fmt: skip
 
 

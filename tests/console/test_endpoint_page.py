@@ -18,7 +18,7 @@ from webhooks.rollups import BUCKETS, NO_ID
 
 def buttons(client: Client, subscription: Subscription) -> list[str]:
     page = client.get(page_url(subscription)).content.decode()
-    return re.findall(r'<button type="submit" class="button" name="action" value="(\w+)"', page)
+    return re.findall(r'<button type="submit" class="button(?: danger)?" name="action" value="(\w+)"', page)
 
 
 def test_buttons_fit_the_state_and_the_user(world: World, operator: Client, owner: Client, viewer: Client) -> None:
@@ -28,6 +28,8 @@ def test_buttons_fit_the_state_and_the_user(world: World, operator: Client, owne
     assert buttons(owner, row) == [
         "send_test", "retry_failed", "recover", "disable", "rotate_secret", "add_secret", "stop_host",
     ]  # fmt: skip
+    page = operator.get(page_url(row)).content.decode()
+    assert re.findall(r'class="button danger" name="action" value="(\w+)"', page) == ["disable", "stop_host"]
     subscriptions.disable(row)
     assert buttons(operator, row) == ["send_test", "retry_failed", "recover", "enable", "enable_host"]
     subscriptions.delete(row)

@@ -51,9 +51,11 @@ def test_paused_is_one_number_in_figures_chart_and_table(viewer: Client, organiz
     assert re.search(r"paused: now 11\b", chart), chart
     assert re.search(r"held: now 3\b", chart), chart
     table = viewer.get(HOME, {"table": "1"}).content.decode()
-    head = re.findall(r"<th>(.*?)</th>", table.partition('class="wide numbers"')[2].partition("</thead>")[0])
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>.*?</tr>", table, re.S)]
-    (full,) = [row for row in rows if len(row) == len(head)]
+    head = re.findall(
+        r'<th scope="col">(.*?)</th>', table.partition('class="wide numbers"')[2].partition("</thead>")[0]
+    )
+    rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>.*?</tr>", table, re.S)]
+    (full,) = [row for row in rows if len(row) == len(head) and row != head]
     assert dict(zip(head, full, strict=True))["paused"] == "11"
 
 
@@ -102,6 +104,7 @@ def test_no_rule_of_the_style_sheet_is_for_nothing() -> None:
     columns = {name for one in admin.site._registry.values() for name in one.list_display}
     gauges = {f"gauge-{name.replace('_', '-')}" for name in ("due", "retrying", "paused", "held", "in_flight")}
     made = {"gave-up"} | {f"{kind}-{name}" for kind in ("column", "field") for name in columns} | gauges
+    made |= {f"model-{one._meta.model_name}" for one in admin.site._registry}
     made |= {name for name in re.findall(r"\.(state-[\w-]+)", sheet) if name.removeprefix("state-") in words}
     dead = [name for name in set(re.findall(r"\.([a-z][\w-]+)", sheet)) if name not in words | made]
     assert not dead

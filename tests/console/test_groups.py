@@ -23,7 +23,8 @@ def test_each_group_may_do_what_the_lesser_one_may_and_more(db: None) -> None:
     assert viewer < operator < owner
     assert all(".view_" in permission for permission in viewer)
     assert operator - viewer == {
-        "events.reprocess_event", "webhooks.manage_delivery", "webhooks.switch_subscription"
+        "events.reprocess_event", "webhooks.manage_delivery", "webhooks.switch_subscription",
+        "portal.end_portalsession",
     }  # fmt: skip
     for permission in owner - operator:
         verb, _, model = permission.partition(".")[2].partition("_")

@@ -24,7 +24,8 @@ from webhooks import subscriptions
 from webhooks.destinations.http.auth import Bearer
 from webhooks.destinations.inbox import leases
 from webhooks.destinations.outcome import Failure
-from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
+from webhooks.models import BulkRun, Delivery, Rollup, Subscription, SubscriptionQueue
+from webhooks.rollups import BUCKETS
 from webhooks.states import DeliveryState, SubscriptionState
 from webhooks.upkeep import preview
 
@@ -200,9 +201,43 @@ def test_an_endpoint_that_is_paused_says_why_and_what_to_do(visitor: Visitor, or
     )  # fmt: skip
     text = text_of(visitor.get(f"endpoints/{row.pk}"))
     assert words.STATES["paused"] in text
-    assert "Responds with 401. The next try is in 2 h." in text
+    assert "Responds with 401. The next attempt is in 2 h." in text
     assert "What to do: Your endpoint wants a log-in." in text
     assert "paused" in text_of(visitor.get())
+
+
+def test_what_is_cut_in_a_list_is_whole_on_its_page_and_no_figures_are_made_up(
+    visitor: Visitor, organization: Organization
+) -> None:
+    long_type, about = "com.example." + "x" * 221, "Parcels. " * 50
+    row, _ = subscriptions.create(
+        organization.pk, url="https://a.example/", event_types=[long_type], description=about.strip()
+    )
+    delivery = make_delivery(make_event(organization, type=long_type), row, "failed")
+    page, listed = text_of(visitor.get(f"endpoints/{row.pk}")), text_of(visitor.get())
+    assert long_type in page
+    assert about.strip() in page
+    assert about.strip() not in listed
+    assert long_type in text_of(visitor.get(f"deliveries/{delivery.pk}"))
+    assert long_type not in text_of(visitor.get("deliveries"))
+    assert "No figures for the last 24 hours. They come about a minute after an attempt." in page
+    add_rollup(row, outcome="timeout", attempts=2900)
+    text = text_of(visitor.get(f"endpoints/{row.pk}"))
+    assert "no figures in this time" in visitor.get(f"endpoints/{row.pk}").content.decode()
+    assert "no response in time 2,900 100 %" in text
+    table = text_of(visitor.get(f"endpoints/{row.pk}", table="1"))
+    assert "period (UTC) attempts delivered failed attempts no attempts left success rate response time p50" in table
+
+
+def add_rollup(row: Subscription, *, outcome: str, attempts: int) -> None:
+    """Add what workers write about a minute of an endpoint's attempts."""
+    at = timezone.now().replace(second=0, microsecond=0) - datetime.timedelta(minutes=60)
+    at = at.replace(minute=at.minute // 10 * 10)
+    for step in (1, 10):
+        Rollup.objects.create(
+            step=step, organization_id=row.organization_id, subscription_id=row.pk, at=at, outcome=outcome,
+            attempts=attempts, durations=[attempts] + [0] * (BUCKETS - 1), latencies=[0] * BUCKETS,
+        )  # fmt: skip
 
 
 def test_a_delivery_shows_its_attempts_and_is_retried(visitor: Visitor, organization: Organization) -> None:

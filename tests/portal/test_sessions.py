@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from django.core import signing
+from django.db import connection
 from django.utils import timezone
 from structlog.testing import capture_logs
 
@@ -205,3 +208,27 @@ def test_links_and_sessions_are_in_no_log(organization: Organization) -> None:
     assert all(len(part) > 40 for part in secret_parts)
     assert not [part for part in secret_parts if part in str(logged)]
     assert visitor.token not in visitor.get().content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_link_that_is_opened_twice_at_the_same_time_opens_once(organization: Organization) -> None:
+    url = link_for(organization)
+    visitors = [Visitor() for _ in range(6)]
+    ready = threading.Barrier(len(visitors))
+
+    def open_it(visitor: Visitor) -> Any:
+        try:
+            ready.wait(30)
+            return visitor.open(url)
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(len(visitors)) as threads:
+        answers = list(threads.map(open_it, visitors))
+    assert sorted(answer.status_code for answer in answers) == [302, *[410] * (len(visitors) - 1)]
+    for answer in answers:
+        if answer.status_code == 410:
+            refused(answer, Refusal.LINK_USED)
+    # The one session is the one whose cookie was sent.
+    assert [visitor.get().status_code for visitor in visitors if visitor.token] == [200]
+    assert AuditEntry.objects.filter(action="portal.open").count() == 1

@@ -35,7 +35,9 @@ def count(value: float) -> str:
 
 def percent(value: float) -> str:
     """Return a percentage; only what is really all of it is 100 %."""
-    return "100 %" if value == 100 else f"{math.floor(value * 10) / 10:.1f} %"
+    if 0 < value < 0.1:
+        return "< 0.1 %"
+    return f"{value:.0f} %" if value in {0, 50, 100} else f"{math.floor(value * 10) / 10:.1f} %"
 
 
 def chart(
@@ -59,10 +61,14 @@ def chart(
         "",
         '<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/><text class="axis" x="{}" y="{}">{}</text>',
         (
-            (LEFT, WIDTH - RIGHT, y(value), y(value), LEFT - 6, y(value) + 4, show(value))
+            # An axis of nothing would be made up.
+            (LEFT, WIDTH - RIGHT, y(value), y(value), LEFT - 6, y(value) + 4, show(value) if present else "")
             for value in (0, highest / 2, highest)
         ),
     )
+    if not present:
+        middle = ((LEFT + WIDTH - RIGHT) // 2, y(highest / 2) - 6)
+        grid += format_html('<text class="nothing" x="{}" y="{}">no figures in this time</text>', *middle)
     times = format_html_join(
         "",
         '<text class="time" x="{}" y="{}">{}</text>',

@@ -127,8 +127,9 @@ def failures_by_cause(total: Period) -> list[CauseRow]:
 
 
 TABLE_HEAD = (
-    "period", "accepted", "attempts", "delivered", "failed", "gave up", "success rate", "response p50", "response p95",
-    "received p50", "received p95", "due", "retrying", "paused", "held", "in flight", "workers",
+    "period (UTC)", "accepted", "attempts", "delivered", "failed attempts", "no attempts left", "success rate",
+    "response time p50", "response time p95", "accepted to received p50", "accepted to received p95", "due", "retrying",
+    "paused", "held", "in flight", "workers",
 )  # fmt: skip
 
 
