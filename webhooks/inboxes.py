@@ -13,7 +13,7 @@ import structlog
 from django.db import IntegrityError, transaction
 from psycopg.rows import class_row
 
-from core.db import server_cursor
+from core.db import after_transaction, server_cursor
 from events.models import Event, EventStatus
 from events.payload import EVERYTHING
 from orgs.models import Organization
@@ -104,7 +104,7 @@ def _fill(subscription: Subscription, run_id: uuid.UUID) -> None:
         run = recovery.advance(run_id)
         if run is None or run.state != BulkRun.State.RUNNING:
             break
-    announce_arrivals([subscription.pk])
+    after_transaction(lambda: announce_arrivals([subscription.pk]))
 
 
 def is_inbox(subscription: Subscription) -> bool:
