@@ -97,6 +97,8 @@ class Soak:
                 producer.stop()
             for producer in self._producers:
                 producer.join()
+            for producer in self._producers:
+                producer.repeat()
             self._drain()
             for fault in self._used:
                 self._violations += fault.clear_up()
