@@ -139,10 +139,7 @@ def required(conditions: Any) -> Required | RequiredRange | None:
 
     An equality, because fewer events have it; or a range or a prefix.
     """
-    for find in (_equality, _range):
-        if (found := _first(conditions, find)) is not None:
-            return found
-    return None
+    return _first(conditions, _equality) or _first(conditions, _range)
 
 
 F = TypeVar("F")
