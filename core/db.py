@@ -6,6 +6,8 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
 import psycopg
@@ -91,12 +93,53 @@ def in_transaction(work: Callable[[], T]) -> T:
 
     Raises what `work` raises; after MAX_ATTEMPTS also the deadlock itself.
     """
+    outer = _effects.get()
+    effects: list[_Effect] = [] if outer is None else outer
+    noted_before = len(effects)
+    is_done = False
 
     def attempt() -> T:
+        del effects[noted_before:]  # those of an attempt that was rolled back
         with transaction.atomic():
             return work()
 
-    return _try_again(attempt)
+    token = _effects.set(effects)
+    try:
+        result = _try_again(attempt)
+        is_done = True
+        return result
+    finally:
+        _effects.reset(token)
+        if not is_done:
+            effects[noted_before:] = [one for one in effects[noted_before:] if one.even_if_it_fails]
+        if outer is None:
+            for one in effects:
+                one.run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Effect:
+    """What `after_transaction` was called with."""
+
+    run: Callable[[], object]
+    even_if_it_fails: bool
+
+
+# What is to be done when the outermost `in_transaction` is through; None outside of one.
+_effects: ContextVar[list[_Effect] | None] = ContextVar("effects", default=None)
+
+
+def after_transaction(effect: Callable[[], object], *, even_if_it_fails: bool = False) -> None:
+    """Run `effect` when the `in_transaction` that this is called in has committed; at once outside of one.
+
+    For what a rollback doesn't take back: metrics, logs, wake-ups.  However often the transaction is tried, only the
+    last attempt's are run.  even_if_it_fails: also when that one was rolled back, because its work raised.
+    """
+    effects = _effects.get()
+    if effects is None:
+        effect()
+    else:
+        effects.append(_Effect(effect, even_if_it_fails))
 
 
 def _try_again(transact: Callable[[], T]) -> T:

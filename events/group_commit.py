@@ -11,7 +11,7 @@ import contextlib
 import datetime
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -210,7 +210,8 @@ class GroupCommit:
         try:
             return await request.done, request.decision
         except KeyChanged:
-            memo["rate"] = request.decision
+            if request.is_counted:
+                memo["rate"] = request.decision
             raise
 
     async def _run(self) -> None:
@@ -239,7 +240,7 @@ class GroupCommit:
             if request.done.done():  # nobody waits for it any more
                 continue
             group.append(request)
-            events += len(request.items)
+            events += max(1, len(request.items))
             size += request.size
         if not self._waiting:
             self._arrived.clear()
@@ -254,8 +255,13 @@ class GroupCommit:
             if not request.done.done():
                 request.done.set_result(request.results())
 
-    async def _count_rates(self, group: list[PendingRequest]) -> list[PendingRequest]:
-        """Count the requests against the rate limits of their organizations; return those that are within."""
+    async def _count_rates(
+        self,
+        group: list[PendingRequest],
+        policy: str = POLICY,
+        cost: Callable[[PendingRequest], int] = lambda request: len(request.items),
+    ) -> list[PendingRequest]:
+        """Count the requests, each once, against a limit of their organizations; return those that are within."""
         by_organization: dict[tuple[uuid.UUID, int], list[PendingRequest]] = {}
         for request in group:
             if request.caller.events_per_minute and not request.is_counted:
@@ -264,15 +270,15 @@ class GroupCommit:
         if not by_organization:
             return group
         demands = [
-            Demand(str(organization_id), rate, [len(request.items) for request in requests])
+            Demand(str(organization_id), rate, [cost(request) for request in requests])
             for (organization_id, rate), requests in by_organization.items()
         ]
-        decisions = await hit_each(self.redis, POLICY, demands)
+        decisions = await hit_each(self.redis, policy, demands)
         for requests, of_each in zip(by_organization.values(), decisions, strict=True):
             for request, decision in zip(requests, of_each, strict=True):
-                request.decision = decision
+                request.decision, request.is_counted = decision, True
                 if not decision.allowed:
-                    request.fail(over_limit(decision))
+                    request.fail(over_limit(decision, policy))
         return [request for request in group if not request.done.done()]
 
     async def _store(self, items: list[PendingEvent]) -> list[PendingEvent]:

@@ -16,6 +16,7 @@ from psycopg.rows import class_row
 from core.db import TRY_AGAIN
 from events.group_commit import GroupCommit, NotStored, PendingEvent, PendingRequest
 from events.ingest import Ingested
+from events.rate import REPLAYS
 from orgs import idempotency
 from orgs.front_door import KeyChanged
 from orgs.idempotency import Found, Kept, Locked, Once
@@ -42,7 +43,7 @@ class IdempotentCommit(GroupCommit):
     """Stores the events of requests whose `answer` is an Answer, and what they are answered with."""
 
     async def _commit(self, group: list[PendingRequest]) -> None:
-        waiting = await self._count_rates(group)
+        waiting = group
         while waiting:
             # Of two requests with the same key, the second one gets the response of the first.
             first_of: dict[tuple[object, str], PendingRequest] = {}
@@ -82,7 +83,7 @@ class IdempotentCommit(GroupCommit):
 
     async def _transact(self, requests: list[PendingRequest]) -> None:
         async with self._database.transaction():
-            new = await self._take_keys(requests)
+            new = await self._count_rates(await self._take_keys(requests))
             items = [item for request in new for item in request.items]
             while items:
                 items = await self._store(items)
@@ -99,6 +100,8 @@ class IdempotentCommit(GroupCommit):
                     served.append((answer.once, answer.response))
             if served:
                 await self._database.execute(idempotency.KEEP, idempotency.keep_parameters(served))
+        replayed = [request for request in requests if _answer(request).is_replayed]
+        await self._count_rates(replayed, REPLAYS, lambda request: 1)
         for request in requests:
             if not request.done.done():
                 request.done.set_result(request.results())

@@ -39,7 +39,7 @@ register(
     ProblemType(
         "rate_limited",
         429,
-        "The organization has reached its limit of events per minute; retry after `Retry-After`.",
+        "The organization has reached its limit of events, or of repeated requests, per minute; see `Retry-After`.",
         "The organization may send 60000 events a minute.",
     ),
     ProblemType(

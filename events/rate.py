@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+from typing import Any
+
 from core.problems import Problem
 from core.ratelimits import RateLimitDecision, hit
 from orgs.keys import Caller
 
 POLICY = "events"
+# Repeated requests with an `Idempotency-Key`.  They store nothing, so they use up none of the events' limit; they have
+# one of their own of the same size, in which each request counts as one, however many events it holds.
+REPLAYS = "replays"
+
+_MEMO = "triggers.rate"
 
 
 def require_possible(caller: Caller, events: int) -> None:
@@ -20,29 +28,47 @@ def require_possible(caller: Caller, events: int) -> None:
         )
 
 
-def over_limit(decision: RateLimitDecision) -> Problem:
+def over_limit(decision: RateLimitDecision, policy: str = POLICY) -> Problem:
     """Return the 429 of an organization that is over its limit."""
+    what = "send {} events" if policy == POLICY else "repeat {} requests"
     return Problem(
         "rate_limited",
-        f"The organization may send {decision.limit} events a minute.",
-        headers=decision.headers(POLICY),
+        f"The organization may {what.format(decision.limit)} a minute.",
+        headers=decision.headers(policy),
     )
 
 
-def count(caller: Caller, events: int) -> RateLimitDecision | None:
+def count(caller: Caller, events: int, memo: MutableMapping[str, Any]) -> RateLimitDecision | None:
     """Count `events` against the caller's limit and return what is left; None if there is no limit.
+
+    memo: of the request, so that it counts once, however often its transaction is tried.
 
     Raises Problem 429 over the limit, 413 for a batch that is larger than the limit.
     """
     require_possible(caller, events)
-    if not caller.events_per_minute:
-        return None
-    decision = hit(POLICY, str(caller.organization_id), caller.events_per_minute, events)
-    if not decision.allowed:
-        raise over_limit(decision)
+    if _MEMO not in memo:
+        memo[_MEMO] = _count(POLICY, caller, events)
+    decision: RateLimitDecision | None = memo[_MEMO]
     return decision
 
 
-def headers(decision: RateLimitDecision | None) -> dict[str, str]:
+def count_replay(caller: Caller) -> RateLimitDecision | None:
+    """Count a request that is answered as the first time, and return how the caller stands; None if there is no limit.
+
+    Raises Problem 429 over the limit.
+    """
+    return _count(REPLAYS, caller, 1)
+
+
+def _count(policy: str, caller: Caller, cost: int) -> RateLimitDecision | None:
+    if not caller.events_per_minute:
+        return None
+    decision = hit(policy, str(caller.organization_id), caller.events_per_minute, cost)
+    if not decision.allowed:
+        raise over_limit(decision, policy)
+    return decision
+
+
+def headers(decision: RateLimitDecision | None, policy: str = POLICY) -> dict[str, str]:
     """Return the response headers that tell what is left; none without a limit."""
-    return {} if decision is None else decision.headers(POLICY)
+    return {} if decision is None else decision.headers(policy)

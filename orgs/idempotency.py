@@ -15,7 +15,7 @@ import functools
 import hashlib
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -37,6 +37,8 @@ HEADER = "Idempotency-Key"
 REPLAYED = {"Idempotency-Replayed": "true"}
 MAX_CHARACTERS = 255
 KEPT_HOURS = 24
+# The codes of the problems of a key.
+REUSED, RUNNING = "idempotency_key_reused", "idempotency_key_in_use"
 
 # A Structured Field String (RFC 9651 §3.3.3), perhaps with parameters, which mean nothing here.
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"[ \t]*(;.*)?')
@@ -171,15 +173,13 @@ def fingerprint(method: str, route: str, *parts: bytes) -> bytes:
 def reused() -> Problem:
     """Return the 422 for a key that was used for another request."""
     reason = f"was used for another request in the last {KEPT_HOURS} hours: another body, or another route"
-    return Problem(
-        "idempotency_key_reused", f"The {HEADER} {reason}. Nothing was stored.", errors=[(f"#{HEADER}", reason)]
-    )
+    return Problem(REUSED, f"The {HEADER} {reason}. Nothing was stored.", errors=[(f"#{HEADER}", reason)])
 
 
 def running() -> Problem:
     """Return the 409 for a key whose first request is still being served."""
     return Problem(
-        "idempotency_key_in_use",
+        RUNNING,
         f"A request with this {HEADER} is still being served. Send it again later to get its response.",
         headers={"Retry-After": "1"},
     )
@@ -229,7 +229,8 @@ def idempotent(
     unless: Callable[[Request], bool] = lambda request: False,
     is_secret: bool = True,
     beforehand: Callable[..., object] = lambda view, request, *args, **kwargs: None,
-    afterwards: Callable[[], object] = lambda: None,
+    replaying: Callable[[Request], Mapping[str, str]] = lambda request: {},
+    conflicting: Callable[[Request], object] = lambda request: None,
 ) -> Callable[[F], F]:
     """Return a decorator for a view's method that is served once for each `Idempotency-Key`.
 
@@ -237,9 +238,12 @@ def idempotent(
     request that changes nothing, whose response must not stand for that of another one.  is_secret: the
     response is encrypted where it is kept, and given to nobody but the API key that made the first request: it may
     hold a secret.  beforehand: called with the method's own arguments before its transaction begins, unless the
-    response is kept already: for what must not happen in one, such as a request to an endpoint.  afterwards: called
-    when the method has been served and committed, such as a wake-up, which is too early where the method makes it
-    itself: its transactions become savepoints of the one that keeps the response.
+    response is kept already: for what must not happen in one, such as a request to an endpoint.  replaying: called
+    before the first response is given again; returns headers for it, and may raise Problem.  conflicting: called
+    before a request is refused because of its key.
+
+    The method's transactions become savepoints of the one that keeps the response, and a deadlock has all of it tried
+    again.  So what a rollback doesn't take back, it does with `core.db.after_transaction`.
     """
 
     def decorate(method: F) -> F:
@@ -257,13 +261,21 @@ def idempotent(
                 # The body may hold a password, which whoever reads the table could guess by its plain hash.
                 content = salted_hmac("orgs.idempotency", content, algorithm="sha256").digest()
             once = Once(caller.organization_id, key, content, caller.key_id, view.scopes[request.method].value)
-            if (found := find(once)) is not None:
-                return _response(found.replay(once))
-            beforehand(view, request, *args, **kwargs)
-            response = in_transaction(
-                lambda: _serve_once(once, lambda: method(view, request, *args, **kwargs), is_secret)
-            )
-            afterwards()
+            try:
+                if (found := find(once)) is not None:
+                    response, is_replay = _response(found.replay(once)), True
+                else:
+                    beforehand(view, request, *args, **kwargs)
+                    response, is_replay = in_transaction(
+                        lambda: _serve_once(once, lambda: method(view, request, *args, **kwargs), is_secret)
+                    )
+            except Problem as problem:
+                if problem.code in (REUSED, RUNNING):
+                    conflicting(request)
+                raise
+            if is_replay:
+                for name, value in replaying(request).items():
+                    response[name] = value
             return response
 
         serve.is_idempotent = True  # type: ignore[attr-defined]  # read by `core.openapi.generator`
@@ -272,14 +284,17 @@ def idempotent(
     return decorate
 
 
-def _serve_once(once: Once, serve: Callable[[], Any], is_secret: bool) -> Any:
-    """Return the response that `serve` returns, and keep it; or the one that is kept.  Runs in a transaction."""
+def _serve_once(once: Once, serve: Callable[[], Any], is_secret: bool) -> tuple[Any, bool]:
+    """Return the response that `serve` returns, and keep it; or the one that is kept, and True.
+
+    Runs in a transaction.
+    """
     with server_cursor(class_row(Locked)) as cursor:
         locked = cursor.execute(LOCK, lock_parameters([once])).fetchone()
     if locked is None or not locked.is_locked:
         raise running()
     if (found := find(once)) is not None:
-        return _response(found.replay(once))
+        return _response(found.replay(once)), True
     response = serve()
     body = dumps(response.data)
     if is_secret:
@@ -287,7 +302,7 @@ def _serve_once(once: Once, serve: Callable[[], Any], is_secret: bool) -> Any:
     kept = Kept(response.status_code, response.headers.get("Location", ""), body, is_secret)
     with server_cursor() as cursor:
         cursor.execute(KEEP, keep_parameters([(once, kept)]))
-    return response
+    return response, False
 
 
 def _response(kept: Kept) -> HttpResponse:

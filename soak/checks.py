@@ -33,6 +33,8 @@ class Report:
     in_flight_at_kills: int = 0
     late_responses: int = 0
     attempts_lost_with_the_worker: int = 0
+    repeated_keys: int = 0
+    served_late: int = 0
     consumed: int = 0
     fetched_again: int = 0
     violations: list[str] = field(default_factory=list)
@@ -58,6 +60,7 @@ def check(
     in_flight: the deliveries that may have come twice.
     """
     report = Report(accepted=ledger.accepted, offered=len(ledger.offered), in_flight_at_kills=len(in_flight))
+    report.repeated_keys, report.served_late = ledger.repeated, ledger.served_late
     report.violations += ledger.faults
     events = _check_events(stack, ledger, report)
     _check_received(ledger, taken, secrets, organizations, events, report)

@@ -1,4 +1,8 @@
-"""Producers as real ones are: they retry blindly what has a dedup id, and can't know about the rest."""
+"""Producers as real ones are: they retry blindly what has a dedup id or a key, and can't know about the rest.
+
+When the load has ended, each request with an `Idempotency-Key` is sent once more (`Producer.repeat`): it gets the
+response that it got the first time, or, if it got none, is served now unless it was served then.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,15 @@ class Offered:
     event_id: str | None = None
 
 
+@dataclass(slots=True)
+class Keyed:
+    """A request with an `Idempotency-Key`.  response: the body that it got; None without one."""
+
+    key: str
+    events: list[dict[str, object]]
+    response: bytes | None = None
+
+
 @dataclass
 class Ledger:
     """What was offered, by the token in its data, and how the requests ended."""
@@ -31,6 +44,8 @@ class Ledger:
     offered: dict[str, Offered] = field(default_factory=dict)
     responses: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+    repeated: int = 0  # requests with a key, at the end
+    served_late: int = 0  # those of them that hadn't been served
 
     @property
     def accepted(self) -> int:
@@ -50,6 +65,7 @@ class Producer:
         self._ledger = ledger
         self._batch = batch
         self._count = 0
+        self._keyed: list[Keyed] = []
         self._stopping = threading.Event()
         self._connection: http.client.HTTPConnection | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -71,28 +87,52 @@ class Producer:
     def _run(self) -> None:
         while not self._stopping.wait(self._random.expovariate(1 if self._batch else 4)):
             size = self._random.randint(2, 12) if self._batch else 1
-            with_dedup = self._random.random() < 0.5
-            self._offer([self._new_event(with_dedup) for _ in range(size)], with_dedup)
+            chance = self._random.random()
+            with_dedup, with_key = chance < 0.4, chance > 0.6
+            # Of those with a key, some are left alone for now.
+            retried = with_dedup or chance > 0.7
+            events = [self._new_event(with_dedup, retried) for _ in range(size)]
+            keyed = Keyed(_token(events[0]), events) if with_key else None
+            if keyed is not None:
+                self._keyed.append(keyed)
+            self._offer(events, retried, keyed)
 
-    def _new_event(self, with_dedup: bool) -> dict[str, object]:
+    def repeat(self) -> None:
+        """Send each request with a key once more, for use when all is over."""
+        for keyed in self._keyed:
+            status, response, is_replay = self._post(keyed.events, keyed.key)
+            self._ledger.repeated += 1
+            if status not in {200, 202}:
+                self._ledger.faults.append(f"{keyed.key}, repeated, got {status}: {response[:300]!r}")
+            elif keyed.response is None:
+                self._ledger.served_late += not is_replay
+                self._note(keyed.events, status, response)
+            elif not is_replay or response != keyed.response:
+                self._ledger.faults.append(f"{keyed.key}, repeated, got another response: {response[:300]!r}")
+
+    def _new_event(self, with_dedup: bool, retried: bool) -> dict[str, object]:
         self._count += 1
         token = f"{self.name}-{self._count}"
-        self._ledger.offered[token] = Offered(self._organization, with_dedup)
+        self._ledger.offered[token] = Offered(self._organization, retried)
         event: dict[str, object] = {"type": "soak.happened", "data": {"token": token, "amount": 12345678901234567890}}
         if with_dedup:
             event["dedup_id"] = token
         return event
 
-    def _offer(self, events: list[dict[str, object]], retry: bool) -> None:
-        """Post until there is a clear response; without dedup ids only once."""
+    def _offer(self, events: list[dict[str, object]], retry: bool, keyed: Keyed | None) -> None:
+        """Post until there is a clear response; without `retry` only once."""
         pauses = 0.0
         while True:
-            status, response = self._post(events)
+            status, response, _ = self._post(events, keyed.key if keyed else None)
             self._ledger.responses[str(status or "none")] += 1
             if status in {200, 202}:
                 self._note(events, status, response)
+                if keyed is not None:
+                    keyed.response = response
                 return
-            if status not in {0, 502, 503, 504}:
+            # The connection of a process that was killed may hold the key's lock for a moment more.
+            is_running = status == 409 and b"idempotency_key_in_use" in response
+            if status not in {0, 502, 503, 504} and not is_running:
                 self._ledger.faults.append(f"{self.name} got {status}: {response[:300]!r}")
                 return
             if not retry:
@@ -113,10 +153,12 @@ class Producer:
             else:
                 self._ledger.faults.append(f"{self.name} got {item}")
 
-    def _post(self, events: list[dict[str, object]]) -> tuple[int, bytes]:
-        """Return status and body; 0 when no response came, which says nothing about what was stored."""
+    def _post(self, events: list[dict[str, object]], key: str | None) -> tuple[int, bytes, bool]:
+        """Return status, body, and whether it is a replay.  Status 0: no response came; the events may be stored."""
         path, body = ("/api/events/batch", events) if self._batch else ("/api/events", events[0])
         headers = {"X-API-Key": self._key, "Content-Type": "application/json"}
+        if key is not None:
+            headers["Idempotency-Key"] = key
         try:
             port = self.port
             if self._connection is not None and self._connection.port != port:
@@ -126,13 +168,13 @@ class Producer:
                 self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_SECONDS)
             self._connection.request("POST", path, json.dumps(body), headers)
             response = self._connection.getresponse()
-            return response.status, response.read()
+            return response.status, response.read(), response.getheader("Idempotency-Replayed") == "true"
         except (OSError, http.client.HTTPException):
             if self._connection is not None:
                 with contextlib.suppress(OSError):
                     self._connection.close()
             self._connection = None
-            return 0, b""
+            return 0, b"", False
 
 
 def _token(event: dict[str, object]) -> str:

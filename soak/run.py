@@ -79,6 +79,8 @@ class Soak:
             for number, kinds in enumerate(planned, start=1):
                 outcome.rounds.append(self._round(number, kinds))
             self._load.stop_producers()
+            for producer in self._load.producers:
+                producer.repeat()
             self._drain()
             for fault in self._used:
                 self._violations += fault.clear_up()

@@ -11,7 +11,7 @@ from django.conf import settings
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Now
 
-from core.db import in_transaction
+from core.db import after_transaction, in_transaction
 from core.wakeups import WEBHOOKS, wake
 from webhooks.models import Cause, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.queues import lock_queues, mark_due
@@ -68,7 +68,7 @@ def apply(action: DeliveryAction, delivery_ids: Iterable[uuid.UUID], *, announce
     ids = list(delivery_ids)
     changed = in_transaction(lambda: _apply(action, ids, action.states)).changed if ids else 0
     if changed and announce and action is not DeliveryAction.HOLD:
-        wake(WEBHOOKS)
+        after_transaction(lambda: wake(WEBHOOKS))
     return changed
 
 

@@ -14,7 +14,7 @@ from django.db import IntegrityError, transaction
 from django.db.models.functions import Now
 from psycopg.rows import class_row
 
-from core.db import in_transaction, server_cursor
+from core.db import after_transaction, in_transaction, server_cursor
 from events.models import Event, EventStatus
 from events.payload import EVERYTHING
 from orgs.models import Organization
@@ -101,7 +101,7 @@ def _fill(subscription: Subscription, run_id: uuid.UUID) -> None:
         if run is None or run.state != BulkRun.State.RUNNING:
             break
     in_transaction(lambda: _add_accepted(subscription))
-    announce_arrivals([subscription.pk])
+    after_transaction(lambda: announce_arrivals([subscription.pk]))
 
 
 def _add_accepted(subscription: Subscription) -> None:

@@ -19,7 +19,7 @@ from django.db.models import Case, Q, QuerySet, When
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from core.db import is_transient
+from core.db import after_transaction, is_transient
 from core.wakeups import WEBHOOKS, wake
 from orgs.audit import record
 from orgs.models import Organization
@@ -251,7 +251,7 @@ def enable(subscription: Subscription, *, audit: Audit | None = None) -> None:
             if audit is not None:
                 audit()
     resync(subscription.pk)
-    wake(WEBHOOKS)
+    after_transaction(lambda: wake(WEBHOOKS))
     subscription.refresh_from_db()
 
 
@@ -299,7 +299,7 @@ def enable_many(
         if rows:
             audit(rows)
     _begin_resync(ids)
-    wake(WEBHOOKS)
+    after_transaction(lambda: wake(WEBHOOKS))
     return rows
 
 

@@ -45,7 +45,7 @@ from webhooks.display.formatting import (
 from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
 from webhooks.order import PARKED_FROM
-from webhooks.states import NOT_LEASED, DeliveryState, delivery_state, in_delivery_state, is_leased
+from webhooks.states import NOT_LEASED, DeliveryState, in_delivery_state, is_leased, state_of
 
 SHOWN_ATTEMPTS = 100
 OPENED_ATTEMPTS = 20
@@ -148,9 +148,11 @@ class DeliveryAdmin(ReadOnlyAdmin):
     dangerous_actions = ("stop_host",)
 
     def fits(self, action: str, row: Delivery) -> bool:
-        """Leave out what would leave the delivery alone."""
+        """Leave out what would leave the delivery alone, and stopping a host where there is none."""
+        if action == "stop_host" and is_inbox(row.subscription):
+            return False
         what = DeliveryAction.__members__.get(action.upper())
-        return what is None or delivery_state(row.status, row.last_error) in what.states
+        return what is None or state_of(row) in what.states
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Delivery]:
         """Return deliveries with what the list shows of their event and subscription."""
@@ -168,10 +170,6 @@ class DeliveryAdmin(ReadOnlyAdmin):
             return ("next_attempt_at", "id")
         narrowed = {"organization", "subscription", "event"} & set(request.GET)
         return ("-created_at", "-id") if narrowed else ("-id",)
-
-    def fits(self, action: str, row: Delivery) -> bool:
-        """Offer to stop a host only where there is one."""
-        return super().fits(action, row) and not (action == "stop_host" and is_inbox(row.subscription))
 
     @admin.display(description="time", ordering="created_at")
     def time_display(self, row: Delivery) -> str:

@@ -16,6 +16,7 @@ from core.front_door.app import Handler
 from core.front_door.http import Request, Response
 from core.json_response import dumps
 from core.problems import Problem
+from core.ratelimits import RateLimitDecision
 from core.redis import RedisUnavailable
 from core.url_prefix import path_below
 from core.wakeups import EVENTS, SIGNAL, wake_soon
@@ -27,6 +28,7 @@ from events.api.receipts import (
     batch_receipt,
     checked,
     checked_batch,
+    count_conflicts,
     count_events,
     failure_logged,
     log_result,
@@ -41,8 +43,8 @@ from events.origin import origin_of
 from events.pacing import Pacing
 from events.payload import NewEvent
 from events.tracing import traced
-from orgs.front_door import Authenticator, KeyChanged
-from orgs.idempotency import REPLAYED, Kept, Once, find, fingerprint, parse_key
+from orgs.front_door import Authenticator
+from orgs.idempotency import REPLAYED, REUSED, RUNNING, Kept, Once, fingerprint, parse_key
 from orgs.keys import Caller
 from orgs.models import Scope, Strictness
 
@@ -50,6 +52,8 @@ EVENTS_ROUTE = "/api/events"
 BATCH_ROUTE = "/api/events/batch"
 # Pause between two signals of this process.
 SHARE_SECONDS = 0.002
+# Requests that are refused for what was stored before.
+_CONFLICTS = {REUSED, RUNNING, "dedup_conflict"}
 NO_HEADERS: Mapping[str, str] = {}
 _MARKS = frozenset(name.encode() for name in MARKS)
 
@@ -127,29 +131,29 @@ class EventsDoor:
             if b"idempotency-key" not in request.headers or (request.scope["query_string"] and validate_only(request)):
                 return await serve(request, caller)
             parse_key(request.header(b"idempotency-key"))
+            request.memo.pop("offered", None)
             try:
                 return await serve(request, caller)
-            except Problem:
+            except Problem as problem:
                 # A request that was served before is answered in the same way even if it would be refused now.
-                if (response := await self._find_kept(request, caller)) is None:
+                once = _once_of(request, caller)
+                if once is None or "offered" in request.memo:  # its body wasn't read, or its key was looked up
                     raise
-                return response
+                return await self._replay(caller, once, request, problem)
 
         return handle
 
-    async def _find_kept(self, request: Request, caller: Caller) -> Response | None:
-        """Return the response that is kept under a request's key; None also if the body hasn't been read."""
-        once = _once_of(request, caller)
-        if once is None:
-            return None
-        found = await asyncio.get_running_loop().run_in_executor(
-            self._counting, lambda: borrow_connection(lambda: find(once))
-        )
-        if found is None:
-            return None
-        if not found.is_permitted:
-            raise KeyChanged
-        return _response(found.replay(once), REPLAYED)
+    async def _replay(self, caller: Caller, once: Once, request: Request, problem: Problem) -> Response:
+        """Return the response that is kept under a request's key; raise `problem` if there is none."""
+
+        def refuse(_results: Sequence[Ingested]) -> Kept:
+            raise problem
+
+        answer = Answer(once, refuse)
+        _, decision = await self.idempotent_commits.accept(caller, [], request.memo, answer=answer)
+        if answer.response is None:
+            raise problem
+        return _replayed(answer.response, decision)
 
     async def _store(
         self,
@@ -180,11 +184,17 @@ class EventsDoor:
             failure_logged(caller.organization_id, events, started),
             traced(origin, route, caller.organization_id, events, started) as origin,
         ):
-            results, decision = await commits.accept(caller, events, request.memo, origin, answer)
-        headers = rate.headers(decision)
+            request.memo["offered"] = True
+            try:
+                results, decision = await commits.accept(caller, events, request.memo, origin, answer)
+            except Problem as problem:
+                if problem.code in _CONFLICTS:
+                    count_conflicts(len(events))
+                raise
         kept = answer.response if answer is not None else None
         if kept is not None and answer is not None and answer.is_replayed:
-            return _response(kept, {**headers, **REPLAYED})
+            return _replayed(kept, decision)
+        headers = rate.headers(decision)
         count_events(results, invalid)
         if accepted_count(results):
             self._signal()
@@ -253,6 +263,10 @@ def _once_of(request: Request, caller: Caller) -> Once | None:
 
 def _kept(receipt: Receipt) -> Kept:
     return Kept(receipt.status, receipt.location, dumps(receipt.document))
+
+
+def _replayed(kept: Kept, decision: RateLimitDecision | None) -> Response:
+    return _response(kept, {**rate.headers(decision, rate.REPLAYS), **REPLAYED})
 
 
 def _response(kept: Kept, headers: Mapping[str, str] = NO_HEADERS) -> Response:

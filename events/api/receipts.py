@@ -12,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from core.db import after_transaction
 from core.metrics.kinds import Counter
 from core.problems import Problem
 from core.query import boolean, parse_parameters
@@ -51,16 +52,28 @@ def failure_logged(organization_id: uuid.UUID, events: Sequence[NewEvent], start
     except Problem:
         raise
     except Exception as error:
-        for event in events:
-            log.warning(
-                "event_ingested",
-                outcome="error",
-                error=type(error).__name__,
-                type=event.type,
-                organization_id=str(organization_id),
-                duration_ms=round((time.perf_counter() - started) * 1000, 3),
-            )
+        name = type(error).__name__
+        # Not for an attempt that is tried again.
+        after_transaction(lambda: _log_failure(organization_id, events, name, started), even_if_it_fails=True)
         raise
+
+
+def _log_failure(organization_id: uuid.UUID, events: Sequence[NewEvent], error: str, started: float) -> None:
+    for event in events:
+        log.warning(
+            "event_ingested",
+            outcome="error",
+            error=error,
+            type=event.type,
+            organization_id=str(organization_id),
+            duration_ms=round((time.perf_counter() - started) * 1000, 3),
+        )
+
+
+def count_conflicts(events: int) -> None:
+    """Count the events of a request that is refused for what was stored before: by its key, or by a dedup id."""
+    if events:
+        EVENTS.inc(IngestStatus.CONFLICT.value, by=events)
 
 
 def count_events(results: Sequence[Ingested], invalid: int = 0) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 from django.db import transaction
@@ -13,10 +15,11 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from core.db import after_transaction
 from core.drf import JSONBody, NDJSONBody
 from core.json_body import read_body
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
-from core.problems import no_such
+from core.problems import Problem, no_such
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
 from core.wakeups import EVENTS, wake_soon
 from events import cloudevents, event_types, rate
@@ -28,6 +31,7 @@ from events.api.receipts import (
     batch_receipt,
     checked,
     checked_batch,
+    count_conflicts,
     count_events,
     failure_logged,
     log_result,
@@ -46,6 +50,7 @@ from events.tracing import traced
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
+from orgs.keys import Caller
 from orgs.models import Scope, Strictness
 
 MOST_DELIVERIES = 1000  # of an event, in one response
@@ -70,6 +75,31 @@ def _origin(request: Request) -> Origin:
     return origin_of(request._request.request_id, headers.get("traceparent"), headers.get("tracestate"))  # type: ignore[attr-defined]
 
 
+def _replaying(request: Request) -> Mapping[str, str]:
+    return rate.headers(rate.count_replay(caller_of(request)), rate.REPLAYS)
+
+
+def _conflicting(request: Request) -> None:
+    """Count the events of a request whose key is taken, as far as they can be read."""
+    with suppress(Problem):
+        is_batch = request._request.path_info.rstrip("/").endswith("/batch")
+        reading = reading_of_batch(request.content_type) if is_batch else _reading(request)
+        body = _read(request, reading)
+        items = reading.items(body) if reading.is_batch or is_batch else [reading.event(body)]
+        count_conflicts(sum(isinstance(item, NewEvent) for item in items))
+
+
+def _tell(
+    caller: Caller, events: Sequence[NewEvent], results: Sequence[Ingested], started: float, invalid: int = 0
+) -> None:
+    """Count and log what became of the events of a request, and wake the workers."""
+    count_events(results, invalid)
+    for event, result in zip(events, results, strict=True):
+        log_result(caller.organization_id, event, result, started)
+    if accepted_count(results):
+        wake_soon(EVENTS)
+
+
 def _accept_items(request: Request, route: str, reading: Reading, started: float) -> Response:
     """Accept the events of a batch, or only check them."""
     only_validate = validate_only(request)
@@ -84,18 +114,14 @@ def _accept_items(request: Request, route: str, reading: Reading, started: float
     decision = None
     results: list[Ingested] = []
     if valid:
-        decision = rate.count(caller, len(valid))
+        decision = rate.count(caller, len(valid), request.META)
         require_room(caller.organization_id, len(valid))
         with (
             failure_logged(caller.organization_id, valid, started),
             traced(_origin(request), route, caller.organization_id, valid, started) as origin,
         ):
             results = ingest_batch(caller.organization_id, valid, origin)
-    count_events(results, len(items) - len(valid))
-    for event, result in zip(valid, results, strict=True):
-        log_result(caller.organization_id, event, result, started)
-    if accepted_count(results):
-        wake_soon(EVENTS)
+    after_transaction(lambda: _tell(caller, valid, results, started, len(items) - len(valid)))
     answer = batch_receipt(items, results)
     return Response(answer.document, answer.status, headers=rate.headers(decision))
 
@@ -142,7 +168,8 @@ class EventListView(APIView):
         read=lambda request: _content(request, _reading(request)),
         unless=validate_only,
         is_secret=False,
-        afterwards=lambda: wake_soon(EVENTS),
+        replaying=_replaying,
+        conflicting=_conflicting,
     )
     def post(self, request: Request) -> Response:
         """Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event.
@@ -161,17 +188,16 @@ class EventListView(APIView):
             raise event_types.refused(errors)
         if only_validate:
             return Response(checked())
-        decision = rate.count(caller, 1)
+        decision = rate.count(caller, 1, request.META)
         require_room(caller.organization_id, 1)
         with (
             failure_logged(caller.organization_id, [event], started),
             traced(_origin(request), "/api/events", caller.organization_id, [event], started) as origin,
         ):
             result = ingest(caller.organization_id, event, origin)
-        log_result(caller.organization_id, event, result, started)
-        if result.status is IngestStatus.ACCEPTED:
-            wake_soon(EVENTS)
-        count_events([result])
+        # A conflict is refused, and counts all the same.
+        is_conflict = result.status is IngestStatus.CONFLICT
+        after_transaction(lambda: _tell(caller, [event], [result], started), even_if_it_fails=is_conflict)
         answer = receipt(result)
         return Response(answer.document, answer.status, headers={**answer.headers, **rate.headers(decision)})
 
@@ -244,7 +270,8 @@ class EventBatchView(APIView):
         read=lambda request: _content(request, reading_of_batch(request.content_type)),
         unless=validate_only,
         is_secret=False,
-        afterwards=lambda: wake_soon(EVENTS),
+        replaying=_replaying,
+        conflicting=_conflicting,
     )
     def post(self, request: Request) -> Response:
         """Accept up to MAX_BATCH_EVENTS events in one transaction and return the result of each, in the same order.

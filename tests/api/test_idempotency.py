@@ -274,3 +274,20 @@ def test_both_doors_read_each_others_keys(api: Any, client_of: Any, organization
     views_api = ApiClient(create_api_key(organization)[1])
     assert_replayed(first, once(views_api, EVENTS, EVENT))
     assert views.EventListView.post.is_idempotent
+
+
+def test_replays_use_up_none_of_the_events_limit_and_have_one_of_their_own(api: Any, organization: Any) -> None:
+    organization.events_per_minute = 3
+    organization.save()
+    first = once(api, BATCH, [EVENT] * 3)
+    assert_problem(once(api, EVENTS, EVENT, "k-2"), 429)
+    for left in (2, 1, 0):
+        again = once(api, BATCH, [EVENT] * 3)
+        assert_replayed(first, again)
+        assert again["RateLimit-Policy"] == '"replays";q=3;w=60'
+        assert again["RateLimit"].startswith(f'"replays";r={left};')
+    problem = assert_problem(once(api, BATCH, [EVENT] * 3), 429)
+    assert (problem["code"], problem["detail"]) == (
+        "rate_limited", "The organization may repeat 3 requests a minute.",
+    )  # fmt: skip
+    assert Event.objects.count() == 3

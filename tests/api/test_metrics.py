@@ -6,10 +6,13 @@ import datetime
 import os
 import re
 import subprocess
+import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from django.db import OperationalError, connection
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -18,8 +21,11 @@ from core.metrics.store import Store
 from devstack.processes import ROOT
 from devstack.prometheus import find
 from devstack.waiting import wait_until
+from events.models import Event
+from orgs.idempotency import LOCK, Once, lock_parameters
 from orgs.models import Organization
 from tests.api.helpers import beat
+from tests.api.test_idempotency import EVENT, once
 from tests.conftest import ApiClient
 from tests.servers import postgres
 from tests.webhooks.helpers import accept, result, subscribe
@@ -241,3 +247,56 @@ def test_the_documentation_lists_every_metric_with_its_labels() -> None:
         actual[family.name] = {label for sample in family.samples for label in sample.labels}
     actual |= {"triggers_workers": set(), "triggers_sweep_age_seconds": set()}  # not always there
     assert documented == actual
+
+
+def outcomes() -> dict[str, float]:
+    """Return how many events were counted by outcome."""
+    return {key[1]: value for key, value in samples().items() if key[0] == "triggers_events_total" and value}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_a_key_refuses_is_counted_as_a_conflict(api: Any, organization: Any) -> None:
+    once(api, "/api/events", {**EVENT, "dedup_id": "d"})
+    once(api, "/api/events", {**EVENT, "data": 2})
+    once(api, "/api/events/batch", [EVENT, EVENT])
+    assert once(api, "/api/events", {**EVENT, "dedup_id": "d", "data": 2}, "k-2").status_code == 409
+    lock = Once(organization.id, "k-3", b"", uuid.uuid4(), "")
+    with connection.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute(LOCK, lock_parameters([lock]))
+
+        def send() -> None:
+            once(api, "/api/events", EVENT, "k-3")
+            connection.close()
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        thread.join()
+        cursor.execute("ROLLBACK")
+    assert outcomes() == {"accepted": 1, "conflict": 1 + 2 + 1 + 1}
+
+
+def test_an_attempt_that_is_tried_again_has_its_effects_once(api: Any, organization: Any, door: int | None) -> None:
+    """A trigger has the first attempt deadlock where the response is kept, when the event is stored."""
+    if door is not None:
+        pytest.skip("the front door counts and logs when everything is committed")
+    organization.events_per_minute = 9
+    organization.save()
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SEQUENCE attempts")
+        cursor.execute(
+            "CREATE FUNCTION refuse_first() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF nextval('attempts') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = 'deadlock_detected'; END IF;"
+            " RETURN NEW; END $$"
+        )
+        cursor.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON orgs_idempotencykey FOR EACH ROW EXECUTE FUNCTION refuse_first()"
+        )
+    with structlog.testing.capture_logs() as lines:
+        answer = once(api, "/api/events", EVENT)
+    assert answer.status_code == 202
+    assert answer["RateLimit"].startswith('"events";r=8;')
+    assert Event.objects.count() == 1
+    assert outcomes() == {"accepted": 1}
+    told = [line["event"] for line in lines]
+    assert (told.count("transaction_retried"), told.count("event_ingested")) == (1, 1)

@@ -51,6 +51,7 @@ def test_every_accepted_event_arrives_whatever_is_killed(home: Path) -> None:
     assert found["deliveries"] == pushed + found["consumed"]
     assert found["consumed"] > 0
     assert found["in_flight_at_kills"] > 0
+    assert found["repeated_keys"] > 0
     assert found["duplicates"] <= found["in_flight_at_kills"]
 
 

@@ -26,13 +26,15 @@ from webhooks.routing.filters import (
     MAX_CHARACTERS,
     MAX_CONDITIONS,
     MAX_DEPTH,
+    MAX_INDEXED_VALUES,
     MAX_ITEMS,
     Filter,
     FilterError,
     parse_data,
-    values_at,
+    required,
 )
-from webhooks.routing.matching import Matcher, SubscribedTypes
+from webhooks.routing.intervals import Intervals
+from webhooks.routing.matching import Candidates, Matcher, SubscribedTypes
 from webhooks.routing.selection import select
 from webhooks.upkeep import recovery
 from webhooks.upkeep.preview import preview_recovery
@@ -177,14 +179,66 @@ CONDITIONS = st.recursive(
 
 @given(CONDITIONS, VALUES)
 @settings(max_examples=200, deadline=None)
-def test_looking_up_by_value_leaves_out_nobody_who_matches(conditions: Any, data: Any) -> None:
+def test_looking_up_leaves_out_nobody_who_matches(conditions: Any, data: Any) -> None:
     """And evaluating never raises."""
-    filter_ = Filter(conditions)
-    if filter_.matches(data) and filter_.required is not None:
-        values = values_at(filter_.required.path, data)
-        assert values is None or any(
-            not isinstance(value, dict | list) and value in filter_.required.values for value in values
-        )
+    one = SubscribedTypes(uuid.uuid4(), ("a",), True, filter=Filter(conditions))
+    found = Candidates([one]).by_data((), data, {})
+    assert found == ([one] if one.filter and one.filter.matches(data) else [])
+
+
+@given(
+    st.lists(st.tuples(st.none() | st.integers(0, 9), st.none() | st.integers(0, 9)).filter(any), max_size=12),
+    st.integers(-1, 10) | st.floats(-1, 10),
+)
+@settings(max_examples=200, deadline=None)
+def test_intervals_find_what_holds_a_value(bounds: list[tuple[int | None, int | None]], value: float) -> None:
+    found = Intervals((low, high, number) for number, (low, high) in enumerate(bounds)).holding(value)
+    holding = [
+        number
+        for number, (low, high) in enumerate(bounds)
+        if (low is None or low <= value) and (high is None or value <= high)
+    ]
+    assert sorted(found) == holding
+
+
+def test_ranges_and_prefixes_are_found_without_a_look_at_each() -> None:
+    evaluated = []
+
+    class Noted(Filter):
+        def matches(self, data: Any) -> bool:
+            evaluated.append(self)
+            return super().matches(data)
+
+    def wanting(data: Any, *filters: Any) -> list[int]:
+        evaluated.clear()
+        given = [SubscribedTypes(uuid.uuid4(), ("a",), True, filter=Noted(one)) for one in filters]
+        found = Candidates(given).by_data((), data, {})
+        assert found is not None
+        return [given.index(one) for one in found]
+
+    hundred = range(100)
+    assert wanting({"n": 7}, *[{"n": {"$gte": n}} for n in hundred]) == list(range(8))
+    assert wanting({"n": 97.5}, *[{"n": {"$gt": n}} for n in hundred]) == list(range(98))
+    assert wanting({"a": {"n": 50}}, *[{"a": {"n": {"$gte": n, "$lt": n + 2}}} for n in hundred]) == [49, 50]
+    assert len(evaluated) <= 4
+    assert wanting({"s": "key-42x"}, *[{"s": {"$startsWith": f"key-{n}"}} for n in hundred]) == [4, 42]
+    assert len(evaluated) <= 4
+    assert wanting({"s": "b"}, *[{"s": {"$gte": letter}} for letter in "abc"], {"s": {"$gt": 1}}) == [0, 1]
+    assert wanting({"n": [1, 99]}, *[{"n": {"$gte": n, "$lte": n}} for n in hundred]) == [1, 99]
+    assert len(evaluated) == 2
+    assert wanting({"n": True}, {"n": {"$gte": 0}}) == []
+
+
+def test_what_an_evaluation_does_with_arrays_is_bounded() -> None:
+    every = {f"a{number}": {"$neq": 1} for number in range(45)}  # each item meets all of them but the last one
+    filter_ = Filter({"lines": {**every, "z": 1}})
+    assert filter_.matches({"lines": [{}] * 100 + [{"z": 1}]})
+    assert "10000 comparisons" in str(filter_.why_not({"lines": [{}] * 999 + [{"z": 1}]}))
+    assert Filter({"lines": {"sku": "B", "count": {"$gt": 2}}}).matches(
+        {"lines": [{}] * 999 + [{"sku": "B", "count": 3}]}
+    )
+    # An $in with more values than an index takes is evaluated.
+    assert required({"a": {"$in": list(range(MAX_INDEXED_VALUES + 1))}}) is None
 
 
 # --- in the database ------------------------------------------------------------------------------------
@@ -264,6 +318,36 @@ def test_when_filters_take_long_the_rest_waits_in_order_and_nobody_is_left_out(
     assert {len(one.passed_over) for one in rounds[:8]} == {1}, "they take turns"
     assert Delivery.objects.filter(organization=organization).count() == 2
     assert Delivery.objects.filter(organization=neighbor).count() == 2
+
+
+@pytest.mark.django_db
+def test_an_event_that_takes_longer_than_a_round_is_finished_in_others_and_holds_up_nobody(
+    organization: Organization, api: ApiClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = [subscribe(organization, filter={"$not": {"a": number}}) for number in range(5)]
+    neighbor = Organization.objects.create(name="Neighbor")
+    subscribe(neighbor, filter={"$not": {"a": 1}})
+    for _ in range(2):
+        ingest(organization.id, NewEvent("a.b", '{"a": 3}', None))
+        ingest(neighbor.id, NewEvent("a.b", '{"a": 2}', None))
+    monkeypatch.setattr(selection, "FILTER_SECONDS", 0.0)  # one filter a round
+    fans = FanOut()
+    made = []
+
+    def go_on() -> None:
+        fans.run_round(100)
+        made.append(tuple(Delivery.objects.filter(organization=one).count() for one in (organization, neighbor)))
+
+    for _ in range(4):
+        go_on()
+    assert made[-1][1] == 2, "the neighbor's turns come in between"
+    # A change of one subscription doesn't have the others judged again.
+    assert api.patch(f"/api/subscriptions/{slow[0].pk}", {"description": "changed"}).status_code == 200
+    while made[-1] != (8, 2):
+        assert len(made) < 20
+        go_on()
+    assert {one[0] for one in made} == {0, 4, 8}
+    assert [len(statuses(subscription=one)) for one in slow] == [2, 2, 2, 0, 2]
 
 
 @pytest.mark.django_db

@@ -19,9 +19,13 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from events.erasure import erase
 from events.ingest import ingest
+from events.models import Event
 from events.payload import NewEvent
+from orgs.keys import create_api_key
 from orgs.models import Organization
+from tests.conftest import ApiClient
 from tests.webhooks.helpers import fan_out_batch, result, subscribe
 from webhooks import delivery_actions, subscriptions
 from webhooks.delivery_actions import DeliveryAction
@@ -51,6 +55,7 @@ LEGAL: dict[str, set[tuple[str, str]]] = {
     "hold": {("pending", "held")},
     "resume": {("held", "pending")},
     "recover": {("failed", "pending"), ("failed", "held")},
+    "erase": {("pending", "cancelled"), ("held", "cancelled")},
 }
 SETTLED = {"delivered", "failed", "cancelled"}
 ANSWERS: list[dict[str, Any]] = [
@@ -77,6 +82,9 @@ class Deliveries(RuleBasedStateMachine):
         self.before: dict[uuid.UUID, Any] = {}
         self.events = 0
         self.expected: set[tuple[uuid.UUID, uuid.UUID]] = set()
+        self.erased: set[uuid.UUID] = set()
+        self.api = ApiClient(create_api_key(self.organization)[1])
+        self.kept: dict[str, tuple[int, bytes]] = {}
 
     # --- what happens -----------------------------------------------------------------------------
 
@@ -89,6 +97,32 @@ class Deliveries(RuleBasedStateMachine):
             self.expected |= {(event_id, pk) for pk in wanting}
         while fan_out_batch(2):
             pass
+
+    @rule(key=st.sampled_from(["k-1", "k-2"]), number=st.integers(1, 2))
+    def post_with_a_key(self, key: str, number: int) -> None:
+        """The same key and body is answered as the first time, and stores nothing."""
+        self.doing = "fan_out"
+        event = {"type": "a.b", "data": number, "ordering_key": "a"}
+        answer = self.api.request("POST", "/api/events", event, **{"Idempotency-Key": key})
+        first = self.kept.setdefault(key, (number, answer.content))
+        if first[0] != number:
+            assert answer.status_code == 422
+        else:
+            assert (answer.status_code, answer.content) == (202, first[1])
+        if "Idempotency-Replayed" not in answer and answer.status_code == 202:
+            wanting = Subscription.objects.filter(deleted_at=None)
+            self.expected |= {(uuid.UUID(answer.json()["id"]), sub.pk) for sub in wanting}
+        while fan_out_batch(2):
+            pass
+
+    @rule(offset=st.integers(0, 5))
+    def erase(self, offset: int) -> None:
+        """What isn't on its way stays where it is from then on, and holds up nobody."""
+        for event in Event.objects.order_by("id")[offset : offset + 1]:
+            self.doing = "erase"
+            erase(self.organization.pk, event.pk)
+            self.erased.add(event.pk)
+            assert not Delivery.objects.filter(event_id=event.pk, status__in=["pending", "held"]).exists()
 
     @rule(worker=st.integers(0, 1), limit=st.integers(1, 8))
     def claim(self, worker: int, limit: int) -> None:
@@ -218,6 +252,8 @@ class Deliveries(RuleBasedStateMachine):
             old = self.before.get(key)
             if old is not None and old.status != delivery.status:
                 assert (old.status, delivery.status) in LEGAL[self.doing], (self.doing, old.status, delivery.status)
+                repeats = self.doing in ("retry", "replay", "recover") and old.status in SETTLED
+                assert not (repeats and delivery.event_id in self.erased), "there is nothing to send"
             if old is not None:
                 assert delivery.attempt_count >= old.attempt_count
         self.before = now

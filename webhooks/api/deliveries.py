@@ -12,6 +12,7 @@ from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiRespo
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from core.db import after_transaction
 from core.json_body import read_object
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
 from core.problems import Problem, invalid, no_such, not_found
@@ -173,7 +174,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
             **conflict("not_retryable"),
         },
     )
-    @idempotent(afterwards=lambda: wake(WEBHOOKS))
+    @idempotent()
     def retry(self, request: Request, delivery_id: uuid.UUID) -> Response:
         """Make one more attempt now. A delivery that can't be attempted is a 409 that says why."""
         delivery = self.own_row(request, delivery_id)
@@ -192,7 +193,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         if not changed:
             reason = delivery_actions.why_not_retryable(delivery)
             raise Problem("not_retryable", reason, extra={"delivery_status": state_of(delivery)})
-        wake(WEBHOOKS)
+        after_transaction(lambda: wake(WEBHOOKS))
         return Response(render_delivery(delivery), status=202)
 
     @extend_schema(

@@ -22,7 +22,6 @@ from core.problems import Problem, no_such
 from core.query import PAGE_PARAMETERS, ParameterError, page, parse_parameters
 from core.serializers import StrictCharField, StrictSerializer, validate_plain_text
 from core.url_prefix import full_path
-from core.wakeups import WEBHOOKS, wake
 from events.payload import EVERYTHING
 from events.queries import type_pattern
 from orgs import audit
@@ -210,10 +209,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
             OpenApiExample("Make", MAKE_EXAMPLE, request_only=True),
         ],
     )
-    @idempotent(
-        beforehand=lambda view, request: view.confirm_endpoint(request),
-        afterwards=lambda: wake(WEBHOOKS),
-    )
+    @idempotent(beforehand=lambda view, request: view.confirm_endpoint(request))
     def create(self, request: Request) -> Response:
         """Subscribe a URL to event types, to all of them without any. Again with the same: returns what there is.
 

@@ -26,7 +26,7 @@ from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_c
 from webhooks.routing.hand_over import HandOver
 from webhooks.routing.round_insert import Processed, RoundInsert
 from webhooks.routing.round_shares import choose_events
-from webhooks.routing.selection import Wanting, select
+from webhooks.routing.selection import Progress, Wanting, select
 from webhooks.routing.subscribers import Subscribers
 from webhooks.tracing import trace_fan_out
 
@@ -120,6 +120,7 @@ class FanOut:
         self._subscribers = Subscribers()
         # Organizations that the last round passed over: an event of theirs comes first in the next one.
         self._overdue: frozenset[uuid.UUID] = frozenset()
+        self._progress = Progress()
         self._most_events = sys.maxsize
 
     def run_round(self, limit: int, skip: Collection[uuid.UUID] = (), hand_over: HandOver | None = None) -> Round:
@@ -194,7 +195,7 @@ class FanOut:
         if not events:
             return RoundInsert()
         matchers = self._subscribers.matchers({event.organization_id for event in events})
-        wanting = select(events, matchers, self._overdue)
+        wanting = select(events, matchers, self._overdue, self._progress)
         candidates = [event for event in events if event.id in wanting]
         chosen = choose_events(
             candidates, {event_id: len(found) for event_id, found in wanting.items()}, self._deliveries, self._overdue

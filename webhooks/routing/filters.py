@@ -12,17 +12,22 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
 MAX_CHARACTERS = 8192
 MAX_CONDITIONS = 100
 MAX_DEPTH = 10
-# Of arrays in the data, in one evaluation.  A filter that would look at more doesn't match.
+# Of arrays in the data, in one evaluation; and how many conditions are put to them together, because each item may have
+# to meet all of a filter's.  A filter that would do more doesn't match.  So none takes longer than some milliseconds.
 MAX_ITEMS = 1000
+MAX_COMPARISONS = 10_000
+# Values of an `$in` by which a filter is found.  One with more is evaluated: an index of them would take the memory.
+MAX_INDEXED_VALUES = 50
 
 Test = Callable[[Any], bool]
 Path = tuple[str, ...]
@@ -53,7 +58,7 @@ class FilterError(ValueError):
 
 
 class _TooManyItems(Exception):
-    """The evaluation would look at more than MAX_ITEMS."""
+    """The evaluation would look at more than MAX_ITEMS, or make more than MAX_COMPARISONS."""
 
 
 class Filter:
@@ -66,8 +71,8 @@ class Filter:
             raise FilterError((), f"must have at most {MAX_CHARACTERS} characters")
         compiler = _Compiler()
         self._test = compiler.condition(conditions, ()) if conditions else _anything
-        self._items = compiler.items
-        self.required = _required(conditions)
+        self._left = compiler.left
+        self.required = required(conditions)
 
     def matches(self, data: Any) -> bool:
         """Tell whether the data of an event, as `parse_data` returns it, meets the conditions."""
@@ -75,11 +80,38 @@ class Filter:
 
     def why_not(self, data: Any) -> str | None:
         """Return None if the data meets the conditions; otherwise a sentence."""
-        self._items[0] = MAX_ITEMS
+        self._left[:] = MAX_ITEMS, MAX_COMPARISONS
         try:
             return None if self._test(data) else "The data doesn't meet the conditions of the filter."
         except _TooManyItems:
-            return f"The filter would look at more than {MAX_ITEMS} items of arrays in the data."
+            return (
+                f"The filter would look at more than {MAX_ITEMS} items of arrays in the data, "
+                f"or make more than {MAX_COMPARISONS} comparisons with them."
+            )
+
+
+class StoredFilter:
+    """The filter of a stored subscription, compiled when it is first needed: a thousand of them take a second.
+
+    One that can't be used wants nothing, and harms nobody else.  on_error: called once, with what is wrong with it.
+    """
+
+    def __init__(self, conditions: Any, on_error: Callable[[Exception], object]) -> None:
+        self._conditions = conditions
+        self._on_error = on_error
+        self._compiled: Filter | None = None
+        self.required = required(conditions)
+
+    def matches(self, data: Any) -> bool:
+        """Do as `Filter.matches`."""
+        if self._compiled is None:
+            try:
+                self._compiled = Filter(self._conditions)
+            except Exception as error:
+                self._on_error(error)
+                self._compiled = NOTHING
+            self._conditions = None
+        return self._compiled.matches(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,25 +122,78 @@ class Required:
     values: frozenset[_Scalar]
 
 
-def _required(conditions: Mapping[str, Any], path: Path = ()) -> Required | None:
-    """Return what has to be in the data for the conditions to hold, if they have an equality to look filters up by."""
+@dataclass(frozen=True, slots=True)
+class RequiredRange:
+    """A member of the data that has to be in a range, or an array with an item that is.
+
+    low, high: both numbers or both texts, inclusive; None for no bound.  The filter itself may want more.
+    """
+
+    path: Path
+    low: Any
+    high: Any
+
+
+def required(conditions: Any) -> Required | RequiredRange | None:
+    """Return what has to be in the data for the conditions to hold, if there is something to look filters up by.
+
+    An equality, because fewer events have it; or a range or a prefix.
+    """
+    return _first(conditions, _equality) or _first(conditions, _range)
+
+
+F = TypeVar("F")
+
+
+def _first(conditions: Any, find: Callable[[Path, Any], F | None], path: Path = ()) -> F | None:
+    """Return the first that `find` finds in what the members that have to be there have to be."""
+    if not isinstance(conditions, dict):
+        return None
     for name, wanted in conditions.items():
+        # An operator may want something else, and a name with dots may be a path or a name.
         if name.startswith("$") or "." in name:
             continue
         inner = (*path, name)
-        if not isinstance(wanted, dict):
-            return Required(inner, frozenset([wanted]))
-        if _EQUAL in wanted:
-            return Required(inner, frozenset([wanted[_EQUAL]]))
-        if "$in" in wanted:
-            return Required(inner, frozenset(wanted["$in"]))
-        if (found := _required(wanted, inner)) is not None:
+        found = find(inner, wanted)
+        if found is None:
+            found = _first(wanted, find, inner)
+        if found is not None:
             return found
     return None
 
 
+def _equality(path: Path, wanted: Any) -> Required | None:
+    if isinstance(wanted, list):
+        return None
+    if not isinstance(wanted, dict):
+        return Required(path, frozenset([wanted]))
+    values = [wanted[_EQUAL]] if _EQUAL in wanted else wanted.get("$in")
+    if not isinstance(values, list) or not 1 <= len(values) <= MAX_INDEXED_VALUES:
+        return None
+    return Required(path, frozenset(values)) if not any(isinstance(one, dict | list) for one in values) else None
+
+
+def _range(path: Path, wanted: Any) -> RequiredRange | None:
+    if not isinstance(wanted, dict):
+        return None
+    for kind in (int | float, str):
+        lows = [wanted[name] for name in ("$gt", "$gte") if _is(wanted.get(name), kind)]
+        highs = [wanted[name] for name in ("$lt", "$lte") if _is(wanted.get(name), kind)]
+        if kind is str and _is(prefix := wanted.get("$startsWith"), str) and prefix:
+            lows.append(prefix)
+            if ord(prefix[-1]) < sys.maxunicode:
+                highs.append(prefix[:-1] + chr(ord(prefix[-1]) + 1))
+        if lows or highs:
+            return RequiredRange(path, max(lows, default=None), min(highs, default=None))
+    return None
+
+
+def _is(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def values_at(path: Path, data: Any) -> list[Any] | None:
-    """Return the values that one of `Required` would have to be among; None if it takes the filter to find out."""
+    """Return the values that a required one would have to be among; None if it takes the filter to find out."""
     value = data
     for name in path:
         if type(value) is list:
@@ -145,10 +230,13 @@ def _anything(_value: Any) -> bool:
 
 
 class _Compiler:
-    """Compiles one filter, and counts what is in it.  items: how many items its evaluation may still look at."""
+    """Compiles one filter, and counts what is in it.
+
+    left: how many items its evaluation may still look at, and how many comparisons it may make with them.
+    """
 
     def __init__(self) -> None:
-        self.items = [MAX_ITEMS]
+        self.left = [MAX_ITEMS, MAX_COMPARISONS]
         self._conditions = 0
 
     def condition(self, wanted: Any, path: Path, depth: int = 0) -> Test:
@@ -159,6 +247,7 @@ class _Compiler:
             return self._of_items(self._leaf(_EQUAL, wanted, path))
         if not wanted:
             raise FilterError(path, "must hold a condition")
+        counted_before = self._conditions
         of_items: list[Test] = []
         of_whole: list[Test] = []
         for name, value in wanted.items():
@@ -174,7 +263,7 @@ class _Compiler:
             else:
                 raise FilterError(inner, f"is not an operator; there are {', '.join(OPERATORS)}")
         # One item of an array has to meet all of these.
-        tests = [self._of_items(_all(of_items))] if of_items else []
+        tests = [self._of_items(_all(of_items), self._conditions - counted_before)] if of_items else []
         return _all(tests + of_whole)
 
     def _count(self, path: Path) -> None:
@@ -182,15 +271,16 @@ class _Compiler:
         if self._conditions > MAX_CONDITIONS:
             raise FilterError(path, f"is one condition more than the {MAX_CONDITIONS} that a filter may have")
 
-    def _of_items(self, test: Test) -> Test:
-        """Return a test of a value or, if that is an array, of any of its items."""
-        left = self.items
+    def _of_items(self, test: Test, conditions: int = 1) -> Test:
+        """Return a test of a value or, if that is an array, of any of its items.  conditions: how many are in it."""
+        left = self.left
 
         def test_items(value: Any) -> bool:
             if type(value) is not list:
                 return test(value)
             left[0] -= len(value)
-            if left[0] < 0:
+            left[1] -= len(value) * conditions
+            if left[0] < 0 or left[1] < 0:
                 raise _TooManyItems
             return any(map(test, value))
 
@@ -200,12 +290,13 @@ class _Compiler:
         if _UNSTORABLE.search(name):
             raise FilterError(path[:-1], "has a name with U+0000 or half of a surrogate pair, which can't be stored")
         first, *others = name.split(".")
+        counted_before = self._conditions
         test = self.condition(wanted, path, depth + 1 + len(others))
         if not others:
             return _member(name, test)
         nested = test
         for part in reversed(others):
-            nested = self._of_items(_member(part, nested))
+            nested = self._of_items(_member(part, nested), 1 + self._conditions - counted_before)
         # A name with dots is a path, unless there is a member of that very name.
         return _member_or(name, test, _member(first, nested))
 

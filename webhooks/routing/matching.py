@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cachetools import LRUCache
 
 from events.payload import EVERYTHING, OPERATIONAL_PREFIX
-from webhooks.routing.filters import Filter, Path, values_at
+from webhooks.routing.filters import Filter, Path, RequiredRange, StoredFilter, values_at
+from webhooks.routing.intervals import Intervals
 
-# Event types whose subscriptions are remembered; a producer may invent any number of them.
-REMEMBERED_TYPES = 1_000
+# Event types whose subscriptions are remembered; a producer may invent any number of them.  As many as have that many
+# subscriptions together.
+REMEMBERED_SUBSCRIPTIONS = 50_000
+# Items of an array that are looked up in the ranges of filters.
+MOST_VALUES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +32,18 @@ class SubscribedTypes:
     is_active: bool
     is_inbox: bool = False
     channels: frozenset[str] = frozenset()
-    filter: Filter | None = None
+    filter: Filter | StoredFilter | None = None
     is_ordered: bool = False
     is_operational: bool = False
 
     def wants_channels(self, channels: Collection[str]) -> bool:
         """Tell whether an event with these channels is wanted."""
         return not self.channels or not self.channels.isdisjoint(channels)
+
+
+# What is known of an event so far: by subscription, whether its filter wants it.  The subscription as it was then: one
+# that was changed since is another object.
+Judged = dict[uuid.UUID, tuple[SubscribedTypes, bool]]
 
 
 class Candidates:
@@ -45,42 +56,118 @@ class Candidates:
         filtered = [one for one in self.all if one.filter is not None]
         self.has_filters = bool(filtered)
         # By what has to be in the data: a thousand subscriptions that each want one customer cost one look-up.
-        self._by_value: dict[Path, dict[Any, list[SubscribedTypes]]] = defaultdict(lambda: defaultdict(list))
+        by_value: dict[Path, dict[Any, list[SubscribedTypes]]] = defaultdict(lambda: defaultdict(list))
+        ranges: dict[Path, list[tuple[Any, Any, SubscribedTypes]]] = defaultdict(list)
         self._others: list[SubscribedTypes] = []
         for one in filtered:
             required = one.filter.required if one.filter is not None else None
-            if required is None:
+            if isinstance(required, RequiredRange):
+                ranges[required.path].append((required.low, required.high, one))
+            elif required is not None:
+                for value in required.values:
+                    by_value[required.path][value].append(one)
+            else:
                 self._others.append(one)
-                continue
-            for value in required.values:
-                self._by_value[required.path][value].append(one)
+        self._groups: list[_ByValue | _ByRange] = [_ByValue(path, group) for path, group in by_value.items()]
+        self._groups += [_ByRange(path, group) for path, group in ranges.items()]
 
     def without_data(self, channels: Collection[str]) -> list[SubscribedTypes]:
         """Return the subscriptions that want an event with these channels.  For candidates without filters."""
         return [one for one in self.all if one.wants_channels(channels)] if self.has_channels else self.all
 
-    def by_data(self, channels: Collection[str], data: Any) -> list[SubscribedTypes]:
-        """Return the subscriptions that want an event.  data: as `filters.parse_data` returned it."""
-        found = self._unfiltered + [one for one in self._worth_a_look(data) if one.filter.matches(data)]  # type: ignore[union-attr]
-        return [one for one in found if one.wants_channels(channels)] if self.has_channels else found
+    def by_data(
+        self, channels: Collection[str], data: Any, judged: Judged, ends: float = math.inf
+    ) -> list[SubscribedTypes] | None:
+        """Return the subscriptions that want an event; None if that isn't known when `ends` has come.
+
+        data: as `filters.parse_data` returned it.  judged: what was found out of an event that takes longer; added to.
+        Each call judges at least one subscription more.  ends: a time of `time.thread_time`.
+        """
+        worth = self._worth_a_look(data)
+        found = self._unfiltered
+        if self.has_channels:
+            found, worth = [[one for one in some if one.wants_channels(channels)] for some in (found, worth)]
+        wanting: list[SubscribedTypes] = []
+        evaluated = False
+        # Asking for the processor time takes half as long as a filter: no look at it before so much time has passed.
+        earliest = time.perf_counter() + ends - time.thread_time()
+        for position, one in enumerate(worth):
+            before = judged.get(one.subscription_id) if judged else None
+            if before is not None and before[0] is one:
+                wants = before[1]
+            elif evaluated and time.perf_counter() > earliest and time.thread_time() > ends:
+                _note(judged, worth[:position], wanting)
+                return None
+            else:
+                wants, evaluated = one.filter.matches(data), True  # type: ignore[union-attr]
+            if wants:
+                wanting.append(one)
+        if judged:
+            _note(judged, worth, wanting)
+        return found + wanting
 
     def _worth_a_look(self, data: Any) -> list[SubscribedTypes]:
         """Return the subscriptions, each once, whose filters may want the data; the others' don't."""
-        found = self._others
-        for path, by_value in self._by_value.items():
-            values = values_at(path, data)
-            if values is None:
-                chosen = [one for group in by_value.values() for one in group]
-            else:
-                chosen = [
-                    one
-                    for value in values
-                    if type(value) is not dict and type(value) is not list
-                    for one in by_value.get(value, ())
-                ]
-            # With several values, a filter with `$in` is found more than once.
-            found = found + (list({id(one): one for one in chosen}.values()) if len(chosen) > 1 else chosen)
+        found = list(self._others)
+        for group in self._groups:
+            found += group.worth_a_look(data)
         return found
+
+
+def _note(judged: Judged, subscriptions: Iterable[SubscribedTypes], wanting: Iterable[SubscribedTypes]) -> None:
+    yes = {id(one) for one in wanting}
+    judged.update((one.subscription_id, (one, id(one) in yes)) for one in subscriptions)
+
+
+class _ByValue:
+    """Subscriptions by the value that a member of the data has to be, or to hold."""
+
+    def __init__(self, path: Path, by_value: Mapping[Any, list[SubscribedTypes]]) -> None:
+        self._path = path
+        self._by_value = dict(by_value)
+
+    def worth_a_look(self, data: Any) -> list[SubscribedTypes]:
+        values = values_at(self._path, data)
+        if values is None:
+            return _each_once(one for group in self._by_value.values() for one in group)
+        if len(values) == 1:
+            value = values[0]
+            return self._by_value.get(value, []) if type(value) is not dict and type(value) is not list else []
+        scalars = {value for value in values if type(value) is not dict and type(value) is not list}
+        return _each_once(one for value in scalars for one in self._by_value.get(value, ()))
+
+
+class _ByRange:
+    """Subscriptions by the range that a member of the data has to be in."""
+
+    def __init__(self, path: Path, ranges: Sequence[tuple[Any, Any, SubscribedTypes]]) -> None:
+        self._path = path
+        self._all = [one for _, _, one in ranges]
+        texts = [one for one in ranges if isinstance(one[1] if one[0] is None else one[0], str)]
+        are_texts = {id(one) for one in texts}
+        self._texts = Intervals(texts)
+        self._numbers = Intervals(one for one in ranges if id(one) not in are_texts)
+
+    def worth_a_look(self, data: Any) -> list[SubscribedTypes]:
+        values = values_at(self._path, data)
+        if values is None:
+            return self._all
+        if len(values) == 1:
+            return self._holding(values[0])
+        # Many values are in many ranges, and the same ones.
+        if len(values) > MOST_VALUES:
+            return self._all
+        return _each_once(one for value in values for one in self._holding(value))
+
+    def _holding(self, value: Any) -> list[SubscribedTypes]:
+        kind = type(value)
+        if kind is int or kind is float:
+            return self._numbers.holding(value)
+        return self._texts.holding(value) if kind is str else []
+
+
+def _each_once(subscriptions: Iterable[SubscribedTypes]) -> list[SubscribedTypes]:
+    return list({id(one): one for one in subscriptions}.values())
 
 
 class Matcher:
@@ -90,7 +177,9 @@ class Matcher:
         self._everything: list[SubscribedTypes] = []
         self._exact: dict[str, list[SubscribedTypes]] = defaultdict(list)
         self._prefix: dict[str, list[SubscribedTypes]] = defaultdict(list)
-        self._found: LRUCache[str, Candidates] = LRUCache(REMEMBERED_TYPES)
+        self._found: LRUCache[str, Candidates] = LRUCache(
+            REMEMBERED_SUBSCRIPTIONS, lambda found: min(1 + len(found.all), REMEMBERED_SUBSCRIPTIONS)
+        )
         for subscription in subscriptions:
             for pattern in subscription.event_types:
                 if pattern == EVERYTHING:

@@ -9,17 +9,25 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
 from typing import TypeVar
 
+from cachetools import LRUCache
+
 from core.arrays import plain_array
 from core.db import server_cursor
 from events.models import ERASED
 from webhooks.models import Subscription
 from webhooks.routing.claim_events import AcceptedEvent
 from webhooks.routing.filters import parse_data
-from webhooks.routing.matching import Candidates, Matcher, SubscribedTypes
+from webhooks.routing.matching import Candidates, Judged, Matcher, SubscribedTypes
 from webhooks.routing.subscribers import wanted_by
 
-# What a round spends on filters: that long a newly accepted event may have to wait.
+# What a round spends on filters: that long a newly accepted event may have to wait, and by one filter more.  Processor
+# time: a busy machine must not make rounds so short that each of them does next to nothing.
 FILTER_SECONDS = 0.02
+# If several organizations have events for filters, each gets at most this part of it.
+SHARES = 4
+# Events that took longer, and what was found out of them: of one, at most as much as an organization has subscriptions.
+MOST_UNFINISHED = 64
+MOST_REMEMBERED = 1_000  # organizations
 # Events whose data is in memory together.  An event has at most MAX_EVENT_BYTES.
 EVENTS_AT_A_TIME = 64
 
@@ -41,14 +49,45 @@ _NOBODY = Candidates(())
 Wanting = dict[uuid.UUID, Sequence[SubscribedTypes]]
 
 
+class Progress:
+    """What a thread that selects, round after round, remembers of its last rounds."""
+
+    def __init__(self) -> None:
+        # By event, what is known of one whose filters took longer than a round: the next round goes on from there.
+        self.judged: LRUCache[uuid.UUID, Judged] = LRUCache(MOST_UNFINISHED)
+        # By organization, the last round that evaluated filters of its: who waited longest comes first.
+        self._served: LRUCache[uuid.UUID, int] = LRUCache(MOST_REMEMBERED)
+        self._rounds = 0
+
+    def begin(self) -> None:
+        """Begin a round."""
+        self._rounds += 1
+
+    def note(self, organization_id: uuid.UUID) -> None:
+        """Note that filters of the organization are evaluated in this round."""
+        self._served[organization_id] = self._rounds
+
+    def last_served(self, organization_id: uuid.UUID) -> int:
+        """Return the number of the round that last evaluated filters of the organization."""
+        return self._served.get(organization_id, 0)
+
+
 def select(
-    events: Sequence[AcceptedEvent], matchers: Mapping[uuid.UUID, Matcher], overdue: Collection[uuid.UUID] = ()
+    events: Sequence[AcceptedEvent],
+    matchers: Mapping[uuid.UUID, Matcher],
+    overdue: Collection[uuid.UUID] = (),
+    progress: Progress | None = None,
 ) -> Wanting:
     """Return for each event the subscriptions that want it.
 
-    overdue: organizations whose turn it is.  If filters take longer than FILTER_SECONDS, events are left out; of each
-    organization, no event is in the result that comes after one that isn't.  One event at least is in it.
+    overdue: organizations whose turn it is.  If filters take longer than FILTER_SECONDS, or those of one organization
+    longer than its share, events are left out; of each organization, no event is in the result that comes after one
+    that isn't.  None may be in it: then at least one filter more was evaluated for one of them.
+
+    progress: kept from round to round by the caller.
     """
+    progress = progress or Progress()
+    progress.begin()
     wanting: Wanting = {}
     filtered: dict[uuid.UUID, list[tuple[AcceptedEvent, Candidates]]] = defaultdict(list)
     for event in events:
@@ -60,17 +99,36 @@ def select(
             wanting[event.id] = candidates.without_data(event.channels or ())
     if not filtered:
         return wanting
-    turns = _in_turns([filtered[key] for key in sorted(filtered, key=lambda key: key not in overdue)])
-    started = time.perf_counter()
+    order = sorted(filtered, key=lambda key: (key not in overdue, progress.last_served(key)))
+    turns = _in_turns([filtered[key] for key in order])
+    left = dict.fromkeys(filtered, FILTER_SECONDS / min(len(filtered), SHARES))
+    ended: set[uuid.UUID] = set()
+    ends = time.thread_time() + FILTER_SECONDS
     evaluated = False
-    while part := list(islice(turns, EVENTS_AT_A_TIME)):
+    while taken := list(islice(turns, EVENTS_AT_A_TIME)):
+        part = [(event, candidates) for event, candidates in taken if event.organization_id not in ended]
         data = read_data([event.id for event, _ in part])
         for event, candidates in part:
-            if evaluated and time.perf_counter() - started > FILTER_SECONDS:
+            key = event.organization_id
+            if key in ended:
+                continue
+            began = time.thread_time()
+            if evaluated and began > ends:
                 return _without_gaps(events, wanting)
-            wanting[event.id] = candidates.by_data(event.channels or (), parse_data(data[event.id]))
             evaluated = True
-    return wanting
+            progress.note(key)
+            judged = progress.judged.pop(event.id, {})
+            found = candidates.by_data(
+                event.channels or (), parse_data(data[event.id]), judged, min(ends, began + left[key])
+            )
+            if judged:
+                progress.judged[event.id] = judged  # also if it is known: its turn may come in another round
+            if found is not None:
+                wanting[event.id] = found
+            left[key] -= time.thread_time() - began
+            if found is None or left[key] <= 0:
+                ended.add(key)
+    return _without_gaps(events, wanting)
 
 
 def wanted_events(

@@ -15,6 +15,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
+from core.db import after_transaction
 from core.wakeups import WEBHOOKS, wake
 from webhooks.models import BulkRun
 
@@ -37,7 +38,7 @@ def advance(run_id: uuid.UUID, step: Callable[[BulkRun, int], None], rows: int) 
                 "visited", "queued", "held", "cursor_at", "cursor_id", "state", "updated_at", "finished_at",
             ])  # fmt: skip
             run.refresh_from_db()
-    wake(WEBHOOKS)
+    after_transaction(lambda: wake(WEBHOOKS))
     return run
 
 
