@@ -150,7 +150,12 @@ ON CONFLICT DO NOTHING
 
 
 def fill(
-    deliveries: int, organizations: int = 300, subscriptions: int = 1000, *, hostile: bool = False, days: int = 1,
+    deliveries: int,
+    organizations: int = 300,
+    subscriptions: int = 1000,
+    *,
+    hostile: bool = False,
+    days: int = 1,
     backlogs: bool = False,
 ) -> Demo:
     """Fill an empty database with `days` of deliveries and the rollups of a month.

@@ -114,19 +114,34 @@ def portal_pages(stack: BenchStack, demo: Demo) -> dict[str, str]:
 def api_answers(stack: BenchStack, demo: Demo) -> dict[str, str]:
     """Return the path of each list of the API, for the same organization."""
     event, _, delivery, _ = _examples(stack, demo)
-    ((middle,),) = stack.sql("SELECT to_char(now() - interval '1 hour', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')")
+    ((hour_ago,),) = stack.sql("SELECT to_char(now() - interval '1 hour', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')")
+    mine = f"deliveries?subscription_id={demo.healthy}"
     return {
-        path: f"/api/{path}"
-        for path in (
-            "deliveries", "deliveries?limit=100", "deliveries?status=failed", "deliveries?status=retrying",
-            "deliveries?status=delivered", "deliveries?status=held", f"deliveries?subscription_id={demo.healthy}",
-            f"deliveries?subscription_id={demo.healthy}&status=failed", f"deliveries?event_id={event}",
-            f"deliveries?since={middle}", f"deliveries?until={middle}", f"deliveries/{delivery}",
-            f"deliveries/{delivery}/attempts", "events", "events?type=order.paid", "events?undelivered=true",
-            "events?status=error", f"events/{event}", f"events/{event}/payload", "subscriptions", "subscriptions?state=failing",
-            "event-types", "keys", "audit", "health", "health/detailed",
-        )
-    }  # fmt: skip
+        "deliveries": "deliveries",
+        "deliveries, 100 of them": "deliveries?limit=100",
+        **{
+            f"deliveries, {status}": f"deliveries?status={status}"
+            for status in ("failed", "retrying", "delivered", "held")
+        },
+        "deliveries of one endpoint": mine,
+        "deliveries of one endpoint, failed": f"{mine}&status=failed",
+        "deliveries of an event": f"deliveries?event_id={event}",
+        "deliveries since an hour ago": f"deliveries?since={hour_ago}",
+        "deliveries until an hour ago": f"deliveries?until={hour_ago}",
+        "one delivery": f"deliveries/{delivery}",
+        "events": "events",
+        "events of a type": "events?type=order.paid",
+        "events, undelivered": "events?undelivered=true",
+        "events, in error": "events?status=error",
+        "one event": f"events/{event}",
+        "subscriptions": "subscriptions",
+        "subscriptions, failing": "subscriptions?state=failing",
+        "event types": "event-types",
+        "keys": "keys",
+        "audit": "audit",
+        "health": "health",
+        "health, detailed": "health/detailed",
+    }
 
 
 def _examples(stack: BenchStack, demo: Demo) -> tuple[Any, ...]:
