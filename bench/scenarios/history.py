@@ -17,7 +17,7 @@ from bench.figures import Figure
 from bench.rates import drain
 from bench.scenarios.bigtables import logged_in
 from bench.scenarios.history_pages import api_answers, console_pages, portal_pages
-from bench.stack import BenchStack, Tenant, cpu_nanoseconds
+from bench.stack import BenchStack, cpu_nanoseconds
 from bench.stats import median
 from devstack.demo_data import Demo, fill
 

@@ -151,7 +151,7 @@ def _examples(stack: BenchStack, demo: Demo) -> tuple[Any, ...]:
         " AND status = 'processed' ORDER BY created_at DESC, id DESC LIMIT 1),"
         " d AS (SELECT id FROM webhooks_delivery WHERE organization_id = %(org)s AND status = 'failed'"
         " ORDER BY created_at DESC LIMIT 1)"
-        " SELECT e.id, e.dedup_id, d.id, (SELECT a.id FROM webhooks_deliveryattempt a WHERE a.delivery_id = d.id LIMIT 1)"
+        " SELECT e.id, e.dedup_id, d.id, (SELECT id FROM webhooks_deliveryattempt WHERE delivery_id = d.id LIMIT 1)"
         " FROM e, d",
         {"org": demo.organization},
     )[0]
