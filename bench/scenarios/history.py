@@ -9,7 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.bulk import partition_the_past, without_indexes
@@ -37,29 +37,51 @@ NAME = "history"
 def history(stack: BenchStack) -> list[Figure]:
     """A month of 1,500,000 deliveries (--rows) of 1,000 organizations: pages, lists, metrics, delivery rate."""
     kept = stack.home / "history.json"
-    empty = 0.0
     if IS_FILLED:
-        demo = Demo(**{name: uuid.UUID(value) for name, value in json.loads(kept.read_text()).items()})
+        found = json.loads(kept.read_text())
     else:
-        empty, _, _ = _rate(stack)
+        empty = _rate(stack)
         stack.reset()
-        demo = _fill(stack)
-        kept.write_text(json.dumps(asdict(demo), default=str))
-    found = _pages(stack, demo)
+        found = {"demo": asdict(_fill(stack)), "empty": asdict(empty)}
+        kept.write_text(json.dumps(found, default=str))
+    demo = Demo(**{name: uuid.UUID(str(value)) for name, value in found["demo"].items()})
+    figures = _pages(stack, demo)
     # What waits must not be sent while the rate is measured; it stays where it is.
-    stack.sql(
-        "UPDATE webhooks_subscriptionqueue SET paused_until = now() + interval '1 day', breaker_trips = 1,"
-        " failing_since = now() WHERE next_due_at IS NOT NULL"
-    )
-    full, sender, database = _rate(stack)
-    if empty:
-        found.append(Figure(NAME, "delivered, empty tables", empty, "/s"))
-        found.append(Figure(NAME, "share of the empty tables' rate", full / empty * 100, "%", ">= 80"))
+    queues = [row[0] for row in stack.sql(_PAUSE)]
+    try:
+        return [*figures, *_compared(_Rate(**found["empty"]), _rate(stack))]
+    finally:
+        stack.sql(_GO_ON, (queues,))
+
+
+_PAUSE = """
+UPDATE webhooks_subscriptionqueue SET paused_until = now() + interval '1 day', breaker_trips = 1, failing_since = now()
+WHERE next_due_at IS NOT NULL AND breaker_trips = 0 RETURNING subscription_id
+"""
+_GO_ON = """
+UPDATE webhooks_subscriptionqueue SET paused_until = NULL, breaker_trips = 0, failing_since = NULL
+WHERE subscription_id = ANY (%s)
+"""
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """Deliveries a second, and what one of them takes of a processor, in milliseconds."""
+
+    per_second: float
+    worker: float
+    database: float
+
+
+def _compared(empty: _Rate, full: _Rate) -> list[Figure]:
     return [
-        *found,
-        Figure(NAME, "delivered", full, "/s"),
-        Figure(NAME, "worker's processor time", sender, "ms/delivery"),
-        Figure(NAME, "PostgreSQL's processor time", database, "ms/delivery"),
+        Figure(NAME, "delivered, empty tables", empty.per_second, "/s"),
+        Figure(NAME, "delivered", full.per_second, "/s"),
+        Figure(NAME, "share of the empty tables' rate", full.per_second / empty.per_second * 100, "%", ">= 80"),
+        Figure(NAME, "worker's processor time, empty tables", empty.worker, "ms/delivery"),
+        Figure(NAME, "worker's processor time", full.worker, "ms/delivery"),
+        Figure(NAME, "PostgreSQL's processor time, empty tables", empty.database, "ms/delivery"),
+        Figure(NAME, "PostgreSQL's processor time", full.database, "ms/delivery"),
     ]
 
 
@@ -74,21 +96,20 @@ def _fill(stack: BenchStack) -> Demo:
     return demo
 
 
-def _rate(stack: BenchStack) -> tuple[float, float, float]:
-    """Return deliveries a second, and the processor time of the worker and of PostgreSQL in ms per delivery."""
+def _rate(stack: BenchStack) -> _Rate:
     tenant = stack.tenant()
     with stack.receiver() as receiver, stack.running_worker() as worker:
         drain(stack, tenant, receiver, deliveries=WARM_UP, subscriptions=2, pids=[worker.pid])
-        rates, spent, sent = [], 0.0, 0
-        before = cpu_nanoseconds(_servers(stack))
+        rates, sent, of_worker, of_database = [], 0, 0.0, 0.0
         for _ in range(2):
+            before = cpu_nanoseconds(_servers(stack))
             done = drain(
                 stack, tenant, receiver, deliveries=DELIVERIES, subscriptions=PAGE_SUBSCRIPTIONS, pids=[worker.pid]
             )
+            of_database += (cpu_nanoseconds(_servers(stack)) - before) / 1e6
             rates.append(done.per_second)
-            spent, sent = spent + done.cpu, sent + done.deliveries
-        database = (cpu_nanoseconds(_servers(stack)) - before) / 1e6
-    return sum(rates) / 2, spent * 1000 / sent, database / sent
+            of_worker, sent = of_worker + done.cpu * 1000, sent + done.deliveries
+    return _Rate(sum(rates) / 2, of_worker / sent, of_database / sent)
 
 
 def _servers(stack: BenchStack) -> list[int]:
