@@ -65,8 +65,8 @@ def is_part(term: str) -> bool:
     return SHORTEST_PART <= len(term) <= LONGEST
 
 
-# The newest events of a type.  Types are indexed by organization.  First, a few of each: their `most`th is a bound, which
-# no event that is older passes.  Only organizations whose few are all newer can have more, and are looked into again.
+# The newest events of a type.  Types are indexed by organization.  First, a few of each: nothing that is older than the
+# `most`th of them is wanted.  So only organizations whose few are all newer can have more, and are looked into again.
 # What is accepted waits for milliseconds, or in a backlog, of which the newest are looked at.
 _FEW = 20
 _OF_TYPE = "type = %(type)s AND status IN ('processed', 'error')"
@@ -77,7 +77,8 @@ WITH few AS MATERIALIZED (
         ORDER BY created_at DESC, id DESC LIMIT {_FEW}
     ) AS e WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
 ), bound AS MATERIALIZED (
-    SELECT coalesce((SELECT created_at FROM few ORDER BY created_at DESC OFFSET %(most)s - 1 LIMIT 1), '-infinity') AS at
+    SELECT coalesce((SELECT created_at FROM few ORDER BY created_at DESC OFFSET %(most)s - 1 LIMIT 1), '-infinity')
+           AS at
 ), deep AS MATERIALIZED (
     SELECT organization_id FROM few GROUP BY organization_id
     HAVING count(*) = {_FEW} AND min(created_at) >= (SELECT at FROM bound)
