@@ -97,7 +97,7 @@ def _fill(stack: BenchStack) -> Demo:
 
 
 def _rate(stack: BenchStack) -> _Rate:
-    tenant = stack.tenant()
+    tenant = stack.tenant(f"Bench {uuid.uuid4()}")  # that of an earlier run may be there
     with stack.receiver() as receiver, stack.running_worker() as worker:
         drain(stack, tenant, receiver, deliveries=WARM_UP, subscriptions=2, pids=[worker.pid])
         rates, sent, of_worker, of_database = [], 0, 0.0, 0.0
