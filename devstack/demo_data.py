@@ -32,7 +32,7 @@ class Demo:
 _EVENTS = """
 INSERT INTO events_event (id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at,
                           created_at, processed_at)
-SELECT uuidv7(at - now()), s.organizations[k], CASE WHEN n %% 997 = 0 THEN %(long_type)s ELSE (%(types)s::text[])[1 + n %% 5] END,
+SELECT uuidv7(at - clock_timestamp()), s.organizations[k], CASE WHEN n %% 997 = 0 THEN %(long_type)s ELSE (%(types)s::text[])[1 + n %% 5] END,
        '{"id": ' || n || ', "customer": "C-' || n %% 5000 || '", "total": "' || (n::bigint * 7919) %% 90000 / 100.0 || '"}',
        CASE WHEN n %% 10 = 0 THEN 'order-' || n END, 'processed', 0, '', at, at, at
 FROM (SELECT n, now() - (%(count)s - n) * (make_interval(hours => 24 * %(days)s) / %(count)s) AS at, 1 + n %% %(subscriptions)s AS k
@@ -43,7 +43,7 @@ FROM (SELECT n, now() - (%(count)s - n) * (make_interval(hours => 24 * %(days)s)
 _DELIVERIES = """
 INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
                                attempts_used, attempt_count, last_status_code, last_error, completed_at, created_at)
-SELECT uuidv7(created_at - now()), organization_id, id, subscription,
+SELECT uuidv7(created_at - clock_timestamp()), organization_id, id, subscription,
        CASE state WHEN '' THEN 'delivered' WHEN 'due' THEN 'pending' WHEN 'retrying' THEN 'pending' ELSE state END,
        CASE state WHEN 'due' THEN now() - interval '10 seconds' WHEN 'held' THEN now()
                   WHEN 'retrying' THEN now() + (1 + n %% 300) * interval '1 minute' END,
@@ -83,7 +83,7 @@ WHERE q.subscription_id = first.subscription_id AND q.next_due_at IS NULL
 _WAITING = """
 INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
                                attempts_used, attempt_count, last_status_code, last_error, created_at)
-SELECT uuidv7(e.created_at - now()), %(organization)s, e.id, %(subscription)s, %(status)s,
+SELECT uuidv7(e.created_at - clock_timestamp()), %(organization)s, e.id, %(subscription)s, %(status)s,
        now() + interval '7 minutes', 'schedule', 2, 2, NULL, 'connection_refused', e.created_at
 FROM events_event e WHERE e.organization_id = %(organization)s ORDER BY e.created_at DESC LIMIT %(count)s
 ON CONFLICT DO NOTHING
