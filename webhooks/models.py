@@ -409,7 +409,7 @@ class Delivery(models.Model):
                 name="webhooks_delivery_sub_list",
             ),
             # For the admin, over all organizations, and what has failed in one.  Deliveries that go well never enter
-            # these three.
+            # these four.
             models.Index(
                 fields=["status", "id"],
                 condition=Q(status__in=["failed", "held", "cancelled"]),
@@ -426,6 +426,11 @@ class Delivery(models.Model):
                 include=["last_error", "last_status_code"],
                 condition=Q(status="failed"),
                 name="webhooks_delivery_org_failed",
+            ),
+            models.Index(
+                fields=["last_error", "last_status_code", "id"],
+                condition=Q(status="failed"),
+                name="webhooks_delivery_outcome",
             ),
         ]
 

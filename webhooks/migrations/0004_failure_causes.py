@@ -42,6 +42,14 @@ class Migration(migrations.Migration):
                 name="webhooks_delivery_retry_causes",
             ),
         ),
+        AddIndexToPartitionsConcurrently(
+            model_name="delivery",
+            index=models.Index(
+                fields=["last_error", "last_status_code", "id"],
+                condition=models.Q(status="failed"),
+                name="webhooks_delivery_outcome",
+            ),
+        ),
         # They had the same columns without the causes.
         migrations.RemoveIndex(model_name="delivery", name="webhooks_delivery_failed_at"),
         migrations.RemoveIndex(model_name="delivery", name="webhooks_delivery_retrying"),
