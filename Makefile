@@ -60,8 +60,8 @@ clients-check: $(STAMP) $(TYPESCRIPT_STAMP) ## build, pack, and test the TypeScr
 	@cd $(TYPESCRIPT) && npm run --silent check || { echo "src/schema.ts is stale: run make clients." >&2; exit 1; }
 	@CLIENTS_CHECK=1 exec $(PY) -m pytest -q tests/clients/test_typescript.py
 
-bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name; AGAINST=dir ROUNDS=3 compares two checkouts
-	@exec $(PY) -m bench $(SCENARIO) $(if $(AGAINST),--against $(AGAINST) --rounds $(or $(ROUNDS),3))
+bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name; ROWS=n for `history`; AGAINST=dir ROUNDS=3 compares two checkouts
+	@exec $(PY) -m bench $(SCENARIO) $(if $(ROWS),--rows $(ROWS)) $(if $(AGAINST),--against $(AGAINST) --rounds $(or $(ROUNDS),3))
 
 image: ## build the container image with Docker (IMAGE=triggers-api:latest)
 	@docker build --tag $(or $(IMAGE),triggers-api:latest) .

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bench import against, figures, scale
 from bench.figures import Figure
-from bench.scenarios import SCENARIOS
+from bench.scenarios import SCENARIOS, history
 from bench.stack import HOME, BenchStack
 from devstack.errors import DevstackError
 from devstack.processes import ROOT
@@ -31,6 +31,8 @@ def main() -> int:
     parser.add_argument("--tiny", type=Path, metavar="HOME", help="run at a tiny scale, everything under this folder")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with the code of another checkout")
     parser.add_argument("--rounds", type=int, default=3, help="with --against: how often each of the two runs (3)")
+    parser.add_argument("--rows", type=int, help=f"how many deliveries `history` makes ({history.ROWS:,})")
+    parser.add_argument("--filled", action="store_true", help="`history`: measure what its last run has filled")
     options = parser.parse_args()
     if options.list:
         for name, scenario in SCENARIOS.items():
@@ -47,9 +49,12 @@ def main() -> int:
     chosen = options.scenario or list(SCENARIOS)
     if options.against is not None:
         return compare_with(options.against.absolute(), chosen, options.rounds, options.tiny)
+    if options.tiny is not None:
+        scale.shrink()
+    history.ROWS = options.rows or history.ROWS
+    history.IS_FILLED = options.filled
     if options.tiny is None:
         return run(chosen, BenchStack(), output)
-    scale.shrink()
     stack = BenchStack(options.tiny / "stack")
     try:
         return run(chosen, stack, output)
@@ -80,7 +85,8 @@ def run(names: list[str], stack: BenchStack, output: Path) -> int:
         for name in names:
             started = time.monotonic()
             print(f"{name} …", end=" ", file=sys.stderr, flush=True)
-            stack.reset()
+            if name != "history" or not history.IS_FILLED:
+                stack.reset()
             try:
                 found += SCENARIOS[name](stack)
             except Exception:

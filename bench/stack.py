@@ -179,3 +179,19 @@ def _ticks(pid: int) -> int:
     except OSError:
         return 0
     return sum(int(fields[position]) for position in (11, 12, 13, 14))
+
+
+def cpu_nanoseconds(roots: Sequence[int]) -> int:
+    """Return the time that these processes and their children, threads included, have spent on a processor.
+
+    What has ended isn't counted.
+    """
+    family = {pid for root in roots for pid in (root, *children(root))}
+    return sum(_on_cpu(task / "schedstat") for pid in family for task in Path(f"/proc/{pid}/task").glob("*"))
+
+
+def _on_cpu(path: Path) -> int:
+    try:
+        return int(path.read_text().split()[0])
+    except (OSError, IndexError):
+        return 0

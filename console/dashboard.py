@@ -66,9 +66,10 @@ def read_figures(redis: RedisHealth) -> list[Figure]:
     event_age = oldest_waiting_seconds() if waiting else 0.0
     due_age = stats.oldest_due_seconds() if due else 0.0
     hour_ago = timezone.now() - datetime.timedelta(hours=1)
+    # Of columns that the index has: so PostgreSQL reads no rows, and no rows come here.
     failed_rows = Delivery.objects.filter(status=DeliveryStatus.FAILED, completed_at__gte=hour_ago)
-    failed = len(failed_rows.values_list("pk")[:COUNT_TO])
-    errors = len(Event.objects.filter(status=EventStatus.ERROR).values_list("pk")[:COUNT_TO])
+    failed = failed_rows.order_by().values("completed_at")[:COUNT_TO].count()
+    errors = Event.objects.filter(status=EventStatus.ERROR).order_by().values("created_at")[:COUNT_TO].count()
     paused = {reason: count for reason, count in all_paused.items() if count}
     # Apart, as in the chart: what is held waits for a person.
     held = paused.pop(PauseReason.HELD.value, 0)

@@ -65,18 +65,40 @@ def is_part(term: str) -> bool:
     return SHORTEST_PART <= len(term) <= LONGEST
 
 
-# The newest events of a type.  Types are indexed by organization, so this is one short look at the index for each.
-_BY_TYPE = """
-SELECT e.id FROM orgs_organization o CROSS JOIN LATERAL (
-    (SELECT id, created_at FROM events_event
-     WHERE organization_id = o.id AND type = %(type)s AND status IN ('processed', 'error')
-     ORDER BY created_at DESC, id DESC LIMIT %(most)s)
+# The newest events of a type.  Types are indexed by organization.  First, a few of each: nothing that is older than the
+# `most`th of them is wanted.  So only organizations whose few are all newer can have more, and are looked into again.
+# What is accepted waits for milliseconds, or in a backlog, of which the newest are looked at.
+_FEW = 20
+_OF_TYPE = "type = %(type)s AND status IN ('processed', 'error')"
+_BY_TYPE = f"""
+WITH few AS MATERIALIZED (
+    SELECT o.id AS organization_id, e.id, e.created_at FROM orgs_organization o CROSS JOIN LATERAL (
+        SELECT id, created_at FROM events_event WHERE organization_id = o.id AND {_OF_TYPE}
+        ORDER BY created_at DESC, id DESC LIMIT {_FEW}
+    ) AS e WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
+), bound AS MATERIALIZED (
+    SELECT coalesce((SELECT created_at FROM few ORDER BY created_at DESC OFFSET %(most)s - 1 LIMIT 1), '-infinity')
+           AS at
+), deep AS MATERIALIZED (
+    SELECT organization_id FROM few GROUP BY organization_id
+    HAVING count(*) = {_FEW} AND min(created_at) >= (SELECT at FROM bound)
+)
+SELECT id FROM (
+    SELECT id, created_at FROM few WHERE organization_id NOT IN (SELECT organization_id FROM deep)
     UNION ALL
-    (SELECT id, created_at FROM events_event WHERE organization_id = o.id AND type = %(type)s AND status = 'accepted'
-     ORDER BY created_at DESC, id DESC LIMIT %(most)s)
-) AS e WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
-ORDER BY e.created_at DESC, e.id DESC LIMIT %(most)s
-"""
+    SELECT e.id, e.created_at FROM deep CROSS JOIN LATERAL (
+        SELECT id, created_at FROM events_event WHERE organization_id = deep.organization_id AND {_OF_TYPE}
+          AND created_at >= (SELECT at FROM bound)
+        ORDER BY created_at DESC, id DESC LIMIT %(most)s
+    ) AS e
+    UNION ALL
+    SELECT e.id, e.created_at FROM orgs_organization o CROSS JOIN LATERAL (
+        SELECT id, created_at, type FROM events_event WHERE organization_id = o.id AND status = 'accepted'
+        ORDER BY created_at DESC, id DESC LIMIT %(most)s
+    ) AS e
+    WHERE e.type = %(type)s AND (%(organization)s::uuid IS NULL OR o.id = %(organization)s)
+) AS found ORDER BY created_at DESC, id DESC LIMIT %(most)s
+"""  # noqa: S608
 _BY_PAYLOAD = """
 SELECT id FROM (
     SELECT id, created_at, data FROM events_event

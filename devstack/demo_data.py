@@ -32,24 +32,39 @@ class Demo:
 _EVENTS = """
 INSERT INTO events_event (id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at,
                           created_at, processed_at)
-SELECT uuidv7(at - now()), s.organizations[k], CASE WHEN n %% 997 = 0 THEN %(long_type)s ELSE (%(types)s::text[])[1 + n %% 5] END,
+SELECT uuidv7(at - clock_timestamp()), s.organizations[k], CASE WHEN n %% 997 = 0 THEN %(long_type)s ELSE (%(types)s::text[])[1 + n %% 5] END,
        '{"id": ' || n || ', "customer": "C-' || n %% 5000 || '", "total": "' || (n::bigint * 7919) %% 90000 / 100.0 || '"}',
        CASE WHEN n %% 10 = 0 THEN 'order-' || n END, 'processed', 0, '', at, at, at
-FROM (SELECT n, now() - (%(count)s - n) * (interval '24 hours' / %(count)s) AS at, 1 + n %% %(subscriptions)s AS k
+FROM (SELECT n, now() - (%(count)s - n) * (make_interval(hours => 24 * %(days)s) / %(count)s) AS at, 1 + n %% %(subscriptions)s AS k
       FROM generate_series(1, %(count)s) AS n) AS e,
      (SELECT %(organizations)s::uuid[] AS organizations) AS s
 """
+# Every event's number stands in its data.  `state` is '' where nothing is the matter.
 _DELIVERIES = """
 INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
                                attempts_used, attempt_count, last_status_code, last_error, completed_at, created_at)
-SELECT uuidv7(created_at - now()), organization_id, id, s.subscriptions[1 + n %% %(subscriptions)s],
-       CASE WHEN n %% 211 = 0 THEN 'failed' ELSE 'delivered' END, NULL, 'schedule',
-       CASE WHEN n %% 211 = 0 THEN 8 ELSE 1 END, CASE WHEN n %% 211 = 0 THEN 8 ELSE 1 END,
-       CASE WHEN n %% 211 = 0 THEN 503 ELSE 200 END, CASE WHEN n %% 211 = 0 THEN 'http_status' ELSE '' END,
-       created_at + interval '40 ms', created_at
-FROM (SELECT id, organization_id, created_at, row_number() OVER (ORDER BY created_at) AS n FROM events_event) AS e,
-     (SELECT %(ids)s::uuid[] AS subscriptions) AS s
-WHERE s.subscriptions[1 + n %% %(subscriptions)s] <> %(dead)s
+SELECT uuidv7(created_at - clock_timestamp()), organization_id, id, subscription,
+       CASE state WHEN '' THEN 'delivered' WHEN 'due' THEN 'pending' WHEN 'retrying' THEN 'pending' ELSE state END,
+       CASE state WHEN 'due' THEN now() - interval '10 seconds' WHEN 'held' THEN now()
+                  WHEN 'retrying' THEN now() + (1 + n %% 300) * interval '1 minute' END,
+       'schedule',
+       CASE state WHEN 'failed' THEN 8 WHEN 'retrying' THEN 3 WHEN '' THEN 1 ELSE 0 END,
+       CASE state WHEN 'failed' THEN 8 WHEN 'retrying' THEN 3 WHEN '' THEN 1 ELSE 0 END,
+       CASE state WHEN 'failed' THEN 503 WHEN '' THEN 200 END,
+       CASE state WHEN 'failed' THEN 'http_status' WHEN 'retrying' THEN 'timeout' ELSE '' END,
+       CASE WHEN state IN ('', 'failed') THEN created_at + interval '40 ms' END, created_at
+FROM (
+    SELECT e.*, s.subscriptions[1 + k] AS subscription,
+           CASE WHEN %(backlogs)s AND k %% 21 = 7 AND created_at > now() - interval '1 day' THEN 'retrying'
+                WHEN %(backlogs)s AND k %% 21 = 8 AND created_at > now() - interval '10 days' THEN 'due'
+                WHEN %(backlogs)s AND k %% 21 = 11 AND created_at > now() - interval '10 days' THEN 'held'
+                WHEN n %% %(failed_every)s = 0 THEN 'failed' ELSE '' END AS state
+    FROM (SELECT id, organization_id, created_at, n, n %% %(subscriptions)s AS k
+          FROM (SELECT *, substring(data FROM 8 FOR strpos(data, ',') - 8)::int AS n FROM events_event) AS numbered
+         ) AS e,
+         (SELECT %(ids)s::uuid[] AS subscriptions) AS s
+) AS e
+WHERE subscription <> %(dead)s
 """
 _ATTEMPTS = """
 INSERT INTO webhooks_deliveryattempt (delivery_id, number, cause, started_at, duration_ms, status_code, error,
@@ -58,12 +73,17 @@ SELECT id, number, 'schedule', created_at + number * interval '1 second', 3 + nu
        CASE WHEN last_error = '' THEN '' ELSE 'The endpoint responded with 503 Service Unavailable.' END,
        CASE WHEN last_error = '' THEN 'ok' ELSE 'Service Unavailable' END
 FROM webhooks_delivery, generate_series(1, least(attempt_count, 3)) AS number WHERE status IN ('delivered', 'failed')
-ORDER BY id
+"""
+_NEXT_DUE = """
+UPDATE webhooks_subscriptionqueue q SET next_due_at = first.at
+FROM (SELECT subscription_id, min(next_attempt_at) AS at FROM webhooks_delivery WHERE status = 'pending' GROUP BY 1)
+     AS first
+WHERE q.subscription_id = first.subscription_id AND q.next_due_at IS NULL
 """
 _WAITING = """
 INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
                                attempts_used, attempt_count, last_status_code, last_error, created_at)
-SELECT uuidv7(e.created_at - now()), %(organization)s, e.id, %(subscription)s, %(status)s,
+SELECT uuidv7(e.created_at - clock_timestamp()), %(organization)s, e.id, %(subscription)s, %(status)s,
        now() + interval '7 minutes', 'schedule', 2, 2, NULL, 'connection_refused', e.created_at
 FROM events_event e WHERE e.organization_id = %(organization)s ORDER BY e.created_at DESC LIMIT %(count)s
 ON CONFLICT DO NOTHING
@@ -129,10 +149,19 @@ ON CONFLICT DO NOTHING
 """
 
 
-def fill(deliveries: int, organizations: int = 300, subscriptions: int = 1000, *, hostile: bool = False) -> Demo:
-    """Fill an empty database with a day of deliveries and the rollups of a week.
+def fill(
+    deliveries: int,
+    organizations: int = 300,
+    subscriptions: int = 1000,
+    *,
+    hostile: bool = False,
+    days: int = 1,
+    backlogs: bool = False,
+) -> Demo:
+    """Fill an empty database with `days` of deliveries and the rollups of a month.
 
-    hostile: whether names and addresses try to break out of the page.
+    hostile: whether names and addresses try to break out of the page.  backlogs: whether one organization is large, and
+    much has failed, waits, and is held, beyond the few endpoints in trouble that are always there.
     """
     from django.db import connection
     from django.utils import timezone
@@ -154,7 +183,7 @@ def fill(deliveries: int, organizations: int = 300, subscriptions: int = 1000, *
     secret = encrypt("whsec_" + "A" * 32)
     rows = Subscription.objects.bulk_create(
         Subscription(
-            organization=owners[n % organizations if n > 3 else 0], url=f"https://hooks-{n}.example.com/v1/incoming/{n}",
+            organization=owners[0 if n < 4 or (backlogs and n % 5 == 0) else n % organizations], url=f"https://hooks-{n}.example.com/v1/incoming/{n}",
             event_types=["*"], encrypted_secret=secret, description=f"Endpoint {n}",
         )
         for n in range(subscriptions)
@@ -166,13 +195,16 @@ def fill(deliveries: int, organizations: int = 300, subscriptions: int = 1000, *
         rows[4].url = f"https://example.com/?q={HOSTILE}"
     disabled.is_active, disabled.disabled_at = False, now - datetime.timedelta(days=3)
     disabled.disabled_reason = "The endpoint returned 410 Gone."
+    held = [row for n, row in enumerate(rows) if backlogs and n % 21 == 11]
+    for row in held:
+        row.is_active, row.disabled_at, row.disabled_reason = False, disabled.disabled_at, "Under maintenance."
     Subscription.objects.bulk_update(
-        [dead, slow, disabled, rows[4]], ["url", "is_active", "disabled_at", "disabled_reason"]
+        [dead, slow, disabled, rows[4], *held], ["url", "is_active", "disabled_at", "disabled_reason"]
     )
     SubscriptionQueue.objects.bulk_create(
         SubscriptionQueue(
             subscription=row, organization_id=row.organization_id, concurrency_window=16,
-            accepts_deliveries=row is not disabled, last_success_at=now,
+            accepts_deliveries=row.is_active, last_success_at=now,
         )
         for row in rows
     )  # fmt: skip
@@ -191,18 +223,20 @@ def fill(deliveries: int, organizations: int = 300, subscriptions: int = 1000, *
     values: dict[str, Any] = {
         "long_type": LONG_TYPE, "types": list(TYPES), "count": deliveries, "subscriptions": subscriptions,
         "organizations": [row.organization_id for row in rows], "ids": [row.pk for row in rows],
+        "days": days, "backlogs": backlogs, "failed_every": 41 if backlogs else 211,
     }  # fmt: skip
     with connection.cursor() as cursor:
         values["dead"] = dead.pk
         cursor.execute(_EVENTS, values)
         cursor.execute(_DELIVERIES, values)
         cursor.execute(_ATTEMPTS)
-        for row, status, number in ((dead, "pending", 2200), (disabled, "held", 1400)):
+        for row, status, number in ((dead, "pending", 100_000 if backlogs else 2200), (disabled, "held", 1400)):
             cursor.execute(
                 _WAITING,
                 {"organization": row.organization_id, "subscription": row.pk, "status": status, "count": number},
             )
         cursor.execute(_REFUSED_ATTEMPTS, values)
+        cursor.execute(_NEXT_DUE)
         # Some minutes ahead, which no page shows yet: so that the lines don't end while somebody looks.
         until = now + datetime.timedelta(minutes=5)
         named: dict[str, Any] = {

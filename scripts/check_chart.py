@@ -16,7 +16,8 @@ VALUES = (
     ["existingSecret=mine"],
     [
         "existingSecret=mine", "ingress.enabled=true", "web.autoscaling.enabled=true",
-        "worker.autoscaling.enabled=true", "networkPolicy.ingressFrom[0].podSelector.matchLabels.app=proxy",
+        "worker.autoscaling.enabled=true", "config.EMAIL_HOST=mail.example.com", "config.EMAIL_PORT=465",
+        "networkPolicy.ingressFrom[0].podSelector.matchLabels.app=proxy",
     ],
 )  # fmt: skip
 

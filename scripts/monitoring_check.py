@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import trustme
 import yaml
 
 from devstack import prometheus
@@ -56,12 +58,25 @@ def main() -> int:
             stack.stop()
 
 
-def _ask(request: urllib.request.Request | str) -> None:
-    """Make a request, whatever the response."""
+def _ask(request: urllib.request.Request | str) -> Any:
+    """Make a request, whatever the response; return its JSON, if it succeeds."""
     try:
-        urllib.request.urlopen(request, timeout=30).close()
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.loads(response.read() or b"null")
     except urllib.error.HTTPError as error:
         error.close()
+        return None
+
+
+def _mutual_tls(url: str) -> dict[str, object]:
+    """Return a subscription whose endpoint asks for a client certificate, which is about to end."""
+    soon = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=3)
+    issued = trustme.CA().issue_cert("client.example", not_after=soon)
+    pair = {
+        "certificate": issued.cert_chain_pems[0].bytes().decode(),
+        "private_key": issued.private_key_pem.bytes().decode(),
+    }
+    return {"url": url, "event_types": ["none.of.them"], "client_certificate": pair}
 
 
 def _config(port: int) -> str:
@@ -78,21 +93,26 @@ def _look(stack: Stack, url: str) -> int:
     key = stack.make_key(organization)
     queries = _queries()
 
-    def call(method: str, path: str, body: object = None) -> None:
+    def call(method: str, path: str, body: object = None) -> Any:
         request = urllib.request.Request(
             stack.url + path, json.dumps(body).encode() if body is not None else None,
             {"X-API-Key": key, "Content-Type": "application/json"}, method=method,
         )  # fmt: skip
-        _ask(request)
+        return _ask(request)
 
     with Receiver() as good, Receiver(lambda request, number: Response(500)) as bad:
         for receiver in (good, bad):
             call("POST", "/api/subscriptions", {"url": receiver.url("/hook"), "event_types": ["*"]})
+        call("POST", "/api/subscriptions", _mutual_tls("https://mutual.example/hook"))
 
         def everything_answers() -> bool:
             for number in range(3):  # with some that are refused
                 call("POST", "/api/events", {"type": "order.created" if number else "", "data": {"number": number}})
             call("GET", "/api/events")
+            # One of the two is acknowledged; the other one stays leased.
+            fetched = call("GET", "/api/inbox?limit=2") or {"events": [], "lease_id": None}
+            ids = [event["id"] for event in fetched["events"][:1]]
+            call("POST", "/api/inbox/ack", {"lease_id": fetched["lease_id"], "event_ids": ids})
             time.sleep(SCRAPE_SECONDS)
             return not [query for query in queries if not _answers(url, query)]
 

@@ -20,7 +20,6 @@ from psycopg import Error as PsycopgError
 
 # For the metrics that they declare: each process shows those of all.
 import events.api.receipts  # noqa: F401
-import webhooks.destinations.inbox.leases
 import webhooks.dispatch.attempt_log
 import webhooks.routing.fan_out  # noqa: F401
 from core.db import borrow_connection
@@ -31,6 +30,7 @@ from core.problems import only_get
 from core.redis_health import check_redis
 from events.backlog import oldest_waiting_seconds, waiting_events
 from webhooks import stats
+from webhooks.destinations.inbox import leases
 
 log = structlog.get_logger()
 
@@ -65,6 +65,7 @@ def _read_database() -> list[Metric]:
     most = f"Counted up to {COUNT_TO}."
     waiting = waiting_events(COUNT_MORE_TO)
     due, paused = stats.waiting_deliveries(COUNT_TO)
+    in_inboxes, unfetched_seconds = stats.inbox_events(COUNT_TO)
     first_end, ending = stats.client_certificates(CERTIFICATE_DAYS)
     figures = [
         _gauge(
@@ -96,6 +97,17 @@ def _read_database() -> list[Metric]:
             "Subscriptions by the state of their circuit breaker.",
             "state",
             stats.breaker_states(COUNT_MORE_TO),
+        ),
+        _gauges(
+            "triggers_inbox_events",
+            f"Events of inboxes that wait to be fetched, and those that are leased. {most}",
+            "state",
+            in_inboxes,
+        ),
+        _gauge(
+            "triggers_inbox_oldest_waiting_seconds",
+            "How long the event that waits longest in an inbox could have been fetched.",
+            unfetched_seconds,
         ),
         _gauge(
             "triggers_client_certificates_ending",
@@ -211,6 +223,7 @@ class MetricsService:
         for route in ("/api/events", "/api/events/batch"):
             for code in BACKLOG_CODES:
                 PROBLEMS.inc(route, code, by=0)
+        leases.CHANGES.inc(leases.ItemStatus.LEASE_EXPIRED.value, by=0)
         self._task = asyncio.create_task(self._run(), name="metrics")
         return self
 

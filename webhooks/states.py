@@ -53,7 +53,7 @@ class DeliveryState(TextChoices):
     CANCELLED = "cancelled"
 
 
-# The conditions of the indexes webhooks_delivery_by_status and webhooks_delivery_retrying.
+# The conditions of the indexes webhooks_delivery_by_status and webhooks_delivery_retry_causes.
 _NOT_ATTEMPTED = Q(status=DeliveryStatus.PENDING, last_error="")
 _RETRYING = Q(status=DeliveryStatus.PENDING) & ~Q(last_error="")
 # Only inboxes have pending deliveries with a lease.  `NOT_LEASED` is the opposite; in SQL it has no NULL, either.

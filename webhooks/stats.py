@@ -223,3 +223,40 @@ def client_certificates(days: int) -> tuple[float | None, int]:
     with server_cursor() as cursor:
         ((first, ending),) = cursor.execute(COUNT_CERTIFICATES, {"days": days}).fetchall()
     return None if first is None else datetime.datetime.fromisoformat(first).timestamp(), int(ending)
+
+
+# Each inbox is looked into once for its oldest; only those in which something waits are counted.  What is leased has an
+# index of its own.
+COUNT_INBOXES = """
+WITH waiting AS MATERIALIZED (
+    SELECT s.id, first.next_attempt_at AS since FROM webhooks_subscription s CROSS JOIN LATERAL (
+        SELECT next_attempt_at FROM webhooks_delivery d
+        WHERE d.subscription_id = s.id AND d.status = 'pending' AND d.next_attempt_at <= statement_timestamp()
+        ORDER BY d.next_attempt_at LIMIT 1
+    ) AS first
+    WHERE s.kind = 'inbox' AND s.deleted_at IS NULL AND s.is_active
+)
+SELECT (
+    SELECT count(*) FROM (
+        SELECT 1 FROM waiting CROSS JOIN LATERAL (
+            SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = waiting.id AND d.status = 'pending'
+              AND d.next_attempt_at <= statement_timestamp() LIMIT %(most)s
+        ) AS deliveries LIMIT %(most)s
+    ) AS counted
+), (
+    SELECT count(*) FROM (
+        SELECT 1 FROM webhooks_delivery WHERE status = 'pending' AND lease_id IS NOT NULL
+          AND next_attempt_at > statement_timestamp() LIMIT %(most)s
+    ) AS leased
+), (SELECT greatest(0, extract(epoch FROM statement_timestamp() - min(since))) FROM waiting)
+"""
+
+
+def inbox_events(most: int) -> tuple[dict[str, int], float]:
+    """Return how many events of inboxes wait to be fetched, and how many are leased, each counted to `most`.
+
+    The second value is how long the one that waits longest could have been fetched, in seconds; 0 if none waits.
+    """
+    with server_cursor() as cursor:
+        ((waiting, leased, oldest),) = cursor.execute(COUNT_INBOXES, {"most": most}).fetchall()
+    return {"waiting": waiting, "leased": leased}, float(oldest or 0)

@@ -120,7 +120,13 @@ class DeliveryListView(DeliveryPage):
             event_type = given["type"][:255].replace("\x00", "")
             events = Event.objects.filter(organization_id=self.portal.organization_id, type=event_type)
             newest = events.filter(status__in=["processed", "error"]).order_by("-created_at", "-id")
-            filters["events"] = list(newest.values_list("pk", flat=True)[:MAX_EVENTS_OF_TYPE])
+            found = list(newest.values_list("pk", "created_at")[:MAX_EVENTS_OF_TYPE])
+            filters["events"] = [pk for pk, _ in found]
+            if found:
+                # No delivery is older than its event.  Without this bound, PostgreSQL may walk through all partitions
+                # that have none of them.
+                oldest = min(at for _, at in found)
+                filters["since"] = max(filters.get("since", oldest), oldest)
         return filters, errors
 
 

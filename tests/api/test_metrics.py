@@ -166,6 +166,26 @@ def test_client_certificates_near_their_end_are_counted(organization: Organizati
 
 
 @pytest.mark.django_db(transaction=True)
+def test_what_waits_in_inboxes_and_what_is_leased_is_counted(organization: Organization) -> None:
+    assert stats.inbox_events(100) == ({"waiting": 0, "leased": 0}, 0.0)
+    inbox, disabled = (
+        subscriptions.create(organization.id, inbox=name, event_types=["*"])[0] for name in ("orders", "disabled")
+    )
+    subscribe(organization)  # an endpoint's deliveries don't count
+    accept(organization, 5)
+    subscriptions.disable(disabled)
+    leases.fetch(inbox.pk, 2, 30)
+    Delivery.objects.filter(subscription=inbox, lease_id=None).update(next_attempt_at="2020-01-01T00:00:00Z")
+    counted, oldest = stats.inbox_events(100)
+    assert counted == {"waiting": 3, "leased": 2}
+    assert oldest > 86_400
+    assert stats.inbox_events(1)[0] == {"waiting": 1, "leased": 1}
+    found = samples()
+    assert (found["triggers_inbox_events", "waiting"], found["triggers_inbox_events", "leased"]) == (3, 2)
+    assert found[("triggers_inbox_oldest_waiting_seconds",)] > 86_400
+
+
+@pytest.mark.django_db(transaction=True)
 def test_what_is_due_and_what_is_paused_is_counted_in_one_pass(organization: Organization, settings: Any) -> None:
     queues = {
         "circuit_breaker": {"breaker_trips": 1},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from django.urls import reverse
 from django.utils import timezone
+from django_redis import get_redis_connection
 from playwright.sync_api import Page
 
 from core.encryption import Sealer
@@ -21,6 +23,7 @@ from orgs import audit
 from orgs.keys import create_api_key
 from orgs.models import ApiKey, Organization
 from portal.models import PortalSession
+from tests.api.helpers import beat
 from tests.browser.conftest import Watched, empty_tables
 from tests.console.rows import list_url, page_url
 from webhooks import subscriptions
@@ -263,3 +266,20 @@ def test_no_page_is_wider_than_the_window(staff_tab: Watched, site: str, demo: D
             if folder := os.environ.get("SCREENSHOTS"):
                 name = re.sub(r"\W+", "-", path).strip("-")[:60] or "home"
                 page.screenshot(path=Path(folder) / f"{name}-{width}-{scheme}.png", full_page=True)
+
+
+def test_no_table_of_the_home_is_wider_than_its_place(staff_tab: Watched, site: str, demo: Demo) -> None:
+    beat("5f0c" * 8)
+    redis = get_redis_connection("default")
+    born = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=99)
+    redis.hset(f"rq:worker:{'5f0c' * 8}", mapping={
+        "hostname": "triggers-worker-7d9f8b6c5d-x2x4z", "state": "idle", "birth": born.isoformat(),
+        "successful_job_count": 12_345_678, "total_working_time": 1_234_567,
+    })  # fmt: skip
+    staff_tab.page.set_viewport_size({"width": 1280, "height": 900})
+    staff_tab.visit(home_of(site))
+    assert "triggers-worker" in staff_tab.page.inner_text("table.workers")
+    over = staff_tab.page.evaluate(
+        "[...document.querySelectorAll('table.wide')].map(table => table.offsetWidth - table.parentElement.clientWidth)"
+    )
+    assert max(over) <= 0, over

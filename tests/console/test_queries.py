@@ -15,6 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
+from console import failures, search
 from console.lists import LIST_BOUND
 from console.pages.attempts import OutcomeFilter
 from events.models import Event
@@ -198,3 +199,49 @@ def test_no_page_of_one_row_and_not_the_first_page_scan_a_big_table(big_tables: 
     ]
     faults = [fault for url in pages for fault in faults_of(client, url)]
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("is_narrowed", [False, True])
+def test_causes_of_failures_are_counted_in_indexes_and_of_no_other_organization(
+    big_tables: None, db: None, is_narrowed: bool
+) -> None:
+    organization = Organization.objects.get(name="Org 1").pk
+    statement = failures._COUNT_FAILED.format(narrowed="AND organization_id = %(organization)s" if is_narrowed else "")
+    values = {"age": "'7 days'", "organization": f"'{organization}'" if is_narrowed else "NULL", "most": 10_000}
+    plan = plan_of(statement % values)
+    read = [node for node in nodes(plan) if "webhooks_delivery" in node.get("Relation Name", "") and looked_at(node)]
+    assert read
+    for node in read:
+        assert node["Node Type"] == "Index Only Scan", node
+        assert node.get("Rows Removed by Filter", 0) == 0, node
+
+
+def test_the_newest_events_of_a_type_are_found_without_reading_as_many_of_each_organization(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 60 organizations with 40 events each; the newest 40 of all, and one that is still accepted, are of one.
+    owners = Organization.objects.bulk_create(Organization(name=f"Of many {number}") for number in range(60))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error,"
+            " created_at) SELECT uuidv7(-ago), o, 'of.many', '{}',"
+            " CASE WHEN n = 1 AND o = %(one)s THEN 'accepted' ELSE 'processed' END, 0, '', now() - ago"
+            " FROM unnest(%(owners)s::uuid[]) AS o, generate_series(1, 40) AS n, LATERAL ("
+            " SELECT make_interval(secs => CASE WHEN o = %(one)s THEN n ELSE 60 + n * 7 + ascii(o::text) END) AS ago"
+            ") AS t",
+            {"owners": [owner.pk for owner in owners], "one": owners[7].pk},
+        )
+        cursor.execute("ANALYZE events_event")
+    for most in (10, 40, 200, 1000):
+        monkeypatch.setattr(search, "LIST_BOUND", most)
+        times = Event.objects.filter(type="of.many").order_by("-created_at", "-id").values_list("pk", flat=True)
+        assert search.events_of_type("of.many", search.Scope()) == list(times[:most])
+        mine = times.filter(organization=owners[7])
+        assert search.events_of_type("of.many", search.Scope(owners[7].pk)) == list(mine[:most])
+    values = {"type": "'of.many'", "organization": "NULL", "most": 40}
+    with connection.cursor() as cursor:  # as in a table that isn't as small as this one
+        cursor.execute("SET enable_bitmapscan = off; SET enable_seqscan = off")
+        plan = plan_of(search._BY_TYPE % values)
+        cursor.execute("RESET enable_bitmapscan; RESET enable_seqscan")
+    read = [node for node in nodes(plan) if "events_event" in node.get("Relation Name", "")]
+    assert 0 < sum(looked_at(node) for node in read) < 60 * 40 * 0.75

@@ -176,6 +176,26 @@ def test_nothing_but_the_internet_is_left_to_webhooks(everything: dict[tuple[str
         assert reachable(address)
 
 
+def test_the_mail_server_s_port_is_open_if_there_is_a_mail_server() -> None:
+    def rules(values: Mapping[str, str]) -> list[dict[str, Any]]:
+        (policy,) = (one for one in render({**SECRETS, **values}) if one["metadata"]["name"] == "demo-egress")
+        found: list[dict[str, Any]] = policy["spec"]["egress"]
+        return found
+
+    def open_ports(values: Mapping[str, str]) -> set[int]:
+        return {port["port"] for rule in rules(values) for port in rule["ports"]}
+
+    assert open_ports({}) == {53, 5432, 6379, 80, 443}
+    assert open_ports({"config.EMAIL_HOST": "mail.example"}) == {*open_ports({}), 587}
+    assert open_ports({"config.EMAIL_HOST": "mail.example", "config.EMAIL_PORT": "465"}) == {*open_ports({}), 465}
+    # Into the cluster as well; but to no private address outside it, such as a node's or a cloud's metadata.
+    (to,) = (rule["to"] for rule in rules({"config.EMAIL_HOST": "mail.example"}) if rule["ports"][0]["port"] == 587)
+    assert to[0] == {"namespaceSelector": {}}
+    assert all("169.254.0.0/16" in peer["ipBlock"]["except"] for peer in to[1:2])
+    own = {"networkPolicy.mail[0].to[0].ipBlock.cidr": "10.1.2.3/32", "networkPolicy.mail[0].ports[0].port": "25"}
+    assert open_ports({"config.EMAIL_HOST": "mail.example", **own}) == {*open_ports({}), 25}
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [

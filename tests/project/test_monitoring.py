@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+import triggers_project.metrics  # noqa: F401 - for the metrics that are declared
 from core.metrics.kinds import Histogram, declared
 from devstack.processes import ROOT
 from devstack.prometheus import find
@@ -89,6 +90,12 @@ def test_the_board_has_a_title_and_a_place_for_each_panel() -> None:
         assert not cells & taken, panel["title"]
         assert place["x"] + place["w"] <= 24
         taken |= cells
+
+
+def test_each_panel_has_its_unit_where_grafana_looks_for_it() -> None:
+    shown = [panel for panel in BOARD["panels"] if "targets" in panel]
+    assert [panel["title"] for panel in shown if "unit" not in panel["fieldConfig"]["defaults"]] == []
+    assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
 
 
 def test_compose_starts_prometheus_and_grafana_with_these_files_and_only_when_asked() -> None:
