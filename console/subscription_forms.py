@@ -13,7 +13,7 @@ from rest_framework import serializers
 from console import credential_forms
 from console.credential_forms import CredentialFields, credential_values
 from webhooks import subscriptions
-from webhooks.api.serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
+from webhooks.api.subscription_serializers import SubscriptionChangeSerializer, SubscriptionCreateSerializer
 from webhooks.form_values import error_texts, read_headers
 from webhooks.inboxes import MAX_NAME, find, is_inbox
 from webhooks.models import FORMATS, DestinationKind, OrderedOnFailure, Subscription

@@ -11,7 +11,11 @@ from rest_framework import serializers
 
 from events import event_types
 from portal.models import PortalSession
-from webhooks.api.serializers import ReasonSerializer, SubscriptionChangeSerializer, SubscriptionCreateSerializer
+from webhooks.api.subscription_serializers import (
+    ReasonSerializer,
+    SubscriptionChangeSerializer,
+    SubscriptionCreateSerializer,
+)
 from webhooks.form_values import error_texts, read_headers
 from webhooks.models import FORMATS, Subscription
 

@@ -26,7 +26,7 @@ from orgs.idempotency import idempotent
 from orgs.models import Scope
 from webhooks import delivery_actions
 from webhooks.api import bulk_retries, openapi
-from webhooks.api.serializers import (
+from webhooks.api.delivery_serializers import (
     AttemptWithExchangeSerializer,
     DeliverySerializer,
     DeliveryWithAttemptsSerializer,

@@ -20,6 +20,7 @@ from core.json_response import Fragment
 from core.openapi import PAGE, location, page_of, query, refusals
 from core.problems import Problem, no_such
 from core.query import PAGE_PARAMETERS, ParameterError, page, parse_parameters
+from core.row_rendering import row_renderer
 from core.serializers import StrictCharField, StrictSerializer, validate_plain_text
 from core.url_prefix import full_path
 from events.payload import EVERYTHING
@@ -29,16 +30,9 @@ from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
 from orgs.models import Scope
 from webhooks import hooks, subscriptions
+from webhooks.api.fields import ChannelsField, EventTypesField, FilterField, UrlField, url_parameter
 from webhooks.api.handshakes import handshake_field, require_handshake
-from webhooks.api.serializers import (
-    URL_HELP,
-    ChannelsField,
-    EventTypesField,
-    FilterField,
-    UrlField,
-    row_renderer,
-    url_parameter,
-)
+from webhooks.api.subscription_serializers import URL_HELP
 from webhooks.api.viewsets import OrganizationViewSet
 from webhooks.models import Subscription
 from webhooks.states import SubscriptionState, with_state

@@ -10,17 +10,17 @@ from drf_spectacular.utils import OpenApiWebhook, extend_schema_serializer
 
 from core.openapi import Schema, page_of
 from events.payload import PATTERN
-from webhooks.api.header_rules import HEADER_NAME
-from webhooks.api.serializers import (
+from webhooks.api.delivery_serializers import DeliverySerializer
+from webhooks.api.fields import (
     MAX_EVENT_TYPES,
     MAX_HEADER_VALUE,
     MAX_HEADERS,
     MAX_METADATA,
     MAX_METADATA_NAME,
     MAX_METADATA_VALUE,
-    DeliverySerializer,
-    SubscriptionSerializer,
 )
+from webhooks.api.header_rules import HEADER_NAME
+from webhooks.api.subscription_serializers import SubscriptionSerializer
 
 SUBSCRIPTION_EXAMPLE = {
     "url": "https://example.com/webhooks",
@@ -34,7 +34,7 @@ INBOX_EXAMPLE = {"kind": "inbox", "inbox": "orders", "event_types": ["order.*"]}
 
 
 class HeadersSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
-    target_class = "webhooks.api.serializers.HeadersField"
+    target_class = "webhooks.api.fields.HeadersField"
 
     def map_serializer_field(self, auto_schema: Any, direction: Any) -> Schema:
         return {
@@ -48,7 +48,7 @@ class HeadersSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped
 
 
 class MetadataSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
-    target_class = "webhooks.api.serializers.MetadataField"
+    target_class = "webhooks.api.fields.MetadataField"
 
     def map_serializer_field(self, auto_schema: Any, direction: Any) -> Schema:
         return {
@@ -61,7 +61,7 @@ class MetadataSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untype
 
 
 class EventTypesSchema(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call]
-    target_class = "webhooks.api.serializers.EventTypesField"
+    target_class = "webhooks.api.fields.EventTypesField"
 
     def map_serializer_field(self, auto_schema: Any, direction: Any) -> Schema:
         return {

@@ -27,8 +27,9 @@ from orgs.models import Scope
 from webhooks import endpoint_test, inboxes, probes, signing_secrets, subscriptions
 from webhooks.api import openapi, previews
 from webhooks.api.credentials import shown_once
+from webhooks.api.fields import url_parameter
 from webhooks.api.handshakes import require_handshake
-from webhooks.api.serializers import (
+from webhooks.api.subscription_serializers import (
     NOT_OF_INBOXES,
     ONLY_OF_ENDPOINTS,
     EndpointTestSerializer,
@@ -42,7 +43,6 @@ from webhooks.api.serializers import (
     SubscriptionCreateSerializer,
     SubscriptionSerializer,
     render_subscription,
-    url_parameter,
 )
 from webhooks.api.viewsets import OrganizationViewSet
 from webhooks.inboxes import is_inbox
