@@ -1442,12 +1442,12 @@ export interface components {
             event_id: string;
             /** Format: uuid */
             subscription_id: string;
-            /** @description `pending` waits for its first attempt, `retrying` failed and waits for another one. */
+            /** @description `pending` waits for its first attempt, `retrying` failed and waits for another one. In an inbox, `pending` can be fetched, `delivering` is with a consumer that has fetched it, and `retrying` was given back. */
             status: components["schemas"]["DeliveryStatus"];
             attempt_count: number;
             /**
              * Format: date-time
-             * @description When the next attempt is due; null if none is planned, or if it waits for an earlier delivery of its ordering key.
+             * @description When the next attempt is due; null if none is planned, or if it waits for an earlier delivery of its ordering key. Of an inbox: when it can be fetched; while it is `delivering`, that is the end of the lease.
              */
             next_attempt_at: string | null;
             /** @description The event's, if the subscription is `ordered`. */
@@ -1477,12 +1477,12 @@ export interface components {
             event_id: string;
             /** Format: uuid */
             subscription_id: string;
-            /** @description `pending` waits for its first attempt, `retrying` failed and waits for another one. */
+            /** @description `pending` waits for its first attempt, `retrying` failed and waits for another one. In an inbox, `pending` can be fetched, `delivering` is with a consumer that has fetched it, and `retrying` was given back. */
             status: components["schemas"]["DeliveryStatus"];
             attempt_count: number;
             /**
              * Format: date-time
-             * @description When the next attempt is due; null if none is planned, or if it waits for an earlier delivery of its ordering key.
+             * @description When the next attempt is due; null if none is planned, or if it waits for an earlier delivery of its ordering key. Of an inbox: when it can be fetched; while it is `delivering`, that is the end of the lease.
              */
             next_attempt_at: string | null;
             /** @description The event's, if the subscription is `ordered`. */
@@ -2390,7 +2390,7 @@ export interface components {
             status: components["schemas"]["RunStatus"];
             /** @description Matching deliveries looked at so far. */
             seen: number;
-            /** @description Deliveries that are due now, or held. */
+            /** @description Deliveries that are due now, or held. Those of erased events are only seen. */
             queued: number;
             /** @description Of those: held, because their subscription is disabled. */
             held: number;
@@ -2937,7 +2937,7 @@ export interface components {
          *
          *     - `delivery_backlog_full`: The organization has `limit_deliveries` deliveries that are pending or held; retry after `Retry-After`.
          *     - `event_backlog_full`: The organization has `limit_events` accepted events that aren't processed yet; retry after `Retry-After`.
-         *     - `rate_limited`: The organization has reached its limit of events per minute; retry after `Retry-After`.
+         *     - `rate_limited`: The organization has reached its limit of events, or of repeated requests, per minute; see `Retry-After`.
          *     - `too_many_consumers`: Too many of the organization's requests wait at its inboxes; retry after `Retry-After`.
          *     - `too_many_failures`: Too many failed authentications from this address; retry after `Retry-After`.
          *     - `too_many_handshakes`: Too many handshakes in a minute, or another one is under way; retry after `Retry-After`.
@@ -3101,7 +3101,7 @@ export interface operations {
                 subscription?: string;
                 /** @description Another name for `status`. */
                 state?: components["schemas"]["DeliveryStatus"];
-                /** @description Only deliveries with this status. `pending` are those that wait for their first attempt; those that failed and wait for another one are `retrying`. */
+                /** @description Only deliveries with this status. `pending` are those that wait for their first attempt; those that failed and wait for another one are `retrying`. What a consumer has fetched from an inbox is `delivering` until it is acknowledged or its lease ends. */
                 status?: components["schemas"]["DeliveryStatus"];
                 /** @description Only those created at this time or later (ISO 8601; default UTC). */
                 since?: string;
