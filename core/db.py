@@ -93,28 +93,12 @@ def in_transaction(work: Callable[[], T]) -> T:
 
     Raises what `work` raises; after MAX_ATTEMPTS also the deadlock itself.
     """
-    outer = _effects.get()
-    effects: list[_Effect] = [] if outer is None else outer
-    noted_before = len(effects)
-    is_done = False
 
-    def attempt() -> T:
-        del effects[noted_before:]  # those of an attempt that was rolled back
+    def transact() -> T:
         with transaction.atomic():
             return work()
 
-    token = _effects.set(effects)
-    try:
-        result = _try_again(attempt)
-        is_done = True
-        return result
-    finally:
-        _effects.reset(token)
-        if not is_done:
-            effects[noted_before:] = [one for one in effects[noted_before:] if one.even_if_it_fails]
-        if outer is None:
-            for one in effects:
-                one.run()
+    return _try_again(transact)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +127,33 @@ def after_transaction(effect: Callable[[], object], *, even_if_it_fails: bool = 
 
 
 def _try_again(transact: Callable[[], T]) -> T:
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        try:
-            return transact()
-        except (OperationalError, *TRY_AGAIN) as error:
-            cause = error if isinstance(error, TRY_AGAIN) else error.__cause__
-            if not isinstance(cause, TRY_AGAIN) or attempt == MAX_ATTEMPTS:
-                raise
-            log.info("transaction_retried", error=type(cause).__name__, attempt=attempt)
-            time.sleep(random.uniform(0, 0.02 * attempt))
-    raise AssertionError("unreachable")
+    """Run `transact`, again after a deadlock, and then the effects of its last attempt."""
+    outer = _effects.get()
+    effects: list[_Effect] = [] if outer is None else outer
+    noted_before = len(effects)
+    is_done = False
+    token = _effects.set(effects)
+    try:
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            del effects[noted_before:]  # those of an attempt that was rolled back
+            try:
+                result = transact()
+                is_done = True
+                return result
+            except (OperationalError, *TRY_AGAIN) as error:
+                cause = error if isinstance(error, TRY_AGAIN) else error.__cause__
+                if not isinstance(cause, TRY_AGAIN) or attempt == MAX_ATTEMPTS:
+                    raise
+                log.info("transaction_retried", error=type(cause).__name__, attempt=attempt)
+                time.sleep(random.uniform(0, 0.02 * attempt))
+        raise AssertionError("unreachable")
+    finally:
+        _effects.reset(token)
+        if not is_done:
+            effects[noted_before:] = [one for one in effects[noted_before:] if one.even_if_it_fails]
+        if outer is None:
+            for one in effects:
+                one.run()
 
 
 def in_pipelined_transaction(work: Callable[[], T]) -> T:

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from django.db import connection, transaction
 
-from core.db import in_pipelined_transaction, pipelined, server_cursor
+from core.db import after_transaction, in_pipelined_transaction, pipelined, server_cursor
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -115,6 +115,21 @@ def test_a_deadlock_is_tried_again() -> None:
 
     in_pipelined_transaction(work)
     assert (len(attempts), names()) == (3, ["2"])
+
+
+def test_effects_wait_for_the_commit() -> None:
+    seen = []
+
+    def work() -> None:
+        add("a")
+        after_transaction(lambda: seen.append(names()))
+        if not seen and len(attempts) < 1:
+            attempts.append(1)
+            raise psycopg.errors.DeadlockDetected
+
+    attempts: list[int] = []
+    in_pipelined_transaction(work)
+    assert seen == [["a"]]
 
 
 def test_within_a_transaction_it_is_a_part_of_that() -> None:
