@@ -29,8 +29,8 @@ from tests.webhooks.helpers import fan_out
 from webhooks import inboxes, subscriptions
 from webhooks.dispatch.claim import claim
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
-from webhooks.routing import fan_out as fan_out_module
 from webhooks.routing.fan_out import FanOut
+from webhooks.routing.round_insert import RoundInsert
 from webhooks.routing.selection import select
 from webhooks.upkeep import recovery
 from webhooks.upkeep.inbox_retention import InboxRetention, cancel_unfetched
@@ -126,7 +126,7 @@ def test_what_a_fan_out_has_in_hand_holds_nobody_up_and_comes_into_a_new_default
             wanting = select(events, self._subscribers.matchers({event.organization_id for event in events}))
             looked_up.set()
             assert may_end.wait(30)
-            insertion = fan_out_module._Insertion(events, wanting)
+            insertion = RoundInsert(events, wanting)
             insertion.insert()
             return insertion
 
