@@ -66,9 +66,13 @@ def oldest_waiting_seconds() -> float:
 
 @dataclass
 class _Figure:
-    """What was counted, plus what this process has accepted since.  counted_at, stale_at: monotonic times."""
+    """What was counted, plus what this process has accepted since.  counted_at, stale_at: monotonic times.
+
+    added: what this process has accepted in all.
+    """
 
     length: int = 0
+    added: int = 0
     counted_at: float = float("-inf")
     stale_at: float = float("-inf")
 
@@ -168,10 +172,13 @@ class BacklogEstimate:
                     continue
                 # Set before the count is made: meanwhile other threads go on with the old figure.
                 figure.stale_at = started + _FRESH_SECONDS
+                added_before = figure.added
             length = bound.count(organization_id, bound.limit() + 1)
             counted = time.monotonic()
             with self._lock:
-                figure.length = length
+                # What was added meanwhile may not have been committed when it was counted.  If it was, it is in twice
+                # until the next count: a bound may hold back too early, and never too late.
+                figure.length = length + figure.added - added_before
                 figure.counted_at = counted
                 figure.stale_at = counted + max(_FRESH_SECONDS, _FRESH_PER_SECOND_COUNTED * (counted - started))
 
@@ -188,6 +195,7 @@ class BacklogEstimate:
             for bound, figure in figures:
                 if bound.counts_events:
                     figure.length += events
+                    figure.added += events
         return None
 
     def reset(self) -> None:
