@@ -182,7 +182,7 @@ class WorkerFanningOut(_KilledInStatement):
 
     name = "worker killed while fanning out"
     table = "webhooks_delivery"
-    statement = INSERT_DELIVERIES
+    statement = INSERT_DELIVERIES.partition("created_at")[0]  # beyond this, it differs where there are inboxes
 
 
 class WorkerSending(Fault):
