@@ -28,6 +28,7 @@ from devstack.waiting import wait_until
 from soak.clock import Clock
 from soak.consumers import Consumers
 from webhooks.dispatch.claim import LEASE_DELIVERIES
+from webhooks.dispatch.hand_over import INSERT_LEASED
 from webhooks.dispatch.record import RECORD_ATTEMPTS
 from webhooks.routing.insert import INSERT_DELIVERIES
 
@@ -126,7 +127,7 @@ class _KilledInStatement(Fault):
 
     table = ""
     mode = "EXCLUSIVE"  # reading goes on
-    statement = ""
+    statements: tuple[str, ...] = ()
 
     def prepare(self) -> None:
         ends = time.monotonic() + MOMENT_SECONDS
@@ -144,12 +145,13 @@ class _KilledInStatement(Fault):
                     raise Missed(self.name) from error
 
     def _find_waiting(self) -> int:
-        """Return the number of a worker that waits in the statement, or 0."""
-        beginning = self.statement.split("%(")[0]
+        """Return the number of a worker that waits in one of the statements, or 0."""
+        beginnings = [statement.split("%(")[0] for statement in self.statements]
         found = self.stack.sql(
             "SELECT right(usename, 1)::int FROM pg_stat_activity WHERE usename LIKE 'worker%%'"
-            " AND wait_event_type = 'Lock' AND starts_with(query, %s)",
-            (beginning,),
+            " AND wait_event_type = 'Lock'"
+            " AND EXISTS (SELECT FROM unnest(%s::text[]) AS beginning WHERE starts_with(query, beginning))",
+            (beginnings,),
         )
         return int(self.chance.choice(found)[0]) if found else 0
 
@@ -166,7 +168,7 @@ class WorkerClaiming(_KilledInStatement):
     name = "worker killed while claiming"
     table = "events_event"
     mode = "ACCESS EXCLUSIVE"  # a claim only reads this table
-    statement = LEASE_DELIVERIES
+    statements = (LEASE_DELIVERIES,)
 
 
 class WorkerRecording(_KilledInStatement):
@@ -174,7 +176,7 @@ class WorkerRecording(_KilledInStatement):
 
     name = "worker killed while recording"
     table = "webhooks_deliveryattempt"
-    statement = RECORD_ATTEMPTS
+    statements = (RECORD_ATTEMPTS,)
 
 
 class WorkerFanningOut(_KilledInStatement):
@@ -182,7 +184,8 @@ class WorkerFanningOut(_KilledInStatement):
 
     name = "worker killed while fanning out"
     table = "webhooks_delivery"
-    statement = INSERT_DELIVERIES.partition("created_at")[0]  # beyond this, it differs where there are inboxes
+    # What is handed over is inserted first.  Beyond `created_at`, the other one differs where there are inboxes.
+    statements = (INSERT_LEASED, INSERT_DELIVERIES.partition("created_at")[0])
 
 
 class WorkerSending(Fault):
@@ -400,14 +403,14 @@ class PostgresStopped(Fault):
             _send(pid, signal.SIGSTOP)
         try:
             self._note_in_flight()
-            postmaster = self.stack.postgres.pid
-            if postmaster is None:
+            if self.stack.postgres.pid is None:
                 raise Missed(self.name)
-            _send(postmaster, signal.SIGQUIT)
+            # Before the workers go on: what they then asked for could be committed in time and forgotten all the same,
+            # after they had acted on it.
+            self.stack.postgres.stop("immediate")
         finally:
             for pid in frozen:
                 _send(pid, signal.SIGCONT)
-        self.stack.postgres.stop("immediate")
 
     def mend(self) -> None:
         time.sleep(self.chance.uniform(0.0, 1.5))

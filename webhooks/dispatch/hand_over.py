@@ -72,7 +72,7 @@ class _Queue:
 
 
 # A delivery that exists, from an earlier fan-out of the same event, is neither inserted nor counted.
-_INSERT_LEASED = """
+INSERT_LEASED = """
 WITH inserted AS (
     INSERT INTO webhooks_delivery (
         id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
@@ -98,7 +98,7 @@ FROM inserted i CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = i.even
 
 
 class _Inserted(msgspec.Struct, frozen=True):
-    """A row of _INSERT_LEASED."""
+    """A row of INSERT_LEASED."""
 
     delivery_id: uuid.UUID
     subscription_id: uuid.UUID
@@ -185,7 +185,7 @@ class SenderHandOver:
     def insert(self, deliveries: NewDeliveries) -> None:
         self._inserting = server_cursor(class_row(_Inserted))
         self._inserting.execute(
-            _INSERT_LEASED,
+            INSERT_LEASED,
             {
                 **deliveries.columns(),
                 "lease": self._lease_id,
