@@ -87,14 +87,6 @@ def _queue_facts(subscription: Any) -> list[tuple[str, Any]]:
     def waiting(status: str) -> Any:
         return list_link("webhooks_delivery", getattr(counts, status), subscription=subscription.pk, status=status)
 
-    if is_inbox(subscription):  # nothing is sent, so nothing of sending applies
-        return [
-            ("in this state since", when(subscription.state_since, now)),
-            ("cause", cause_of(subscription) or "-"),
-            ("not acknowledged yet", waiting("pending")),
-            ("of these, to be fetched now", counts.due),
-            ("held", waiting("held")),
-        ]
     return [
         ("in this state since", when(subscription.state_since, now)),
         ("cause", cause_of(subscription) or "-"),

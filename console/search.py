@@ -15,6 +15,7 @@ from django.db import connection
 from django.http import HttpRequest
 from django.utils import timezone
 
+from console.first_rows import first_rows
 from console.lists import LIST_BOUND
 from console.spans import SPANS
 from core.ids import first_id_since, parse_id
@@ -65,40 +66,20 @@ def is_part(term: str) -> bool:
     return SHORTEST_PART <= len(term) <= LONGEST
 
 
-# The newest events of a type.  Types are indexed by organization.  First, a few of each: nothing that is older than the
-# `most`th of them is wanted.  So only organizations whose few are all newer can have more, and are looked into again.
-# What is accepted waits for milliseconds, or in a backlog, of which the newest are looked at.
-_FEW = 20
+# The newest events of a type.  Types are indexed by organization.  What is accepted waits for milliseconds, or in a
+# backlog, of which the newest are looked at.
 _OF_TYPE = "type = %(type)s AND status IN ('processed', 'error')"
-_BY_TYPE = f"""
-WITH few AS MATERIALIZED (
-    SELECT o.id AS organization_id, e.id, e.created_at FROM orgs_organization o CROSS JOIN LATERAL (
-        SELECT id, created_at FROM events_event WHERE organization_id = o.id AND {_OF_TYPE}
-        ORDER BY created_at DESC, id DESC LIMIT {_FEW}
-    ) AS e WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
-), bound AS MATERIALIZED (
-    SELECT coalesce((SELECT created_at FROM few ORDER BY created_at DESC OFFSET %(most)s - 1 LIMIT 1), '-infinity')
-           AS at
-), deep AS MATERIALIZED (
-    SELECT organization_id FROM few GROUP BY organization_id
-    HAVING count(*) = {_FEW} AND min(created_at) >= (SELECT at FROM bound)
-)
+_BY_TYPE = f"""{first_rows("events_event", _OF_TYPE, newest=True)}
 SELECT id FROM (
-    SELECT id, created_at FROM few WHERE organization_id NOT IN (SELECT organization_id FROM deep)
-    UNION ALL
-    SELECT e.id, e.created_at FROM deep CROSS JOIN LATERAL (
-        SELECT id, created_at FROM events_event WHERE organization_id = deep.organization_id AND {_OF_TYPE}
-          AND created_at >= (SELECT at FROM bound)
-        ORDER BY created_at DESC, id DESC LIMIT %(most)s
-    ) AS e
+    SELECT * FROM found
     UNION ALL
     SELECT e.id, e.created_at FROM orgs_organization o CROSS JOIN LATERAL (
         SELECT id, created_at, type FROM events_event WHERE organization_id = o.id AND status = 'accepted'
         ORDER BY created_at DESC, id DESC LIMIT %(most)s
     ) AS e
     WHERE e.type = %(type)s AND (%(organization)s::uuid IS NULL OR o.id = %(organization)s)
-) AS found ORDER BY created_at DESC, id DESC LIMIT %(most)s
-"""  # noqa: S608
+) AS newest ORDER BY created_at DESC, id DESC LIMIT %(most)s
+"""  # noqa: S608 - constants of ours
 _BY_PAYLOAD = """
 SELECT id FROM (
     SELECT id, created_at, data FROM events_event

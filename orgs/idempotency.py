@@ -228,7 +228,7 @@ def idempotent(
     read: Callable[[Request], bytes] = lambda request: read_body(request._request, MAX_OBJECT_BYTES),
     unless: Callable[[Request], bool] = lambda request: False,
     is_secret: bool = True,
-    beforehand: Callable[..., object] = lambda view, request, *args, **kwargs: None,
+    beforehand: Callable[..., object] | None = None,
     replaying: Callable[[Request], Mapping[str, str]] = lambda request: {},
     conflicting: Callable[[Request], object] = lambda request: None,
 ) -> Callable[[F], F]:
@@ -251,7 +251,8 @@ def idempotent(
         def serve(view: Any, request: Request, *args: Any, **kwargs: Any) -> Any:
             given = request.META.get("HTTP_IDEMPOTENCY_KEY")
             if given is None or unless(request):
-                beforehand(view, request, *args, **kwargs)
+                if beforehand is not None:
+                    beforehand(view, request, *args, **kwargs)
                 return method(view, request, *args, **kwargs)
             caller = caller_of(request)
             key = parse_key(given)
@@ -262,13 +263,12 @@ def idempotent(
                 content = salted_hmac("orgs.idempotency", content, algorithm="sha256").digest()
             once = Once(caller.organization_id, key, content, caller.key_id, view.scopes[request.method].value)
             try:
-                if (found := find(once)) is not None:
-                    response, is_replay = _response(found.replay(once)), True
-                else:
+                # Within the transaction it is looked up in any case.
+                if beforehand is not None and find(once) is None:
                     beforehand(view, request, *args, **kwargs)
-                    response, is_replay = in_transaction(
-                        lambda: _serve_once(once, lambda: method(view, request, *args, **kwargs), is_secret)
-                    )
+                response, is_replay = in_transaction(
+                    lambda: _serve_once(once, lambda: method(view, request, *args, **kwargs), is_secret)
+                )
             except Problem as problem:
                 if problem.code in (REUSED, RUNNING):
                     conflicting(request)

@@ -92,7 +92,6 @@ WITH waiting AS MATERIALIZED (
 ){" UNION ALL ".join(parts)}"""  # noqa: S608 - constants of ours
 
 
-COUNT_DUE = _count(f"q.next_due_at <= statement_timestamp() AND NOT ({_PAUSED})")
 COUNT_WAITING = _count_waiting()
 COUNT_HELD = "SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE status = 'held' LIMIT %(most)s) AS held"
 COUNT_RETRYING = """
@@ -147,18 +146,11 @@ def _parameters(most: int = 0) -> dict[str, Any]:
     return {"most": most, "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION}
 
 
-def due_deliveries(most: int) -> int:
-    """Return how many deliveries could be sent now and wait for a worker, counting to `most` at the furthest."""
-    return 0 if settings.DISABLE_WEBHOOK_DELIVERY else int(_one(COUNT_DUE, _parameters(most)) or 0)
-
-
-def paused_deliveries(most: int) -> dict[str, int]:
-    """Return how many deliveries are paused for each of the reasons, counting to `most` at the furthest."""
-    return waiting_deliveries(most)[1]
-
-
 def waiting_deliveries(most: int) -> tuple[int, dict[str, int]]:
-    """Return what `due_deliveries` and `paused_deliveries` do, for less than both."""
+    """Return how many deliveries could be sent now and wait for a worker, and how many are paused for each reason.
+
+    Counting stops at `most`.
+    """
     with server_cursor() as cursor:
         counts = {name: int(number) for name, number in cursor.execute(COUNT_WAITING, _parameters(most)).fetchall()}
     due = counts.pop(DUE)

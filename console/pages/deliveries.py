@@ -18,6 +18,7 @@ from console import search
 from console.actions import ACTION_BOUND
 from console.delivery_actions import NOT_BY_FILTER, hold_or_resume, list_filters
 from console.filters import EventFilter, OrganizationFilter, OutcomeOfLastFilter, SpanFilter, SubscriptionFilter
+from console.first_rows import first_rows
 from console.formatting import list_link, object_link
 from console.host_actions import stop_or_enable
 from console.lists import LIST_BOUND
@@ -53,32 +54,6 @@ OPENED_ATTEMPTS = 20
 
 # Deliveries that wait for an attempt: the oldest of each organization.  SQL, because of the LATERAL join: there is no
 # index of all that waits over all organizations, which would cost every delivery two more index entries.
-# First a few of each: nothing that is younger than the `most`th of them is wanted, so only organizations whose few are
-# all older are looked into again (as in `console.search`).
-_FEW = 20
-_FIND_WAITING = """
-WITH few AS MATERIALIZED (
-    SELECT o.id AS organization_id, d.id, d.created_at FROM orgs_organization o CROSS JOIN LATERAL (
-        SELECT id, created_at FROM webhooks_delivery WHERE organization_id = o.id AND {wanted}
-        ORDER BY created_at, id LIMIT {few}
-    ) AS d
-    WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s
-), bound AS MATERIALIZED (
-    SELECT coalesce((SELECT created_at FROM few ORDER BY created_at OFFSET %(most)s - 1 LIMIT 1), 'infinity') AS at
-), deep AS MATERIALIZED (
-    SELECT organization_id FROM few GROUP BY organization_id
-    HAVING count(*) = {few} AND max(created_at) <= (SELECT at FROM bound)
-)
-SELECT id FROM (
-    SELECT id, created_at FROM few WHERE organization_id NOT IN (SELECT organization_id FROM deep)
-    UNION ALL
-    SELECT d.id, d.created_at FROM deep CROSS JOIN LATERAL (
-        SELECT id, created_at FROM webhooks_delivery WHERE organization_id = deep.organization_id AND {wanted}
-          AND created_at <= (SELECT at FROM bound)
-        ORDER BY created_at, id LIMIT %(most)s
-    ) AS d
-) AS found ORDER BY created_at, id LIMIT %(most)s
-"""
 _WANTED = """status = 'pending' AND {condition}
       AND (%(subscription)s::uuid IS NULL OR subscription_id = %(subscription)s)
       AND (%(error)s::text IS NULL
@@ -98,7 +73,8 @@ def _waiting_ids(request: HttpRequest, state: str) -> list[uuid.UUID]:
     outcome = request.GET.get(OutcomeOfLastFilter.parameter_name, "")
     chosen["error"], chosen["status_code"] = split_outcome(outcome) if is_outcome(outcome) else (None, None)
     with connection.cursor() as cursor:
-        statement = _FIND_WAITING.format(wanted=_WANTED.format(condition=_WAITING[state]), few=_FEW)
+        found = first_rows("webhooks_delivery", _WANTED.format(condition=_WAITING[state]), newest=False)
+        statement = f"{found} SELECT id FROM found ORDER BY created_at, id LIMIT %(most)s"  # noqa: S608 - ours
         cursor.execute(statement, {**chosen, "most": LIST_BOUND})
         return [row[0] for row in cursor.fetchall()]
 

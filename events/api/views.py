@@ -79,11 +79,9 @@ def _replaying(request: Request) -> Mapping[str, str]:
     return rate.headers(rate.count_replay(caller_of(request)), rate.REPLAYS)
 
 
-def _conflicting(request: Request) -> None:
+def _conflicting(request: Request, reading: Reading, *, is_batch: bool = False) -> None:
     """Count the events of a request whose key is taken, as far as they can be read."""
     with suppress(Problem):
-        is_batch = request._request.path_info.rstrip("/").endswith("/batch")
-        reading = reading_of_batch(request.content_type) if is_batch else _reading(request)
         body = _read(request, reading)
         items = reading.items(body) if reading.is_batch or is_batch else [reading.event(body)]
         count_conflicts(sum(isinstance(item, NewEvent) for item in items))
@@ -169,7 +167,7 @@ class EventListView(APIView):
         unless=validate_only,
         is_secret=False,
         replaying=_replaying,
-        conflicting=_conflicting,
+        conflicting=lambda request: _conflicting(request, _reading(request)),
     )
     def post(self, request: Request) -> Response:
         """Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event.
@@ -271,7 +269,7 @@ class EventBatchView(APIView):
         unless=validate_only,
         is_secret=False,
         replaying=_replaying,
-        conflicting=_conflicting,
+        conflicting=lambda request: _conflicting(request, reading_of_batch(request.content_type), is_batch=True),
     )
     def post(self, request: Request) -> Response:
         """Accept up to MAX_BATCH_EVENTS events in one transaction and return the result of each, in the same order.

@@ -84,9 +84,7 @@ class HookCreateSerializer(StrictSerializer):
     target_url = HookUrlField(
         max_length=2048, trim_whitespace=False, required=False, help_text=f"Required, by any of its names. {URL_HELP}"
     )
-    targetUrl = HookUrlField(
-        max_length=2048, trim_whitespace=False, required=False, help_text=_other_name("target_url")
-    )
+    targetUrl = _other_url()
     hookUrl = _other_url()
     url = _other_url()
     event = OneOrMoreTypesField(required=False)

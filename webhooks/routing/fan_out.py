@@ -203,9 +203,9 @@ class FanOut:
         put_off = self._put_off(chosen, wanting)
         if put_off:
             chosen = [event for event in chosen if event.id not in put_off]
-        insert = RoundInsert(chosen, wanting, put_off, hand_over)
-        insert.insert()
-        return insert
+        insertion = RoundInsert(chosen, wanting, put_off, hand_over)
+        insertion.insert()
+        return insertion
 
     @staticmethod
     def _put_off(chosen: Sequence[AcceptedEvent], wanting: Wanting) -> set[uuid.UUID]:
