@@ -269,24 +269,24 @@ def test_the_commands_show_and_do_what_the_api_does(
         assert [one["last_status_code"] for one in failed] == [500]
         assert "retrying" in shell.ok("retry", failed[0]["id"])
         receiver.wait_for(2)
-    shown = until(
-        lambda: "delivered" in shell.ok("deliveries", failed[0]["id"]) and shell.ok("events", event_id), "none"
-    )
-    assert '"total": 12.5' in shown
-    assert made["id"] in shown
-    table = shell.ok("events", "--type", event_type)
-    assert re.fullmatch(rf"ID +TYPE +STATUS +CREATED\n{event_id}  {event_type}  processed  [\d-]+ [\d:]+\n", table)
-    (tmp_path / "data.json").write_text('{"from": "file"}\n')
-    shell.ok("send", event_type, f"@{tmp_path}/data.json", "--dedup-id", event_type)
-    assert "duplicate" in shell.ok("send", event_type, "-", "--dedup-id", event_type, given='{"from": "file"}')
-    client.event_types.create(event_type, examples=[{"n": 1}, {"n": 2}])
-    example = shell.json("trigger", event_type, "--example", "2")
-    assert shell.json("events", example["id"])["data"] == {"n": 2}
-    assert made["id"] in shell.ok("subscriptions")
-    assert "disabled" in shell.ok("subscriptions", "disable", made["id"])
-    assert "active" in shell.ok("subscriptions", "enable", made["id"])
-    assert "whsec_" in shell.ok("subscriptions", "rotate-secret", made["id"])
-    assert json.loads(shell.ok("subscriptions", "show", made["id"]))["url"] == made["url"]
+        shown = until(
+            lambda: "delivered" in shell.ok("deliveries", failed[0]["id"]) and shell.ok("events", event_id), "none"
+        )
+        assert '"total": 12.5' in shown
+        assert made["id"] in shown
+        table = shell.ok("events", "--type", event_type)
+        assert re.fullmatch(rf"ID +TYPE +STATUS +CREATED\n{event_id}  {event_type}  processed  [\d-]+ [\d:]+\n", table)
+        (tmp_path / "data.json").write_text('{"from": "file"}\n')
+        shell.ok("send", event_type, f"@{tmp_path}/data.json", "--dedup-id", event_type)
+        assert "duplicate" in shell.ok("send", event_type, "-", "--dedup-id", event_type, given='{"from": "file"}')
+        client.event_types.create(event_type, examples=[{"n": 1}, {"n": 2}])
+        example = shell.json("trigger", event_type, "--example", "2")
+        assert shell.json("events", example["id"])["data"] == {"n": 2}
+        assert made["id"] in shell.ok("subscriptions")
+        assert "disabled" in shell.ok("subscriptions", "disable", made["id"])
+        assert "active" in shell.ok("subscriptions", "enable", made["id"])
+        assert "whsec_" in shell.ok("subscriptions", "rotate-secret", made["id"])
+        assert json.loads(shell.ok("subscriptions", "show", made["id"]))["url"] == made["url"]
     test = shell.run("subscriptions", "test", made["id"])
     assert (test.returncode, test.stdout.split()[0]) == (1, "connection_refused")
     assert "deleted" in shell.ok("subscriptions", "delete", made["id"])
