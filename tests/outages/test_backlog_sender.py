@@ -32,7 +32,7 @@ def _with_backlog(stack: Stack, account: Account, receiver: Receiver, env: dict[
     """Start everything with a backlog that lasts for ten seconds; return the busy queues' process."""
     (stack.logs / "worker_1.log").unlink(missing_ok=True)  # of the test before
     receiver.behavior = _behave
-    stack.start_web()
+    stack.start_web(workers=1)
     account.make_subscription(receiver.url("/busy"), "order.created", max_in_flight=2)
     account.make_subscription(receiver.url("/quiet"), "quiet")
     stack.start_workers(env)
