@@ -74,8 +74,8 @@ def test_no_string_and_no_template_points_upward() -> None:
 
 
 def test_what_points_upward_is_seen() -> None:
-    examples = ["webhooks.queues.mark_due", "webhooks.Delivery", "webhooks/api/x.html", "admin:webhooks_delivery_change",
-                "FROM webhooks_delivery d", "webhooks:list"]  # fmt: skip
+    examples = ["webhooks.queues.mark_due", "webhooks.Delivery", "webhooks/api/x.html", "FROM webhooks_delivery d",
+                "admin:webhooks_delivery_change", "webhooks:list"]  # fmt: skip
     assert [text for text in examples if not _named(text, _upward("events"))] == []
     assert not _named("webhooks are sent. The scope events:read, events_per_minute", _upward("orgs"))
 

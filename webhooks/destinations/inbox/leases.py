@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 
 from core.db import KEEP_PLANS, KEEP_PLANS_WITHOUT_WAITING, in_transaction, pipelined, server_cursor
 from core.ids import new_id
@@ -362,5 +362,5 @@ WHERE (SELECT true FROM webhooks_delivery d WHERE d.subscription_id = inbox.id A
 
 def with_news(inbox_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
     """Return those of the inboxes that have something to fetch, or are disabled or deleted."""
-    with server_cursor() as cursor:
-        return [row[0] for row in cursor.execute(_WITH_NEWS, (list(inbox_ids),)).fetchall()]
+    with server_cursor(scalar_row) as cursor:
+        return cursor.execute(_WITH_NEWS, (list(inbox_ids),)).fetchall()
