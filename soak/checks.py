@@ -179,7 +179,11 @@ def _check_rows(stack: Stack, organizations: dict[str, list[str]], report: Repor
 def _check_attempts(
     stack: Stack, taken: list[Received], paths: dict[str, str], in_flight: set[Row], report: Report
 ) -> None:
-    """Check that attempts are recorded, and that only what was in flight at a kill came twice."""
+    """Check that attempts are recorded, and that only what was in flight at a kill came twice.
+
+    First what the database says of itself: attempts are numbered, and a delivered one has a success.  Then for each
+    delivery, how often the endpoint was asked is compared with how many attempts were recorded.
+    """
     report.attempts = int(stack.sql("SELECT count(*) FROM webhooks_deliveryattempt")[0][0])
     report.attempts_lost_with_the_worker = int(
         stack.sql("SELECT count(*) FROM webhooks_deliveryattempt WHERE error = 'worker_lost'")[0][0]

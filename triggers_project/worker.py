@@ -84,7 +84,8 @@ class TriggersWorker(SimpleWorker):
     def work(self, *args: Any, **kwargs: Any) -> bool:
         """Work until told to stop.  Returns whether any job was done, as RQ's worker does.
 
-        The sender and the housekeeping run all the time, whatever Redis does.
+        Check the services, start the threads (sender, housekeeping, notifier, listener), run RQ's loop again and again
+        while Redis comes and goes, and end the threads.  The sender and the housekeeping run all the time.
         """
         check_services()
         prepare(sockets=settings.MAX_CONCURRENT_DELIVERIES)

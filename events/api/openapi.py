@@ -26,7 +26,7 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
         return "NewEvent"
 
     def map_serializer(self, auto_schema: Any, direction: Any) -> Schema:
-        """Return the JSON schema of a new event."""
+        """Return the JSON schema of a new event, member by member, with the limits of `events.payload`."""
         return {
             "type": "object",
             "description": "`payload` is taken as another name for `data`.",
