@@ -274,7 +274,12 @@ def test_each_item_of_an_acknowledgement_has_a_result_of_its_own(api: ApiClient,
     assert (result["acknowledged"], result["failed"]) == (2, 4)
     again = api.post("/api/inbox/ack", {"delivery_ids": [got["events"][0]["delivery_id"]]}).json()
     assert (again["acknowledged"], again["results"][0]["status"]) == (1, "already_acknowledged")
-    assert Delivery.objects.get(event_id=foreign).status == "pending"
+    theirs = Delivery.objects.get(event_id=foreign)
+    for verb in ("ack", "nack", "extend"):  # by its own id, which is the same in every inbox
+        body = {"delivery_ids": [str(theirs.pk)], **({"visibility": 60} if verb == "extend" else {})}
+        assert api.post(f"/api/inbox/{verb}", body).json()["results"][0]["status"] == "not_found"
+    columns = ("status", "lease_id", "next_attempt_at", "completed_at")
+    assert Delivery.objects.values(*columns).get(pk=theirs.pk) == {name: getattr(theirs, name) for name in columns}
 
 
 def test_an_acknowledgement_after_the_timeout_counts_unless_another_consumer_has_the_event(api: ApiClient) -> None:
@@ -321,6 +326,10 @@ def test_what_is_given_back_can_be_fetched_at_once_or_after_a_delay(api: ApiClie
     assert api.post("/api/inbox/nack", {"event_ids": [later], "delay": 60}).json()["given_back"] == 1
     assert api.post("/api/inbox/ack", body).json()["results"][0]["status"] == "lease_expired"
     assert api.post("/api/inbox/nack", {"event_ids": [str(new_id())]}).json()["failed"] == 1
+    # It is nobody's now: to give it back once more, or to extend its lease, would delay it for others.
+    for verb, seconds in (("nack", {"delay": 60}), ("extend", {"visibility": 60})):
+        [item] = api.post(f"/api/inbox/{verb}", {"event_ids": [now], **seconds}).json()["results"]
+        assert item["status"] == "lease_expired"
     assert fetched(api) == [now]
     shown = api.get(f"/api/deliveries?event={later}").json()["data"][0]
     assert (shown["status"], shown["last_error"]) == ("retrying", "given_back")

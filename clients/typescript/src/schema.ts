@@ -281,7 +281,7 @@ export interface paths {
          * Send an event
          * @description Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event.
          *
-         *     The event may be a CloudEvent 1.0 in structured or binary mode. A batch of CloudEvents is answered as by
+         *     The event may be a CloudEvent 1.0 in structured or binary mode. A batch of CloudEvents gets the same response as
          *     `POST /api/events/batch`. The body may be compressed with gzip (`Content-Encoding: gzip`).
          *
          *     Needs the scope `events:write`.
