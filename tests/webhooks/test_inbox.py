@@ -15,6 +15,7 @@ from django.core.management import call_command
 from django.db import connections, transaction
 from django.db.models import F
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from core.ids import derive_id, new_id
 from devstack.http_receiver import Receiver
@@ -27,6 +28,7 @@ from orgs.models import Organization, Scope
 from tests.conftest import ApiClient
 from tests.webhooks.helpers import fan_out
 from webhooks import inboxes, subscriptions
+from webhooks.destinations.inbox import leases, log
 from webhooks.dispatch.claim import claim
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 from webhooks.routing.fan_out import FanOut
@@ -242,6 +244,9 @@ def test_an_inbox_that_is_disabled_holds_what_comes_and_leases_survive_it(api: A
     refused = api.get("/api/inbox?inbox=orders")
     assert refused.status_code == 409
     assert refused.json()["code"] == "inbox_disabled"
+    # Whoever has looked before it was disabled gets nothing either, whatever its events are like by then.
+    Delivery.objects.filter(event_id=second).update(status="pending", next_attempt_at=Now())
+    assert leases.fetch(uuid.UUID(made["id"]), 10, 30)[1] == []
     api.post(f"/api/subscriptions/{made['id']}/enable")
     assert fetched(api, "inbox=orders") == [second]
     assert api.post("/api/inbox/ack", {"event_ids": [first], "inbox": "orders"}).json()["acknowledged"] == 1
@@ -399,6 +404,10 @@ def test_a_cursor_older_than_the_retention_is_gone(api: ApiClient, organization:
     old = api.get("/api/inbox?cursor=&limit=1").json()
     assert api.get(f"/api/inbox?cursor={cursor}").status_code == 200
     # The log moves a place behind everything on with the time, so this one needs something behind it.
+    inbox_id = Subscription.objects.get(kind="inbox").pk
+    hours_ago = log.Place(timezone.now() - datetime.timedelta(hours=3), new_id())
+    moved = log.read(inbox_id, hours_ago, 10).following
+    assert datetime.timedelta(0) <= timezone.now() - log.SLACK - moved.at < datetime.timedelta(minutes=5)
     send(api, 2)
     old = api.get("/api/inbox?cursor=&limit=1").json()
     gone = api.get(f"/api/inbox?cursor={old['next_cursor']}")
