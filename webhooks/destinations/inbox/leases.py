@@ -24,7 +24,9 @@ from core.metrics.kinds import Counter
 from events.models import ERASED
 
 FETCHES = Counter("triggers_inbox_fetches_total", "Fetches from inboxes that got events, or none.", ["result"])
-FETCHED = Counter("triggers_inbox_events_fetched_total", "Events that fetches got, each as often as it was fetched.")
+FETCHED = Counter(
+    "triggers_inbox_events_fetched_total", "Events returned by fetches; one that is fetched again counts again."
+)
 CHANGES = Counter(
     "triggers_inbox_changes_total",
     "Events that were acknowledged, given back, or kept longer, or were to be, by what became of them.",
