@@ -276,6 +276,11 @@ class Stack:
             self.environment()["DATABASE_URL"], autocommit=True, connect_timeout=5, application_name="devstack"
         )
 
+    def value(self, statement: Any, parameters: Any = None) -> Any:
+        """Run a statement that returns one value, and return that."""
+        ((value,),) = self.sql(statement, parameters)
+        return value
+
     def sql(self, statement: Any, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows, on a session that is made again after a crash of the server.
 
