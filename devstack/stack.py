@@ -165,7 +165,6 @@ class Stack:
         self.redis.flushall()
 
     def stop(self) -> None:
-        """Stop everything."""
         self.stop_processes()
         self.stop_servers()
 

@@ -22,7 +22,6 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
     target_class = "events.api.serializers.NewEvent"
 
     def get_name(self, auto_schema: Any, direction: Any) -> str:
-        """Return the component's name."""
         return "NewEvent"
 
     def map_serializer(self, auto_schema: Any, direction: Any) -> Schema:
