@@ -340,6 +340,15 @@ def test_what_is_given_back_can_be_fetched_at_once_or_after_a_delay(api: ApiClie
     assert (shown["status"], shown["last_error"]) == ("retrying", "given_back")
 
 
+def test_what_reached_nobody_counts_as_not_fetched_and_comes_first_again(api: ApiClient) -> None:
+    inbox_id = uuid.UUID(make(api)["id"])
+    first, second = send(api, 1, 2)
+    lease_id, [got] = leases.fetch(inbox_id, 1, 30)
+    leases.take_back(inbox_id, [got.delivery_id], lease_id)
+    _, again = leases.fetch(inbox_id, 2, 30)
+    assert [(str(event.event_id), event.attempt) for event in again] == [(first, 1), (second, 1)]
+
+
 def test_an_extended_lease_ends_later(api: ApiClient) -> None:
     [event_id] = send(api, 1)
     got = api.get("/api/inbox?visibility=1").json()
