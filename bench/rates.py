@@ -38,7 +38,7 @@ def drain(
     stack.settle_tables()
     receiver.take()
     cpu = cpu_seconds(*pids)
-    started = float(stack.sql("SELECT extract(epoch FROM clock_timestamp())")[0][0])
+    started = float(stack.value("SELECT extract(epoch FROM clock_timestamp())"))
     stack.announce(chosen)
     stack.wait_until(
         "SELECT NOT EXISTS (SELECT 1 FROM webhooks_subscriptionqueue WHERE subscription_id = ANY(%s)"

@@ -141,7 +141,7 @@ class BenchStack(Stack):
 
     def wait_until(self, statement: str, parameters: Any = None) -> None:
         """Wait until the statement's first value is true.  Raises TimeoutError."""
-        wait_until(lambda: self.sql(statement, parameters)[0][0], f"not true: {statement}", DRAIN_SECONDS, 0.05)
+        wait_until(lambda: self.value(statement, parameters), f"not true: {statement}", DRAIN_SECONDS, 0.05)
 
     def wait_until_delivered(self) -> None:
         """Wait until nothing is accepted, due or in flight.  Raises TimeoutError."""

@@ -18,7 +18,6 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def median(values: Sequence[float]) -> float:
-    """Return the middle value."""
     return percentile(values, 0.5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.db import transaction
@@ -73,7 +74,10 @@ def list_filters(request: HttpRequest) -> tuple[dict[str, Any], dict[str, str]] 
 def hold_or_resume(
     model_admin: BoundedAdmin, request: HttpRequest, queryset: QuerySet[Delivery], action: DeliveryAction
 ) -> HttpResponse | None:
-    """Hold or resume the chosen deliveries, in steps; holding asks for a reason first."""
+    """Hold or resume the chosen deliveries: leave out those that it can't be done to, ask, act in steps, and report.
+
+    Only holding asks, for a reason.
+    """
     try:
         chosen: list[uuid.UUID] = selected_ids(queryset)
     except TooMany:
@@ -108,18 +112,25 @@ def hold_or_resume(
         with transaction.atomic():
             changed += delivery_actions.apply(action, part, announce=False)
             if number == 0:  # one entry for the act, with what was chosen
-                for organization_id, own in organizations.items():
-                    audit.record_for_user(
-                        request, f"delivery.{action.verb}", organization_id, own[0] if len(own) == 1 else "",
-                        {"count": len(own), "filters": dict(request.GET.items())}, reason=reason,
-                        name=f"{len(own)} {'delivery' if len(own) == 1 else 'deliveries'}", targets=own,
-                    )  # fmt: skip
+                _audit(request, action, organizations, reason)
     if changed and action is DeliveryAction.RESUME:
         wake(WEBHOOKS)
     # A worker may have claimed or completed one between the look and the change.
     skipped["changed meanwhile"] += len(chosen) - changed - sum(skipped.values())
     report(model_admin, request, "held" if action is DeliveryAction.HOLD else "resumed", changed, dict(skipped))
     return None
+
+
+def _audit(
+    request: HttpRequest, action: DeliveryAction, organizations: Mapping[uuid.UUID, Sequence[uuid.UUID]], reason: str
+) -> None:
+    """Add an audit entry for each organization, with its deliveries that were chosen."""
+    for organization_id, own in organizations.items():
+        audit.record_for_user(
+            request, f"delivery.{action.verb}", organization_id, own[0] if len(own) == 1 else "",
+            {"count": len(own), "filters": dict(request.GET.items())}, reason=reason,
+            name=f"{len(own)} {'delivery' if len(own) == 1 else 'deliveries'}", targets=own,
+        )  # fmt: skip
 
 
 def _why_not(action: DeliveryAction, state: str, is_active: bool, deleted: bool) -> str | None:

@@ -44,7 +44,9 @@ class EnableHostForm(_Scope, OptionalReasonForm):
 def stop_or_enable(
     model_admin: BoundedAdmin, request: HttpRequest, chosen: Iterable[tuple[str, uuid.UUID]], *, stop: bool
 ) -> HttpResponse | None:
-    """Ask, and then disable all subscriptions of the hosts or enable again those that were stopped with them.
+    """Find who uses the hosts, ask how far it should go, disable or enable there, and say how many were changed.
+
+    Disabling is for all subscriptions of a host; enabling is for those that were stopped with it.
 
     chosen: hosts, each with an organization that the selected rows belong to.
     """

@@ -35,7 +35,6 @@ class RecoverForm(OptionalReasonForm):
     field_order = ("since", "reason", "shown", "seen_at")
 
     def clean_since(self) -> Any:
-        """Return the time."""
         try:
             return moment(self.cleaned_data["since"].strip())
         except ParameterError:

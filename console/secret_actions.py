@@ -118,7 +118,7 @@ def ask_and_add(model_admin: BoundedAdmin, request: HttpRequest, row: Subscripti
     try:
         _, secret = add(row, own or None, secret_type=form.cleaned_data["secret_type"], expires_at=ends, audit=audit)
     except TooManySecrets:
-        said = f"{MAX_PREVIOUS_SECRETS} secrets sign beside the current one. Remove one first. Nothing was changed."
+        said = f"{MAX_PREVIOUS_SECRETS} secrets sign besides the current one. Remove one first. Nothing was changed."
     except SecretExists:
         said = "The subscription has this secret already. Nothing was changed."
     except Subscription.DoesNotExist:

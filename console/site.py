@@ -39,7 +39,6 @@ class TriggersAdminSite(AdminSite):
             return super().login(request, extra_context)
 
     def logout(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> TemplateResponse:
-        """Log out."""
         with _one_transaction(request):
             return super().logout(request, extra_context)
 

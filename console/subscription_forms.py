@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -136,11 +137,33 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         return read_headers(self.cleaned_data["headers_text"])
 
     def clean(self) -> dict[str, Any]:
-        """Validate with the API's serializer and show its errors at the fields they belong to."""
+        """Validate what is asked for with the API's serializer, and show its errors at the fields they belong to."""
         cleaned: dict[str, Any] = super().clean() or self.cleaned_data
         adding = self.instance._state.adding
         if cleaned.get("url") == "" and not cleaned.get("inbox_name"):
             self.add_error("url", "Enter a URL, or the name of an inbox." if adding else "This field is required.")
+        wanted = self._values_for_api(cleaned)
+        if self.errors or not (adding or wanted):  # nothing to change is an error of the API's alone
+            return cleaned
+        serializer: serializers.Serializer[Any] = (
+            SubscriptionCreateSerializer(data=wanted)
+            if adding
+            else SubscriptionChangeSerializer(
+                data=wanted, partial=True, context={"subscription": self.instance, "may_be_empty": True}
+            )
+        )
+        if serializer.is_valid():
+            self.values = dict(serializer.validated_data)
+            self._check_organization(cleaned)
+            return cleaned
+        for name, reasons in serializer.errors.items():
+            field = _FORM_FIELDS.get(name, name)
+            self.add_error(field if field in self.fields else None, error_texts(reasons))
+        return cleaned
+
+    def _values_for_api(self, cleaned: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the form asks for as a request to the API would: of a subscription that exists, the changes."""
+        adding = self.instance._state.adding
         wanted: dict[str, Any] = {
             name: cleaned[name]
             for name in ("url", "description", "max_in_flight", "deliveries_per_second", "ordered", "ordered_attempts")
@@ -166,38 +189,24 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         elif cleaned.get("headers_text"):
             wanted["headers"] = cleaned["headers_text"]
         wanted |= credential_values({name: value for name, value in cleaned.items() if name in self.data})
+        changed = {_API_FIELDS.get(name, name) for name in self.changed_data}
         if cleaned.get("inbox_name"):
             # What is left empty isn't asked of an inbox; what isn't is refused.
             of_endpoints = {_API_FIELDS.get(name, name) for name in ONLY_OF_ENDPOINTS}
-            asked = {_API_FIELDS.get(name, name) for name in self.changed_data}
-            wanted = {name: value for name, value in wanted.items() if name not in of_endpoints or name in asked}
+            wanted = {name: value for name, value in wanted.items() if name not in of_endpoints or name in changed}
             wanted |= {"kind": DestinationKind.INBOX.value, "inbox": cleaned["inbox_name"]}
         if not adding:
             # Only what was changed: a new URL, for one, clears the record of failures at the old one.
-            given = {_API_FIELDS.get(name, name) for name in self.changed_data}
-            wanted = {name: value for name, value in wanted.items() if name in given}
-        if self.errors or not (adding or wanted):  # nothing to change is an error of the API's alone
-            return cleaned
-        serializer: serializers.Serializer[Any] = (
-            SubscriptionCreateSerializer(data=wanted)
-            if adding
-            else SubscriptionChangeSerializer(
-                data=wanted, partial=True, context={"subscription": self.instance, "may_be_empty": True}
-            )
-        )
-        if not serializer.is_valid():
-            for name, reasons in serializer.errors.items():
-                field = _FORM_FIELDS.get(name, name)
-                self.add_error(field if field in self.fields else None, error_texts(reasons))
-            return cleaned
-        self.values = dict(serializer.validated_data)
+            wanted = {name: value for name, value in wanted.items() if name in changed}
+        return wanted
+
+    def _check_organization(self, cleaned: Mapping[str, Any]) -> None:
+        """Add an error if the organization has as many subscriptions as it may, or an inbox of this name."""
         organization = cleaned.get("organization")
-        if (
-            adding
-            and organization
-            and subscriptions.of_organization(organization.pk).count() >= settings.MAX_SUBSCRIPTIONS
-        ):
+        if organization is None:
+            return
+        has_all = subscriptions.of_organization(organization.pk).count() >= settings.MAX_SUBSCRIPTIONS
+        if self.instance._state.adding and has_all:
             self.add_error("organization", "The organization has reached its limit of subscriptions.")
-        if organization and cleaned.get("inbox_name") and find(organization.pk, cleaned["inbox_name"]) is not None:
+        if cleaned.get("inbox_name") and find(organization.pk, cleaned["inbox_name"]) is not None:
             self.add_error("inbox_name", "The organization has an inbox of this name.")
-        return cleaned

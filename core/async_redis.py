@@ -107,6 +107,5 @@ class AsyncRedis:
                     await pubsub.aclose()
 
     async def close(self) -> None:
-        """Close the connection."""
         await self._client.connection_pool.disconnect()
         await self._client.aclose()

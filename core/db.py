@@ -52,7 +52,8 @@ def server_cursor(row_factory: RowFactory[R]) -> psycopg.Cursor[R]: ...
 def server_cursor(row_factory: Any = tuple_row) -> psycopg.Cursor[Any]:
     """Return a psycopg cursor on Django's connection, with parameters bound by the server.
 
-    row_factory: what a row becomes, such as `psycopg.rows.class_row(SomeDataclass)`; by default a tuple.
+    row_factory: what a row becomes, such as `psycopg.rows.class_row(SomeDataclass)`, or `scalar_row` for one column; by
+    default a tuple.
 
     Django's own cursor writes parameters into the text; arrays of thousands of values are cheaper
     bound, and the statement's plan is kept.  Takes part in Django's current transaction.

@@ -248,7 +248,6 @@ class SignalListener:
         self._thread = threading.Thread(target=self._run, name="signal", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:

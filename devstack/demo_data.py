@@ -166,60 +166,12 @@ def fill(
     from django.db import connection
     from django.utils import timezone
 
-    from core.encryption import encrypt
-    from orgs.models import Organization
     from webhooks import rollups
-    from webhooks.models import Subscription, SubscriptionQueue
 
-    words = ("Acme", "Globex", "Initech", "Umbra", "Hooli", "Vandelay", "Wonka", "Stark", "Tyrell", "Soylent")
-    owners = Organization.objects.bulk_create(
-        Organization(name=f"{words[n % 10]} {n // 10 + 1}" if n else "Acme") for n in range(organizations)
-    )
-    if organizations > 2:
-        owners[1].name = LONG_NAME[:200]
-        owners[2].name = HOSTILE if hostile else owners[2].name
-        Organization.objects.bulk_update(owners[1:3], ["name"])
     now = timezone.now().replace(second=0, microsecond=0)
-    secret = encrypt("whsec_" + "A" * 32)
-    rows = Subscription.objects.bulk_create(
-        Subscription(
-            organization=owners[0 if n < 4 or (backlogs and n % 5 == 0) else n % organizations], url=f"https://hooks-{n}.example.com/v1/incoming/{n}",
-            event_types=["*"], encrypted_secret=secret, description=f"Endpoint {n}",
-        )
-        for n in range(subscriptions)
-    )  # fmt: skip
+    owners = _make_organizations(organizations, hostile=hostile)
+    rows = _make_subscriptions(owners, subscriptions, now, hostile=hostile, backlogs=backlogs)
     dead, slow, disabled, healthy = rows[:4]
-    dead.url = "https://billing.acme.example/webhooks/triggers"
-    slow.url = "https://slow.acme.example/hook"
-    if hostile:
-        rows[4].url = f"https://example.com/?q={HOSTILE}"
-    disabled.is_active, disabled.disabled_at = False, now - datetime.timedelta(days=3)
-    disabled.disabled_reason = "The endpoint returned 410 Gone."
-    held = [row for n, row in enumerate(rows) if backlogs and n % 21 == 11]
-    for row in held:
-        row.is_active, row.disabled_at, row.disabled_reason = False, disabled.disabled_at, "Under maintenance."
-    Subscription.objects.bulk_update(
-        [dead, slow, disabled, rows[4], *held], ["url", "is_active", "disabled_at", "disabled_reason"]
-    )
-    SubscriptionQueue.objects.bulk_create(
-        SubscriptionQueue(
-            subscription=row, organization_id=row.organization_id, concurrency_window=16,
-            accepts_deliveries=row.is_active, last_success_at=now,
-        )
-        for row in rows
-    )  # fmt: skip
-    SubscriptionQueue.objects.filter(pk=dead.pk).update(
-        failing_since=now - datetime.timedelta(hours=26), consecutive_failures=412, breaker_trips=9,
-        concurrency_window=1, paused_until=now + datetime.timedelta(days=1), last_success_at=now - datetime.timedelta(hours=26),
-        next_due_at=now + datetime.timedelta(days=1), last_error="connection_refused", last_failure_at=now,
-    )  # fmt: skip
-    SubscriptionQueue.objects.filter(pk=rows[9].pk).update(
-        failing_since=now - datetime.timedelta(minutes=8),
-        consecutive_failures=3,
-        last_failure_at=now,
-        last_error="http_status",
-        last_status_code=503,
-    )
     values: dict[str, Any] = {
         "long_type": LONG_TYPE, "types": list(TYPES), "count": deliveries, "subscriptions": subscriptions,
         "organizations": [row.organization_id for row in rows], "ids": [row.pk for row in rows],
@@ -255,6 +207,70 @@ def fill(
             _sum_up(step, since, until)
             cursor.execute(_ACCEPTED, {**named, "step": step})
     return Demo(owners[0].pk, dead.pk, slow.pk, disabled.pk, healthy.pk)
+
+
+def _make_organizations(number: int, *, hostile: bool) -> list[Any]:
+    from orgs.models import Organization
+
+    words = ("Acme", "Globex", "Initech", "Umbra", "Hooli", "Vandelay", "Wonka", "Stark", "Tyrell", "Soylent")
+    owners = Organization.objects.bulk_create(
+        Organization(name=f"{words[n % 10]} {n // 10 + 1}" if n else "Acme") for n in range(number)
+    )
+    if number > 2:
+        owners[1].name = LONG_NAME[:200]
+        owners[2].name = HOSTILE if hostile else owners[2].name
+        Organization.objects.bulk_update(owners[1:3], ["name"])
+    return owners
+
+
+def _make_subscriptions(
+    owners: list[Any], number: int, now: datetime.datetime, *, hostile: bool, backlogs: bool
+) -> list[Any]:
+    """Return the subscriptions; the first ones are dead, slow, disabled, and healthy."""
+    from core.encryption import encrypt
+    from webhooks.models import Subscription, SubscriptionQueue
+
+    secret = encrypt("whsec_" + "A" * 32)
+    rows = Subscription.objects.bulk_create(
+        Subscription(
+            organization=owners[0 if n < 4 or (backlogs and n % 5 == 0) else n % len(owners)], url=f"https://hooks-{n}.example.com/v1/incoming/{n}",
+            event_types=["*"], encrypted_secret=secret, description=f"Endpoint {n}",
+        )
+        for n in range(number)
+    )  # fmt: skip
+    dead, slow, disabled, _healthy = rows[:4]
+    dead.url = "https://billing.acme.example/webhooks/triggers"
+    slow.url = "https://slow.acme.example/hook"
+    if hostile:
+        rows[4].url = f"https://example.com/?q={HOSTILE}"
+    disabled.is_active, disabled.disabled_at = False, now - datetime.timedelta(days=3)
+    disabled.disabled_reason = "The endpoint returned 410 Gone."
+    held = [row for n, row in enumerate(rows) if backlogs and n % 21 == 11]
+    for row in held:
+        row.is_active, row.disabled_at, row.disabled_reason = False, disabled.disabled_at, "Under maintenance."
+    Subscription.objects.bulk_update(
+        [dead, slow, disabled, rows[4], *held], ["url", "is_active", "disabled_at", "disabled_reason"]
+    )
+    SubscriptionQueue.objects.bulk_create(
+        SubscriptionQueue(
+            subscription=row, organization_id=row.organization_id, concurrency_window=16,
+            accepts_deliveries=row.is_active, last_success_at=now,
+        )
+        for row in rows
+    )  # fmt: skip
+    SubscriptionQueue.objects.filter(pk=dead.pk).update(
+        failing_since=now - datetime.timedelta(hours=26), consecutive_failures=412, breaker_trips=9,
+        concurrency_window=1, paused_until=now + datetime.timedelta(days=1), last_success_at=now - datetime.timedelta(hours=26),
+        next_due_at=now + datetime.timedelta(days=1), last_error="connection_refused", last_failure_at=now,
+    )  # fmt: skip
+    SubscriptionQueue.objects.filter(pk=rows[9].pk).update(
+        failing_since=now - datetime.timedelta(minutes=8),
+        consecutive_failures=3,
+        last_failure_at=now,
+        last_error="http_status",
+        last_status_code=503,
+    )
+    return rows
 
 
 def _sum_up(step: int, since: datetime.datetime, until: datetime.datetime) -> None:

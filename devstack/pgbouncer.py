@@ -79,7 +79,6 @@ class PgBouncer:
 
     @property
     def log(self) -> Path:
-        """Return its log file."""
         return self.home / "pgbouncer.log"
 
     def url(self, user: str, database: str = DATABASE) -> str:

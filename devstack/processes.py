@@ -62,7 +62,6 @@ class Process:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> Process:
-        """Start the process."""
         with open_log(self.log) as log:
             self._process = subprocess.Popen(
                 self.command,

@@ -165,7 +165,6 @@ class Stack:
         self.redis.flushall()
 
     def stop(self) -> None:
-        """Stop everything."""
         self.stop_processes()
         self.stop_servers()
 
@@ -275,6 +274,11 @@ class Stack:
         return psycopg.connect(
             self.environment()["DATABASE_URL"], autocommit=True, connect_timeout=5, application_name="devstack"
         )
+
+    def value(self, statement: Any, parameters: Any = None) -> Any:
+        """Run a statement that returns one value, and return that."""
+        ((value,),) = self.sql(statement, parameters)
+        return value
 
     def sql(self, statement: Any, parameters: Any = None) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows, on a session that is made again after a crash of the server.

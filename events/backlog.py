@@ -16,6 +16,7 @@ from cachetools import LRUCache
 from django.conf import settings
 from django.db.models import DurationField, ExpressionWrapper, Min
 from django.db.models.functions import Now
+from psycopg.rows import scalar_row
 
 from core.db import server_cursor
 from core.problems import Problem
@@ -48,12 +49,12 @@ def waiting_events(most: int, organization_id: uuid.UUID | None = None) -> int:
 
     Counting stops at `most`.
     """
-    with server_cursor() as cursor:
+    with server_cursor(scalar_row) as cursor:
         if organization_id is None:
-            row = cursor.execute(_COUNT_ACCEPTED, (most,)).fetchone()
+            number = cursor.execute(_COUNT_ACCEPTED, (most,)).fetchone()
         else:
-            row = cursor.execute(_COUNT_ACCEPTED_OF_ORGANIZATION, (organization_id, most)).fetchone()
-    return int(row[0]) if row else 0
+            number = cursor.execute(_COUNT_ACCEPTED_OF_ORGANIZATION, (organization_id, most)).fetchone()
+    return number or 0
 
 
 def oldest_waiting_seconds() -> float:

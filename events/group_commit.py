@@ -138,7 +138,7 @@ class PendingRequest:
     size: int = 0
     is_counted: bool = False  # against the rate limit
     decision: RateLimitDecision | None = None
-    answer: object = None  # of `events.idempotent_commit`
+    pending_response: object = None  # of `events.idempotent_commit`
 
     def results(self) -> list[Ingested]:
         """Return what became of the events, as far as it is known."""
@@ -185,7 +185,7 @@ class GroupCommit:
         events: Sequence[NewEvent],
         memo: dict[str, Any],
         origin: Origin = NO_ORIGIN,
-        answer: object = None,
+        pending_response: object = None,
     ) -> tuple[list[Ingested], RateLimitDecision | None]:
         """Store the events of one request, all in one transaction, and return what became of each.
 
@@ -195,10 +195,12 @@ class GroupCommit:
         psycopg raises when the database can't be reached, after which the events may or may not be stored.
 
         origin: where the events came from.
-        answer: for `events.idempotent_commit`.
+        pending_response: for `events.idempotent_commit`.
         memo: of the request, so that it counts against the rate limit once, however often its key changes.
         """
-        request = PendingRequest(caller, origin, asyncio.get_running_loop().create_future(), answer=answer)
+        request = PendingRequest(
+            caller, origin, asyncio.get_running_loop().create_future(), pending_response=pending_response
+        )
         if "rate" in memo:
             request.is_counted, request.decision = True, memo["rate"]
         for event_id, event in zip(new_ids(len(events)), events, strict=True):

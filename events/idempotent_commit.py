@@ -26,8 +26,8 @@ MOST_ATTEMPTS = 5
 
 
 @dataclass(slots=True)
-class Answer:
-    """How a request with a key is answered.
+class PendingResponse:
+    """The response to a request with a key.
 
     make: makes the response of what became of the events; may raise Problem, which nothing is kept of.  response: when
     it is known.  is_replayed: it was made for an earlier request.
@@ -40,7 +40,7 @@ class Answer:
 
 
 class IdempotentCommit(GroupCommit):
-    """Stores the events of requests whose `answer` is an Answer, and what they are answered with."""
+    """Stores the events of requests with a PendingResponse, and their responses."""
 
     async def _commit(self, group: list[PendingRequest]) -> None:
         waiting = group
@@ -48,7 +48,7 @@ class IdempotentCommit(GroupCommit):
             # Of two requests with the same key, the second one gets the response of the first.
             first_of: dict[tuple[object, str], PendingRequest] = {}
             for request in waiting:
-                once = _answer(request).once
+                once = _pending_response(request).once
                 first_of.setdefault((once.organization_id, once.key), request)
             taken = set(first_of.values())
             await self._commit_or_isolate(list(first_of.values()))
@@ -91,24 +91,24 @@ class IdempotentCommit(GroupCommit):
             for request in new:
                 if request.has_failed:
                     continue
-                answer = _answer(request)
+                pending = _pending_response(request)
                 try:
-                    answer.response = answer.make(request.results())
+                    pending.response = pending.make(request.results())
                 except Exception as problem:
                     request.fail(problem)
                 else:
-                    served.append((answer.once, answer.response))
+                    served.append((pending.once, pending.response))
             if served:
                 await self._database.execute(idempotency.KEEP, idempotency.keep_parameters(served))
-        replayed = [request for request in requests if _answer(request).is_replayed]
+        replayed = [request for request in requests if _pending_response(request).is_replayed]
         await self._count_rates(replayed, REPLAYS, lambda request: 1)
         for request in requests:
             if not request.done.done():
                 request.done.set_result(request.results())
 
     async def _take_keys(self, requests: list[PendingRequest]) -> list[PendingRequest]:
-        """Lock the keys, and answer the requests whose key is being used or was; return the others."""
-        everybody = [_answer(request).once for request in requests]
+        """Lock the keys, settle the requests whose key is being used or was, and return the others."""
+        everybody = [_pending_response(request).once for request in requests]
         rows = await self._database.fetch(idempotency.LOCK, idempotency.lock_parameters(everybody), class_row(Locked))
         for row in rows:
             if not row.is_locked:
@@ -116,7 +116,7 @@ class IdempotentCommit(GroupCommit):
         taken = [request for request in requests if not request.done.done()]
         if not taken:
             return []
-        find = idempotency.find_parameters([_answer(request).once for request in taken])
+        find = idempotency.find_parameters([_pending_response(request).once for request in taken])
         found = {row.number: row for row in await self._database.fetch(idempotency.FIND, find, class_row(Found))}
         for number, kept in found.items():
             _replay(taken[number], kept)
@@ -126,18 +126,18 @@ class IdempotentCommit(GroupCommit):
         return await self._insert(items)  # a transaction that failed can't go on: `_commit_or_isolate` begins others
 
 
-def _answer(request: PendingRequest) -> Answer:
-    if not isinstance(request.answer, Answer):
+def _pending_response(request: PendingRequest) -> PendingResponse:
+    if not isinstance(request.pending_response, PendingResponse):
         raise TypeError("requests without a key go to GroupCommit")
-    return request.answer
+    return request.pending_response
 
 
 def _replay(request: PendingRequest, found: Found) -> None:
-    answer = _answer(request)
+    pending = _pending_response(request)
     if not found.is_permitted:
         request.fail(KeyChanged())
         return
     try:
-        answer.response, answer.is_replayed = found.replay(answer.once), True
+        pending.response, pending.is_replayed = found.replay(pending.once), True
     except Exception as problem:
         request.fail(problem)

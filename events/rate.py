@@ -53,7 +53,7 @@ def count(caller: Caller, events: int, memo: MutableMapping[str, Any]) -> RateLi
 
 
 def count_replay(caller: Caller) -> RateLimitDecision | None:
-    """Count a request that is answered as the first time, and return how the caller stands; None if there is no limit.
+    """Count a request that gets an earlier response again, and return how the caller stands; None if there is no limit.
 
     Raises Problem 429 over the limit.
     """

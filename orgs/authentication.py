@@ -13,7 +13,7 @@ from core.problems import Problem
 from core.ratelimits import RateLimitDecision
 from orgs.failed_authentications import POLICY, failed_authentications
 from orgs.keys import Caller, authenticate
-from orgs.known_keys import known_keys
+from orgs.verified_keys import verified_keys
 
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="triggers"'}
 
@@ -41,7 +41,7 @@ def authenticate_key(key: str, address: str) -> Caller:
     caller = authenticate(key)
     if caller is None:
         raise _refusal(address, "invalid_api_key", "The API key is not valid.")
-    known_keys.add(key)
+    verified_keys.add(key)
     return caller
 
 

@@ -16,7 +16,7 @@ from django.conf import settings
 
 from core.client_address import client_network
 from core.ratelimits import RateLimitDecision, hit
-from orgs.known_keys import known_keys
+from orgs.verified_keys import verified_keys
 
 POLICY = "auth-failures"
 MOST_ADDRESSES = 10_000
@@ -48,7 +48,7 @@ class FailedAuthentications:
         """Return the refusal of an address over its limit whose key is not to be looked up now, else None."""
         with self._lock:
             ends_at = self._blocked.get(client_network(address)) if self._blocked.currsize else None
-        if ends_at is None or key in known_keys or self._may_look_up():
+        if ends_at is None or key in verified_keys or self._may_look_up():
             return None
         return RateLimitDecision(
             False, settings.AUTH_FAILURES_PER_MINUTE, 0, max(1, math.ceil(ends_at - time.monotonic()))

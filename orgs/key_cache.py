@@ -9,7 +9,7 @@ from __future__ import annotations
 from cachetools import TTLCache
 
 from orgs.keys import Caller
-from orgs.known_keys import digest
+from orgs.verified_keys import digest
 
 MOST_CALLERS = 10_000
 # After this the key is looked up again, which also keeps its `last_used_at` current.

@@ -6,14 +6,14 @@ from webhooks.destinations.outcome import Failure
 
 STATES = {
     "active": "Webhooks are being sent.",
-    "failing": "The last attempt failed. We try again by ourselves, later and later.",
-    "paused": "Too many attempts failed in a row, so we only try now and then. Nothing is lost: what waits is sent as "
-    "soon as your endpoint answers.",
+    "failing": "The last attempt failed. We try again automatically, after longer and longer delays.",
+    "paused": "Too many attempts failed in a row, so we only try now and then. Nothing is lost: what is waiting is "
+    "sent as soon as your endpoint responds.",
     "disabled": "Nothing is sent. New webhooks are held and sent once you enable the endpoint.",
 }
 DELIVERY_STATES = {
-    "pending": "It waits for its first attempt.",
-    "retrying": "An attempt failed; the next one is planned.",
+    "pending": "It is waiting for its first attempt.",
+    "retrying": "An attempt failed; the next one is scheduled.",
     "delivering": "It is being sent right now.",
     "delivered": "Your endpoint accepted it.",
     "failed": "All attempts have failed. It is only sent again if you retry it, with its endpoint enabled.",
@@ -33,23 +33,23 @@ INBOX_STATES = {
 _BY_FAILURE = {
     Failure.REDIRECT: ("redirect", "Your endpoint redirects elsewhere, which we don't follow. Enter the final URL."),
     Failure.TIMEOUT: (
-        "timeout", "Your endpoint took too long. Answer with a 200 first, and do the work afterwards.",
+        "timeout", "Your endpoint took too long. Return a 200 first, and do the work afterward.",
     ),
-    Failure.DNS_FAILED: ("connection", "The host name in the URL doesn't exist, or its name server doesn't answer."),
-    Failure.CONNECTION_REFUSED: ("connection", "Nothing listens at this address and port. Is your server running?"),
-    Failure.CONNECTION_FAILED: ("connection", "Your server can't be reached. Look at its firewall and its address."),
-    Failure.CONNECTION_LOST: ("connection", "Your server closed the connection before it answered."),
+    Failure.DNS_FAILED: ("connection", "The host name in the URL doesn't exist, or its name server doesn't respond."),
+    Failure.CONNECTION_REFUSED: ("connection", "Nothing is listening at this address and port. Is your server up?"),
+    Failure.CONNECTION_FAILED: ("connection", "Your server can't be reached. Check its firewall and its address."),
+    Failure.CONNECTION_LOST: ("connection", "Your server closed the connection before it sent a response."),
     Failure.TLS_FAILED: ("tls", "The certificate isn't valid for this host name, or its chain is incomplete."),
-    Failure.INVALID_RESPONSE: ("connection", "What answered isn't a web server. Is the port right?"),
-    Failure.ADDRESS_NOT_ALLOWED: ("address", "The host name leads to an address that webhooks may not be sent to."),
+    Failure.INVALID_RESPONSE: ("connection", "What responded isn't a web server. Is the port correct?"),
+    Failure.ADDRESS_NOT_ALLOWED: ("address", "The host name resolves to an address that webhooks can't be sent to."),
     Failure.OAUTH_FAILED: (
-        "oauth", "We got no access token for your endpoint. Look at its authorization server, and at the client id and "
-        "secret for that.",
+        "oauth", "We couldn't get an access token for your endpoint. Check its authorization server, the client id, "
+        "and the client secret.",
     ),
-    Failure.PAYLOAD_ERASED: ("erased", "What the event said was erased, so there is nothing to send any more."),
-    Failure.PROXY_FAILED: ("ours", "This is our side's fault. We try again by ourselves."),
-    Failure.INTERNAL_ERROR: ("ours", "This is our side's fault. We try again by ourselves."),
-    Failure.WORKER_LOST: ("ours", "This is our side's fault. We try again by ourselves."),
+    Failure.PAYLOAD_ERASED: ("erased", "The event's payload was erased, so there is nothing left to send."),
+    Failure.PROXY_FAILED: ("ours", "The problem is on our side. We try again automatically."),
+    Failure.INTERNAL_ERROR: ("ours", "The problem is on our side. We try again automatically."),
+    Failure.WORKER_LOST: ("ours", "The problem is on our side. We try again automatically."),
     Failure.TRANSFORM_FAILED: ("transform", "The endpoint's expression doesn't fit this event. Change the expression."),
 }  # fmt: skip
 
@@ -69,15 +69,15 @@ def advice(error: str, status_code: int | None) -> tuple[str, str]:
 def _for_status(status: int) -> tuple[str, str]:
     if status in {401, 403}:
         return "401", (
-            "Your endpoint wants a log-in. Exempt its path from authentication and check the signature instead, or add "
-            "the header that it wants to the endpoint."
+            "Your endpoint requires authentication. Exempt its path from that and check the signature instead, or add "
+            "the header that it requires to the endpoint."
         )
     if status in {404, 405}:
-        return "404", "There is no page for POST requests at this URL. Check the path for typing mistakes."
+        return "404", "Nothing accepts POST requests at this URL. Check the path for typos."
     if status == 410:
         return "410", "Your endpoint said that it is gone, so it was disabled. Correct the URL and enable it."
     if status == 429:
-        return "429", "Your endpoint gets more than it wants. Give it a rate limit under “Advanced”."
+        return "429", "Your endpoint gets more requests than it accepts. Set a rate limit under “Advanced”."
     if status >= 500:
         return "5xx", "Your code failed. The response's body and your own logs at this time say why."
-    return "4xx", "Your endpoint didn't like the request. The response's body may say why."
+    return "4xx", "Your endpoint rejected the request. The body of its response may say why."

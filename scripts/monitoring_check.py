@@ -89,6 +89,10 @@ def _config(port: int) -> str:
 
 
 def _look(stack: Stack, url: str) -> int:
+    """Make traffic until every query returns data, look at the rules, and stop a worker until its alert is pending.
+
+    Returns the exit status.
+    """
     organization = stack.make_organization("Acme")
     key = stack.make_key(organization)
     queries = _queries()

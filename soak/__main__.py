@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import traceback
@@ -12,6 +11,7 @@ from pathlib import Path
 from devstack.errors import DevstackError
 from devstack.processes import ROOT
 from devstack.stack import Stack, forget_settings_of_the_shell, stop_on_signals
+from soak.result import conclude, write
 
 # Short leases keep rounds short: what a killed worker held is taken back after six seconds.
 SETTINGS = {
@@ -79,15 +79,12 @@ def main() -> int:
         stack.stop()
     result = outcome.as_json()
     path = options.home / "soak.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write(result, path)
     print()
     for name, value in result.items():
         if name not in {"table", "violations"}:
             print(f"{name.replace('_', ' '):<32} {value}")
-    for violation in outcome.report.violations:
-        print(f"\nBROKEN  {violation}")
-    print(f"\n{'A promise was broken' if outcome.report.violations else 'Every promise was kept'}; {path}")
-    return 1 if outcome.report.violations else 0
+    return conclude(outcome.report.violations, path)
 
 
 if __name__ == "__main__":

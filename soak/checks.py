@@ -151,7 +151,7 @@ def _check_received(
 
 def _check_rows(stack: Stack, organizations: dict[str, list[str]], report: Report) -> None:
     """Check that nothing is left in between, and that the queues count right."""
-    report.deliveries = int(stack.sql("SELECT count(*) FROM webhooks_delivery")[0][0])
+    report.deliveries = int(stack.value("SELECT count(*) FROM webhooks_delivery"))
     delivering = stack.sql("SELECT id::text FROM webhooks_delivery WHERE status = 'delivering'")
     report.stuck = len(delivering)
     report.broke("stuck in delivering", delivering)
@@ -179,10 +179,14 @@ def _check_rows(stack: Stack, organizations: dict[str, list[str]], report: Repor
 def _check_attempts(
     stack: Stack, taken: list[Received], paths: dict[str, str], in_flight: set[Row], report: Report
 ) -> None:
-    """Check that attempts are recorded, and that only what was in flight at a kill came twice."""
-    report.attempts = int(stack.sql("SELECT count(*) FROM webhooks_deliveryattempt")[0][0])
+    """Check that attempts are recorded, and that only what was in flight at a kill came twice.
+
+    First what the database says of itself: attempts are numbered, and a delivered one has a success.  Then for each
+    delivery, how often the endpoint was asked is compared with how many attempts were recorded.
+    """
+    report.attempts = int(stack.value("SELECT count(*) FROM webhooks_deliveryattempt"))
     report.attempts_lost_with_the_worker = int(
-        stack.sql("SELECT count(*) FROM webhooks_deliveryattempt WHERE error = 'worker_lost'")[0][0]
+        stack.value("SELECT count(*) FROM webhooks_deliveryattempt WHERE error = 'worker_lost'")
     )
     report.broke(
         "delivery whose attempts aren't numbered 1 to attempt_count",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import subprocess
 import sys
 import tarfile
@@ -28,6 +27,7 @@ from devstack.sockets import free_port
 from devstack.stack import Stack, forget_settings_of_the_shell, stop_on_signals
 from devstack.waiting import wait_until
 from soak.__main__ import SETTINGS
+from soak.result import conclude, write
 
 if TYPE_CHECKING:
     from soak.checks import Report
@@ -269,15 +269,12 @@ def main() -> int:
         **dataclasses.asdict(report),
     }
     path = options.home / "upgrade.json"
-    path.write_text(json.dumps(result, indent=2) + "\n")
+    write(result, path)
     print(
         f"\n{report.accepted} events accepted, {report.received} webhooks received, {report.consumed} fetched from the"
         f" inbox, {report.lost} lost, {report.duplicates} received twice; responses to POST: {upgrade.responses}"
     )
-    for violation in report.violations:
-        print(f"\nBROKEN  {violation}")
-    print(f"\n{'A promise was broken' if report.violations else 'Every promise was kept'}; {path}")
-    return 1 if report.violations else 0
+    return conclude(report.violations, path)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from devstack.stack import Stack
 from events import backlog
 from orgs.failed_authentications import failed_authentications
 from orgs.keys import create_api_key
-from orgs.known_keys import known_keys
 from orgs.models import Organization
+from orgs.verified_keys import verified_keys
 from tests import flush
 from tests.servers import HOME
 from tests.system import Account, open_account
@@ -57,7 +57,7 @@ def _clean_slate() -> None:
     get_redis_connection("default").flushall()
     core_redis.breaker.reset()
     ratelimits.reset()
-    known_keys.reset()
+    verified_keys.reset()
     failed_authentications.reset()
     backlog.estimate.reset()
 

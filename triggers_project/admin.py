@@ -20,10 +20,15 @@ from console.confirmation import Question, ReasonForm, answer, question_page, re
 from console.filters import OrganizationFilter
 from console.formatting import object_link
 from console.model_admin import ReadOnlyAdmin
+from console.pages import audit_log, organizations
 from core.ids import parse_id
 from portal import sessions
 from portal.models import PortalSession
 from webhooks.display.formatting import badge, format_time, short, short_id, table
+
+# The console's pages lead to the portal's.
+audit_log.PAGES["portal"] = "portal_portalsession"
+organizations.RELATED.append(("portal_portalsession", "portal sessions", {}))
 
 SHOWN_ROWS = 20
 OPEN, UNOPENED, ENDED, EXPIRED = "open", "not opened yet", "ended", "expired"

@@ -38,6 +38,7 @@ log = structlog.get_logger()
 COUNT_TO = 5_000
 # Of what a narrow index counts: ten times as many for the same time.
 COUNT_MORE_TO = 100_000
+_MOST = f"Counted up to {COUNT_TO}."
 # The codes of `events.backlog`.
 BACKLOG_CODES = ("backlog_full", "event_backlog_full", "delivery_backlog_full")
 # How long figures are used again, and how long a page waits for new ones before it says that the database is down.
@@ -62,12 +63,15 @@ def _gauges(name: str, help: str, label: str, values: dict[str, int]) -> Metric:
 
 def _read_database() -> list[Metric]:
     """Return the figures of the whole installation that stand in the database."""
-    most = f"Counted up to {COUNT_TO}."
+    figures = [*_of_events(), *_of_deliveries(), *_of_inboxes(), *_of_certificates()]
+    if (age := stats.sweep_age_seconds()) is not None:
+        figures.append(_gauge("triggers_sweep_age_seconds", "How long ago a worker's last sweep ended.", age))
+    return figures
+
+
+def _of_events() -> list[Metric]:
     waiting = waiting_events(COUNT_MORE_TO)
-    due, paused = stats.waiting_deliveries(COUNT_TO)
-    in_inboxes, unfetched_seconds = stats.inbox_events(COUNT_TO)
-    first_end, ending = stats.client_certificates(CERTIFICATE_DAYS)
-    figures = [
+    return [
         _gauge(
             "triggers_events_waiting",
             f"Accepted events that wait for their fan-out. Counted up to {COUNT_MORE_TO}.",
@@ -79,7 +83,13 @@ def _read_database() -> list[Metric]:
             oldest_waiting_seconds() if waiting else 0.0,
         ),
         _gauge("triggers_events_in_fan_out", "Events that running fan-outs hold.", stats.events_in_fan_out()),
-        _gauge("triggers_deliveries_due", f"Deliveries that only a free worker is missing for. {most}", due),
+    ]
+
+
+def _of_deliveries() -> list[Metric]:
+    due, paused = stats.waiting_deliveries(COUNT_TO)
+    return [
+        _gauge("triggers_deliveries_due", f"Deliveries that only a free worker is missing for. {_MOST}", due),
         _gauge(
             "triggers_deliveries_oldest_due_seconds",
             "How long the delivery that is due longest could have been sent.",
@@ -88,7 +98,7 @@ def _read_database() -> list[Metric]:
         _gauge("triggers_deliveries_in_flight", "Deliveries that workers have claimed.", stats.deliveries_in_flight()),
         _gauges(
             "triggers_deliveries_paused",
-            f"Deliveries whose time has come and that can't be sent now, by reason. {most}",
+            f"Deliveries whose time has come and that can't be sent now, by reason. {_MOST}",
             "reason",
             paused,
         ),
@@ -98,9 +108,15 @@ def _read_database() -> list[Metric]:
             "state",
             stats.breaker_states(COUNT_MORE_TO),
         ),
+    ]
+
+
+def _of_inboxes() -> list[Metric]:
+    in_inboxes, unfetched_seconds = stats.inbox_events(COUNT_TO)
+    return [
         _gauges(
             "triggers_inbox_events",
-            f"Events of inboxes that wait to be fetched, and those that are leased. {most}",
+            f"Events of inboxes that wait to be fetched, and those that are leased. {_MOST}",
             "state",
             in_inboxes,
         ),
@@ -109,22 +125,25 @@ def _read_database() -> list[Metric]:
             "How long the event that waits longest in an inbox could have been fetched.",
             unfetched_seconds,
         ),
+    ]
+
+
+def _of_certificates() -> list[Metric]:
+    first_end, ending = stats.client_certificates(CERTIFICATE_DAYS)
+    first = GaugeMetricFamily(
+        "triggers_client_certificate_end_timestamp_seconds",
+        "When the first client certificate of an active subscription ends.",
+    )
+    if first_end is not None:
+        first.add_metric([], first_end)
+    return [
         _gauge(
             "triggers_client_certificates_ending",
             f"Active subscriptions whose client certificate ends within {CERTIFICATE_DAYS} days, or has ended.",
             ending,
         ),
+        first,
     ]
-    certificates = GaugeMetricFamily(
-        "triggers_client_certificate_end_timestamp_seconds",
-        "When the first client certificate of an active subscription ends.",
-    )
-    if first_end is not None:
-        certificates.add_metric([], first_end)
-    figures.append(certificates)
-    if (age := stats.sweep_age_seconds()) is not None:
-        figures.append(_gauge("triggers_sweep_age_seconds", "How long ago a worker's last sweep ended.", age))
-    return figures
 
 
 class Figures:

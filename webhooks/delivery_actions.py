@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from django.conf import settings
 from django.db.models import Case, F, Value, When
@@ -97,20 +98,20 @@ def _apply(
     if action is not DeliveryAction.HOLD and not hold_if_disabled:
         fitting = fitting.filter(subscription__is_active=True)
     # Locked: a worker whose queue isn't among those that were just locked has none of these in hand.
-    chosen = list(
+    chosen: list[Any] = list(
         fitting.select_for_update(of=("self",)).values_list(
-            "id", "subscription_id", "subscription__is_active", "event_id"
+            "id", "subscription_id", "subscription__is_active", "event_id", named=True
         )
     )
     if action in {DeliveryAction.RETRY, DeliveryAction.REPLAY}:  # an attempt could only fail
-        erased = erased_among([row[3] for row in chosen])
-        chosen = [row for row in chosen if row[3] not in erased]
-    to_send = [row[0] for row in chosen if row[2] or action is DeliveryAction.HOLD]
-    to_hold = [row[0] for row in chosen if not row[2] and action is not DeliveryAction.HOLD]
+        erased = erased_among([row.event_id for row in chosen])
+        chosen = [row for row in chosen if row.event_id not in erased]
+    to_send = [row.id for row in chosen if row.subscription__is_active or action is DeliveryAction.HOLD]
+    to_hold = [row.id for row in chosen if not row.subscription__is_active and action is not DeliveryAction.HOLD]
     Delivery.objects.filter(id__in=to_send).update(**_changes(action))
     if to_hold:
         Delivery.objects.filter(id__in=to_hold).update(**{**_changes(action), "status": DeliveryStatus.HELD})
-    queues = list({row[1] for row in chosen if row[2]})
+    queues = list({row.subscription_id for row in chosen if row.subscription__is_active})
     if queues and action is not DeliveryAction.HOLD:
         mark_due(queues)
         if action is DeliveryAction.RETRY and probe:

@@ -8,6 +8,7 @@ from typing import Any
 
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Coalesce, Now
+from psycopg.rows import scalar_row
 
 from core.db import server_cursor
 from core.query import newest
@@ -102,11 +103,11 @@ class EventDeliveries:
             # No retry of it can succeed, so it must not block its key.
             failed = of_event.filter(status=DeliveryStatus.FAILED).exclude(ordering_key=None)
             failed.update(last_error=Failure.PAYLOAD_ERASED.value, last_status_code=None)
-            with server_cursor() as cursor:
+            with server_cursor(scalar_row) as cursor:
                 mark_due(unpark(keyed, cursor))
         return cancelled
 
     def waiting(self, organization_id: uuid.UUID, most: int) -> int:
-        with server_cursor() as cursor:
-            row = cursor.execute(_COUNT_WAITING, {"organization": organization_id, "most": most}).fetchone()
-        return int(row[0]) if row else 0
+        with server_cursor(scalar_row) as cursor:
+            number = cursor.execute(_COUNT_WAITING, {"organization": organization_id, "most": most}).fetchone()
+        return number or 0

@@ -115,7 +115,7 @@ def _add_accepted(subscription: Subscription) -> None:
     locked = waiting.order_by("created_at", "id").select_for_update(no_key=True, skip_locked=True, of=("self",))
     rows = list(locked.values_list("id", "type", "channels")[:ACCEPTED_AT_ONCE])
     deliveries = NewDeliveries()
-    types = {row[0]: row[1] for row in rows}
+    types = {event_id: event_type for event_id, event_type, _ in rows}
     for event_id in wanted_events(subscription, rows):
         deliveries.add(
             subscription.organization_id, event_id, [subscription.pk], DeliveryStatus.PENDING,

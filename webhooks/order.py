@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 
 import psycopg
 import structlog
+from psycopg.rows import scalar_row
 
 from core.arrays import plain_array, text_array
 from core.db import in_transaction, server_cursor
@@ -122,7 +123,7 @@ def park(queues: Sequence[uuid.UUID], blocks: Sequence[bool], cursor: psycopg.Cu
     cursor.execute(_PARK, {"queues": list(queues), "blocks": list(blocks), "until": PARKED_UNTIL})
 
 
-def unpark(keys: Iterable[tuple[uuid.UUID, str]], cursor: psycopg.Cursor[tuple[uuid.UUID]]) -> set[uuid.UUID]:
+def unpark(keys: Iterable[tuple[uuid.UUID, str]], cursor: psycopg.Cursor[uuid.UUID]) -> set[uuid.UUID]:
     """Let the first unfinished delivery of each subscription and key be due, if it was parked.
 
     The queues are locked; returns those that have such a delivery, for `mark_due`.
@@ -133,7 +134,7 @@ def unpark(keys: Iterable[tuple[uuid.UUID, str]], cursor: psycopg.Cursor[tuple[u
         "keys": text_array(key for _, key in pairs),
         "parked": PARKED_FROM,
     }
-    return {row[0] for row in cursor.execute(_UNPARK, parameters).fetchall()}
+    return set(cursor.execute(_UNPARK, parameters).fetchall())
 
 
 def unpark_forgotten(subscription_id: uuid.UUID) -> int:
@@ -152,21 +153,20 @@ def unpark_forgotten(subscription_id: uuid.UUID) -> int:
 
 def _find_forgotten(subscription_id: uuid.UUID, after: str) -> tuple[list[str], str | None]:
     """Return which of the next keys behind `after` were forgotten, and the last one looked at, None at the end."""
-    with server_cursor() as cursor:
-        rows = cursor.execute(_WAITING_KEYS, {"queue": subscription_id, "after": after}).fetchall()
-        keys = [row[0] for row in rows]
+    with server_cursor(scalar_row) as cursor:
+        keys = cursor.execute(_WAITING_KEYS, {"queue": subscription_id, "after": after}).fetchall()
         return _forgotten(subscription_id, keys, cursor), keys[-1] if len(keys) >= KEYS_AT_A_TIME else None
 
 
-def _forgotten(subscription_id: uuid.UUID, keys: Sequence[str], cursor: psycopg.Cursor[tuple[str]]) -> list[str]:
+def _forgotten(subscription_id: uuid.UUID, keys: Sequence[str], cursor: psycopg.Cursor[str]) -> list[str]:
     if not keys:
         return []
     parameters = {"queue": subscription_id, "keys": text_array(keys), "parked": PARKED_FROM}
-    return [row[0] for row in cursor.execute(_FIND_FORGOTTEN, parameters).fetchall()]
+    return cursor.execute(_FIND_FORGOTTEN, parameters).fetchall()
 
 
 def _unpark_forgotten(subscription_id: uuid.UUID, keys: Sequence[str]) -> int:
-    with server_cursor() as cursor:
+    with server_cursor(scalar_row) as cursor:
         lock_queues([subscription_id])
         forgotten = _forgotten(subscription_id, keys, cursor)
         mark_due(unpark([(subscription_id, key) for key in forgotten], cursor))

@@ -47,8 +47,8 @@ register(
     ProblemType(
         "too_many_secrets",
         409,
-        "Ten secrets sign beside the current one; remove one of them, or wait until one ends.",
-        "10 secrets sign beside the current one. Remove one of them first.",
+        "Ten secrets sign in addition to the current one; remove one of them, or wait until one expires.",
+        "10 secrets sign in addition to the current one. Remove one of them first.",
     ),
     ProblemType(
         "secret_exists",

@@ -174,14 +174,14 @@ def attempt_columns(
                 latency = (result.started_at - delivery.event_created_at.timestamp()) * 1000 + duration_ms
                 tally.latencies[bisect_left(BOUNDS_MS, latency)] += 1
     return {
-        "organizations": [row[0] for row in rows],
-        "subscriptions": [row[1] for row in rows],
-        "outcomes": [row[2] for row in rows],
-        "attempts": [row[3].attempts for row in rows],
-        "settled": [row[3].settled for row in rows],
-        "duration_ms": [row[3].duration_ms for row in rows],
-        "durations": [_array(row[3].durations) for row in rows],
-        "latencies": [_array(row[3].latencies) for row in rows],
+        "organizations": [organization_id for organization_id, _, _, _ in rows],
+        "subscriptions": [subscription_id for _, subscription_id, _, _ in rows],
+        "outcomes": [outcome for _, _, outcome, _ in rows],
+        "attempts": [tally.attempts for _, _, _, tally in rows],
+        "settled": [tally.settled for _, _, _, tally in rows],
+        "duration_ms": [tally.duration_ms for _, _, _, tally in rows],
+        "durations": [_array(tally.durations) for _, _, _, tally in rows],
+        "latencies": [_array(tally.latencies) for _, _, _, tally in rows],
     }
 
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from django.conf import settings
+from psycopg.rows import scalar_row
 
 from core.db import server_cursor
 from webhooks.routing.fan_out import FAN_OUT_LOCK
@@ -137,9 +138,9 @@ SELECT greatest(0, extract(epoch FROM clock_timestamp() - expires_at)) FROM webh
 
 
 def _one(statement: str, parameters: dict[str, Any] | None = None) -> float | None:
-    with server_cursor() as cursor:
-        row = cursor.execute(statement, parameters).fetchone()
-    return float(row[0]) if row and row[0] is not None else None
+    with server_cursor(scalar_row) as cursor:
+        number = cursor.execute(statement, parameters).fetchone()
+    return None if number is None else float(number)
 
 
 def _parameters(most: int = 0) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def backlog(stack: BenchStack) -> list[Figure]:
             time.sleep(BACKLOG_SECONDS)
             api_beside = percentile(send(load).latencies, 0.95)
             _wait_until_sent(stack, "/ok/quiet")
-            left = stack.sql("SELECT count(*) FROM webhooks_delivery WHERE status = 'pending'")[0][0]
+            left = stack.value("SELECT count(*) FROM webhooks_delivery WHERE status = 'pending'")
             beside = percentile(stack.arrival_times(receiver.take(), "/ok/quiet"), 0.95)
         found += [
             Figure(name, f"accept to received p95, alone ({label})", alone, "ms"),

@@ -30,9 +30,9 @@ def fanout(stack: BenchStack) -> list[Figure]:
         )[0]
         label = f"{subscriptions} subscription{'s' if subscriptions > 1 else ''}"
         # The first batch was made before its time was taken, so it isn't counted.
-        first = stack.sql(
+        first = stack.value(
             "SELECT count(*) FROM webhooks_delivery WHERE created_at = (SELECT min(created_at) FROM webhooks_delivery)"
-        )[0][0]
+        )
         found += [
             Figure("fanout", f"deliveries made, {label}", (made - first) / float(seconds), "/s", ">= 15000"),
             Figure("fanout", f"missing, {label}", events * subscriptions - made, "deliveries", "= 0"),

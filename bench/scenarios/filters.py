@@ -47,7 +47,7 @@ def _rate(stack: BenchStack, wanted: Sequence[dict[str, Any] | None], events: in
     with stack.running_worker(DISABLE_WEBHOOK_DELIVERY="true"):
         stack.wake_fan_out()
         stack.wait_until("SELECT NOT EXISTS (SELECT 1 FROM events_event WHERE status = 'accepted')")
-    made = stack.sql("SELECT count(*) FROM webhooks_delivery")[0][0]
+    made = stack.value("SELECT count(*) FROM webhooks_delivery")
     if made != events * each:
         raise RuntimeError(f"{made} deliveries were made instead of {events * each}")
     # Without the round that was the first to end: when it began isn't known.

@@ -47,8 +47,8 @@ def inbox(stack: BenchStack) -> list[Figure]:
         stack.subscribe(pusher, receiver.url("/ok/push"), ["push.event"])
         _fill(stack, reader, inbox_id)
         alone = _consume(stack.url, reader, threading.Event())
-        twice = stack.sql("SELECT count(*) FROM webhooks_delivery WHERE subscription_id = %s AND attempt_count <> 1",
-                          (inbox_id,))[0][0]  # fmt: skip
+        twice = stack.value("SELECT count(*) FROM webhooks_delivery WHERE subscription_id = %s AND attempt_count <> 1",
+                          (inbox_id,))  # fmt: skip
         _push(stack, pusher, WARM_UP)
         receiver.take()
         _push(stack, pusher, int(PUSH_RATE * PUSH_SECONDS))

@@ -24,7 +24,7 @@ def single(stack: BenchStack) -> list[Figure]:
         cpu = cpu_seconds(web.pid) - before
         once = send(Load(stack.url, tenant.key, SINGLE_REQUESTS // 3, CONNECTIONS, with_dedup_id=True))
         stack.wait_until_delivered()
-        stored = stack.sql("SELECT count(*) FROM events_event")[0][0]
+        stored = stack.value("SELECT count(*) FROM events_event")
     surplus = stored - WARM_UP - plain.statuses[202] - once.statuses[202]
     name = "single"
     return [

@@ -38,9 +38,9 @@ def wal(stack: BenchStack) -> list[Figure]:
             single, kinds = _bytes(stack, tenant, SINGLE_REQUESTS, 0)
             batches, _ = _bytes(stack, tenant, BATCH_REQUESTS, EVENTS_A_BATCH)
         with_images, _ = _bytes(stack, tenant, SINGLE_REQUESTS, 0)
-        events = stack.sql("SELECT count(*) FROM events_event")[0][0]
+        events = stack.value("SELECT count(*) FROM events_event")
         stack.sql("SELECT pg_stat_force_next_flush()")
-        hot_share = float(stack.sql(_HOT_SHARE)[0][0])
+        hot_share = float(stack.value(_HOT_SHARE))
         table_size, index_size = stack.sql(_SIZES)[0]
         start = _position(stack)
         stack.sql("VACUUM events_event, webhooks_delivery, webhooks_deliveryattempt")
@@ -64,12 +64,12 @@ def _bytes(stack: BenchStack, tenant: Tenant, requests: int, batch: int) -> tupl
     """Send events until all are delivered; return the WAL's bytes per event, all and by what was written."""
     stack.sql("CHECKPOINT")
     stack.sql("CREATE EXTENSION IF NOT EXISTS pg_walinspect")
-    start = stack.sql("SELECT pg_current_wal_insert_lsn()")[0][0]
+    start = stack.value("SELECT pg_current_wal_insert_lsn()")
     sent = send(Load(stack.url, tenant.key, requests, CONNECTIONS, batch=batch))
     stack.wait_until_delivered()
     stack.wait_until("SELECT NOT EXISTS (SELECT FROM webhooks_delivery WHERE status <> 'delivered')")
     events = sent.statuses[202] * (batch or 1)
-    size = stack.sql("SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", (start,))[0][0]
+    size = stack.value("SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", (start,))
     kinds = stack.sql(
         "SELECT CASE \"resource_manager/record_type\" WHEN 'Heap' THEN 'tables' WHEN 'Heap2' THEN 'tables'"
         " WHEN 'Btree' THEN 'indexes' ELSE 'transactions' END AS kind, sum(combined_size)"
@@ -83,7 +83,7 @@ def _delete_old(stack: BenchStack, tenant: Tenant, subscription: uuid.UUID) -> f
     """Make events of 50 days ago, and return the WAL's bytes per event for deleting them as the workers do."""
     from webhooks.upkeep.retention import Purge
 
-    is_partitioned = stack.sql("SELECT to_regproc('triggers_partitions') IS NOT NULL")[0][0]
+    is_partitioned = stack.value("SELECT to_regproc('triggers_partitions') IS NOT NULL")
     tables = "events_event", "webhooks_delivery", "webhooks_deliveryattempt"
     if is_partitioned:
         for table in tables:
@@ -116,19 +116,19 @@ def _delete_old(stack: BenchStack, tenant: Tenant, subscription: uuid.UUID) -> f
     stack.sql("CHECKPOINT")
     start = _position(stack)
     if is_partitioned:
-        while stack.sql("SELECT suffix FROM triggers_drop_partition(10000)")[0][0]:
+        while stack.value("SELECT suffix FROM triggers_drop_partition(10000)"):
             pass
     else:
         Purge().run()
         stack.sql(f"VACUUM {', '.join(tables)}")
-    left = stack.sql("SELECT count(*) FROM events_event WHERE created_at < now() - interval '40 days'")[0][0]
+    left = stack.value("SELECT count(*) FROM events_event WHERE created_at < now() - interval '40 days'")
     if left:
         raise RuntimeError(f"{left} old events are left")
     return (_position(stack) - start) / OLD_EVENTS
 
 
 def _position(stack: BenchStack) -> float:
-    return float(stack.sql("SELECT pg_current_wal_insert_lsn() - '0/0'")[0][0])
+    return float(stack.value("SELECT pg_current_wal_insert_lsn() - '0/0'"))
 
 
 @contextlib.contextmanager

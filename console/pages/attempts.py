@@ -56,7 +56,10 @@ class AttemptPaginator(BoundedPaginator):
     def keys(self) -> dict[Any, tuple[Any, int]]:
         """Return the delivery and the number of each of the ids."""
         rows: Any = self.object_list
-        return {row[0]: row[1:] for row in rows.values_list("pk", "delivery_id", "number")[:LIST_BOUND]}
+        return {
+            pk: (delivery_id, number)
+            for pk, delivery_id, number in rows.values_list("pk", "delivery_id", "number")[:LIST_BOUND]
+        }
 
     @cached_property
     def ids(self) -> list[Any]:

@@ -28,21 +28,20 @@ SELECT id FROM (
 """
 
 
-# What the first word of an action is about: the admin's page of its target.
-_PAGES = {
+# What the first word of an action is about: the admin's page of its target.  Apps above the console add theirs.
+PAGES = {
     "subscription": "webhooks_subscription",
     "delivery": "webhooks_delivery",
     "key": "orgs_apikey",
     "organization": "orgs_organization",
     "event": "events_event",
     "run": "webhooks_bulkrun",
-    "portal": "portal_portalsession",
 }
 
 
 def _page_of(row: AuditEntry) -> str | None:
     """Return the address of the admin's page of what the entry is about."""
-    model = _PAGES.get(row.action.partition(".")[0])
+    model = PAGES.get(row.action.partition(".")[0])
     if "run" in row.detail:
         model, target = "webhooks_bulkrun", str(row.detail["run"])
     else:

@@ -279,7 +279,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
             if found is not None:
                 query = request.GET.copy()
                 del query["q"]
-                query[found[0]] = str(found[1])
+                name, row_id = found
+                query[name] = str(row_id)
                 return HttpResponseRedirect(f"{request.path}?{query.urlencode()}")
         return super().changelist_view(request, extra_context)
 

@@ -154,10 +154,11 @@ class EventAdmin(ReadOnlyAdmin):
         may_look = request.method == "GET" and "\x00" not in term and self.has_view_permission(request)
         if term and may_look and not self._named(request, term):
             found = search.filter_for(term, events=True)
-            if found is not None and found[0] not in request.GET:
+            name, row_id = found or ("", None)
+            if name and name not in request.GET:
                 query = request.GET.copy()
                 del query["q"]
-                query[found[0]] = str(found[1])
+                query[name] = str(row_id)
                 return HttpResponseRedirect(f"{request.path}?{query.urlencode()}")
         return super().changelist_view(request, extra_context)
 

@@ -139,7 +139,7 @@ class FrontDoor:
         ]
         if not keep_alive:
             headers.append((b"connection", b"close"))
-        # Before the response, as Django's middleware does: whoever has the answer finds the line, and the count.
+        # Before the response, as Django's middleware does: whoever has the response finds the line, and the count.
         count_request(request.scope["method"], route, response.status, seconds)
         log.info(
             "request",

@@ -43,7 +43,6 @@ class _Figures:
         self._figures = figures
 
     def collect(self) -> Iterable[Metric]:
-        """Return them."""
         return self._figures()
 
     def describe(self) -> Iterable[Metric]:

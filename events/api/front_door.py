@@ -37,7 +37,7 @@ from events.api.receipts import (
 )
 from events.cloudevents import MARKS
 from events.group_commit import GroupCommit
-from events.idempotent_commit import Answer, IdempotentCommit
+from events.idempotent_commit import IdempotentCommit, PendingResponse
 from events.ingest import Ingested
 from events.origin import origin_of
 from events.pacing import Pacing
@@ -135,7 +135,7 @@ class EventsDoor:
             try:
                 return await serve(request, caller)
             except Problem as problem:
-                # A request that was served before is answered in the same way even if it would be refused now.
+                # A request that was served before gets the same response even if it would be refused now.
                 once = _once_of(request, caller)
                 if once is None or "offered" in request.memo:  # its body wasn't read, or its key was looked up
                     raise
@@ -149,11 +149,11 @@ class EventsDoor:
         def refuse(_results: Sequence[Ingested]) -> Kept:
             raise problem
 
-        answer = Answer(once, refuse)
-        _, decision = await self.idempotent_commits.accept(caller, [], request.memo, answer=answer)
-        if answer.response is None:
+        pending = PendingResponse(once, refuse)
+        _, decision = await self.idempotent_commits.accept(caller, [], request.memo, pending_response=pending)
+        if pending.response is None:
             raise problem
-        return _replayed(answer.response, decision)
+        return _replayed(pending.response, decision)
 
     async def _store(
         self,
@@ -178,21 +178,21 @@ class EventsDoor:
             await self._require_room(caller, len(events))
             await self._pace(caller)
         origin = origin_of(request.request_id, request.header(b"traceparent"), request.header(b"tracestate"))
-        answer = None if once is None else Answer(once, lambda results: _kept(receive(results)))
-        commits = self.commits if answer is None else self.idempotent_commits
+        pending = None if once is None else PendingResponse(once, lambda results: _kept(receive(results)))
+        commits = self.commits if pending is None else self.idempotent_commits
         with (
             failure_logged(caller.organization_id, events, started),
             traced(origin, route, caller.organization_id, events, started) as origin,
         ):
             request.memo["offered"] = True
             try:
-                results, decision = await commits.accept(caller, events, request.memo, origin, answer)
+                results, decision = await commits.accept(caller, events, request.memo, origin, pending)
             except Problem as problem:
                 if problem.code in _CONFLICTS:
                     count_conflicts(len(events))
                 raise
-        kept = answer.response if answer is not None else None
-        if kept is not None and answer is not None and answer.is_replayed:
+        kept = pending.response if pending is not None else None
+        if kept is not None and pending is not None and pending.is_replayed:
             return _replayed(kept, decision)
         headers = rate.headers(decision)
         count_events(results, invalid)

@@ -22,11 +22,10 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
     target_class = "events.api.serializers.NewEvent"
 
     def get_name(self, auto_schema: Any, direction: Any) -> str:
-        """Return the component's name."""
         return "NewEvent"
 
     def map_serializer(self, auto_schema: Any, direction: Any) -> Schema:
-        """Return the JSON schema of a new event."""
+        """Return the JSON schema of a new event, member by member, with the limits of `events.payload`."""
         return {
             "type": "object",
             "description": "`payload` is taken as another name for `data`.",
@@ -61,7 +60,7 @@ class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-cal
                     "type": ["array", "null"],
                     "maxItems": MAX_CHANNELS,
                     "items": {"type": "string", "pattern": f"^{NAME.pattern}$", "maxLength": MAX_CHARACTERS},
-                    "description": "Names by which subscriptions choose, beside the type: a subscription with "
+                    "description": "Names that subscriptions can select in addition to the type: a subscription with "
                     "`channels` gets the event if they have one in common.",
                 },
             },
@@ -134,7 +133,7 @@ TRACE = [
     )
     for name, text in (
         ("traceparent", "The trace that the events belong to. Each delivery carries it on, with a span id of its own"),
-        ("tracestate", "Passed on beside `traceparent`, at most 512 characters of it"),
+        ("tracestate", "Passed on with `traceparent`, at most 512 characters of it"),
     )
 ]
 

@@ -101,7 +101,7 @@ def log_result(organization_id: uuid.UUID, event: NewEvent, result: Ingested, st
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """How a request is answered.  location: of the event, if it was one."""
+    """The response to a request.  location: of the event, if it was one."""
 
     status: int
     document: dict[str, Any]
@@ -113,7 +113,7 @@ class Receipt:
 
 
 def receipt(result: Ingested) -> Receipt:
-    """Return what answers one event.  Raises Problem 409 for a conflict."""
+    """Return the response to one event.  Raises Problem 409 for a conflict."""
     location = full_path(f"/api/events/{result.event_id}")
     if result.status is IngestStatus.CONFLICT:
         raise Problem(
@@ -128,7 +128,7 @@ def receipt(result: Ingested) -> Receipt:
 
 
 def batch_receipt(items: Sequence[NewEvent | shapes.FieldErrors], results: Sequence[Ingested]) -> Receipt:
-    """Return what answers a batch.
+    """Return the response to a batch.
 
     items: what was sent, in order.  results: what became of the valid ones.
     """
@@ -148,12 +148,12 @@ def validate_only(request: Any) -> bool:
 
 
 def checked() -> dict[str, Any]:
-    """Return what answers an event that is valid and was only to be checked."""
+    """Return the response to an event that is valid and was only to be checked."""
     return {"id": None, "status": shapes.VALID, "message": "Event is valid; nothing was stored"}
 
 
 def checked_batch(items: Sequence[NewEvent | shapes.FieldErrors]) -> dict[str, Any]:
-    """Return what answers a batch that was only to be checked."""
+    """Return the response to a batch that was only to be checked."""
     return {
         "accepted": 0,
         "data": [

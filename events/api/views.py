@@ -120,8 +120,8 @@ def _accept_items(request: Request, route: str, reading: Reading, started: float
         ):
             results = ingest_batch(caller.organization_id, valid, origin)
     after_transaction(lambda: _tell(caller, valid, results, started, len(items) - len(valid)))
-    answer = batch_receipt(items, results)
-    return Response(answer.document, answer.status, headers=rate.headers(decision))
+    made = batch_receipt(items, results)
+    return Response(made.document, made.status, headers=rate.headers(decision))
 
 
 class EventListView(APIView):
@@ -172,7 +172,7 @@ class EventListView(APIView):
     def post(self, request: Request) -> Response:
         """Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event.
 
-        The event may be a CloudEvent 1.0 in structured or binary mode. A batch of CloudEvents is answered as by
+        The event may be a CloudEvent 1.0 in structured or binary mode. A batch of CloudEvents gets the same response as
         `POST /api/events/batch`. The body may be compressed with gzip (`Content-Encoding: gzip`).
         """
         started = time.perf_counter()
@@ -196,8 +196,8 @@ class EventListView(APIView):
         # A conflict is refused, and counts all the same.
         is_conflict = result.status is IngestStatus.CONFLICT
         after_transaction(lambda: _tell(caller, [event], [result], started), even_if_it_fails=is_conflict)
-        answer = receipt(result)
-        return Response(answer.document, answer.status, headers={**answer.headers, **rate.headers(decision)})
+        made = receipt(result)
+        return Response(made.document, made.status, headers={**made.headers, **rate.headers(decision)})
 
     @extend_schema(
         operation_id="listEvents",

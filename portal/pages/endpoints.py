@@ -135,7 +135,7 @@ def _table(series: Any) -> dict[str, Any]:
 
 
 class NewEndpointView(EndpointPage):
-    """Adding an endpoint; the answer shows its secret, once."""
+    """Adding an endpoint; the response shows its secret, once."""
 
     is_only_for_changes = True
 

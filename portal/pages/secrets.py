@@ -1,4 +1,4 @@
-"""Rotating an endpoint's secret; the answer shows the new one, once."""
+"""Rotating an endpoint's secret; the response shows the new one, once."""
 
 from __future__ import annotations
 

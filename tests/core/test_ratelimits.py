@@ -83,6 +83,13 @@ def test_a_window_ends_and_the_next_one_is_whole() -> None:
     assert hit("p", "a", 5000).remaining == 4999
 
 
+def test_a_count_without_an_end_gets_one() -> None:
+    redis = get_redis_connection("default")
+    redis.set(KEY, 3000)
+    assert not hit("p", "a", 3000).allowed
+    assert 0 < redis.pttl(KEY) <= 60_000, "or nobody of the organization would ever pass again"
+
+
 def test_a_rate_that_was_changed_holds_at_once() -> None:
     assert hit("p", "a", 5000).allowed
     assert hit("p", "a", 6000).remaining == 5998

@@ -101,7 +101,10 @@ def test_a_count_that_took_long_is_used_for_many_times_as_long(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_while_one_thread_counts_others_go_on_with_the_figure_there_is(organization: Organization) -> None:
+def test_while_one_thread_counts_others_go_on_with_the_figure_there_is(
+    organization: Organization, settings: Any
+) -> None:
+    settings.MAX_WAITING_EVENTS = 3
     with another_transaction() as other:
         other.execute("LOCK TABLE events_event IN ACCESS EXCLUSIVE MODE")
 
@@ -118,10 +121,14 @@ def test_while_one_thread_counts_others_go_on_with_the_figure_there_is(organizat
                     [other.info.backend_pid],
                 )
                 counting = cursor.fetchone()[0]
+            assert backlog.estimate.add(organization.id, 3) is None
             other.rollback()
             assert counting == 1, "the second thread is at what no other one counts"
 
         in_threads(3, work)
+    refused = backlog.estimate.add(organization.id, 1)
+    assert refused is not None, "what was let in while others counted is in no count, and counts"
+    assert refused.code == "event_backlog_full"
 
 
 def test_what_is_refused_for_one_bound_is_not_counted_against_another(

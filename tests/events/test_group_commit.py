@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from core.problems import Problem
 from events import group_commit
 from events.group_commit import GroupCommit
-from events.idempotent_commit import Answer, IdempotentCommit
+from events.idempotent_commit import IdempotentCommit, PendingResponse
 from events.ingest import Ingested, IngestStatus
 from events.models import DedupKey, Event
 from events.payload import NewEvent
@@ -234,10 +234,10 @@ def test_a_request_that_is_cancelled_while_it_is_stored_keeps_its_answer(organiz
     caller = caller_of(organization)
     once = Once(organization.id, "k", b"f", caller.key_id, "events:write")
 
-    def answer() -> Answer:
-        return Answer(once, lambda results: Kept(202, "", str(results[0].event_id).encode()))
+    def pending() -> PendingResponse:
+        return PendingResponse(once, lambda results: Kept(202, "", str(results[0].event_id).encode()))
 
-    async def offer() -> Answer:
+    async def offer() -> PendingResponse:
         parameters = {**connection.get_connection_params(), "cursor_factory": psycopg.AsyncCursor}
         async with IdempotentCommit() as commits, await psycopg.AsyncConnection.connect(**parameters) as other:
             await other.execute(
@@ -245,15 +245,17 @@ def test_a_request_that_is_cancelled_while_it_is_stored_keeps_its_answer(organiz
                 "VALUES (%s, 'd', gen_random_uuid(), '', now())",
                 (organization.id,),
             )
-            first = asyncio.create_task(commits.accept(caller, [event(1), event(2, "d")], {}, answer=answer()))
+            first = asyncio.create_task(
+                commits.accept(caller, [event(1), event(2, "d")], {}, pending_response=pending())
+            )
             waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND transactionid = pg_current_xact_id()::xid"
             while not await (await other.execute(waits)).fetchone():
                 await asyncio.sleep(0.005)
             first.cancel()
             await asyncio.wait({first})
             await other.rollback()
-            again = answer()
-            await commits.accept(caller, [event(1), event(2, "d")], {}, answer=again)
+            again = pending()
+            await commits.accept(caller, [event(1), event(2, "d")], {}, pending_response=again)
             return again
 
     assert asyncio.run(offer()).is_replayed

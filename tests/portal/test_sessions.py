@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from django.core import signing
-from django.db import connection
+from django.db import connection, transaction
 from django.utils import timezone
 from structlog.testing import capture_logs
 
 from core import ratelimits
+from devstack.waiting import wait_until
 from orgs.keys import create_api_key, revoke
 from orgs.models import ApiKey, AuditEntry, Organization, Scope
 from portal import sessions, web
@@ -214,17 +214,24 @@ def test_links_and_sessions_are_in_no_log(organization: Organization) -> None:
 def test_a_link_that_is_opened_twice_at_the_same_time_opens_once(organization: Organization) -> None:
     url = link_for(organization)
     visitors = [Visitor() for _ in range(6)]
-    ready = threading.Barrier(len(visitors))
 
     def open_it(visitor: Visitor) -> Any:
         try:
-            ready.wait(30)
             return visitor.open(url)
         finally:
             connection.close()
 
+    def everybody_waits() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            return cursor.fetchone() == (len(visitors),)
+
     with ThreadPoolExecutor(len(visitors)) as threads:
-        answers = list(threads.map(open_it, visitors))
+        with transaction.atomic():
+            PortalSession.objects.select_for_update().get()
+            opening = [threads.submit(open_it, visitor) for visitor in visitors]
+            wait_until(everybody_waits, "somebody opens the link without waiting for the others")
+        answers = [one.result() for one in opening]
     assert sorted(answer.status_code for answer in answers) == [302, *[410] * (len(visitors) - 1)]
     for answer in answers:
         if answer.status_code == 410:

@@ -55,6 +55,7 @@ def test_each_failed_probe_doubles_the_pause_up_to_its_bound() -> None:
 def test_a_probe_that_succeeds_closes_the_circuit() -> None:
     open_breaker = EndpointHealth(window=1, consecutive_failures=9, breaker_trips=4)
     assert after_success(open_breaker, POLICY, max_window=256) == FRESH
+    assert after_success(open_breaker, POLICY, max_window=2).window == 2, "not more than the subscription allows"
 
 
 def test_a_threshold_of_zero_never_opens_the_circuit() -> None:

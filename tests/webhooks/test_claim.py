@@ -14,7 +14,7 @@ from webhooks import subscriptions
 from webhooks.destinations.http.endpoint import host_of
 from webhooks.dispatch.allocation import keep_room_for_others, limit_hosts, share_out
 from webhooks.dispatch.claim import QueueFilter, claim
-from webhooks.dispatch.rate_limit import allowed_now, burst
+from webhooks.dispatch.rate_limit import allowed_now, burst, next_allowed_at, reserve
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 
 
@@ -83,6 +83,14 @@ def test_hosts_are_told_apart_by_port_and_not_by_path() -> None:
 @given(st.floats(0.01, 1000), st.floats(0, 100), st.floats(0, 100))
 def test_a_rate_limit_never_allows_more_than_its_burst(rate: float, reserved: float, now: float) -> None:
     assert allowed_now(rate, reserved, now) <= burst(rate) + 1e-6
+
+
+@given(st.floats(0.01, 1000), st.floats(0, 100), st.integers(1, 100))
+def test_a_rate_limit_that_is_used_up_says_when_it_allows_the_next(rate: float, now: float, more: int) -> None:
+    reserved = reserve(rate, now, now, int(burst(rate)) + more)
+    at = next_allowed_at(rate, reserved)
+    assert allowed_now(rate, reserved, at + 1e-6) == 1
+    assert allowed_now(rate, reserved, at - 0.1 / rate) < 1
 
 
 def _accept(organization: Organization, count: int) -> None:

@@ -16,6 +16,7 @@ from tests.webhooks.helpers import subscribe
 from webhooks import delivery_actions, subscriptions
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
+from webhooks.upkeep import held_retention
 from webhooks.upkeep.held_retention import BATCH, HeldRetention, cancel_expired
 from webhooks.upkeep.retention import purge_expired
 from webhooks.upkeep.sweep import PURGE_EVERY_SECONDS, Sweep
@@ -100,6 +101,9 @@ def test_what_is_about_to_be_released_is_left_alone(organization: Organization, 
     Subscription.objects.filter(pk=gone.pk).update(is_active=True, disabled_at=None)
     SubscriptionQueue.objects.filter(pk=gone.pk).update(accepts_deliveries=True, needs_resync=True)
     assert cancel_expired().deliveries == 0
+    with connection.cursor() as cursor:  # also if it was enabled between the two statements
+        cursor.execute(held_retention._CANCEL, [[delivery.pk]])
+        assert cursor.rowcount == 0
     subscriptions.resync(gone.pk)
     assert status_of(delivery) == "pending"
 

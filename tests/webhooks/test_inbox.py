@@ -15,6 +15,7 @@ from django.core.management import call_command
 from django.db import connections, transaction
 from django.db.models import F
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from core.ids import derive_id, new_id
 from devstack.http_receiver import Receiver
@@ -27,6 +28,7 @@ from orgs.models import Organization, Scope
 from tests.conftest import ApiClient
 from tests.webhooks.helpers import fan_out
 from webhooks import inboxes, subscriptions
+from webhooks.destinations.inbox import leases, log
 from webhooks.dispatch.claim import claim
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 from webhooks.routing.fan_out import FanOut
@@ -242,6 +244,9 @@ def test_an_inbox_that_is_disabled_holds_what_comes_and_leases_survive_it(api: A
     refused = api.get("/api/inbox?inbox=orders")
     assert refused.status_code == 409
     assert refused.json()["code"] == "inbox_disabled"
+    # Whoever has looked before it was disabled gets nothing either, whatever its events are like by then.
+    Delivery.objects.filter(event_id=second).update(status="pending", next_attempt_at=Now())
+    assert leases.fetch(uuid.UUID(made["id"]), 10, 30)[1] == []
     api.post(f"/api/subscriptions/{made['id']}/enable")
     assert fetched(api, "inbox=orders") == [second]
     assert api.post("/api/inbox/ack", {"event_ids": [first], "inbox": "orders"}).json()["acknowledged"] == 1
@@ -274,7 +279,12 @@ def test_each_item_of_an_acknowledgement_has_a_result_of_its_own(api: ApiClient,
     assert (result["acknowledged"], result["failed"]) == (2, 4)
     again = api.post("/api/inbox/ack", {"delivery_ids": [got["events"][0]["delivery_id"]]}).json()
     assert (again["acknowledged"], again["results"][0]["status"]) == (1, "already_acknowledged")
-    assert Delivery.objects.get(event_id=foreign).status == "pending"
+    theirs = Delivery.objects.get(event_id=foreign)
+    for verb in ("ack", "nack", "extend"):  # by its own id, which is the same in every inbox
+        body = {"delivery_ids": [str(theirs.pk)], **({"visibility": 60} if verb == "extend" else {})}
+        assert api.post(f"/api/inbox/{verb}", body).json()["results"][0]["status"] == "not_found"
+    columns = ("status", "lease_id", "next_attempt_at", "completed_at")
+    assert Delivery.objects.values(*columns).get(pk=theirs.pk) == {name: getattr(theirs, name) for name in columns}
 
 
 def test_an_acknowledgement_after_the_timeout_counts_unless_another_consumer_has_the_event(api: ApiClient) -> None:
@@ -321,9 +331,22 @@ def test_what_is_given_back_can_be_fetched_at_once_or_after_a_delay(api: ApiClie
     assert api.post("/api/inbox/nack", {"event_ids": [later], "delay": 60}).json()["given_back"] == 1
     assert api.post("/api/inbox/ack", body).json()["results"][0]["status"] == "lease_expired"
     assert api.post("/api/inbox/nack", {"event_ids": [str(new_id())]}).json()["failed"] == 1
+    # It is nobody's now: to give it back once more, or to extend its lease, would delay it for others.
+    for verb, seconds in (("nack", {"delay": 60}), ("extend", {"visibility": 60})):
+        [item] = api.post(f"/api/inbox/{verb}", {"event_ids": [now], **seconds}).json()["results"]
+        assert item["status"] == "lease_expired"
     assert fetched(api) == [now]
     shown = api.get(f"/api/deliveries?event={later}").json()["data"][0]
     assert (shown["status"], shown["last_error"]) == ("retrying", "given_back")
+
+
+def test_what_reached_nobody_counts_as_not_fetched_and_comes_first_again(api: ApiClient) -> None:
+    inbox_id = uuid.UUID(make(api)["id"])
+    first, second = send(api, 1, 2)
+    lease_id, [got] = leases.fetch(inbox_id, 1, 30)
+    leases.take_back(inbox_id, [got.delivery_id], lease_id)
+    _, again = leases.fetch(inbox_id, 2, 30)
+    assert [(str(event.event_id), event.attempt) for event in again] == [(first, 1), (second, 1)]
 
 
 def test_an_extended_lease_ends_later(api: ApiClient) -> None:
@@ -390,6 +413,10 @@ def test_a_cursor_older_than_the_retention_is_gone(api: ApiClient, organization:
     old = api.get("/api/inbox?cursor=&limit=1").json()
     assert api.get(f"/api/inbox?cursor={cursor}").status_code == 200
     # The log moves a place behind everything on with the time, so this one needs something behind it.
+    inbox_id = Subscription.objects.get(kind="inbox").pk
+    hours_ago = log.Place(timezone.now() - datetime.timedelta(hours=3), new_id())
+    moved = log.read(inbox_id, hours_ago, 10).following
+    assert datetime.timedelta(0) <= timezone.now() - log.SLACK - moved.at < datetime.timedelta(minutes=5)
     send(api, 2)
     old = api.get("/api/inbox?cursor=&limit=1").json()
     gone = api.get(f"/api/inbox?cursor={old['next_cursor']}")

@@ -21,7 +21,7 @@ from tests.webhooks.helpers import raw_server, read_request
 from webhooks.destinations.http.auth import Auth, ClientCredentials, seal_auth
 from webhooks.destinations.http.destination import HttpDestination
 from webhooks.destinations.http.endpoint import open_endpoint
-from webhooks.destinations.http.oauth import MAX_ANSWER_BYTES
+from webhooks.destinations.http.oauth import MAX_RESPONSE_BYTES
 from webhooks.destinations.outcome import Failure, Outcome
 from webhooks.outgoing import SingleOutgoing
 
@@ -316,4 +316,4 @@ def test_a_new_token_after_a_401_has_only_what_is_left_of_the_attempt(
 
 
 def test_the_bound_of_an_answer_is_what_the_message_says() -> None:
-    assert MAX_ANSWER_BYTES == 64 * 1024
+    assert MAX_RESPONSE_BYTES == 64 * 1024

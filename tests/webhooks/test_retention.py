@@ -246,6 +246,14 @@ def test_a_deleted_subscription_goes_when_its_last_delivery_has_gone(organizatio
     assert set(Subscription.objects.values_list("pk", flat=True)) == {live.pk, new.pk}
     assert set(SubscriptionQueue.objects.values_list("pk", flat=True)) == {live.pk, new.pk}
     assert BulkRun.objects.count() == 0
+    # One whose last delivery is on the wire stays until that is over.
+    sending = subscribe(organization)
+    subscriptions.delete(sending)
+    Subscription.objects.filter(pk=sending.pk).update(deleted_at=Now() - datetime.timedelta(days=60))
+    SubscriptionQueue.objects.filter(pk=sending.pk).update(in_flight=1)
+    assert purge_expired().subscriptions == 0
+    SubscriptionQueue.objects.filter(pk=sending.pk).update(in_flight=0)
+    assert purge_expired().subscriptions == 1
 
 
 @pytest.mark.django_db

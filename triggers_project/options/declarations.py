@@ -63,7 +63,7 @@ CSRF_TRUSTED_ORIGINS = _process.option(
 CORS_ALLOWED_ORIGINS = _process.option(
     kinds.origins,
     "",
-    "Origins whose pages may use the API, such as `https://tool.example`. Whoever opens one can see its key.",
+    "Origins whose pages may use the API, such as `https://tool.example`. Anybody who opens such a page sees its key.",
 )
 USE_HTTPS = _process.option(
     kinds.boolean,
@@ -449,17 +449,17 @@ _notifications = Section("Notifications")
 NOTIFY_FAILING_AFTER = _notifications.option(
     kinds.duration(0, 86400 * 30),
     "5m",
-    "How long an endpoint has to have failed before that is told; what recovers sooner is never told.",
+    "How long an endpoint has to fail before a notification is sent; if it recovers sooner, none is.",
 )
 NOTIFICATION_INTERVAL = _notifications.option(
     kinds.duration(0, 86400 * 30),
     "1h",
-    "At most one notification of a kind about an endpoint in this time; what happens meanwhile is told together.",
+    "At most one notification of a kind is sent about an endpoint in this time; the rest is reported together.",
 )
 NOTIFY_KEY_EXPIRING_WITHIN = _notifications.option(
     kinds.duration(0, 86400 * 365),
     "7d",
-    "How long before its end an API key is told to expire; 0 means never.",
+    "How long before an API key expires a notification is sent; 0 means never.",
 )
 OPERATOR_EMAILS = _notifications.option(
     kinds.email_addresses,

@@ -137,7 +137,7 @@ class InboxStreamView(APIView):
                 "Last-Event-ID",
                 str,
                 OpenApiParameter.HEADER,
-                description="The `id` of the last event that was received: the stream goes on behind it.",
+                description="The `id` of the last event that was received: the stream continues after it.",
             ),
         ],
         responses={

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import psycopg
@@ -49,7 +49,13 @@ LOOK_AT = 1000
 MOST_WAITING = 2000
 
 Lease = tuple[uuid.UUID, list[FetchedEvent]]
-Line = tuple[uuid.UUID, str | None]
+
+
+class Line(NamedTuple):
+    """Consumers that wait for the same: at one inbox, for a type, a prefix, or anything."""
+
+    inbox_id: uuid.UUID
+    event_type: str | None
 
 
 @dataclass(slots=True, eq=False)
@@ -112,7 +118,7 @@ class WaitingRoom:
         gone: done when the client has gone; what is fetched for it then goes back.
         """
         waiter = _Waiter(caller, inbox, query)
-        line = (inbox.id, query.type)
+        line = Line(inbox.id, query.type)
         with self._place(caller.organization_id):
             self._lines.setdefault(line, deque()).append(waiter)
             self._stir(line)
@@ -219,7 +225,6 @@ class WaitingRoom:
 
     async def _serve_one(self, line: Line, waiter: _Waiter) -> bool:
         """Fetch for a consumer; return whether there was anything.  A failure is its own."""
-        inbox_id = line[0]
         try:
             lease_id, events = await self.run(waiter.caller, partial(requests.fetch, waiter.inbox, waiter.query))
         except asyncio.CancelledError:
@@ -237,7 +242,7 @@ class WaitingRoom:
         if events and waiter.done.done():  # it has gone meanwhile
             ids = [event.delivery_id for event in events]
             with contextlib.suppress(KeyChanged, DatabaseError, psycopg.Error):  # else the lease ends by itself
-                await self.run(waiter.caller, lambda: leases.take_back(inbox_id, ids, lease_id))
+                await self.run(waiter.caller, lambda: leases.take_back(line.inbox_id, ids, lease_id))
         elif events:
             waiter.done.set_result((lease_id, events))
         return bool(events)
@@ -247,7 +252,7 @@ class WaitingRoom:
     def _arrived(self, inbox_ids: set[uuid.UUID] | None) -> None:
         """Something has come into these inboxes, or they are closed; None: perhaps into any."""
         for line in list(self._lines):
-            if inbox_ids is None or line[0] in inbox_ids:
+            if inbox_ids is None or line.inbox_id in inbox_ids:
                 self._stir(line)
         for inbox_id in list(self._listeners) if inbox_ids is None else inbox_ids:
             for arrived in self._listeners.get(inbox_id, ()):
@@ -260,7 +265,7 @@ class WaitingRoom:
     async def _look_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            inboxes = list({line[0] for line in self._lines})
+            inboxes = list({line.inbox_id for line in self._lines})
             for start in range(0, len(inboxes), LOOK_AT):
                 look = partial(leases.with_news, inboxes[start : start + LOOK_AT])
                 try:
@@ -271,5 +276,5 @@ class WaitingRoom:
                     log.warning("inbox_look_failed", error=repr(error)[:300])
                     break
                 for line in list(self._lines):
-                    if line[0] in found:
+                    if line.inbox_id in found:
                         self._stir(line)

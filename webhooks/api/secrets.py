@@ -88,9 +88,9 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
     )
     @idempotent()
     def create(self, request: Request, subscription_id: uuid.UUID) -> Response:
-        """Let another secret sign beside the others, from the next attempt on: a new one, or your own.
+        """Add another secret that signs, from the next attempt on: a new one, or your own.
 
-        Ten can sign beside the current one. Each stops at its `expires_at`, if it has one.
+        Up to ten can sign in addition to the current one. Each stops at its `expires_at`, if it has one.
         """
         subscription = self._endpoint(request, subscription_id)
         serializer = SecretAddSerializer(data=read_object(request))
@@ -100,7 +100,7 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
         try:
             added, secret = signing_secrets.add(subscription, **given, audit=write)
         except signing_secrets.TooManySecrets:
-            text = f"{MAX_PREVIOUS_SECRETS} secrets sign beside the current one. Remove one of them first."
+            text = f"{MAX_PREVIOUS_SECRETS} secrets sign in addition to the current one. Remove one of them first."
             raise Problem("too_many_secrets", text) from None
         except signing_secrets.SecretExists:
             raise Problem("secret_exists", "The subscription has this secret already.") from None

@@ -118,7 +118,7 @@ class SubscriptionChangeSerializer(StrictSerializer):
     ordered_on_failure = serializers.ChoiceField(
         choices=OrderedOnFailure.values,
         required=False,
-        help_text="When a delivery with an ordering key has failed: `skip` goes on with the next one, `block` keeps "
+        help_text="When a delivery with an ordering key has failed: `skip` continues with the next one, `block` keeps "
         "the key waiting until the failed one is retried successfully.",
     )
     description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
@@ -228,7 +228,7 @@ class SecretRotateSerializer(StrictSerializer):
         max_value=30 * 86400,
         required=False,
         default=86400,
-        help_text="How long the old secret keeps signing beside the new one; 0 ends it at once.",
+        help_text="How long the old secret keeps signing along with the new one; 0 ends it at once.",
     )
     end_earlier_secrets = StrictBooleanField(
         required=False,

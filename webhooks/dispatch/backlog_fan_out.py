@@ -39,7 +39,6 @@ class BacklogFanOut:
         self._thread = threading.Thread(target=self._run, name="fan-out", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     def wake(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import msgspec
 import structlog
 from django.conf import settings
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 
 from core.arrays import number_array, plain_array, text_array
 from core.db import KEEP_PLANS, in_transaction, is_transient, pipelined, server_cursor
@@ -268,7 +268,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         server_cursor(class_row(_RecordedAttempt)) as recording,
         server_cursor() as updating,
         server_cursor() as counting,
-        server_cursor() as ordering,
+        server_cursor(scalar_row) as ordering,
         pipelined(),
     ):
         updating.execute(KEEP_PLANS)
@@ -304,6 +304,16 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         counting.execute(ADD_ATTEMPTS, attempt_columns(by_queue, late, failed))
         if failed:
             note(NoticeKind.DELIVERY_FAILED, _notes_of_failed(by_delivery[one] for one in failed), counting)
+    disabled = _disable(queues, by_queue)
+    made_room = any(update.queue.is_full for update in queues.values()) or any(delay == 0 for _, delay in steps)
+    made_room = made_room or bool(following)
+    return disabled, made_room, attempts
+
+
+def _disable(
+    queues: Mapping[uuid.UUID, _QueueUpdate], by_queue: Mapping[uuid.UUID, Sequence[AttemptResult]]
+) -> dict[uuid.UUID, str]:
+    """Disable the subscriptions whose results ask for it; return those that were disabled, with the reasons."""
     disabled = {}
     for key, update in queues.items():
         if update.disable_reason and update.queue.accepts_deliveries:
@@ -311,9 +321,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
                 disabled[key] = update.disable_reason
             else:
                 _go_on(key, by_queue[key])
-    made_room = any(update.queue.is_full for update in queues.values()) or any(delay == 0 for _, delay in steps)
-    made_room = made_room or bool(following)
-    return disabled, made_room, attempts
+    return disabled
 
 
 def _go_on(subscription_id: uuid.UUID, results: Sequence[AttemptResult]) -> None:

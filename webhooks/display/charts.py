@@ -48,7 +48,10 @@ def chart(
     show: Callable[[float], str] = count,
     top: float | None = None,
 ) -> SafeString:
-    """Return a figure with a chart.  show: a value as text.  top: the highest value of the axis, if that is fixed."""
+    """Return a figure with a chart: grid, times, lines, legend, and the strips that show a period's values.
+
+    show: a value as text.  top: the highest value of the axis, if that is fixed.
+    """
     values = [[line.value(period) for period in periods] for line in lines]
     present = [value for column in values for value in column if value is not None]
     highest = top if top is not None else _round_up(max(present, default=0))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import structlog
 from django.conf import settings
+from psycopg.rows import scalar_row
 
 from core.arrays import plain_array, text_array
 from core.db import KEEP_PLANS_WITHOUT_WAITING, in_pipelined_transaction, is_transient, server_cursor
@@ -220,7 +221,7 @@ class FanOut:
         ]
         if not keyed:
             return set()
-        with server_cursor() as cursor:
+        with server_cursor(scalar_row) as cursor:
             parameters = {
                 "ids": plain_array(event.id for event in keyed),
                 "organizations": plain_array(event.organization_id for event in keyed),
@@ -228,7 +229,7 @@ class FanOut:
                 "times": [event.created_at for event in keyed],
                 "chosen": plain_array(event.id for event in chosen),
             }
-            return {row[0] for row in cursor.execute(PUT_OFF, parameters).fetchall()}
+            return set(cursor.execute(PUT_OFF, parameters).fetchall())
 
     def _process_alone(self, event: AcceptedEvent) -> None:
         """Process one event of a failed round in its own transaction; count a failure against it alone."""
@@ -254,9 +255,9 @@ class FanOut:
 
 def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> None:
     reason = f"{type(error).__name__}: {error}".replace("\x00", "")[:MAX_REASON_CHARACTERS]
-    with server_cursor() as cursor:
+    with server_cursor(scalar_row) as cursor:
         cursor.execute(MARK_FAILED, {"id": event.id, "reason": reason, "max_attempts": settings.EVENT_MAX_ATTEMPTS})
-        row = cursor.fetchone()
+        status = cursor.fetchone()
     PROCESSED.inc("error")
     log.error(
         "event_processed",
@@ -264,7 +265,7 @@ def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> No
         event_id=str(event.id),
         organization_id=str(event.organization_id),
         type=event.type,
-        final=bool(row and row[0] == "error"),
+        final=status == "error",
         reason=reason,
         duration_ms=round((time.perf_counter() - started) * 1000, 3),
     )

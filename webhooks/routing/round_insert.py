@@ -80,30 +80,35 @@ class RoundInsert:
         return [Processed(event, new or not self._wanting[event.id]) for event in self.chosen]
 
 
+def _hand_over_places(
+    chosen: Sequence[AcceptedEvent], wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]], hand_over: HandOver
+) -> dict[uuid.UUID, int]:
+    """Return how many deliveries of each subscription are handed over."""
+    all_wanted = [one for event in chosen for one in wanting[event.id]]
+    # A delivery with an ordering key is claimed: only under the lock of its queue is its turn known.
+    in_order = {
+        one.subscription_id
+        for event in chosen
+        if event.ordering_key is not None
+        for one in wanting[event.id]
+        if one.is_ordered
+    }
+    active = Counter(
+        one.subscription_id
+        for one in all_wanted
+        if one.is_active and not one.is_inbox and one.subscription_id not in in_order
+    )
+    others = {one.subscription_id for one in all_wanted} - active.keys()
+    return hand_over.choose(active, others)
+
+
 def _divide(
     chosen: Sequence[AcceptedEvent],
     wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]],
     hand_over: HandOver | None,
 ) -> tuple[NewDeliveries, NewDeliveries]:
     """Return the deliveries of the round: those for claims to find, and those that are handed over."""
-    places: dict[uuid.UUID, int] = {}
-    if hand_over is not None:
-        all_wanted = [one for event in chosen for one in wanting[event.id]]
-        # A delivery with an ordering key is claimed: only under the lock of its queue is its turn known.
-        in_order = {
-            one.subscription_id
-            for event in chosen
-            if event.ordering_key is not None
-            for one in wanting[event.id]
-            if one.is_ordered
-        }
-        active = Counter(
-            one.subscription_id
-            for one in all_wanted
-            if one.is_active and not one.is_inbox and one.subscription_id not in in_order
-        )
-        others = {one.subscription_id for one in all_wanted} - active.keys()
-        places = hand_over.choose(active, others)
+    places = {} if hand_over is None else _hand_over_places(chosen, wanting, hand_over)
     pending, handed_over = NewDeliveries(), NewDeliveries()
     for event in chosen:
         at_once: list[uuid.UUID] = []

@@ -10,6 +10,7 @@ from itertools import islice, zip_longest
 from typing import TypeVar
 
 from cachetools import LRUCache
+from psycopg.rows import scalar_row
 
 from core.arrays import plain_array
 from core.db import server_cursor
@@ -160,9 +161,8 @@ def wanted_events(
 
 def erased_among(event_ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
     """Return those of stored events whose payload was erased."""
-    with server_cursor() as cursor:
-        rows = cursor.execute(_FIND_ERASED, {"ids": plain_array(event_ids), "erased": ERASED}).fetchall()
-    return {row[0] for row in rows}
+    with server_cursor(scalar_row) as cursor:
+        return set(cursor.execute(_FIND_ERASED, {"ids": plain_array(event_ids), "erased": ERASED}).fetchall())
 
 
 def _not_erased(event_ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:

@@ -7,9 +7,10 @@ memory.
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from django.db import transaction
 from django.db.models import Q, QuerySet
@@ -52,11 +53,20 @@ def from_place(run: BulkRun, rows: QuerySet[Any]) -> QuerySet[Any]:
     return rows.order_by("created_at", "id")
 
 
-def move_on(run: BulkRun, seen: Sequence[tuple[Any, ...]], rows: int) -> None:
-    """Keep the place behind the last row seen, as (id, created_at, ...); a short chunk was the last one."""
+class Seen(Protocol):
+    """A row that a run has seen."""
+
+    @property
+    def id(self) -> uuid.UUID: ...
+    @property
+    def created_at(self) -> datetime.datetime: ...
+
+
+def move_on(run: BulkRun, seen: Sequence[Seen], rows: int) -> None:
+    """Keep the place behind the last row seen; a short chunk was the last one."""
     run.visited += len(seen)
     if seen:
-        run.cursor_id, run.cursor_at = seen[-1][0], seen[-1][1]
+        run.cursor_id, run.cursor_at = seen[-1].id, seen[-1].created_at
     if len(seen) < rows:
         finish(run)
 

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from django.conf import settings
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 
 from core.db import in_transaction, server_cursor
 
@@ -93,9 +93,9 @@ class HeldRetention:
             return Cancelled(is_complete=True)
         while True:
             if self._places is None:
-                with server_cursor() as cursor:
+                with server_cursor(scalar_row) as cursor:
                     found = cursor.execute(_FIND_ORGANIZATIONS, {"days": settings.HELD_RETENTION_DAYS}).fetchall()
-                self._places = deque((row[0], _START) for row in found)
+                self._places = deque((organization, _START) for organization in found)
             if not self._places:
                 self._places = None
                 total.is_complete = True

@@ -88,8 +88,8 @@ def tell() -> int:
         "interval": settings.NOTIFICATION_INTERVAL,
         "rows": TOLD_AT_A_TIME,
     }
-    found: list[Callable[[], bool]] = [partial(_tell_failing, row[0]) for row in _find(FIND_FAILING, parameters)]
-    found += [partial(_tell_recovered, row[0]) for row in _find(FIND_RECOVERED, parameters)]
+    found: list[Callable[[], bool]] = [partial(_tell_failing, *row) for row in _find(FIND_FAILING, parameters)]
+    found += [partial(_tell_recovered, *row) for row in _find(FIND_RECOVERED, parameters)]
     found += [partial(_tell_noted, *row) for row in _find(FIND_NOTED, parameters)]
     return _tell_each(found)
 
@@ -97,7 +97,7 @@ def tell() -> int:
 def tell_of_keys() -> int:
     """Tell which keys expire soon; return how many."""
     parameters = {"within": settings.NOTIFY_KEY_EXPIRING_WITHIN, "rows": TOLD_AT_A_TIME}
-    return _tell_each([partial(_tell_expiring, row[0]) for row in _find(FIND_EXPIRING_KEYS, parameters)])
+    return _tell_each([partial(_tell_expiring, *row) for row in _find(FIND_EXPIRING_KEYS, parameters)])
 
 
 def _find(statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ import psycopg
 import structlog
 from django.conf import settings
 from django.db import OperationalError, transaction
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 
 from core.db import server_cursor
 
@@ -38,10 +38,10 @@ class _Dropped:
 
 def make_ahead() -> None:
     """Make the partitions of the periods to come."""
-    with server_cursor() as cursor:
-        row = cursor.execute(_MAKE, (settings.PARTITION_DAYS, AHEAD)).fetchone()
-    if row and row[0]:
-        log.info("partitions_made", periods=row[0])
+    with server_cursor(scalar_row) as cursor:
+        periods = cursor.execute(_MAKE, (settings.PARTITION_DAYS, AHEAD)).fetchone()
+    if periods:
+        log.info("partitions_made", periods=periods)
 
 
 def drop_expired() -> int:

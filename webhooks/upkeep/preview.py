@@ -101,7 +101,7 @@ def preview(filters: Mapping[str, Any]) -> Preview:
         room = COUNT_TO - found.seen
         rows = list(replay.matching(filters, state).values_list(*columns)[: room + 1])
         found.is_cut = found.is_cut or len(rows) > room
-        erased = erased_among({row[0] for row in rows[:room]})
+        erased = erased_among({event_id for event_id, *_ in rows[:room]})
         for event_id, subscription_id, organization_id, error, code in rows[:room]:
             if event_id in erased:
                 found.erased += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import structlog
+from psycopg.rows import scalar_row
 
 from core.db import in_transaction, server_cursor
 from webhooks.queues import lock_queues, mark_due
@@ -41,8 +42,8 @@ def repair_next_due_at() -> int:
     """Mark queues as due that have due deliveries but don't say so; return how many."""
 
     def work() -> int:
-        with server_cursor() as cursor:
-            overdue = [row[0] for row in cursor.execute(_FIND_OVERDUE_QUEUES).fetchall()]
+        with server_cursor(scalar_row) as cursor:
+            overdue = cursor.execute(_FIND_OVERDUE_QUEUES).fetchall()
         if overdue:
             mark_due(overdue)
         return len(overdue)
@@ -57,8 +58,8 @@ def recount_in_flight() -> int:
     """Correct queues whose `in_flight` isn't the number of their claimed deliveries; return how many."""
 
     def work() -> int:
-        with server_cursor() as cursor:
-            suspects = [row[0] for row in cursor.execute(_FIND_MISCOUNTED_QUEUES).fetchall()]
+        with server_cursor(scalar_row) as cursor:
+            suspects = cursor.execute(_FIND_MISCOUNTED_QUEUES).fetchall()
             if not suspects:
                 return 0
             # Counted again under the lock, without which nobody changes either side.

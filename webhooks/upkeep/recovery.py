@@ -11,6 +11,7 @@ from typing import Literal
 from django.db import transaction
 from django.db.models import Func
 from django.db.models.functions import Now
+from psycopg.rows import scalar_row
 
 from core.db import server_cursor
 from core.ids import derive_id
@@ -83,8 +84,8 @@ def _step(run: BulkRun, rows: int) -> None:
         created_at__gte=run.filters["since"],
         status=EventStatus.PROCESSED,
     )
-    seen = list(bulk_runs.from_place(run, events).values_list("id", "created_at", "type", "channels")[:rows])
-    wanted = wanted_events(subscription, ((row[0], row[2], row[3]) for row in seen))
+    seen = list(bulk_runs.from_place(run, events).only("id", "created_at", "type", "channels")[:rows])
+    wanted = wanted_events(subscription, ((event.id, event.type, event.channels) for event in seen))
     if run.filters.get("undelivered"):
         wanted = _undelivered(wanted, subscription)
     # Locked, because retention may be about to delete them: no delivery must outlive its event.
@@ -114,8 +115,8 @@ def _may_begin(run: BulkRun) -> bool:
     Such a round may not know the subscription yet, and its events are processed only when it commits.  A later round
     knows the subscription.  So what is processed afterwards and not in the subscription is what the run is for.
     """
-    with server_cursor() as cursor:
-        rounds = [row[0] for row in cursor.execute(_ROUNDS).fetchall()]
+    with server_cursor(scalar_row) as cursor:
+        rounds = cursor.execute(_ROUNDS).fetchall()
     if "rounds" in run.filters:
         left = [one for one in run.filters.pop("rounds") if one in rounds]
     else:

@@ -12,7 +12,7 @@ import heapq
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 from django.db.models import Q, QuerySet
@@ -30,7 +30,13 @@ DELIVERED = DeliveryState.DELIVERED.value
 STATES = (*NEEDS_IT, DELIVERED)
 
 _ACTIONS = {BulkRun.Kind.RETRY.value: DeliveryAction.RETRY, BulkRun.Kind.REPLAY.value: DeliveryAction.REPLAY}
-_Row = tuple[uuid.UUID, datetime.datetime]
+
+
+class _Row(NamedTuple):
+    """A delivery that the run has seen."""
+
+    id: uuid.UUID
+    created_at: datetime.datetime
 
 
 def states_in(filters: Mapping[str, Any]) -> tuple[str, ...]:
@@ -114,7 +120,7 @@ def _step(run: BulkRun, rows: int) -> None:
     seen = _next_rows(run, states, rows)
     # Whoever names deliveries one by one wants to see now what becomes of them; a filter may name thousands.
     probe = "deliveries" in run.filters and run.visited == 0
-    applied = apply_in_run(_ACTIONS[run.kind], [row[0] for row in seen], states, probe=probe)
+    applied = apply_in_run(_ACTIONS[run.kind], [row.id for row in seen], states, probe=probe)
     run.queued += applied.changed
     run.held += applied.held
     bulk_runs.move_on(run, seen, rows)
@@ -123,10 +129,13 @@ def _step(run: BulkRun, rows: int) -> None:
 def _next_rows(run: BulkRun, states: Sequence[str], rows: int) -> list[_Row]:
     """Return the ids and times of the next rows, over all states, in the order of the run."""
     parts: list[list[_Row]] = [
-        list(bulk_runs.from_place(run, matching(run.filters, state)).values_list("id", "created_at")[:rows])
+        [
+            _Row(*row)
+            for row in bulk_runs.from_place(run, matching(run.filters, state)).values_list("id", "created_at")[:rows]
+        ]
         for state in states
     ]
-    return list(heapq.merge(*parts, key=lambda row: (row[1], row[0])))[:rows]
+    return list(heapq.merge(*parts, key=lambda row: (row.created_at, row.id)))[:rows]
 
 
 def _subscription(named: Any) -> Subscription | None:

@@ -12,7 +12,7 @@ import uuid
 from collections import deque
 from dataclasses import dataclass
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 
 from core.db import in_transaction, server_cursor
 from webhooks.models import DeliveryStatus
@@ -192,7 +192,7 @@ class Purge:
         if self._pass is None:
             with server_cursor() as cursor:
                 found = cursor.execute(_FIND_ORGANIZATIONS_WITH_EXPIRED, (self._patience,)).fetchall()
-            self._pass = _Pass(deque((row[0], row[1], _START) for row in found))
+            self._pass = _Pass(deque((organization, days, _START) for organization, days in found))
         if not self._pass.places:
             self._pass = None
             return True
@@ -234,10 +234,11 @@ def _purge_events(organization: uuid.UUID, days: int, place: _Place) -> tuple[_P
     else:
         if len(found) < BATCH:
             following = None
-    with server_cursor() as cursor:
-        chosen = [row[0] for row in cursor.execute(_LOCK_EVENTS, (chosen,)).fetchall()]
+    with server_cursor(scalar_row) as cursor:
+        chosen = cursor.execute(_LOCK_EVENTS, (chosen,)).fetchall()
         # Locked and looked at again: a delivery may have been replayed since.
-        ids = [row[0] for row in cursor.execute(_FIND_DELIVERIES, {"events": chosen}).fetchall()]
+        ids = cursor.execute(_FIND_DELIVERIES, {"events": chosen}).fetchall()
+    with server_cursor() as cursor:
         locked = cursor.execute(_LOCK_DELIVERIES, (ids,)).fetchall()
         unsettled = {event_id for _, event_id, status in locked if status in _UNSETTLED}
         chosen = [event_id for event_id in chosen if event_id not in unsettled]
@@ -252,8 +253,8 @@ def _purge_events(organization: uuid.UUID, days: int, place: _Place) -> tuple[_P
 
 def _forget_subscriptions() -> int:
     """Delete subscriptions that were deleted long ago and that nothing refers to any more."""
-    with server_cursor() as cursor:
-        ids = [row[0] for row in cursor.execute(_FIND_FORGETTABLE_SUBSCRIPTIONS, (BATCH,)).fetchall()]
+    with server_cursor(scalar_row) as cursor:
+        ids = cursor.execute(_FIND_FORGETTABLE_SUBSCRIPTIONS, (BATCH,)).fetchall()
         for statement in _FORGET_SUBSCRIPTIONS if ids else ():
             cursor.execute(statement, (ids,))
     return len(ids)

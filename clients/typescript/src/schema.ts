@@ -281,7 +281,7 @@ export interface paths {
          * Send an event
          * @description Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event.
          *
-         *     The event may be a CloudEvent 1.0 in structured or binary mode. A batch of CloudEvents is answered as by
+         *     The event may be a CloudEvent 1.0 in structured or binary mode. A batch of CloudEvents gets the same response as
          *     `POST /api/events/batch`. The body may be compressed with gzip (`Content-Encoding: gzip`).
          *
          *     Needs the scope `events:write`.
@@ -977,9 +977,9 @@ export interface paths {
         put?: never;
         /**
          * Add a secret
-         * @description Let another secret sign beside the others, from the next attempt on: a new one, or your own.
+         * @description Add another secret that signs, from the next attempt on: a new one, or your own.
          *
-         *     Ten can sign beside the current one. Each stops at its `expires_at`, if it has one.
+         *     Up to ten can sign in addition to the current one. Each stops at its `expires_at`, if it has one.
          *
          *     Needs the scope `subscriptions:manage`.
          */
@@ -2017,7 +2017,7 @@ export interface components {
             dedup_id?: string | null;
             /** @description Subscriptions that are `ordered` get the events of a key one at a time, in the order in which they were accepted. */
             ordering_key?: string | null;
-            /** @description Names by which subscriptions choose, beside the type: a subscription with `channels` gets the event if they have one in common. */
+            /** @description Names that subscriptions can select in addition to the type: a subscription with `channels` gets the event if they have one in common. */
             channels?: string[] | null;
         };
         /** @description A signing secret that was just added. */
@@ -2164,7 +2164,7 @@ export interface components {
             /** @description After so many attempts, a delivery with an ordering key is `failed`. Null for the retry schedule's. */
             ordered_attempts?: number | null;
             /**
-             * @description When a delivery with an ordering key has failed: `skip` goes on with the next one, `block` keeps the key waiting until the failed one is retried successfully.
+             * @description When a delivery with an ordering key has failed: `skip` continues with the next one, `block` keeps the key waiting until the failed one is retried successfully.
              * @enum {string}
              */
             ordered_on_failure?: "skip" | "block";
@@ -2532,7 +2532,7 @@ export interface components {
         };
         /** @description The body of `POST /api/subscriptions/{id}/rotate-secret`. */
         SecretRotateRequest: {
-            /** @description How long the old secret keeps signing beside the new one; 0 ends it at once. Default: 86400. */
+            /** @description How long the old secret keeps signing along with the new one; 0 ends it at once. Default: 86400. */
             overlap_seconds?: number;
             /** @description Also end the secrets of earlier rotations, even if their overlaps aren't over. After a leak, send this with `overlap_seconds` 0: then only the new secret signs. Default: false. */
             end_earlier_secrets?: boolean;
@@ -2680,7 +2680,7 @@ export interface components {
             /** @description After so many attempts, a delivery with an ordering key is `failed`. Null for the retry schedule's. */
             ordered_attempts?: number | null;
             /**
-             * @description When a delivery with an ordering key has failed: `skip` goes on with the next one, `block` keeps the key waiting until the failed one is retried successfully.
+             * @description When a delivery with an ordering key has failed: `skip` continues with the next one, `block` keeps the key waiting until the failed one is retried successfully.
              * @enum {string}
              */
             ordered_on_failure?: "skip" | "block";
@@ -3740,7 +3740,7 @@ export interface operations {
             header?: {
                 /** @description The trace that the events belong to. Each delivery carries it on, with a span id of its own (W3C Trace Context). A value that isn't valid is ignored. */
                 traceparent?: string;
-                /** @description Passed on beside `traceparent`, at most 512 characters of it (W3C Trace Context). A value that isn't valid is ignored. */
+                /** @description Passed on with `traceparent`, at most 512 characters of it (W3C Trace Context). A value that isn't valid is ignored. */
                 tracestate?: string;
                 /** @description `1.0`. If any of `ce-specversion`, `ce-id`, `ce-source`, and `ce-type` is given, the request is a CloudEvent in binary mode: the body is the data, and `Content-Type` is its type. */
                 "ce-specversion"?: string;
@@ -3929,7 +3929,7 @@ export interface operations {
             header?: {
                 /** @description The trace that the events belong to. Each delivery carries it on, with a span id of its own (W3C Trace Context). A value that isn't valid is ignored. */
                 traceparent?: string;
-                /** @description Passed on beside `traceparent`, at most 512 characters of it (W3C Trace Context). A value that isn't valid is ignored. */
+                /** @description Passed on with `traceparent`, at most 512 characters of it (W3C Trace Context). A value that isn't valid is ignored. */
                 tracestate?: string;
                 /** @description Echoed in the response and in the log when it is 1 to 128 letters, digits or `._:-`. */
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
@@ -4577,7 +4577,7 @@ export interface operations {
                 cursor?: string;
             };
             header?: {
-                /** @description The `id` of the last event that was received: the stream goes on behind it. */
+                /** @description The `id` of the last event that was received: the stream continues after it. */
                 "Last-Event-ID"?: string;
                 /** @description Echoed in the response and in the log when it is 1 to 128 letters, digits or `._:-`. */
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
@@ -5630,7 +5630,7 @@ export interface operations {
             403: components["responses"]["403"];
             404: components["responses"]["404"];
             /**
-             * @description - `too_many_secrets`: Ten secrets sign beside the current one; remove one of them, or wait until one ends.
+             * @description - `too_many_secrets`: Ten secrets sign in addition to the current one; remove one of them, or wait until one expires.
              *     - `secret_exists`: The subscription has this secret already.
              *     - `not_for_inboxes`: The subscription is an inbox, to which nothing is sent.
              *     - `idempotency_key_in_use`: A request with this `Idempotency-Key` is still being served; retry after `Retry-After`.

@@ -25,7 +25,7 @@ from webhooks.destinations.outcome import Failure, Outcome
 
 # A token endpoint has so long, and never more than half of an attempt.
 MAX_SECONDS = 10.0
-MAX_ANSWER_BYTES = 65_536
+MAX_RESPONSE_BYTES = 65_536
 MAX_TOKEN_CHARACTERS = 16_384
 MAX_TOKENS = 10_000
 # Of token requests at a time: connections that are kept.
@@ -84,7 +84,10 @@ class TokenStore:
     def __init__(self, egress: Egress) -> None:
         self._seconds = min(MAX_SECONDS, egress.timeout / 2)
         limited = replace(
-            egress, timeout=self._seconds, body_bytes=MAX_ANSWER_BYTES, connections=min(CONNECTIONS, egress.connections)
+            egress,
+            timeout=self._seconds,
+            body_bytes=MAX_RESPONSE_BYTES,
+            connections=min(CONNECTIONS, egress.connections),
         )
         self._client = HttpClient(limited)
         self._tokens: LRUCache[_Owner, Token] = LRUCache(MAX_TOKENS)
@@ -148,16 +151,16 @@ def _read(outcome: Outcome, asked_at: float, seconds: float) -> Token:
     if outcome.failure is not None:
         # Our own sentences, which say "the endpoint".
         raise TokenFailed(f"No token could be asked for at the token URL: {outcome.detail}")
-    if len(outcome.body.encode()) >= MAX_ANSWER_BYTES:
-        raise TokenFailed(f"The token URL's answer is larger than {MAX_ANSWER_BYTES // 1024} KiB.")
+    if len(outcome.body.encode()) >= MAX_RESPONSE_BYTES:
+        raise TokenFailed(f"The token URL's response is larger than {MAX_RESPONSE_BYTES // 1024} KiB.")
     try:
         answer = msgspec.json.decode(outcome.body, type=_Answer)
     except (msgspec.DecodeError, ValueError, RecursionError):
-        raise TokenFailed("The token URL's answer isn't JSON with an access_token.") from None
+        raise TokenFailed("The token URL's response isn't JSON with an access_token.") from None
     if answer.token_type.lower() not in ("bearer", ""):
-        raise TokenFailed("The token URL's answer has another token_type than Bearer.")
+        raise TokenFailed("The token URL's response has another token_type than Bearer.")
     if not _TOKEN.fullmatch(answer.access_token) or len(answer.access_token) > MAX_TOKEN_CHARACTERS:
-        raise TokenFailed("The token URL's answer has an access_token that can't be sent in a header.")
+        raise TokenFailed("The token URL's response has an access_token that can't be sent in a header.")
     life = _life(answer.expires_in)
     return Token(answer.access_token, asked_at, asked_at + life - min(EARLY_SECONDS, life * EARLY_SHARE))
 

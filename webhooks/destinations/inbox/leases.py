@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 
 from core.db import KEEP_PLANS, KEEP_PLANS_WITHOUT_WAITING, in_transaction, pipelined, server_cursor
 from core.ids import new_id
@@ -24,7 +24,9 @@ from core.metrics.kinds import Counter
 from events.models import ERASED
 
 FETCHES = Counter("triggers_inbox_fetches_total", "Fetches from inboxes that got events, or none.", ["result"])
-FETCHED = Counter("triggers_inbox_events_fetched_total", "Events that fetches got, each as often as it was fetched.")
+FETCHED = Counter(
+    "triggers_inbox_events_fetched_total", "Events returned by fetches; one that is fetched again counts again."
+)
 CHANGES = Counter(
     "triggers_inbox_changes_total",
     "Events that were acknowledged, given back, or kept longer, or were to be, by what became of them.",
@@ -362,5 +364,5 @@ WHERE (SELECT true FROM webhooks_delivery d WHERE d.subscription_id = inbox.id A
 
 def with_news(inbox_ids: Iterable[uuid.UUID]) -> list[uuid.UUID]:
     """Return those of the inboxes that have something to fetch, or are disabled or deleted."""
-    with server_cursor() as cursor:
-        return [row[0] for row in cursor.execute(_WITH_NEWS, (list(inbox_ids),)).fetchall()]
+    with server_cursor(scalar_row) as cursor:
+        return cursor.execute(_WITH_NEWS, (list(inbox_ids),)).fetchall()

@@ -12,7 +12,7 @@ import datetime
 import uuid
 from dataclasses import dataclass
 
-from psycopg.rows import class_row
+from psycopg.rows import class_row, scalar_row
 
 from core.db import server_cursor
 from webhooks.destinations.inbox.leases import MAX_BYTES
@@ -94,9 +94,8 @@ _NOW = "SELECT statement_timestamp()"
 
 def read(inbox_id: uuid.UUID, place: Place, limit: int) -> Page:
     """Return the next events behind `place`, at most `limit`, and about MAX_BYTES of data."""
-    with server_cursor() as cursor:
-        row = cursor.execute(_NOW).fetchone()
-    now: datetime.datetime = row[0] if row else _EPOCH
+    with server_cursor(scalar_row) as cursor:
+        now: datetime.datetime = cursor.execute(_NOW).fetchone() or _EPOCH
     with server_cursor(class_row(LoggedEvent)) as cursor:
         parameters = {"inbox": inbox_id, "at": place.at, "id": place.id, "rows": limit + 1}
         found = cursor.execute(_READ, parameters).fetchall()
@@ -119,7 +118,7 @@ def end_of(inbox_id: uuid.UUID) -> Place:
     """Return the place behind all that is in the inbox now."""
     with server_cursor() as cursor:
         row = cursor.execute(_LAST, (inbox_id,)).fetchone()
-    return Place(row[0], row[1]) if row else START
+    return Place(*row) if row else START
 
 
 def encode(inbox_id: uuid.UUID, place: Place) -> str:
@@ -142,8 +141,8 @@ def decode(text: str, inbox_id: uuid.UUID, retention_days: int) -> Place:
         raise ForeignCursor from None
     if place == START:
         return place
-    with server_cursor() as cursor:
-        row = cursor.execute(_NOW).fetchone()
-    if row and place.at < row[0] - datetime.timedelta(days=retention_days):
+    with server_cursor(scalar_row) as cursor:
+        now = cursor.execute(_NOW).fetchone()
+    if now and place.at < now - datetime.timedelta(days=retention_days):
         raise ExpiredCursor
     return place

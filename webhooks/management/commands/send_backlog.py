@@ -27,6 +27,10 @@ class Command(BaseCommand):
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        """Start the sender and the fan-out, then tell the worker every few seconds that this process is alive.
+
+        A byte on the standard input wakes both; its end, and SIGTERM, end the process.
+        """
         prepare(sockets=settings.MAX_CONCURRENT_DELIVERIES)
         lower_priority()
         sender = Sender(settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL, QueueFilter.WITH_BACKLOG)

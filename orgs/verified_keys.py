@@ -18,7 +18,7 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-class KnownKeys:
+class VerifiedKeys:
     """The MOST_KEYS keys that were used last."""
 
     def __init__(self) -> None:
@@ -40,4 +40,4 @@ class KnownKeys:
             self._seen.clear()
 
 
-known_keys = KnownKeys()
+verified_keys = VerifiedKeys()
