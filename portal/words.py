@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from webhooks import delivery_actions
 from webhooks.destinations.outcome import Failure
+from webhooks.models import Delivery
 
 STATES = {
     "active": "Webhooks are being sent.",
@@ -66,11 +68,16 @@ def advice(error: str, status_code: int | None) -> tuple[str, str]:
         return "", ""
 
 
+def why_not_retryable(delivery: Delivery) -> str:
+    """Return why a delivery can't be retried.  What the API calls a subscription is an endpoint here."""
+    return delivery_actions.why_not_retryable(delivery).replace("subscription", "endpoint")
+
+
 def _for_status(status: int) -> tuple[str, str]:
     if status in {401, 403}:
         return "401", (
-            "Your endpoint wants a log-in. Exempt its path from authentication and check the signature instead, or add "
-            "the header that it wants to the endpoint."
+            "Your endpoint refused us. If it wants a log-in, exempt its path, or edit the endpoint and add the "
+            "header that it wants. If it was your check of the signature, compare the secret that it uses."
         )
     if status in {404, 405}:
         return "404", "There is no page for POST requests at this URL. Check the path for typing mistakes."

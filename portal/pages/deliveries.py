@@ -17,6 +17,8 @@ from core.ids import parse_id
 from core.query import PAGE_PARAMETERS, ParameterError, moment, page
 from core.wakeups import WEBHOOKS, wake
 from events.models import Event
+from orgs.models import Scope
+from portal import words
 from portal.pages.shown import attempt_row, delivery_row
 from portal.web import NotAllowed, PortalView
 from webhooks import delivery_actions, subscriptions
@@ -27,7 +29,7 @@ from webhooks.display.formatting import host_of_url, short
 from webhooks.models import Delivery, DeliveryAttempt
 from webhooks.states import DeliveryState, state_of
 
-MAX_SHOWN = 50
+MAX_SHOWN = 25
 MAX_ATTEMPTS_SHOWN = 50
 # A filter by type looks at so many of the newest events of that type.
 MAX_EVENTS_OF_TYPE = 2000
@@ -39,6 +41,8 @@ class DeliveryPage(PortalView):
     """A page about deliveries of the session's organization."""
 
     section = "deliveries"
+    needs = Scope.DELIVERIES_READ
+    needs_to_change = Scope.DELIVERIES_RETRY
 
     def own_deliveries(self, filters: dict[str, Any] | None = None) -> QuerySet[Delivery]:
         """Return the organization's deliveries that meet the filters."""
@@ -85,6 +89,7 @@ class DeliveryListView(DeliveryPage):
             is_filtered=bool(chosen),
             errors=errors,
             older=f"?{urlencode(older)}" if found["next_cursor"] else "",
+            newest=f"?{urlencode(chosen)}" if "cursor" in request.GET else "",
         )
 
     def _endpoints(self) -> list[tuple[str, str]]:
@@ -165,13 +170,12 @@ class RetryView(DeliveryPage):
     def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
         row = self.own_delivery(delivery_id)
         if row.event.is_erased:
-            raise NotAllowed("It can't be retried", delivery_actions.why_not_retryable(row))
+            raise NotAllowed("It can't be retried", words.why_not_retryable(row))
         with transaction.atomic():
             changed = delivery_actions.apply(DeliveryAction.RETRY, [row.pk], announce=False)
             if changed:
                 self.record("delivery.retry", row.pk, name=f"{row.event.type} to {row.subscription.url}")
         if not changed:
-            reason = delivery_actions.why_not_retryable(self.own_delivery(delivery_id))
-            raise NotAllowed("It can't be retried now", reason)
+            raise NotAllowed("It can't be retried now", words.why_not_retryable(self.own_delivery(delivery_id)))
         wake(WEBHOOKS)
         return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done=retried")
