@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from webhooks import delivery_actions
+from webhooks.destinations.http.addresses import NOT_ALLOWED
 from webhooks.destinations.outcome import Failure
 from webhooks.models import Delivery
 
@@ -32,6 +33,7 @@ INBOX_STATES = {
     "cancelled": "It can't be fetched: its inbox was deleted, its data was erased, or nobody fetched it in time.",
 }
 
+_PUBLIC_ONLY = "webhooks only go to public addresses. To try things on your own computer, use a tunnel."
 _BY_FAILURE = {
     Failure.REDIRECT: ("redirect", "Your endpoint redirects elsewhere, which we don't follow. Enter the final URL."),
     Failure.TIMEOUT: (
@@ -66,6 +68,12 @@ def advice(error: str, status_code: int | None) -> tuple[str, str]:
         return _BY_FAILURE.get(Failure(error), ("", ""))
     except ValueError:
         return "", ""
+
+
+def of_an_error(text: str) -> str:
+    """Return the API's error at a field as a sentence begins, with what would be right where it doesn't say so."""
+    more = f": {_PUBLIC_ONLY}" if text == NOT_ALLOWED else ""
+    return f"{text[:1].upper()}{text[1:]}{more}"
 
 
 def why_not_retryable(delivery: Delivery) -> str:

@@ -26,7 +26,7 @@ from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.display.exchange import exchange_blocks
 from webhooks.display.formatting import host_of_url, short
-from webhooks.models import Delivery, DeliveryAttempt
+from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
 from webhooks.states import DeliveryState, state_of
 
 MAX_SHOWN = 25
@@ -161,6 +161,8 @@ class DeliveryView(DeliveryPage):
             is_retryable=is_retryable,
             has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == "http",
             retried=request.GET.get("done") == "retried",
+            is_under_way=row.status == DeliveryStatus.DELIVERING
+            or (row.status == DeliveryStatus.PENDING and row.next_attempt_at <= timezone.now()),
         )
 
 
