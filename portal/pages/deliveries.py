@@ -135,6 +135,13 @@ class DeliveryListView(DeliveryPage):
         return filters, errors
 
 
+def _is_under_way(row: Delivery) -> bool:
+    """Tell whether an attempt is being made or is due."""
+    if row.status == DeliveryStatus.PENDING:
+        return row.next_attempt_at is not None and row.next_attempt_at <= timezone.now()
+    return bool(row.status == DeliveryStatus.DELIVERING)
+
+
 class DeliveryView(DeliveryPage):
     """One delivery with its attempts, the newest first, each with what was sent and received."""
 
@@ -161,8 +168,7 @@ class DeliveryView(DeliveryPage):
             is_retryable=is_retryable,
             has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == "http",
             retried=request.GET.get("done") == "retried",
-            is_under_way=row.status == DeliveryStatus.DELIVERING
-            or (row.status == DeliveryStatus.PENDING and row.next_attempt_at <= timezone.now()),
+            is_under_way=_is_under_way(row),
         )
 
 
