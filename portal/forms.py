@@ -10,6 +10,7 @@ from django.utils import timezone
 from rest_framework import serializers
 
 from events import event_types
+from portal import words
 from portal.models import PortalSession
 from webhooks.api.subscription_serializers import (
     ReasonSerializer,
@@ -112,13 +113,17 @@ class EndpointForm(forms.Form):
         self._describe_fields()
 
     def _describe_fields(self) -> None:
-        """Name each field's help and error to screen readers."""
+        """Name each field's help and error to screen readers, and put the focus on the first that is wrong."""
+        first = next((name for name in self.fields if self.is_bound and name in self.errors), "")
         for name, field in self.fields.items():
             described = [f"id_{name}_help"] if field.help_text else []
             if name in self.errors if self.is_bound else False:
                 described.append(f"id_{name}_error")
                 field.widget.attrs["aria-invalid"] = "true"
             field.widget.attrs.pop("aria-describedby", None)  # so that it comes last
+            field.widget.attrs.pop("autofocus", None)
+            if name == first:
+                field.widget.attrs["autofocus"] = True
             if described:
                 field.widget.attrs["aria-describedby"] = " ".join(described)
 
@@ -186,7 +191,7 @@ class EndpointForm(forms.Form):
             for name, reasons in serializer.errors.items():
                 field = _FORM_FIELDS.get(name, name)
                 if field not in self.errors:
-                    texts = [text[:1].upper() + text[1:] for text in error_texts(reasons)]
+                    texts = [words.of_an_error(text) for text in error_texts(reasons)]
                     self.add_error(field if field in self.fields else None, texts)
             return cleaned
         self.values = dict(serializer.validated_data)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
 from core.ids import new_id
-from orgs.models import ApiKey, Organization
+from orgs.models import ApiKey, Organization, Scope
+
+# What a session can be allowed, beside looking at the endpoints.
+PORTAL_SCOPES = (Scope.SUBSCRIPTIONS_MANAGE, Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY, Scope.EVENTS_READ)
+# Those that change something.
+_CHANGES = frozenset({Scope.SUBSCRIPTIONS_MANAGE, Scope.DELIVERIES_RETRY})
+
+
+def all_portal_scopes() -> list[str]:
+    """Return what a session is allowed unless its link says otherwise."""
+    return [scope.value for scope in PORTAL_SCOPES]
 
 
 class PortalSession(models.Model):
@@ -23,6 +34,10 @@ class PortalSession(models.Model):
     key = models.ForeignKey(ApiKey, on_delete=models.CASCADE, related_name="+", help_text="The key that made the link.")
     name = models.CharField(max_length=100, blank=True, default="", help_text="Who it is for, as the key's owner says.")
     is_read_only = models.BooleanField(default=False)
+    scopes = ArrayField(
+        models.CharField(max_length=40), default=all_portal_scopes, db_default=all_portal_scopes(),
+        help_text="What the session may do, beside looking at the endpoints.",
+    )  # fmt: skip
     link_hash = models.BinaryField(max_length=32, unique=True, editable=False)
     link_expires_at = models.DateTimeField()
     session_seconds = models.PositiveIntegerField(help_text="How long the session lasts once the link was opened.")
@@ -46,6 +61,10 @@ class PortalSession(models.Model):
 
     def __str__(self) -> str:
         return self.name or str(self.id)
+
+    def may(self, scope: Scope) -> bool:
+        """Tell whether the session may do what needs this scope."""
+        return scope in self.scopes and not (self.is_read_only and scope in _CHANGES)
 
     @property
     def actor(self) -> str:

@@ -69,7 +69,7 @@ def _hash(token: str) -> bytes:
 
 
 def create_link(
-    caller: Caller, *, link_seconds: int, session_seconds: int, is_read_only: bool, name: str
+    caller: Caller, *, link_seconds: int, session_seconds: int, is_read_only: bool, scopes: list[str], name: str
 ) -> tuple[PortalSession, str]:
     """Make a link, in the caller's transaction; return its row and its token, which can't be read again.
 
@@ -85,6 +85,7 @@ def create_link(
         key_id=caller.key_id,
         name=name,
         is_read_only=is_read_only,
+        scopes=scopes,
         link_hash=_hash(token),
         link_expires_at=Now() + datetime.timedelta(seconds=link_seconds),
         session_seconds=session_seconds,

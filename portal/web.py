@@ -19,6 +19,7 @@ from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
 
+from orgs.models import Scope
 from portal import branding, sessions
 from portal.models import PortalSession
 from portal.sessions import Refusal, Refused
@@ -141,8 +142,11 @@ class PortalView(View):
     section = ""
     # Whether the page is of no use to a session that can only look.
     is_only_for_changes = False
-    # Whether a session that can only look may send the page's form.
+    # Whether every session may send the page's form.
     is_harmless = False
+    # What a session must be allowed for the page, and to change something with it.
+    needs: Scope | None = None
+    needs_to_change = Scope.SUBSCRIPTIONS_MANAGE
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         return finish(self._dispatch(request, *args, **kwargs))
@@ -172,11 +176,19 @@ class PortalView(View):
                 403, "This form wasn't sent from the portal",
                 "Nothing was changed. Go back, reload the page, and try again.",
             )  # fmt: skip
-        if self.portal.is_read_only and (self.is_only_for_changes or (is_change and not self.is_harmless)):
+        changes = self.is_only_for_changes or (is_change and not self.is_harmless)
+        if changes and self.portal.is_read_only:
             return self._message(
                 403, "You can only look",
                 "Your link is read-only, so nothing was changed. Ask whoever gave it to you for one that can change "
                 "things.",
+            )  # fmt: skip
+        wanted = [self.needs] if self.needs else []
+        wanted += [self.needs_to_change] if changes else []
+        if not all(map(self.portal.may, wanted)):
+            return self._message(
+                403, "Your link doesn't allow this",
+                "Nothing was changed. Ask whoever gave you the link for one that allows more.",
             )  # fmt: skip
         return None
 
@@ -188,7 +200,10 @@ class PortalView(View):
         """Render a page for the session."""
         context |= {
             "portal": self.portal, "form_token": self._form_token, "section": self.section, "brand": brand(),
-            "can_change": not self.portal.is_read_only,
+            "can_change": self.portal.may(Scope.SUBSCRIPTIONS_MANAGE),
+            "can_retry": self.portal.may(Scope.DELIVERIES_RETRY),
+            "can_read_deliveries": self.portal.may(Scope.DELIVERIES_READ),
+            "can_read_events": self.portal.may(Scope.EVENTS_READ),
         }  # fmt: skip
         return render(self.request, f"portal/{template}", context, status=status)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from webhooks import delivery_actions
+from webhooks.destinations.http.addresses import NOT_ALLOWED
 from webhooks.destinations.outcome import Failure
+from webhooks.models import Delivery
 
 STATES = {
     "active": "Webhooks are being sent.",
@@ -30,6 +33,7 @@ INBOX_STATES = {
     "cancelled": "It can't be fetched: its inbox was deleted, its data was erased, or nobody fetched it in time.",
 }
 
+_PUBLIC_ONLY = "webhooks only go to public addresses. To try things on your own computer, use a tunnel."
 _BY_FAILURE = {
     Failure.REDIRECT: ("redirect", "Your endpoint redirects elsewhere, which we don't follow. Enter the final URL."),
     Failure.TIMEOUT: (
@@ -66,11 +70,22 @@ def advice(error: str, status_code: int | None) -> tuple[str, str]:
         return "", ""
 
 
+def of_an_error(text: str) -> str:
+    """Return the API's error at a field as a sentence begins, with what would be right where it doesn't say so."""
+    more = f": {_PUBLIC_ONLY}" if text == NOT_ALLOWED else ""
+    return f"{text[:1].upper()}{text[1:]}{more}"
+
+
+def why_not_retryable(delivery: Delivery) -> str:
+    """Return why a delivery can't be retried.  What the API calls a subscription is an endpoint here."""
+    return delivery_actions.why_not_retryable(delivery).replace("subscription", "endpoint")
+
+
 def _for_status(status: int) -> tuple[str, str]:
     if status in {401, 403}:
         return "401", (
-            "Your endpoint requires authentication. Exempt its path from that and check the signature instead, or add "
-            "the header that it requires to the endpoint."
+            "Your endpoint rejected us. If it requires a login, exempt its path from that, or edit the endpoint and "
+            "add the header that it requires. If its signature check failed, compare the secret that it uses."
         )
     if status in {404, 405}:
         return "404", "Nothing accepts POST requests at this URL. Check the path for typos."

@@ -8,6 +8,7 @@ and processes of its own under .local/screenshots.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -161,6 +162,7 @@ def main() -> int:
         "PORTAL_NAME": "Acme webhooks", "PORTAL_COLOR": "#0f766e", "PORTAL_LOGO_URL": f"{host}/logo.svg",
         "PORTAL_FRAME_ORIGINS": host,
     }  # fmt: skip
+    receivers = contextlib.ExitStack()
     try:
         stack.start()
         stack.empty()
@@ -172,18 +174,19 @@ def main() -> int:
         stack.start_web(1, {**brand, **allowed})
         stack.start_workers(allowed)
         refusal = Response(500, {"Content-Type": "application/json"}, b'{"error": "customer C-17 is unknown"}')
-        with Receiver(lambda request, number: refusal) as receiver:
-            body = {
-                "url": receiver.url("/webhooks/parcels"),
-                "event_types": ["parcel.*"],
-                "description": "Parcels into the warehouse",
-            }
-            made = call(stack.url, key, "/api/subscriptions", body)
-            event = {"type": "parcel.shipped", "data": {"id": "A-1041", "customer": "C-17", "carrier": "DHL"}}
-            call(stack.url, key, "/api/events", event)
-            listed = f"/api/deliveries?subscription={made['id']}&status=retrying"
-            wait_until(lambda: call(stack.url, key, listed)["data"], "the webhook wasn't tried")
-            delivery = call(stack.url, key, listed)["data"][0]["id"]
+        # Open until the pictures are taken: what is tried again meanwhile gets the same response.
+        receiver = receivers.enter_context(Receiver(lambda request, number: refusal))
+        body = {
+            "url": receiver.url("/webhooks/parcels"),
+            "event_types": ["parcel.*"],
+            "description": "Parcels into the warehouse",
+        }
+        made = call(stack.url, key, "/api/subscriptions", body)
+        event = {"type": "parcel.shipped", "data": {"id": "A-1041", "customer": "C-17", "carrier": "DHL"}}
+        call(stack.url, key, "/api/events", event)
+        listed = f"/api/deliveries?subscription={made['id']}&status=retrying"
+        wait_until(lambda: call(stack.url, key, listed)["data"], "the webhook wasn't tried")
+        delivery = call(stack.url, key, listed)["data"][0]["id"]
         one = "/portal/endpoints"
         paths = {
             "endpoints": "/portal/", "endpoint": f"{one}/{demo.slow}?span=6h", "paused": f"{one}/{demo.dead}",
@@ -209,6 +212,7 @@ def main() -> int:
                 take(browser, stack.url, key, paths, host, hosts)
             browser.close()
     finally:
+        receivers.close()
         server.shutdown()
         stack.stop()
     print(*sorted(path.name for path in (folder or IMAGES).glob("*.png")), sep="\n")

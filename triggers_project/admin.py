@@ -23,7 +23,7 @@ from console.model_admin import ReadOnlyAdmin
 from console.pages import audit_log, organizations
 from core.ids import parse_id
 from portal import sessions
-from portal.models import PortalSession
+from portal.models import PORTAL_SCOPES, PortalSession
 from webhooks.display.formatting import badge, format_time, short, short_id, table
 
 # The console's pages lead to the portal's.
@@ -102,7 +102,11 @@ class PortalSessionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="access")
     def access_display(self, row: PortalSession) -> str:
-        return "read-only" if row.is_read_only else "full"
+        allowed = [scope.value for scope in PORTAL_SCOPES if row.may(scope)]
+        if len(allowed) == len(PORTAL_SCOPES):
+            return "full"
+        is_usual = set(row.scopes) == set(PORTAL_SCOPES)
+        return "read-only" if row.is_read_only and is_usual else ", ".join(allowed) or "endpoints, read-only"
 
     @admin.display(description="state")
     def state_display(self, row: Any) -> SafeString:

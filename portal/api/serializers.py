@@ -8,11 +8,13 @@ from core.serializers import (
     OutputSerializer,
     StrictBooleanField,
     StrictCharField,
+    StrictChoiceField,
     StrictIntegerField,
     StrictSerializer,
     validate_plain_text,
 )
 from portal import sessions
+from portal.models import PORTAL_SCOPES, all_portal_scopes
 
 
 class PortalLinkCreate(StrictSerializer):
@@ -28,6 +30,13 @@ class PortalLinkCreate(StrictSerializer):
     )
     read_only = StrictBooleanField(  # type: ignore[assignment]
         required=False, default=False, help_text="Whether the session can only look."
+    )
+    scopes = serializers.ListField(
+        child=StrictChoiceField(choices=[scope.value for scope in PORTAL_SCOPES]),
+        required=False,
+        default=all_portal_scopes,
+        help_text="What the session may do with the organization's endpoints and deliveries. Endpoints can always be "
+        "looked at; an empty list allows nothing else. Defaults to all of these.",
     )
     link_seconds = StrictIntegerField(
         min_value=sessions.MIN_SECONDS,
@@ -54,6 +63,7 @@ class PortalLinkOut(OutputSerializer):
     )
     name = serializers.CharField()
     read_only = serializers.BooleanField(source="is_read_only")  # type: ignore[assignment]
+    scopes = serializers.ListField(child=serializers.CharField())
     link_expires_at = serializers.DateTimeField(help_text="When the link can't be opened any more.")
     session_seconds = serializers.IntegerField()
     created_at = serializers.DateTimeField()

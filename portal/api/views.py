@@ -20,6 +20,7 @@ from orgs.idempotency import idempotent
 from orgs.models import Scope
 from portal import sessions
 from portal.api.serializers import PortalLinkCreate, PortalLinkOut
+from portal.models import all_portal_scopes
 
 
 class PortalLinkListView(APIView):
@@ -51,13 +52,15 @@ class PortalLinkListView(APIView):
                 row, token = sessions.create_link(
                     caller_of(request), link_seconds=wanted["link_seconds"], session_seconds=wanted["session_seconds"],
                     is_read_only=wanted["read_only"], name=wanted["name"].strip(),
+                    scopes=[one for one in all_portal_scopes() if one in wanted["scopes"]],
                 )  # fmt: skip
             except sessions.TooManyLinks as error:
                 headers = {"Retry-After": str(error.retry_after)}
                 raise Problem("too_many_portal_links", str(error), headers=headers) from None
             audit.record_for_caller(
                 request, "portal.link", row.id,
-                {"read_only": row.is_read_only, "session_seconds": row.session_seconds}, name=row.name,
+                {"read_only": row.is_read_only, "scopes": row.scopes, "session_seconds": row.session_seconds},
+                name=row.name,
             )  # fmt: skip
         # In the fragment, which browsers keep to themselves: no proxy and no log on the way sees the token.
         path = f"{reverse('portal:open')}#{token}"

@@ -17,6 +17,8 @@ from core.ids import parse_id
 from core.query import PAGE_PARAMETERS, ParameterError, moment, page
 from core.wakeups import WEBHOOKS, wake
 from events.models import Event
+from orgs.models import Scope
+from portal import words
 from portal.pages.shown import attempt_row, delivery_row
 from portal.web import NotAllowed, PortalView
 from webhooks import delivery_actions, subscriptions
@@ -24,10 +26,10 @@ from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.display.exchange import exchange_blocks
 from webhooks.display.formatting import host_of_url, short
-from webhooks.models import Delivery, DeliveryAttempt
+from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
 from webhooks.states import DeliveryState, state_of
 
-MAX_SHOWN = 50
+MAX_SHOWN = 25
 MAX_ATTEMPTS_SHOWN = 50
 # A filter by type looks at so many of the newest events of that type.
 MAX_EVENTS_OF_TYPE = 2000
@@ -39,6 +41,8 @@ class DeliveryPage(PortalView):
     """A page about deliveries of the session's organization."""
 
     section = "deliveries"
+    needs = Scope.DELIVERIES_READ
+    needs_to_change = Scope.DELIVERIES_RETRY
 
     def own_deliveries(self, filters: dict[str, Any] | None = None) -> QuerySet[Delivery]:
         """Return the organization's deliveries that meet the filters."""
@@ -85,6 +89,7 @@ class DeliveryListView(DeliveryPage):
             is_filtered=bool(chosen),
             errors=errors,
             older=f"?{urlencode(older)}" if found["next_cursor"] else "",
+            newest=f"?{urlencode(chosen)}" if "cursor" in request.GET else "",
         )
 
     def _endpoints(self) -> list[tuple[str, str]]:
@@ -130,6 +135,13 @@ class DeliveryListView(DeliveryPage):
         return filters, errors
 
 
+def _is_under_way(row: Delivery) -> bool:
+    """Tell whether an attempt is being made or is due."""
+    if row.status == DeliveryStatus.PENDING:
+        return row.next_attempt_at is not None and row.next_attempt_at <= timezone.now()
+    return bool(row.status == DeliveryStatus.DELIVERING)
+
+
 class DeliveryView(DeliveryPage):
     """One delivery with its attempts, the newest first, each with what was sent and received."""
 
@@ -156,6 +168,7 @@ class DeliveryView(DeliveryPage):
             is_retryable=is_retryable,
             has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == "http",
             retried=request.GET.get("done") == "retried",
+            is_under_way=_is_under_way(row),
         )
 
 
@@ -165,13 +178,12 @@ class RetryView(DeliveryPage):
     def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
         row = self.own_delivery(delivery_id)
         if row.event.is_erased:
-            raise NotAllowed("It can't be retried", delivery_actions.why_not_retryable(row))
+            raise NotAllowed("It can't be retried", words.why_not_retryable(row))
         with transaction.atomic():
             changed = delivery_actions.apply(DeliveryAction.RETRY, [row.pk], announce=False)
             if changed:
                 self.record("delivery.retry", row.pk, name=f"{row.event.type} to {row.subscription.url}")
         if not changed:
-            reason = delivery_actions.why_not_retryable(self.own_delivery(delivery_id))
-            raise NotAllowed("It can't be retried now", reason)
+            raise NotAllowed("It can't be retried now", words.why_not_retryable(self.own_delivery(delivery_id)))
         wake(WEBHOOKS)
         return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done=retried")

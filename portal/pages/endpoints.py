@@ -11,6 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 
+from orgs.models import Scope
 from portal.forms import EndpointForm
 from portal.pages.shown import attempt_row, endpoint_row
 from portal.web import NotAllowed, PortalView
@@ -102,7 +103,9 @@ class EndpointView(EndpointPage):
         series = read_series(span, row.organization_id, row.pk)
         total = series.total()
         as_table = "table" in request.GET
-        attempts = recent_attempts(Delivery.objects.filter(subscription_id=row.pk), SHOWN_ATTEMPTS)
+        reads_deliveries = self.portal.may(Scope.DELIVERIES_READ)
+        deliveries = Delivery.objects.filter(subscription_id=row.pk)
+        attempts = recent_attempts(deliveries, SHOWN_ATTEMPTS) if reads_deliveries else []
         return self.page(
             "endpoint.html",
             endpoint=endpoint_row(row, now),

@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from core.pretty import visible
 from events import event_types
 from events.models import EventType
+from orgs.models import Scope
 from portal.web import PortalView
 from webhooks.display.formatting import code_block
 
@@ -29,6 +30,7 @@ class EventTypesView(PortalView):
     """All types that aren't archived, by name."""
 
     section = "event_types"
+    needs = Scope.EVENTS_READ
 
     def get(self, request: HttpRequest) -> HttpResponse:
         rows = event_types.of_organization(self.portal.organization_id).filter(archived_at=None).order_by("name")

@@ -8,10 +8,19 @@ from typing import Any
 from portal import words
 from webhooks.display.causes import error_words
 from webhooks.display.formatting import cause_of, format_duration, format_time, host_of_url, short
-from webhooks.display.standing import distance, when
+from webhooks.display.standing import distance
 from webhooks.inboxes import is_inbox
 from webhooks.models import Delivery, DeliveryAttempt
 from webhooks.states import SubscriptionState, next_attempt_at, state_of
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def _when(moment: datetime.datetime | None, now: datetime.datetime) -> str:
+    """Return a time and how far away it is, which stays on one line; empty for none."""
+    if moment is None:
+        return ""
+    return f"{format_time(moment)} ({distance(moment, now).replace(' ', NO_BREAK)})"
 
 
 def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
@@ -35,13 +44,13 @@ def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
         # The advice is about the failure, which is over once the endpoint is active again.
         "advice": advice if state != SubscriptionState.ACTIVE else "",
         "about": about,
-        "since": when(row.state_since, now),
-        "last_success": when(row.last_success_at, now) if row.last_success_at else "never",
+        "since": _when(row.state_since, now),
+        "last_success": _when(row.last_success_at, now) or "never",
         "last_success_ago": distance(row.last_success_at, now) if row.last_success_at else "never",
-        "last_failure": when(row.last_failure_at, now) if row.last_failure_at else "",
+        "last_failure": _when(row.last_failure_at, now),
         "last_error": error_words(row.last_error or "", row.last_status_code),
-        "next_attempt": when(row.next_attempt_at, now) if row.next_attempt_at else "",
-        "paused_until": when(row.paused_until, now) if row.paused_until else "",
+        "next_attempt": _when(row.next_attempt_at, now),
+        "paused_until": _when(row.paused_until, now),
     }
 
 
@@ -70,8 +79,8 @@ def delivery_row(row: Delivery) -> dict[str, Any]:
         "advice": advice,
         "about": about,
         "at": format_time(row.created_at),
-        "next_attempt": format_time(next_attempt_at(row)),
-        "completed": format_time(row.completed_at),
+        "next_attempt": format_time(next_at) if (next_at := next_attempt_at(row)) else "",
+        "completed": format_time(row.completed_at) if row.completed_at else "",
     }
 
 

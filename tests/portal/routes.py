@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from orgs.models import Scope
+
 ENDPOINT = {"url": "https://new.example/hook", "which": "all"}
 _ONE = "portal/endpoints/<uuid:endpoint_id>"
 
@@ -34,5 +36,11 @@ PORTAL_OPEN = {"portal/open", "portal/theme.css"}
 ONLY_FOR_CHANGES = {
     "portal/endpoints/new", f"{_ONE}/edit", f"{_ONE}/disable", f"{_ONE}/delete", f"{_ONE}/secret", f"{_ONE}/recover",
 }  # fmt: skip
+# What a session must be allowed for a page; endpoints, the changes of the log, and the help can always be looked at.
+NEEDS = {
+    "portal/event-types": Scope.EVENTS_READ,
+    "portal/deliveries": Scope.DELIVERIES_READ,
+    "portal/deliveries/<uuid:delivery_id>": Scope.DELIVERIES_READ,
+}
 PAGES = [(route, method, fields) for route, methods in PORTAL.items() for method, fields in methods]
 CHANGES = [(route, fields) for route, method, fields in PAGES if method == "POST" and route != "portal/close"]

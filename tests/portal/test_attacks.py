@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from orgs.models import AuditEntry, Organization
+from orgs.models import AuditEntry, Organization, Scope
 from portal import web
-from portal.models import PortalSession
+from portal.models import PORTAL_SCOPES, PortalSession
 from tests.browser.hostile import PAYLOADS, make_hostile_rows
 from tests.portal.conftest import Visitor, link_for, path_in
-from tests.portal.routes import CHANGES, ONLY_FOR_CHANGES, PAGES, PORTAL
+from tests.portal.routes import CHANGES, NEEDS, ONLY_FOR_CHANGES, PAGES, PORTAL
 from tests.security.test_audit_transactions import everything
 from webhooks import subscriptions
 from webhooks.models import Delivery, DeliveryAttempt, Subscription
@@ -82,6 +82,40 @@ def test_a_session_that_can_only_look_changes_nothing(looker: Visitor, rows: dic
         assert response.status_code == 403, route
         assert "You can only look" in response.content.decode()
     assert everything() == before
+
+
+@pytest.mark.parametrize("allowed", [None, *PORTAL_SCOPES])
+def test_a_session_does_nothing_that_its_link_does_not_allow(
+    open_portal: Callable[..., Visitor], rows: dict[str, Any], allowed: Scope | None
+) -> None:
+    visitor = open_portal(scopes=[allowed.value] if allowed else [])
+    before = everything()
+    for route, method, fields in PAGES:
+        if route == "portal/close":
+            continue
+        changes = method == "POST" or route in ONLY_FOR_CHANGES
+        needs = {NEEDS.get(route)} - {None}
+        if changes:
+            needs = (
+                {Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY} if "retry" in route else {Scope.SUBSCRIPTIONS_MANAGE}
+            )
+        if needs <= {allowed}:
+            if method == "GET":
+                text = visitor.get(path_in(route, rows)).content.decode()
+                for name, path in (("Event types", "event-types"), ("Deliveries", "deliveries")):
+                    assert (f'href="/portal/{path}' in text) is (NEEDS[f"portal/{path}"] == allowed), (route, name)
+                if allowed != Scope.SUBSCRIPTIONS_MANAGE:
+                    assert text.count('method="post"') == 1, route  # signing out
+                    assert 'class="button primary"' not in text, route
+            continue
+        response = send(visitor, method, path_in(route, rows), fields)
+        assert response.status_code == 403, route
+        assert "Your link doesn&#x27;t allow this" in response.content.decode()
+        assert "tenant-data" not in response.content.decode()
+    assert everything() == before
+    if allowed != Scope.DELIVERIES_READ:
+        for path in ("logs", f"endpoints/{rows['endpoint_id']}"):
+            assert str(rows["delivery_id"]) not in visitor.get(path).content.decode()
 
 
 def test_a_session_that_can_only_look_is_shown_no_buttons(looker: Visitor, rows: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import datetime
 import html
 import re
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from django.conf import settings as project
@@ -19,6 +20,7 @@ from events.erasure import erase
 from events.models import Event
 from orgs.models import AuditEntry, Organization
 from portal import branding, words
+from portal.pages import logs
 from portal.pages.help_page import LANGUAGES
 from tests.console.rows import make_attempt, make_delivery, make_event
 from tests.portal.conftest import Visitor
@@ -205,7 +207,7 @@ def test_an_endpoint_that_is_paused_says_why_and_what_to_do(visitor: Visitor, or
     text = text_of(visitor.get(f"endpoints/{row.pk}"))
     assert words.STATES["paused"] in text
     assert "Responds with 401. The next attempt is in 2 h." in text
-    assert "What to do: Your endpoint requires authentication." in text
+    assert "What to do: Your endpoint rejected us." in text
     assert "paused" in text_of(visitor.get())
 
 
@@ -258,7 +260,7 @@ def test_a_delivery_shows_its_attempts_and_is_retried(visitor: Visitor, organiza
     subscriptions.disable(row)
     page = visitor.post(f"deliveries/{failed.pk}/retry")
     assert page.status_code == 409
-    assert "The delivery is held; enable its subscription first." in text_of(page)
+    assert "The delivery is held; enable its endpoint first." in text_of(page)
 
 
 def test_deliveries_are_filtered(visitor: Visitor, organization: Organization) -> None:
@@ -327,13 +329,64 @@ def test_the_log_names_people_of_the_tenant_and_nobody_else(visitor: Visitor, or
             target_name="https://a.example/",
         )  # fmt: skip
     AuditEntry.objects.create(organization=organization, actor="user:olga", action="key.create", target_name="a key")
-    text = text_of(visitor.get("logs"))
+    text = text_of(visitor.get("logs", show="changes"))
     assert "You opened the portal" in text
     assert "Support disabled an endpoint https://a.example/" in text
     assert "API key abcdef disabled" in text
     assert "ben@shop.example disabled" in text
     for word in ("olga", "192.0.2.1", "a key"):
         assert word not in text
+
+
+def test_the_log_leads_through_everything_a_page_at_a_time(
+    visitor: Visitor, organization: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "PER_PAGE", 3)
+    monkeypatch.setattr(logs, "MOST_DELIVERIES", 5)
+    row, _ = subscriptions.create(organization.pk, url="https://a.example/hook", event_types=["*"])
+    at = timezone.now()
+    for number in range(12):  # the oldest failed, and one of the others
+        failed = number in {4, 10, 11}
+        made = make_delivery(make_event(organization), row, "failed" if failed else "delivered", attempt_count=1)
+        # As when one event is for many endpoints, some were created in the same instant.
+        Delivery.objects.filter(pk=made.pk).update(created_at=at - datetime.timedelta(minutes=number // 3))
+        make_attempt(made, error="timeout" if failed else "", started_at=at - datetime.timedelta(minutes=number // 3))
+
+    def seen(**query: str) -> list[list[str]]:
+        pages, link = [], f"logs?{urlencode(query)}"
+        while link and len(pages) < 20:
+            page = visitor.client.get(f"/portal/{link}").content.decode()
+            pages.append(re.findall(r'href="/portal/deliveries/([0-9a-f-]{36})"', page))
+            older = re.search(r'href="([^"]+)">Older<', page)
+            assert (">Newest<" in page) is (len(pages) > 1)
+            link = f"logs{html.unescape(older[1])}" if older else ""
+        return pages
+
+    everything = [
+        str(pk) for pk in Delivery.objects.order_by("-created_at", "-attempts__pk").values_list("pk", flat=True)
+    ]
+    pages = seen()
+    assert [one for page in pages for one in page] == everything
+    assert max(map(len, pages)) == 3
+    found = [one for page in seen(failed="") for one in page]
+    wanted = set(map(str, Delivery.objects.filter(status="failed").values_list("pk", flat=True)))
+    assert (len(found), set(found)) == (3, wanted)
+    for number in range(7):
+        visitor.post("endpoints/new", url=f"https://a.example/{number}", which="all")
+    page = visitor.get("logs", show="changes").content.decode()
+    assert page.count("added an endpoint") == 3
+    following = visitor.client.get("/portal/logs" + html.unescape(re.findall(r'href="([^"]+)">Older<', page)[0]))
+    assert "https://a.example/3" in following.content.decode()
+    assert "https://a.example/6" not in following.content.decode()
+    for query in (
+        "attempt=x",
+        "attempt=2026-01-01T00:00:00Z~x",
+        "delivery=2026-01-01T00:00:00Z~x",
+        "show=changes&cursor=x",
+    ):
+        refused = visitor.client.get(f"/portal/logs?{query}")
+        assert refused.status_code == 422
+        assert "isn&#x27;t there any more" in refused.content.decode()
 
 
 def test_a_preview_of_a_recovery_says_how_many_events_it_has_looked_at(

@@ -2235,6 +2235,8 @@ export interface components {
             name?: string;
             /** @description Whether the session can only look. Default: false. */
             read_only?: boolean;
+            /** @description What the session may do with the organization's endpoints and deliveries. Endpoints can always be looked at; an empty list allows nothing else. Defaults to all of these. */
+            scopes?: ("subscriptions:manage" | "deliveries:read" | "deliveries:retry" | "events:read")[];
             /** @description How long the link can be opened. Default: 300. */
             link_seconds?: number;
             /** @description How long the session lasts from then on. Default: 28800. */
@@ -2251,6 +2253,7 @@ export interface components {
             readonly url: string;
             name: string;
             read_only: boolean;
+            scopes: string[];
             /**
              * Format: date-time
              * @description When the link can't be opened any more.

@@ -15,21 +15,37 @@ if (opening) {
     }
 }
 
-// A page about something that goes on asks for itself again, and replaces that part.
-async function follow(box) {
-    const response = await fetch(window.location.href, {redirect: 'error'});
-    const page = new DOMParser().parseFromString(await response.text(), 'text/html');
+// A page about something that goes on asks for itself again, and replaces that part; once it is over, the parts that its
+// `data-follow` names, too.  After a while it leaves that to a reload.
+async function follow(box, others, turn) {
+    let page;
+    try {
+        const response = await fetch(window.location.href, {redirect: 'error'});
+        page = new DOMParser().parseFromString(await response.text(), 'text/html');
+    } catch (error) {
+        return;  // the page is being left, or the connection is lost
+    }
     const fresh = page.getElementById(box.id);
     if (!fresh) {
         return;
     }
+    const goesOn = 'follow' in fresh.dataset;
+    box.className = fresh.className;
+    for (const id of goesOn ? [] : others) {
+        const [old, its] = [document.getElementById(id), page.getElementById(id)];
+        if (old && its && !old.contains(document.activeElement)) {
+            old.replaceChildren(...its.childNodes);
+        }
+    }
     box.replaceChildren(...fresh.childNodes);
-    if ('follow' in fresh.dataset) {
-        setTimeout(() => follow(box), 2000);
+    if (!goesOn) {
+        box.removeAttribute('data-follow');
+    } else if (turn < 300) {
+        setTimeout(() => follow(box, others, turn + 1), 2000);
     }
 }
 
 const running = document.querySelector('[data-follow]');
 if (running) {
-    setTimeout(() => follow(running), 1500);
+    setTimeout(() => follow(running, running.dataset.follow.split(' ').filter(Boolean), 0), 1500);
 }
