@@ -49,6 +49,13 @@ def _find(path: str) -> tuple[str, dict[str, str]] | None:
     return None
 
 
+def below_api(path: str) -> str | None:
+    """Return the path below /api/ that somebody means who wrote it without /api, or with API; None if there is none."""
+    path = path[:_MOST_CHARACTERS].rstrip("/")
+    instead = path.lower() if path.lower().startswith("/api/") else f"/api{path}"
+    return instead if path and _find(instead) else None
+
+
 def nothing_at(path: str, instead: str | None = None) -> Problem:
     """Return the 404 for a path below /api/ that nothing has.
 
