@@ -82,7 +82,10 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse
     """
     request = context["request"]
     if isinstance(error, exceptions.MethodNotAllowed):
-        error = no_method(request.method, context["view"].allowed_methods)
+        view = context["view"]
+        error = no_method(
+            request.method, view.allowed_methods, getattr(view, "method_hints", {}).get(request.method, "")
+        )
     return problem_response(request, problem_for(error, request.path))
 
 

@@ -224,11 +224,11 @@ def database_unavailable() -> Problem:
 _NOT_NAMED = {"HEAD", "OPTIONS"}
 
 
-def no_method(method: str, allowed: Sequence[str]) -> Problem:
-    """Return the 405 for a method that a path doesn't have.  allowed: those that it has."""
+def no_method(method: str, allowed: Sequence[str], hint: str = "") -> Problem:
+    """Return the 405 for a method that a path doesn't have.  allowed: those that it has.  hint: what to do instead."""
     named = [one for one in allowed if one not in _NOT_NAMED]
     listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])}{',' if len(named) > 2 else ''} or {named[-1]}"
-    sentence = f"There is no {method[:20]} here. Use {listed}."
+    sentence = f"There is no {method[:20]} here. {hint or f'Use {listed}.'}"
     return Problem("method_not_allowed", sentence, headers={"Allow": ", ".join(allowed)})
 
 

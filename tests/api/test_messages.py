@@ -98,6 +98,7 @@ def test_every_field_of_a_request_speaks_as_the_others_do() -> None:
     ("method", "path", "expected"),
     [
         ("PUT", f"/api/subscriptions/{NOBODY}", "There is no PUT here. Use GET, PATCH, or DELETE."),
+        ("PUT", f"/api/events/{NOBODY}", "There is no PUT here. Events can't be changed."),
         ("DELETE", "/api/events", "There is no DELETE here. Use GET or POST."),
         ("GET", f"/api/subscriptions/{NOBODY}/disable", "There is no GET here. Use POST."),
         ("POST", "/api/health", "There is no POST here. Use GET."),
@@ -181,6 +182,9 @@ def test_a_body_in_latin_1_is_called_not_utf_8(api: Any, path: str) -> None:
         (f"/api/events/{NOBODY}", "not_found", "There is no event with this id"),
         (f"/api/deliveries/{NOBODY}", "not_found", "There is no delivery with this id"),
         ("/api/subscription", "path_not_found", "There is no /api/subscription. Did you mean /api/subscriptions?"),
+        (f"/api/deliveries/{NOBODY}/resend", "path_not_found", "There are: /attempts/{number}, /retry."),
+        (f"/api/deliveries/{NOBODY}/re-try", "path_not_found", f"Did you mean /api/deliveries/{NOBODY}/retry?"),
+        (f"/api/subscriptions/{NOBODY}/activate", "path_not_found", "There are: /disable, /enable, "),
         ("/api/event", "path_not_found", "Did you mean /api/events?"),
         ("/api/webhooks/endpoints/", "path_not_found", "/api/docs lists what there is."),
         ("/api", "path_not_found", "There is no /api. "),

@@ -169,6 +169,8 @@ class SubscriptionChangeSerializer(StrictSerializer):
         wanted = attrs.get("format", getattr(current, "format", "standard"))
         if wanted == "transform" and not attrs.get("transform", getattr(current, "transform", "")):
             raise serializers.ValidationError({"transform": ["is required for the format transform"]})
+        if wanted != "transform" and attrs.get("transform"):
+            raise serializers.ValidationError({"transform": ["goes with `format` `transform`"]})
         return attrs
 
 
