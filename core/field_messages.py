@@ -11,7 +11,7 @@ from rest_framework import serializers
 _TIME = "must be an ISO 8601 time such as 2026-01-31T12:00:00Z"
 _ALL = {"required": "is required", "null": "must not be null"}
 # By class, the base classes first: a field has the messages of each of its classes.
-_MESSAGES: Mapping[type, Mapping[str, str]] = {
+_MESSAGES: Mapping[type[Any], Mapping[str, str]] = {
     serializers.CharField: {"invalid": "must be a string", "blank": "must not be empty"},
     serializers.IntegerField: {"invalid": "must be a whole number"},
     serializers.FloatField: {"invalid": "must be a number", "overflow": "is too large"},
@@ -41,10 +41,10 @@ def _limit_message(field: Any, validator: Any) -> str | None:
 
 def reword(field: Any) -> None:
     """Give a field and those inside it our messages.  The field must be one serializer's own: it is changed."""
-    field.error_messages |= _ALL
+    field.error_messages.update(_ALL)
     for kind, messages in _MESSAGES.items():
         if isinstance(field, kind):
-            field.error_messages |= messages
+            field.error_messages.update(messages)
     if isinstance(field, serializers.ChoiceField):
         field.error_messages["invalid_choice"] = "must be one of " + ", ".join(str(one) for one in field.choices)
     for validator in field.validators:

@@ -346,7 +346,7 @@ class SubscriptionAdmin(BoundedAdmin):
         self, request: HttpRequest, obj: Subscription | None = None, change: bool = False, **kwargs: Any
     ) -> Any:
         """Return the form's class, made for this request, with what came of its handshake."""
-        form = super().get_form(request, obj, change, **kwargs)
+        form: Any = super().get_form(request, obj, change, **kwargs)
         form.handshaken = getattr(request, "handshaken", None)
         return form
 

@@ -219,7 +219,7 @@ class SubscriptionCreateSerializer(SubscriptionChangeSerializer):
         """Refuse what the kind doesn't have."""
         attrs = super().validate(attrs)
         check_secret_type(attrs)
-        errors = {}
+        errors: dict[str, list[str]] = {}
         if attrs.pop("kind") == DestinationKind.INBOX:
             errors |= {name: [NOT_OF_INBOXES] for name in ONLY_OF_ENDPOINTS if name in attrs}
         elif "inbox" in attrs:
