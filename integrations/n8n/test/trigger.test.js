@@ -113,6 +113,7 @@ before(async () => {
 });
 
 after(() => {
+  server.closeAllConnections();
   server.close();
   fs.rmSync(process.env.N8N_USER_FOLDER, { recursive: true });
 });
