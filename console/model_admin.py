@@ -249,9 +249,13 @@ class BoundedAdmin(_ModelAdmin):
         query = {"target": self.audit_target(row)}
         return HttpResponseRedirect(reverse("admin:orgs_auditentry_changelist", query=query))
 
+    def audit_detail(self, request: HttpRequest) -> dict[str, Any]:
+        """Return what the audit log keeps of an addition or a change beside the names of the fields."""
+        return {}
+
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         """Log an addition in the audit log, too."""
-        self.audit(request, f"{self.audit_noun}.create", obj, {})
+        self.audit(request, f"{self.audit_noun}.create", obj, self.audit_detail(request))
         return super().log_addition(request, obj, message)
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
@@ -259,7 +263,7 @@ class BoundedAdmin(_ModelAdmin):
         fields = [
             name for part in message if isinstance(part, dict) for name in part.get("changed", {}).get("fields", [])
         ]
-        self.audit(request, f"{self.audit_noun}.change", obj, {"fields": sorted(fields)})
+        self.audit(request, f"{self.audit_noun}.change", obj, {"fields": sorted(fields), **self.audit_detail(request)})
         return super().log_change(request, obj, message)
 
 

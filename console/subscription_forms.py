@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 from django import forms
@@ -28,7 +29,7 @@ else:
 # Fields that an inbox doesn't have: nothing is sent to it.
 ONLY_OF_ENDPOINTS = (
     "url", "headers_text", "remove_headers", "max_in_flight", "deliveries_per_second", "format", "transform",
-    "ordered", "ordered_attempts", "ordered_on_failure", *credential_forms.FIELDS,
+    "ordered", "ordered_attempts", "ordered_on_failure", "handshake", *credential_forms.FIELDS,
 )  # fmt: skip
 _FORM_FIELDS = {
     "event_types": "event_types_text",
@@ -46,6 +47,13 @@ _API_FIELDS = {
     "remove_headers": "headers",
     **credential_forms.API_FIELDS,
 }
+
+
+@dataclass(frozen=True)
+class Handshake:
+    """What came of the handshake that was made for a form.  refusal: a sentence, empty if the endpoint confirmed."""
+
+    refusal: str = ""
 
 
 class SubscriptionForm(CredentialFields, _SubscriptionForm):
@@ -102,6 +110,12 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         "event types are then triggers.endpoint.failing and its like, or *.",
     )  # fmt: skip
 
+    handshake = forms.BooleanField(
+        label="Handshake", required=False,
+        help_text="Before anything is stored, send the endpoint a request with X-Hook-Secret, which it must repeat. "
+        "Zapier and others don't answer it.",
+    )  # fmt: skip
+
     class Meta:
         model = Subscription
         fields = (
@@ -109,9 +123,14 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
             "signature_header", "ordered", "ordered_attempts", "ordered_on_failure",
         )  # fmt: skip
 
+    # What came of the handshake, for a form that asks for one: it is made outside of the transaction that this form is
+    # saved in, and this class is then one of that request's own.  None: it hasn't been made.
+    handshaken: ClassVar[Handshake | None] = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.values: dict[str, Any] = {}
+        self.asks_for_handshake = False
         if not self.instance._state.adding and is_inbox(self.instance):
             for name in ONLY_OF_ENDPOINTS:
                 self.fields.pop(name, None)
@@ -154,6 +173,7 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         )
         if serializer.is_valid():
             self.values = dict(serializer.validated_data)
+            self._check_handshake()
             self._check_organization(cleaned)
             return cleaned
         for name, reasons in serializer.errors.items():
@@ -188,6 +208,8 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
             wanted["headers"] = {}
         elif cleaned.get("headers_text"):
             wanted["headers"] = cleaned["headers_text"]
+        if cleaned.get("handshake"):
+            wanted["handshake"] = True
         wanted |= credential_values({name: value for name, value in cleaned.items() if name in self.data})
         changed = {_API_FIELDS.get(name, name) for name in self.changed_data}
         if cleaned.get("inbox_name"):
@@ -199,6 +221,14 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
             # Only what was changed: a new URL, for one, clears the record of failures at the old one.
             wanted = {name: value for name, value in wanted.items() if name in changed}
         return wanted
+
+    def _check_handshake(self) -> None:
+        """Add an error if the form asks for a handshake that wasn't made or wasn't confirmed."""
+        self.asks_for_handshake = self.values.pop("handshake", False)
+        if self.asks_for_handshake and self.handshaken is None:
+            self.add_error("handshake", "It wasn't made, because something else changed meanwhile. Save again.")
+        elif self.asks_for_handshake and self.handshaken and self.handshaken.refusal:
+            self.add_error("url", self.handshaken.refusal)
 
     def _check_organization(self, cleaned: Mapping[str, Any]) -> None:
         """Add an error if the organization has as many subscriptions as it may, or an inbox of this name."""

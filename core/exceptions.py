@@ -12,7 +12,7 @@ from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions
 
 from core.db import is_transient
-from core.problems import Problem, database_unavailable, internal_error, invalid, not_found, problem_response
+from core.problems import Problem, database_unavailable, internal_error, invalid, no_method, not_found, problem_response
 
 log = structlog.get_logger()
 
@@ -81,6 +81,11 @@ def exception_handler(error: Exception, context: dict[str, Any]) -> HttpResponse
     with JSON.
     """
     request = context["request"]
+    if isinstance(error, exceptions.MethodNotAllowed):
+        view = context["view"]
+        error = no_method(
+            request.method, view.allowed_methods, getattr(view, "method_hints", {}).get(request.method, "")
+        )
     return problem_response(request, problem_for(error, request.path))
 
 

@@ -8,6 +8,7 @@ import orjson
 from django.conf import settings
 from rest_framework.request import Request
 
+from core import json_text
 from core.compression import decompress, require_encoding
 from core.problems import Problem, invalid
 
@@ -111,6 +112,14 @@ def encoding_error(body: bytes) -> str | None:
     return None
 
 
+def _is_json(body: bytes) -> bool:
+    try:
+        json_text.parse(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def parse_json(body: bytes) -> Any:
     """Return the value of a JSON body (RFC 8259: UTF-8, no NaN).  Raises Problem 400."""
     if not body:
@@ -120,6 +129,8 @@ def parse_json(body: bytes) -> Any:
     except orjson.JSONDecodeError as error:
         if reason := encoding_error(body):
             raise Problem("invalid_json", f"The body {reason}.") from None
+        if _is_json(body):  # a number or a text that orjson can't represent
+            raise invalid([("", f"holds what can't be represented: {error}")]) from None
         raise Problem("invalid_json", f"The body is not valid JSON: {error}.") from None
     _check(body, value)
     return value

@@ -49,6 +49,13 @@ def _find(path: str) -> tuple[str, dict[str, str]] | None:
     return None
 
 
+def below_api(path: str) -> str | None:
+    """Return the path below /api/ that somebody means who wrote it without /api, or with API; None if there is none."""
+    path = path[:_MOST_CHARACTERS].rstrip("/")
+    instead = path.lower() if path.lower().startswith("/api/") else f"/api{path}"
+    return instead if path and _find(instead) else None
+
+
 def nothing_at(path: str, instead: str | None = None) -> Problem:
     """Return the 404 for a path below /api/ that nothing has.
 
@@ -69,6 +76,13 @@ def nothing_at(path: str, instead: str | None = None) -> Problem:
                 return not_found(f"`{value}` is not a valid {name}: an id is a UUID in lowercase, such as {_EXAMPLE}.")
             if name == "number" and not value.isdigit():
                 return not_found(f"`{value}` is not the number of an attempt: they are 1, 2, and so on.")
+    parent = path.rpartition("/")[0]
+    if instead is None and (above := _find(parent)) and "{" in above[0]:
+        below = [route.removeprefix(above[0]) for route in _api_routes() if route.startswith(f"{above[0]}/")]
+        if below:
+            near = closest(path.removeprefix(parent), below)
+            listed = f"Did you mean {full_path(parent)}{near}?" if near else f"There are: {', '.join(below)}."
+            return Problem("path_not_found", f"There is no {shown}. {listed}")
     meant = instead or closest(path, [route for route in _api_routes() if "{" not in route])
     suggestion = f"Did you mean {full_path(meant)}?" if meant else f"{full_path('/api/docs')} lists what there is."
     return Problem("path_not_found", f"There is no {shown}. {suggestion}")

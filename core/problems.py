@@ -6,7 +6,7 @@ OpenAPI schema and the table in docs/operations.md come from the registry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,7 +121,7 @@ register(
         "method_not_allowed",
         405,
         "The URL exists but doesn't support this method; `Allow` lists the methods it supports.",
-        'Method "PUT" not allowed.',
+        "There is no PUT here. Use GET, PATCH, or DELETE.",
     ),
     ProblemType(
         "request_timeout",
@@ -220,11 +220,23 @@ def database_unavailable() -> Problem:
     )
 
 
+# Nobody looks for these.
+_NOT_NAMED = {"HEAD", "OPTIONS"}
+
+
+def no_method(method: str, allowed: Sequence[str], hint: str = "") -> Problem:
+    """Return the 405 for a method that a path doesn't have.  allowed: those that it has.  hint: what to do instead."""
+    named = [one for one in allowed if one not in _NOT_NAMED]
+    listed = named[0] if len(named) == 1 else f"{', '.join(named[:-1])}{',' if len(named) > 2 else ''} or {named[-1]}"
+    sentence = f"There is no {method[:20]} here. {hint or f'Use {listed}.'}"
+    return Problem("method_not_allowed", sentence, headers={"Allow": ", ".join(allowed)})
+
+
 def only_get(request: HttpRequest) -> HttpResponse | None:
     """Return the 405 of a plain view that only reads, or None for GET and HEAD."""
     if request.method in {"GET", "HEAD"}:
         return None
-    return problem_response(request, Problem("method_not_allowed", "Use GET.", headers={"Allow": "GET, HEAD"}))
+    return problem_response(request, no_method(request.method or "", ["GET", "HEAD"]))
 
 
 def document(request: Any, problem: Problem) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rest_framework.request import Request
 
 from core.ids import parse_id
 from core.problems import invalid
+from core.suggestions import unknown_parameter
 
 M = TypeVar("M", bound=Model)
 
@@ -106,6 +107,19 @@ def _encode_cursor(row: Any) -> str:
     return base64.urlsafe_b64encode(text_form.encode()).decode().rstrip("=")
 
 
+# For names that people try: the parameter that has another one here.
+_HINTS = {
+    **dict.fromkeys(("page", "offset", "after", "starting_after", "next_cursor"), "cursor"),
+    **dict.fromkeys(("per_page", "page_size", "size", "count"), "limit"),
+    **dict.fromkeys(("sort", "order_by", "sort_by", "direction"), "order"),
+    **dict.fromkeys(("created_after", "from", "start", "start_time"), "since"),
+    **dict.fromkeys(("created_before", "before", "to", "end", "end_time"), "until"),
+    **dict.fromkeys(("event_type", "event_types"), "type"),
+    **dict.fromkeys(("url", "hookUrl"), "target_url"),
+    "dry_run": "validate_only",
+}
+
+
 def parse_parameters(request: Request, parsers: Mapping[str, Callable[[str], Any]]) -> dict[str, Any]:
     """Return the parsed parameters by name.
 
@@ -116,8 +130,7 @@ def parse_parameters(request: Request, parsers: Mapping[str, Callable[[str], Any
     for name, given in request.query_params.lists():
         parser = parsers.get(name)
         if parser is None:
-            known = ", ".join(sorted(parsers)) or "none"
-            errors.append((f"?{name[:80]}", f"is not a parameter of this endpoint (it has: {known})"))
+            errors.append((f"?{name[:80]}", unknown_parameter(name, sorted(parsers), _HINTS)))
         elif len(given) > 1:
             errors.append((f"?{name}", "is given more than once"))
         else:

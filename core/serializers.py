@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from rest_framework import serializers
 
+from core.field_messages import reword
 from core.json_response import Fragment
 from core.suggestions import closest, unknown_field
 
@@ -22,6 +23,14 @@ class StrictSerializer(serializers.Serializer[Any]):
 
     # For names that people try: the field that has another one, or a sentence that says what to do instead.
     hints: ClassVar[Mapping[str, str]] = {}
+
+    @cached_property
+    def fields(self) -> Any:
+        """Return the fields by name: copies of this serializer's own, which say what is wrong in our words."""
+        found = super().fields
+        for field in found.values():
+            reword(field)
+        return found
 
     def to_internal_value(self, data: Any) -> Any:
         if not isinstance(data, Mapping):
@@ -68,11 +77,11 @@ class StrictCharField(serializers.CharField):
 
 
 class StrictChoiceField(serializers.ChoiceField):
-    """One of a few words.  DRF's own field doesn't say which there are."""
+    """One of a few words.  DRF's own field also takes a number that is written like one, and fails for an array."""
 
     def to_internal_value(self, data: Any) -> Any:
-        if not isinstance(data, str) or data not in self.choices:
-            raise serializers.ValidationError("must be one of " + ", ".join(str(choice) for choice in self.choices))
+        if not isinstance(data, str):
+            self.fail("invalid_choice", input=data)
         return super().to_internal_value(data)
 
 

@@ -25,6 +25,13 @@ def closest(word: str, known: Collection[str]) -> str | None:
     return spellings[found[0]] if found else None
 
 
+def unknown_parameter(name: str, known: Collection[str], hints: Mapping[str, str]) -> str:
+    """Return what is wrong with a query parameter that an endpoint doesn't have.  hints: as of `unknown_field`."""
+    meant = hint if (hint := hints.get(name)) in known else closest(name, known)
+    suggestion = f"; did you mean {meant}?" if meant else ""
+    return f"is not a parameter of this endpoint{suggestion} (it has: {', '.join(known) or 'none'})"
+
+
 def unknown_field(name: str, known: Collection[str], hints: Mapping[str, str] | None = None) -> str:
     """Return what is wrong with a member that isn't known.
 

@@ -251,6 +251,8 @@ def parse_event(body: bytes) -> NewEvent:
     if reason := depth_error(body, parsed.value):
         raise invalid([("", reason)])
     errors = _errors(parsed.value)
+    if isinstance(parsed.value, list):
+        errors = [("", "must be a JSON object: `POST /api/events/batch` takes an array of events")]
     if errors:
         raise invalid(errors, "The event is not valid.")
     return _build(parsed)

@@ -25,6 +25,8 @@ MOST_CHECKS = 200
 # Of a compiled regular expression: bounds what matching costs for each character.
 _REGEX_BYTES = 100_000
 
+# What the keyword `type` may be.
+_TYPES = "array, boolean, integer, null, number, object, string"
 # Keywords whose schemas apply to the same value, and to what it contains; each by what it holds: a schema, an array of
 # schemas, or an object of them.
 _HERE = {"not": 1, "if": 1, "then": 1, "else": 1, "allOf": 2, "anyOf": 2, "oneOf": 2, "dependentSchemas": 3}
@@ -104,7 +106,10 @@ def check_schema(schema: Any) -> None:
     try:
         jsonschema_rs.meta.validate(schema if isinstance(schema, bool) else {**schema, "$schema": DIALECT})
     except jsonschema_rs.ValidationError as error:
-        raise SchemaError(_reason(error), pointer_of(error.instance_path)) from None
+        reason = _reason(error)
+        if error.instance_path and error.instance_path[-1] == "type" and "'anyOf'" in reason:
+            reason = f"must be one of {_TYPES}, or an array of these"
+        raise SchemaError(reason, pointer_of(error.instance_path)) from None
     _Cost(schema).check()
     Validator(schema)
 

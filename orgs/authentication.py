@@ -15,6 +15,7 @@ from orgs.failed_authentications import POLICY, failed_authentications
 from orgs.keys import Caller, authenticate
 from orgs.verified_keys import verified_keys
 
+SEND_A_KEY = "Send an API key as `X-API-Key: <key>` or `Authorization: Bearer <key>`."
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="triggers"'}
 
 
@@ -34,7 +35,7 @@ def authenticate_key(key: str, address: str) -> Caller:
     Raises Problem: 401 for a missing or wrong key; 429 for an address that fails too often.
     """
     if not key:
-        raise _refusal(address, "not_authenticated", "Send an API key in `X-API-Key` or `Authorization: Bearer`.")
+        raise _refusal(address, "not_authenticated", SEND_A_KEY)
     early = failed_authentications.refuse_early(address, key)
     if early is not None:
         raise _too_many(early)

@@ -7,7 +7,7 @@ register(
         "not_authenticated",
         401,
         "The request has no API key.",
-        "Send an API key in `X-API-Key` or `Authorization: Bearer`.",
+        "Send an API key as `X-API-Key: <key>` or `Authorization: Bearer <key>`.",
     ),
     ProblemType(
         "invalid_api_key",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from django import forms
 from django.conf import settings
 from django.contrib import admin, messages
-from django.contrib.admin.utils import unquote
+from django.contrib.admin.utils import flatten_fieldsets, unquote
 from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -29,9 +29,9 @@ from console.host_actions import stop_or_enable
 from console.model_admin import BoundedAdmin
 from console.recoveries import ask_and_recover
 from console.runs import ask_and_run
-from console.subscription_forms import ONLY_OF_ENDPOINTS, SubscriptionForm
+from console.subscription_forms import ONLY_OF_ENDPOINTS, Handshake, SubscriptionForm
 from core.ids import parse_id
-from webhooks import endpoint_test, probes, signing_secrets, subscriptions
+from webhooks import endpoint_test, handshake, probes, signing_secrets, subscriptions
 from webhooks.display.formatting import badge, cause_of, format_time, lines, short, short_id, table, with_note
 from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Subscription, SubscriptionQueue
@@ -111,7 +111,7 @@ class SubscriptionAdmin(BoundedAdmin):
     _form_fields = (
         "organization", "url", "event_types_text", "channels_text", "filter_text",
         "description", "format", "transform", "ordered", "ordered_attempts", "ordered_on_failure", "max_in_flight",
-        "deliveries_per_second", "headers_text", "remove_headers",
+        "deliveries_per_second", "headers_text", "remove_headers", "handshake",
     )  # fmt: skip
     _status_fields = (
         "id", "uid_display", "metadata_display", "operational_display", "disabled_reason_display", "disabled_at",
@@ -302,6 +302,57 @@ class SubscriptionAdmin(BoundedAdmin):
         return short_id(row.pk)
 
     # --- creating, changing, deleting ---------------------------------------------------------------
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Make the handshake that the form asks for before Django opens the transaction that saves it."""
+        if request.method == "POST" and "handshake" in request.POST:
+            request.handshaken = self._shake_hands(request, object_id)  # type: ignore[attr-defined]
+        return super().changeform_view(request, object_id, form_url, extra_context)
+
+    def _shake_hands(self, request: HttpRequest, object_id: str | None) -> Handshake | None:
+        """Return what came of it; None if none was made, because the form or the user can't change anything."""
+        row = None if object_id is None else self.get_object(request, unquote(object_id))
+        if object_id is None:
+            may_save = self.has_add_permission(request)
+        else:
+            may_save = row is not None and self.has_change_permission(request, row)
+        if not may_save:
+            return None
+        form = self.get_form(
+            request, row, change=row is not None, fields=flatten_fieldsets(self.get_fieldsets(request, row))
+        )(request.POST, instance=row)
+        form.handshaken = Handshake()
+        if not form.is_valid() or not form.asks_for_handshake:
+            return None
+        # The form has written into its row.
+        current = None if row is None else Subscription.objects.get(pk=row.pk)
+        url = form.values["url"] if current is None or "url" in form.values else current.url
+        organization_id = form.cleaned_data["organization"].pk if current is None else current.organization_id
+        try:
+            handshake.shake_hands(organization_id, url, form.values, current)
+        except handshake.HandshakeFailed as error:
+            return Handshake(f"The endpoint didn't confirm. {error.sentence} Nothing was saved.")
+        except probes.TooManyProbes as error:
+            return Handshake(f"{error.sentence} Wait {error.retry_after} seconds.")
+        return Handshake()
+
+    def get_form(
+        self, request: HttpRequest, obj: Subscription | None = None, change: bool = False, **kwargs: Any
+    ) -> Any:
+        """Return the form's class, made for this request, with what came of its handshake."""
+        form: Any = super().get_form(request, obj, change, **kwargs)
+        form.handshaken = getattr(request, "handshaken", None)
+        return form
+
+    def audit_detail(self, request: HttpRequest) -> dict[str, Any]:
+        """Note that the endpoint has confirmed."""
+        return {"handshake": True} if getattr(request, "handshaken", None) else {}
 
     def save_model(self, request: HttpRequest, obj: Subscription, form: Any, change: bool) -> None:
         """Create or change the subscription as the API does."""

@@ -286,6 +286,11 @@ class EventView(APIView):
     """One event."""
 
     scopes: ClassVar = {"GET": Scope.EVENTS_READ}
+    # For methods that it doesn't have.
+    method_hints: ClassVar = {
+        "DELETE": "Events stay until their retention ends; `DELETE /api/events/{id}/payload` erases what one says.",
+        **dict.fromkeys(("PUT", "PATCH"), "Events can't be changed."),
+    }
 
     @extend_schema(
         operation_id="getEvent", tags=["Events"], summary="Get an event", responses=shapes.EventWithDeliveries

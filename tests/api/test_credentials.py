@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trustme
 from cryptography.fernet import Fernet
+from django.conf import settings
 from django.core.management import call_command
 
 from core.encryption import decrypt
@@ -36,6 +37,9 @@ OAUTH = {
     "type": "oauth2", "token_url": "https://login.example/token", "client_id": "app",
     "client_secret": "very-hidden-one", "scope": "hooks",
 }  # fmt: skip
+
+
+OWN_HEADERS = {"X-A": "1", "X-Key": "Token hidden-key-of-the-shop"}
 
 
 def new(api: Any, **more: Any) -> Any:
@@ -77,8 +81,12 @@ def certificate(authority: trustme.CA) -> dict[str, str]:
 def test_requests_are_authorized_and_the_attempt_does_not_keep_it(
     api: Any, receiver: Receiver, auth: dict[str, str], header: str
 ) -> None:
-    receiver.behavior = lambda request, number: Response(500, body=f"denied: {request.headers}".encode())
-    path = made(api, url=receiver.url(), auth=auth, signature_header="X-Shop-Signature", headers={"X-A": "1"})
+    # The endpoint repeats what it got, and what is kept of its long response ends within a secret.
+    long = "-" * (settings.RESPONSE_BODY_BYTES - 12) + OWN_HEADERS["X-Key"]
+    receiver.behavior = lambda request, number: Response(
+        500, {"x-echo": request.headers["x-key"]}, (str(request.headers) if number == 1 else long).encode()
+    )
+    path = made(api, url=receiver.url(), auth=auth, signature_header="X-Shop-Signature", headers=OWN_HEADERS)
     api.post("/api/events", {"type": "a", "data": 1})
     deliver()
     request = receiver.requests[0]
@@ -94,6 +102,11 @@ def test_requests_are_authorized_and_the_attempt_does_not_keep_it(
     assert (sent["authorization"], sent["X-Shop-Signature"], sent["webhook-signature"]) == ("***", "***", "***")
     if len(header.split()[1]) >= SHORTEST_HIDDEN:
         assert header.split()[1] not in kept.content.decode(), "not even where the endpoint repeats it"
+    tested = api.post(f"{path}/test", {}).json()
+    assert tested["response_body"].endswith("-***")
+    for answer in (kept.content.decode(), json.dumps(tested)):
+        assert OWN_HEADERS["X-Key"][6:] not in answer
+        assert OWN_HEADERS["X-Key"][:9] not in answer
     previewed = api.post(f"{path}/preview", {"type": "a", "data": 1}).content.decode()
     assert header not in previewed
     # Without it, from the next attempt on.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from core.problems import problem_types
+from core.serializers import StrictSerializer
 from orgs.models import AuditEntry
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
@@ -26,6 +29,11 @@ def test_a_choice_lists_its_values(api: Any) -> None:
         "/format": "must be one of " + ", ".join(FORMATS),
         "/kind": "must be one of http, inbox",
     }
+    found = errors(api.post("/api/subscriptions", {**SUBSCRIPTION, "secret_type": "rsa", "ordered_on_failure": ["x"]}))
+    assert found == {
+        "/secret_type": "must be one of hmac-sha256, ed25519",
+        "/ordered_on_failure": "must be one of skip, block",
+    }
     assert (
         "events:write, events:read" in errors(api.post("/api/keys", {"name": "k", "scopes": ["events"]}))["/scopes/0"]
     )
@@ -41,6 +49,7 @@ def test_a_choice_lists_its_values(api: Any) -> None:
         ({"target_url": "https://example.com/", "event_types": ["*"]}, "/target_url", "did you mean url?"),
         ({**SUBSCRIPTION, "desciption": "x"}, "/desciption", "did you mean description?"),
         ({**SUBSCRIPTION, "zzz": "x"}, "/zzz", "there are: "),
+        ({**SUBSCRIPTION, "id": "mine"}, "/id", "keep one of your own in `uid`"),
     ],
 )
 def test_an_unknown_field_names_the_one_that_was_meant(api: Any, body: Any, pointer: str, expected: str) -> None:
@@ -51,7 +60,69 @@ def test_an_unknown_field_names_the_one_that_was_meant(api: Any, body: Any, poin
 
 def test_all_faults_are_told_in_one_round(api: Any) -> None:
     found = errors(api.post("/api/subscriptions", {"zzz": 1, "event_types": [], "max_in_flight": 0}))
-    assert set(found) == {"/zzz", "/event_types", "/max_in_flight"}
+    assert set(found) == {"/zzz", "/url", "/event_types", "/max_in_flight"}
+    assert found["/max_in_flight"] == "must be from 1 to 10000"
+    assert set(errors(api.post("/api/subscriptions", {}))) == {"/url", "/event_types"}
+    assert set(errors(api.post("/api/subscriptions", {"kind": "inbox"}))) == {"/inbox", "/event_types"}
+    assert set(errors(api.post("/api/hooks", {"zzz": 1}))) == {"/zzz", "/target_url"}
+
+
+def _serializers(of: type[Any] = StrictSerializer) -> Iterator[type[Any]]:
+    for one in of.__subclasses__():
+        yield one
+        yield from _serializers(one)
+
+
+def test_every_field_of_a_request_speaks_as_the_others_do() -> None:
+    """DRF's own messages are sentences ("This field may not be null."), which don't say what would be right."""
+
+    def messages(field: Any) -> Iterator[str]:
+        limits = {"max_value", "min_value", "max_length", "min_length", "max_string_length"}
+        yield from (str(text) for code, text in field.error_messages.items() if code not in limits)
+        yield from (str(one.message) for one in field.validators if hasattr(one, "limit_value"))
+        if getattr(field, "child", None) is not None:
+            yield from messages(field.child)
+
+    found = [
+        f"{one.__name__}.{name}: {text}"
+        for one in _serializers()
+        if one.__module__.split(".")[0] != "tests"
+        for name, field in one().fields.items()
+        for text in messages(field)
+        if text[:1].isupper()
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("PUT", f"/api/subscriptions/{NOBODY}", "There is no PUT here. Use GET, PATCH, or DELETE."),
+        ("PUT", f"/api/events/{NOBODY}", "There is no PUT here. Events can't be changed."),
+        ("DELETE", "/api/events", "There is no DELETE here. Use GET or POST."),
+        ("GET", f"/api/subscriptions/{NOBODY}/disable", "There is no GET here. Use POST."),
+        ("POST", "/api/health", "There is no POST here. Use GET."),
+    ],
+)
+def test_a_wrong_method_is_answered_with_the_right_ones(api: Any, method: str, path: str, expected: str) -> None:
+    answer = api.request(method, path)
+    assert assert_problem(answer, 405)["detail"] == expected
+    assert set(answer["Allow"].split(", ")) >= set(re.findall("[A-Z]{3,}", expected)[1:])
+
+
+@pytest.mark.parametrize("path", ["/events", "/API/events", "/events/"])
+def test_a_program_that_forgot_api_is_told_so_and_a_browser_gets_a_page(api: Any, path: str) -> None:
+    problem = assert_problem(api.get(path), 404)
+    assert "Did you mean /api/events?" in problem["detail"]
+    assert api.get(path, Accept="text/html,*/*")["Content-Type"].startswith("text/html")
+    assert api.get("/nothing")["Content-Type"].startswith("text/html")
+
+
+def test_a_wrong_parameter_names_the_right_one(api: Any) -> None:
+    found = errors(api.get("/api/deliveries?eventId=1&page=2&per_page=5&zzz=1"))
+    for name, meant in (("eventId", "event_id"), ("page", "cursor"), ("per_page", "limit")):
+        assert f"did you mean {meant}? (it has: cursor, " in found[f"?{name}"]
+    assert "did you mean" not in found["?zzz"]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +132,7 @@ def test_all_faults_are_told_in_one_round(api: Any) -> None:
         ({"type": "a", "Data": 1}, "/Data", "did you mean data?"),
         ({"type": "a", "body": 1}, "/body", "did you mean data?"),
         ({"type": "a", "data": 1, "idempotency_key": "k"}, "/idempotency_key", "did you mean dedup_id?"),
+        ([{"type": "a", "data": 1}], "", "`POST /api/events/batch` takes an array"),
         ({"type": "a", "data": 1, "zzz": 1}, "/zzz", "(there are: type, data, payload, dedup_id, "),
     ],
 )
@@ -110,6 +182,9 @@ def test_a_body_in_latin_1_is_called_not_utf_8(api: Any, path: str) -> None:
         (f"/api/events/{NOBODY}", "not_found", "There is no event with this id"),
         (f"/api/deliveries/{NOBODY}", "not_found", "There is no delivery with this id"),
         ("/api/subscription", "path_not_found", "There is no /api/subscription. Did you mean /api/subscriptions?"),
+        (f"/api/deliveries/{NOBODY}/resend", "path_not_found", "There are: /attempts/{number}, /retry."),
+        (f"/api/deliveries/{NOBODY}/re-try", "path_not_found", f"Did you mean /api/deliveries/{NOBODY}/retry?"),
+        (f"/api/subscriptions/{NOBODY}/activate", "path_not_found", "There are: /disable, /enable, "),
         ("/api/event", "path_not_found", "Did you mean /api/events?"),
         ("/api/webhooks/endpoints/", "path_not_found", "/api/docs lists what there is."),
         ("/api", "path_not_found", "There is no /api. "),

@@ -12,6 +12,7 @@ from django.test import Client
 from django.urls import reverse
 
 from core.encryption import decrypt
+from devstack.http_receiver import Receiver, Response
 from orgs.models import AuditEntry
 from tests.console.rows import World, act, ask, list_url, page_url, said
 from tests.console.test_subscription_formats import form
@@ -73,7 +74,7 @@ def test_a_client_certificate_is_set_shown_without_its_key_and_removed(
     row, (chain, key) = world.subscription, certificate
     page = page_url(row)
     refused = owner.post(page, form(row, certificate=chain, certificate_key=""))
-    assert "private_key: This field is required" in refused.content.decode()
+    assert "private_key: is required" in refused.content.decode()
     other = parts(trustme.CA().issue_cert("other.example"))[1]
     refused = owner.post(page, form(row, certificate=chain, certificate_key=other))
     assert "is not the key of the first certificate" in refused.content.decode()
@@ -153,3 +154,39 @@ def test_a_secret_is_added_listed_and_removed(owner: Client, viewer: Client, wor
     rotated = act(owner, "rotate_secret", [row], overlap="0")
     assert "public key is whpk_" in said(rotated)
     assert "whsk_" not in rotated.content.decode()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_handshake_is_made_before_the_transaction_that_saves(
+    owner: Client, viewer: Client, world: World, receiver: Receiver
+) -> None:
+    add = reverse("admin:webhooks_subscription_add")
+    new = {
+        "organization": str(world.organization.pk), "url": receiver.url("/hook"), "event_types_text": "*",
+        "description": "asked", "format": "standard", "ordered_on_failure": "skip", "handshake": "on",
+    }  # fmt: skip
+    refused = owner.post(add, new)
+    assert "didn&#x27;t confirm. The endpoint&#x27;s response had no X-Hook-Secret." in refused.content.decode()
+    assert not Subscription.objects.filter(description="asked").exists()
+
+    receiver.behavior = lambda request, number: Response(
+        headers={"X-Hook-Secret": request.headers.get("x-hook-secret", "")}
+    )
+    answer = owner.post(add, {**new, "auth_kind": "bearer", "auth_token": "t0ken-of-the-endpoint"})
+    assert answer.status_code == 200, "the page with the new secret"
+    assert receiver.requests[-1].headers["authorization"] == "Bearer t0ken-of-the-endpoint"
+    row = Subscription.objects.get(description="asked")
+    assert AuditEntry.objects.get(action="subscription.create").detail == {"handshake": True}
+
+    # A change asks at the new URL, with the credentials that it keeps; one that nobody may make asks nobody.
+    assert owner.post(page_url(row), form(row, url=receiver.url("/new"), handshake="on")).status_code == 302
+    asked = receiver.requests[-1]
+    assert (asked.path, asked.headers["authorization"]) == ("/new", "Bearer t0ken-of-the-endpoint")
+    assert AuditEntry.objects.get(action="subscription.change").detail["handshake"] is True
+    before = len(receiver.requests)
+    assert viewer.post(page_url(row), form(row, description="x", handshake="on")).status_code == 403
+    assert owner.post(page_url(row), form(row, url="not a url", handshake="on")).status_code == 200
+    row.refresh_from_db()
+    assert "goes with a change" in owner.post(page_url(row), form(row, handshake="on")).content.decode()
+    assert owner.post(page_url(row), form(row, description="without")).status_code == 302
+    assert len(receiver.requests) == before

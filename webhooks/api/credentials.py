@@ -12,7 +12,7 @@ from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from core.serializers import StrictCharField, StrictSerializer
+from core.serializers import StrictCharField, StrictChoiceField, StrictSerializer
 from webhooks.api.header_rules import HEADER_NAME, name_error
 from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.destinations.http.auth import AUTH_TYPES, Auth, Basic, Bearer, ClientCredentials
@@ -58,7 +58,7 @@ def secret_fields() -> dict[str, serializers.Field[Any, Any, Any, Any]]:
     """Return the fields of a request that brings or makes a secret."""
     return {
         "secret": SecretField(required=False, max_length=200, write_only=True, help_text=_OWN_HELP),
-        "secret_type": serializers.ChoiceField(
+        "secret_type": StrictChoiceField(
             choices=[one.value for one in SecretType], required=False, help_text=TYPE_HELP
         ),
     }

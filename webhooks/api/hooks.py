@@ -97,11 +97,17 @@ class HookCreateSerializer(StrictSerializer):
     channels = ChannelsField(required=False, help_text="As of a subscription.")
     handshake = handshake_field()
 
+    def to_internal_value(self, data: Any) -> Any:
+        """Require the URL by any of its names: here, so that it is told together with what else is wrong."""
+        if isinstance(data, Mapping) and not any(name in data for name in URL_NAMES):
+            self.fields["target_url"].required = True
+            others = "targetUrl, hookUrl, and url are other names for it"
+            self.fields["target_url"].error_messages["required"] = f"is required; {others}"
+        return super().to_internal_value(data)
+
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         """Return the members by the names that `hooks.subscribe` has for them."""
         url = _the_one(attrs, URL_NAMES)
-        if url is None:
-            raise serializers.ValidationError({"target_url": [f"is required ({', '.join(URL_NAMES)} are all taken)"]})
         types = _the_one(attrs, TYPE_NAMES)
         return {
             "url": url,

@@ -6,6 +6,7 @@ The OpenAPI schema shows these serializers and the views render with them, so ea
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from rest_framework import serializers
@@ -79,6 +80,9 @@ HINTS = {
     **dict.fromkeys(("rate_limit", "max_per_second"), "deliveries_per_second"),
     "concurrency": "max_in_flight",
     **dict.fromkeys(("operational", "is_operational"), "`operational` is chosen when a subscription is created"),
+    **dict.fromkeys(("kind", "inbox"), "whether a subscription is an inbox is chosen when it is created"),
+    "secret_type": "`POST /api/subscriptions/{id}/secrets` adds a secret of another type",
+    "id": "ids are made by the system; keep one of your own in `uid`",
 }
 
 
@@ -115,7 +119,7 @@ class SubscriptionChangeSerializer(StrictSerializer):
         allow_null=True,
         help_text="After so many attempts, a delivery with an ordering key is `failed`. Null for the retry schedule's.",
     )
-    ordered_on_failure = serializers.ChoiceField(
+    ordered_on_failure = StrictChoiceField(
         choices=OrderedOnFailure.values,
         required=False,
         help_text="When a delivery with an ordering key has failed: `skip` continues with the next one, `block` keeps "
@@ -165,6 +169,8 @@ class SubscriptionChangeSerializer(StrictSerializer):
         wanted = attrs.get("format", getattr(current, "format", "standard"))
         if wanted == "transform" and not attrs.get("transform", getattr(current, "transform", "")):
             raise serializers.ValidationError({"transform": ["is required for the format transform"]})
+        if wanted != "transform" and attrs.get("transform"):
+            raise serializers.ValidationError({"transform": ["goes with `format` `transform`"]})
         return attrs
 
 
@@ -201,20 +207,23 @@ class SubscriptionCreateSerializer(SubscriptionChangeSerializer):
     def get_fields(self) -> dict[str, Any]:
         return {**super().get_fields(), **secret_fields()}
 
+    def to_internal_value(self, data: Any) -> Any:
+        """Require what the kind needs: here, so that it is told together with what else is wrong."""
+        if isinstance(data, Mapping):
+            needed = "inbox" if data.get("kind") == DestinationKind.INBOX else "url"
+            self.fields[needed].required = True
+            self.fields["inbox"].error_messages["required"] = "is required for an inbox"
+        return super().to_internal_value(data)
+
     def validate(self, attrs: Any) -> Any:
-        """Require what the kind needs, and refuse what it doesn't have."""
+        """Refuse what the kind doesn't have."""
         attrs = super().validate(attrs)
         check_secret_type(attrs)
-        errors = {}
+        errors: dict[str, list[str]] = {}
         if attrs.pop("kind") == DestinationKind.INBOX:
-            if "inbox" not in attrs:
-                errors["inbox"] = ["is required for an inbox"]
             errors |= {name: [NOT_OF_INBOXES] for name in ONLY_OF_ENDPOINTS if name in attrs}
-        else:
-            if "url" not in attrs:
-                errors["url"] = ["is required"]
-            if "inbox" in attrs:
-                errors["inbox"] = ["goes with `kind` `inbox`"]
+        elif "inbox" in attrs:
+            errors["inbox"] = ["goes with `kind` `inbox`"]
         if errors:
             raise serializers.ValidationError(errors)
         return attrs

@@ -19,7 +19,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 MAX_URL_CHARACTERS = 2048
-NOT_ALLOWED = "address not allowed"
+NOT_ALLOWED = "address not allowed: it must be a public one, or one that the operator has allowed"
 
 # Written out, because what `is_global` knows depends on the version of Python.
 _REFUSED: tuple[Network, ...] = tuple(

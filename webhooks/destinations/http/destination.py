@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import AnyStr
 from weakref import WeakValueDictionary
 
 import msgspec
@@ -71,21 +72,34 @@ def mask_headers(headers: list[tuple[str, str]], endpoint: Endpoint) -> list[tup
     ]
 
 
+def _without(text: AnyStr, secret: AnyStr, hidden: AnyStr) -> AnyStr:
+    text = text.replace(secret, hidden)
+    # What is kept of a long response may end within the secret.
+    at = text.rfind(secret[:SHORTEST_HIDDEN])
+    return text[:at] + hidden if at >= 0 and secret.startswith(text[at:]) else text
+
+
 def hide(outcome: Outcome, secrets: Iterable[str]) -> Outcome:
-    """Return the outcome without what authorized the request, which an endpoint may repeat in its response."""
+    """Return the outcome without what the request held in secret, which an endpoint may repeat in its response."""
     for secret in secrets:
-        if secret in outcome.body:
-            outcome = replace(outcome, body=outcome.body.replace(secret, HIDDEN))
-        if outcome.exchange is not None and secret.encode() in outcome.exchange.response_head:
-            hidden = outcome.exchange.response_head.replace(secret.encode(), HIDDEN.encode())
-            outcome.exchange.response_head = hidden
+        if secret[:SHORTEST_HIDDEN] in outcome.body:
+            outcome = replace(outcome, body=_without(outcome.body, secret, HIDDEN))
+        if outcome.exchange is not None:
+            head = outcome.exchange.response_head
+            outcome.exchange.response_head = _without(head, secret.encode(), HIDDEN.encode())
     return outcome
 
 
-def _credentials(headers: Iterable[tuple[str, str]]) -> list[str]:
-    """Return what stands behind the scheme in an `Authorization` header; nothing so short that any text holds it."""
-    given = [value.partition(" ")[2] or value for name, value in headers if name.lower() == "authorization"]
-    return [value for value in given if len(value) >= SHORTEST_HIDDEN]
+def _secret_values(headers: Iterable[tuple[str, str]]) -> list[str]:
+    """Return what is secret in the subscription's own headers; nothing so short that any text holds it.
+
+    That is their values and what stands in them behind a scheme, as in `Token …`; of `Authorization`, only the latter.
+    """
+    found = []
+    for name, value in headers:
+        rest = value.partition(" ")[2]
+        found += [rest or value] if name.lower() == "authorization" else [value, rest]
+    return [value for value in found if len(value) >= SHORTEST_HIDDEN]
 
 
 class HttpDestination:
@@ -159,7 +173,7 @@ class HttpDestination:
             )
         else:
             outcome = await self._client.send(endpoint.url, headers, body, exchange, identity=identity)
-            outcome = hide(outcome, _credentials(endpoint.headers))
+            outcome = hide(outcome, _secret_values(endpoint.headers))
         if identity is not None and outcome.failure is Failure.CONNECTION_LOST:
             return replace(outcome, detail=f"{outcome.detail} {PERHAPS_REFUSED}")
         return outcome
@@ -202,7 +216,7 @@ class HttpDestination:
                 identity=identity,
                 deadline=deadline,
             )
-            outcome = hide(outcome, _credentials([*endpoint.headers, authorization]))
+            outcome = hide(outcome, _secret_values([*endpoint.headers, authorization]))
             if outcome.status_code != 401:
                 break
             self._tokens.reject(organization_id, credentials, token)
