@@ -41,7 +41,7 @@ def authenticate_key(key: str, address: str) -> Caller:
     caller = authenticate(key)
     if caller is None:
         raise _refusal(address, "invalid_api_key", "The API key is not valid.")
-    known_keys.add(key)
+    known_keys.add(key, caller.organization_id)
     return caller
 
 

@@ -6,13 +6,15 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import pytest
 
 from core import wakeups
+from core.front_door.http import Request
 from events.models import Event
+from orgs.front_door import whose
 from orgs.keys import create_api_key
 from orgs.models import Organization
 from triggers_project import web_worker
@@ -338,3 +340,18 @@ def test_a_large_file_is_streamed_whole(front: Door) -> None:
         status, headers, content = read(connected)
     assert (status, len(content)) == (200, int(headers["content-length"]))
     assert len(content) > 1_000_000
+
+
+def test_a_working_key_s_requests_wait_with_its_organization_s_and_all_others_with_their_network_s(
+    front: Door, organization: Organization
+) -> None:
+    def asked_with(key: str) -> Hashable:
+        scope = {"headers": [(b"x-api-key", key.encode())], "client": ("2001:db8::7", 1)}
+        return whose(Request(scope, None, ""))  # type: ignore[arg-type]
+
+    assert asked_with(front.key) == "2001:db8::"
+    with front.connect() as connected:
+        connected.sendall(front.head(method="GET", path="/api/me"))
+        assert read(connected)[0] == 200
+    assert asked_with(front.key) == organization.id
+    assert asked_with("trk_nonsense_nonsense") == "2001:db8::"
