@@ -6,6 +6,7 @@ leaves Redis alone for a moment: an outage must not cost each request a connect 
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -13,13 +14,15 @@ from typing import TypeVar
 
 import structlog
 from django_redis import get_redis_connection
-from redis import Redis
+from redis import Redis, sentinel
+from redis.asyncio import sentinel as async_sentinel
 from redis.exceptions import NoScriptError, RedisError
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 PAUSE_SECONDS = 1.0
+NO_PRIMARY = (sentinel.MasterNotFoundError, async_sentinel.MasterNotFoundError)
 
 
 class RedisUnavailable(Exception):
@@ -28,6 +31,17 @@ class RedisUnavailable(Exception):
     def __init__(self, text: str, reason: BaseException | None = None) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+def describe_fault(error: BaseException) -> dict[str, str]:
+    """Return the setting to look at after an error of Redis, and the reason, for a line in the log."""
+    reason = str(error) or type(error).__name__
+    if not isinstance(error, NO_PRIMARY):
+        return {"setting": "REDIS_URL", "reason": reason[:300]}
+    # redis-py shows each sentinel's client with all its options before what it failed with.
+    what, _, clients = reason.partition(" : ")
+    failures = sorted(set(re.findall(r"\)> - (.*?)(?=, <redis|$)", clients)))
+    return {"setting": "REDIS_SENTINELS", "reason": ": ".join([what, *filter(None, [", ".join(failures)])])[:300]}
 
 
 class CircuitBreaker:
@@ -110,7 +124,7 @@ class CircuitBreaker:
             self._reason = error
             self.open(PAUSE_SECONDS)
         if first:
-            log.warning("redis_unavailable", setting="REDIS_URL", reason=str(error)[:300] or type(error).__name__)
+            log.warning("redis_unavailable", **describe_fault(error))
 
 
 breaker = CircuitBreaker()

@@ -3,6 +3,9 @@
 Apart from the others', with a connection of its own, which is opened when the first key comes: so that requests
 without a key pay nothing for it.  A transaction takes many requests, as `events.group_commit` says, and costs three
 statements more than one of theirs.
+
+What counts against a rate limit is counted before the transaction begins: a Redis that hangs must not keep a
+connection to PostgreSQL, or a pooler's, waiting.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from events.ingest import Ingested
 from events.rate import REPLAYS
 from orgs import idempotency
 from orgs.front_door import KeyChanged
-from orgs.idempotency import Found, Kept, Locked, Once
+from orgs.idempotency import Found, Kept, Known, Locked, Once
 
 # How often requests that deadlocked with others' are tried again, each by itself.
 MOST_ATTEMPTS = 5
@@ -82,8 +85,17 @@ class IdempotentCommit(GroupCommit):
                 break
 
     async def _transact(self, requests: list[PendingRequest]) -> None:
+        await self._count_new(requests)
+        requests = [request for request in requests if not request.has_failed]
+        if not requests:
+            return
         async with self._database.transaction():
-            new = await self._count_rates(await self._take_keys(requests))
+            new = []
+            for request in await self._take_keys(requests):
+                if request.is_counted or not request.caller.events_per_minute:
+                    new.append(request)
+                else:
+                    request.fail(idempotency.running())  # as it was a moment ago; nothing may be stored uncounted
             items = [item for request in new for item in request.items]
             while items:
                 items = await self._store(items)
@@ -105,6 +117,16 @@ class IdempotentCommit(GroupCommit):
         for request in requests:
             if not request.done.done():
                 request.done.set_result(request.results())
+
+    async def _count_new(self, requests: list[PendingRequest]) -> None:
+        """Count the events of requests that are served for the first time, as far as that can be known by now."""
+        uncounted = [request for request in requests if request.caller.events_per_minute and not request.is_counted]
+        if not uncounted:
+            return
+        everybody = [_answer(request).once for request in uncounted]
+        known = await self._database.fetch(idempotency.PEEK, idempotency.peek_parameters(everybody), class_row(Known))
+        numbers = {row.number for row in known}
+        await self._count_rates([request for number, request in enumerate(uncounted) if number not in numbers])
 
     async def _take_keys(self, requests: list[PendingRequest]) -> list[PendingRequest]:
         """Lock the keys, settle the requests whose key is being used or was, and return the others."""

@@ -42,7 +42,7 @@ def authenticate_key(key: str, address: str) -> Caller:
     caller = authenticate(key)
     if caller is None:
         raise _refusal(address, "invalid_api_key", "The API key is not valid.")
-    verified_keys.add(key)
+    verified_keys.add(key, caller.organization_id)
     return caller
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from core.client_address import client_address
+from core.client_address import client_address, client_network
 from core.db import borrow_connection
 from core.front_door.http import Request, Response, Stream
 from core.problems import Problem
@@ -16,6 +16,7 @@ from orgs.key_cache import KeyCache
 from orgs.keys import Caller
 from orgs.models import Scope
 from orgs.permissions import require_scope
+from orgs.verified_keys import verified_keys
 
 # Threads that look up keys; a key that is in use is looked up once in ten seconds.
 LOOKUP_THREADS = 4
@@ -27,6 +28,17 @@ R = TypeVar("R", bound=Response | Stream)
 
 class KeyChanged(Exception):
     """What was remembered of the caller is no longer so: nothing was stored, and the key has to be looked up again."""
+
+
+def whose(request: Request) -> Hashable:
+    """Return the organization whose working key a request has, or else the client's network: who takes turns.
+
+    The key may have been revoked since.  One that isn't known to work counts for nothing, as it could be any text.
+    """
+    organization_id = verified_keys.organization_of(
+        key_in(request.header(b"x-api-key"), request.header(b"authorization"))
+    )
+    return organization_id or client_network(client_address(request))
 
 
 class Authenticator:

@@ -50,6 +50,17 @@ LOCK = """
 SELECT number, pg_try_advisory_xact_lock(lock) AS is_locked
 FROM unnest(%(numbers)s::int[], %(locks)s::bigint[]) AS t(number, lock)
 """
+# Beforehand, in a transaction of its own: the requests whose key is being used, or was.
+PEEK = """
+SELECT w.number
+FROM unnest(%(numbers)s::int[], %(locks)s::bigint[], %(organizations)s::uuid[], %(keys)s::text[])
+         AS w(number, lock, organization_id, key)
+WHERE NOT pg_try_advisory_xact_lock(w.lock)
+   OR EXISTS (
+       SELECT FROM orgs_idempotencykey k
+       WHERE k.organization_id = w.organization_id AND k.key = w.key AND k.expires_at > clock_timestamp()
+   )
+"""
 FIND = f"""
 SELECT w.number, k.fingerprint, k.status, k.location, k.body, k.is_encrypted,
        EXISTS (
@@ -94,6 +105,13 @@ class Once:
         """Return the number of the key's advisory lock."""
         digest = hashlib.sha256(b"idempotency key " + self.organization_id.bytes + self.key.encode()).digest()
         return int.from_bytes(digest[:8], signed=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A row of PEEK."""
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +206,15 @@ def running() -> Problem:
 def lock_parameters(requests: Sequence[Once]) -> dict[str, object]:
     """Return the parameters of LOCK; a request's number is its position."""
     return {"numbers": plain_array(range(len(requests))), "locks": plain_array(once.lock for once in requests)}
+
+
+def peek_parameters(requests: Sequence[Once]) -> dict[str, object]:
+    """Return the parameters of PEEK; a request's number is its position."""
+    return {
+        **lock_parameters(requests),
+        "organizations": plain_array(once.organization_id for once in requests),
+        "keys": text_array(once.key for once in requests),
+    }
 
 
 def find_parameters(requests: Sequence[Once]) -> dict[str, object]:

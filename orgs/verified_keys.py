@@ -1,4 +1,4 @@
-"""The API keys that this process has seen working, by their hash.
+"""The API keys that this process has seen working, by their hash, and whose they are.
 
 Forgetting one costs a look-up, no more.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import uuid
 
 from cachetools import LRUCache
 
@@ -23,16 +24,20 @@ class VerifiedKeys:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seen: LRUCache[bytes, bool] = LRUCache(MOST_KEYS)
+        self._seen: LRUCache[bytes, uuid.UUID] = LRUCache(MOST_KEYS)
 
-    def add(self, key: str) -> None:
-        """Remember that the key works."""
+    def add(self, key: str, organization_id: uuid.UUID) -> None:
+        """Remember that the key works, and whose it is."""
         with self._lock:
-            self._seen[digest(key)] = True
+            self._seen[digest(key)] = organization_id
+
+    def organization_of(self, key: str) -> uuid.UUID | None:
+        """Return whose the key was when it was used last; None if it isn't known to work."""
+        with self._lock:
+            return self._seen.get(digest(key))
 
     def __contains__(self, key: str) -> bool:
-        with self._lock:
-            return self._seen.get(digest(key), False)
+        return self.organization_of(key) is not None
 
     def reset(self) -> None:
         """Forget every key."""

@@ -10,6 +10,7 @@ from django.conf import settings
 from core.front_door.app import FrontDoor
 from core.garbage_collection import freeze_gc
 from events.api.front_door import EventsDoor
+from orgs.front_door import whose
 from triggers_project.metrics import MetricsService
 from webhooks.api.inbox_door import InboxDoor
 
@@ -20,6 +21,7 @@ application = FrontDoor(
     site,
     settings.WEB_THREADS,
     [*events_door.services, inbox_door.room, MetricsService()],
+    whose,
 )
 
 freeze_gc()

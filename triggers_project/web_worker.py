@@ -8,10 +8,12 @@ import uuid
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
+from triggers_project.request_parser import RequestParser
 from triggers_project.web_loop import counts
 
 # How long a client may take from connecting, or from the first byte of a request, to the end of the request's head.
@@ -44,6 +46,7 @@ class BoundedProtocol(HttpToolsProtocol):
     changed here, so an upgrade that breaks it fails there.
     """
 
+    parser: RequestParser  # type: ignore[assignment]
     _head_timer: asyncio.TimerHandle | None = None
     _is_last = False  # the next request is the connection's last one
     _awaits_head = True
@@ -53,6 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.parser = RequestParser(self, cast(httptools.HttpRequestParser, self.parser))
         self._start_timer()
 
     def data_received(self, data: bytes) -> None:
@@ -70,16 +74,21 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        longest = max((len(value) for _, value in self.headers), default=0)
-        if len(self.headers) > MAX_FIELDS or max(longest, len(self.url)) > MAX_FIELD_BYTES:
+        sizes = [len(self.url), *(len(name) + len(value) for name, value in self.headers)]
+        if len(sizes) > MAX_FIELDS + 1 or max(sizes) > MAX_FIELD_BYTES or sum(sizes) > MAX_HEAD_BYTES:
             self._refusal = HEAD_TOO_LARGE
             raise HeadTooLarge
         super().on_headers_complete()
+        self.parser.head_is_complete(self.headers)
         self._awaits_head = False
         self._head_bytes = 0
         self._stop_timer()
         if self._is_last:
             self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        if not self.parser.body_follows:
+            super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what the parser couldn't read; uvicorn's message for that would be plain text."""

@@ -33,7 +33,7 @@ from rq.worker import WorkerStatus
 from core.db import borrow_connection
 from core.metrics.process import publish
 from core.process import prepare
-from core.redis import RedisUnavailable, call_redis
+from core.redis import RedisUnavailable, call_redis, describe_fault
 from core.wakeups import EVENTS, JOB_TIMEOUT_SECONDS, SignalListener, WakeUp, wake
 from triggers_project import metrics
 from triggers_project.jobs import fan_out_for, last_fan_out, process_events
@@ -113,7 +113,7 @@ class TriggersWorker(SimpleWorker):
                     break
                 except (RedisError, OSError) as error:
                     if not self._reconnecting:
-                        log.warning("worker_reconnecting", setting="REDIS_URL", reason=str(error)[:300])
+                        log.warning("worker_reconnecting", **describe_fault(error))
                     self._reconnecting = True
                 else:
                     if self._ends:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import cast
 
@@ -45,6 +45,7 @@ class FrontDoor:
     required, a URL that is too long) goes to Django.
 
     services: entered when the server starts and left when it stops, such as connections.
+    whose: by whom a request is; those who wait for one of Django's threads take turns.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class FrontDoor:
         site: WSGIApplication,
         threads: int,
         services: Sequence[AbstractAsyncContextManager[object]] = (),
+        whose: Callable[[Request], Hashable] = lambda request: None,
     ) -> None:
         self._routes = routes
-        self._site = WSGIBridge(site, threads)
+        self._site = WSGIBridge(site, threads, whose)
         self._services = services
         self._allowed_hosts: LRUCache[bytes, bool] = LRUCache(1000)
         self._security_headers = _security_headers()

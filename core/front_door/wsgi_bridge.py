@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from core.front_door.http import Request, Send
+from core.turns import Turns
 
+R = TypeVar("R")
 Environ = dict[str, Any]
 WSGIApplication = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
@@ -101,10 +103,15 @@ class _Reply:
 
 
 class WSGIBridge:
-    """Calls a WSGI application in one of `threads` threads and sends its response."""
+    """Calls a WSGI application in one of `threads` threads and sends its response.
 
-    def __init__(self, application: WSGIApplication, threads: int) -> None:
+    whose: tells by whom a request is, so that those who wait for a thread take turns.
+    """
+
+    def __init__(self, application: WSGIApplication, threads: int, whose: Callable[[Request], Hashable]) -> None:
         self._application = application
+        self._whose = whose
+        self._turns = Turns(threads)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="django")
 
     async def __call__(self, request: Request, body: bytes, send: Send) -> None:
@@ -115,17 +122,22 @@ class WSGIBridge:
             reply = _Reply(self._application, environ)
             return reply, *reply.read()
 
-        run = asyncio.get_running_loop().run_in_executor
-        reply, piece, more = await run(self._executor, begin)
+        who = self._whose(request)
+
+        async def run(function: Callable[[], R]) -> R:
+            async with self._turns.turn(who):
+                return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+
+        reply, piece, more = await run(begin)
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await send({"type": "http.response.body", "body": piece, "more_body": more})
         try:
             while more:
-                piece, more = await run(self._executor, reply.read)
+                piece, more = await run(reply.read)
                 await send({"type": "http.response.body", "body": piece, "more_body": more})
         finally:
             if more:
-                await run(self._executor, reply.close)
+                await run(reply.close)
 
     def shutdown(self) -> None:
         """Wait for the threads to finish what they do."""

@@ -6,13 +6,15 @@ import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import pytest
 
 from core import wakeups
+from core.front_door.http import Request
 from events.models import Event
+from orgs.front_door import whose
 from orgs.keys import create_api_key
 from orgs.models import Organization
 from triggers_project import web_worker
@@ -100,8 +102,13 @@ def test_a_head_that_is_late_ends_the_connection_and_one_that_is_not_does_not(
 
 @pytest.mark.parametrize(
     "lines",
-    [["X-A: " + "x" * 9000], [f"X-{number}: x" for number in range(150)], ["X-A: " + "x" * 70_000]],
-    ids=["a long field", "many fields", "never ends"],
+    [
+        ["X-A: " + "x" * 9000],
+        [f"X-{number}: x" for number in range(150)],
+        ["X-A: " + "x" * 70_000],
+        ["X-A: " + "x" * 8000] * 9,
+    ],
+    ids=["a long field", "many fields", "never ends", "in all"],
 )
 def test_a_head_over_a_limit_is_refused(front: Door, lines: list[str]) -> None:
     with front.connect() as connected:
@@ -269,6 +276,35 @@ def test_requests_sent_at_once_on_one_connection_are_served_in_their_order(front
     assert statuses == [202, 200, 400, 202]
 
 
+@pytest.mark.parametrize("framing", ["Content-Length: 60", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("pieces", [1, 2, 60])
+def test_a_body_behind_an_upgrade_is_a_body_and_no_other_request(front: Door, framing: str, pieces: int) -> None:
+    hidden = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n\r\n".ljust(60)
+    upgrade = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"]
+    length = len(EVENT)
+    chunked = "chunked" in framing
+    good = b"%x\r\n%b\r\n0\r\n\r\n" % (length, EVENT) if chunked else EVENT
+    bad = b"3c\r\n%b\r\n0\r\n\r\n" % hidden if chunked else hidden
+    for body, field, expected in (
+        (bad, framing, 400),
+        (good, framing if chunked else f"Content-Length: {length}", 202),
+        (b"", "Content-Length: 0", 400),
+    ):
+        with front.connect() as connected:
+            sent = front.head(field, *upgrade) + body + front.head(method="GET", path="/api/me")
+            size = -(-len(sent) // pieces)
+            for start in range(0, len(sent), size):
+                connected.sendall(sent[start : start + size])
+            with connected.makefile("rb") as stream:
+                statuses = []
+                for _ in range(2):
+                    statuses.append(int(stream.readline().split()[1]))
+                    content = stream.read(int(http.client.parse_headers(stream)["Content-Length"]))
+            assert statuses == [expected, 200]
+            assert b"organization" in content  # of /api/me
+    assert Event.objects.count() == 1
+
+
 @pytest.mark.parametrize(
     "line", ["SCRIPT_NAME: /evil", "Script-Name: /evil", "X_Forwarded_For: 1.2.3.4", "X_API_KEY: x"]
 )
@@ -304,3 +340,18 @@ def test_a_large_file_is_streamed_whole(front: Door) -> None:
         status, headers, content = read(connected)
     assert (status, len(content)) == (200, int(headers["content-length"]))
     assert len(content) > 1_000_000
+
+
+def test_a_working_key_s_requests_wait_with_its_organization_s_and_all_others_with_their_network_s(
+    front: Door, organization: Organization
+) -> None:
+    def asked_with(key: str) -> Hashable:
+        scope = {"headers": [(b"x-api-key", key.encode())], "client": ("2001:db8::7", 1)}
+        return whose(Request(scope, None, ""))  # type: ignore[arg-type]
+
+    assert asked_with(front.key) == "2001:db8::"
+    with front.connect() as connected:
+        connected.sendall(front.head(method="GET", path="/api/me"))
+        assert read(connected)[0] == 200
+    assert asked_with(front.key) == organization.id
+    assert asked_with("trk_nonsense_nonsense") == "2001:db8::"

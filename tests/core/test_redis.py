@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
+import socket
 import threading
 import zlib
 from collections.abc import Iterator
@@ -13,13 +15,14 @@ from django.conf import settings
 from django_redis import get_redis_connection
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.sentinel import MasterNotFoundError, Sentinel
 from rq import Queue
 from rq.serializers import JSONSerializer
 
 from core import ratelimits
 from core import redis as core_redis
 from core.ratelimits import RateLimitDecision, hit
-from core.redis import RedisUnavailable, call_redis
+from core.redis import RedisUnavailable, call_redis, describe_fault
 from core.wakeups import (
     EVENTS,
     SIGNAL_KEY,
@@ -274,3 +277,14 @@ def test_a_listener_outlives_a_redis_that_is_away() -> None:
     finally:
         listener.stop()
         listener.join(30)
+
+
+def test_a_fault_of_the_sentinels_names_their_setting_and_what_they_failed_with() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    with pytest.raises(MasterNotFoundError) as caught:
+        Sentinel([("127.0.0.1", port)], sentinel_kwargs={"password": "secret"}).discover_master("mymaster")
+    told = describe_fault(caught.value)
+    assert told["setting"] == "REDIS_SENTINELS"
+    assert re.fullmatch(r"No master found for 'mymaster': [^<>]*ConnectionError[^<>]*", told["reason"])
+    assert describe_fault(RedisConnectionError("refused")) == {"setting": "REDIS_URL", "reason": "refused"}

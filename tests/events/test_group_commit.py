@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -11,6 +11,7 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
+from core.async_redis import AsyncRedis
 from core.problems import Problem
 from events import group_commit
 from events.group_commit import GroupCommit
@@ -227,6 +228,62 @@ def _end_other_connections() -> None:
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%%events_dedupkey%%'"
         )
+
+
+class LookingRedis(AsyncRedis):
+    """Notes how many transactions are open and wait for nothing but their client, each time that Redis is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open_transactions: list[int] = []
+
+    async def run(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+        with psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": None}) as own:
+            row = own.execute(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND state = 'idle in transaction'"
+            ).fetchone()
+        assert row is not None
+        self.open_transactions.append(row[0])
+        return await super().run(commands)
+
+
+def test_no_transaction_waits_for_redis_and_what_a_key_refuses_uses_up_no_limit(organization: Organization) -> None:
+    organization.events_per_minute = 3
+    organization.save()
+    caller = caller_of(organization)
+
+    async def offer() -> list[Any]:
+        parameters = {**connection.get_connection_params(), "cursor_factory": psycopg.AsyncCursor}
+        async with IdempotentCommit() as commits, await psycopg.AsyncConnection.connect(**parameters) as other:
+            await commits.redis.close()
+            commits.redis = redis = LookingRedis()
+
+            async def post(key: str) -> Any:
+                answer = Answer(
+                    Once(organization.id, key, b"f", caller.key_id, "events:write"), lambda _: Kept(202, "", b"")
+                )
+                try:
+                    _, decision = await commits.accept(caller, [event()], {}, answer=answer)
+                except Problem as problem:
+                    return problem.code
+                assert decision is not None
+                return answer.is_replayed, decision.remaining
+
+            lock = Once(organization.id, "used", b"f", caller.key_id, "events:write").lock
+            await other.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+            got = [await post("used")]
+            await other.rollback()
+            got += [await post(key) for key in ("used", "used", "b", "c", "d")]
+            assert redis.open_transactions
+            assert not any(redis.open_transactions)
+            return got
+
+    # Replays have a limit of their own.
+    assert asyncio.run(offer()) == [
+        "idempotency_key_in_use", (False, 2), (True, 2), (False, 1), (False, 0), "rate_limited",
+    ]  # fmt: skip
+    assert Event.objects.count() == 3
 
 
 def test_a_request_that_is_cancelled_while_it_is_stored_keeps_its_answer(organization: Organization) -> None:

@@ -1,0 +1,62 @@
+"""Who waits for a place takes turns, and nobody takes them all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from core.turns import Turns
+
+
+def test_who_has_much_waiting_is_next_as_often_as_who_has_little() -> None:
+    order: list[str] = []
+
+    async def work(turns: Turns, who: str) -> None:
+        async with turns.turn(who):
+            order.append(who)
+            await asyncio.sleep(0)
+
+    async def run() -> None:
+        turns = Turns(1)
+        await asyncio.gather(*(work(turns, "greedy") for _ in range(50)), *(work(turns, who) for who in "abab"))
+        await asyncio.wait_for(work(turns, "later"), 10)
+
+    asyncio.run(run())
+    # The first one found a free place, and the second one's turn came before anybody else waited.
+    assert sorted(order[:8]) == ["a", "a", "b", "b", *["greedy"] * 4]
+    assert Counter(order) == {"greedy": 50, "a": 2, "b": 2, "later": 1}
+
+
+def test_nobody_holds_all_places_and_a_cancelled_wait_takes_none() -> None:
+    async def run() -> None:
+        turns = Turns(8)
+        end = asyncio.Event()
+        inside: Counter[str] = Counter()
+
+        async def hold(who: str) -> None:
+            async with turns.turn(who):
+                inside[who] += 1
+                await end.wait()
+
+        holders = [asyncio.create_task(hold("greedy")) for _ in range(20)]
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(hold(who)) for who in "abc"]
+        await asyncio.sleep(0)
+        assert inside == {"greedy": 6, "a": 1, "b": 1}
+        for holder in holders[6:]:
+            holder.cancel()
+        others[2].cancel()
+        # One whose turn comes in the moment in which it is cancelled passes it on.
+        last = [asyncio.create_task(hold(who)) for who in "de"]
+        await asyncio.sleep(0)
+        end.set()
+        await asyncio.sleep(0)
+        last[0].cancel()
+        await asyncio.gather(*holders, *others, *last, return_exceptions=True)
+        assert inside["e"] == 1
+        assert inside["greedy"] == 6
+        for _ in range(8):
+            async with asyncio.timeout(10), turns.turn("x"):
+                pass
+
+    asyncio.run(run())
