@@ -26,7 +26,7 @@ from orgs.keys import create_api_key
 from orgs.models import Organization, Scope
 from tests.conftest import ApiClient
 from tests.webhooks.helpers import fan_out
-from webhooks import inboxes, subscriptions
+from webhooks import inboxes, stats, subscriptions
 from webhooks.dispatch.claim import claim
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 from webhooks.routing.fan_out import FanOut
@@ -324,6 +324,9 @@ def test_what_is_given_back_can_be_fetched_at_once_or_after_a_delay(api: ApiClie
     assert fetched(api) == [now]
     shown = api.get(f"/api/deliveries?event={later}").json()["data"][0]
     assert (shown["status"], shown["last_error"]) == ("retrying", "given_back")
+    assert stats.retrying_deliveries(9) == 1, "what was fetched again is retrying no more"
+    expire([now])
+    assert api.get(f"/api/deliveries?event={now}").json()["data"][0]["status"] == "pending"
 
 
 def test_an_extended_lease_ends_later(api: ApiClient) -> None:

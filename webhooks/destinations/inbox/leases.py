@@ -61,6 +61,7 @@ class FetchedEvent:
     event_id: uuid.UUID
     event_type: str
     event_data: str
+    event_trace: str | None
     event_created_at: datetime.datetime
     attempt: int
     lease_expires_at: datetime.datetime
@@ -140,15 +141,17 @@ WITH RECURSIVE {inbox}, {again}, {fresh}, found AS MATERIALIZED (
 
 # What an erased event said can't be had any more: its delivery is cancelled instead.  That is only one that was queued
 # again while the event was erased, because erasing cancels what waits.
+# What was given back isn't any more: without its error, it is with its consumer, and waits after that.
 # The bounds of the ids leave out the partitions that have none of them.
 _LEASE = """, loaded AS MATERIALIZED (
     SELECT p.id, p.created_at AS place, e.id AS event_id, e.type AS event_type, e.data AS event_data,
-           e.created_at AS event_created_at, e.data = %(erased)s AS is_erased, octet_length(e.data) AS size,
+           e.trace AS event_trace, e.created_at AS event_created_at, e.data = %(erased)s AS is_erased,
+           octet_length(e.data) AS size,
            sum(octet_length(e.data)) OVER (ORDER BY p.created_at, p.id ROWS UNBOUNDED PRECEDING) AS total
     FROM picked p CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = p.event_id LIMIT 1) AS e
 ), leased AS (
     UPDATE webhooks_delivery d
-    SET lease_id = %(lease)s, attempt_count = attempt_count + 1,
+    SET lease_id = %(lease)s, attempt_count = attempt_count + 1, last_error = '',
         next_attempt_at = clock_timestamp() + make_interval(secs => %(seconds)s)
     WHERE d.id = ANY (ARRAY (SELECT id FROM loaded WHERE total - size < %(bytes)s AND NOT is_erased))
       AND d.id >= (SELECT id FROM picked ORDER BY id LIMIT 1)
@@ -165,7 +168,7 @@ _LEASE = """, loaded AS MATERIALIZED (
 ), done AS (
     SELECT * FROM leased UNION ALL SELECT * FROM cancelled
 )
-SELECT done.id AS delivery_id, l.event_id, l.event_type, l.event_data, l.event_created_at,
+SELECT done.id AS delivery_id, l.event_id, l.event_type, l.event_data, l.event_trace, l.event_created_at,
        done.attempt_count AS attempt, done.next_attempt_at AS lease_expires_at
 FROM done JOIN loaded l ON l.id = done.id ORDER BY l.place, l.id
 """
