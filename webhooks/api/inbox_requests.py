@@ -35,6 +35,8 @@ MAX_WAIT = 20.0
 DEFAULT_VISIBILITY = 30.0
 MAX_VISIBILITY = 43_200.0
 MAX_IDS = 1000
+# Room for many more ids, so that who sends them all is told how many a request may have.
+MAX_ITEMS_BYTES = 1_048_576
 # A stream reads so many at a time.
 STREAM_EVENTS = 100
 LATEST = "latest"
