@@ -84,7 +84,7 @@ def read_figures(redis: RedisHealth) -> list[Figure]:
         Figure("deliveries paused", bounded(sum(paused.values())), _by_reason(paused)),
         Figure("deliveries held", bounded(held), "for disabled subscriptions, or by somebody",
                _list("webhooks_delivery", status="held")),
-        Figure("retrying", bounded(retrying), "failed, and will be attempted again",
+        Figure("retrying", bounded(retrying), "failed or given back, and will be attempted again",
                _list("webhooks_delivery", status="retrying")),
         Figure("deliveries in flight", str(stats.deliveries_in_flight()), "",
                _list("webhooks_delivery", status="delivering")),

@@ -148,12 +148,12 @@ def require_media_type(content_type: str | None, *accepted: str) -> str:
     return media_type
 
 
-def read_object(request: Request) -> dict[str, Any]:
-    """Return the JSON object in a body of at most MAX_OBJECT_BYTES; an empty body is an empty object.
+def read_object(request: Request, limit: int = MAX_OBJECT_BYTES) -> dict[str, Any]:
+    """Return the JSON object in a body of at most `limit` bytes; an empty body is an empty object.
 
     Raises Problem 400, 413 or 415.
     """
-    body = read_body(request._request, MAX_OBJECT_BYTES)
+    body = read_body(request._request, limit)
     if not body:
         return {}
     require_media_type(request.content_type, "application/json")

@@ -1,4 +1,4 @@
-"""Traces for OpenTelemetry: one for each event, from its POST over the fan-out to each attempt.
+"""Traces for OpenTelemetry: one for each POST, over the fan-out of its events to each attempt, or fetch from an inbox.
 
 Off without OTEL_EXPORTER_OTLP_ENDPOINT, and then nothing of this runs and no package of OpenTelemetry is needed.  The
 trace of an event travels in its row (`events.origin`), so a span's parent is what is stored there.

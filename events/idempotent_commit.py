@@ -123,7 +123,7 @@ class IdempotentCommit(GroupCommit):
         uncounted = [request for request in requests if request.caller.events_per_minute and not request.is_counted]
         if not uncounted:
             return
-        everybody = [_answer(request).once for request in uncounted]
+        everybody = [_pending_response(request).once for request in uncounted]
         known = await self._database.fetch(idempotency.PEEK, idempotency.peek_parameters(everybody), class_row(Known))
         numbers = {row.number for row in known}
         await self._count_rates([request for number, request in enumerate(uncounted) if number not in numbers])

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from core import tracing
+from core.db import after_transaction
 from events.origin import Origin
 
 
 @contextmanager
 def traced(
-    origin: Origin, route: str, organization_id: uuid.UUID, events: Sequence[object], started: float
+    origin: Origin,
+    route: str,
+    organization_id: uuid.UUID,
+    events: Sequence[object],
+    started: float,
+    is_replay: Callable[[], bool] = lambda: False,
 ) -> Iterator[Origin]:
     """Yield the origin that the events are stored with: if traces are on, one that continues with this request's span.
 
-    started: `time.perf_counter()` when the request came.
+    started: `time.perf_counter()` when the request came.  is_replay: asked at the end whether a kept response was given
+    again.  That stored nothing, so it has no span, and neither has an attempt that a deadlock rolled back.
     """
     if not tracing.is_on():
         yield origin
@@ -33,6 +41,7 @@ def traced(
     try:
         yield Origin(origin.request_id, tracing.stored(span, origin.trace))
     except Exception as error:
-        tracing.end_span(span, type(error).__name__)
+        after_transaction(partial(tracing.end_span, span, type(error).__name__), even_if_it_fails=True)
         raise
-    tracing.end_span(span)
+    if not is_replay():
+        after_transaction(partial(tracing.end_span, span))

@@ -207,32 +207,36 @@ _STATES = " ".join(
     f"WHEN {condition} THEN '{'rate_limited' if reason is PauseReason.RATE_LIMIT else 'paused'}'"
     for reason, condition in PAUSES.items()
 )
-# What waits, by organization.  Counts index entries: of pending deliveries, and of held ones.
+# What waits, by organization.  Counts index entries: of pending deliveries, of those that are retrying, and of held
+# ones.  What waits in inboxes isn't due, because no worker sends it.
 _SAMPLE = f"""
 WITH pending AS MATERIALIZED (
-    SELECT subscription_id,
-           count(*) FILTER (WHERE next_attempt_at <= statement_timestamp()) AS ready,
-           count(*) FILTER (WHERE next_attempt_at > statement_timestamp()) AS later
-    FROM webhooks_delivery WHERE status = 'pending' GROUP BY subscription_id
+    SELECT subscription_id, count(*) AS ready FROM webhooks_delivery
+    WHERE status = 'pending' AND next_attempt_at <= statement_timestamp() GROUP BY subscription_id
+), retrying AS MATERIALIZED (
+    SELECT organization_id, count(*) AS retrying FROM webhooks_delivery
+    WHERE status = 'pending' AND NOT last_error = '' GROUP BY organization_id
 ), held AS MATERIALIZED (
     SELECT subscription_id, count(*) AS held FROM webhooks_delivery WHERE status = 'held' GROUP BY subscription_id
 ), queue AS (
-    SELECT q.organization_id, q.in_flight, coalesce(p.ready, 0) AS ready, coalesce(p.later, 0) AS later,
-           coalesce(h.held, 0) AS held,
+    SELECT q.organization_id, q.in_flight, coalesce(p.ready, 0) AS ready, 0 AS retrying, coalesce(h.held, 0) AS held,
            CASE WHEN NOT q.accepts_deliveries THEN 'held' WHEN %(sending_disabled)s THEN 'paused' {_STATES}
                 ELSE 'due' END AS state,
            CASE WHEN p.ready > 0 THEN
                extract(epoch FROM statement_timestamp() - greatest(q.next_due_at, q.ready_since, q.paused_until))
            END AS age
     FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
-    LEFT JOIN pending p ON p.subscription_id = s.id LEFT JOIN held h ON h.subscription_id = s.id
-    WHERE p.ready > 0 OR p.later > 0 OR h.held > 0 OR q.in_flight > 0
+    LEFT JOIN pending p ON p.subscription_id = s.id AND NOT q.is_fetched
+    LEFT JOIN held h ON h.subscription_id = s.id
+    WHERE p.ready > 0 OR h.held > 0 OR q.in_flight > 0
+    UNION ALL
+    SELECT organization_id, 0, 0, retrying, 0, NULL, NULL FROM retrying
 )
 INSERT INTO webhooks_gauge (
     step, organization_id, at, due, retrying, paused, rate_limited, held, in_flight, oldest_due_seconds, workers, places
 )
 SELECT 1, coalesce(organization_id, %(no_id)s), %(at)s,
-       coalesce(sum(ready) FILTER (WHERE state = 'due'), 0), coalesce(sum(later), 0),
+       coalesce(sum(ready) FILTER (WHERE state = 'due'), 0), coalesce(sum(retrying), 0),
        coalesce(sum(ready) FILTER (WHERE state = 'paused'), 0),
        coalesce(sum(ready) FILTER (WHERE state = 'rate_limited'), 0),
        coalesce(sum(held), 0) + coalesce(sum(ready) FILTER (WHERE state = 'held'), 0),

@@ -162,7 +162,10 @@ def waiting_deliveries(most: int) -> tuple[int, dict[str, int]]:
 
 
 def retrying_deliveries(most: int) -> int:
-    """Return how many deliveries have failed and wait for another attempt, counting to `most` at the furthest."""
+    """Return how many deliveries have failed, or were given back to their inbox, and wait for another attempt.
+
+    Counting stops at `most`.
+    """
     return int(_one(COUNT_RETRYING, {"most": most}) or 0)
 
 

@@ -1,7 +1,8 @@
-"""The spans of what becomes of an event: its fan-out, and the attempts to deliver it."""
+"""The spans of what becomes of an event: its fan-out, the attempts to deliver it, and its fetches from inboxes."""
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ import structlog
 
 from core import tracing
 from core.db import server_cursor
+from webhooks.destinations.inbox.leases import FetchedEvent
 from webhooks.destinations.outcome import Outcome
 from webhooks.dispatch.delivery import ClaimedDelivery
 
@@ -40,6 +42,30 @@ def trace_fan_out(event_ids: Sequence[uuid.UUID], seconds: float) -> None:
             tracing.end_span(tracing.start_span("fan-out", trace, "INTERNAL", attributes, seconds))
     except Exception as error:
         log.warning("fan_out_not_traced", error=repr(error)[:300])
+
+
+def trace_fetch(
+    inbox_id: uuid.UUID, organization_id: uuid.UUID, events: Sequence[FetchedEvent], started: float
+) -> None:
+    """Make the spans of events that a consumer has fetched: what an attempt is to an endpoint.
+
+    started: `time.perf_counter()` when the fetch began.
+    """
+    if not tracing.is_on():
+        return
+    seconds = time.perf_counter() - started
+    for event in events:
+        if event.event_trace is None:
+            continue
+        attributes = {
+            "triggers.delivery_id": str(event.delivery_id),
+            "triggers.event_id": str(event.event_id),
+            "triggers.event_type": event.event_type,
+            "triggers.subscription_id": str(inbox_id),
+            "triggers.organization_id": str(organization_id),
+            "triggers.attempts_before": event.attempt - 1,
+        }
+        tracing.end_span(tracing.start_span("fetch", event.event_trace, "INTERNAL", attributes, seconds))
 
 
 def start_attempt(delivery: ClaimedDelivery) -> Span | None:

@@ -180,9 +180,13 @@ class EventsDoor:
         origin = origin_of(request.request_id, request.header(b"traceparent"), request.header(b"tracestate"))
         pending = None if once is None else PendingResponse(once, lambda results: _kept(receive(results)))
         commits = self.commits if pending is None else self.idempotent_commits
+
+        def is_replay() -> bool:
+            return pending is not None and pending.is_replayed
+
         with (
             failure_logged(caller.organization_id, events, started),
-            traced(origin, route, caller.organization_id, events, started) as origin,
+            traced(origin, route, caller.organization_id, events, started, is_replay) as origin,
         ):
             request.memo["offered"] = True
             try:
@@ -192,7 +196,7 @@ class EventsDoor:
                     count_conflicts(len(events))
                 raise
         kept = pending.response if pending is not None else None
-        if kept is not None and pending is not None and pending.is_replayed:
+        if kept is not None and is_replay():
             return _replayed(kept, decision)
         headers = rate.headers(decision)
         count_events(results, invalid)

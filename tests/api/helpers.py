@@ -65,3 +65,17 @@ def table_away(name: str) -> Iterator[None]:
         finally:
             if not connection.in_atomic_block:  # else it is undone with the test's transaction
                 cursor.execute(f"ALTER TABLE {name}_gone RENAME TO {name}")
+
+
+def have_the_first_attempt_deadlock() -> None:
+    """Have a trigger do so where the response under an `Idempotency-Key` is kept, until the test's rollback."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SEQUENCE attempts")
+        cursor.execute(
+            "CREATE FUNCTION refuse_first() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF nextval('attempts') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = 'deadlock_detected'; END IF;"
+            " RETURN NEW; END $$"
+        )
+        cursor.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON orgs_idempotencykey FOR EACH ROW EXECUTE FUNCTION refuse_first()"
+        )

@@ -24,7 +24,7 @@ from devstack.waiting import wait_until
 from events.models import Event
 from orgs.idempotency import LOCK, Once, lock_parameters
 from orgs.models import Organization
-from tests.api.helpers import beat
+from tests.api.helpers import beat, have_the_first_attempt_deadlock
 from tests.api.test_idempotency import EVENT, once
 from tests.conftest import ApiClient
 from tests.servers import postgres
@@ -301,16 +301,7 @@ def test_an_attempt_that_is_tried_again_has_its_effects_once(api: Any, organizat
         pytest.skip("the front door counts and logs when everything is committed")
     organization.events_per_minute = 9
     organization.save()
-    with connection.cursor() as cursor:
-        cursor.execute("CREATE SEQUENCE attempts")
-        cursor.execute(
-            "CREATE FUNCTION refuse_first() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-            " IF nextval('attempts') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = 'deadlock_detected'; END IF;"
-            " RETURN NEW; END $$"
-        )
-        cursor.execute(
-            "CREATE TRIGGER refuse BEFORE INSERT ON orgs_idempotencykey FOR EACH ROW EXECUTE FUNCTION refuse_first()"
-        )
+    have_the_first_attempt_deadlock()
     with structlog.testing.capture_logs() as lines:
         answer = once(api, "/api/events", EVENT)
     assert answer.status_code == 202

@@ -18,8 +18,11 @@ from devstack.http_receiver import Receiver, Response
 from devstack.processes import ROOT
 from events.models import Event
 from orgs.models import Organization
+from tests.api.helpers import have_the_first_attempt_deadlock
+from tests.api.test_idempotency import EVENT, once
 from tests.conftest import ApiClient
 from tests.webhooks.helpers import fan_out, sending, subscribe
+from webhooks import subscriptions
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -100,6 +103,24 @@ def test_a_batch_without_a_trace_begins_one_and_what_is_not_sampled_is_not_expor
         assert sorted(span.name for span in found) == ["POST /api/events/batch", *["attempt"] * 2, *["fan-out"] * 2]
         assert len({span.trace_id for span in found}) == 1
         assert sorted(request.headers["traceparent"][-2:] for request in receiver.requests) == ["00", "01", "01"]
+
+
+def test_what_is_sent_once_and_fetched_is_one_trace_whatever_is_tried_or_asked_again(
+    organization: Organization, api: ApiClient, collector: Receiver, door: int | None
+) -> None:
+    subscriptions.create(organization.id, inbox="default", event_types=["*"])
+    if door is None:  # the front door makes its spans when everything is committed
+        have_the_first_attempt_deadlock()
+    first, again = (once(api, "/api/events", EVENT) for _ in range(2))
+    assert first.json() == again.json()
+    fan_out()
+    [fetched] = api.get("/api/inbox").json()["events"]
+    api.post("/api/inbox/ack", {"event_ids": [fetched["id"]]})
+    post, fanned_out, fetch = spans(collector)
+    assert [post.name, fanned_out.name, fetch.name] == ["POST /api/events", "fan-out", "fetch"]
+    assert {span.trace_id for span in (fanned_out, fetch)} == {post.trace_id}
+    assert {span.parent_span_id for span in (fanned_out, fetch)} == {post.span_id}
+    assert attributes(fetch)["triggers.delivery_id"] == fetched["delivery_id"]
 
 
 @pytest.mark.django_db(transaction=True)

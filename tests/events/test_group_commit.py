@@ -260,11 +260,11 @@ def test_no_transaction_waits_for_redis_and_what_a_key_refuses_uses_up_no_limit(
             commits.redis = redis = LookingRedis()
 
             async def post(key: str) -> Any:
-                answer = Answer(
+                pending = PendingResponse(
                     Once(organization.id, key, b"f", caller.key_id, "events:write"), lambda _: Kept(202, "", b"")
                 )
                 try:
-                    _, decision = await commits.accept(caller, [event()], {}, answer=answer)
+                    _, decision = await commits.accept(caller, [event()], {}, pending_response=pending)
                 except Problem as problem:
                     return problem.code
                 assert decision is not None

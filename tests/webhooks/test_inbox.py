@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -26,8 +28,8 @@ from events.payload import NewEvent
 from orgs.keys import create_api_key
 from orgs.models import Organization, Scope
 from tests.conftest import ApiClient
-from tests.webhooks.helpers import fan_out
-from webhooks import inboxes, subscriptions
+from tests.webhooks.helpers import fan_out, in_threads
+from webhooks import inboxes, stats, subscriptions
 from webhooks.destinations.inbox import leases, log
 from webhooks.dispatch.claim import claim
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
@@ -338,6 +340,9 @@ def test_what_is_given_back_can_be_fetched_at_once_or_after_a_delay(api: ApiClie
     assert fetched(api) == [now]
     shown = api.get(f"/api/deliveries?event={later}").json()["data"][0]
     assert (shown["status"], shown["last_error"]) == ("retrying", "given_back")
+    assert stats.retrying_deliveries(9) == 1, "what was fetched again is retrying no more"
+    expire([now])
+    assert api.get(f"/api/deliveries?event={now}").json()["data"][0]["status"] == "pending"
 
 
 def test_what_reached_nobody_counts_as_not_fetched_and_comes_first_again(api: ApiClient) -> None:
@@ -359,11 +364,28 @@ def test_an_extended_lease_ends_later(api: ApiClient) -> None:
     assert fetched(api) == []
 
 
-def test_two_that_race_to_acknowledge_settle_an_event_once(api: ApiClient) -> None:
-    [event_id] = send(api, 1)
-    api.get("/api/inbox")
-    statuses = [api.post("/api/inbox/ack", {"event_ids": [event_id]}).json()["results"][0]["status"] for _ in "ab"]
-    assert statuses == ["acknowledged", "already_acknowledged"]
+@pytest.mark.django_db(transaction=True)
+def test_consumers_that_race_lease_and_settle_each_event_once(api: ApiClient) -> None:
+    ids = send(api, *range(20))
+    api.get("/api/inbox?type=none")  # makes the inbox
+    taken = in_threads(4, lambda number: fetched(api, "limit=5"))
+    assert sorted(itertools.chain(*taken, fetched(api))) == sorted(ids)
+
+    def acknowledge(number: int) -> list[str]:
+        body = {"event_ids": ids[number:] + ids[:number]}
+        return [item["status"] for item in api.post("/api/inbox/ack", body).json()["results"]]
+
+    statuses = Counter(itertools.chain(*in_threads(4, acknowledge)))
+    assert statuses == {"acknowledged": 20, "already_acknowledged": 60}
+
+
+def test_what_locks_deliveries_does_not_lease_them_by_the_same_statement() -> None:
+    """PostgreSQL 18 crashed under ten consumers when one did: about once a minute, so no test can wait for it."""
+    locking = [text for text in vars(leases).values() if isinstance(text, str) and "SKIP LOCKED" in text]
+    assert len(locking) >= 3
+    for text in locking:
+        assert "UPDATE webhooks_delivery" not in text
+        assert "events_event" not in text
 
 
 # --- the log ----------------------------------------------------------------------------------------
@@ -516,7 +538,8 @@ def test_a_parameter_that_cannot_be_honored_is_refused(api: ApiClient, parameter
     [
         {}, {"event_ids": []}, {"event_ids": "x"}, {"event_ids": [1]}, {"event_ids": [None]}, {"ids": []},
         {"event_ids": ["x"], "lease_id": "no"}, {"event_ids": ["x"], "inbox": 5}, {"event_ids": ["x"] * 1001},
-        {"event_ids": ["x"] * 10_000}, {"event_ids": ["x"], "lease_id": "00000000-0000-0000-0000-000000000000"},
+        {"event_ids": [str(uuid.UUID(int=1))] * 10_000},
+        {"event_ids": ["x"], "lease_id": "00000000-0000-0000-0000-000000000000"},
     ],
 )  # fmt: skip
 def test_a_body_that_cannot_be_honored_is_refused(api: ApiClient, verb: str, body: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from django.utils import timezone
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, in_threads, result, subscribe
 from webhooks import rollups, stats, subscriptions
+from webhooks.destinations.inbox import leases
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.leases import expire
@@ -151,7 +152,11 @@ def test_gauges_tell_what_could_be_sent_from_what_waits_behind_something(
     organization: Organization, other_organization: Organization
 ) -> None:
     due, paused, limited, disabled, busy, half_open = (subscribe(organization) for _ in range(6))
+    inbox, _ = subscriptions.create(organization.id, inbox="orders", event_types=["*"])
     accept(organization, 2)
+    lease, [given_back] = leases.fetch(inbox.pk, 1, 60)
+    leases.give_back(inbox.pk, [given_back.delivery_id], lease_id=lease)
+    leases.fetch(inbox.pk, 1, 60)  # what a consumer has, and what waits in an inbox, is neither due nor retrying
     subscribe(other_organization)
     accept(other_organization)
     queues = SubscriptionQueue.objects
@@ -161,7 +166,8 @@ def test_gauges_tell_what_could_be_sent_from_what_waits_behind_something(
     queues.filter(pk=limited.pk).update(next_due_at=later)
     queues.filter(pk=busy.pk).update(in_flight=F("concurrency_window"))
     queues.filter(pk=half_open.pk).update(breaker_trips=1)
-    Delivery.objects.filter(pk__in=Delivery.objects.filter(subscription=due)[:1]).update(next_attempt_at=later)
+    first = Delivery.objects.filter(pk__in=Delivery.objects.filter(subscription=due)[:1])
+    first.update(next_attempt_at=later, last_error="timeout")
     subscriptions.disable(Subscription.objects.get(pk=disabled.pk))
     rollups.keep_rollups()
     row = Gauge.objects.get(step=1, organization_id=organization.pk)
@@ -170,6 +176,7 @@ def test_gauges_tell_what_could_be_sent_from_what_waits_behind_something(
     assert row.due + row.paused + row.rate_limited + row.held == sum([due_now - 1, *paused.values()]), (
         "the chart and the figures beside it mean the same"
     )
+    assert row.retrying == stats.retrying_deliveries(100)
     of_all = Gauge.objects.get(step=1, organization_id=rollups.NO_ID)
     assert (of_all.due, of_all.paused, of_all.workers, of_all.places) == (2, 6, 0, 0)
     assert Gauge.objects.get(step=60, organization_id=rollups.NO_ID).due == 2

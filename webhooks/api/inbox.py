@@ -183,7 +183,7 @@ class InboxAckView(APIView):
         Doing it twice is harmless. With `lease_id`, an event that another consumer has fetched since is left to that
         one. An event may be acknowledged after its lease has ended, as long as nobody has fetched it since.
         """
-        items = requests.parse_items(read_object(request))
+        items = requests.parse_items(read_object(request, requests.MAX_ITEMS_BYTES))
         return Response(requests.acknowledge(caller_of(request), items))
 
 
@@ -205,7 +205,7 @@ class InboxNackView(APIView):
     )
     def post(self, request: Request) -> Response:
         """End the leases of events, so that they can be fetched again, at once or after `delay`."""
-        items = requests.parse_items(read_object(request), requests.DELAY)
+        items = requests.parse_items(read_object(request, requests.MAX_ITEMS_BYTES), requests.DELAY)
         return Response(requests.give_back(caller_of(request), items))
 
 
@@ -227,7 +227,7 @@ class InboxExtendView(APIView):
     )
     def post(self, request: Request) -> Response:
         """Let the leases of events end in `visibility` seconds from now."""
-        items = requests.parse_items(read_object(request), requests.VISIBILITY)
+        items = requests.parse_items(read_object(request, requests.MAX_ITEMS_BYTES), requests.VISIBILITY)
         return Response(requests.extend(caller_of(request), items))
 
 

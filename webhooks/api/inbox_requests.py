@@ -5,6 +5,7 @@ All that touches the database runs in a thread, with Django's connection.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,12 +28,15 @@ from webhooks.destinations.inbox.leases import Changed, FetchedEvent, ItemStatus
 from webhooks.inboxes import Inbox
 from webhooks.models import Subscription
 from webhooks.states import DeliveryState, delivery_state
+from webhooks.tracing import trace_fetch
 
 DEFAULT_LIMIT = 100
 MAX_WAIT = 20.0
 DEFAULT_VISIBILITY = 30.0
 MAX_VISIBILITY = 43_200.0
 MAX_IDS = 1000
+# Room for many more ids, so that who sends them all is told how many a request may have.
+MAX_ITEMS_BYTES = 1_048_576
 # A stream reads so many at a time.
 STREAM_EVENTS = 100
 LATEST = "latest"
@@ -264,7 +268,9 @@ def _note_default(request: Any, caller: Caller, made: Subscription) -> None:
 
 def fetch(inbox: Inbox, query: InboxQuery) -> tuple[uuid.UUID, list[FetchedEvent]]:
     """Lease what is asked for.  Raises Problem if the request could wait in vain: the inbox was disabled or deleted."""
+    started = time.perf_counter()
     lease_id, events = leases.fetch(inbox.id, query.limit, query.visibility, query.type)
+    trace_fetch(inbox.id, inbox.organization_id, events, started)
     if query.wait and not events:
         check_still_open(inbox)
     return lease_id, events

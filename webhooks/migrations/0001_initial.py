@@ -393,7 +393,10 @@ class Migration(migrations.Migration):
                 ("organization_id", models.UUIDField()),
                 ("at", models.DateTimeField()),
                 ("due", models.BigIntegerField(help_text="Deliveries that could be sent now.", null=True)),
-                ("retrying", models.BigIntegerField(help_text="Deliveries whose next attempt is later.", null=True)),
+                (
+                    "retrying",
+                    models.BigIntegerField(help_text="Deliveries that failed and wait for another attempt.", null=True),
+                ),
                 (
                     "paused",
                     models.BigIntegerField(help_text="Due, but behind a circuit breaker or Retry-After.", null=True),

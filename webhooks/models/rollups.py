@@ -48,7 +48,7 @@ class Gauge(models.Model):
     organization_id = models.UUIDField()
     at = models.DateTimeField()
     due = models.BigIntegerField(null=True, help_text="Deliveries that could be sent now.")
-    retrying = models.BigIntegerField(null=True, help_text="Deliveries whose next attempt is later.")
+    retrying = models.BigIntegerField(null=True, help_text="Deliveries that failed and wait for another attempt.")
     paused = models.BigIntegerField(null=True, help_text="Due, but behind a circuit breaker or Retry-After.")
     rate_limited = models.BigIntegerField(null=True, help_text="Due, but behind the subscription's rate limit.")
     held = models.BigIntegerField(null=True, help_text="Held, mostly behind a disabled subscription.")

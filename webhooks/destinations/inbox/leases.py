@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+import psycopg
 from psycopg.rows import class_row, scalar_row
 
 from core.db import KEEP_PLANS, KEEP_PLANS_WITHOUT_WAITING, in_transaction, pipelined, server_cursor
@@ -63,6 +64,7 @@ class FetchedEvent:
     event_id: uuid.UUID
     event_type: str
     event_data: str
+    event_trace: str | None
     event_created_at: datetime.datetime
     attempt: int
     lease_expires_at: datetime.datetime
@@ -75,6 +77,10 @@ class Changed:
     status: ItemStatus
     at: datetime.datetime | None = None
 
+
+# A fetch locks deliveries and leases them by a second statement.  When one statement did both, PostgreSQL 18.6 crashed
+# under ten consumers, in perform_pruning_base_step.  Presumably the copy of the plan by which it checks a row that has
+# changed since the snapshot shares what the plan prunes partitions by; so what locks here doesn't prune while it runs.
 
 # What was fetched before comes first.  In two parts, because an index has what was fetched, and only that.
 _INBOX = """
@@ -99,9 +105,9 @@ WITH {inbox}, again AS MATERIALIZED (
         ORDER BY next_attempt_at, id LIMIT greatest(0, %(limit)s - (SELECT count(*) FROM again))
         FOR UPDATE SKIP LOCKED
     ) AS d
-), picked AS (
-    SELECT * FROM again UNION ALL SELECT * FROM fresh
-)"""
+)
+SELECT * FROM again UNION ALL SELECT * FROM fresh
+"""
 
 # The types with a prefix, each found by one step along the index from the one before it, and of each the oldest.  Among
 # these the oldest are taken that no other consumer is taking.
@@ -129,57 +135,60 @@ _TYPES = """
         LIMIT least(%(most)s, greatest(1, %(looked_at)s / (SELECT count(*) FROM {name}_types)))
     ) AS d
 )"""
-_BY_PREFIX = """
-WITH RECURSIVE {inbox}, {again}, {fresh}, found AS MATERIALIZED (
-    SELECT * FROM again UNION ALL SELECT * FROM fresh ORDER BY part, next_attempt_at, id
-), picked AS MATERIALIZED (
-    SELECT d.id, d.event_id, d.created_at FROM found CROSS JOIN LATERAL (
-        SELECT id, event_id, created_at FROM webhooks_delivery
-        WHERE id = found.id AND status = 'pending' AND next_attempt_at <= statement_timestamp() LIMIT 1
-        FOR UPDATE SKIP LOCKED
-    ) AS d LIMIT %(limit)s
-)"""
+_FIND_PREFIX = """
+WITH RECURSIVE {inbox}, {again}, {fresh}
+SELECT id FROM (SELECT * FROM again UNION ALL SELECT * FROM fresh) AS found
+ORDER BY part, next_attempt_at, id LIMIT %(most)s
+"""
+_LOCK_FOUND = """
+SELECT id, event_id, created_at FROM webhooks_delivery
+WHERE id = ANY (%(found)s::uuid[]) AND id >= %(first_found)s AND id <= %(last_found)s
+  AND status = 'pending' AND next_attempt_at <= statement_timestamp()
+ORDER BY lease_id IS NULL, next_attempt_at, id LIMIT %(limit)s
+FOR UPDATE SKIP LOCKED
+"""
 
 # What an erased event said can't be had any more: its delivery is cancelled instead.  That is only one that was queued
 # again while the event was erased, because erasing cancels what waits.
+# What was given back isn't any more: without its error, it is with its consumer, and waits after that.
 # The bounds of the ids leave out the partitions that have none of them.
-_LEASE = """, loaded AS MATERIALIZED (
+_LEASE = """
+WITH picked AS MATERIALIZED (
+    SELECT * FROM unnest(%(ids)s::uuid[], %(event_ids)s::uuid[], %(places)s::timestamptz[])
+        AS p(id, event_id, created_at)
+), loaded AS MATERIALIZED (
     SELECT p.id, p.created_at AS place, e.id AS event_id, e.type AS event_type, e.data AS event_data,
-           e.created_at AS event_created_at, e.data = %(erased)s AS is_erased, octet_length(e.data) AS size,
+           e.trace AS event_trace, e.created_at AS event_created_at, e.data = %(erased)s AS is_erased,
+           octet_length(e.data) AS size,
            sum(octet_length(e.data)) OVER (ORDER BY p.created_at, p.id ROWS UNBOUNDED PRECEDING) AS total
     FROM picked p CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = p.event_id LIMIT 1) AS e
 ), leased AS (
     UPDATE webhooks_delivery d
-    SET lease_id = %(lease)s, attempt_count = attempt_count + 1,
+    SET lease_id = %(lease)s, attempt_count = attempt_count + 1, last_error = '',
         next_attempt_at = clock_timestamp() + make_interval(secs => %(seconds)s)
     WHERE d.id = ANY (ARRAY (SELECT id FROM loaded WHERE total - size < %(bytes)s AND NOT is_erased))
-      AND d.id >= (SELECT id FROM picked ORDER BY id LIMIT 1)
-      AND d.id <= (SELECT id FROM picked ORDER BY id DESC LIMIT 1)
+      AND d.id >= %(least)s AND d.id <= %(greatest)s
     RETURNING d.id, d.attempt_count, d.next_attempt_at
 ), cancelled AS (
     UPDATE webhooks_delivery d
     SET status = 'cancelled', last_error = 'payload_erased', last_status_code = NULL, next_attempt_at = NULL,
         lease_id = NULL, completed_at = clock_timestamp()
     WHERE d.id = ANY (ARRAY (SELECT id FROM loaded WHERE is_erased))
-      AND d.id >= (SELECT id FROM picked ORDER BY id LIMIT 1)
-      AND d.id <= (SELECT id FROM picked ORDER BY id DESC LIMIT 1)
+      AND d.id >= %(least)s AND d.id <= %(greatest)s
     RETURNING d.id, 0, d.completed_at
 ), done AS (
     SELECT * FROM leased UNION ALL SELECT * FROM cancelled
 )
-SELECT done.id AS delivery_id, l.event_id, l.event_type, l.event_data, l.event_created_at,
+SELECT done.id AS delivery_id, l.event_id, l.event_type, l.event_data, l.event_trace, l.event_created_at,
        done.attempt_count AS attempt, done.next_attempt_at AS lease_expires_at
 FROM done JOIN loaded l ON l.id = done.id ORDER BY l.place, l.id
 """
-_FETCH = _BY_ORDER.format(inbox=_INBOX, of_type="") + _LEASE
-_FETCH_TYPE = _BY_ORDER.format(inbox=_INBOX, of_type=" AND inbox_type = %(type)s") + _LEASE
-_FETCH_PREFIX = (
-    _BY_PREFIX.format(
-        inbox=_INBOX,
-        again=_TYPES.format(name="again", lease="IS NOT NULL", part=0),
-        fresh=_TYPES.format(name="fresh", lease="IS NULL", part=1),
-    )
-    + _LEASE
+_LOCK = _BY_ORDER.format(inbox=_INBOX, of_type="")
+_LOCK_TYPE = _BY_ORDER.format(inbox=_INBOX, of_type=" AND inbox_type = %(type)s")
+_FIND_TYPES = _FIND_PREFIX.format(
+    inbox=_INBOX,
+    again=_TYPES.format(name="again", lease="IS NOT NULL", part=0),
+    fresh=_TYPES.format(name="fresh", lease="IS NULL", part=1),
 )
 
 
@@ -191,25 +200,21 @@ def fetch(
     event_type: an exact type or a prefix (`order.*`).  An inbox that is disabled or deleted has none.
     """
     lease_id = new_id()
-    parameters: dict[str, Any] = {
-        "inbox": inbox_id, "limit": limit, "lease": lease_id, "seconds": seconds, "bytes": MAX_BYTES,
-        "erased": ERASED,
-    }  # fmt: skip
-    statement = _FETCH
-    if event_type is not None and event_type.endswith(".*"):
-        statement = _FETCH_PREFIX
-        prefix = event_type[:-1]
-        # In the collation "C", "/" follows ".".  Some more than the limit, because others may be taking the first.
-        parameters |= {"prefix": prefix, "beyond": prefix[:-1] + "/", "looked_at": MAX_LOOKED_AT, "most": 2 * limit}
-    elif event_type is not None and event_type != "*":
-        statement = _FETCH_TYPE
-        parameters["type"] = event_type
 
     def work() -> list[FetchedEvent]:
-        with server_cursor(class_row(FetchedEvent)) as fetching, server_cursor() as other, pipelined():
+        with server_cursor() as locking, server_cursor() as other, pipelined():
             # A crash that forgets this commit ends the lease early, as if the consumer had died.
             other.execute(KEEP_PLANS_WITHOUT_WAITING)
-            return fetching.execute(statement, parameters).fetchall()
+            picked = _lock(locking, inbox_id, limit, event_type)
+            if not picked:
+                return []
+            ids, event_ids, places = (list(column) for column in zip(*picked, strict=True))
+            parameters = {
+                "ids": ids, "event_ids": event_ids, "places": places, "least": min(ids), "greatest": max(ids),
+                "lease": lease_id, "seconds": seconds, "bytes": MAX_BYTES, "erased": ERASED,
+            }  # fmt: skip
+            with server_cursor(class_row(FetchedEvent)) as leasing:
+                return leasing.execute(_LEASE, parameters).fetchall()
 
     events: list[FetchedEvent] = []
     while not events and (found := in_transaction(work)):
@@ -218,6 +223,25 @@ def fetch(
     if events:
         FETCHED.inc(by=len(events))
     return lease_id, events
+
+
+def _lock(
+    cursor: psycopg.Cursor[Any], inbox_id: uuid.UUID, limit: int, event_type: str | None
+) -> list[tuple[Any, ...]]:
+    """Lock up to `limit` deliveries that can be fetched; return the id, the event's id, and the time of each."""
+    parameters: dict[str, Any] = {"inbox": inbox_id, "limit": limit}
+    if event_type is None or event_type == "*":
+        return cursor.execute(_LOCK, parameters).fetchall()
+    if not event_type.endswith(".*"):
+        return cursor.execute(_LOCK_TYPE, {**parameters, "type": event_type}).fetchall()
+    prefix = event_type[:-1]
+    # In the collation "C", "/" follows ".".  Some more than the limit, because others may be taking the first.
+    bounds = {"prefix": prefix, "beyond": prefix[:-1] + "/", "looked_at": MAX_LOOKED_AT, "most": 2 * limit}
+    found = [row[0] for row in cursor.execute(_FIND_TYPES, {**parameters, **bounds}).fetchall()]
+    if not found:
+        return []
+    among = {"found": found, "first_found": min(found), "last_found": max(found)}
+    return cursor.execute(_LOCK_FOUND, {**parameters, **among}).fetchall()
 
 
 # Locked in the order of their ids, so that two requests for the same ones don't wait for each other.
