@@ -65,6 +65,7 @@ KNOWN: dict[str, list[tuple[str, Scope | None, Any]]] = {
     "api/deliveries/<uuid:delivery_id>": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>/attempts/<int:number>": [("GET", D, None)],
     "api/deliveries/<uuid:delivery_id>/retry": [("POST", R, None)],
+    "api/deliveries/<uuid:delivery_id>/skip": [("POST", R, None)],
     "api/portal-links": [("POST", P, {"name": "x"})],
     "api/hooks": [("GET", S, None), ("POST", S, {"target_url": "https://b.example/", "event": "a.b"})],
     "api/hooks/sample": [("GET", Scope.EVENTS_READ, None)],
