@@ -130,7 +130,7 @@ def _apply(
         Delivery.objects.filter(id__in=to_hold).update(**{**_changes(action), "status": DeliveryStatus.HELD})
     if action is DeliveryAction.SKIP:
         with server_cursor() as cursor:
-            mark_due(unpark({(row[1], row[4]) for row in chosen}, cursor))
+            mark_due(unpark({(row[1], row[4]) for row in chosen if row[4] is not None}, cursor))
         return Applied(len(chosen))
     queues = list({row[1] for row in chosen if row[2]})
     if queues and action is not DeliveryAction.HOLD:
