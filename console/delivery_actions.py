@@ -1,4 +1,4 @@
-"""What the actions on deliveries share: what a list's filters mean to a run, and holding and resuming."""
+"""What the actions on deliveries share: what a list's filters mean to a run, and holding, resuming, and skipping."""
 
 from __future__ import annotations
 
@@ -71,12 +71,23 @@ def list_filters(request: HttpRequest) -> tuple[dict[str, Any], dict[str, str]] 
     return filters, given
 
 
-def hold_or_resume(
+# Of the actions that aren't runs: what they ask first, with what follows, and what they report.
+_QUESTIONS = {
+    DeliveryAction.HOLD: ("Hold", "Nothing of {what} is sent until somebody resumes {them}."),
+    DeliveryAction.SKIP: (
+        "Skip",
+        "{What} will be cancelled and not sent, and what waits for {them} in the order of {their} key is sent.",
+    ),
+}
+_DONE = {DeliveryAction.HOLD: "held", DeliveryAction.RESUME: "resumed", DeliveryAction.SKIP: "skipped"}
+
+
+def act(
     model_admin: BoundedAdmin, request: HttpRequest, queryset: QuerySet[Delivery], action: DeliveryAction
 ) -> HttpResponse | None:
-    """Hold or resume the chosen deliveries: leave out those that it can't be done to, ask, act in steps, and report.
+    """Hold, resume, or skip the chosen deliveries: leave out those that it can't be done to, act in steps, and report.
 
-    Only holding asks, for a reason.
+    All but resuming ask for a reason first.
     """
     try:
         chosen: list[uuid.UUID] = selected_ids(queryset)
@@ -85,27 +96,36 @@ def hold_or_resume(
         return None
     rows = list(
         Delivery.objects.filter(pk__in=chosen).values_list(
-            "pk", "organization_id", "subscription__is_active", "subscription__deleted_at", *STATE_COLUMNS
+            "pk",
+            "organization_id",
+            "subscription__is_active",
+            "subscription__deleted_at",
+            "ordering_key",
+            *STATE_COLUMNS,
         )
     )
     skipped: Counter[str] = Counter()
     able: list[uuid.UUID] = []
     organizations: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
-    for pk, organization_id, is_active, deleted_at, *columns in rows:
+    for pk, organization_id, is_active, deleted_at, key, *columns in rows:
         why_not = _why_not(action, delivery_state(*columns), is_active, deleted_at is not None)
+        if why_not is None and action is DeliveryAction.SKIP and key is None:
+            why_not = "without an ordering key"
         if why_not is None:
             able.append(pk)
             organizations[organization_id].append(pk)
         else:
             skipped[why_not] += 1
     reason = ""
-    if action is DeliveryAction.HOLD and able:
+    if action in _QUESTIONS and able:
         form = answer(request, ReasonForm)
         if not form.is_valid():
             what = f"{len(able):,} {'delivery' if len(able) == 1 else 'deliveries'}"
-            paragraphs = [f"Nothing of {what} is sent until somebody resumes {'it' if len(able) == 1 else 'them'}."]
+            verb, consequence = _QUESTIONS[action]
+            them, their = ("it", "its") if len(able) == 1 else ("them", "their")
+            paragraphs = [consequence.format(what=what, What=what, them=them, their=their)]
             paragraphs += [f"{count:,} selected will be left alone: {why}." for why, count in skipped.items()]
-            return question_page(model_admin, request, form, Question(f"Hold {what}?", f"Hold {what}", paragraphs))
+            return question_page(model_admin, request, form, Question(f"{verb} {what}?", f"{verb} {what}", paragraphs))
         reason = reason_of(form)
     changed = 0
     for number, part in enumerate(chunks(able)):
@@ -113,11 +133,11 @@ def hold_or_resume(
             changed += delivery_actions.apply(action, part, announce=False)
             if number == 0:  # one entry for the act, with what was chosen
                 _audit(request, action, organizations, reason)
-    if changed and action is DeliveryAction.RESUME:
+    if changed and action is not DeliveryAction.HOLD:
         wake(WEBHOOKS)
     # A worker may have claimed or completed one between the look and the change.
     skipped["changed meanwhile"] += len(chosen) - changed - sum(skipped.values())
-    report(model_admin, request, "held" if action is DeliveryAction.HOLD else "resumed", changed, dict(skipped))
+    report(model_admin, request, _DONE[action], changed, dict(skipped))
     return None
 
 
@@ -138,10 +158,10 @@ def _why_not(action: DeliveryAction, state: str, is_active: bool, deleted: bool)
     if state not in action.states:
         return {
             "delivering": "being sent right now, or fetched by a consumer",
-            "cancelled": "cancelled with the subscription",
+            "cancelled": "cancelled",
         }.get(state, f"{state} (can't {action.verb})")
     if deleted:
         return "for a deleted subscription"
-    if not is_active and action is not DeliveryAction.HOLD:
+    if not is_active and action is DeliveryAction.RESUME:
         return "for a disabled subscription (enable it first)"
     return None

@@ -233,7 +233,7 @@ _WHY_NOT = {
     "pending": "waiting for the first attempt already",
     "delivering": "being sent right now",
     "held": "held (use Resume)",
-    "cancelled": "cancelled with the subscription",
+    "cancelled": "cancelled",
 }
 
 

@@ -101,7 +101,8 @@ def check_schema(schema: Any) -> None:
         raise SchemaError("must be a JSON Schema: an object, true, or false")
     if len(orjson.dumps(schema)) > MAX_SCHEMA_BYTES:
         raise SchemaError(f"is over the limit of {MAX_SCHEMA_BYTES} bytes")
-    if isinstance(schema, dict) and schema.get("$schema", DIALECT).rstrip("#") != DIALECT:
+    dialect = schema.get("$schema", DIALECT) if isinstance(schema, dict) else DIALECT
+    if not isinstance(dialect, str) or dialect.rstrip("#") != DIALECT:
         raise SchemaError(f"must be {DIALECT}, or be left out", "/$schema")
     try:
         jsonschema_rs.meta.validate(schema if isinstance(schema, bool) else {**schema, "$schema": DIALECT})
@@ -209,6 +210,8 @@ class _Cost:
     def _closure(self, schema: int, above: tuple[int, ...]) -> Counter[int]:
         if schema in above:
             raise SchemaError("has a $ref that leads back to itself")
+        if len(above) >= MOST_CHECKS:  # so many that the way back could be too deep for Python, too
+            raise SchemaError(f"may check one value more than {MOST_CHECKS} times; use fewer levels of $ref")
         if schema not in self._here:
             found: Counter[int] = Counter({schema: 1})
             for inner in self._applied_here(self._schemas[schema]):

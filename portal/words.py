@@ -21,7 +21,8 @@ DELIVERY_STATES = {
     "delivered": "Your endpoint accepted it.",
     "failed": "All attempts have failed. It is only sent again if you retry it, with its endpoint enabled.",
     "held": "Its endpoint is disabled. It is sent once you enable that.",
-    "cancelled": "It won't be sent: its endpoint was deleted, its data was erased, or it was held for too long.",
+    "cancelled": "It won't be sent: its endpoint was deleted, its data was erased, it was held for too long, or "
+    "somebody skipped it.",
 }
 # The same in an inbox, where nothing is sent.
 INBOX_STATES = {

@@ -41,6 +41,8 @@ REMEDIES = {
     "not_found": "Check the id, and that the key belongs to the organization that the resource is in.",
     "not_retryable": "Wait until the delivery in flight has ended, or enable its subscription. A cancelled delivery "
     "can't be retried.",
+    "not_skippable": "Skip only what later deliveries of an ordering key may wait for; wait until a delivery in flight "
+    "has ended.",
     "origin_not_allowed": "Call the API from your backend, or ask the operator to add the origin.",
     "outlives_caller": "Choose an earlier expiry, or use a key that lives longer.",
     "path_not_found": "Use the path that `detail` suggests.",

@@ -1,4 +1,4 @@
-"""What an operator or integrator can do to single deliveries: retry, replay, hold, resume."""
+"""What an operator or integrator can do to single deliveries: retry, replay, hold, resume, skip."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from django.conf import settings
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Now
 
-from core.db import after_transaction, in_transaction
+from core.db import after_transaction, in_transaction, server_cursor
 from core.wakeups import WEBHOOKS, wake
 from webhooks.models import Cause, Delivery, DeliveryStatus, SubscriptionQueue
+from webhooks.order import unpark
 from webhooks.queues import lock_queues, mark_due
 from webhooks.routing.selection import erased_among
 from webhooks.states import in_delivery_states, is_leased
@@ -27,16 +28,23 @@ class DeliveryAction(Enum):
     REPLAY = ("replay", ("retrying", "failed", "delivered"))
     HOLD = ("hold", ("pending", "retrying"))
     RESUME = ("resume", ("held",))
+    SKIP = ("skip", ("pending", "retrying", "held", "failed"))
 
     def __init__(self, verb: str, states: tuple[str, ...]) -> None:
         self.verb = verb
         self.states = states
 
 
+_ALSO_WHILE_DISABLED = {DeliveryAction.HOLD, DeliveryAction.SKIP}
 _WHY_NOT_RETRYABLE = {
     DeliveryStatus.DELIVERING: "The delivery is being sent right now.",
     DeliveryStatus.HELD: "The delivery is held; enable its subscription first.",
-    DeliveryStatus.CANCELLED: "The delivery was cancelled with its subscription.",
+    DeliveryStatus.CANCELLED: "The delivery was cancelled.",
+}
+_WHY_NOT_SKIPPABLE = {
+    DeliveryStatus.DELIVERING: "The delivery is being sent right now.",
+    DeliveryStatus.DELIVERED: "The delivery was delivered.",
+    DeliveryStatus.CANCELLED: "The delivery was cancelled already.",
 }
 _ERASED = "The event's payload was erased, so there is nothing to send."
 
@@ -50,6 +58,13 @@ def why_not_retryable(delivery: Delivery) -> str:
     return _WHY_NOT_RETRYABLE.get(DeliveryStatus(delivery.status), "Its subscription is disabled or deleted.")
 
 
+def why_not_skippable(delivery: Delivery) -> str:
+    """Return why a skip left this delivery alone."""
+    if delivery.ordering_key is None:
+        return "The delivery has no ordering key, so nothing waits for it."
+    return _WHY_NOT_SKIPPABLE.get(DeliveryStatus(delivery.status), "Its subscription is deleted.")
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """How many deliveries an action changed.  held: those of them that are held now and weren't meant to be."""
@@ -61,9 +76,10 @@ class Applied:
 def apply(action: DeliveryAction, delivery_ids: Iterable[uuid.UUID], *, announce: bool = True) -> int:
     """Do `action` to those of the deliveries that it fits; return how many changed.
 
-    A retry is one more attempt, now, even while the breaker is open.  A replay starts the schedule anew.  Deliveries
-    of a deleted subscription and those in flight are left alone, those of erased events aren't sent again, and those of
-    a disabled subscription can only be held.
+    A retry is one more attempt, now, even while the breaker is open.  A replay starts the schedule anew.  A skip gives
+    up one that has an ordering key, so that its key goes on.  Deliveries of a deleted subscription and those in flight
+    are left alone, those of erased events aren't sent again, and those of a disabled subscription can only be held or
+    skipped.
     announce: wake the workers afterwards.
     """
     ids = list(delivery_ids)
@@ -95,22 +111,29 @@ def _apply(
 ) -> Applied:
     lock_queues(Delivery.objects.filter(id__in=ids).values_list("subscription_id", flat=True).distinct())
     fitting = Delivery.objects.filter(in_delivery_states(states), id__in=ids, subscription__deleted_at=None)
-    if action is not DeliveryAction.HOLD and not hold_if_disabled:
+    if action not in _ALSO_WHILE_DISABLED and not hold_if_disabled:
         fitting = fitting.filter(subscription__is_active=True)
+    if action is DeliveryAction.SKIP:
+        fitting = fitting.exclude(ordering_key=None)
     # Locked: a worker whose queue isn't among those that were just locked has none of these in hand.
     chosen: list[Any] = list(
         fitting.select_for_update(of=("self",)).values_list(
-            "id", "subscription_id", "subscription__is_active", "event_id", named=True
+            "id", "subscription_id", "subscription__is_active", "event_id", "ordering_key", named=True
         )
     )
     if action in {DeliveryAction.RETRY, DeliveryAction.REPLAY}:  # an attempt could only fail
         erased = erased_among([row.event_id for row in chosen])
         chosen = [row for row in chosen if row.event_id not in erased]
-    to_send = [row.id for row in chosen if row.subscription__is_active or action is DeliveryAction.HOLD]
-    to_hold = [row.id for row in chosen if not row.subscription__is_active and action is not DeliveryAction.HOLD]
+    to_send = [row.id for row in chosen if row.subscription__is_active or action in _ALSO_WHILE_DISABLED]
+    to_hold = [row.id for row in chosen if not row.subscription__is_active and action not in _ALSO_WHILE_DISABLED]
     Delivery.objects.filter(id__in=to_send).update(**_changes(action))
     if to_hold:
         Delivery.objects.filter(id__in=to_hold).update(**{**_changes(action), "status": DeliveryStatus.HELD})
+    if action is DeliveryAction.SKIP:
+        with server_cursor() as cursor:
+            keys = {(row.subscription_id, row.ordering_key) for row in chosen if row.ordering_key is not None}
+            mark_due(unpark(keys, cursor))
+        return Applied(len(chosen))
     queues = list({row.subscription_id for row in chosen if row.subscription__is_active})
     if queues and action is not DeliveryAction.HOLD:
         mark_due(queues)
@@ -125,6 +148,8 @@ def _changes(action: DeliveryAction) -> dict[str, object]:
     if action is DeliveryAction.HOLD:
         # Since when it is held: `upkeep.held_retention` counts from there.
         return {"status": DeliveryStatus.HELD, "next_attempt_at": Now()}
+    if action is DeliveryAction.SKIP:
+        return {"status": DeliveryStatus.CANCELLED, "next_attempt_at": None, "completed_at": Now()}
     due_now: dict[str, object] = {"status": DeliveryStatus.PENDING, "next_attempt_at": Now()}
     if action is DeliveryAction.RESUME:
         return due_now

@@ -11,6 +11,7 @@ from __future__ import annotations
 import datetime
 import uuid
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import psycopg
 import structlog
@@ -113,6 +114,74 @@ CROSS JOIN (
 ) AS q
 WHERE d.status = 'pending' AND d.next_attempt_at > %(parked)s AND NOT {MUST_WAIT}
 """  # noqa: S608 - a constant of ours
+
+
+# What a delivery waits for, the first in order: the same three as in MUST_WAIT, each by its index.
+_BLOCKER = f"""
+SELECT b.id FROM (
+    (SELECT id, ordered_at, event_id FROM webhooks_delivery
+     WHERE subscription_id = %(subscription)s AND ordering_key = %(key)s AND status IN {UNFINISHED}
+       AND (ordered_at, event_id) < (%(ordered_at)s, %(event)s)
+     ORDER BY ordered_at, event_id LIMIT 1)
+    UNION ALL
+    (SELECT id, ordered_at, event_id FROM webhooks_delivery
+     WHERE subscription_id = %(subscription)s AND ordering_key = %(key)s AND status = 'delivering'
+       AND event_id <> %(event)s
+     LIMIT 1)
+    UNION ALL
+    (SELECT id, ordered_at, event_id FROM webhooks_delivery
+     WHERE subscription_id = %(subscription)s AND ordering_key = %(key)s AND status = 'failed'
+       AND (ordered_at, event_id) < (%(ordered_at)s, %(event)s) AND last_error <> '{Failure.PAYLOAD_ERASED}'
+       AND (SELECT ordered_on_failure = 'block' FROM webhooks_subscription WHERE id = %(subscription)s)
+     ORDER BY ordered_at, event_id LIMIT 1)
+) AS b
+ORDER BY b.ordered_at, b.event_id LIMIT 1
+"""  # noqa: S608 - a constant of ours
+
+# Those that wait for one of their key.
+_COUNT_WAITING = f"""
+SELECT count(*) FROM (
+    SELECT FROM webhooks_delivery
+    WHERE subscription_id = %(subscription)s AND ordering_key = %(key)s AND status IN {UNFINISHED}
+      AND (ordered_at, event_id) > (%(ordered_at)s, %(event)s)
+    LIMIT %(most)s
+) AS waiting
+"""  # noqa: S608 - a constant of ours
+
+
+class Keyed(Protocol):
+    """What is asked of a delivery to find its place."""
+
+    subscription_id: uuid.UUID
+    event_id: uuid.UUID
+    status: str
+    ordering_key: str | None
+    ordered_at: datetime.datetime | None
+
+
+def _place(delivery: Keyed) -> dict[str, object]:
+    return {
+        "subscription": delivery.subscription_id,
+        "key": delivery.ordering_key,
+        "ordered_at": delivery.ordered_at,
+        "event": delivery.event_id,
+    }
+
+
+def waits_for(delivery: Keyed) -> uuid.UUID | None:
+    """Return the delivery of the same key that has to be over before this one is sent; None if it doesn't wait."""
+    if delivery.ordering_key is None or delivery.status != "pending":
+        return None
+    with server_cursor() as cursor:
+        row = cursor.execute(_BLOCKER, _place(delivery)).fetchone()
+    return row[0] if row else None
+
+
+def count_waiting(delivery: Keyed, most: int) -> int:
+    """Return how many later deliveries of the same key aren't over, `most` if there are more."""
+    with server_cursor() as cursor:
+        row = cursor.execute(_COUNT_WAITING, {**_place(delivery), "most": most}).fetchone()
+    return int(row[0]) if row else 0
 
 
 def park(queues: Sequence[uuid.UUID], blocks: Sequence[bool], cursor: psycopg.Cursor[object]) -> None:

@@ -88,6 +88,13 @@ register(
         {"delivery_status": "held"},
     ),
     ProblemType(
+        "not_skippable",
+        409,
+        "The delivery has no ordering key, is in flight, or is over, as `delivery_status` says.",
+        "The delivery was delivered.",
+        {"delivery_status": "delivered"},
+    ),
+    ProblemType(
         "inbox_not_found",
         404,
         "The organization has no inbox of this name.",

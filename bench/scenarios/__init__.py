@@ -29,6 +29,7 @@ from bench.stack import BenchStack
 SCENARIOS: dict[str, Callable[[BenchStack], list[Figure]]] = {
     "single": ingestion.single,
     "batch": ingestion.batch,
+    "schema": ingestion.schema,
     "latency": latency.healthy,
     "hanging": latency.hanging,
     "paced": end_to_end.paced,

@@ -12,6 +12,22 @@ WARM_UP = 1_000
 SINGLE_REQUESTS = 15_000
 BATCH_REQUESTS = 1_500
 EVENTS_A_BATCH = 100
+ROUNDS = 2
+
+# Of the data that bench.load sends.
+SCHEMA = {
+    "type": "object",
+    "required": ["order", "customer", "total", "currency"],
+    "properties": {
+        "order": {"type": "integer", "minimum": 1},
+        "customer": {"type": "string", "pattern": "^c_[0-9]+$"},
+        "total": {"type": "string", "maxLength": 20},
+        "currency": {"enum": ["EUR", "USD"]},
+        "items": {"type": "array", "items": {"type": "integer"}},
+        "n": {"type": "integer"},
+    },
+    "additionalProperties": False,
+}
 
 
 def single(stack: BenchStack) -> list[Figure]:
@@ -61,4 +77,32 @@ def batch(stack: BenchStack) -> list[Figure]:
             "batch", "accepted, one gunicorn worker", outcome.requests * EVENTS_A_BATCH / outcome.seconds, "events/s"
         )
     )
+    return found
+
+
+def schema(stack: BenchStack) -> list[Figure]:
+    """Events that are checked against their type's JSON Schema, and the same of an organization that checks none."""
+    from events import event_types
+
+    plain, checked = stack.tenant("Plain"), stack.tenant("Checked")
+    event_types.create(checked.id, name="order.created", schema=SCHEMA)
+    event_types.set_strictness(checked.id, "schema")
+    found = []
+    with stack.running_web():
+        for what, requests, connections, events in (
+            ("single", SINGLE_REQUESTS // 3, CONNECTIONS, 0),
+            ("batches", BATCH_REQUESTS // 3, 8, EVENTS_A_BATCH),
+        ):
+            rates: dict[str, float] = {}
+            for _ in range(ROUNDS):  # in turn, so that a slow moment of the machine meets both
+                for tenant in (plain, checked):
+                    send(Load(stack.url, tenant.key, WARM_UP // 20, connections, batch=events))
+                    outcome = send(Load(stack.url, tenant.key, requests, connections, batch=events))
+                    rate = outcome.statuses[202] * (events or 1) / outcome.seconds
+                    rates[tenant.key] = max(rates.get(tenant.key, 0.0), rate)
+            found += [
+                Figure("schema", f"accepted, {what}, no check", rates[plain.key], "events/s"),
+                Figure("schema", f"accepted, {what}, schema checked", rates[checked.key], "events/s"),
+                Figure("schema", f"ratio of the two, {what}", rates[checked.key] / rates[plain.key], ""),
+            ]
     return found

@@ -11,12 +11,14 @@ from django.contrib.admin.views.main import ChangeList
 from django.db import connection
 from django.db.models import Case, QuerySet, When
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from console import search
 from console.actions import ACTION_BOUND
-from console.delivery_actions import NOT_BY_FILTER, hold_or_resume, list_filters
+from console.delivery_actions import NOT_BY_FILTER, act, list_filters
 from console.filters import EventFilter, OrganizationFilter, OutcomeOfLastFilter, SpanFilter, SubscriptionFilter
 from console.first_rows import first_rows
 from console.formatting import list_link, object_link
@@ -45,10 +47,11 @@ from webhooks.display.formatting import (
 )
 from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
-from webhooks.order import PARKED_FROM
+from webhooks.order import PARKED_FROM, count_waiting, waits_for
 from webhooks.states import NOT_LEASED, DeliveryState, in_delivery_state, is_leased, state_of
 
 SHOWN_ATTEMPTS = 100
+MAX_WAITING_SHOWN = 1000  # for one delivery of an ordering key
 OPENED_ATTEMPTS = 20
 
 
@@ -138,13 +141,15 @@ class DeliveryAdmin(ReadOnlyAdmin):
         "attempt_count", "attempts_used", "trigger_display", "next_attempt_display", "ordering_key_display",
         "lease_display", "created_at", "completed_at", "attempts_display", "data_display",
     )  # fmt: skip
-    actions = ("retry", "replay", "hold", "resume", "stop_host", "enable_host")
-    object_actions = ("retry", "replay", "hold", "resume", "stop_host")
+    actions = ("retry", "replay", "hold", "resume", "skip", "stop_host", "enable_host")
+    object_actions = ("retry", "replay", "hold", "resume", "skip", "stop_host")
     dangerous_actions = ("stop_host",)
 
     def fits(self, action: str, row: Delivery) -> bool:
         """Leave out what would leave the delivery alone, and stopping a host where there is none."""
         if action == "stop_host" and is_inbox(row.subscription):
+            return False
+        if action == "skip" and row.ordering_key is None:
             return False
         what = DeliveryAction.__members__.get(action.upper())
         return what is None or state_of(row) in what.states
@@ -207,8 +212,21 @@ class DeliveryAdmin(ReadOnlyAdmin):
         return last_result(row)
 
     @admin.display(description="ordering key")
-    def ordering_key_display(self, row: Delivery) -> str:
-        return short(row.ordering_key or "-", 255)
+    def ordering_key_display(self, row: Delivery) -> SafeString | str:
+        if row.ordering_key is None:
+            return "-"
+        key = short(row.ordering_key, 255)
+        blocker = waits_for(row)
+        if blocker is not None:
+            url = reverse("admin:webhooks_delivery_change", args=[blocker])
+            return format_html('{}: waits for <a href="{}">an earlier delivery</a> of this key', key, url)
+        if row.status in ("delivered", "cancelled"):
+            return key
+        if row.status == "failed" and row.subscription.ordered_on_failure != "block":
+            return key
+        waiting = count_waiting(row, MAX_WAITING_SHOWN)
+        more = "or more " if waiting == MAX_WAITING_SHOWN else ""
+        return f"{key}: {waiting:,} {more}of this key wait for this delivery" if waiting else key
 
     @admin.display(description="next attempt")
     def next_attempt_display(self, row: Delivery) -> str:
@@ -314,12 +332,17 @@ class DeliveryAdmin(ReadOnlyAdmin):
     @admin.action(description="Hold", permissions=["manage"])
     def hold(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
         """Send none of them until they are resumed."""
-        return hold_or_resume(self, request, queryset, DeliveryAction.HOLD)
+        return act(self, request, queryset, DeliveryAction.HOLD)
 
     @admin.action(description="Resume", permissions=["manage"])
     def resume(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
         """Send those that are held."""
-        return hold_or_resume(self, request, queryset, DeliveryAction.RESUME)
+        return act(self, request, queryset, DeliveryAction.RESUME)
+
+    @admin.action(description="Skip for its ordering key", permissions=["manage"])
+    def skip(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
+        """Give them up, so that what waits for them in the order of their key is sent."""
+        return act(self, request, queryset, DeliveryAction.SKIP)
 
     def has_switch_permission(self, request: HttpRequest) -> bool:
         """Whether the user may disable subscriptions, for `permissions=["switch"]`."""

@@ -32,7 +32,8 @@ _VERBS = {
     "subscription.delete": "deleted an endpoint", "subscription.enable": "enabled an endpoint",
     "subscription.disable": "disabled an endpoint", "subscription.rotate_secret": "rotated a secret",
     "subscription.test": "sent a test event", "subscription.recover": "recovered missed webhooks",
-    "delivery.retry": "retried a delivery", "portal.open": "opened the portal", "portal.close": "signed out",
+    "delivery.retry": "retried a delivery", "delivery.skip": "skipped a delivery",
+    "portal.open": "opened the portal", "portal.close": "signed out",
 }  # fmt: skip
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_http_event, to_binary_event, to_structured_event
@@ -117,12 +118,19 @@ def test_the_python_sdk(port: int, receiver: Receiver, organization: Organizatio
     check(send, read, receiver, organization, {"subject": 'Käse "50%" 😀', "partner": "ä%20"})
 
 
+def _leave_out(reason: str) -> NoReturn:
+    """Skip the test; in CI, where Node.js is, fail, or nobody would notice that it isn't run any more."""
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="module")
 def javascript() -> Iterator[Callable[[dict[str, Any]], Any]]:
     """Return a function that has the JavaScript SDK answer a request, in one process of Node.js."""
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
-        pytest.skip("the JavaScript SDK needs node and npm")
+        _leave_out("the JavaScript SDK needs node and npm")
     home = ROOT / ".local" / "javascript" / f"cloudevents-{JAVASCRIPT_SDK}"
     if not (home / "node_modules" / "cloudevents" / "package.json").exists():
         home.mkdir(parents=True, exist_ok=True)
@@ -132,9 +140,9 @@ def javascript() -> Iterator[Callable[[dict[str, Any]], Any]]:
                 [*command, f"cloudevents@{JAVASCRIPT_SDK}"], capture_output=True, timeout=120, check=False
             )
         except subprocess.TimeoutExpired:
-            pytest.skip("npm can't reach its registry")
+            _leave_out("npm can't reach its registry")
         if done.returncode:
-            pytest.skip(f"npm can't install cloudevents@{JAVASCRIPT_SDK}: {done.stderr.decode()[-200:]}")
+            _leave_out(f"npm can't install cloudevents@{JAVASCRIPT_SDK}: {done.stderr.decode()[-200:]}")
     script = Path(__file__).with_name("cloudevents_sdk.mjs")
     process = subprocess.Popen([node, script, home], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with process:

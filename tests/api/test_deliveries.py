@@ -39,7 +39,7 @@ def test_a_delivery_is_shown_with_every_attempt_the_oldest_first(api: Any, deliv
     shown = api.get(f"/api/deliveries/{delivery.id}").json()
     assert set(shown) == {
         "id", "event_id", "subscription_id", "status", "attempt_count", "next_attempt_at", "last_status_code",
-        "last_error", "completed_at", "created_at", "ordering_key", "attempts",
+        "last_error", "completed_at", "created_at", "ordering_key", "waits_for", "attempts",
     }  # fmt: skip
     assert (shown["event_id"], shown["subscription_id"]) == (str(delivery.event_id), str(delivery.subscription_id))
     assert (shown["status"], shown["attempt_count"], shown["last_status_code"]) == ("delivered", 3, 204)
@@ -52,7 +52,7 @@ def test_a_delivery_is_shown_with_every_attempt_the_oldest_first(api: Any, deliv
     assert [attempt["error"] for attempt in shown["attempts"]] == ["timeout", "http_status", None]
     assert [attempt["cause"] for attempt in shown["attempts"]] == ["schedule", "schedule", "manual"]
     listed = api.get("/api/deliveries").json()["data"]
-    assert listed == [{name: value for name, value in shown.items() if name != "attempts"}]
+    assert listed == [{name: value for name, value in shown.items() if name not in {"waits_for", "attempts"}}]
 
 
 def test_filters_are_joined_and_each_narrows(api: Any, delivery: Delivery) -> None:

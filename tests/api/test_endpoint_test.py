@@ -52,6 +52,14 @@ def test_it_leaves_no_event_no_delivery_and_no_mark_on_the_queue(api: Any, recei
     assert entry.detail == {"event": shown["event_id"], "status_code": 500, "error": "http_status"}
 
 
+def test_with_an_idempotency_key_it_is_sent_once(api: Any, receiver: Receiver) -> None:
+    path = f"{PATH}/{make(api, receiver.url())['id']}/test"
+    first, again = (api.post(path, **{"Idempotency-Key": "k"}) for _ in range(2))
+    assert again["Idempotency-Replayed"] == "true"
+    assert again.json() == first.json()
+    assert (len(receiver.requests), AuditEntry.objects.filter(action="subscription.test").count()) == (1, 1)
+
+
 def test_a_disabled_endpoint_can_be_tested_before_it_is_enabled(api: Any, receiver: Receiver) -> None:
     made = make(api, receiver.url())
     api.post(f"{PATH}/{made['id']}/disable")

@@ -163,11 +163,18 @@ def _doubling(levels: int) -> dict[str, Any]:
     return {"$defs": {**defs, f"a{levels}": {"type": "string"}}, "$ref": "#/$defs/a0"}
 
 
+def _chain(levels: int) -> dict[str, Any]:
+    """Return a schema with more references, each leading to the next, than Python has room for on its stack."""
+    defs: dict[str, Any] = {f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(levels)}
+    return {"$defs": {**defs, f"a{levels}": {}}, "$ref": "#/$defs/a0"}
+
+
 _DEEP = {"properties": {"x": {"$ref": "#/$defs/a"}}}
 BAD_SCHEMAS: dict[str, tuple[Any, str]] = {
     "no schema": ({"type": "nonsense"}, "/schema/type"),
     "a number": (5, "/schema"),
     "an array": ([], "/schema"),
+    "a dialect that is no text": ({"$schema": 5}, "/schema/$schema"),
     "another dialect": ({"$schema": "http://json-schema.org/draft-07/schema#"}, "/schema/$schema"),
     "a file": ({"$ref": "file:///etc/passwd"}, "/schema/$ref"),
     "a URL": ({"items": {"$ref": "http://169.254.169.254/latest"}}, "/schema/items/$ref"),
@@ -179,6 +186,7 @@ BAD_SCHEMAS: dict[str, tuple[Any, str]] = {
     "no expression": ({"pattern": "("}, "/schema/pattern"),
     "look-around": ({"pattern": "(?=a)b"}, "/schema/pattern"),
     "an expression of a million states": ({"pattern": "((a{100}){100}){100}"}, "/schema/pattern"),
+    "a chain of a thousand": (_chain(1000), "/schema"),
     "2^40 checks here": (_doubling(40), "/schema"),
     "2^60 checks below": ({"$defs": {"a": {"anyOf": [_DEEP, _DEEP]}}, "$ref": "#/$defs/a"}, "/schema"),
     "too long": ({"description": "x" * 70_000}, "/schema"),
@@ -250,20 +258,42 @@ OPENAPI = {
                                     "data": {"$ref": "#/components/schemas/Payment"},
                                 },
                             },
-                            "examples": {"card": {"value": {"type": "order.paid", "data": {"amount": 5}}}},
+                            "examples": {"card": {"$ref": "#/components/examples/Card"}},
                         }
                     }
                 }
             }
         },
+        "order.sent": {"$ref": "#/components/pathItems/order~1sent"},
     },
     "components": {
+        "examples": {"Card": {"value": {"type": "order.paid", "data": {"amount": 5}}}},
+        "pathItems": {"order/sent": {"post": {"requestBody": {"$ref": "#/components/requestBodies/Sent"}}}},
+        "requestBodies": {
+            "Sent": {
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "allOf": [
+                                {"$ref": "#/components/schemas/Envelope"},
+                                {"properties": {"data": {"$ref": "#/components/schemas/Parcel0"}}},
+                            ]
+                        }
+                    }
+                }
+            }
+        },
         "schemas": {
             "Order": {
                 "type": "object",
                 "properties": {"order": {"type": "integer"}, "part": {"$ref": "#/components/schemas/Order"}},
             },
             "Payment": {"type": "object", "required": ["amount"]},
+            "Envelope": {"required": ["type", "data"], "properties": {"type": {"type": "string"}, "data": {}}},
+            # A long way from one to the next.
+            **{f"Parcel{n}": {"properties": {"inner": {"$ref": f"#/components/schemas/Parcel{n + 1}"}}}
+               for n in range(500)},
+            "Parcel500": {},
         }
     },
 }  # fmt: skip
@@ -272,9 +302,11 @@ OPENAPI = {
 def test_the_webhooks_of_an_openapi_document_become_event_types(api: Any) -> None:
     make(api, "order.paid", description="old")
     done = api.post("/api/event-types/import", OPENAPI).json()["data"]
-    assert [(one["name"], one["status"]) for one in done] == [("order.created", "created"), ("order.paid", "changed")]
+    assert [(one["name"], one["status"]) for one in done] == [
+        ("order.created", "created"), ("order.paid", "changed"), ("order.sent", "created"),
+    ]  # fmt: skip
     again = api.post("/api/event-types/import", OPENAPI).json()["data"]
-    assert [one["status"] for one in again] == ["unchanged", "unchanged"]
+    assert [one["status"] for one in again] == ["unchanged"] * 3
     created = api.get(f"/api/event-types/{done[0]['id']}").json()
     assert (created["description"], created["examples"]) == ("Placed.", [{"order": 1}])
     paid = api.get(f"/api/event-types/{done[1]['id']}").json()
@@ -283,6 +315,9 @@ def test_the_webhooks_of_an_openapi_document_become_event_types(api: Any) -> Non
     assert send(api, "order.created", {"order": 1, "part": {"order": 2}}).status_code == 202
     assert_problem(send(api, "order.created", {"part": {"order": "2"}}), 400, "/data/part/order")
     assert_problem(send(api, "order.paid", {}), 400, "/data")
+    sent = api.get(f"/api/event-types/{done[2]['id']}").json()["schema"]
+    assert sent["allOf"] == [{}, {"$ref": "#/$defs/Parcel0"}], "those of `data` of both parts"
+    assert send(api, "order.sent", {"inner": {"inner": 1}}).status_code == 202
 
 
 BAD_DOCUMENTS: list[tuple[Any, str]] = [
@@ -294,6 +329,9 @@ BAD_DOCUMENTS: list[tuple[Any, str]] = [
         {"$ref": "#/components/schemas/None"}}}}}}}}, "/webhooks/a"),
     ({"webhooks": {"a": {"post": {"requestBody": {"content": {"application/json": {"schema":
         {"$ref": "http://a.example/schema"}}}}}}}}, "/webhooks/a"),
+    ({"webhooks": {"a": {"post": {"requestBody": {"$ref": "#/components/requestBodies/None"}}}}}, "/webhooks/a"),
+    ({"webhooks": {"a": {"$ref": "http://a.example/webhook"}}}, "/webhooks/a"),
+    ({"webhooks": {"a": {"$ref": "#/webhooks/a"}}}, "/webhooks/a"),
 ]  # fmt: skip
 
 

@@ -268,7 +268,7 @@ def test_no_transaction_waits_for_redis_and_what_a_key_refuses_uses_up_no_limit(
                 except Problem as problem:
                     return problem.code
                 assert decision is not None
-                return answer.is_replayed, decision.remaining
+                return pending.is_replayed, decision.remaining
 
             lock = Once(organization.id, "used", b"f", caller.key_id, "events:write").lock
             await other.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))

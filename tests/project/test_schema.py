@@ -118,7 +118,7 @@ def test_every_error_that_an_operation_can_give_is_described(schema: dict[str, A
         "createEvent", "createEventType", "createKey", "createSubscription", "importEventTypes", "retryDelivery",
         "changeSubscription", "rotateKey", "rotateSecret", "subscribeHook", "testSubscription", "fetchInbox",
         "streamInbox", "acknowledgeEvent", "acknowledgeEventAlias", "listSecrets", "addSecret", "changeSecret",
-        "removeSecret", "createEvents", "recoverSubscription", "createPortalLink", "retryDeliveries",
+        "removeSecret", "createEvents", "recoverSubscription", "createPortalLink", "retryDeliveries", "skipDelivery",
     }  # fmt: skip
 
 

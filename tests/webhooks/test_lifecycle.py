@@ -54,6 +54,7 @@ LEGAL: dict[str, set[tuple[str, str]]] = {
     "replay": {("failed", "pending"), ("delivered", "pending")},
     "hold": {("pending", "held")},
     "resume": {("held", "pending")},
+    "skip": {(of, "cancelled") for of in ("pending", "held", "failed")},
     "recover": {("failed", "pending"), ("failed", "held")},
     "erase": {("pending", "cancelled"), ("held", "cancelled")},
 }
@@ -147,6 +148,11 @@ class Deliveries(RuleBasedStateMachine):
             if taken & {delivery.pk for delivery in deliveries}:
                 assert [delivery.status for delivery in deliveries].count("delivering") == 1
                 assert deliveries[0].pk in taken
+                if self.subs[0].ordered_on_failure == "block":
+                    failed = Delivery.objects.filter(ordering_key=deliveries[0].ordering_key, status="failed")
+                    blocking = failed.exclude(event_id__in=self.erased).order_by("ordered_at", "event_id").first()
+                    place = deliveries[0].ordered_at, deliveries[0].event_id
+                    assert blocking is None or place < (blocking.ordered_at, blocking.event_id)
 
     @precondition(lambda self: any(self.workers))
     @rule(worker=st.integers(0, 1), count=st.integers(1, 4), good=st.booleans(), how=st.sampled_from(ANSWERS))
@@ -226,6 +232,12 @@ class Deliveries(RuleBasedStateMachine):
         self.doing = what.verb
         ids = list(Delivery.objects.order_by("id").values_list("id", flat=True)[offset : offset + count])
         delivery_actions.apply(what, ids)
+
+    @rule(what=st.sampled_from(["skip", "block"]))
+    def decide(self, what: str) -> None:
+        """What becomes of a key after a delivery has failed."""
+        self.doing = "time"
+        subscriptions.change(self.subs[0], {"ordered_on_failure": what, "ordered_attempts": 1})
 
     @rule(which=st.integers(0, 1), rows=st.integers(1, 6))
     def recover(self, which: int, rows: int) -> None:
@@ -322,6 +334,10 @@ class Deliveries(RuleBasedStateMachine):
                     subscriptions.resync(sub.pk)
                 delivery_actions.apply(
                     DeliveryAction.RESUME, Delivery.objects.filter(status="held").values_list("id", flat=True)
+                )
+                # A key that is blocked goes on when what it waits for is given up.
+                delivery_actions.apply(
+                    DeliveryAction.SKIP, Delivery.objects.filter(status="failed").values_list("id", flat=True)
                 )
                 self.time_passes(36_000)
                 repair_order()  # as the sweep does: a delivery whose worker was lost too often is over

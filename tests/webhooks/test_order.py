@@ -96,7 +96,7 @@ def test_a_failure_holds_up_only_its_key(organization: Organization) -> None:
 
 def test_a_key_is_blocked_until_somebody_decides(organization: Organization, api: ApiClient) -> None:
     ordered = subscribe(organization, ordered=True, ordered_attempts=1, ordered_on_failure="block")
-    send(organization, "a", "a", "b")
+    send(organization, "a", "a", "b", "a")
     first = claimed()
     record_results([result(first[0], 500), result(first[1])])
     assert claimed() == []
@@ -107,9 +107,40 @@ def test_a_key_is_blocked_until_somebody_decides(organization: Organization, api
     assert numbers(again) == [0]
     record_results([result(again[0], 500)])
     assert claimed() == []
+    # It is seen, and somebody gives it up.
+    second, third = Delivery.objects.filter(status="pending").order_by("ordered_at", "event_id")
+    for waiting in (second, third):
+        assert api.get(f"/api/deliveries/{waiting.pk}").json()["waits_for"] == str(failed.pk)
+    assert api.get(f"/api/deliveries/{failed.pk}").json()["waits_for"] is None
+    assert order.count_waiting(failed, 10) == 2
+    skipped = api.post(f"/api/deliveries/{failed.pk}/skip")
+    assert (skipped.status_code, skipped.json()["status"]) == (200, "cancelled")
+    problem = api.post(f"/api/deliveries/{failed.pk}/skip").json()
+    assert (problem["code"], problem["delivery_status"]) == ("not_skippable", "cancelled")
+    assert api.get(f"/api/deliveries/{second.pk}").json()["waits_for"] is None
+    taken = claimed()
+    assert numbers(taken) == [1]
+    assert api.get(f"/api/deliveries/{third.pk}").json()["waits_for"] == str(second.pk)
+    assert api.post(f"/api/deliveries/{second.pk}/skip").status_code == 409, "it is on its way"
+    record_results([result(taken[0], 500)])
+    assert claimed() == []
     answer = api.patch(f"/api/subscriptions/{ordered.pk}", {"ordered_on_failure": "skip"})
     assert answer.json()["ordered_on_failure"] == "skip"
-    assert numbers(claimed()) == [1]
+    assert numbers(claimed()) == [3]
+
+
+def test_only_what_has_a_key_is_skipped_also_while_it_waits(organization: Organization, api: ApiClient) -> None:
+    ordered = subscribe(organization, ordered=True)
+    send(organization, "a", "a", "a", None)
+    subscriptions.disable(ordered)
+    first, second, third, other = Delivery.objects.order_by("event_id")
+    assert delivery_actions.apply(DeliveryAction.SKIP, [first.pk, second.pk, other.pk]) == 2
+    other.refresh_from_db()
+    assert "no ordering key" in delivery_actions.why_not_skippable(other)
+    subscriptions.enable(ordered)
+    assert numbers(claimed()) == [2, 3]
+    assert statuses(subscription=ordered).count("cancelled") == 2
+    assert order.waits_for(third) is None
 
 
 def test_one_that_is_retried_waits_for_a_later_one_on_its_way(organization: Organization) -> None:

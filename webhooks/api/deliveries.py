@@ -38,6 +38,7 @@ from webhooks.attempts import describe_exchange, exchange_of, request_body
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, DeliveryAttempt
+from webhooks.order import waits_for
 from webhooks.states import DeliveryState, state_of
 
 MAX_ATTEMPTS_SHOWN = 1000
@@ -64,6 +65,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         "retrieve": Scope.DELIVERIES_READ,
         "attempt": Scope.DELIVERIES_READ,
         "retry": Scope.DELIVERIES_RETRY,
+        "skip": Scope.DELIVERIES_RETRY,
         "retry_many": Scope.DELIVERIES_RETRY,
         "retry_run": Scope.DELIVERIES_RETRY,
     }
@@ -129,7 +131,8 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         # status doesn't reflect.
         attempts = DeliveryAttempt.objects.filter(delivery_id=delivery.id, number__lte=delivery.attempt_count)
         attempts = attempts.defer("sealed_exchange").order_by("number")[:MAX_ATTEMPTS_SHOWN]
-        return Response({**render_delivery(delivery), "attempts": [render_attempt(attempt) for attempt in attempts]})
+        shown = {**render_delivery(delivery), "waits_for": waits_for(delivery)}
+        return Response({**shown, "attempts": [render_attempt(attempt) for attempt in attempts]})
 
     @extend_schema(
         operation_id="getDeliveryAttempt",
@@ -195,6 +198,36 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
             raise Problem("not_retryable", reason, extra={"delivery_status": state_of(delivery)})
         after_transaction(lambda: wake(WEBHOOKS))
         return Response(render_delivery(delivery), status=202)
+
+    @extend_schema(
+        operation_id="skipDelivery",
+        tags=["Deliveries"],
+        summary="Give up a delivery of an ordering key",
+        request=None,
+        responses={
+            200: OpenApiResponse(DeliverySerializer, "The delivery is cancelled, and its key goes on."),
+            **conflict("not_skippable"),
+        },
+    )
+    @idempotent()
+    def skip(self, request: Request, delivery_id: uuid.UUID) -> Response:
+        """Cancel a delivery that later ones of its ordering key wait for, be it `failed` or still to be sent.
+
+        The next one of the key is sent, whatever the subscription's `ordered_on_failure`. One that can't be skipped is
+        a 409 that says why.
+        """
+        delivery = self.own_row(request, delivery_id)
+        with transaction.atomic():
+            changed = delivery_actions.apply(DeliveryAction.SKIP, [delivery.id], announce=False)
+            if changed:
+                about = Delivery.objects.filter(pk=delivery.id).values_list("event__type", "subscription__url")
+                audit.record_for_caller(request, "delivery.skip", delivery.id, name=" to ".join(about.get()))
+        delivery = self.own_row(request, delivery_id)
+        if not changed:
+            reason = delivery_actions.why_not_skippable(delivery)
+            raise Problem("not_skippable", reason, extra={"delivery_status": state_of(delivery)})
+        after_transaction(lambda: wake(WEBHOOKS))
+        return Response(render_delivery(delivery))
 
     @extend_schema(
         operation_id="retryDeliveries",

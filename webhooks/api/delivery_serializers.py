@@ -137,6 +137,11 @@ class DeliverySerializer(serializers.Serializer[Delivery]):
 class DeliveryWithAttemptsSerializer(DeliverySerializer):
     """A delivery with its attempts, the oldest first, at most 1,000 of them."""
 
+    waits_for = serializers.UUIDField(
+        allow_null=True,
+        help_text="The delivery of the same ordering key that has to be over before this one is sent: it is on its "
+        "way, waits, is held, or is `failed` and `ordered_on_failure` is `block`. Null for one that waits for none.",
+    )
     attempts = AttemptSerializer(many=True)
 
 

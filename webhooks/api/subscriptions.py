@@ -22,7 +22,7 @@ from core.serializers import StrictSerializer
 from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
-from orgs.idempotency import idempotent
+from orgs.idempotency import idempotent, running
 from orgs.models import Scope
 from webhooks import endpoint_test, inboxes, probes, signing_secrets, subscriptions
 from webhooks.api import openapi, previews
@@ -109,9 +109,13 @@ def _inbox_exists(organization_id: uuid.UUID, name: str) -> Problem:
 
 
 class SubscriptionViewSet(OrganizationViewSet[Subscription]):
-    """The organization's subscriptions."""
+    """The organization's subscriptions.
+
+    tested: the subscription and the outcome of the test event that a request has sent.
+    """
 
     what = "subscription"
+    tested: tuple[Subscription, endpoint_test.EndpointTest] | None = None
 
     action_scopes: ClassVar = {
         "list": Scope.SUBSCRIPTIONS_MANAGE,
@@ -357,6 +361,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         request=None,
         responses={200: EndpointTestSerializer, **conflict("not_for_inboxes")},
     )
+    @idempotent(beforehand=lambda view, request, subscription_id: view.send_test_event(request, subscription_id))
     def test(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Send an event of type `triggers.test` to the endpoint and return what came back.
 
@@ -364,18 +369,24 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         disabled, whatever its event types. It isn't stored and isn't sent again. The response is a 200 whether or not
         the endpoint accepted the event.
         """
-        subscription = self.own_row(request, subscription_id)
-        _require_endpoint(subscription, "nothing can be sent to it; send an event with `POST /api/events` instead")
-        try:
-            result = endpoint_test.send_test_event(subscription)
-        except probes.TooManyProbes as error:
-            headers = {"Retry-After": str(error.retry_after)}
-            raise Problem("too_many_test_events", error.sentence, headers=headers) from None
+        if self.tested is None:  # what was kept under the key has expired since it was looked up
+            raise running()
+        subscription, result = self.tested
         with transaction.atomic():
             audit.record_for_caller(
                 request, "subscription.test", subscription.id, result.for_audit(), name=subscription.url
             )
         return Response(dict(EndpointTestSerializer(result).data))
+
+    def send_test_event(self, request: Request, subscription_id: uuid.UUID) -> None:
+        """Send the test event, outside of the transaction that keeps the response."""
+        subscription = self.own_row(request, subscription_id)
+        _require_endpoint(subscription, "nothing can be sent to it; send an event with `POST /api/events` instead")
+        try:
+            self.tested = subscription, endpoint_test.send_test_event(subscription)
+        except probes.TooManyProbes as error:
+            headers = {"Retry-After": str(error.retry_after)}
+            raise Problem("too_many_test_events", error.sentence, headers=headers) from None
 
     @extend_schema(
         operation_id="previewSubscription",

@@ -53,4 +53,5 @@ urlpatterns = [
         name="delivery-attempt",
     ),
     path("deliveries/<uuid:delivery_id>/retry", DeliveryViewSet.as_view({"post": "retry"}), name="delivery-retry"),
+    path("deliveries/<uuid:delivery_id>/skip", DeliveryViewSet.as_view({"post": "skip"}), name="delivery-skip"),
 ]

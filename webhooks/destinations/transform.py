@@ -102,18 +102,22 @@ def _compile(text: str) -> Any:
         raise TransformError(f"The expression is not valid JMESPath: {reason}") from None
     except RecursionError:
         raise TransformError("The expression is nested too deep.") from None
-    if _depth(parsed) > MAX_EXPRESSION_DEPTH:
-        raise TransformError("The expression is nested too deep.")
+    _check_nodes(parsed)
     return parsed
 
 
-def _depth(node: Any) -> int:
-    """Return how many levels an expression has, without recursion; one more than MAX_EXPRESSION_DEPTH is enough."""
+def _check_nodes(node: Any) -> None:
+    """Raise TransformError for an expression with too many levels, or with a function that there isn't."""
     level, depth = [node], 0
-    while level and depth <= MAX_EXPRESSION_DEPTH:
+    while level:  # level by level, not by recursion
+        for one in level:
+            if one["type"] == "function_expression" and one["value"] not in _Functions.FUNCTION_TABLE:
+                known = ", ".join(sorted(_Functions.FUNCTION_TABLE))
+                raise TransformError(f"There is no function {one['value'][:60]}; there are {known}.")
         level = [inner for one in level for inner in one["children"] if isinstance(inner, dict)]
         depth += 1
-    return depth
+        if depth > MAX_EXPRESSION_DEPTH:
+            raise TransformError("The expression is nested too deep.")
 
 
 def transform(text: str, envelope: bytes) -> bytes:

@@ -166,6 +166,11 @@ class Deliveries extends Resource {
   retry(deliveryId: string): Promise<Delivery> {
     return this.make(path("deliveries", deliveryId, "retry"));
   }
+
+  /** Give up a delivery of an ordering key, so that the next one of the key is sent. */
+  skip(deliveryId: string): Promise<Delivery> {
+    return this.make(path("deliveries", deliveryId, "skip"));
+  }
 }
 
 class EventTypes extends Resource {

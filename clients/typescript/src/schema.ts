@@ -117,6 +117,31 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/deliveries/{delivery_id}/skip": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Give up a delivery of an ordering key
+         * @description Cancel a delivery that later ones of its ordering key wait for, be it `failed` or still to be sent.
+         *
+         *     The next one of the key is sent, whatever the subscription's `ordered_on_failure`. One that can't be skipped is
+         *     a 409 that says why.
+         *
+         *     Needs the scope `deliveries:retry`.
+         */
+        post: operations["skipDelivery"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/deliveries/retry": {
         parameters: {
             query?: never;
@@ -1493,6 +1518,11 @@ export interface components {
             completed_at: string | null;
             /** Format: date-time */
             created_at: string;
+            /**
+             * Format: uuid
+             * @description The delivery of the same ordering key that has to be over before this one is sent: it is on its way, waits, is held, or is `failed` and `ordered_on_failure` is `block`. Null for one that waits for none.
+             */
+            waits_for: string | null;
             attempts: components["schemas"]["Attempt"][];
         };
         /** @enum {string} */
@@ -3255,6 +3285,63 @@ export interface operations {
             404: components["responses"]["404"];
             /**
              * @description - `not_retryable`: The delivery is in flight, held, or cancelled, as `delivery_status` says, or its event's payload was erased.
+             *     - `idempotency_key_in_use`: A request with this `Idempotency-Key` is still being served; retry after `Retry-After`.
+             *     - `idempotent_response_lost`: A request with this `Idempotency-Key` was served, but the response that was kept can't be decrypted any more.
+             */
+            409: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "X-Response-Time": components["headers"]["X-Response-Time"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+            414: components["responses"]["414"];
+            422: components["responses"]["422"];
+            429: components["responses"]["429"];
+            500: components["responses"]["500"];
+            503: components["responses"]["503"];
+        };
+    };
+    skipDelivery: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Echoed in the response and in the log when it is 1 to 128 letters, digits or `._:-`. */
+                "X-Request-Id"?: components["parameters"]["X-Request-Id"];
+                /**
+                 * @description Any 1 to 255 printable ASCII characters, bare or quoted. For 24 hours, the same request with the same key gets the first successful response again, and does nothing.
+                 * @example 0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e94
+                 */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
+            };
+            path: {
+                delivery_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The delivery is cancelled, and its key goes on. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "X-Response-Time": components["headers"]["X-Response-Time"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Delivery"];
+                };
+            };
+            400: components["responses"]["400"];
+            401: components["responses"]["401"];
+            403: components["responses"]["403"];
+            404: components["responses"]["404"];
+            /**
+             * @description - `not_skippable`: The delivery has no ordering key, is in flight, or is over, as `delivery_status` says.
              *     - `idempotency_key_in_use`: A request with this `Idempotency-Key` is still being served; retry after `Retry-After`.
              *     - `idempotent_response_lost`: A request with this `Idempotency-Key` was served, but the response that was kept can't be decrypted any more.
              */
@@ -5768,6 +5855,11 @@ export interface operations {
             header?: {
                 /** @description Echoed in the response and in the log when it is 1 to 128 letters, digits or `._:-`. */
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
+                /**
+                 * @description Any 1 to 255 printable ASCII characters, bare or quoted. For 24 hours, the same request with the same key gets the first successful response again, and does nothing.
+                 * @example 0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e94
+                 */
+                "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
                 subscription_id: string;
@@ -5781,6 +5873,7 @@ export interface operations {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
                     "X-Response-Time": components["headers"]["X-Response-Time"];
+                    "Idempotency-Replayed": components["headers"]["Idempotency-Replayed"];
                     [name: string]: unknown;
                 };
                 content: {
@@ -5791,7 +5884,11 @@ export interface operations {
             401: components["responses"]["401"];
             403: components["responses"]["403"];
             404: components["responses"]["404"];
-            /** @description - `not_for_inboxes`: The subscription is an inbox, to which nothing is sent. */
+            /**
+             * @description - `not_for_inboxes`: The subscription is an inbox, to which nothing is sent.
+             *     - `idempotency_key_in_use`: A request with this `Idempotency-Key` is still being served; retry after `Retry-After`.
+             *     - `idempotent_response_lost`: A request with this `Idempotency-Key` was served, but the response that was kept can't be decrypted any more.
+             */
             409: {
                 headers: {
                     "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -5803,6 +5900,7 @@ export interface operations {
                 };
             };
             414: components["responses"]["414"];
+            422: components["responses"]["422"];
             429: components["responses"]["429"];
             500: components["responses"]["500"];
             503: components["responses"]["503"];

@@ -140,6 +140,7 @@ class AsyncDeliveries(AsyncResource):
     get = _Operation(operations.get_delivery)
     attempt = _Operation(operations.get_attempt)
     retry = _Operation(operations.retry_delivery)
+    skip = _Operation(operations.skip_delivery)
 
     async def attempts(self, delivery_id: str) -> Sequence[models.Attempt]:
         """Return the attempts of a delivery, the first one first."""

@@ -137,6 +137,7 @@ class Deliveries(Resource):
     get = _Operation(operations.get_delivery)
     attempt = _Operation(operations.get_attempt)
     retry = _Operation(operations.retry_delivery)
+    skip = _Operation(operations.skip_delivery)
 
     def attempts(self, delivery_id: str) -> Sequence[models.Attempt]:
         """Return the attempts of a delivery, the first one first."""

@@ -184,7 +184,10 @@ class Attempt(_Model, frozen=True, kw_only=True):
 
 
 class Delivery(_Model, frozen=True, kw_only=True):
-    """A delivery; attempts: only of one that was read by its id."""
+    """A delivery; attempts, waits_for: only of one that was read by its id.
+
+    waits_for: the delivery of the same ordering key that has to be over first.
+    """
 
     id: str
     event_id: str
@@ -196,6 +199,8 @@ class Delivery(_Model, frozen=True, kw_only=True):
     last_status_code: int | None = None
     last_error: str | None = None
     completed_at: datetime | None = None
+    ordering_key: str | None = None
+    waits_for: str | None = None
     attempts: list[Attempt] = []
 
 

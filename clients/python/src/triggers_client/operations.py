@@ -237,6 +237,11 @@ def retry_delivery(delivery_id: str) -> Call[models.Delivery]:
     return Call("POST", _path("deliveries", delivery_id, "retry"), models.Delivery, keyed=True)
 
 
+def skip_delivery(delivery_id: str) -> Call[models.Delivery]:
+    """Give up a delivery of an ordering key, so that the next one of the key is sent."""
+    return Call("POST", _path("deliveries", delivery_id, "skip"), models.Delivery, keyed=True)
+
+
 # --- event types ------------------------------------------------------------------------------------
 
 
