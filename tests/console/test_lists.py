@@ -115,6 +115,20 @@ def test_the_order_can_be_turned_round(
     assert "sorted ascending" in answer.content.decode()
 
 
+def test_attempts_are_listed_by_their_own_time_not_by_that_of_their_delivery(
+    world: World, viewer: Client, theirs: Delivery
+) -> None:
+    older = world.deliveries["failed"]
+    assert older.pk < theirs.pk
+    of_newer = make_attempt(theirs, started_at=timezone.now() - datetime.timedelta(minutes=9))
+    again = make_attempt(older, 2)
+    for query in ({}, {"outcome": "failed"}):
+        first, second, *_ = viewer.get(list_url(DeliveryAttempt, **query)).context["cl"].result_list
+        assert first.pk == again.pk, "it was made last"
+        assert second.pk != of_newer.pk
+    assert viewer.get(list_url(DeliveryAttempt, o="1")).context["cl"].result_list[0].pk == of_newer.pk
+
+
 def test_a_list_names_the_endpoint_by_host_and_offers_the_whole_id(world: World, viewer: Client) -> None:
     page = viewer.get(list_url(Delivery)).content.decode()
     failed = world.deliveries["failed"]
