@@ -207,7 +207,8 @@ _STATES = " ".join(
     f"WHEN {condition} THEN '{'rate_limited' if reason is PauseReason.RATE_LIMIT else 'paused'}'"
     for reason, condition in PAUSES.items()
 )
-# What waits, by organization.  Counts index entries: of pending deliveries, and of held ones.
+# What waits, by organization.  Counts index entries: of pending deliveries, of those that have failed, and of held ones.
+# What is retrying is counted as `stats.COUNT_RETRYING` does: while its endpoint is paused, it is among the paused, too.
 _SAMPLE = f"""
 WITH pending AS MATERIALIZED (
     SELECT subscription_id,
@@ -216,6 +217,11 @@ WITH pending AS MATERIALIZED (
     FROM webhooks_delivery WHERE status = 'pending' GROUP BY subscription_id
 ), held AS MATERIALIZED (
     SELECT subscription_id, count(*) AS held FROM webhooks_delivery WHERE status = 'held' GROUP BY subscription_id
+), failed_once AS MATERIALIZED (
+    SELECT organization_id, count(*) AS retrying FROM webhooks_delivery
+    WHERE status = 'pending' AND NOT last_error = '' GROUP BY organization_id
+), retrying AS (
+    SELECT organization_id, sum(retrying) AS retrying FROM failed_once GROUP BY GROUPING SETS ((organization_id), ())
 ), queue AS (
     SELECT q.organization_id, q.in_flight, coalesce(p.ready, 0) AS ready, coalesce(p.later, 0) AS later,
            coalesce(h.held, 0) AS held,
@@ -227,19 +233,23 @@ WITH pending AS MATERIALIZED (
     FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
     LEFT JOIN pending p ON p.subscription_id = s.id LEFT JOIN held h ON h.subscription_id = s.id
     WHERE p.ready > 0 OR p.later > 0 OR h.held > 0 OR q.in_flight > 0
+), waiting AS (
+    SELECT organization_id,
+           coalesce(sum(ready) FILTER (WHERE state = 'due'), 0) AS due,
+           coalesce(sum(ready) FILTER (WHERE state = 'paused'), 0) AS paused,
+           coalesce(sum(ready) FILTER (WHERE state = 'rate_limited'), 0) AS rate_limited,
+           coalesce(sum(held), 0) + coalesce(sum(ready) FILTER (WHERE state = 'held'), 0) AS held,
+           coalesce(sum(in_flight), 0) AS in_flight, greatest(0, max(age) FILTER (WHERE state = 'due')) AS age
+    FROM queue GROUP BY GROUPING SETS ((organization_id), ())
 )
 INSERT INTO webhooks_gauge (
     step, organization_id, at, due, retrying, paused, rate_limited, held, in_flight, oldest_due_seconds, workers, places
 )
-SELECT 1, coalesce(organization_id, %(no_id)s), %(at)s,
-       coalesce(sum(ready) FILTER (WHERE state = 'due'), 0), coalesce(sum(later), 0),
-       coalesce(sum(ready) FILTER (WHERE state = 'paused'), 0),
-       coalesce(sum(ready) FILTER (WHERE state = 'rate_limited'), 0),
-       coalesce(sum(held), 0) + coalesce(sum(ready) FILTER (WHERE state = 'held'), 0),
-       coalesce(sum(in_flight), 0), greatest(0, max(age) FILTER (WHERE state = 'due')),
-       CASE WHEN organization_id IS NULL THEN %(workers)s::int END,
-       CASE WHEN organization_id IS NULL THEN %(places)s::int END
-FROM queue GROUP BY GROUPING SETS ((organization_id), ())
+SELECT 1, coalesce(w.organization_id, %(no_id)s), %(at)s, w.due, coalesce(r.retrying, 0), w.paused, w.rate_limited,
+       w.held, w.in_flight, w.age,
+       CASE WHEN w.organization_id IS NULL THEN %(workers)s::int END,
+       CASE WHEN w.organization_id IS NULL THEN %(places)s::int END
+FROM waiting w LEFT JOIN retrying r ON r.organization_id IS NOT DISTINCT FROM w.organization_id
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - constants of ours
 _NOTE_UNSAMPLED = """

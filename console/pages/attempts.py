@@ -25,7 +25,7 @@ from webhooks.models import ENCRYPTED, DeliveryAttempt
 NEWEST_FIRST = ("-started_at", "-id")
 # The primary key, which is by the time of the event: the only order that any number of attempts can be read in.
 BY_DELIVERY = ("-delivery_id", "-number")
-# Ids are given out when attempts are recorded, so the newest attempts have the last ids, whichever week's partition they
+# Ids are given out when attempts are recorded, so the newest attempts have the last ids, whichever partition they
 # are in, and an index leads to them.  Of so many ids the rows are read and sorted; the next number if they are too few.
 _WINDOWS = (1_500, 12_000, 100_000)
 
@@ -127,8 +127,7 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     list_filter = (OutcomeFilter, DeliveryFilter)
     search_fields = ("id",)
     search_help_text = (
-        "The id of a delivery, an event type, part of an endpoint's URL or of an organization's name. "
-        "The newest first."
+        "The id of a delivery, an event type, part of an endpoint's URL or of an organization's name. The newest first."
     )
     paginator = AttemptPaginator
     fields: ClassVar = (

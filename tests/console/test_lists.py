@@ -195,7 +195,7 @@ def test_an_export_has_every_row_once_beyond_a_page_and_among_equal_times(
 
 
 def test_no_cell_of_a_csv_is_a_formula(world: World, viewer: Client) -> None:
-    hostile = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", '=HYPERLINK("http://x","y")\n,"']
+    hostile = ["=1+1", "+1", "-1", "@SUM(A1)", "\uff1d1+1", "\tx", '=HYPERLINK("http://x","y")\n,"']
     for text in hostile:
         make_event(world.organization, dedup_id=text)
     shown = {row["dedup_id"] for row in rows_of(viewer, Event, "csv")}

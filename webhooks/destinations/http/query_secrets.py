@@ -17,7 +17,7 @@ _SECRET_NAME = re.compile(
 
 
 def mask_query(url: str, mask: Callable[[str], str]) -> str:
-    """Return a URL, or its path, byte for byte, but with `mask(name)` in place of each value in the query that is secret."""
+    """Return a URL byte for byte, but with `mask(name)` in place of each value in its query that is secret."""
     path, mark, query = url.partition("?")
     if not mark:
         return url
