@@ -207,7 +207,7 @@ _STATES = " ".join(
     f"WHEN {condition} THEN '{'rate_limited' if reason is PauseReason.RATE_LIMIT else 'paused'}'"
     for reason, condition in PAUSES.items()
 )
-# What waits, by organization.  Counts index entries: of pending deliveries, of those that have failed, and of held ones.
+# What waits, by organization.  Counts index entries: of pending deliveries, of failed ones, and of held ones.
 # What is retrying is counted as `stats.COUNT_RETRYING` does: while its endpoint is paused, it is among the paused, too.
 _SAMPLE = f"""
 WITH pending AS MATERIALIZED (

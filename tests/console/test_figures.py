@@ -27,7 +27,9 @@ CONSOLE = Path(__file__).parents[2] / "console"
 WEBHOOKS = CONSOLE.parent / "webhooks"
 
 
-def test_paused_and_retrying_are_one_number_in_figures_chart_and_table(viewer: Client, organization: Organization) -> None:
+def test_paused_and_retrying_are_one_number_in_figures_chart_and_table(
+    viewer: Client, organization: Organization
+) -> None:
     now = timezone.now()
     until = now + datetime.timedelta(minutes=5)
     dead, limited, off = (subscribe(organization, f"http://127.0.0.1:9/{name}") for name in ("dead", "limited", "off"))

@@ -161,7 +161,9 @@ def test_gauges_tell_what_could_be_sent_from_what_waits_behind_something(
     queues.filter(pk=limited.pk).update(next_due_at=later)
     queues.filter(pk=busy.pk).update(in_flight=F("concurrency_window"))
     queues.filter(pk=half_open.pk).update(breaker_trips=1)
-    Delivery.objects.filter(pk__in=Delivery.objects.filter(subscription=due)[:1]).update(next_attempt_at=later, last_error="timeout")
+    Delivery.objects.filter(pk__in=Delivery.objects.filter(subscription=due)[:1]).update(
+        next_attempt_at=later, last_error="timeout"
+    )
     Delivery.objects.filter(pk__in=Delivery.objects.filter(subscription=paused)[:1]).update(last_error="timeout")
     subscriptions.disable(Subscription.objects.get(pk=disabled.pk))
     rollups.keep_rollups()
