@@ -18,7 +18,7 @@ from devstack.browser import find_chromium
 from devstack.demo_data import Demo, fill
 from devstack.http_receiver import Received, Receiver, Response
 from devstack.processes import ROOT
-from devstack.stack import Stack, forget_settings_of_the_shell
+from devstack.stack import Stack, forget_settings_of_the_shell, stop_on_signals
 from devstack.waiting import wait_until
 
 IMAGES = ROOT / "docs" / "images"
@@ -131,6 +131,7 @@ def take(browser: Browser, base: str, shown: dict[str, tuple[str, bool, str]], f
 def main() -> int:
     """Fill a database, start web and two workers, take the pictures."""
     forget_settings_of_the_shell()
+    stop_on_signals()
     stack = Stack(ROOT / ".local" / "screenshots")
     try:
         stack.start()
@@ -147,14 +148,14 @@ def main() -> int:
         stack.start_workers({}, {})
         with Receiver(break_down) as endpoint:
             shown = pictures(demo, inbox, key, make_delivery(demo, endpoint.url("/webhooks")))
-        found = find_chromium()
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(
-                executable_path=str(found.program), env={**os.environ, **found.env}, timeout=60_000
-            )
-            # Django's ORM refuses to be used under Playwright's loop; nothing below uses it.
-            take(browser, stack.url, shown, IMAGES)
-            browser.close()
+            found = find_chromium()
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(
+                    executable_path=str(found.program), env={**os.environ, **found.env}, timeout=60_000
+                )
+                # Django's ORM refuses to be used under Playwright's loop; nothing below uses it.
+                take(browser, stack.url, shown, IMAGES)
+                browser.close()
     finally:
         stack.stop()
     print(*sorted(path.name for path in IMAGES.glob("*.png")), sep="\n")
