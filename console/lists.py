@@ -80,7 +80,7 @@ class BoundedChangeList(ChangeList):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         if not self.is_popup:  # Django's words are those of a picker: "Select delivery to view"
-            self.title = capfirst(self.opts.verbose_name_plural)
+            self.title = capfirst(str(self.opts.verbose_name_plural))
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
         """Return the order that an index has, turned round if the address says so."""
