@@ -38,7 +38,7 @@ _SMALL: dict[object, dict[str, object]] = {
     fanout: {"EVENTS": 4_000},
     ordering: {"KEYS": 10, "EVENTS_A_KEY": 10},
     filters: {"SUBSCRIPTIONS": 20, "WIDE_EVENTS": 200, "NARROW_EVENTS": 2_000},
-    delivery: {"WARM_UP": 20, "DELIVERIES": 500, "CLIENT_REQUESTS": 100},
+    delivery: {"WARM_UP": 20, "DELIVERIES": 500, "COMPARED": 100, "ROUNDS": 1, "CLIENT_REQUESTS": 100},
     plainrq: {"EVENTS": 50, "SAMPLES": {"SimpleWorker": 10, "Worker": 3}},
     fairness: {"WARM_UP": 20, "SUBSCRIPTIONS": 6, "SECONDS": 1, "ROUNDS": 1, "BACKLOG": 1000},
     inbox: {"EVENTS": 400, "PUSH_SECONDS": 1, "WARM_UP": 5},

@@ -24,8 +24,9 @@ FORMATS = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
 ROWS_AT_A_TIME = 1000
 PAGE_TIMEOUT_MS = 15_000
 PROGRESS_SECONDS = 3600
-# A spreadsheet takes a cell that begins with one of these for a formula (OWASP, CSV Injection).
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+# A spreadsheet takes a cell that begins with one of these, the last ones in full width, for a formula (OWASP, CSV
+# Injection).
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def pages(rows: QuerySet[Any], ordering: Sequence[str], paths: Sequence[str]) -> Iterator[list[tuple[Any, ...]]]:

@@ -10,6 +10,7 @@ from django.core.paginator import Page, Paginator
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
+from django.utils.text import capfirst
 
 from core.query import newest
 
@@ -72,7 +73,14 @@ class BoundedChangeList(ChangeList):
     """
 
     search_note = ""
+    # How many rows there are to look at, in words.
+    found_words = ""
     export_links: Sequence[tuple[str, str]] = ()
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        if not self.is_popup:  # Django's words are those of a picker: "Select delivery to view"
+            self.title = capfirst(str(self.opts.verbose_name_plural))
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
         """Return the order that an index has, turned round if the address says so."""
@@ -97,6 +105,8 @@ class BoundedChangeList(ChangeList):
         self.is_descending = self.get_ordering(request, self.root_queryset)[0].startswith("-")
         super().get_results(request)
         self.search_note = getattr(request, "search_note", "")
+        is_cut = getattr(self.paginator, "is_cut", False)
+        self.found_words = f"the first {self.result_count:,} of more" if is_cut else f"{self.result_count:,} found"
         if getattr(self.model_admin, "export_columns", None):
             self.export_links = [
                 (name, self.get_query_string({"export": form}, ["p"]))

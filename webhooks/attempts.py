@@ -9,6 +9,7 @@ from events.models import Event
 from webhooks.destinations.base import StoredEvent
 from webhooks.destinations.exchange import Exchange, milliseconds, open_exchange, response_headers, status_line
 from webhooks.destinations.formats import Format, render
+from webhooks.destinations.http.query_secrets import mask_query
 from webhooks.destinations.http.target import parse_target
 from webhooks.destinations.transform import TransformError
 from webhooks.models import DeliveryAttempt
@@ -42,9 +43,14 @@ def request_body(event: Event, exchange: Exchange) -> str | None:
     return body.content.decode(errors="replace")
 
 
+def shown_url(exchange: Exchange) -> str:
+    """Return the URL that a request was sent to, with MASK for what its query seems to hold of secrets."""
+    return mask_query(exchange.url, lambda name: MASK)
+
+
 def request_head(exchange: Exchange) -> tuple[str, list[tuple[str, str]]]:
     """Return a request's path and its headers as they were sent, with MASK for what is secret."""
-    target = parse_target(exchange.url)
+    target = parse_target(shown_url(exchange))
     headers = [(name, MASK if value is None else value) for name, value in exchange.request_headers]
     return target.path, [("Host", target.authority), *headers, ("Content-Length", str(exchange.body_bytes))]
 
@@ -67,7 +73,7 @@ def describe_exchange(exchange: Exchange, body: str | None, *, shows_event: bool
     return {
         "request": {
             "method": "POST",
-            "url": exchange.url,
+            "url": shown_url(exchange),
             "http_version": "1.1",
             "headers": _pairs(headers),
             "format": exchange.format or Format.STANDARD.value,

@@ -208,7 +208,8 @@ _STATES = " ".join(
     for reason, condition in PAUSES.items()
 )
 # What waits, by organization.  Counts index entries: of pending deliveries, of those that are retrying, and of held
-# ones.  What waits in inboxes isn't due, because no worker sends it.
+# ones.  What waits in inboxes isn't due, because no worker sends it.  What is retrying is counted as
+# `stats.COUNT_RETRYING` does: while its endpoint is paused, it is among the paused, too.
 _SAMPLE = f"""
 WITH pending AS MATERIALIZED (
     SELECT subscription_id, count(*) AS ready FROM webhooks_delivery

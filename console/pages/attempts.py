@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from django.contrib import admin
+from django.contrib.admin.views.main import ChangeList
+from django.db import connection
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
@@ -13,34 +15,44 @@ from django.utils.safestring import SafeString
 from console import search
 from console.filters import DeliveryFilter
 from console.formatting import object_link
-from console.lists import LIST_BOUND, BoundedPaginator
+from console.lists import LIST_BOUND, BoundedChangeList, BoundedPaginator, flipped
 from console.model_admin import ReadOnlyAdmin
 from core.ids import parse_id
 from webhooks.display.exchange import exchange_blocks
 from webhooks.display.formatting import format_duration, format_time, host_of_url, outcome_badge, short
 from webhooks.models import ENCRYPTED, DeliveryAttempt
 
-# By delivery, which is by the time of the event.
-NEWEST_FIRST = ("-delivery_id", "-number")
+NEWEST_FIRST = ("-started_at", "-id")
+# The primary key, which is by the time of the event: the only order that any number of attempts can be read in.
+BY_DELIVERY = ("-delivery_id", "-number")
+# Ids are given out when attempts are recorded, so the newest attempts have the last ids, whichever partition they
+# are in, and an index leads to them.  Of so many ids the rows are read and sorted; the next number if they are too few.
+_WINDOWS = (1_500, 12_000, 100_000)
+
+
+def last_id() -> int:
+    """Return the id that was given out last; 0 if there was none."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('webhooks_deliveryattempt', 'id')), 0)"
+        )
+        return int(cursor.fetchone()[0])
 
 
 class OutcomeFilter(admin.SimpleListFilter):
-    """Failed attempts of the newest deliveries.  There is no index by outcome, so older ones aren't looked at."""
+    """Failed ones of the newest attempts.  There is no index by outcome, so older ones aren't looked at."""
 
     title = "outcome"
     parameter_name = "outcome"
-    _newest = 100_000
+    newest = 100_000
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [("failed", f"failed (of the newest {self._newest:,})")]
+        return [("failed", f"failed (of the newest {self.newest:,})")]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         if self.value() is None:
             return queryset
-        newest = DeliveryAttempt.objects.order_by(*NEWEST_FIRST).values_list("delivery_id", flat=True)
-        for oldest in newest[self._newest : self._newest + 1]:
-            queryset = queryset.filter(delivery_id__gt=oldest)
-        return queryset.exclude(error="")
+        return queryset.filter(id__gt=last_id() - self.newest).exclude(error="")
 
 
 class AttemptPaginator(BoundedPaginator):
@@ -72,6 +84,33 @@ class AttemptPaginator(BoundedPaginator):
         return rows.filter(delivery_id__in={key[0] for key in keys}, number__in={key[1] for key in keys})
 
 
+class AttemptChangeList(BoundedChangeList):
+    """Attempts by the time at which they were made, which no index has: sorted among those with the last ids."""
+
+    def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
+        """Return the list's rows, or those among which its first ones are."""
+        rows: QuerySet[Any] = super().get_queryset(request, exclude_parameters)
+        # What is narrowed to a few deliveries can be sorted as it is.
+        if getattr(request, "is_export", False) or self.query or DeliveryFilter.parameter_name in request.GET:
+            return rows
+        ordering = self.get_ordering(request, self.root_queryset)
+        last, is_descending = last_id(), str(ordering[0]).startswith("-")
+        first = max(0, last - OutcomeFilter.newest) if OutcomeFilter.parameter_name in request.GET else _first_id()
+        for size in _WINDOWS:
+            among = rows.filter(id__gt=last - size) if is_descending else rows.filter(id__lt=first + size)
+            if last - first < size or len(among.values_list("pk", flat=True)[:LIST_BOUND]) == LIST_BOUND:
+                return among
+        if OutcomeFilter.parameter_name in request.GET:
+            return among
+        return rows.order_by(*(BY_DELIVERY if is_descending else flipped(BY_DELIVERY)))
+
+
+def _first_id() -> int:
+    """Return the least of the ids of the oldest deliveries' attempts."""
+    oldest = DeliveryAttempt.objects.order_by(*flipped(BY_DELIVERY)).values_list("pk", flat=True)[:LIST_BOUND]
+    return min(oldest, default=0)
+
+
 @admin.register(DeliveryAttempt)
 class DeliveryAttemptAdmin(ReadOnlyAdmin):
     """One attempt: when it was made, how long it took, and what came back."""
@@ -91,10 +130,8 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     list_filter = (OutcomeFilter, DeliveryFilter)
     search_fields = ("id",)
     search_help_text = (
-        "The id of a delivery, an event type, part of an endpoint's URL or of an organization's name. "
-        "Listed by delivery, the newest first."
+        "The id of a delivery, an event type, part of an endpoint's URL or of an organization's name. The newest first."
     )
-    ordering = NEWEST_FIRST
     paginator = AttemptPaginator
     fields: ClassVar = (
         "number", "delivery_link", "event_link", "subscription_link", "started_at", "duration", "trigger_display",
@@ -111,7 +148,14 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
             "delivery__event__data", *(f"delivery__subscription__{name}" for name in ENCRYPTED)
         ).select_related(*self.list_select_related)  # fmt: skip
 
-    @admin.display(description="time", ordering="delivery_id")
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return AttemptChangeList
+
+    def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
+        """By time; an export, which reads all of them, by delivery."""
+        return BY_DELIVERY if getattr(request, "is_export", False) else NEWEST_FIRST
+
+    @admin.display(description="time", ordering="started_at")
     def time_display(self, row: DeliveryAttempt) -> str:
         return format_time(row.started_at)
 

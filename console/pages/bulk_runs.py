@@ -92,7 +92,7 @@ class BulkRunAdmin(ReadOnlyAdmin):
         # More may match by now than were counted when it began.
         total = max(row.total, row.visited)
         return format_html(
-            '<progress class="run" max="{}" value="{}"></progress> {} of {} {} seen',
+            '<progress class="run" max="{}" value="{}"></progress> <span class="nowrap">{} of {} {} seen</span>',
             total or 1, row.visited, f"{row.visited:,}", f"{total:,}", what,
         )  # fmt: skip
 

@@ -19,7 +19,7 @@ from events import event_types
 from events.models import EventType
 from events.payload import event_type_error
 from events.schemas import SchemaError, check_schema
-from webhooks.display.formatting import badge, short
+from webhooks.display.formatting import badge, format_time, short
 
 if TYPE_CHECKING:
     _EventTypeForm = forms.ModelForm[EventType]
@@ -95,7 +95,7 @@ class EventTypeAdmin(BoundedAdmin):
 
     audit_noun = "event_type"
     form = EventTypeForm
-    list_display = ("name_display", "organization_link", "state", "has_schema", "version", "updated_at")
+    list_display = ("name_display", "organization_link", "state", "has_schema", "version", "updated_display")
     list_select_related = ("organization",)
     list_filter = (OrganizationFilter, ArchivedFilter)
     search_fields = ("name",)
@@ -132,6 +132,10 @@ class EventTypeAdmin(BoundedAdmin):
     @admin.display(description="status")
     def state(self, row: EventType) -> SafeString:
         return badge("disabled", "archived") if row.archived else badge("active", "in use")
+
+    @admin.display(description="updated at")
+    def updated_display(self, row: EventType) -> str:
+        return format_time(row.updated_at)
 
     @admin.display(description="schema", boolean=True)
     def has_schema(self, row: EventType) -> bool:

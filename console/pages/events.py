@@ -66,7 +66,7 @@ class EventAdmin(ReadOnlyAdmin):
     )
     fields: ClassVar = (
         "id", "organization_link", "type_display", "status_display", "error_full", "failed_attempts", "created_at",
-        "processed_at", "due_at", "dedup_id_display", "channels_display", "ordering_key_display", "request_id",
+        "processed_at", "due_at", "dedup_id_display", "channels_display", "ordering_key_display", "request_id_display",
         "trace_display", "deliveries_display", "data_display",
     )  # fmt: skip
     actions = ("reprocess", "replay")
@@ -103,6 +103,10 @@ class EventAdmin(ReadOnlyAdmin):
     @admin.display(description="ordering key")
     def ordering_key_display(self, row: Event) -> str:
         return short(row.ordering_key or "-", 255)
+
+    @admin.display(description="request id")
+    def request_id_display(self, row: Event) -> str:
+        return short(row.request_id or "-", 255)
 
     @admin.display(description="trace")
     def trace_display(self, row: Event) -> str:

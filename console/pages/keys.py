@@ -102,8 +102,8 @@ class ApiKeyAdmin(BoundedAdmin):
         "organization_link",
         "state",
         "scopes_display",
-        "last_used_at",
-        "created_at",
+        "last_used_display",
+        "created_display",
     )
     list_select_related = ("organization",)
     list_filter = (OrganizationFilter, KeyStateFilter)
@@ -127,6 +127,14 @@ class ApiKeyAdmin(BoundedAdmin):
     @admin.display(description="name")
     def name_display(self, row: ApiKey) -> str:
         return short(row.name)
+
+    @admin.display(description="last used at")
+    def last_used_display(self, row: ApiKey) -> str:
+        return format_time(row.last_used_at)
+
+    @admin.display(description="created at")
+    def created_display(self, row: ApiKey) -> str:
+        return format_time(row.created_at)
 
     @admin.display(description="status")
     def state(self, row: ApiKey) -> SafeString:

@@ -16,7 +16,7 @@ from console.model_admin import BoundedAdmin
 from core.ids import parse_id
 from events import event_types
 from orgs.models import Organization
-from webhooks.display.formatting import badge, short
+from webhooks.display.formatting import badge, format_time, short
 
 if TYPE_CHECKING:
     _OrganizationForm = forms.ModelForm[Organization]
@@ -80,20 +80,24 @@ class OrganizationAdmin(BoundedAdmin):
 
     audit_noun = "organization"
     form = OrganizationForm
-    list_display = ("name_display", "status", "events_per_minute", "retention_days", "created_at")
+    list_display = ("name_display", "status", "events_per_minute", "retention_days", "created_display")
     search_fields = ("name",)
     search_help_text = "Search by the beginning of a name or by an exact id."
     ordering = ("name",)
     _settings = (
         "name", "is_active", "events_per_minute", "retention_days", "keep_exchanges", "event_type_strictness",
     )  # fmt: skip
-    readonly_fields = ("id", "created_at", "related")
+    _facts = ("id", "created_at", "related")
 
     def get_fields(self, request: HttpRequest, obj: Organization | None = None) -> Any:
         """Return the settings, with the reason where it may be needed, and what is known about the organization."""
         may_deactivate = obj is not None and obj.is_active and self.has_change_permission(request, obj)
         reason = ("deactivation_reason",) if may_deactivate else ()
-        return (*self._settings[:2], *reason, *self._settings[2:], *self.readonly_fields)
+        return (*self._settings[:2], *reason, *self._settings[2:], *self.get_readonly_fields(request, obj))
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Organization | None = None) -> Any:
+        """Return what is known about an organization; of a new one there is nothing."""
+        return self._facts if obj else ()
 
     def save_model(self, request: HttpRequest, obj: Organization, form: Any, change: bool) -> None:
         """Save it, and say in the audit log if it was made inactive, or active again, and why."""
@@ -119,14 +123,16 @@ class OrganizationAdmin(BoundedAdmin):
     def name_display(self, row: Organization) -> str:
         return short(row.name)
 
+    @admin.display(description="created at")
+    def created_display(self, row: Organization) -> str:
+        return format_time(row.created_at)
+
     @admin.display(description="status")
     def status(self, row: Organization) -> SafeString:
         return badge("active") if row.is_active else badge("disabled", "inactive")
 
     @admin.display(description="related objects")
-    def related(self, row: Organization) -> SafeString | str:
-        if row._state.adding:
-            return "-"
+    def related(self, row: Organization) -> SafeString:
         return format_html_join(
             " · ",
             "{}",

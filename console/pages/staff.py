@@ -19,6 +19,7 @@ from django.utils.decorators import method_decorator
 from django.views.decorators.debug import sensitive_post_parameters
 
 from orgs import audit
+from webhooks.display.formatting import format_time
 
 if TYPE_CHECKING:
     _ModelAdmin = admin.ModelAdmin[Any]
@@ -96,7 +97,7 @@ class StaffAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]
     """Users of the admin.  An owner assigns the three groups; anything beyond them takes a superuser."""
 
     audit_noun = "user"
-    list_display = ("username", "is_active", "is_staff", "is_superuser", "groups_display", "last_login")
+    list_display = ("username", "is_active", "is_staff", "is_superuser", "groups_display", "last_login_display")
     list_filter = ("is_staff", "is_superuser", "is_active", "groups")
     _owners_fieldsets: ClassVar = (
         (None, {"fields": ("username", "password")}),
@@ -118,6 +119,10 @@ class StaffAdmin(AuditedAdmin, UserAdmin):  # type: ignore[type-arg]
     def get_queryset(self, request: HttpRequest) -> QuerySet[User]:
         """Return users with their groups."""
         return super().get_queryset(request).prefetch_related("groups")
+
+    @admin.display(description="last login")
+    def last_login_display(self, row: User) -> str:
+        return format_time(row.last_login)
 
     @admin.display(description="groups")
     def groups_display(self, row: User) -> str:

@@ -78,7 +78,7 @@ class SubscriptionAdmin(BoundedAdmin):
     form = SubscriptionForm
     list_display = (
         "url_display", "organization_link", "state_since_display", "cause_display", "next_attempt_display",
-        "in_flight_display", "event_types_display", "created_display", "id_display",
+        "in_flight_display", "first_types_display", "created_display", "id_display",
     )  # fmt: skip
     sortable_by: ClassVar = ("created_display",)
     export_columns: ClassVar = {
@@ -223,6 +223,13 @@ class SubscriptionAdmin(BoundedAdmin):
     def event_types_display(self, row: Subscription) -> SafeString:
         some = (["operational events:"] if row.is_operational else []) + [short(one) for one in row.event_types[:10]]
         return lines(some + (["…"] if len(row.event_types) > 10 else []))
+
+    @admin.display(description="event types")
+    def first_types_display(self, row: Subscription) -> SafeString:
+        """For the list: as many as don't make the row tall."""
+        some = (["operational events:"] if row.is_operational else []) + [short(one, 40) for one in row.event_types[:3]]
+        more = len(row.event_types) - 3
+        return lines(some + ([f"and {more} more"] if more > 0 else []))
 
     @admin.display(description="operational events")
     def operational_display(self, row: Subscription) -> str:

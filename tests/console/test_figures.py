@@ -27,12 +27,15 @@ CONSOLE = Path(__file__).parents[2] / "console"
 WEBHOOKS = CONSOLE.parent / "webhooks"
 
 
-def test_paused_is_one_number_in_figures_chart_and_table(viewer: Client, organization: Organization) -> None:
+def test_paused_and_retrying_are_one_number_in_figures_chart_and_table(
+    viewer: Client, organization: Organization
+) -> None:
     now = timezone.now()
     until = now + datetime.timedelta(minutes=5)
     dead, limited, off = (subscribe(organization, f"http://127.0.0.1:9/{name}") for name in ("dead", "limited", "off"))
     for row, count in ((dead, 7), (limited, 4), (off, 3)):
         fill(row, count, "pending", "")
+    Delivery.objects.filter(pk__in=Delivery.objects.filter(subscription=dead)[:2]).update(last_error="timeout")
     queues = SubscriptionQueue.objects
     Delivery.objects.update(next_attempt_at=now)
     queues.update(next_due_at=now)
@@ -47,16 +50,19 @@ def test_paused_is_one_number_in_figures_chart_and_table(viewer: Client, organiz
     text = text_of(viewer.get(HOME))
     assert "11 deliveries paused 7 behind circuit breakers, 4 at their rate limit" in text
     assert "3 deliveries held" in text
+    assert "2 retrying" in text
     (chart,) = re.findall(r'aria-label="(Waiting deliveries[^"]*)"', page)
     assert re.search(r"paused: now 11\b", chart), chart
     assert re.search(r"held: now 3\b", chart), chart
+    assert re.search(r"retrying: now 2\b", chart), (chart, "while their endpoint is paused, too")
     table = viewer.get(HOME, {"table": "1"}).content.decode()
     head = re.findall(
         r'<th scope="col">(.*?)</th>', table.partition('class="wide numbers"')[2].partition("</thead>")[0]
     )
     rows = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in re.findall(r"<tr>.*?</tr>", table, re.S)]
     (full,) = [row for row in rows if len(row) == len(head) and row != head]
-    assert dict(zip(head, full, strict=True))["paused"] == "11"
+    figures = dict(zip(head, full, strict=True))
+    assert (figures["paused"], figures["retrying"]) == ("11", "2")
 
 
 def test_deliveries_that_ran_out_of_attempts_are_counted_apart_from_failed_attempts(

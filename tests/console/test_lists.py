@@ -115,6 +115,20 @@ def test_the_order_can_be_turned_round(
     assert "sorted ascending" in answer.content.decode()
 
 
+def test_attempts_are_listed_by_their_own_time_not_by_that_of_their_delivery(
+    world: World, viewer: Client, theirs: Delivery
+) -> None:
+    older = world.deliveries["failed"]
+    assert older.pk < theirs.pk
+    of_newer = make_attempt(theirs, started_at=timezone.now() - datetime.timedelta(minutes=9))
+    again = make_attempt(older, 2)
+    for query in ({}, {"outcome": "failed"}):
+        first, second, *_ = viewer.get(list_url(DeliveryAttempt, **query)).context["cl"].result_list
+        assert first.pk == again.pk, "it was made last"
+        assert second.pk != of_newer.pk
+    assert viewer.get(list_url(DeliveryAttempt, o="1")).context["cl"].result_list[0].pk == of_newer.pk
+
+
 def test_a_list_names_the_endpoint_by_host_and_offers_the_whole_id(world: World, viewer: Client) -> None:
     page = viewer.get(list_url(Delivery)).content.decode()
     failed = world.deliveries["failed"]
@@ -181,7 +195,7 @@ def test_an_export_has_every_row_once_beyond_a_page_and_among_equal_times(
 
 
 def test_no_cell_of_a_csv_is_a_formula(world: World, viewer: Client) -> None:
-    hostile = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", '=HYPERLINK("http://x","y")\n,"']
+    hostile = ["=1+1", "+1", "-1", "@SUM(A1)", "\uff1d1+1", "\tx", '=HYPERLINK("http://x","y")\n,"']
     for text in hostile:
         make_event(world.organization, dedup_id=text)
     shown = {row["dedup_id"] for row in rows_of(viewer, Event, "csv")}

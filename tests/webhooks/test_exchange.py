@@ -34,6 +34,7 @@ from webhooks.destinations.exchange import (
 from webhooks.destinations.http.client import HttpClient
 from webhooks.destinations.http.curl import body_command, curl_command, quote
 from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.query_secrets import mask_query, secret_parameters
 from webhooks.destinations.outcome import Failure, Outcome
 from webhooks.models import DeliveryAttempt
 
@@ -187,7 +188,7 @@ def test_an_attempt_keeps_what_the_receiver_got(organization: Organization, api:
         return Response(200, {"Set-Cookie": "s=1", "X-Hostile": "<script>\xff"}, b"thanks")
 
     with Receiver(respond) as receiver:
-        subscribe(organization, receiver.url("/hook?token=1"), headers={"X-Token": "very-secret"})
+        subscribe(organization, receiver.url("/hook?a=1&api%5Fkey=in-the-query"), headers={"X-Token": "very-secret"})
         with capture_logs() as logged:
             attempt = deliver(organization, receiver, '{"a":  1}', traceparent=TRACEPARENT, tracestate="a=1,b=2")
         [request] = receiver.wait_for(1)
@@ -196,6 +197,11 @@ def test_an_attempt_keeps_what_the_receiver_got(organization: Organization, api:
     path = f"/api/deliveries/{attempt.delivery_id}/attempts/1"
     document = api.get(path).json()
     assert "very-secret" not in str(document)
+    assert document["exchange"]["request"]["url"] == receiver.url("/hook?a=1&api%5Fkey=***")
+    assert request.path == "/hook?a=1&api%5Fkey=in-the-query"
+    kept = exchange_of(attempt)
+    assert kept is not None
+    assert curl_command(kept).endswith("/hook?a=1&api%5Fkey=<api%5Fkey>'")
     assert request.headers["webhook-signature"] not in str(document)
     shown = {header["name"].lower(): header["value"] for header in document["exchange"]["request"]["headers"]}
     assert shown.pop("x-token") == shown.pop("webhook-signature") == "***"
@@ -256,6 +262,14 @@ def test_a_quoted_text_is_one_word_of_the_shell_and_printable(text: str) -> None
     assert word.isprintable()
     done = subprocess.run(["bash", "-c", f"printf %s {word}"], stdout=subprocess.PIPE, check=True)
     assert done.stdout.decode() == text
+
+
+def test_secrets_in_a_query_are_told_by_their_names_and_the_rest_stays_byte_for_byte() -> None:
+    url = "https://a/?/b?Access-Token=1;apiKey=2&X-Amz-Signature=a=b&author=c&%74oken=%20&key=&q='%2f+?sig=x&&code"
+    masked = "https://a/?/b?Access-Token=*;apiKey=*&X-Amz-Signature=*&author=c&%74oken=*&key=&q='%2f+?sig=x&&code"
+    assert mask_query(url, lambda name: "*") == masked
+    assert mask_query("https://a/token=1", lambda name: "*") == "https://a/token=1"
+    assert secret_parameters(url) == ["/b?Access-Token", "apiKey", "X-Amz-Signature", "%74oken"]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")

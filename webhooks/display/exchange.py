@@ -11,6 +11,7 @@ from core.pretty import excerpt, visible
 from webhooks.attempts import exchange_of, request_body, request_head
 from webhooks.destinations.exchange import Exchange, response_headers, status_line
 from webhooks.destinations.http.curl import BODY_FILE, MAX_BODY_CHARACTERS, body_command, curl_command
+from webhooks.destinations.http.query_secrets import secret_parameters
 from webhooks.display.formatting import SHOWN_CHARACTERS, code_block, format_duration, short
 from webhooks.models import Delivery, DeliveryAttempt
 
@@ -76,7 +77,7 @@ def _exchange_block(attempt: DeliveryAttempt, bodies: _Bodies, for_tenant: bool)
 
 
 def _note(exchange: Exchange, content: str | None) -> str:
-    hidden = [name for name, value in exchange.request_headers if value is None]
+    hidden = [name for name, value in exchange.request_headers if value is None] + secret_parameters(exchange.url)
     note = f"Put the values of {', '.join(short(name, 60) for name in hidden)} in." if hidden else ""
     if content is None:
         note += f" The body can't be made again; put it into {BODY_FILE}."

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 
 from webhooks.destinations.exchange import Exchange
+from webhooks.destinations.http.query_secrets import mask_query
 
 # A larger body isn't written into a command.
 MAX_BODY_CHARACTERS = 1_048_576
@@ -47,5 +48,5 @@ def curl_command(exchange: Exchange) -> str:
         if value is None:
             value = f"<{name}>"
         lines.append(f"--header {quote(f'{name}: {value}' if value else f'{name};')}")
-    lines.append(f"--data-binary @- {quote(exchange.url)}")
+    lines.append(f"--data-binary @- {quote(mask_query(exchange.url, '<{}>'.format))}")
     return " \\\n  ".join(lines)
