@@ -9,7 +9,7 @@ TEST_PROCESSES ?= 4
 
 .DEFAULT_GOAL := help
 .PHONY: help run test coverage lint format clients clients-check docs docs-serve bench bench-check soak upgrade-check \
-	image sbom chart-check monitoring-check integrations clean
+	image sbom chart-check workflows-check monitoring-check integrations clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -82,6 +82,10 @@ sbom: $(SBOM_TOOL)/.installed-7.5.0 ## list the Python packages of the image as 
 chart-check: $(STAMP) ## check what the Helm chart makes against the schemas of Kubernetes
 	@$(PY) -m pip install --quiet --disable-pip-version-check kubernetes-validate==1.37.0
 	@exec $(PY) -m scripts.check_chart
+
+workflows-check: ## check the workflows of GitHub with actionlint, which needs Go
+	@command -v go >/dev/null || { echo "Go 1.24 or newer is needed." >&2; exit 1; }
+	@go run github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
 bench-check: $(STAMP) ## test the benchmarks
 	@exec $(PY) -m pytest -m bench tests/bench

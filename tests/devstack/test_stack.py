@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from psycopg import sql
 
+from devstack.binaries import valkey_program
 from devstack.postgres import DATABASE
 from devstack.stack import Stack
 
@@ -66,3 +67,13 @@ def test_data_of_older_migrations_is_deleted_and_any_other_stays(old: Stack) -> 
         assert _organizations(old) == []
         assert _made_by(old) == made_by
         old.empty()
+
+
+def test_a_redis_of_the_machine_is_run_by_the_name_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "redis-check-rdb"  # Debian's package has one program, which does what it is called as
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    link = tmp_path / "redis-server"
+    link.symlink_to(program.name)
+    monkeypatch.setenv("DEVSTACK_REDIS", str(link))
+    assert valkey_program() == link

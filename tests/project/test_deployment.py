@@ -77,6 +77,20 @@ def test_every_variable_that_a_service_gets_is_a_setting() -> None:
         assert set(SERVICES[name]["environment"]) <= known
 
 
+def test_the_proxy_starts_only_when_asked_and_leads_to_the_web_service() -> None:
+    proxy = SERVICES["proxy"]
+    assert {name: one["profiles"] for name, one in SERVICES.items() if "profiles" in one} == {
+        "proxy": ["proxy"], "prometheus": ["monitoring"], "grafana": ["monitoring"],
+    }  # fmt: skip
+    caddyfile = (ROOT / "deploy" / "caddy" / "Caddyfile").read_text()
+    assert "./deploy/caddy:/etc/caddy:ro" in proxy["volumes"]
+    assert f"reverse_proxy {{$UPSTREAM:web:{SERVICES['web']['environment']['BIND'].partition(':')[2]}}}" in caddyfile
+    assert set(proxy["environment"]) <= set(re.findall(r"\{\$(\w+):", caddyfile))
+    [size] = {int(found) for found in re.findall(r"(?:max_size|request_buffers) (\d+)MB", caddyfile)}
+    assert size * 1000**2 > next(int(option.default) for option in OPTIONS if option.name == "MAX_BATCH_BYTES")
+    assert SERVICES["web"]["environment"]["TRUSTED_PROXIES"] == "${TRUSTED_PROXIES:-1}"
+
+
 def test_workers_can_be_scaled() -> None:
     worker = SERVICES["worker"]
     assert "container_name" not in worker

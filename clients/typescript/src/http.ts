@@ -1,5 +1,6 @@
 /** Requests: how they are made, when they are sent again, and lists that are read page by page. */
 
+import { type DeprecationNotice, Deprecations } from "./deprecations.js";
 import { ConnectionFailedError, TriggersError, readProblem } from "./errors.js";
 
 const BASE_DELAY_SECONDS = 0.5;
@@ -33,6 +34,8 @@ export interface ClientOptions {
   maxRetries?: number;
   /** How long a response may take, in seconds; 30 without it. */
   timeout?: number;
+  /** What is called, once for each endpoint, when a request uses what is deprecated; `console.warn` without it. */
+  onDeprecated?: (notice: DeprecationNotice) => void;
   /** Another implementation of `fetch`. */
   fetch?: typeof fetch;
 }
@@ -77,6 +80,7 @@ export class Http {
   private readonly maxRetries: number;
   private readonly timeout: number;
   private readonly fetch: typeof fetch;
+  private readonly deprecations: Deprecations;
 
   constructor(options: ClientOptions) {
     const environment = (globalThis as { process?: { env?: Record<string, string | undefined> } }).process?.env ?? {};
@@ -89,6 +93,7 @@ export class Http {
     this.maxRetries = options.maxRetries ?? 3;
     this.timeout = options.timeout ?? 30;
     this.fetch = options.fetch ?? ((input, init) => globalThis.fetch(input, init));
+    this.deprecations = new Deprecations(options.onDeprecated);
   }
 
   /** Send a request, and return the JSON of its response. Throws TriggersError. */
@@ -127,6 +132,7 @@ export class Http {
       let mayRepeat: boolean;
       try {
         const response = await this.fetch(url, { ...init, signal: limit() ?? null });
+        this.deprecations.look(call.method, url, response.headers);
         const isGone = call.method === "DELETE" && response.status === 404 && retries > 0;
         if (response.ok || isGone) return await read(response, retries);
         error = await readProblem(response);

@@ -199,6 +199,30 @@ test("what can be sent again is, with the same dedup_id, and what can't isn't", 
   await assert.rejects(nobody.me(), ConnectionFailedError);
 });
 
+test("what is deprecated is told once for each endpoint", async () => {
+  const headers = {
+    deprecation: "@1801353600",
+    sunset: "Sat, 31 Jul 2027 00:00:00 GMT",
+    link: '<https://example.com/next>; rel="next", </api/docs>; rel="deprecation"; type="text/html"',
+  };
+  const [url] = await serve((_, response) => reply(response, 200, {}, headers));
+  const told: unknown[] = [];
+  const other = new TriggersClient({ baseUrl: url, apiKey: "key", onDeprecated: (notice) => told.push(notice) });
+  for (const id of ["0198f2d0-6d3c-7a52-9b1e-2f4c8a1b3d5e", "0198f2d1-6d3c-7a52-9b1e-2f4c8a1b3d5e"]) {
+    await other.events.retrieve(id);
+  }
+  assert.deepEqual(told, [
+    {
+      endpoint: "GET /api/events/{id}",
+      since: new Date("2027-01-31T00:00:00Z"),
+      sunset: new Date("2027-07-31T00:00:00Z"),
+      documentation: `${url}/api/docs`,
+    },
+  ]);
+  await other.me();
+  assert.equal(told.length, 2);
+});
+
 test("signatures of Standard Webhooks are verified", async () => {
   const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
   const body = '{"test": 2432232314}';

@@ -2,6 +2,7 @@
 
 from triggers_client.aio import AsyncClient
 from triggers_client.client import Client
+from triggers_client.deprecations import ApiDeprecationWarning
 from triggers_client.errors import (
     AuthenticationError,
     BadRequestError,
@@ -28,6 +29,7 @@ from triggers_client.webhooks import WebhookVerificationError, new_secret, sign,
 __version__ = "1.0.0"
 
 __all__ = [
+    "ApiDeprecationWarning",
     "AsyncClient",
     "AuthenticationError",
     "BadRequestError",

@@ -236,7 +236,7 @@ class AsyncClient:
             try:
                 async with self._http.stream(**self._with_headers(following.request())) as response:
                     if response.is_success:
-                        following.opened()
+                        following.opened(response)
                         async for line in response.aiter_lines():
                             event = following.feed(line)
                             if event is not None:

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 import httpx
 import msgspec
 
+from triggers_client.deprecations import warn_if_deprecated
 from triggers_client.errors import ConnectionFailedError, TriggersError, read_problem
 from triggers_client.models import Page
 
@@ -112,6 +113,7 @@ class Attempts(Generic[T]):
 
     def after_response(self, response: httpx.Response) -> float | None:
         """Return in how many seconds to send the request again, or None if it has succeeded.  Raises TriggersError."""
+        warn_if_deprecated(response)
         if response.is_success:
             return None
         if response.status_code == 404 and self.call.gone_is_done and self._retries:

@@ -232,7 +232,7 @@ class Client:
             try:
                 with self._http.stream(**self._with_headers(following.request())) as response:
                     if response.is_success:
-                        following.opened()
+                        following.opened(response)
                         for line in response.iter_lines():
                             event = following.feed(line)
                             if event is not None:

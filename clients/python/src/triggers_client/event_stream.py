@@ -8,6 +8,7 @@ import httpx
 import msgspec
 
 from triggers_client.calls import Attempts, Call
+from triggers_client.deprecations import warn_if_deprecated
 from triggers_client.models import InboxEvent, StreamedEvent
 from triggers_client.operations import stream_inbox
 
@@ -43,8 +44,9 @@ class Following:
         self._id, self._data = "", []
         return self._attempts.request
 
-    def opened(self) -> None:
+    def opened(self, response: httpx.Response) -> None:
         """Note that the server sends the stream."""
+        warn_if_deprecated(response)
         self._is_open = True
         self._retry_seconds = max(self._retry_seconds, 0.1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,7 +17,7 @@ from triggers_client.cli import login as logins
 from triggers_client.cli.listen import Wishes, endpoint
 from triggers_client.cli.listen import listen as listen_until_ended
 from triggers_client.cli.login import RETRIES, Login, NotLoggedInError
-from triggers_client.cli.output import complain, print_json, print_table, say
+from triggers_client.cli.output import complain, note, print_json, print_table, say
 from triggers_client.client import Client
 from triggers_client.errors import AuthenticationError, ConnectionFailedError, TriggersError
 from triggers_client.webhooks import new_secret, sign
@@ -42,6 +43,8 @@ class UsageError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command, the process's own unless there are arguments; return the exit status."""
+    # For people, a sentence is enough; where in the code it happened isn't theirs to know.
+    warnings.showwarning = lambda message, *_: note(f"{message}.")
     try:
         app(arguments)
     except (NotLoggedInError, UsageError) as error:

@@ -27,6 +27,11 @@ def complain(text: str) -> None:
     typer.echo(typer.style("Error: ", fg="red") + text, err=True)
 
 
+def note(text: str) -> None:
+    """Print what to know beside the output."""
+    typer.echo(typer.style("Warning: ", fg="yellow") + printable(text), err=True)
+
+
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
     typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
