@@ -190,7 +190,10 @@ class Postgres:
         if not copy.exists():
             self._base.mkdir(mode=0o700)
             copy.write_text(mark.read_text())
-        (self._base / "home").write_text(str(self.home))
+        # Others read it at any time, and delete what has no home.
+        written = self._base / f"home.{secrets.token_hex(8)}"
+        written.write_text(str(self.home))
+        written.replace(self._base / "home")
 
     @staticmethod
     def _forget_data_without_a_home() -> None:

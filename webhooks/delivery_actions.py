@@ -11,6 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Now
+from psycopg.rows import scalar_row
 
 from core.db import after_transaction, in_transaction, server_cursor
 from core.wakeups import WEBHOOKS, wake
@@ -130,9 +131,8 @@ def _apply(
     if to_hold:
         Delivery.objects.filter(id__in=to_hold).update(**{**_changes(action), "status": DeliveryStatus.HELD})
     if action is DeliveryAction.SKIP:
-        with server_cursor() as cursor:
-            keys = {(row.subscription_id, row.ordering_key) for row in chosen if row.ordering_key is not None}
-            mark_due(unpark(keys, cursor))
+        with server_cursor(scalar_row) as cursor:
+            mark_due(unpark({(row.subscription_id, row.ordering_key) for row in chosen}, cursor))
         return Applied(len(chosen))
     queues = list({row.subscription_id for row in chosen if row.subscription__is_active})
     if queues and action is not DeliveryAction.HOLD:

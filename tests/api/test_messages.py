@@ -182,7 +182,7 @@ def test_a_body_in_latin_1_is_called_not_utf_8(api: Any, path: str) -> None:
         (f"/api/events/{NOBODY}", "not_found", "There is no event with this id"),
         (f"/api/deliveries/{NOBODY}", "not_found", "There is no delivery with this id"),
         ("/api/subscription", "path_not_found", "There is no /api/subscription. Did you mean /api/subscriptions?"),
-        (f"/api/deliveries/{NOBODY}/resend", "path_not_found", "There are: /attempts/{number}, /retry."),
+        (f"/api/deliveries/{NOBODY}/resend", "path_not_found", "There are: /attempts/{number}, /retry, /skip."),
         (f"/api/deliveries/{NOBODY}/re-try", "path_not_found", f"Did you mean /api/deliveries/{NOBODY}/retry?"),
         (f"/api/subscriptions/{NOBODY}/activate", "path_not_found", "There are: /disable, /enable, "),
         ("/api/event", "path_not_found", "Did you mean /api/events?"),

@@ -309,15 +309,15 @@ def test_what_is_deprecated_is_warned_of_once_for_each_endpoint_where_it_is_used
         for id_ in ("0198f2d0-6d3c-7a52-9b1e-2f4c8a1b3d5e", "0198f2d1-6d3c-7a52-9b1e-2f4c8a1b3d5e"):
             call_both(server.url(""), lambda one, id_=id_: one.deliveries.get(id_))
         asyncio.run(follow(other.url("")))
-    told = [warned.message for warned in found]
-    assert all(isinstance(one, ApiDeprecationWarning) for one in told)
-    assert [str(one) for one in told] == [
+    # Python warns of its own meanwhile, as of a socket of an earlier test that it finds unclosed.
+    ours = [warned for warned in found if issubclass(warned.category, ApiDeprecationWarning)]
+    assert [str(warned.message) for warned in ours] == [
         f"A request to GET /api/deliveries/{{id}} uses what is deprecated since 2027-01-31 and works until 2027-07-31: "
         f"see {server.url('/api/docs')}",
         f"A request to GET /api/inbox/stream uses what is deprecated and works until 2027-07-31: "
         f"see {other.url('/api/docs')}",
     ]
-    assert {warned.filename for warned in found} == {__file__}
+    assert {warned.filename for warned in ours} == {__file__}
 
 
 # --- the stream -------------------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_a_subscription_whose_name_turns_inward_gets_nothing_and_its_owner_learn
     text = api.get(f"/api/deliveries/{delivery['id']}").content.decode()
     [attempt] = api.get(f"/api/deliveries/{delivery['id']}").json()["attempts"]
     assert attempt["error"] == "address_not_allowed"
-    assert attempt["error_detail"] == "address not allowed"
+    assert attempt["error_detail"] == NOT_ALLOWED
     assert attempt["status_code"] is None
     assert INSIDE not in text
 

@@ -41,12 +41,15 @@ def test_each_repair_changes_what_it_is_for_and_leaves_everything_else(
     organization: Organization, what: DeliveryAction, state: str
 ) -> None:
     delivery = _one(organization, state)
+    if what is DeliveryAction.SKIP:
+        Delivery.objects.update(ordering_key="key", ordered_at=Now())
     changed = delivery_actions.apply(what, [delivery.id])
     assert changed == (1 if state in what.states else 0)
     delivery.refresh_from_db()
-    expected = state if not changed else "held" if what is DeliveryAction.HOLD else "pending"
-    assert delivery.status == expected
-    if changed and what is not DeliveryAction.HOLD:
+    becomes = {DeliveryAction.HOLD: "held", DeliveryAction.SKIP: "cancelled"}.get(what, "pending")
+    assert delivery.status == (becomes if changed else state)
+    assert not (changed and what is DeliveryAction.SKIP and delivery.completed_at is None)
+    if changed and becomes == "pending":
         assert delivery.completed_at is None
         assert len(claim(10).deliveries) == 1
 

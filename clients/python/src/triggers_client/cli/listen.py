@@ -163,10 +163,10 @@ async def _run(client: AsyncClient, forwarder: Forwarder, inbox: str, wishes: Wi
         say(f"Signing secret: {wishes.secret}")
     else:
         say(f"Showing {types}; --forward-to sends them to a server of yours.")
-    if keys.are_available():
-        say(f"Press r to {'send' if wishes.forward_to else 'show'} the last event again, q to quit.")
-    say()
-    with keys.watched(pressed):
+    with keys.watched(pressed):  # before anybody is told of the keys: what was typed earlier is discarded
+        if keys.are_available():
+            say(f"Press r to {'send' if wishes.forward_to else 'show'} the last event again, q to quit.")
+        say()
         pulling = asyncio.ensure_future(_pull(client, forwarder, inbox))
         waiting = asyncio.ensure_future(ended.wait())
         await asyncio.wait({pulling, waiting}, return_when=asyncio.FIRST_COMPLETED)
