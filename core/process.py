@@ -7,6 +7,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from core.garbage_collection import freeze_gc
 
@@ -31,6 +32,30 @@ def lower_priority() -> None:
     os.nice(NICENESS)
     with contextlib.suppress(OSError):  # unsupported here, or switched off
         Path("/proc/self/autogroup").write_text(str(NICENESS))
+
+
+class ProcessorTime(NamedTuple):
+    """How long all threads of this process have run, and how long they have waited for a processor, in seconds."""
+
+    ran: float
+    waited: float
+
+
+def processor_time() -> ProcessorTime | None:
+    """Return how long the threads of this process have run and waited; None where the system doesn't tell.
+
+    From Linux' /proc/self/task/*/schedstat (Documentation/scheduler/sched-stats.rst).  A thread that has ended counts
+    no more.
+    """
+    ran = waited = 0
+    try:
+        for name in os.listdir("/proc/self/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                numbers = Path(f"/proc/self/task/{name}/schedstat").read_text().split()
+                ran, waited = ran + int(numbers[0]), waited + int(numbers[1])
+    except OSError:
+        return None
+    return ProcessorTime(ran / 1e9, waited / 1e9) if ran else None
 
 
 def _raise_file_limit(wanted: int) -> None:

@@ -10,7 +10,8 @@ import structlog
 from django.conf import settings
 
 from core.db import borrow_connection
-from webhooks.routing.fan_out import BACKLOG_DELIVERIES_AT_A_TIME, FanOut
+from webhooks.dispatch.giving_way import Pace
+from webhooks.routing.fan_out import BACKLOG_DELIVERIES_AT_A_TIME, DELIVERIES_AT_A_TIME, FanOut, Round
 
 log = structlog.get_logger()
 
@@ -27,10 +28,11 @@ class BacklogFanOut:
     """Fans out events that have waited for a while, for organizations with more than a round makes.
 
     on_due: called after each round, on the thread, because deliveries may be due.  has_room: tells whether more of them
-    could be sent now.
+    could be sent now.  pace: of the rounds.
     """
 
-    def __init__(self, on_due: Callable[[], None], has_room: Callable[[], bool]) -> None:
+    def __init__(self, on_due: Callable[[], None], has_room: Callable[[], bool], pace: Pace) -> None:
+        self._pace = pace
         self._on_due = on_due
         self._has_room = has_room
         self._fan_out = FanOut(BACKLOG_DELIVERIES_AT_A_TIME, BACKLOG_AGE_SECONDS)
@@ -68,12 +70,17 @@ class BacklogFanOut:
                 if not self._stopping.is_set():
                     self._stopping.wait(RETRY_SECONDS)
 
+    def _run_round(self) -> Round:
+        return self._fan_out.run_round(settings.MAX_CONCURRENT_EVENTS)
+
     def _work_off(self) -> bool:
         """Run rounds as long as there are events; tell whether there were any."""
         worked = False
         while not self._stopping.is_set():
             started = time.monotonic()
-            result = borrow_connection(lambda: self._fan_out.run_round(settings.MAX_CONCURRENT_EVENTS))
+            gives_way = self._pace.gives_way
+            self._fan_out.deliveries = DELIVERIES_AT_A_TIME if gives_way else BACKLOG_DELIVERIES_AT_A_TIME
+            result = self._pace.run(lambda: borrow_connection(self._run_round))
             if not result.seen:
                 break
             worked = True

@@ -7,7 +7,8 @@ the queues with a backlog to it (`claim.QueueFilter`), and so it does with organ
 deliveries than a round of the fan-out makes (`routing.fan_out.Round.left_behind`).  Without the process, the worker
 does everything.
 
-The two talk over pipes: a byte on the process's stdin wakes it, and the end of stdin tells it to stop; a line on its
+The two talk over pipes: a byte on the process's stdin wakes it, or says that other queues' webhooks are being sent, to
+which it gives way (`giving_way`); the end of stdin tells it to stop.  A line on its
 stdout is a heartbeat, or says that the process is ready or has made deliveries due, and the end of stdout is the
 process's own.  So each notices at once if the other was killed.
 """
@@ -32,9 +33,12 @@ READY = b"ready\n"
 DUE = b"due\n"
 HEARTBEAT = b"\n"
 WAKE = b"\n"
+OTHERS = b"."
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 15.0
 RESTART_SECONDS = 5.0
+# How often it is told that others are served.
+OTHERS_SECONDS = 0.1
 
 
 class BacklogSender:
@@ -62,6 +66,7 @@ class BacklogSender:
         self._task: asyncio.Task[None] | None = None
         self._start_again_at = float("-inf")
         self._closed = not enabled
+        self._told_of_others_at = float("-inf")
         # Queues that were left to it while this process still has requests of them in flight: each of their results
         # may make room for its next claim.
         self._waiting_for_room: set[uuid.UUID] = set()
@@ -96,10 +101,20 @@ class BacklogSender:
 
     def wake(self) -> None:
         """Tell the process that something may be due."""
+        self._tell(WAKE)
+
+    def others_are_served(self) -> None:
+        """Tell the process that a webhook is sent for a queue without a backlog."""
+        now = time.monotonic()
+        if self.is_ready and now - self._told_of_others_at >= OTHERS_SECONDS:
+            self._told_of_others_at = now
+            self._tell(OTHERS)
+
+    def _tell(self, message: bytes) -> None:
         pipe = self._process.stdin if self._process is not None else None
-        # A wake-up that it hasn't read yet says the same.
+        # What it hasn't read yet says the same, or it will be told again soon.
         if pipe is not None and not pipe.is_closing() and not pipe.transport.get_write_buffer_size():
-            pipe.write(WAKE)
+            pipe.write(message)
 
     def close(self) -> None:
         """Tell the process to stop claiming and to finish what it has in flight, within its grace."""

@@ -29,6 +29,7 @@ from webhooks.dispatch.backlog_sender import BacklogSender
 from webhooks.dispatch.claim import Claim, Occupancy, QueueFilter
 from webhooks.dispatch.claim_loop import ClaimLoop
 from webhooks.dispatch.delivery import AttemptResult, ClaimedDelivery
+from webhooks.dispatch.giving_way import Pace
 from webhooks.dispatch.in_flight import InFlight
 from webhooks.dispatch.progress import Progress
 from webhooks.dispatch.recorder import Recorder
@@ -57,6 +58,7 @@ class Sender:
 
     capacity: most deliveries in work.  poll_seconds: how often it looks without being woken.  queues: those that it
     claims from.  with_backlog_sender: whether it may leave queues with a backlog to a process of their own.
+    pace: of the transactions, for such a process.
     kept_for_hand_over: places that claims leave to deliveries that are handed over.
     """
 
@@ -68,7 +70,9 @@ class Sender:
         *,
         with_backlog_sender: bool = False,
         kept_for_hand_over: int = 0,
+        pace: Pace | None = None,
     ) -> None:
+        self._pace = pace
         self._capacity = capacity
         self._kept_for_hand_over = kept_for_hand_over
         self._poll_seconds = poll_seconds
@@ -254,6 +258,10 @@ class Sender:
 
     async def _in_thread(self, thread: concurrent.futures.Executor, work: Callable[[], T]) -> T:
         """Run database work on one of our threads."""
+        if (pace := self._pace) is not None:
+            return await asyncio.get_running_loop().run_in_executor(
+                thread, lambda: pace.run(lambda: borrow_connection(work))
+            )
         return await asyncio.get_running_loop().run_in_executor(thread, borrow_connection, work)
 
     async def _gather(self) -> None:
@@ -264,6 +272,7 @@ class Sender:
     def _begin(self, delivery: ClaimedDelivery, claimed: Claim) -> None:
         self._progress.work_began()
         self._in_flight.add(delivery)
+        self._backlog_sender.others_are_served()
         task = asyncio.get_running_loop().create_task(self._deliver(delivery, claimed))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -116,7 +116,7 @@ class FanOut:
     """
 
     def __init__(self, deliveries: int = DELIVERIES_AT_A_TIME, waited: float = 0.0) -> None:
-        self._deliveries = deliveries
+        self.deliveries = deliveries
         self._claims = EventClaims(waited)
         self._subscribers = Subscribers()
         # Organizations that the last round passed over: an event of theirs comes first in the next one.
@@ -199,7 +199,7 @@ class FanOut:
         wanting = select(events, matchers, self._overdue, self._progress)
         candidates = [event for event in events if event.id in wanting]
         chosen = choose_events(
-            candidates, {event_id: len(found) for event_id, found in wanting.items()}, self._deliveries, self._overdue
+            candidates, {event_id: len(found) for event_id, found in wanting.items()}, self.deliveries, self._overdue
         )
         put_off = self._put_off(chosen, wanting)
         if put_off:

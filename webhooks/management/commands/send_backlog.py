@@ -15,8 +15,9 @@ from django.core.management.base import BaseCommand
 from core.metrics.process import publish
 from core.process import lower_priority, prepare
 from webhooks.dispatch.backlog_fan_out import BacklogFanOut
-from webhooks.dispatch.backlog_sender import DUE, HEARTBEAT, HEARTBEAT_SECONDS, READY
+from webhooks.dispatch.backlog_sender import DUE, HEARTBEAT, HEARTBEAT_SECONDS, OTHERS, READY, WAKE
 from webhooks.dispatch.claim import QueueFilter
+from webhooks.dispatch.giving_way import Pace
 from webhooks.dispatch.sender import Sender
 
 
@@ -33,7 +34,10 @@ class Command(BaseCommand):
         """
         prepare(sockets=settings.MAX_CONCURRENT_DELIVERIES)
         lower_priority()
-        sender = Sender(settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL, QueueFilter.WITH_BACKLOG)
+        pace = Pace()
+        sender = Sender(
+            settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL, QueueFilter.WITH_BACKLOG, pace=pace
+        )
         told_to_stop = False
 
         def stop(signum: int, frame: object) -> None:
@@ -51,7 +55,7 @@ class Command(BaseCommand):
             with contextlib.suppress(OSError):  # the worker is gone, which the loop below notices
                 os.write(sys.stdout.fileno(), DUE)
 
-        fan_out = BacklogFanOut(deliveries_due, sender.has_room)
+        fan_out = BacklogFanOut(deliveries_due, sender.has_room, pace)
         fan_out.start()
         fan_out.wake()
         message = READY
@@ -65,9 +69,13 @@ class Command(BaseCommand):
             if not sender.is_alive:
                 sys.exit("The sender's thread has ended.")
             if select.select([sys.stdin], [], [], HEARTBEAT_SECONDS)[0]:
-                if not os.read(sys.stdin.fileno(), 4096):
+                said = os.read(sys.stdin.fileno(), 4096)
+                if not said:
                     break
-                sender.wake()
-                fan_out.wake()
+                if OTHERS in said:
+                    pace.others_are_served()
+                if WAKE in said:
+                    sender.wake()
+                    fan_out.wake()
         fan_out.stop()
         sender.stop(settings.WORKER_SHUTDOWN_GRACE)
