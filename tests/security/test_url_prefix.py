@@ -166,7 +166,7 @@ def test_a_script_name_in_a_header_is_ignored(logs: Path, api_key: dict[str, str
 # --- with a prefix ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["gunicorn", "runserver", "proxy that passes the full path", "proxy that strips the prefix"])
+@pytest.fixture(params=["runserver", "proxy that passes the full path", "proxy that strips the prefix"])
 def mounted(request: Any, tmp_path: Path, db: None) -> Iterator[Browser]:
     """Return a browser that sees the application below PREFIX."""
     if request.param == "runserver":

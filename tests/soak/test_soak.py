@@ -19,7 +19,7 @@ from tests.servers import HOME
 # A busy machine may need long.
 pytestmark = pytest.mark.timeout(400)
 # Workers, a web process, consumers, and PostgreSQL, each in the middle of something; `make soak` has the other faults.
-ROUNDS = ["WorkerSending+WebWorker", "ConsumersKilled", "WorkerClaiming+PostgresStopped"]
+ROUNDS = ["WorkerSending+WebWorker", "ConsumersKilled+PostgresStopped"]
 
 
 def _soak(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
