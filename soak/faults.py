@@ -48,6 +48,7 @@ class Fault:
     name = ""
     stops_database = False
     is_brief = False  # its moment doesn't last while another fault gets to its own
+    needs_traffic = False  # its moment doesn't come while another fault holds the others up
 
     def __init__(self, stack: Stack, receiver: Receiver, consumers: Consumers, chance: random.Random) -> None:
         self.stack = stack
@@ -424,6 +425,7 @@ class ConsumersKilled(Fault):
     """Two of the consumers of an inbox, while they hold what they fetched."""
 
     name = "two consumers killed with leases"
+    needs_traffic = True  # and, stopped, the consumers keep what they hold
 
     def prepare(self) -> None:
         self._victims = self._wait(lambda: self.consumers.freeze_holders(2))

@@ -107,7 +107,7 @@ class Soak:
         ready: list[Fault] = []
         struck_at = time.monotonic()
         try:
-            for fault in sorted(faults, key=lambda fault: fault.is_brief):
+            for fault in sorted(faults, key=lambda fault: (fault.is_brief, not fault.needs_traffic)):
                 fault.prepare()
                 ready.append(fault)
                 self._used.append(fault)
