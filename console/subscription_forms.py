@@ -225,9 +225,11 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
     def _check_handshake(self) -> None:
         """Add an error if the form asks for a handshake that wasn't made or wasn't confirmed."""
         self.asks_for_handshake = self.values.pop("handshake", False)
-        if self.asks_for_handshake and self.handshaken is None:
+        if not self.asks_for_handshake:
+            return
+        if self.handshaken is None:
             self.add_error("handshake", "It wasn't made, because something else changed meanwhile. Save again.")
-        elif self.asks_for_handshake and self.handshaken and self.handshaken.refusal:
+        elif self.handshaken.refusal:
             self.add_error("url", self.handshaken.refusal)
 
     def _check_organization(self, cleaned: Mapping[str, Any]) -> None:

@@ -108,13 +108,6 @@ class Once:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A row of PEEK."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
 class Locked:
     """A row of LOCK."""
 

@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 from core.ids import new_id
 from orgs.models import ApiKey, Organization, Scope
 
-# What a session can be allowed, beside looking at the endpoints.
+# What a session can be allowed, besides looking at the endpoints.
 PORTAL_SCOPES = (Scope.SUBSCRIPTIONS_MANAGE, Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY, Scope.EVENTS_READ)
 # Those that change something.
 _CHANGES = frozenset({Scope.SUBSCRIPTIONS_MANAGE, Scope.DELIVERIES_RETRY})
@@ -36,7 +36,7 @@ class PortalSession(models.Model):
     is_read_only = models.BooleanField(default=False)
     scopes = ArrayField(
         models.CharField(max_length=40), default=all_portal_scopes, db_default=all_portal_scopes(),
-        help_text="What the session may do, beside looking at the endpoints.",
+        help_text="What the session may do, besides looking at the endpoints.",
     )  # fmt: skip
     link_hash = models.BinaryField(max_length=32, unique=True, editable=False)
     link_expires_at = models.DateTimeField()

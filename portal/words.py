@@ -34,7 +34,8 @@ INBOX_STATES = {
     "cancelled": "It can't be fetched: its inbox was deleted, its data was erased, or nobody fetched it in time.",
 }
 
-_PUBLIC_ONLY = "webhooks only go to public addresses. To try things on your own computer, use a tunnel."
+# What the API says of such an address is written for somebody who knows the operator.
+_PUBLIC_ONLY = "Address not allowed: webhooks only go to public addresses. To test on your own computer, use a tunnel."
 _BY_FAILURE = {
     Failure.REDIRECT: ("redirect", "Your endpoint redirects elsewhere, which we don't follow. Enter the final URL."),
     Failure.TIMEOUT: (
@@ -72,9 +73,8 @@ def advice(error: str, status_code: int | None) -> tuple[str, str]:
 
 
 def of_an_error(text: str) -> str:
-    """Return the API's error at a field as a sentence begins, with what would be right where it doesn't say so."""
-    more = f": {_PUBLIC_ONLY}" if text == NOT_ALLOWED else ""
-    return f"{text[:1].upper()}{text[1:]}{more}"
+    """Return the API's error at a field as a sentence begins, in a tenant's words."""
+    return _PUBLIC_ONLY if text == NOT_ALLOWED else f"{text[:1].upper()}{text[1:]}"
 
 
 def why_not_retryable(delivery: Delivery) -> str:

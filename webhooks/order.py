@@ -172,16 +172,16 @@ def waits_for(delivery: Keyed) -> uuid.UUID | None:
     """Return the delivery of the same key that has to be over before this one is sent; None if it doesn't wait."""
     if delivery.ordering_key is None or delivery.status != "pending":
         return None
-    with server_cursor() as cursor:
-        row = cursor.execute(_BLOCKER, _place(delivery)).fetchone()
-    return row[0] if row else None
+    with server_cursor(scalar_row) as cursor:
+        blocker: uuid.UUID | None = cursor.execute(_BLOCKER, _place(delivery)).fetchone()
+    return blocker
 
 
 def count_waiting(delivery: Keyed, most: int) -> int:
     """Return how many later deliveries of the same key aren't over, `most` if there are more."""
-    with server_cursor() as cursor:
-        row = cursor.execute(_COUNT_WAITING, {**_place(delivery), "most": most}).fetchone()
-    return int(row[0]) if row else 0
+    with server_cursor(scalar_row) as cursor:
+        number = cursor.execute(_COUNT_WAITING, {**_place(delivery), "most": most}).fetchone()
+    return number or 0
 
 
 def park(queues: Sequence[uuid.UUID], blocks: Sequence[bool], cursor: psycopg.Cursor[object]) -> None:

@@ -19,7 +19,7 @@ class Migration(migrations.Migration):
                 base_field=models.CharField(max_length=40),
                 db_default=["subscriptions:manage", "deliveries:read", "deliveries:retry", "events:read"],
                 default=portal.models.all_portal_scopes,
-                help_text="What the session may do, beside looking at the endpoints.",
+                help_text="What the session may do, besides looking at the endpoints.",
                 size=None,
             ),
         ),

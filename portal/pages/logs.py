@@ -87,7 +87,7 @@ class LogsView(PortalView):
             error = "This page isn't there any more. Begin with the newest one."
 
         def link(**more: str) -> str:
-            return f"?{urlencode({'days': days, **kept, **more})}"
+            return f"?{urlencode({'days': days, **kept} | more)}"
 
         return self.page(
             "logs.html",
@@ -98,14 +98,10 @@ class LogsView(PortalView):
             shows_changes=shows_changes,
             only_failed=only_failed,
             span=DAYS[days],
-            spans=[
-                (label, f"?{urlencode({'days': number, **kept})}", number == days) for number, label in DAYS.items()
-            ],
+            spans=[(label, link(days=number), number == days) for number, label in DAYS.items()],
             days=days,
-            newest=f"?{urlencode({'days': days, **kept})}"
-            if {"attempt", "delivery", "cursor"} & set(request.GET)
-            else "",
-            older=f"?{urlencode({'days': days, **kept, **found['older']})}" if found["older"] else "",
+            newest=link() if {"attempt", "delivery", "cursor"} & set(request.GET) else "",
+            older=link(**found["older"]) if found["older"] else "",
             most=MOST_DELIVERIES,
         )
 

@@ -121,7 +121,7 @@ def test_an_endpoint_is_added_and_its_secret_shown_once(visitor: Visitor, organi
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("http://10.0.0.1/hook", "Address not allowed"),
+        ("http://10.0.0.1/hook", "Address not allowed: webhooks only go to public addresses."),
         ("http://192.168.0.1/", "Address not allowed"),
         ("ftp://a.example/", "http"),
         ("https://a.example:22/", "22"),

@@ -70,21 +70,23 @@ class BacklogFanOut:
                 if not self._stopping.is_set():
                     self._stopping.wait(RETRY_SECONDS)
 
-    def _run_round(self) -> Round:
-        return self._fan_out.run_round(settings.MAX_CONCURRENT_EVENTS)
+    def _run_round(self) -> tuple[Round, float]:
+        """Run a round, a small one while this process gives way; return what it did, and how many seconds it took."""
+        gives_way = self._pace.gives_way
+        self._fan_out.deliveries = DELIVERIES_AT_A_TIME if gives_way else BACKLOG_DELIVERIES_AT_A_TIME
+        started = time.monotonic()
+        result = borrow_connection(lambda: self._fan_out.run_round(settings.MAX_CONCURRENT_EVENTS))
+        return result, time.monotonic() - started
 
     def _work_off(self) -> bool:
         """Run rounds as long as there are events; tell whether there were any."""
         worked = False
         while not self._stopping.is_set():
-            started = time.monotonic()
-            gives_way = self._pace.gives_way
-            self._fan_out.deliveries = DELIVERIES_AT_A_TIME if gives_way else BACKLOG_DELIVERIES_AT_A_TIME
-            result = self._pace.run(lambda: borrow_connection(self._run_round))
+            result, seconds = self._pace.run(self._run_round)
             if not result.seen:
                 break
             worked = True
             self._on_due()
             if not self._has_room():
-                self._stopping.wait(REST * (time.monotonic() - started))
+                self._stopping.wait(REST * seconds)
         return worked

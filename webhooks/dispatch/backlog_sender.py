@@ -37,8 +37,8 @@ OTHERS = b"."
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 15.0
 RESTART_SECONDS = 5.0
-# How often it is told that others are served.
-OTHERS_SECONDS = 0.1
+# How often it is told that others are served; it gives way for a while after each time (`giving_way`).
+TELL_SECONDS = 0.1
 
 
 class BacklogSender:
@@ -106,7 +106,7 @@ class BacklogSender:
     def others_are_served(self) -> None:
         """Tell the process that a webhook is sent for a queue without a backlog."""
         now = time.monotonic()
-        if self.is_ready and now - self._told_of_others_at >= OTHERS_SECONDS:
+        if self.is_ready and now - self._told_of_others_at >= TELL_SECONDS:
             self._told_of_others_at = now
             self._tell(OTHERS)
 

@@ -30,7 +30,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Start the sender and the fan-out, then tell the worker every few seconds that this process is alive.
 
-        A byte on the standard input wakes both; its end, and SIGTERM, end the process.
+        A byte on the standard input wakes both, or says that others are served, to whom this process gives way; the
+        end of the input, and SIGTERM, end the process.
         """
         prepare(sockets=settings.MAX_CONCURRENT_DELIVERIES)
         lower_priority()
