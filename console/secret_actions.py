@@ -1,4 +1,4 @@
-"""Adding a signing secret to a subscription and removing one, with a page that asks first."""
+"""Rotating, adding, and removing the signing secrets of a subscription, with a page that asks first."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from django.utils.safestring import SafeString
 from console.confirmation import OptionalReasonForm, Question, answer, question_page, reason_of
 from console.credential_forms import SECRET_TYPES
 from console.model_admin import BoundedAdmin, new_secret_page
+from webhooks import subscriptions
 from webhooks.destinations.http.signing import public_key, secret_key
 from webhooks.display.formatting import format_time, short, table
 from webhooks.models import Subscription
@@ -30,6 +31,16 @@ from webhooks.signing_secrets import (
     remove,
     stored_secrets,
 )
+
+
+class RotationForm(OptionalReasonForm):
+    """The confirmation of a new signing secret.  overlap: how long, in seconds, the old one signs, too."""
+
+    overlap = forms.ChoiceField(
+        label="The old secret signs for",
+        choices=[("86400", "1 more day"), ("3600", "1 more hour"), ("604800", "7 more days"), ("0", "no longer")],
+    )
+    field_order = ("overlap", "reason", "seen_at")
 
 
 class AddSecretForm(OptionalReasonForm):
@@ -98,6 +109,34 @@ def show_new(
         model_admin.message_user(request, f"The {what} signs from the next attempt on.", messages.SUCCESS)
         return None
     return new_secret_page(model_admin, request, row, what, secret)
+
+
+def ask_and_rotate(model_admin: BoundedAdmin, request: HttpRequest, row: Subscription) -> HttpResponse | None:
+    """Ask how long the old secret signs, replace it, and show the new one."""
+    form = answer(request, RotationForm)
+    if not form.is_valid():
+        texts = [
+            f"The endpoint {short(row.url, 200)} gets a new signing secret, which is shown once. For as long as "
+            "you choose, webhooks are signed with both, so that the receiver can change over."
+        ]
+        return question_page(
+            model_admin, request, form, Question("Rotate the signing secret?", "Rotate the secret", texts)
+        )
+    overlap = int(form.cleaned_data["overlap"])
+    try:
+        with transaction.atomic():
+            secret = subscriptions.rotate_secret(row, datetime.timedelta(seconds=overlap))
+            model_admin.audit(request, "subscription.rotate_secret", row, {"overlap_seconds": overlap}, reason_of(form))
+    except TooManySecrets as error:
+        model_admin.message_user(
+            request,
+            f"{MAX_PREVIOUS_SECRETS} other secrets sign"
+            + (f", the first of them until {format_time(error.ends_at)}" if error.ends_at else "")
+            + ". Nothing was changed.",
+            messages.ERROR,
+        )
+        return None
+    return show_new(model_admin, request, row, "signing secret", secret, own=False)
 
 
 def ask_and_add(model_admin: BoundedAdmin, request: HttpRequest, row: Subscription) -> HttpResponse | None:

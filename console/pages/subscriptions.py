@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-import datetime
-import json
-import uuid
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, ClassVar
 
-from django import forms
-from django.conf import settings
-from django.contrib import admin, messages
-from django.contrib.admin.utils import flatten_fieldsets, unquote
-from django.db import transaction
+from django.contrib import admin
+from django.contrib.admin.utils import unquote
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.utils import timezone
-from django.utils.safestring import SafeString
 
 from console import credential_forms, search, secret_actions
-from console.actions import ACTION_BOUND, TooMany, refuse_too_many, report, selected_ids
-from console.confirmation import OptionalReasonForm, Question, ReasonForm, answer, question_page, reason_of
 from console.endpoint import endpoint_context
 from console.filters import OrganizationFilter
-from console.host_actions import stop_or_enable
-from console.model_admin import BoundedAdmin
-from console.recoveries import ask_and_recover
-from console.runs import ask_and_run
-from console.subscription_forms import ONLY_OF_ENDPOINTS, Handshake, SubscriptionForm
+from console.handshakes import shake_hands
+from console.subscription_actions import SubscriptionActions
+from console.subscription_columns import SubscriptionColumns
+from console.subscription_forms import ONLY_OF_ENDPOINTS, SubscriptionForm
 from core.ids import parse_id
-from webhooks import endpoint_test, handshake, probes, signing_secrets, subscriptions
-from webhooks.display.formatting import badge, cause_of, format_time, lines, short, short_id, table, with_note
+from webhooks import subscriptions
+from webhooks.display.formatting import short
 from webhooks.inboxes import is_inbox
-from webhooks.models import ENCRYPTED, BulkRun, Subscription, SubscriptionQueue
+from webhooks.models import ENCRYPTED, Subscription
 from webhooks.states import DELETED, SubscriptionState, in_state, with_state
-
-SHOWN_ROWS = 20
-# A transaction disables or enables as many: an organization has at most MAX_SUBSCRIPTIONS, by default as many.
-MOST_AT_ONCE = 1000
-
-
-class RotationForm(OptionalReasonForm):
-    """The confirmation of a new signing secret.  overlap: how long, in seconds, the old one signs, too."""
-
-    overlap = forms.ChoiceField(
-        label="The old secret signs for",
-        choices=[("86400", "1 more day"), ("3600", "1 more hour"), ("604800", "7 more days"), ("0", "no longer")],
-    )
-    field_order = ("overlap", "reason", "seen_at")
 
 
 class SubscriptionStateFilter(admin.SimpleListFilter):
@@ -71,7 +44,7 @@ class SubscriptionStateFilter(admin.SimpleListFilter):
 
 
 @admin.register(Subscription)
-class SubscriptionAdmin(BoundedAdmin):
+class SubscriptionAdmin(SubscriptionColumns, SubscriptionActions):
     """Subscriptions: their health, their settings, and the actions on them."""
 
     audit_noun = "subscription"
@@ -95,17 +68,6 @@ class SubscriptionAdmin(BoundedAdmin):
     search_help_text = "An id, a uid, part of a URL, or part of an organization's name."
     autocomplete_fields = ("organization",)
     ordering = ("-id",)
-    actions = (
-        "retry_failed", "disable", "enable", "recover", "send_test", "rotate_secret", "add_secret", "remove_secret",
-        "stop_host", "enable_host",
-    )  # fmt: skip
-    object_actions = (
-        "send_test", "retry_failed", "recover", "disable", "enable", "rotate_secret", "add_secret", "remove_secret",
-        "stop_host", "enable_host",
-    )  # fmt: skip
-    dangerous_actions = ("disable", "remove_secret", "stop_host")
-    # An inbox has neither secret nor host, and nothing can be sent to it.
-    _endpoint_actions = ("send_test", "rotate_secret", "add_secret", "remove_secret", "stop_host", "enable_host")
     change_form_template = "console/endpoint.html"
     delete_confirmation_template = "console/delete_subscription.html"
     _form_fields = (
@@ -185,128 +147,12 @@ class SubscriptionAdmin(BoundedAdmin):
         found.pop("delete_selected", None)
         return found
 
-    # --- what is shown ------------------------------------------------------------------------------
-
-    @admin.display(description="URL")
-    def url_display(self, row: Subscription) -> SafeString:
-        return with_note(short(row.url), " · ".join(short(one, 60) for one in (row.uid, row.description) if one))
-
-    @admin.display(description="URL")
-    def url_full(self, row: Subscription) -> str:
-        return short(row.url, 2048)
-
-    @admin.display(description="description")
-    def description_full(self, row: Subscription) -> str:
-        return short(row.description, 500)
-
-    @admin.display(description="uid")
-    def uid_display(self, row: Subscription) -> str:
-        return short(row.uid or "-", 255)
-
-    @admin.display(description="metadata")
-    def metadata_display(self, row: Subscription) -> SafeString | str:
-        return lines([short(f"{name}: {value}", 610) for name, value in row.metadata.items()]) or "-"
-
-    @admin.display(description="transform")
-    def transform_full(self, row: Subscription) -> str:
-        return short(row.transform, 4096) or "-"
-
-    @admin.display(description="channels")
-    def channels_display(self, row: Subscription) -> str:
-        return short(", ".join(row.channels), 1500) or "-"
-
-    @admin.display(description="filter")
-    def filter_display(self, row: Subscription) -> str:
-        return "-" if row.filter is None else short(json.dumps(row.filter, ensure_ascii=False), 8192)
-
-    @admin.display(description="event types")
-    def event_types_display(self, row: Subscription) -> SafeString:
-        some = (["operational events:"] if row.is_operational else []) + [short(one) for one in row.event_types[:10]]
-        return lines(some + (["…"] if len(row.event_types) > 10 else []))
-
-    @admin.display(description="event types")
-    def first_types_display(self, row: Subscription) -> SafeString:
-        """For the list: as many as don't make the row tall."""
-        some = (["operational events:"] if row.is_operational else []) + [short(one, 40) for one in row.event_types[:3]]
-        more = len(row.event_types) - 3
-        return lines(some + ([f"and {more} more"] if more > 0 else []))
-
-    @admin.display(description="operational events")
-    def operational_display(self, row: Subscription) -> str:
-        return "yes, and no others" if row.is_operational else "no"
-
-    @admin.display(description="state")
-    def state_display(self, row: Any) -> SafeString:
-        return badge(row.state)
-
-    @admin.display(description="state, since")
-    def state_since_display(self, row: Any) -> SafeString:
-        return with_note(badge(row.state), format_time(row.state_since))
-
-    @admin.display(description="next attempt")
-    def next_attempt_display(self, row: Any) -> str:
-        return format_time(row.next_attempt_at)
-
-    @admin.display(description="in flight")
-    def in_flight_display(self, row: Subscription) -> int | str:
-        queue: SubscriptionQueue | None = getattr(row, "queue", None)
-        return "-" if queue is None else queue.in_flight
-
-    @admin.display(description="cause")
-    def cause_display(self, row: Any) -> str:
-        return cause_of(row) or "-"
-
-    @admin.display(description="disabled reason")
-    def disabled_reason_display(self, row: Subscription) -> str:
-        return short(row.disabled_reason, 500) or "-"
-
-    @admin.display(description="custom headers")
-    def header_names_display(self, row: Subscription) -> SafeString | str:
-        return lines([short(name) for name in row.header_names]) or "-"
-
-    @admin.display(description="secrets that sign")
-    def secrets_display(self, row: Subscription) -> SafeString | str:
-        stored = signing_secrets.stored_secrets(Subscription.objects.only(*signing_secrets.COLUMNS).get(pk=row.pk))
-        return secret_actions.secrets_table(stored) if stored else "-"
-
-    @admin.display(description="authorization")
-    def auth_type_display(self, row: Subscription) -> str:
-        return short(row.auth_type) or "-"
-
-    @admin.display(description="second signature header")
-    def signature_header_full(self, row: Subscription) -> str:
-        return short(row.signature_header) or "-"
-
-    @admin.display(description="client certificate")
-    def certificate_display(self, row: Subscription) -> SafeString | str:
-        details = row.client_certificate_details
-        if not details:
-            return "-"
-        ends = datetime.datetime.fromisoformat(details["expires_at"])
-        state = "expired" if ends <= timezone.now() else "expires"
-        return lines(
-            [
-                short(details["subject"], 300),
-                short(f"issued by {details['issuer']}", 310),
-                f"{state} {format_time(ends)}",
-                short(f"SHA-256 {details['fingerprint_sha256']}", 80),
-            ]
-        )
-
     def search(self, request: HttpRequest, queryset: QuerySet[Any], term: str) -> QuerySet[Any]:
         """Find by id, uid, part of the URL, or part of the organization's name."""
         row_id = parse_id(term)
         if row_id:
             return queryset.filter(Q(pk=row_id) | Q(uid=term))
         return queryset.filter(pk__in=search.subscriptions_named(term, search.Scope.of(request)))
-
-    @admin.display(description="created", ordering="id")
-    def created_display(self, row: Subscription) -> str:
-        return format_time(row.created_at)
-
-    @admin.display(description="id")
-    def id_display(self, row: Subscription) -> SafeString:
-        return short_id(row.pk)
 
     # --- creating, changing, deleting ---------------------------------------------------------------
 
@@ -319,35 +165,8 @@ class SubscriptionAdmin(BoundedAdmin):
     ) -> HttpResponse:
         """Make the handshake that the form asks for before Django opens the transaction that saves it."""
         if request.method == "POST" and "handshake" in request.POST:
-            request.handshaken = self._shake_hands(request, object_id)  # type: ignore[attr-defined]
+            request.handshaken = shake_hands(self, request, object_id)  # type: ignore[attr-defined]
         return super().changeform_view(request, object_id, form_url, extra_context)
-
-    def _shake_hands(self, request: HttpRequest, object_id: str | None) -> Handshake | None:
-        """Return what came of it; None if none was made, because the form or the user can't change anything."""
-        row = None if object_id is None else self.get_object(request, unquote(object_id))
-        if object_id is None:
-            may_save = self.has_add_permission(request)
-        else:
-            may_save = row is not None and self.has_change_permission(request, row)
-        if not may_save:
-            return None
-        form = self.get_form(
-            request, row, change=row is not None, fields=flatten_fieldsets(self.get_fieldsets(request, row))
-        )(request.POST, instance=row)
-        form.handshaken = Handshake()
-        if not form.is_valid() or not form.asks_for_handshake:
-            return None
-        # The form has written into its row.
-        current = None if row is None else Subscription.objects.get(pk=row.pk)
-        url = form.values["url"] if current is None or "url" in form.values else current.url
-        organization_id = form.cleaned_data["organization"].pk if current is None else current.organization_id
-        try:
-            handshake.shake_hands(organization_id, url, form.values, current)
-        except handshake.HandshakeFailed as error:
-            return Handshake(f"The endpoint didn't confirm. {error.sentence} Nothing was saved.")
-        except probes.TooManyProbes as error:
-            return Handshake(f"{error.sentence} Wait {error.retry_after} seconds.")
-        return Handshake()
 
     def get_form(
         self, request: HttpRequest, obj: Subscription | None = None, change: bool = False, **kwargs: Any
@@ -384,7 +203,7 @@ class SubscriptionAdmin(BoundedAdmin):
 
     def delete_model(self, request: HttpRequest, obj: Subscription) -> None:
         """Delete the subscription as the API does."""
-        subscriptions.delete(obj, audit=self._auditor(request, "subscription.delete", obj))
+        subscriptions.delete(obj, audit=partial(self.audit, request, "subscription.delete", obj, {}))
 
     def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
         """Return only the subscription itself: nothing else is removed with it."""
@@ -399,209 +218,3 @@ class SubscriptionAdmin(BoundedAdmin):
         if row is not None:
             context["endpoint"] = {**endpoint_context(request, row), "state": self.state_display(row)}
         return super().change_view(request, object_id, form_url, context)
-
-    # --- actions ------------------------------------------------------------------------------------
-
-    def fits(self, action: str, row: Any) -> bool:
-        """Offer nothing for a deleted subscription, and for others what changes something."""
-        if row.deleted_at is not None or (action in self._endpoint_actions and is_inbox(row)):
-            return False
-        if action == "remove_secret" and not row.previous_secrets_expire_at:
-            return False
-        needs_active = {"disable": True, "stop_host": True, "enable": False, "enable_host": False}
-        return action not in needs_active or needs_active[action] == row.is_active
-
-    def has_rotate_permission(self, request: HttpRequest) -> bool:
-        """Whether the user may give a subscription a new secret, for `permissions=["rotate"]`."""
-        return request.user.has_perm("webhooks.change_subscription")
-
-    def has_switch_permission(self, request: HttpRequest) -> bool:
-        """Whether the user may disable, enable and recover subscriptions, for `permissions=["switch"]`."""
-        return request.user.has_perm("webhooks.switch_subscription")
-
-    def has_manage_permission(self, request: HttpRequest) -> bool:
-        """Whether the user may retry deliveries, for `permissions=["manage"]`."""
-        return request.user.has_perm("webhooks.manage_delivery")
-
-    def _auditor(
-        self, request: HttpRequest, action: str, row: Subscription, detail: dict[str, Any] | None = None
-    ) -> Callable[[], None]:
-        """Return a function that writes the audit entry for `action`, for the transaction that makes the change."""
-        return partial(self.audit, request, action, row, detail or {})
-
-    def _selected(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> list[Subscription] | None:
-        try:
-            ids = selected_ids(queryset)
-        except TooMany:
-            refuse_too_many(self, request, "Filter by organization.")
-            return None
-        return list(Subscription.objects.filter(pk__in=ids).select_related("organization").order_by("pk"))
-
-    @admin.action(description="Retry failed deliveries", permissions=["manage"])
-    def retry_failed(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
-        """Make one more attempt of each delivery to the selected subscription that failed or is retrying."""
-        ids = list(queryset.values_list("pk", flat=True)[:2])
-        if len(ids) != 1:
-            self.message_user(request, "Select one subscription at a time. Nothing was changed.", messages.ERROR)
-            return None
-        return ask_and_run(self, request, BulkRun.Kind.RETRY, {"subscription": ids[0]})
-
-    @admin.action(description="Disable", permissions=["switch"])
-    def disable(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
-        """Stop sending to the selected subscriptions, for a reason; their deliveries are held."""
-        rows = self._selected(request, queryset)
-        if rows is None:
-            return None
-        skipped = _count_skipped(rows, "already disabled", lambda row: row.is_active)
-        able = len(rows) - sum(skipped.values())
-        form = answer(request, ReasonForm)
-        if able and not form.is_valid():
-            what = f"{able:,} subscription{'' if able == 1 else 's'}"
-            texts = [f"Nothing more is sent to {what}; what waits for {'it' if able == 1 else 'them'} is held until "
-                     f"{'it is' if able == 1 else 'they are'} enabled again."]  # fmt: skip
-            if settings.HELD_RETENTION_DAYS:
-                texts.append(f"What is held for more than {settings.HELD_RETENTION_DAYS} days is cancelled.")
-            shown = table(("organization", "endpoint"), [
-                (short(row.organization.name, 60), short(row.url, 100)) for row in rows[:SHOWN_ROWS] if row.is_active
-            ])  # fmt: skip
-            question = Question(f"Disable {what}?", f"Disable {what}", texts, [("Subscriptions", shown)])
-            return question_page(self, request, form, question)
-        done = 0
-        if able:
-            reason = reason_of(form)
-            by = f"Disabled by {request.user.get_username()}: {reason}"
-            write = partial(self.audit_many, request, "subscription.disable", detail={}, reason=reason)
-            for ids in _by_organization(rows):
-                done += len(subscriptions.disable_many(ids, by, audit=lambda changed: write(rows=changed)))
-        report(self, request, "disabled", done, dict(skipped))
-        return None
-
-    @admin.action(description="Enable", permissions=["switch"])
-    def enable(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
-        """Send to the selected subscriptions again, what was held first."""
-        rows = self._selected(request, queryset)
-        if rows is None:
-            return
-        skipped = _count_skipped(rows, "already enabled", lambda row: not row.is_active)
-        write = partial(self.audit_many, request, "subscription.enable", detail={})
-        done = 0
-        for ids in _by_organization(rows):
-            done += len(subscriptions.enable_many(ids, audit=lambda changed: write(rows=changed)))
-        report(self, request, "enabled", done, dict(skipped))
-
-    @admin.action(description="Recover missed events…", permissions=["switch"])
-    def recover(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
-        """Queue every event since a time that matches the selected subscription and wasn't delivered to it."""
-        rows = self._selected(request, queryset)
-        if rows is None:
-            return None
-        if len(rows) != 1 or rows[0].deleted_at is not None:
-            text = "Select one subscription at a time that isn't deleted. Nothing was changed."
-            self.message_user(request, text, messages.ERROR)
-            return None
-        return ask_and_recover(self, request, rows[0])
-
-    def _only_endpoint(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> Subscription | None:
-        """Return the selected subscription; tell the user if it isn't one that exists, or is an inbox."""
-        rows = list(queryset[:2])
-        if len(rows) != 1 or rows[0].deleted_at is not None:
-            self.message_user(request, "Select one subscription that isn't deleted.", messages.ERROR)
-            return None
-        if is_inbox(rows[0]):
-            text = "The subscription is an inbox: it has no secret, and nothing is sent to it. Nothing was changed."
-            self.message_user(request, text, messages.ERROR)
-            return None
-        return Subscription.objects.get(pk=rows[0].pk)
-
-    @admin.action(description="Send a test event", permissions=["switch"])
-    def send_test(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> None:
-        """Send a test event to the endpoint and show what came back."""
-        row = self._only_endpoint(request, queryset)
-        if row is None:
-            return
-        try:
-            result = endpoint_test.send_test_event(row)
-        except probes.TooManyProbes as error:
-            wait = f"{error.sentence} Wait {error.retry_after} seconds."
-            self.message_user(request, wait, messages.ERROR)
-            return
-        with transaction.atomic():
-            self.audit(request, "subscription.test", row, result.for_audit())
-        body = short(result.outcome.body, 200)
-        said = f"Test event {result.event_id}: {result.summary}" + (f" Response: {body}" if body else "")
-        self.message_user(request, said, messages.SUCCESS if result.outcome.succeeded else messages.WARNING)
-
-    @admin.action(description="Rotate the secret…", permissions=["rotate"])
-    def rotate_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
-        """Replace the signing secret and show the new one, which can't be read again."""
-        row = self._only_endpoint(request, queryset)
-        if row is None:
-            return None
-        form = answer(request, RotationForm)
-        if not form.is_valid():
-            texts = [
-                f"The endpoint {short(row.url, 200)} gets a new signing secret, which is shown once. For as long as "
-                "you choose, webhooks are signed with both, so that the receiver can change over."
-            ]
-            return question_page(
-                self, request, form, Question("Rotate the signing secret?", "Rotate the secret", texts)
-            )
-        overlap = int(form.cleaned_data["overlap"])
-        try:
-            with transaction.atomic():
-                secret = subscriptions.rotate_secret(row, datetime.timedelta(seconds=overlap))
-                self.audit(request, "subscription.rotate_secret", row, {"overlap_seconds": overlap}, reason_of(form))
-        except signing_secrets.TooManySecrets as error:
-            self.message_user(
-                request,
-                f"{signing_secrets.MAX_PREVIOUS_SECRETS} other secrets sign"
-                + (f", the first of them until {format_time(error.ends_at)}" if error.ends_at else "")
-                + ". Nothing was changed.",
-                messages.ERROR,
-            )
-            return None
-        return secret_actions.show_new(self, request, row, "signing secret", secret, own=False)
-
-    @admin.action(description="Add a secret…", permissions=["rotate"])
-    def add_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
-        """Let another signing secret sign beside those there are."""
-        row = self._only_endpoint(request, queryset)
-        return secret_actions.ask_and_add(self, request, row) if row else None
-
-    @admin.action(description="Remove a secret…", permissions=["rotate"])
-    def remove_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
-        """Erase a signing secret, which stops signing at once."""
-        row = self._only_endpoint(request, queryset)
-        return secret_actions.ask_and_remove(self, request, row) if row else None
-
-    @admin.action(description="Stop this host…", permissions=["switch"])
-    def stop_host(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
-        """Disable every subscription that leads to the hosts of the selected ones."""
-        chosen = queryset.values_list("host", "organization_id")[:ACTION_BOUND]
-        return stop_or_enable(self, request, chosen, stop=True)
-
-    @admin.action(description="Enable this host…", permissions=["switch"])
-    def enable_host(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
-        """Enable again what was stopped with the hosts of the selected subscriptions."""
-        chosen = queryset.values_list("host", "organization_id")[:ACTION_BOUND]
-        return stop_or_enable(self, request, chosen, stop=False)
-
-
-def _count_skipped(rows: list[Subscription], why: str, fits: Callable[[Subscription], bool]) -> Counter[str]:
-    skipped: Counter[str] = Counter()
-    for row in rows:
-        if row.deleted_at is not None:
-            skipped["deleted"] += 1
-        elif not fits(row):
-            skipped[why] += 1
-    return skipped
-
-
-def _by_organization(rows: list[Subscription]) -> Iterator[list[uuid.UUID]]:
-    """Yield the ids of each organization's subscriptions, a thousand at the most: each part is one transaction."""
-    owned: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
-    for row in rows:
-        owned[row.organization_id].append(row.pk)
-    for ids in owned.values():
-        for start in range(0, len(ids), MOST_AT_ONCE):
-            yield ids[start : start + MOST_AT_ONCE]
