@@ -144,7 +144,8 @@ class AsyncDeliveries(AsyncResource):
 
     async def attempts(self, delivery_id: str) -> Sequence[models.Attempt]:
         """Return the attempts of a delivery, the first one first."""
-        return (await self.get(delivery_id)).attempts
+        delivery = await self.get(delivery_id)
+        return delivery.attempts
 
 
 class AsyncEventTypes(AsyncResource):

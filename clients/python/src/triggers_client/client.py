@@ -1,4 +1,7 @@
-"""The client for programs that wait for each response."""
+"""The client for programs that wait for each response.
+
+Written from aio.py by `python -m scripts.sync_client`: change that one.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +144,8 @@ class Deliveries(Resource):
 
     def attempts(self, delivery_id: str) -> Sequence[models.Attempt]:
         """Return the attempts of a delivery, the first one first."""
-        return self.get(delivery_id).attempts
+        delivery = self.get(delivery_id)
+        return delivery.attempts
 
 
 class EventTypes(Resource):
