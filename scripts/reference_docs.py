@@ -82,7 +82,7 @@ def settings() -> str:
             "the setting. Write durations as `500ms`, `30s`, `5m`, `24h`, or `5d`; a number without a unit is in "
             "seconds. [Operations](../operations.md#settings) describes how the settings are used."
         )
-        + re.sub("^###", "##", settings_docs.tables(), flags=re.M).rstrip()
+        + settings_docs.tables().rstrip()
         + "\n"
     )
 

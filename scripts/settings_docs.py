@@ -1,6 +1,5 @@
-"""Write what the documentation says of each setting, from its declaration: `python -m scripts.settings_docs`.
-
-That is the tables of docs/operations.md, and the end of .env.example.
+"""What is written about each setting, from its declaration: the end of .env.example, and the tables of
+docs/reference/settings.md, which `scripts.reference_docs` writes.  `python -m scripts.settings_docs` writes the former.
 """
 
 from __future__ import annotations
@@ -15,20 +14,10 @@ import yaml
 from triggers_project.options import OPTIONS, Option
 
 ROOT = Path(__file__).resolve().parent.parent
-OPERATIONS = ROOT / "docs" / "operations.md"
 EXAMPLE = ROOT / ".env.example"
 COMPOSE = ROOT / "docker-compose.yml"
 
-BEGIN = "<!-- Written by `python -m scripts.settings_docs` from triggers_project/options/declarations.py. -->\n"
-END = "<!-- The end of what it writes. -->\n"
 EVERYTHING_ELSE = "# --- Everything else, with its default. Written by `python -m scripts.settings_docs`. ---\n"
-
-
-def operations(page: str) -> str:
-    """Return docs/operations.md with the tables that the declarations make."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{tables()}{END}{after}"
 
 
 def tables() -> str:
@@ -43,7 +32,7 @@ def _table(title: str, options: list[Option[object]]) -> str:
         f"| {option.meaning} |\n"
         for option in options
     ]
-    return f"### {title}\n\n| variable | value | default | meaning |\n|---|---|---|---|\n{''.join(rows)}\n"
+    return f"## {title}\n\n| variable | value | default | meaning |\n|---|---|---|---|\n{''.join(rows)}\n"
 
 
 def example(text: str) -> str:
@@ -72,9 +61,8 @@ def _fixed_by_compose() -> set[str]:
 
 
 def main() -> None:
-    """Write both files."""
-    for path, written in ((OPERATIONS, operations), (EXAMPLE, example)):
-        path.write_text(written(path.read_text()))
+    """Write .env.example."""
+    EXAMPLE.write_text(example(EXAMPLE.read_text()))
 
 
 if __name__ == "__main__":

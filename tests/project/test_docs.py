@@ -31,10 +31,6 @@ def _rows(text: str) -> list[list[str]]:
     return rows
 
 
-def test_the_settings_tables_are_what_the_declarations_say() -> None:
-    assert settings_docs.operations(OPERATIONS) == OPERATIONS, "run python -m scripts.settings_docs"
-
-
 def test_the_example_of_an_env_file_lists_every_setting() -> None:
     example = settings_docs.EXAMPLE.read_text()
     assert settings_docs.example(example) == example, "run python -m scripts.settings_docs"

@@ -1,6 +1,6 @@
 """Every setting that an operator can choose: the section of its table, its kind, its default, and what it means.
 
-To add one, declare it here, and run `python -m scripts.settings_docs` for the documentation.  Its value is then
+To add one, declare it here, and run `python -m scripts.reference_docs` for the documentation.  Its value is then
 `settings.NAME`.  Don't import a name from here: it is the declaration, not the value.
 """
 
