@@ -31,32 +31,37 @@ UNFINISHED = "('pending', 'delivering', 'held')"
 
 # A claim looks at so many due deliveries of a queue for those that have to wait.
 PARKED_AT_A_TIME = 1000
-# Keys of one subscription that are looked at with one statement.
+# A statement looks at so many keys of one subscription.
 KEYS_AT_A_TIME = 1000
 
-# Whether another delivery of the key keeps a delivery `d` of a queue `q` waiting: an earlier one, or a later one that
-# is on its way while somebody retries this one.  A failed one whose payload was erased blocks nothing: no retry helps.
-# The first of a key is looked up by an index in its order; of an EXISTS, the planner may read all that wait, each time.
+# The rule, for a delivery `d` and others `b` of its key.  Three kinds make it wait: an earlier one that is unfinished;
+# any that is on its way, while somebody retries this one; and an earlier one that failed, if the subscription blocks on
+# failures.  A failed one whose payload was erased blocks nothing: no retry helps.
+_OF_ITS_KEY = "b.subscription_id = d.subscription_id AND b.ordering_key = d.ordering_key"
+_IS_EARLIER = "(b.ordered_at, b.event_id) < (d.ordered_at, d.event_id)"
+_UNFINISHED_ONE = f"{_OF_ITS_KEY} AND b.status IN {UNFINISHED}"
+_ONE_ON_ITS_WAY = f"{_OF_ITS_KEY} AND b.status = 'delivering'"
+_EARLIER_FAILED_ONE = (
+    f"{_OF_ITS_KEY} AND b.status = 'failed' AND {_IS_EARLIER} AND b.last_error <> '{Failure.PAYLOAD_ERASED}'"
+)
+_THE_FIRST = "ORDER BY b.ordered_at, b.event_id LIMIT 1"
+
+# Whether an earlier delivery of the key is unfinished; NULL if none is.  The first of a key is looked up by an index in
+# its order; of an EXISTS, the planner may read all that wait, each time.
+EARLIER_IS_UNFINISHED = f"""(
+            SELECT {_IS_EARLIER} FROM webhooks_delivery b WHERE {_UNFINISHED_ONE} {_THE_FIRST}
+        )"""  # noqa: S608 - a constant of ours
+
+# Whether a delivery `d` of a queue `q` has to wait.
 MUST_WAIT = f"""(
     d.ordering_key IS NOT NULL AND (
-        (
-            SELECT (b.ordered_at, b.event_id) < (d.ordered_at, d.event_id) FROM webhooks_delivery b
-            WHERE b.subscription_id = d.subscription_id AND b.ordering_key = d.ordering_key
-              AND b.status IN {UNFINISHED}
-            ORDER BY b.ordered_at, b.event_id LIMIT 1
-        ) OR EXISTS (
-            SELECT 1 FROM webhooks_delivery b
-            WHERE b.subscription_id = d.subscription_id AND b.ordering_key = d.ordering_key
-              AND b.status = 'delivering'
-        ) OR q.blocks_on_failure AND EXISTS (
-            SELECT 1 FROM webhooks_delivery b
-            WHERE b.subscription_id = d.subscription_id AND b.ordering_key = d.ordering_key
-              AND b.status = 'failed' AND (b.ordered_at, b.event_id) < (d.ordered_at, d.event_id)
-              AND b.last_error <> '{Failure.PAYLOAD_ERASED}'
-        )
+        {EARLIER_IS_UNFINISHED}
+        OR EXISTS (SELECT 1 FROM webhooks_delivery b WHERE {_ONE_ON_ITS_WAY})
+        OR q.blocks_on_failure AND EXISTS (SELECT 1 FROM webhooks_delivery b WHERE {_EARLIER_FAILED_ONE})
     )
 )"""  # noqa: S608 - a constant of ours
 
+# Of each queue, parks those of the next due deliveries that have to wait.
 _PARK = f"""
 UPDATE webhooks_delivery SET next_attempt_at = %(until)s
 WHERE id = ANY (ARRAY (
@@ -116,26 +121,24 @@ WHERE d.status = 'pending' AND d.next_attempt_at > %(parked)s AND NOT {MUST_WAIT
 """  # noqa: S608 - a constant of ours
 
 
-# What a delivery waits for, the first in order: the same three as in MUST_WAIT, each by its index.
+# Which delivery a delivery waits for: of each kind that MUST_WAIT looks for the first, and of these the first.
 _BLOCKER = f"""
 SELECT b.id FROM (
-    (SELECT id, ordered_at, event_id FROM webhooks_delivery
-     WHERE subscription_id = %(subscription)s AND ordering_key = %(key)s AND status IN {UNFINISHED}
-       AND (ordered_at, event_id) < (%(ordered_at)s, %(event)s)
-     ORDER BY ordered_at, event_id LIMIT 1)
+    SELECT %(subscription)s::uuid AS subscription_id, %(key)s::text AS ordering_key,
+           %(ordered_at)s::timestamptz AS ordered_at, %(event)s::uuid AS event_id
+) AS d
+CROSS JOIN LATERAL (
+    (SELECT b.id, b.ordered_at, b.event_id FROM webhooks_delivery b WHERE {_UNFINISHED_ONE} AND {_IS_EARLIER}
+     {_THE_FIRST})
     UNION ALL
-    (SELECT id, ordered_at, event_id FROM webhooks_delivery
-     WHERE subscription_id = %(subscription)s AND ordering_key = %(key)s AND status = 'delivering'
-       AND event_id <> %(event)s
+    (SELECT b.id, b.ordered_at, b.event_id FROM webhooks_delivery b WHERE {_ONE_ON_ITS_WAY} AND b.event_id <> d.event_id
      LIMIT 1)
     UNION ALL
-    (SELECT id, ordered_at, event_id FROM webhooks_delivery
-     WHERE subscription_id = %(subscription)s AND ordering_key = %(key)s AND status = 'failed'
-       AND (ordered_at, event_id) < (%(ordered_at)s, %(event)s) AND last_error <> '{Failure.PAYLOAD_ERASED}'
-       AND (SELECT ordered_on_failure = 'block' FROM webhooks_subscription WHERE id = %(subscription)s)
-     ORDER BY ordered_at, event_id LIMIT 1)
+    (SELECT b.id, b.ordered_at, b.event_id FROM webhooks_delivery b WHERE {_EARLIER_FAILED_ONE}
+       AND (SELECT ordered_on_failure = 'block' FROM webhooks_subscription s WHERE s.id = d.subscription_id)
+     {_THE_FIRST})
 ) AS b
-ORDER BY b.ordered_at, b.event_id LIMIT 1
+{_THE_FIRST}
 """  # noqa: S608 - a constant of ours
 
 # Those that wait for one of their key.
@@ -150,7 +153,7 @@ SELECT count(*) FROM (
 
 
 class Keyed(Protocol):
-    """What is asked of a delivery to find its place."""
+    """The columns of a delivery that say where it stands in the order of its key."""
 
     subscription_id: uuid.UUID
     event_id: uuid.UUID
@@ -243,7 +246,7 @@ def _unpark_forgotten(subscription_id: uuid.UUID, keys: Sequence[str]) -> int:
 
 
 def repair_order() -> int:
-    """Do that for every queue that has deliveries with keys; return of how many keys."""
+    """Unpark forgotten deliveries of every queue that has deliveries with keys; return of how many keys."""
     with server_cursor() as cursor:
         queues = cursor.execute(
             "SELECT subscription_id FROM webhooks_subscriptionqueue WHERE has_ordered AND accepts_deliveries"

@@ -13,7 +13,7 @@ import psycopg
 from core.arrays import plain_array, text_array
 from core.ids import derive_ids
 from webhooks.models import DeliveryStatus
-from webhooks.order import PARKED_UNTIL, UNFINISHED
+from webhooks.order import EARLIER_IS_UNFINISHED, PARKED_UNTIL
 from webhooks.queues import lock_only, mark_due, mark_held
 
 # The ORM can't insert from arrays, which is what makes a thousand deliveries one cheap statement.  A delivery that
@@ -43,10 +43,10 @@ _INSERT_ALSO_FOR_INBOXES = _INSERT.format(
 # For those with an ordering key, under the locks of their queues: one that has to wait is parked (`webhooks.order`).
 INSERT_ORDERED = f"""
 WITH new AS (
-    SELECT d.*, row_number() OVER (PARTITION BY subscription_id, key ORDER BY ordered_at, event_id) AS number
+    SELECT d.*, row_number() OVER (PARTITION BY subscription_id, ordering_key ORDER BY ordered_at, event_id) AS number
     FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[],
                 %(statuses)s::text[], %(keys)s::text[], %(times)s::timestamptz[])
-             AS d(id, organization_id, event_id, subscription_id, status, key, ordered_at)
+             AS d(id, organization_id, event_id, subscription_id, status, ordering_key, ordered_at)
     WHERE (SELECT true FROM webhooks_delivery AS existing WHERE existing.id = d.id LIMIT 1) IS NULL
 )
 INSERT INTO webhooks_delivery (
@@ -54,13 +54,10 @@ INSERT INTO webhooks_delivery (
     attempts_used, attempt_count, last_error, created_at, ordering_key, ordered_at
 )
 SELECT id, organization_id, event_id, subscription_id, status,
-       CASE WHEN status = 'pending' AND (number > 1 OR (
-           SELECT (b.ordered_at, b.event_id) < (new.ordered_at, new.event_id) FROM webhooks_delivery b
-           WHERE b.subscription_id = new.subscription_id AND b.ordering_key = new.key AND b.status IN {UNFINISHED}
-           ORDER BY b.ordered_at, b.event_id LIMIT 1
-       )) THEN %(until)s ELSE t + make_interval(secs => %(delay)s) END,
-       'schedule', 0, 0, '', t, key, ordered_at
-FROM new, clock_timestamp() AS t
+       CASE WHEN status = 'pending' AND (number > 1 OR {EARLIER_IS_UNFINISHED})
+            THEN %(until)s ELSE t + make_interval(secs => %(delay)s) END,
+       'schedule', 0, 0, '', t, ordering_key, ordered_at
+FROM new AS d, clock_timestamp() AS t
 """  # noqa: S608 - a constant of ours
 HAS_ORDERED = """
 UPDATE webhooks_subscriptionqueue SET has_ordered = true WHERE subscription_id = ANY(%s::uuid[]) AND NOT has_ordered
