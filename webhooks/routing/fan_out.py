@@ -1,7 +1,7 @@
 """Fan-out: from accepted events to one delivery for each subscription that wants them.
 
 A round is one transaction, and its row locks are the claim: a worker that dies gives its events back by dying.  If a
-round fails, its events are tried one by one, so that one bad event or subscription stops nobody else's.
+round fails, its events are processed one by one, so that one bad event or subscription stops nobody else's.
 
 Rounds are short and fair: organizations that want few deliveries come first, and one that wants many gets what is
 left of the round.  Its other events wait for the next round or, in a worker with a backlog sender, for that process.
@@ -45,14 +45,14 @@ BACKLOG_DELIVERIES_AT_A_TIME = 5_000
 CLAIM_AHEAD = 2
 FEWEST_EVENTS = 8
 
-# How many events each running fan-out holds is told as a shared advisory lock whose second key is the number
-# (`webhooks.stats` adds them up).  It is true at every moment, because it goes with the transaction.  A round takes it
-# before it looks up subscriptions, so that a recovery can wait for the rounds that don't know a new one.
+# Each running fan-out takes a shared advisory lock whose second key is the number of events that it has claimed
+# (`webhooks.stats` adds them up).  The number is always true, because the lock ends with the transaction.  A round
+# takes it before it looks up subscriptions, so that a recovery can wait for the rounds that don't see a new one.
 FAN_OUT_LOCK = 71_001
 ANNOUNCE_FAN_OUT = f"SELECT pg_advisory_xact_lock_shared({FAN_OUT_LOCK}, %s)"
 
 
-# A failed fan-out is tried again after 1, 2, 4, ... seconds, at most a minute.
+# A failed fan-out is repeated after 1, 2, 4, ... seconds, at most a minute.
 MARK_FAILED = """
 UPDATE events_event SET
     failed_attempts = failed_attempts + 1,
@@ -65,7 +65,7 @@ RETURNING status
 
 
 PUT_OFF_SECONDS = 0.1
-# Events that have to wait for an earlier one of their ordering key, which this transaction doesn't have in hand.  Each
+# Events that have to wait for an earlier one of their ordering key, which this transaction doesn't process.  Each
 # key is looked up once, however many of its events there are.
 PUT_OFF = f"""
 WITH keyed AS MATERIALIZED (
@@ -111,12 +111,10 @@ class Round:
 class FanOut:
     """Fans accepted events out, round by round, for one thread.
 
-    deliveries: most that a round makes, unless a single event has more.  waited: only events that have been due for
-    so many seconds, for a process that leaves the newer ones to another.
+    waited: only events that have been due for so many seconds, for a process that leaves the newer ones to another.
     """
 
-    def __init__(self, deliveries: int = DELIVERIES_AT_A_TIME, waited: float = 0.0) -> None:
-        self.deliveries = deliveries
+    def __init__(self, waited: float = 0.0) -> None:
         self._claims = EventClaims(waited)
         self._subscribers = Subscribers()
         # Organizations that the last round passed over: an event of theirs comes first in the next one.
@@ -124,10 +122,21 @@ class FanOut:
         self._progress = Progress()
         self._most_events = sys.maxsize
 
-    def run_round(self, limit: int, skip: Collection[uuid.UUID] = (), hand_over: HandOver | None = None) -> Round:
+    def run_round(
+        self,
+        limit: int,
+        skip: Collection[uuid.UUID] = (),
+        hand_over: HandOver | None = None,
+        deliveries: int = DELIVERIES_AT_A_TIME,
+    ) -> Round:
         """Process up to `limit` accepted events that are due, and none of organizations in `skip`.
 
-        hand_over: takes the deliveries that can be sent at once.
+        The transaction claims the events, matches them, and inserts their deliveries.  If it fails for another reason
+        than the database's, each event gets a transaction to itself.  What the round left behind decides how many
+        events the next one claims.
+
+        hand_over: takes the deliveries that can be sent at once.  deliveries: most that the round makes, unless a
+        single event has more.
         """
         started = time.perf_counter()
         limit = min(limit, self._most_events)
@@ -138,7 +147,7 @@ class FanOut:
                 hand_over.abandon()  # what an attempt that was rolled back had prepared
             events.clear()
             events.extend(self._claim(limit, skip))
-            return self._process(events, hand_over)
+            return self._process(events, deliveries, hand_over)
 
         try:
             done = in_pipelined_transaction(claim_and_process)
@@ -149,7 +158,7 @@ class FanOut:
                 raise
             log.warning("fan_out_batch_failed", events=len(events), error=repr(error)[:300])
             for event in events:
-                self._process_alone(event)
+                self._process_alone(event, deliveries)
             return Round(len(events), more=len(events) >= limit, left_to_claims=True)
         processed = done.outcomes()
         if hand_over is not None:
@@ -191,7 +200,9 @@ class FanOut:
             put_off=len(done.put_off),
         )
 
-    def _process(self, events: Sequence[AcceptedEvent], hand_over: HandOver | None = None) -> RoundInsert:
+    def _process(
+        self, events: Sequence[AcceptedEvent], deliveries: int, hand_over: HandOver | None = None
+    ) -> RoundInsert:
         """Insert the deliveries of locked events, as many as a round may; the other events stay accepted."""
         if not events:
             return RoundInsert()
@@ -199,7 +210,7 @@ class FanOut:
         wanting = select(events, matchers, self._overdue, self._progress)
         candidates = [event for event in events if event.id in wanting]
         chosen = choose_events(
-            candidates, {event_id: len(found) for event_id, found in wanting.items()}, self.deliveries, self._overdue
+            candidates, {event_id: len(found) for event_id, found in wanting.items()}, deliveries, self._overdue
         )
         put_off = self._put_off(chosen, wanting)
         if put_off:
@@ -212,7 +223,7 @@ class FanOut:
     def _put_off(chosen: Sequence[AcceptedEvent], wanting: Wanting) -> set[uuid.UUID]:
         """Put off the events that have to wait for an earlier one with the same ordering key, and return their ids.
 
-        Another worker may have that one in hand, or its fan-out has failed and is tried again.
+        Another worker may be processing that one, or its fan-out failed and will be repeated.
         """
         keyed = [
             event
@@ -231,7 +242,7 @@ class FanOut:
             }
             return set(cursor.execute(PUT_OFF, parameters).fetchall())
 
-    def _process_alone(self, event: AcceptedEvent) -> None:
+    def _process_alone(self, event: AcceptedEvent, deliveries: int) -> None:
         """Process one event of a failed round in its own transaction; count a failure against it alone."""
         started = time.perf_counter()
 
@@ -243,7 +254,7 @@ class FanOut:
                 )
                 found = [event] if cursor.fetchone() else []
                 cursor.execute(ANNOUNCE_FAN_OUT, (len(found),))
-                return self._process(found)
+                return self._process(found, deliveries)
 
         try:
             _log_outcomes(in_pipelined_transaction(again).outcomes(), started)
