@@ -43,7 +43,11 @@ def _stamp(_: Any, __: str, event_dict: structlog.typing.EventDict) -> structlog
 
 
 def configure_logging(level: str) -> None:
-    """Send structlog's and the standard library's records of `level` and above to stderr as JSON."""
+    """Send structlog's and the standard library's records of `level` and above to stderr as JSON.
+
+    structlog's go straight to stderr as bytes.  The standard library's pass through structlog's processors in the
+    handler of the root logger.  Then libraries that log each step get a higher level.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

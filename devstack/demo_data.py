@@ -160,8 +160,11 @@ def fill(
 ) -> Demo:
     """Fill an empty database with `days` of deliveries and the rollups of a month.
 
+    First the organizations and subscriptions; then events with their deliveries and attempts, what waits, and when
+    the queues are due; last, for each step of the charts, the rollups and gauges.
+
     hostile: whether names and addresses try to break out of the page.  backlogs: whether one organization is large, and
-    much has failed, waits, and is held, beyond the few endpoints in trouble that are always there.
+    much has failed, waits, and is held, beyond the few failing endpoints that are always there.
     """
     from django.db import connection
     from django.utils import timezone
@@ -226,7 +229,10 @@ def _make_organizations(number: int, *, hostile: bool) -> list[Any]:
 def _make_subscriptions(
     owners: list[Any], number: int, now: datetime.datetime, *, hostile: bool, backlogs: bool
 ) -> list[Any]:
-    """Return the subscriptions; the first ones are dead, slow, disabled, and healthy."""
+    """Make subscriptions with their queues, and return them; the first are dead, slow, disabled, and healthy.
+
+    First all of them alike, then what makes the first ones special, in their rows and in their queues.
+    """
     from core.encryption import encrypt
     from webhooks.models import Subscription, SubscriptionQueue
 

@@ -148,7 +148,11 @@ def take(browser: Browser, base: str, key: str, paths: dict[str, str], host: str
 
 
 def main() -> int:
-    """Fill a database, start web and a worker, let a webhook fail, and take the pictures."""
+    """Fill a database, start web and a worker, let a webhook fail, and take the pictures.
+
+    With a folder as argument, pictures of every page in every width and scheme go there; without, the ones of the
+    documentation are renewed, for which the portal gets a brand and a page that frames it.
+    """
     forget_settings_of_the_shell()
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     stack = Stack(ROOT / ".local" / "screenshots")

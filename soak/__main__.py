@@ -31,7 +31,11 @@ SHORT_QUIET_SECONDS = (0.5, 1.0)
 
 
 def main() -> int:
-    """Run the soak, print its table, write its result; 1 when a promise was broken."""
+    """Run the soak, print its table, write its result; 1 when a promise was broken.
+
+    Read the arguments and plan the rounds, start the servers, run the rounds one after another, stop the servers
+    whatever came of them, and write and print the result.
+    """
     parser = argparse.ArgumentParser(prog="python -m soak", description="Hurt the system, and check what was promised.")
     parser.add_argument("round", nargs="*", help="a round's faults, such as WorkerClaiming or WorkerSending+WebMaster")
     parser.add_argument("--list", action="store_true", help="print the faults of each round that would run and stop")

@@ -230,7 +230,11 @@ def check_out(ref: str, home: Path) -> Code:
 
 
 def main() -> int:
-    """Run the upgrade, print its table, write its result; 1 when a promise was broken."""
+    """Run the upgrade, print its table, write its result; 1 when a promise was broken.
+
+    Check the earlier version out, start the servers with an empty database, run the steps of the upgrade under load,
+    stop the servers whatever came of them, and write and print the result.
+    """
     parser = argparse.ArgumentParser(prog="python -m soak.upgrade", description="Upgrade under load.")
     parser.add_argument(
         "--from", dest="ref", default="", help="the commit to upgrade from; default: the version before"

@@ -10,7 +10,7 @@ from devstack.demo_data import Demo
 
 
 def console_pages(stack: BenchStack, demo: Demo) -> dict[str, str]:
-    """Return the path of each page of the console by what it shows."""
+    """Return the path of each page of the console by what it shows: a table, with no further steps."""
     event, dedup, delivery, attempt = _examples(stack, demo)
 
     def listed(model: str, **query: Any) -> str:

@@ -80,7 +80,12 @@ def _bytes(stack: BenchStack, tenant: Tenant, requests: int, batch: int) -> tupl
 
 
 def _delete_old(stack: BenchStack, tenant: Tenant, subscription: uuid.UUID) -> float:
-    """Make events of 50 days ago, and return the WAL's bytes per event for deleting them as the workers do."""
+    """Make events of 50 days ago, and return the WAL's bytes per event for deleting them as the workers do.
+
+    Where tables have partitions, make one for each that covers that time.  Insert events, a delivery of each, and an
+    attempt of each.  Then note the position of the WAL, drop the partitions or delete row by row, check that nothing
+    is left, and compare the positions.
+    """
     from webhooks.upkeep.retention import Purge
 
     is_partitioned = stack.value("SELECT to_regproc('triggers_partitions') IS NOT NULL")

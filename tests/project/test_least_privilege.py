@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from devstack.http_receiver import Received, Receiver, Response
 from devstack.postgres import USER
 from devstack.processes import ROOT
 from devstack.sentinel import Server
+from devstack.waiting import wait_until
 from tests.servers import ENVIRONMENT, postgres
 
 DATABASE = "least_privilege"
@@ -43,14 +43,6 @@ def _sql(url: str, statements: str) -> list[tuple[Any, ...]]:
             cursor = session.execute(statement)  # type: ignore[arg-type]
             rows = cursor.fetchall() if cursor.description else []
         return rows
-
-
-def _wait(condition: Callable[[], Any], what: str) -> Any:
-    ends = time.monotonic() + 60
-    while not (found := condition()):
-        assert time.monotonic() < ends, what
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +153,7 @@ def _fail_first(request: Received, number: int) -> Response:
 
 
 def _use_the_api(base: str, key: str, receiver: Receiver) -> None:
+    """Let a webhook fail and be replayed, fetch from an inbox, and recover: what needs rights on each table."""
     with httpx.Client(base_url=base, headers={"X-API-Key": key}, trust_env=False, timeout=30) as client:
 
         def call(method: str, path: str, body: Any = None) -> Any:
@@ -172,14 +165,16 @@ def _use_the_api(base: str, key: str, receiver: Receiver) -> None:
         event = call("POST", "/api/events", {"type": "a", "data": 1, "dedup_id": "one"})["id"]
         call("POST", "/api/events", {"type": "a", "data": 1, "dedup_id": "one"})
         call("POST", "/api/events/batch", [{"type": "a", "data": n, "dedup_id": f"b{n}"} for n in range(3)])
-        delivered = _wait(
+        delivered = wait_until(
             lambda: (found := call("GET", "/api/deliveries?status=delivered")["data"]) and len(found) >= 2 and found,
             "nothing was delivered",
         )
         call("POST", f"/api/deliveries/{delivered[0]['id']}/retry")
         inbox = call("POST", "/api/subscriptions", {"kind": "inbox", "inbox": "orders", "event_types": ["order.*"]})
         call("POST", "/api/events", {"type": "order.created", "data": 1})
-        fetched = _wait(lambda: call("GET", "/api/inbox?inbox=orders&wait=20")["events"], "nothing is in the inbox")
+        fetched = wait_until(
+            lambda: call("GET", "/api/inbox?inbox=orders&wait=20")["events"], "nothing is in the inbox"
+        )
         call("POST", "/api/inbox/ack", {"inbox": "orders", "event_ids": [fetched[0]["id"]]})
         call("DELETE", f"/api/subscriptions/{inbox['id']}")
         for path in (f"/api/events/{event}", "/api/events", "/api/me", "/api/keys", "/api/audit"):
@@ -194,10 +189,10 @@ def _use_the_api(base: str, key: str, receiver: Receiver) -> None:
         call("POST", "/api/events", {"type": "a", "data": 2})
         call("POST", f"{path}/enable", {})
         run = call("POST", f"{path}/recover", {"since": "2020-01-01T00:00:00Z"})["id"]
-        _wait(lambda: call("GET", f"{path}/recoveries/{run}")["status"] != "running", "the recovery doesn't end")
+        wait_until(lambda: call("GET", f"{path}/recoveries/{run}")["status"] != "running", "the recovery doesn't end")
         other = call("POST", "/api/subscriptions", {"url": receiver.url(), "event_types": ["never"]})["id"]
         call("DELETE", f"/api/subscriptions/{other}")
-    _wait(
+    wait_until(
         lambda: (
             not _sql(
                 postgres.url(DATABASE), "SELECT 1 FROM webhooks_delivery WHERE status IN ('pending', 'delivering')"
@@ -221,6 +216,7 @@ def _let_retention_pass(organization: str) -> None:
 
 
 def _use_the_admin(base: str) -> None:
+    """Log in, then create, change, and look at rows of each kind, as operators do in the admin."""
     with httpx.Client(base_url=base, trust_env=False, timeout=30, follow_redirects=True) as client:
 
         def post(path: str, **form: Any) -> httpx.Response:

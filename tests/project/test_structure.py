@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,6 +95,19 @@ def test_the_tests_import_neither_the_benchmark_nor_the_soak() -> None:
         f"{path.relative_to(ROOT)} imports {name}"
         for path in sorted((ROOT / "tests").rglob("*.py"))
         for name in sorted(_imported_packages(path) & {"bench", "soak"})
+    ]
+    assert not wrong
+
+
+def test_a_long_function_tells_its_steps() -> None:
+    """More than forty lines, also of a nested one, need a docstring: a test's name is its own."""
+    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    wrong = [
+        f"{path}: {node.name}"
+        for path in files.split()
+        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("test_")
+        if (node.end_lineno or 0) - node.lineno >= 40 and len(ast.get_docstring(node) or "") < 60
     ]
     assert not wrong
 
