@@ -127,6 +127,7 @@ def live_context(request: HttpRequest, choice: Choice | None = None) -> dict[str
 # --- endpoints ----------------------------------------------------------------------------------------------------
 
 
+# What waits for each endpoint.  SQL, because each of the two counts ends at its own LIMIT, in one statement for all.
 _COUNT_WAITING = """
 SELECT s.id, (
     SELECT count(*) FROM (

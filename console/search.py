@@ -56,9 +56,10 @@ class Scope:
 
 
 def _rows(statement: str, parameters: dict[str, Any]) -> list[uuid.UUID]:
+    # Django's cursor writes the limits into the text, so that the planner knows them.
     with connection.cursor() as cursor:
         cursor.execute(statement, parameters)
-        return [row[0] for row in cursor.fetchall()]
+        return [found for (found,) in cursor.fetchall()]
 
 
 def is_part(term: str) -> bool:
@@ -80,6 +81,7 @@ SELECT id FROM (
     WHERE e.type = %(type)s AND (%(organization)s::uuid IS NULL OR o.id = %(organization)s)
 ) AS newest ORDER BY created_at DESC, id DESC LIMIT %(most)s
 """  # noqa: S608 - constants of ours
+# Looks into the payloads of a bounded number of the newest events.
 _BY_PAYLOAD = """
 SELECT id FROM (
     SELECT id, created_at, data FROM events_event
@@ -88,11 +90,13 @@ SELECT id FROM (
 """
 # What is being delivered isn't in the indexes of lists (`Delivery.LIST_PARTS`): it is little, and found by its leases.
 _OTHERS = "status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')"
+# A UNION, because no index has both what is being delivered and everything else.
 _OF_EVENTS = f"""
 (SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(ids)s::uuid[]) AND {_OTHERS} LIMIT %(most)s)
 UNION ALL
 (SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(ids)s::uuid[]) AND status = 'delivering' LIMIT %(most)s)
 """  # noqa: S608
+# The same, and for each subscription no more rows than are wanted.
 _OF_SUBSCRIPTIONS = f"""
 SELECT d.id FROM unnest(%(ids)s::uuid[]) AS s(id) CROSS JOIN LATERAL (
     (SELECT id, created_at FROM webhooks_delivery WHERE subscription_id = s.id AND {_OTHERS}

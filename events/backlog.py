@@ -37,6 +37,7 @@ _KNOWN_SECONDS = 60.0
 _COUNT_ACCEPTED = """
 SELECT count(*) FROM (SELECT 1 FROM events_event WHERE status = 'accepted' LIMIT %s) AS waiting
 """
+# The same for one organization.
 _COUNT_ACCEPTED_OF_ORGANIZATION = """
 SELECT count(*) FROM (
     SELECT 1 FROM events_event WHERE organization_id = %s AND status = 'accepted' LIMIT %s

@@ -87,6 +87,7 @@ SELECT item.id, EXISTS (SELECT FROM permitted p WHERE p.id = item.id) AS permitt
 FROM item WHERE item.id NOT IN (SELECT id FROM stored)
 """  # noqa: S608 - a constant of ours
 
+# The events that dedup ids stand for; pairs of columns, which the ORM can't look up together.
 _FIND_HOLDERS = """
 SELECT k.organization_id, k.dedup_id, k.event_id, k.fingerprint
 FROM unnest(%(organization_ids)s::uuid[], %(dedup_ids)s::text[]) AS wanted(organization_id, dedup_id)

@@ -61,6 +61,7 @@ WHERE NOT pg_try_advisory_xact_lock(w.lock)
        WHERE k.organization_id = w.organization_id AND k.key = w.key AND k.expires_at > clock_timestamp()
    )
 """
+# The responses that are kept for requests, many at once, and whether each request's key may still have its response.
 FIND = f"""
 SELECT w.number, k.fingerprint, k.status, k.location, k.body, k.is_encrypted,
        EXISTS (
@@ -72,6 +73,7 @@ FROM unnest(%(numbers)s::int[], %(organizations)s::uuid[], %(keys)s::text[], %(a
 JOIN orgs_idempotencykey k ON k.organization_id = w.organization_id AND k.key = w.key
 WHERE k.expires_at > clock_timestamp()
 """  # noqa: S608 - a constant of ours
+# Keeps responses, many at once; a row that has expired is replaced.
 KEEP = f"""
 INSERT INTO orgs_idempotencykey AS k (
     organization_id, key, fingerprint, status, location, body, is_encrypted, expires_at

@@ -31,6 +31,7 @@ _LASTING = re.compile(
     "certificate|not support SSL|connection option|unsupported startup parameter|"
     "[Nn]ame or service not known|No address associated|nodename nor servname"
 )
+# A table that isn't there or that the role may not read, if there is one.
 _UNREADABLE = """
 SELECT name FROM unnest(%s::text[]) AS name
 WHERE to_regclass(name) IS NULL OR NOT has_table_privilege(name, 'SELECT') LIMIT 1
@@ -61,10 +62,10 @@ def check_database() -> None:
             )
         with alone.cursor() as cursor:
             cursor.execute(_UNREADABLE, [alone.introspection.django_table_names()])
-            unreadable = cursor.fetchone()
+            unreadable = next((name for (name,) in cursor.fetchall()), None)
         if unreadable:
             raise ImproperlyConfigured(
-                f"The role in DATABASE_URL may not read the table {unreadable[0]}: see "
+                f"The role in DATABASE_URL may not read the table {unreadable}: see "
                 '"Least privilege" in docs/operations.md.'
             )
     except DatabaseError as error:

@@ -49,6 +49,7 @@ class Inbox:
     retention_days: int
 
 
+# SQL, because it runs on every fetch: the ORM takes longer than the query.
 _SELECT = """
 SELECT s.id, s.organization_id, s.inbox AS name, s.is_active, s.disabled_reason, o.retention_days
 FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id

@@ -38,6 +38,7 @@ class LockedQueue:
     is_full: bool
 
 
+# Everything that is decided under the lock comes with it.  SQL, because the order of the locks and the clock matter.
 _LOCK_QUEUES = """
 SELECT q.subscription_id, q.accepts_deliveries, s.deleted_at IS NOT NULL AS is_deleted, q.concurrency_window,
        q.consecutive_failures, q.breaker_trips,
@@ -68,6 +69,7 @@ _LOCK_ONLY = """
 SELECT FROM webhooks_subscriptionqueue WHERE subscription_id = ANY(%s::uuid[]) ORDER BY subscription_id FOR UPDATE
 """
 
+# The opposite: a queue that was opened meanwhile has to release what is held.
 _MARK_HELD = """
 UPDATE webhooks_subscriptionqueue SET needs_resync = needs_resync OR accepts_deliveries
 WHERE subscription_id IN (

@@ -26,6 +26,7 @@ from typing import Any
 import structlog
 from django.conf import settings
 from psycopg.errors import QueryCanceled
+from psycopg.rows import dict_row
 
 from core.db import in_transaction, server_cursor
 from core.ids import first_id_since
@@ -84,6 +85,7 @@ ON CONFLICT (step, organization_id, subscription_id, at, outcome) DO UPDATE SET
     attempts = excluded.attempts, settled = excluded.settled, duration_ms = excluded.duration_ms,
     durations = excluded.durations, latencies = excluded.latencies
 """
+# The statements below insert or update in one step from what they count, which the ORM can't.
 _INSERT = """
 INSERT INTO webhooks_rollup AS t (
     step, organization_id, subscription_id, at, outcome, attempts, settled, duration_ms, durations, latencies
@@ -106,6 +108,7 @@ ORDER BY subscription_id, outcome
 {_ADD}
 """  # noqa: S608 - constants of ours
 
+# Attempts whose worker was lost: counted as failures without a duration.
 _ADD_LOST = f"""
 {_INSERT}
 SELECT 1, organization_id, subscription_id, date_trunc('minute', statement_timestamp()), '{WORKER_LOST}', count(*),
@@ -197,9 +200,10 @@ def count_lost_attempts(delivery_ids: list[uuid.UUID]) -> None:
 
 # --- what the sweep does once a minute --------------------------------------------------------------------------------
 
+# The last minute that is over, by the database's clock, and the last one that was sampled.
 _FIND_MINUTE = f"""
-SELECT date_trunc('minute', statement_timestamp() - make_interval(secs => {CLOSED_AFTER_SECONDS})),
-       (SELECT max(at) FROM webhooks_gauge WHERE step = 1 AND organization_id = %s)
+SELECT date_trunc('minute', statement_timestamp() - make_interval(secs => {CLOSED_AFTER_SECONDS})) AS minute,
+       (SELECT max(at) FROM webhooks_gauge WHERE step = 1 AND organization_id = %s) AS last
 """  # noqa: S608
 
 # Which of the gauges' columns a reason of `webhooks.stats` belongs to.
@@ -247,11 +251,13 @@ SELECT 1, coalesce(organization_id, %(no_id)s), %(at)s,
 FROM queue GROUP BY GROUPING SETS ((organization_id), ())
 ON CONFLICT DO NOTHING
 """  # noqa: S608 - constants of ours
+# A minute whose sample took too long: the workers are noted, and the rest stays empty.
 _NOTE_UNSAMPLED = """
 INSERT INTO webhooks_gauge (step, organization_id, at, workers, places)
 VALUES (1, %(no_id)s, %(at)s, %(workers)s, %(places)s) ON CONFLICT DO NOTHING
 """
 
+# Accepted events of each organization and minute.
 _COUNT_ACCEPTED = f"""
 {_INSERT}
 SELECT 1, organization_id, %(no_id)s, date_trunc('minute', created_at), '{ACCEPTED}', count(*), 0, 0,
@@ -260,6 +266,7 @@ FROM events_event WHERE id >= %(first_id)s AND created_at >= %(since)s AND creat
 GROUP BY organization_id, date_trunc('minute', created_at)
 {_REPLACE}
 """  # noqa: S608
+# Each organization's minutes, from those of its subscriptions.
 _SUM_ORGANIZATIONS = f"""
 {_INSERT}
 SELECT 1, organization_id, %(no_id)s, at, outcome, {_SUMS} FROM webhooks_rollup
@@ -267,6 +274,7 @@ WHERE step = 1 AND at >= %(since)s AND at < %(until)s AND subscription_id <> %(n
 GROUP BY organization_id, at, outcome
 {_REPLACE}
 """  # noqa: S608
+# The minutes of everything, from those of the organizations.
 _SUM_ALL = f"""
 {_INSERT}
 SELECT 1, %(no_id)s, %(no_id)s, at, outcome, {_SUMS} FROM webhooks_rollup
@@ -286,6 +294,7 @@ GROUP BY 2, 3, 4, 5
 _GAUGE_NAMES = (
     "due", "retrying", "paused", "rate_limited", "held", "in_flight", "oldest_due_seconds", "workers", "places",
 )  # fmt: skip
+# Gauges of a longer step are the highest of the shorter one.
 _TOP_GAUGES = f"""
 INSERT INTO webhooks_gauge (step, organization_id, at, {", ".join(_GAUGE_NAMES)})
 SELECT %(step)s, organization_id, date_bin(%(length)s, at, 'epoch'::timestamptz),
@@ -294,6 +303,7 @@ FROM webhooks_gauge WHERE step = %(from_step)s AND at >= date_bin(%(length)s, %(
 GROUP BY 2, 3
 ON CONFLICT (step, organization_id, at) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _GAUGE_NAMES)}
 """  # noqa: S608
+# A bounded number at a time, so that no transaction becomes long.
 _DELETE_OLD = """
 DELETE FROM {table} WHERE ctid = ANY (ARRAY (
     SELECT ctid FROM {table} WHERE step = %s AND at < statement_timestamp() - %s::interval LIMIT %s
@@ -303,8 +313,9 @@ DELETE FROM {table} WHERE ctid = ANY (ARRAY (
 
 def keep_rollups() -> bool:
     """Once a minute: sample the gauges, sum up what is new, delete what is old.  Return whether it was time."""
-    with server_cursor() as cursor:
-        ((minute, last),) = cursor.execute(_FIND_MINUTE, (NO_ID,)).fetchall()
+    with server_cursor(dict_row) as cursor:
+        (found,) = cursor.execute(_FIND_MINUTE, (NO_ID,)).fetchall()
+    minute, last = found["minute"], found["last"]
     if last is not None and last >= minute:
         return False
     # Before the sample, which says that this minute is done: after a crash the next sweep begins again.

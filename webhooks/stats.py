@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from django.conf import settings
-from psycopg.rows import scalar_row
+from psycopg.rows import dict_row, scalar_row
 
 from core.db import server_cursor
 from webhooks.routing.fan_out import FAN_OUT_LOCK
@@ -94,7 +94,10 @@ WITH waiting AS MATERIALIZED (
 
 
 COUNT_WAITING = _count_waiting()
+# These stop counting at a LIMIT, and count entries of an index: the ORM selects the primary key in such a count, for
+# which PostgreSQL reads the rows as well.
 COUNT_HELD = "SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE status = 'held' LIMIT %(most)s) AS held"
+# By the part of the index that each organization has.
 COUNT_RETRYING = """
 SELECT count(*) FROM (
     SELECT 1 FROM orgs_organization o CROSS JOIN LATERAL (
@@ -103,6 +106,7 @@ SELECT count(*) FROM (
     ) AS retrying LIMIT %(most)s
 ) AS counted
 """
+# From the queues, which are few.
 COUNT_DELIVERING = "SELECT coalesce(sum(in_flight), 0) FROM webhooks_subscriptionqueue WHERE in_flight > 0"
 # Since when it could be sent: not before the queue last waited for its endpoint.  A queue's own `next_due_at` may be
 # that of a delivery that has been sent since, so the first of those that wait is looked up.
@@ -118,6 +122,7 @@ SELECT extract(epoch FROM clock_timestamp() - min(greatest(first.due_at, due.rea
     ORDER BY d.next_attempt_at LIMIT 1
 ) AS first
 """  # noqa: S608 - constants of ours
+# What running fan-outs announce (`fan_out.ANNOUNCE_FAN_OUT`).
 COUNT_IN_FAN_OUT = f"""
 SELECT coalesce(sum(objid::bigint), 0) FROM pg_locks
 WHERE locktype = 'advisory' AND classid = {FAN_OUT_LOCK} AND objsubid = 2 AND granted
@@ -126,10 +131,11 @@ WHERE locktype = 'advisory' AND classid = {FAN_OUT_LOCK} AND objsubid = 2 AND gr
 
 # A queue whose breaker isn't closed has been failing since some time, which an index knows.
 COUNT_BREAKERS = """
-SELECT count(*) FILTER (WHERE coalesce(paused_until > statement_timestamp(), false)),
-       count(*) FILTER (WHERE NOT coalesce(paused_until > statement_timestamp(), false))
+SELECT count(*) FILTER (WHERE coalesce(paused_until > statement_timestamp(), false)) AS open,
+       count(*) FILTER (WHERE NOT coalesce(paused_until > statement_timestamp(), false)) AS half_open
 FROM webhooks_subscriptionqueue WHERE failing_since IS NOT NULL AND breaker_trips > 0
 """
+# To a LIMIT, as above.
 COUNT_QUEUES = "SELECT count(*) FROM (SELECT 1 FROM webhooks_subscriptionqueue LIMIT %(most)s) AS queues"
 # While a round runs, the lease on it ends in the future.
 SWEEP_AGE = """
@@ -188,10 +194,10 @@ def oldest_due_seconds() -> float:
 
 def breaker_states(most: int) -> dict[str, int]:
     """Return how many subscriptions' circuit breakers are in each state; of those that are closed, up to `most`."""
-    with server_cursor() as cursor:
-        ((is_open, half_open),) = cursor.execute(COUNT_BREAKERS).fetchall()
+    with server_cursor(dict_row) as cursor:
+        (states,) = cursor.execute(COUNT_BREAKERS).fetchall()
     queues = int(_one(COUNT_QUEUES, {"most": most}) or 0)
-    return {"open": is_open, "half_open": half_open, "closed": max(0, queues - is_open - half_open)}
+    return {**states, "closed": max(0, queues - sum(states.values()))}
 
 
 def sweep_age_seconds() -> float | None:
@@ -201,11 +207,11 @@ def sweep_age_seconds() -> float | None:
 
 # The end of a certificate is text in the one form that `client_certificates` writes, so it needs no parsing here.
 COUNT_CERTIFICATES = """
-SELECT min(client_certificate_details ->> 'expires_at'),
+SELECT min(client_certificate_details ->> 'expires_at') AS first,
        count(*) FILTER (WHERE client_certificate_details ->> 'expires_at' <= to_char(
            (statement_timestamp() + make_interval(days => %(days)s)) AT TIME ZONE 'UTC',
            'YYYY-MM-DD"T"HH24:MI:SS"+00:00"'
-       ))
+       )) AS ending
 FROM webhooks_subscription
 WHERE client_certificate_details IS NOT NULL AND deleted_at IS NULL AND is_active
 """
@@ -216,9 +222,10 @@ def client_certificates(days: int) -> tuple[float | None, int]:
 
     The second number is how many end within `days` or have ended.
     """
-    with server_cursor() as cursor:
-        ((first, ending),) = cursor.execute(COUNT_CERTIFICATES, {"days": days}).fetchall()
-    return None if first is None else datetime.datetime.fromisoformat(first).timestamp(), int(ending)
+    with server_cursor(dict_row) as cursor:
+        (row,) = cursor.execute(COUNT_CERTIFICATES, {"days": days}).fetchall()
+    first = row["first"]
+    return None if first is None else datetime.datetime.fromisoformat(first).timestamp(), int(row["ending"])
 
 
 # Each inbox is looked into once for its oldest; only those in which something waits are counted.  What is leased has an
@@ -239,12 +246,12 @@ SELECT (
               AND d.next_attempt_at <= statement_timestamp() LIMIT %(most)s
         ) AS deliveries LIMIT %(most)s
     ) AS counted
-), (
+) AS waiting, (
     SELECT count(*) FROM (
         SELECT 1 FROM webhooks_delivery WHERE status = 'pending' AND lease_id IS NOT NULL
           AND next_attempt_at > statement_timestamp() LIMIT %(most)s
     ) AS leased
-), (SELECT greatest(0, extract(epoch FROM statement_timestamp() - min(since))) FROM waiting)
+) AS leased, (SELECT greatest(0, extract(epoch FROM statement_timestamp() - min(since))) FROM waiting) AS oldest
 """
 
 
@@ -253,6 +260,6 @@ def inbox_events(most: int) -> tuple[dict[str, int], float]:
 
     The second value is how long the one that waits longest could have been fetched, in seconds; 0 if none waits.
     """
-    with server_cursor() as cursor:
-        ((waiting, leased, oldest),) = cursor.execute(COUNT_INBOXES, {"most": most}).fetchall()
-    return {"waiting": waiting, "leased": leased}, float(oldest or 0)
+    with server_cursor(dict_row) as cursor:
+        (row,) = cursor.execute(COUNT_INBOXES, {"most": most}).fetchall()
+    return {"waiting": row["waiting"], "leased": row["leased"]}, float(row["oldest"] or 0)

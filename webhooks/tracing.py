@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from core import tracing
-from core.db import server_cursor
+from events.models import Event
 from webhooks.destinations.inbox.leases import FetchedEvent
 from webhooks.destinations.outcome import Outcome
 from webhooks.dispatch.delivery import ClaimedDelivery
@@ -21,25 +21,20 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-_FIND_TRACES = (
-    "SELECT id, organization_id, type, trace FROM events_event WHERE id = ANY(%s::uuid[]) AND trace IS NOT NULL"
-)
-
 
 def trace_fan_out(event_ids: Sequence[uuid.UUID], seconds: float) -> None:
     """Make the spans of events whose fan-out is committed.  No failure of it fails the fan-out."""
     if not tracing.is_on() or not event_ids:
         return
     try:
-        with server_cursor() as cursor:
-            rows = cursor.execute(_FIND_TRACES, (list(event_ids),)).fetchall()
-        for event_id, organization_id, kind, trace in rows:
+        traced = Event.objects.filter(pk__in=event_ids, trace__isnull=False)
+        for event in traced.only("id", "organization_id", "type", "trace"):
             attributes = {
-                "triggers.event_id": str(event_id),
-                "triggers.event_type": kind,
-                "triggers.organization_id": str(organization_id),
+                "triggers.event_id": str(event.pk),
+                "triggers.event_type": event.type,
+                "triggers.organization_id": str(event.organization_id),
             }
-            tracing.end_span(tracing.start_span("fan-out", trace, "INTERNAL", attributes, seconds))
+            tracing.end_span(tracing.start_span("fan-out", event.trace, "INTERNAL", attributes, seconds))
     except Exception as error:
         log.warning("fan_out_not_traced", error=repr(error)[:300])
 

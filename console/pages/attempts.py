@@ -33,10 +33,9 @@ _WINDOWS = (1_500, 12_000, 100_000)
 def last_id() -> int:
     """Return the id that was given out last; 0 if there was none."""
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('webhooks_deliveryattempt', 'id')), 0)"
-        )
-        return int(cursor.fetchone()[0])
+        cursor.execute("SELECT pg_sequence_last_value(pg_get_serial_sequence('webhooks_deliveryattempt', 'id'))")
+        ((last,),) = cursor.fetchall()
+    return last or 0
 
 
 class OutcomeFilter(admin.SimpleListFilter):

@@ -21,10 +21,12 @@ from orgs.models import AuditEntry
 from webhooks.display.formatting import code_block, format_time, short
 
 _RECENT_ENTRIES = 50_000
+# The newest entries, read by their index; among these, what the term names.  An OR over the table would read all of it.
 _FIND_RECENT = """
 SELECT id FROM (
-    SELECT id, actor, action, target, target_name FROM orgs_auditentry ORDER BY created_at DESC, id DESC LIMIT %s
-) AS recent WHERE actor = %s OR action = %s OR target = %s OR target_name = %s LIMIT %s
+    SELECT id, actor, action, target, target_name FROM orgs_auditentry
+    ORDER BY created_at DESC, id DESC LIMIT %(entries)s
+) AS recent WHERE %(term)s::text IN (actor, action, target, target_name) LIMIT %(most)s
 """
 
 
@@ -131,5 +133,5 @@ class AuditEntryAdmin(ReadOnlyAdmin):
         if row_id and AuditEntry.objects.filter(pk=row_id).exists():
             return queryset.filter(pk=row_id)
         with connection.cursor() as cursor:
-            cursor.execute(_FIND_RECENT, [_RECENT_ENTRIES, term, term, term, term, LIST_BOUND])
-            return queryset.filter(pk__in=[found[0] for found in cursor.fetchall()])
+            cursor.execute(_FIND_RECENT, {"entries": _RECENT_ENTRIES, "term": term, "most": LIST_BOUND})
+            return queryset.filter(pk__in=[found for (found,) in cursor.fetchall()])

@@ -75,11 +75,11 @@ def _waiting_ids(request: HttpRequest, state: str) -> list[uuid.UUID]:
     }
     outcome = request.GET.get(OutcomeOfLastFilter.parameter_name, "")
     chosen["error"], chosen["status_code"] = split_outcome(outcome) if is_outcome(outcome) else (None, None)
+    found = first_rows("webhooks_delivery", _WANTED.format(condition=_WAITING[state]), newest=False)
+    statement = f"{found} SELECT id FROM found ORDER BY created_at, id LIMIT %(most)s"  # noqa: S608 - ours
     with connection.cursor() as cursor:
-        found = first_rows("webhooks_delivery", _WANTED.format(condition=_WAITING[state]), newest=False)
-        statement = f"{found} SELECT id FROM found ORDER BY created_at, id LIMIT %(most)s"  # noqa: S608 - ours
         cursor.execute(statement, {**chosen, "most": LIST_BOUND})
-        return [row[0] for row in cursor.fetchall()]
+        return [found for (found,) in cursor.fetchall()]
 
 
 class DeliveryStatusFilter(admin.SimpleListFilter):

@@ -141,15 +141,14 @@ class _DueQueue:
     due_queues: int
 
 
-# Whether a claim that found nothing met only locks.
+# Has a row if a claim that found nothing only met locks.
 _ANY_CLAIMABLE = """
-SELECT EXISTS (
-    SELECT 1 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
-    WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp()
-      AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
-      AND q.in_flight < least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))
-      AND q.has_backlog = ANY(%(has_backlog)s)
-)
+SELECT 1 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
+WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp()
+  AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
+  AND q.in_flight < least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))
+  AND q.has_backlog = ANY(%(has_backlog)s)
+LIMIT 1
 """
 
 # `= ANY (ARRAY (...))` and LATERAL with LIMIT, because the planner takes a LIMIT that it doesn't know for a tenth of
@@ -276,8 +275,7 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Clai
     other.execute(KEEP_PLANS_WITHOUT_WAITING)
     rows = locking.execute(_LOCK_DUE_QUEUES, selection).fetchall()
     if not rows:
-        claimable = other.execute(_ANY_CLAIMABLE, selection).fetchone()
-        return Claim(skipped_locked=bool(claimable and claimable[0]))
+        return Claim(skipped_locked=other.execute(_ANY_CLAIMABLE, selection).fetchone() is not None)
     now = rows[0].now
     turns = [_turn(row) for row in rows]
     _allocate(turns, limit, occupancy)
@@ -362,7 +360,10 @@ def _allocate(turns: Sequence[_Turn], limit: int, occupancy: Occupancy | None) -
 def _lease(
     turns: Sequence[_Turn], lease_seconds: float, cursor: psycopg.Cursor[_LeasedDelivery]
 ) -> list[ClaimedDelivery]:
-    """Lease each turn's due deliveries, up to its quota, and count them."""
+    """Lease each turn's due deliveries, up to its quota, and count them.
+
+    Where deliveries have ordering keys, those that have to wait are parked first, and the statement leaves out others.
+    """
     served: Mapping[uuid.UUID, _Turn] = {turn.subscription_id: turn for turn in turns if turn.quota}
     lease_id = new_id()
     ordered = [turn for turn in served.values() if turn.has_ordered]

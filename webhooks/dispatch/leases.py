@@ -32,10 +32,12 @@ class _Leased:
     subscription_id: uuid.UUID
 
 
+# Without a lock: their queues have to be locked first, so both are checked again where the lease ends.
 _FIND_EXPIRED = """
 SELECT id, subscription_id FROM webhooks_delivery
 WHERE status = 'delivering' AND lease_expires_at <= statement_timestamp() LIMIT %s
 """
+# The same for a worker that gives its own leases back.
 _FIND_LEASED = """
 SELECT id, subscription_id FROM webhooks_delivery WHERE status = 'delivering' AND lease_id = ANY(%s::uuid[])
 """

@@ -89,6 +89,8 @@ class _RecordedAttempt(msgspec.Struct, frozen=True):
     ordering_key: str | None
 
 
+# Writes back where each queue stands: computed in Python, while the queues were locked, from the results in their
+# order.
 _UPDATE_QUEUES = """
 UPDATE webhooks_subscriptionqueue q SET
     in_flight = q.in_flight - v.finished,

@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass
 
 from django.db.models import QuerySet
+from psycopg.rows import class_row
 
 from core.db import server_cursor
 from core.query import newest
@@ -19,17 +20,31 @@ from webhooks.states import NOT_LEASED
 NEWEST_DELIVERIES = 500
 COUNT_TO = 10_000
 
+# One pass over the index of what is pending, to a LIMIT; the ORM would make one query for each of the numbers.
 _COUNT_WAITING = f"""
-SELECT count(*) FILTER (WHERE is_free), count(*) FILTER (WHERE next_attempt_at <= statement_timestamp()),
-       count(*) FILTER (WHERE is_free AND last_error <> ''), count(*) FILTER (WHERE NOT is_free),
+SELECT count(*) FILTER (WHERE is_free) AS pending,
+       count(*) FILTER (WHERE next_attempt_at <= statement_timestamp()) AS due,
+       count(*) FILTER (WHERE is_free AND last_error <> '') AS retrying,
+       count(*) FILTER (WHERE NOT is_free) AS fetched,
        (SELECT count(*) FROM (SELECT 1 FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'held'
-                              LIMIT %(most)s) AS held)
+                              LIMIT %(most)s) AS held) AS held
 FROM (
     SELECT next_attempt_at, last_error, {NOT_LEASED} AS is_free FROM webhooks_delivery
     WHERE subscription_id = %(id)s AND status = 'pending'
     ORDER BY next_attempt_at LIMIT %(most)s
 ) AS pending
 """  # noqa: S608 - a constant of ours
+
+
+@dataclass(frozen=True, slots=True)
+class _Counts:
+    """The row of _COUNT_WAITING.  pending: also what is retrying, but not what is fetched."""
+
+    pending: int
+    due: int
+    retrying: int
+    fetched: int
+    held: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +60,17 @@ class Waiting:
 
 def count_waiting(subscription_id: uuid.UUID) -> Waiting:
     """Return what waits for the subscription.  pending: for its first attempt.  due: could be sent now."""
-    with server_cursor() as cursor:
-        parameters = {"id": subscription_id, "most": COUNT_TO}
-        ((pending, due, retrying, fetched, held),) = cursor.execute(_COUNT_WAITING, parameters).fetchall()
+    with server_cursor(class_row(_Counts)) as cursor:
+        (counts,) = cursor.execute(_COUNT_WAITING, {"id": subscription_id, "most": COUNT_TO}).fetchall()
     # Counting stops at so many of both together.
-    more = "+" if pending + fetched >= COUNT_TO else ""
+    more = "+" if counts.pending + counts.fetched >= COUNT_TO else ""
     return Waiting(
-        f"{pending - retrying:,}{more}", f"{retrying:,}{more}", f"{due:,}{more}",
-        f"{fetched:,}{more}", f"{held:,}{'+' if held >= COUNT_TO else ''}",
-    )  # fmt: skip
+        pending=f"{counts.pending - counts.retrying:,}{more}",
+        retrying=f"{counts.retrying:,}{more}",
+        due=f"{counts.due:,}{more}",
+        fetched=f"{counts.fetched:,}{more}",
+        held=f"{counts.held:,}{'+' if counts.held >= COUNT_TO else ''}",
+    )
 
 
 def when(moment: datetime.datetime | None, now: datetime.datetime) -> str:

@@ -38,6 +38,7 @@ SELECT e.id, e.data FROM unnest(%(ids)s::uuid[]) AS wanted(id)
 CROSS JOIN LATERAL (SELECT id, data FROM events_event WHERE id = wanted.id LIMIT 1) AS e
 """
 
+# The same for events whose data was erased.
 _FIND_ERASED = """
 SELECT e.id FROM unnest(%(ids)s::uuid[]) AS wanted(id)
 CROSS JOIN LATERAL (SELECT id, data FROM events_event WHERE id = wanted.id LIMIT 1) AS e

@@ -31,7 +31,7 @@ from core.wakeups import EVENTS, wake
 from events.ingest import ingest
 from events.payload import OPERATIONAL_PREFIX, NewEvent
 from orgs.models import ApiKey, Organization
-from webhooks.models import Notice, NoticeKind, Subscription, SubscriptionQueue
+from webhooks.models import Delivery, DeliveryStatus, Notice, NoticeKind, Subscription, SubscriptionQueue
 from webhooks.upkeep.operator_messages import send_to_operator
 
 log = structlog.get_logger()
@@ -40,7 +40,8 @@ log = structlog.get_logger()
 TOLD_AT_A_TIME = 100
 COUNT_WAITING_TO = 10_000
 
-# An endpoint that fails and wasn't told of, or that recovered and fails again.
+# An endpoint that fails and wasn't told of, or that recovered and fails again.  SQL, because joins with a notice that
+# may not exist, and intervals of the database's clock, are easier to read so.
 FIND_FAILING = """
 SELECT q.subscription_id FROM webhooks_subscriptionqueue q
 LEFT JOIN webhooks_notice n ON n.subject_id = q.subscription_id AND n.kind = 'endpoint.failing'
@@ -58,26 +59,20 @@ WHERE n.is_open AND n.kind = 'endpoint.failing' AND q.failing_since IS NULL AND 
   AND coalesce(r.told_at <= statement_timestamp() - make_interval(secs => %(interval)s), true)
 LIMIT %(rows)s
 """
+# What was noted and isn't told yet, unless the same was told a short time ago.
 FIND_NOTED = """
 SELECT subject_id, kind FROM webhooks_notice
 WHERE since IS NOT NULL AND NOT is_open
   AND coalesce(told_at <= statement_timestamp() - make_interval(secs => %(interval)s), true)
 ORDER BY since LIMIT %(rows)s
 """
+# Keys that expire soon and of which nothing was told.
 FIND_EXPIRING_KEYS = """
 SELECT k.id FROM orgs_apikey k
 WHERE k.expires_at > statement_timestamp()
   AND k.expires_at <= statement_timestamp() + make_interval(secs => %(within)s) AND k.revoked_at IS NULL
   AND NOT EXISTS (SELECT FROM webhooks_notice n WHERE n.subject_id = k.id AND n.kind = 'key.expiring')
 ORDER BY k.expires_at LIMIT %(rows)s
-"""
-_COUNT_WAITING = """
-SELECT count(*) FROM (
-    (SELECT 1 FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'pending' LIMIT %(most)s)
-    UNION ALL
-    (SELECT 1 FROM webhooks_delivery WHERE subscription_id = %(id)s AND status = 'held' LIMIT %(most)s)
-    LIMIT %(most)s
-) AS waiting
 """
 
 
@@ -266,14 +261,17 @@ def _link(path: str) -> str:
 def _publish_endpoint(kind: NoticeKind, queue: SubscriptionQueue, sentence: str, data: Mapping[str, Any]) -> None:
     """Tell the organization and the operator of an endpoint.  data: what only this kind has."""
     subscription = queue.subscription
-    ((waiting,),) = _find(_COUNT_WAITING, {"id": subscription.pk, "most": COUNT_WAITING_TO})
+    waiting = sum(
+        Delivery.objects.filter(subscription_id=subscription.pk, status=status)[:COUNT_WAITING_TO].count()
+        for status in (DeliveryStatus.PENDING, DeliveryStatus.HELD)
+    )
     times = {
         name: notice_time(value) if isinstance(value, datetime.datetime) else value for name, value in data.items()
     }
     content = {
         "message": sentence,
         **times,
-        "waiting_deliveries": waiting,
+        "waiting_deliveries": min(waiting, COUNT_WAITING_TO),
         "counted_up_to": COUNT_WAITING_TO,
     }
     shown = {"id": str(subscription.pk), "description": subscription.description, "uid": subscription.uid}

@@ -40,6 +40,7 @@ REQUEST_SECONDS = 10.0
 # Of 1, 2, 4, … minutes and then of an hour: a day and a half.
 MAX_ATTEMPTS = 40
 
+# SQL, because the message is due by the database's clock.
 _STORE = """
 INSERT INTO webhooks_operatormessage (id, channel, content, attempts, due_at, created_at)
 VALUES (%s, %s, %s::jsonb, 0, clock_timestamp() + make_interval(secs => %s), clock_timestamp())

@@ -10,6 +10,7 @@ from webhooks.queues import lock_queues, mark_due
 
 log = structlog.get_logger()
 
+# Deliveries are due before their queue says so.  For each queue, one look at the index of what is pending.
 _FIND_OVERDUE_QUEUES = """
 SELECT q.subscription_id FROM webhooks_subscriptionqueue q
 WHERE q.accepts_deliveries AND NOT q.is_fetched AND (
@@ -27,6 +28,7 @@ SELECT q.subscription_id FROM webhooks_subscriptionqueue q LEFT JOIN (
 ) AS c ON c.subscription_id = q.subscription_id
 WHERE q.in_flight <> coalesce(c.claimed, 0)
 """
+# Only those that still differ are written.
 _RECOUNT_QUEUES = """
 UPDATE webhooks_subscriptionqueue q SET in_flight = c.claimed
 FROM (

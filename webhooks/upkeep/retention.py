@@ -81,6 +81,7 @@ class _ExpiredEvent:
     deliveries: int
 
 
+# What somebody else has locked is in use, and stays until the next walk.
 _LOCK_EVENTS = """
 SELECT id FROM events_event WHERE id = ANY(%s::uuid[]) AND status = 'processed' ORDER BY id FOR UPDATE SKIP LOCKED
 """
@@ -90,11 +91,14 @@ SELECT id FROM webhooks_delivery
 WHERE event_id = ANY(%(events)s::uuid[]) AND status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')
 UNION ALL SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(events)s::uuid[]) AND status = 'delivering'
 """
+# In the order of their ids, as everywhere.
 _LOCK_DELIVERIES = (
     "SELECT id, event_id, status FROM webhooks_delivery WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE"
 )
+# Without the ORM's collector, which would read what is deleted.
 _DELETE_ATTEMPTS = "DELETE FROM webhooks_deliveryattempt WHERE delivery_id = ANY(%s::uuid[])"
 _DELETE_DELIVERIES = "DELETE FROM webhooks_delivery WHERE id = ANY(%s::uuid[])"
+# Runs are kept as long as the events of their organization; without one, for RUNS_KEPT_DAYS.
 _DELETE_FINISHED_RUNS = """
 DELETE FROM webhooks_bulkrun WHERE id IN (
     SELECT r.id FROM webhooks_bulkrun r LEFT JOIN orgs_organization o ON o.id = r.organization_id
@@ -115,6 +119,7 @@ WHERE s.deleted_at < clock_timestamp() - make_interval(days => o.retention_days)
   AND (SELECT in_flight FROM webhooks_subscriptionqueue q WHERE q.subscription_id = s.id) = 0
 LIMIT %s FOR UPDATE OF s SKIP LOCKED
 """
+# In this order, because of the foreign keys.
 _FORGET_SUBSCRIPTIONS = (
     "DELETE FROM webhooks_bulkrun WHERE subscription_id = ANY(%s::uuid[])",
     "DELETE FROM webhooks_subscriptionqueue WHERE subscription_id = ANY(%s::uuid[])",

@@ -88,6 +88,7 @@ inbox AS MATERIALIZED (
     SELECT id FROM webhooks_subscription
     WHERE id = %(inbox)s AND kind = 'inbox' AND is_active AND deleted_at IS NULL
 )"""
+# Of all types, or of one.
 _BY_ORDER = """
 WITH {inbox}, again AS MATERIALIZED (
     SELECT d.id, d.event_id, d.created_at FROM inbox CROSS JOIN LATERAL (
@@ -135,11 +136,13 @@ _TYPES = """
         LIMIT least(%(most)s, greatest(1, %(looked_at)s / (SELECT count(*) FROM {name}_types)))
     ) AS d
 )"""
+# What may be fetched of the types with a prefix, without a lock.
 _FIND_PREFIX = """
 WITH RECURSIVE {inbox}, {again}, {fresh}
 SELECT id FROM (SELECT * FROM again UNION ALL SELECT * FROM fresh) AS found
 ORDER BY part, next_attempt_at, id LIMIT %(most)s
 """
+# Locks what was found, except what others have locked or leased meanwhile.
 _LOCK_FOUND = """
 SELECT id, event_id, created_at FROM webhooks_delivery
 WHERE id = ANY (%(found)s::uuid[]) AND id >= %(first_found)s AND id <= %(last_found)s
@@ -192,6 +195,15 @@ _FIND_TYPES = _FIND_PREFIX.format(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Picked:
+    """A delivery that a fetch has locked, and its place in the order of the inbox."""
+
+    id: uuid.UUID
+    event_id: uuid.UUID
+    created_at: datetime.datetime
+
+
 def fetch(
     inbox_id: uuid.UUID, limit: int, seconds: float, event_type: str | None = None
 ) -> tuple[uuid.UUID, list[FetchedEvent]]:
@@ -202,15 +214,16 @@ def fetch(
     lease_id = new_id()
 
     def work() -> list[FetchedEvent]:
-        with server_cursor() as locking, server_cursor() as other, pipelined():
+        with server_cursor(class_row(_Picked)) as locking, server_cursor() as other, pipelined():
             # A crash that forgets this commit ends the lease early, as if the consumer had died.
             other.execute(KEEP_PLANS_WITHOUT_WAITING)
             picked = _lock(locking, inbox_id, limit, event_type)
             if not picked:
                 return []
-            ids, event_ids, places = (list(column) for column in zip(*picked, strict=True))
+            ids = [row.id for row in picked]
             parameters = {
-                "ids": ids, "event_ids": event_ids, "places": places, "least": min(ids), "greatest": max(ids),
+                "ids": ids, "event_ids": [row.event_id for row in picked],
+                "places": [row.created_at for row in picked], "least": min(ids), "greatest": max(ids),
                 "lease": lease_id, "seconds": seconds, "bytes": MAX_BYTES, "erased": ERASED,
             }  # fmt: skip
             with server_cursor(class_row(FetchedEvent)) as leasing:
@@ -225,10 +238,8 @@ def fetch(
     return lease_id, events
 
 
-def _lock(
-    cursor: psycopg.Cursor[Any], inbox_id: uuid.UUID, limit: int, event_type: str | None
-) -> list[tuple[Any, ...]]:
-    """Lock up to `limit` deliveries that can be fetched; return the id, the event's id, and the time of each."""
+def _lock(cursor: psycopg.Cursor[_Picked], inbox_id: uuid.UUID, limit: int, event_type: str | None) -> list[_Picked]:
+    """Lock up to `limit` deliveries that can be fetched, and return them."""
     parameters: dict[str, Any] = {"inbox": inbox_id, "limit": limit}
     if event_type is None or event_type == "*":
         return cursor.execute(_LOCK, parameters).fetchall()
@@ -237,7 +248,8 @@ def _lock(
     prefix = event_type[:-1]
     # In the collation "C", "/" follows ".".  Some more than the limit, because others may be taking the first.
     bounds = {"prefix": prefix, "beyond": prefix[:-1] + "/", "looked_at": MAX_LOOKED_AT, "most": 2 * limit}
-    found = [row[0] for row in cursor.execute(_FIND_TYPES, {**parameters, **bounds}).fetchall()]
+    with server_cursor(scalar_row) as finding:
+        found = finding.execute(_FIND_TYPES, {**parameters, **bounds}).fetchall()
     if not found:
         return []
     among = {"found": found, "first_found": min(found), "last_found": max(found)}
@@ -378,6 +390,7 @@ def _became(row: _Row, changed: ItemStatus) -> ItemStatus:
     return ItemStatus.NOT_LEASED if row.lease_id is None else ItemStatus.LEASE_EXPIRED
 
 
+# Each inbox is looked into for one delivery at most, by its index.
 _WITH_NEWS = """
 SELECT inbox.id FROM unnest(%s::uuid[]) AS inbox(id)
 WHERE (SELECT true FROM webhooks_delivery d WHERE d.subscription_id = inbox.id AND d.status = 'pending'

@@ -89,6 +89,7 @@ FROM (
 ) AS d CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = d.event_id LIMIT 1) AS e
 ORDER BY d.created_at, d.id
 """
+# The database's clock decides what is recent.
 _NOW = "SELECT statement_timestamp()"
 
 
@@ -107,6 +108,7 @@ def read(inbox_id: uuid.UUID, place: Place, limit: int) -> Page:
     return Page(shown, following, has_more)
 
 
+# In the order of the log, with the five statuses of its index.
 _LAST = """
 SELECT created_at, id FROM webhooks_delivery
 WHERE subscription_id = %s AND status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')
