@@ -16,6 +16,7 @@ import orjson
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.utils.http import http_date
 
+from core.json_body import body_that_was_read
 from core.metrics.requests import route_of
 from core.url_prefix import full_path
 
@@ -88,7 +89,7 @@ def add_deprecation_headers(request: HttpRequest, response: HttpResponse) -> Non
         return
     headers = deprecation_headers(
         request.method or "", route_of(request), request.META.get("QUERY_STRING", ""),
-        lambda: getattr(request, "_body", b""),  # where `core.json_body.read_body` puts it
+        lambda: body_that_was_read(request) or b"",
     )  # fmt: skip
     for name, value in headers.items():
         response[name] = f"{response[name]}, {value}" if name == "Link" and response.has_header(name) else value

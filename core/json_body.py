@@ -23,8 +23,8 @@ def read_body(request: Any, limit: int) -> bytes:
     for one that is compressed with anything but gzip, 400 for one that ends early or isn't gzip or whose
     Content-Length is not a number.
     """
-    if hasattr(request, "_body"):  # Django's own place for it, so that `request.body` works afterwards
-        return bytes(request._body)
+    if (kept := body_that_was_read(request)) is not None:
+        return kept
     meta = request.META
     is_compressed = require_encoding(meta.get("HTTP_CONTENT_ENCODING"))
     if "chunked" in meta.get("HTTP_TRANSFER_ENCODING", "").lower():
@@ -41,8 +41,13 @@ def read_body(request: Any, limit: int) -> bytes:
             raise Problem("incomplete_body", "The body ended before its Content-Length.")
     if len(body) > limit:
         raise too_large(limit)
-    request._body = decompress(body, limit) if is_compressed else body
-    return bytes(request._body)
+    request.body_that_was_read = decompress(body, limit) if is_compressed else body
+    return bytes(request.body_that_was_read)
+
+
+def body_that_was_read(request: Any) -> bytes | None:
+    """Return what `read_body` has read of a Django request; None if it wasn't called."""
+    return getattr(request, "body_that_was_read", None)
 
 
 def too_large(limit: int) -> Problem:

@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 from django.contrib.postgres.operations import AddIndexConcurrently
-from django.db import OperationalError
+from django.db import NotSupportedError, OperationalError
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.state import ProjectState
 
@@ -27,7 +27,7 @@ class AddIndexToPartitionsConcurrently(AddIndexConcurrently):
     def database_forwards(
         self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
     ) -> None:
-        self._ensure_not_in_transaction(schema_editor)
+        _require_no_transaction(schema_editor)
         model = to_state.apps.get_model(app_label, self.model_name)
         name, table = self.index.name, model._meta.db_table
         whole = str(self.index.create_sql(model, schema_editor))
@@ -58,12 +58,17 @@ class AddIndexToPartitionsConcurrently(AddIndexConcurrently):
     def database_backwards(
         self, app_label: str, schema_editor: BaseDatabaseSchemaEditor, from_state: ProjectState, to_state: ProjectState
     ) -> None:
-        self._ensure_not_in_transaction(schema_editor)
+        _require_no_transaction(schema_editor)
         with schema_editor.connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '200ms'")  # PostgreSQL can't drop one concurrently, either
             while not _was_quick(cursor, f'DROP INDEX IF EXISTS "{self.index.name}"'):
                 time.sleep(1)
             cursor.execute("RESET lock_timeout")
+
+
+def _require_no_transaction(schema_editor: BaseDatabaseSchemaEditor) -> None:
+    if schema_editor.connection.in_atomic_block:
+        raise NotSupportedError("Set atomic = False on the migration: an index is built concurrently.")
 
 
 def _was_quick(cursor: Any, statement: str) -> bool:

@@ -183,6 +183,8 @@ class TriggersWorker(SimpleWorker):
         operators find in its registry. The rest was a dozen round trips, a quarter of what a worker with little to do
         spends (docs/performance.md). A job is forgotten before it is followed, so that a worker that is killed
         meanwhile leaves nothing behind.
+
+        `_state` and `_finalize_failure` are private to RQ; tests/project/test_worker.py fails if an upgrade changes them.
         """
         self.connection.delete(job.key)
         self._state = WorkerStatus.BUSY  # SIGTERM's handler lets a job finish
