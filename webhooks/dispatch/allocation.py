@@ -31,8 +31,8 @@ def share_out(rooms: Sequence[int], total: int) -> list[int]:
 def limit_hosts(rooms: Sequence[int], hosts: Sequence[str], in_flight: Mapping[str, int], most: int) -> list[int]:
     """Return the rooms that are left when no host may have more than `most` requests from this worker.
 
-    hosts: each queue's.  in_flight: this worker's requests by host.  Queues that lead to one host share evenly what
-    it may still get.
+    hosts: each queue's.  in_flight: this worker's requests by host.  Queues with the same host share evenly what the
+    host may still get.
     """
     positions_of: dict[str, list[int]] = defaultdict(list)
     for position, host in enumerate(hosts):
@@ -50,7 +50,7 @@ def fair_limit(rooms: Sequence[int], in_flight: Sequence[int], free: int, times_
 
     in_flight: places of this worker that each occupies.  free: places that nobody occupies.  The limit adapts to each
     claim (a "dynamic threshold"): with times_free 1, one queue with a backlog gets half of the worker, three get a
-    quarter each, and the next one always finds a place.
+    quarter each, and there is always a place for the next one.
     """
     low, high = 0, free * times_free
     while low < high:

@@ -18,7 +18,7 @@ from webhooks.states import DeliveryState
 
 log = structlog.get_logger()
 
-# The outcome of an attempt whose lease had ended before it was recorded.
+# The outcome of an attempt that was recorded after its lease had ended.
 LATE = "late"
 
 ATTEMPTS = Counter(
@@ -66,7 +66,7 @@ class LoggedAttempt:
 
 
 def count_attempts(attempts: Sequence[LoggedAttempt]) -> None:
-    """Count attempts of which the transaction is committed, all at once."""
+    """Count attempts whose transaction is committed, all at once."""
     outcomes: dict[tuple[str, int], int] = {}
     became: dict[str, int] = {}
     durations, latencies = [], []
@@ -88,7 +88,7 @@ def count_attempts(attempts: Sequence[LoggedAttempt]) -> None:
 
 
 def log_attempt(attempt: LoggedAttempt) -> None:
-    """Log an attempt of which the transaction is committed."""
+    """Log an attempt whose transaction is committed."""
     line: dict[str, Any] = {
         "outcome": DeliveryState.RETRYING.value if attempt.became == DeliveryStatus.PENDING else attempt.became,
         "delivery_id": attempt.delivery_id,

@@ -1,4 +1,4 @@
-"""Fanning out what others left behind: a thread of the backlog sender's process."""
+"""A thread of the backlog sender's process that fans out the events that workers left behind."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from webhooks.routing.fan_out import BACKLOG_DELIVERIES_AT_A_TIME, DELIVERIES_AT
 
 log = structlog.get_logger()
 
-# Newer events are the workers' own: one that is fanned out at once never waits so long.
+# Workers fan out newer events themselves: an event that is fanned out at once never waits this long.
 BACKLOG_AGE_SECONDS = 0.1
 LOOK_SECONDS = 0.25
 RETRY_SECONDS = 1.0
-# While more is due than the sender can take, each round is followed by a rest this many times as long: nothing is sent
-# later for it, and PostgreSQL has time for others.  Its processes don't have the low priority of this one.
+# While more is due than the sender can take, the thread rests after each round for this many times its length: nothing
+# is sent later because of it, and PostgreSQL has time for others.  Its processes don't have the low priority of this
+# one.
 REST = 3
 
 
 class BacklogFanOut:
     """Fans out events that have waited for a while, for organizations with more than a round makes.
 
-    on_due: called after each round, on the thread, because deliveries may be due.  has_room: tells whether more of them
-    could be sent now.  pace: of the rounds.
+    on_due: called on the thread after each round, because deliveries may be due.  has_room: returns whether more of
+    them could be sent now.  pace: of the rounds.
     """
 
     def __init__(self, on_due: Callable[[], None], has_room: Callable[[], bool], pace: Pace) -> None:
@@ -59,7 +60,7 @@ class BacklogFanOut:
             self._woken.clear()
             try:
                 idle_looks = 0
-                # What was left behind a moment ago has not waited long enough yet: look a few times more.
+                # What was left behind a moment ago hasn't waited long enough yet: look a few more times.
                 while not self._stopping.is_set() and idle_looks < 2:
                     idle_looks = 0 if self._work_off() else idle_looks + 1
                     if idle_looks:
@@ -78,7 +79,7 @@ class BacklogFanOut:
         return result, time.monotonic() - started
 
     def _work_off(self) -> bool:
-        """Run rounds as long as there are events; tell whether there were any."""
+        """Run rounds as long as there are events; return whether there were any."""
         worked = False
         while not self._stopping.is_set():
             result, seconds = self._pace.run(self._run_round)

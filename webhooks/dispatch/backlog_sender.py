@@ -1,16 +1,15 @@
 """A worker's second process, which works off backlogs: of queues, and of events that wait for their fan-out.
 
-Working off a backlog keeps an interpreter busy from end to end.  In the same process, the fan-out and the claims of
-queues that have next to nothing waiting would take turns with it, and an event that could be delivered in ten
-milliseconds would take two hundred.  So a worker whose claims leave something behind starts this process and leaves
-the queues with a backlog to it (`claim.QueueFilter`), and so it does with organizations whose events want more
-deliveries than a round of the fan-out makes (`routing.fan_out.Round.left_behind`).  Without the process, the worker
-does everything.
+Working off a backlog keeps a Python interpreter busy all the time. In the same process, the fan-out and the claims of
+queues without a backlog would have to share the interpreter with it, and an event that could be delivered in 10 ms
+would take 200 ms.  So a worker whose claims leave something behind starts this process, and leaves to it the queues
+with a backlog (`claim.QueueFilter`) and the organizations whose events need more deliveries than a round of the fan-out
+makes (`routing.fan_out.Round.left_behind`). Without the process, the worker does everything.
 
-The two talk over pipes: a byte on the process's stdin wakes it, or says that other queues' webhooks are being sent, to
-which it gives way (`giving_way`); the end of stdin tells it to stop.  A line on its
-stdout is a heartbeat, or says that the process is ready or has made deliveries due, and the end of stdout is the
-process's own.  So each notices at once if the other was killed.
+The two talk over pipes: a byte on the process's stdin wakes it, or says that webhooks of other queues are being sent,
+for which it makes way (`giving_way`); at the end of stdin it stops.  A line on its stdout is a heartbeat, or says that
+the process is ready or has made deliveries due, and the end of stdout is the process's own.  So each notices at once if
+the other was killed.
 """
 
 from __future__ import annotations
@@ -37,18 +36,17 @@ OTHERS = b"."
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 15.0
 RESTART_SECONDS = 5.0
-# How often it is told that others are served; it gives way for a while after each time (`giving_way`).
+# How often it is told that others are being served; each time it gives way for a while (`giving_way`).
 TELL_SECONDS = 0.1
 
 
 class BacklogSender:
     """The process as the sender's event loop sees it.  All methods are called there.
 
-    on_end: called when the process ended, after which nobody sends for the queues with a backlog.
-    on_due: called when the process has fanned events out, of which some may be due for queues without a backlog.
-    enabled: False for a sender that keeps all queues to itself; then nothing is ever started.
-    silence_seconds: after two such spans without a heartbeat the process is killed.  Two, because after a pause of
-    this process the clock is looked at before the pipe.
+    on_end: called when the process has ended and no process sends for the queues with a backlog. on_due: called when
+    the process has fanned events out, of which some may be due for queues without a backlog. enabled: False for a
+    sender that keeps all queues to itself; then nothing is ever started. silence_seconds: after two such spans without
+    a heartbeat the process is killed.  Two, because after a pause of this process the clock is read before the pipe is.
     """
 
     def __init__(
@@ -67,24 +65,24 @@ class BacklogSender:
         self._start_again_at = float("-inf")
         self._closed = not enabled
         self._told_of_others_at = float("-inf")
-        # Queues that were left to it while this process still has requests of them in flight: each of their results
-        # may make room for its next claim.
+        # Queues that were left to it while this process still has some of their requests in flight: each result may
+        # make room for its next claim.
         self._waiting_for_room: set[uuid.UUID] = set()
         self.is_ready = False
 
     @property
     def is_running(self) -> bool:
-        """Tell whether the process runs, or is being started."""
+        """Return whether the process runs or is being started."""
         return self._task is not None
 
     def start(self) -> None:
-        """Start the process unless it runs, or ended a moment ago; it is ready some time later."""
+        """Start the process unless it runs or ended a moment ago. It takes some time until it is ready."""
         if self._task is None and not self._closed and time.monotonic() >= self._start_again_at:
             self._start_again_at = time.monotonic() + RESTART_SECONDS
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def take_over(self, subscription_ids: Iterable[uuid.UUID], in_flight: InFlight) -> None:
-        """Leave what these queues have left to the process, which is started if need be."""
+        """Leave what is due in these queues to the process, and start it if necessary."""
         found = list(subscription_ids)
         if not found or self._closed:
             return
@@ -112,7 +110,7 @@ class BacklogSender:
 
     def _tell(self, message: bytes) -> None:
         pipe = self._process.stdin if self._process is not None else None
-        # What it hasn't read yet says the same, or it will be told again soon.
+        # It hasn't read the last byte yet, which says the same, or it will be told again soon.
         if pipe is not None and not pipe.is_closing() and not pipe.transport.get_write_buffer_size():
             pipe.write(message)
 

@@ -1,8 +1,8 @@
-"""How hard an endpoint may be tried: its concurrency window and its circuit breaker, without I/O.
+"""How many requests an endpoint gets: its concurrency window and its circuit breaker, without I/O.
 
-The window works like TCP's slow start: it begins small, each success lets one more request be in flight, and a
-failure halves it.  An endpoint that hangs from its first request therefore never holds more than a few, and one that
-answers quickly has all it can take.
+The window works like TCP's slow start: it begins small, each success lets one more request be in flight, and a failure
+halves it.  So an endpoint that hangs from the start never holds more than a few requests, and one that responds quickly
+gets as many as it can take.
 
 The breaker is *closed* while deliveries flow.  After `threshold` consecutive failures it *opens*: nothing is sent for
 a pause that doubles with each trip.  Then it is *half-open*: one request at a time is let through, until the first
@@ -26,10 +26,10 @@ class BreakerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class EndpointHealth:
-    """Where an endpoint stands.
+    """The state of an endpoint.
 
-    window: most requests in flight.  breaker_trips: how often in a row the breaker opened; 0 while it is closed.
-    pause: seconds from now for which nothing is sent.
+    window: most requests in flight.  breaker_trips: how often in a row the breaker opened; 0 while it is closed. pause:
+    how many seconds from now nothing is sent.
     """
 
     window: int
@@ -53,8 +53,8 @@ def after_failure(health: EndpointHealth, policy: BreakerPolicy, is_overload: bo
     failures = health.consecutive_failures + 1
     if policy.threshold and failures >= policy.threshold:
         if health.pause and health.breaker_trips:
-            # The rest of what was in flight when the breaker opened must not prolong the pause.  (A pause without a
-            # trip is the endpoint's Retry-After, during which the breaker may open.)
+            # Requests that were in flight when the breaker opened must not prolong the pause.  (A pause without a trip
+            # is the endpoint's Retry-After, during which the breaker may open.)
             return replace(health, consecutive_failures=failures)
         trips = health.breaker_trips + 1
         pause = min(policy.max_delay, policy.base_delay * 2 ** min(trips - 1, 30))

@@ -1,7 +1,7 @@
 """Claiming due deliveries: fair between organizations and subscriptions, bounded, under a lease.
 
-A claim is one transaction of three steps: lock the queues whose turn it is, take due deliveries from each of them,
-and write back where each queue stands.
+A claim is one transaction of three steps: lock the queues whose turn it is, lease due deliveries of each of them, and
+write the state of each queue back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from webhooks.dispatch.allocation import limit_hosts, share_between_organization
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.order import MUST_WAIT
 
-# A claim looks at no more queues than this; the next one goes on with the others.
+# The most queues that a claim looks at; the next claim continues with the others.
 QUEUES_AT_A_TIME = 200
 
 
@@ -54,12 +54,11 @@ class Occupancy:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim brought.
+    """The result of a claim.
 
-    more: another claim at once may bring more.
-    backlog: the subscriptions whose queues gave all that they might.
-    rate_waits: for each of those that its rate limit holds up, the seconds until it allows the next delivery.
-    skipped_locked: queues that are due were passed over because others had them locked, which takes milliseconds.
+    more: another claim may find more at once. backlog: the subscriptions whose queues gave as many deliveries as they
+    were allowed to. rate_waits: for each of these that waits for its rate limit, the seconds until the next delivery is
+    allowed. skipped_locked: some due queues were skipped because others had locked them, which takes milliseconds.
     clock: the database's time.  lease_ends: when the leases end, by this machine's monotonic clock.
     """
 
@@ -72,7 +71,7 @@ class Claim:
     lease_ends: float = 0.0
 
 
-# The other secrets of a subscription `s` that sign, the newest first.
+# The secrets of a subscription `s` that sign beside the current one, newest first.
 PREVIOUS_SECRETS = """CASE WHEN s.encrypted_previous_secrets = '{}' THEN '{}' ELSE ARRAY (
            SELECT p.secret
            FROM unnest(s.encrypted_previous_secrets, s.previous_secrets_expire_at)
@@ -80,11 +79,11 @@ PREVIOUS_SECRETS = """CASE WHEN s.encrypted_previous_secrets = '{}' THEN '{}' EL
            WHERE p.expires_at IS NULL OR p.expires_at > clock_timestamp() ORDER BY p.position
        ) END"""
 
-# Whether the organization of a subscription `s` has exchanges kept.
+# Whether the organization of a subscription `s` keeps exchanges.
 KEEPS_EXCHANGES = "(SELECT o.keep_exchanges FROM orgs_organization o WHERE o.id = s.organization_id)"
 
-# Queues take turns: first every organization's longest-unclaimed queue, then every second one, and so on.
-# due_queues counts those that were due before the locks: fewer rows than that means that some were locked.
+# Queues take turns: first every organization's longest-unclaimed queue, then every second one, and so on. due_queues
+# counts the queues that were due before the locks were taken: if there are fewer rows, some were locked.
 _LOCK_DUE_QUEUES = f"""
 WITH due AS (
     SELECT q.subscription_id, q.last_claimed_at,
@@ -151,8 +150,8 @@ WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp()
 LIMIT 1
 """
 
-# `= ANY (ARRAY (...))` and LATERAL with LIMIT, because the planner takes a LIMIT that it doesn't know for a tenth of
-# the index and would join that many rows by reading both tables from end to end.  The bounds of the ids leave out the
+# `= ANY (ARRAY (...))` and LATERAL with LIMIT, because the planner assumes that an unknown LIMIT is a tenth of the
+# index, and would join that many rows by reading both tables from end to end.  The bounds of the ids leave out the
 # partitions that have none of them.
 LEASE_DELIVERIES = """
 WITH picked AS (
@@ -178,7 +177,7 @@ SELECT l.id AS delivery_id, l.subscription_id, l.attempts_used, l.cause, e.id AS
 FROM leased l CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = l.event_id LIMIT 1) AS e
 """
 
-# The same where queues have deliveries with ordering keys: without those that have to wait for an earlier one.
+# The same for queues that have deliveries with ordering keys: leaves out those that have to wait for an earlier one.
 _READ_DUE = "SELECT id FROM webhooks_delivery\n        WHERE subscription_id"
 _READ_FIRST = f"SELECT id FROM webhooks_delivery d\n        WHERE NOT {MUST_WAIT} AND subscription_id"  # noqa: S608
 LEASE_IN_ORDER = LEASE_DELIVERIES.replace(
@@ -204,9 +203,9 @@ class _LeasedDelivery(msgspec.Struct, frozen=True):
     ordering_key: str | None
 
 
-# A queue that gave all that was asked may have more due; only one that ran dry needs a look at the index.  One with
-# ordering keys stays with the process that has its backlog while anything waits: that process records the results which
-# let the next ones go, and looks for them at once.
+# A queue that gave its whole quota may have more that is due; only for one that gave less is the index read.  One with
+# ordering keys stays with the process that works off its backlog while anything waits: that process records the results
+# that free the next deliveries, and looks for them at once.
 _UPDATE_CLAIMED_QUEUES = """
 UPDATE webhooks_subscriptionqueue q
 SET in_flight = q.in_flight + v.taken,
@@ -229,7 +228,7 @@ WHERE q.subscription_id = v.subscription_id
 
 @dataclass(slots=True)
 class _Turn:
-    """A queue in this claim: how many deliveries it may give, how many it gave, and what its rate limit says."""
+    """A queue in this claim: its quota, how many deliveries it gave, and the state of its rate limit."""
 
     subscription_id: uuid.UUID
     organization_id: uuid.UUID
@@ -247,12 +246,12 @@ class _Turn:
 
     @property
     def is_exhausted(self) -> bool:
-        """Tell whether the queue gave all that it might, so that more may be due."""
+        """Return whether the queue gave its whole quota, so that more may be due."""
         return self.taken >= self.quota
 
 
 def claim(limit: int, occupancy: Occupancy | None = None, queues: QueueFilter = QueueFilter.ALL) -> Claim:
-    """Claim at most `limit` due deliveries and return them; the claim is committed.
+    """Claim at most `limit` due deliveries, commit, and return them.
 
     occupancy: this worker's.  If it is given, no organization gets more than three times the places that stay free, no
     subscription more than stay free of its organization's, and no host more than MAX_CONNECTIONS_PER_HOST.
@@ -293,7 +292,8 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Clai
         },
     )
     exhausted = [turn for turn in turns if turn.is_exhausted]
-    # What a claim of the queues without a backlog left behind has one now, and is the backlog sender's.
+    # Queues in which a claim of those without a backlog left something behind have one now, and belong to the backlog
+    # sender.
     may_go_on = queues is not QueueFilter.WITHOUT_BACKLOG and any(turn.wait_until is None for turn in exhausted)
     return Claim(
         deliveries,
@@ -408,7 +408,7 @@ def _lease(
 
 
 def _reserve_rate(turn: _Turn, now: float) -> None:
-    """Count what was taken against the queue's rate limit; if that is used up, note when it allows the next."""
+    """Count what was taken against the queue's rate limit; if it is used up, note when it allows the next delivery."""
     if turn.rate is None:
         return
     turn.reserved_until = rate_limit.reserve(turn.rate, turn.reserved_until or 0.0, now, turn.taken)

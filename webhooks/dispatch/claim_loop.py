@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 RETRY_SECONDS = 0.5
 SKIPPED_LOCKED_SECONDS = 0.03
-# What a rate limit allows is gathered for at least so long: a claim costs the same for one delivery as for ten.
+# Deliveries that a rate limit allows are gathered for at least this long: a claim costs the same for one as for ten.
 RATE_SECONDS = 0.02
 
 RunInThread = Callable[[Callable[[], Claim]], Awaitable[Claim]]
@@ -41,7 +41,7 @@ class RateTimers:
                 heapq.heappush(self._heap, time.monotonic() + max(RATE_SECONDS, wait))
 
     def pop_due(self) -> bool:
-        """Forget the times that have come; tell whether there were any."""
+        """Remove the times that have come; return whether there were any."""
         found = False
         while self._heap and self._heap[0] <= time.monotonic():
             heapq.heappop(self._heap)
@@ -49,14 +49,14 @@ class RateTimers:
         return found
 
     def seconds_until_next(self) -> float:
-        """Return the seconds until the next time; infinity if there is none."""
+        """Return how many seconds from now the next time is; infinity if there is none."""
         return max(0.0, self._heap[0] - time.monotonic()) if self._heap else float("inf")
 
 
 class ClaimLoop:
     """Claims deliveries on the sender's event loop and hands each to `begin` until it is stopped.
 
-    capacity: most deliveries in work.  poll_seconds: how often it looks without being woken.  queues: those that it
+    capacity: most deliveries in flight.  poll_seconds: how often it looks without being woken.  queues: those that it
     claims from.  run_in_thread: runs a claim on a thread of its own.  gather: awaited between claims; a sender with a
     backlog waits there for more room.  release: gives back what was claimed after the order to stop.
     """
@@ -137,10 +137,10 @@ class ClaimLoop:
         return self._stopped
 
     async def _claim(self, room: int) -> Claim:
-        """Claim from this sender's queues; those with a backlog are the backlog sender's as long as it is there."""
+        """Claim from this sender's queues; those with a backlog belong to the backlog sender while it runs."""
         queues = QueueFilter.WITHOUT_BACKLOG if self._backlog_sender.is_ready else self._queues
         if self._rate_timers.pop_due():
-            self._backlog_sender.wake()  # the queue that a rate limit held up may be its by now
+            self._backlog_sender.wake()  # the queue that waited for its rate limit may belong to it by now
         occupancy = self._in_flight.occupancy()
         claimed = await self._run_in_thread(lambda: claim(room, occupancy, queues))
         self._rate_timers.add(claimed.rate_waits, within=self._poll_seconds)
@@ -149,7 +149,7 @@ class ClaimLoop:
     async def _sleep(self, skipped_locked: bool) -> None:
         """Sleep until woken, until a rate limit allows more, or until it is time to look in any case."""
         wait = min(self._poll_seconds, self._rate_timers.seconds_until_next())
-        if skipped_locked:  # others hold the locks for a moment; not all must come back at the same one
+        if skipped_locked:  # others hold the locks for a moment; not all may come back at the same time
             wait = min(wait, SKIPPED_LOCKED_SECONDS * random.uniform(0.5, 1.5))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):

@@ -50,7 +50,7 @@ class AttemptResult:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseClock:
-    """The database's time, carried on by this machine's monotonic clock.  The machine's own date is not trusted."""
+    """The database's time, continued by this machine's monotonic clock. The machine's own date isn't trusted."""
 
     epoch_seconds: float
     monotonic: float

@@ -1,8 +1,8 @@
 """How the backlog sender gives way to the webhooks of others on a machine whose processors are all busy.
 
 Its own priority is low (`core.process.lower_priority`), but PostgreSQL does half of its work, at the usual priority: an
-event of another organization would wait for a processor at each of its steps.  So while others are served and threads
-of this process wait for a processor, its transactions run one at a time, and it rests after each.
+event of another organization would have to wait for a processor at each step.  So while others are being served and
+threads of this process wait for a processor, its transactions run one at a time, and it rests after each one.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from core.process import ProcessorTime, processor_time
 log = structlog.get_logger()
 T = TypeVar("T")
 
-# After a sign that others are served, it gives way for so long.
+# How long it gives way after it was told that others are being served.
 OTHERS_SECONDS = 0.5
-# How often it looks at the processors.
+# How often it checks whether the processors are busy.
 LOOK_SECONDS = 0.2
 # They are busy when threads of this process wait for one for more than this share of the time that they want.
 BUSY_SHARE = 0.2
-# A rest is so many times as long as the transaction before it: a bit more at each look that finds the processors busy,
-# a bit less at each other one.
+# A rest lasts this many times as long as the transaction before it. The factor grows at each check that finds the
+# processors busy, and shrinks at every other one.
 MORE, LESS, MOST = 0.5, 0.25, 4.0
 MOST_SECONDS = 0.25
-# It is logged once in so long.
+# How often it is logged.
 LOG_SECONDS = 60.0
 
 
@@ -61,7 +61,7 @@ class Pace:
 
     @property
     def gives_way(self) -> bool:
-        """Tell whether others are served, and the processors are busy."""
+        """Return whether others are being served while the processors are busy."""
         return self._rest > 0 and self._now() < self._others_until
 
     def run(self, work: Callable[[], T]) -> T:
@@ -77,7 +77,7 @@ class Pace:
                 self._sleep(min(MOST_SECONDS, self._rest * (self._now() - started)))
 
     def _look(self) -> None:
-        """Find out whether the processors are busy, unless that was done a moment ago."""
+        """Check whether the processors are busy, unless that was done a moment ago."""
         now = self._now()
         if now - self._looked_at < LOOK_SECONDS:
             return

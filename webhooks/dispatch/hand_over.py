@@ -1,8 +1,8 @@
-"""Handing new deliveries from the fan-out straight to this process's sender: one transaction and one update less.
+"""Hands new deliveries from the fan-out straight to this process's sender, which saves a transaction and an update.
 
-Only what needs no waiting and no deliberation is handed over: a queue that accepts deliveries, has nothing due and no
-backlog, room in its concurrency window, and no rate limit.  Everything else is claimed (`claim`), and so is what
-exceeds the share that a claim would give.
+A delivery is handed over only if its queue accepts deliveries, has nothing due, no backlog, and no rate limit, and has
+room in its concurrency window. All others are claimed (`claim`), and so are those beyond the share that a claim would
+give.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.dispatch.sender import Sender
 from webhooks.routing.insert import NewDeliveries
 
-# A round with more deliveries than this is for claims, which gather.
+# Deliveries of larger rounds are claimed, many at a time.
 MOST_DELIVERIES = 256
 
-# Locks every queue that the round has deliveries for, in the order of their ids as everywhere: the round waits for no
-# further lock while it holds these.
+# Locks every queue that the round has deliveries for, in the order of their ids, as everywhere: the round waits for no
+# other lock while it holds these.
 _LOCK_QUEUES = f"""
 SELECT q.subscription_id, q.organization_id,
        q.accepts_deliveries AND NOT q.has_backlog

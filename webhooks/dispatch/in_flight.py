@@ -1,4 +1,4 @@
-"""What one sender has in work: by organization, by subscription, by host, and by lease."""
+"""The deliveries that one sender has in flight, counted by organization, subscription, host, and lease."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ K = TypeVar("K", bound=Hashable)
 
 
 class InFlight:
-    """Counts deliveries from their claim until their result is recorded, and the places that are left.
+    """Counts deliveries, from the claim until the result is recorded, and the places that are left.
 
-    capacity: most deliveries in work.  `add` and `remove` are for one thread, the sender's; places may be reserved from
-    any.  A place that a claim or a hand-over may yet fill is reserved, so that together they never take too many.
+    capacity: most deliveries in flight. `add` and `remove` may only be called on the sender's thread, the other methods
+    on any. A place that a claim or a hand-over may still fill is reserved, so that together they never take too many.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -39,7 +39,7 @@ class InFlight:
 
     @property
     def leases(self) -> set[uuid.UUID]:
-        """The leases under which deliveries are in work."""
+        """The leases under which deliveries are in flight."""
         return set(self._by_lease)
 
     @property
@@ -55,7 +55,7 @@ class InFlight:
             return number
 
     def release(self, number: int) -> None:
-        """Give reserved places back, filled or not."""
+        """Give reserved places back, whether or not they were filled."""
         with self._lock:
             self._reserved -= number
 

@@ -1,4 +1,4 @@
-"""Leases that end without a result: expired ones are found, and a stopping worker gives its own back."""
+"""Ends leases without a result: those that have expired, and those that a stopping worker gives back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from webhooks.rollups import count_lost_attempts
 
 log = structlog.get_logger()
 
-# A delivery whose worker died this often in a row is given up: it may be what they die of.
+# A delivery that has lost this many workers in a row is given up: it may be the reason why they died.
 MAX_WORKERS_LOST = 20
 
 
@@ -62,7 +62,7 @@ FROM unnest(%(queues)s::uuid[], %(returned)s::int[]) AS v(subscription_id, retur
 WHERE q.subscription_id = v.subscription_id
 """
 
-# Adds an attempt for each lost worker; answers how many workers in a row each delivery has lost before this one.
+# Adds an attempt for each lost worker; returns how many workers in a row each delivery had lost before this one.
 _NOTE_LOST_ATTEMPTS = """
 WITH lost AS (
     UPDATE webhooks_delivery SET attempt_count = attempt_count + 1, last_error = 'worker_lost', last_status_code = NULL
@@ -105,11 +105,11 @@ class _LostDelivery:
 
     @property
     def is_given_up(self) -> bool:
-        """Tell whether it is failed now."""
+        """Return whether the delivery has failed for good."""
         return self.status == DeliveryStatus.PENDING and self.lost_before + 1 >= MAX_WORKERS_LOST
 
 
-# After the first loss each further one in a row waits twice as long; after the last one allowed it is given up.
+# After the first loss, the delivery waits twice as long after each one; after the last one allowed, it is given up.
 _DELAY_LOST = """
 UPDATE webhooks_delivery d SET
     next_attempt_at = clock_timestamp() + make_interval(secs => least(3600, power(2, v.before))),
@@ -187,7 +187,7 @@ def _note_lost(delivery_ids: list[uuid.UUID]) -> list[_LostDelivery]:
 
 
 def _notes_of_failed(rows: Sequence[_LostDelivery]) -> dict[uuid.UUID, Note]:
-    """Return what to note of deliveries that were given up, by subscription."""
+    """Return the notes about deliveries that were given up, by subscription."""
     notes: dict[uuid.UUID, Note] = {}
     for row in rows:
         if row.is_given_up:
@@ -198,7 +198,7 @@ def _notes_of_failed(rows: Sequence[_LostDelivery]) -> dict[uuid.UUID, Note]:
 
 
 def _return(found: Sequence[_Leased], leases: list[uuid.UUID] | None) -> list[uuid.UUID]:
-    """Return to their queues those deliveries that are still claimed; the queues are locked first."""
+    """Return those deliveries to their queues that are still claimed. The queues are locked first."""
     if not found:
         return []
     lock_queues({row.subscription_id for row in found})

@@ -1,4 +1,4 @@
-"""Whether deliveries may be due that no claim has seen: what a sender's claims, results, and waiters agree on."""
+"""Whether deliveries may be due that no claim has seen, as one state that a sender's parts share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class ClaimState(Enum):
-    """Where a sender's claims stand.
+    """The state of a sender's claims.
 
     PENDING: something happened that no claim has seen yet: a wake-up, or a result that made room.
     CLAIMING: a claim is under way.
@@ -22,7 +22,7 @@ class ClaimState(Enum):
 
 
 class Progress:
-    """A sender's claim state, and whether the sender is drained: caught up, with nothing in work.
+    """A sender's claim state, and whether the sender is drained: caught up, with nothing in flight.
 
     `request` may be called from any thread, the other methods from the sender's event loop.
     """
@@ -36,11 +36,11 @@ class Progress:
 
     @property
     def state(self) -> ClaimState:
-        """Where the claims stand."""
+        """The state of the claims."""
         return self._state
 
     def request(self) -> None:
-        """Note that deliveries may be due which no claim has seen."""
+        """Note that deliveries may be due that no claim has seen."""
         with self._lock:
             self._requests += 1
             self._drained.clear()
@@ -54,7 +54,7 @@ class Progress:
             self._state = ClaimState.CLAIMING
 
     def claim_ended(self, left_something: bool) -> None:
-        """Note that the claim ended, and whether it may have left something due."""
+        """Note that the claim has ended, and whether it may have left something that is due."""
         with self._lock:
             if self._requests != self._requests_seen:
                 self._state = ClaimState.PENDING
@@ -62,21 +62,22 @@ class Progress:
                 self._state = ClaimState.LEFT_BEHIND if left_something else ClaimState.CAUGHT_UP
 
     def may_have_missed_room(self) -> bool:
-        """Tell whether room that came free just now may let another claim bring more."""
+        """Return whether another claim could use the room that has just become free."""
         return self._state in {ClaimState.CLAIMING, ClaimState.LEFT_BEHIND}
 
     def work_began(self) -> None:
-        """Note that there is something in work."""
+        """Note that a delivery is in flight."""
         self._drained.clear()
 
     def check_drained(self, in_work: int) -> None:
-        """Let those waiting for a drained sender go on if it is.  in_work: deliveries in flight or unrecorded."""
+        """Wake those who wait for a drained sender, if it is drained. in_work: deliveries in flight or not recorded
+        yet."""
         with self._lock:
             if self._state is ClaimState.CAUGHT_UP and not in_work:
                 self._drained.set()
 
     def end(self) -> None:
-        """Let everybody go on: the sender has ended."""
+        """Wake everybody who waits: the sender has ended."""
         self._drained.set()
 
     def wait_until_drained(self, timeout: float | None) -> bool:

@@ -19,10 +19,10 @@ def allowed_now(rate: float, reserved_until: float, now: float) -> int:
 
 
 def reserve(rate: float, reserved_until: float, now: float, deliveries: int) -> float:
-    """Return until when the rate is reserved once `deliveries` more have gone."""
+    """Return until when the rate is reserved after `deliveries` more."""
     return max(reserved_until, now) + deliveries / rate
 
 
 def next_allowed_at(rate: float, reserved_until: float) -> float:
-    """Return when a limit that is used up allows the next delivery."""
+    """Return when a rate limit that is used up allows the next delivery."""
     return reserved_until - (burst(rate) - 1) / rate

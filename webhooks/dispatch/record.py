@@ -30,12 +30,12 @@ from webhooks.subscriptions import disable_automatically
 
 log = structlog.get_logger()
 
-# For the one thread that records.
+# Only the thread that records uses it.
 _sealer = Sealer()
 
 GONE = "The endpoint returned 410 Gone."
 
-# Every attempt is kept.  The delivery only changes while the lease is still the worker's own.
+# Every attempt is kept. The delivery changes only if the worker still holds the lease.
 RECORD_ATTEMPTS = """
 WITH result AS (
     SELECT * FROM unnest(
@@ -78,7 +78,7 @@ FROM changed
 
 
 class _RecordedAttempt(msgspec.Struct, frozen=True):
-    """A row of RECORD_ATTEMPTS.  held_lease: the delivery was still the worker's own, and has changed."""
+    """A row of RECORD_ATTEMPTS.  held_lease: the worker still held the lease, and the delivery has changed."""
 
     delivery_id: uuid.UUID
     subscription_id: uuid.UUID
@@ -89,8 +89,7 @@ class _RecordedAttempt(msgspec.Struct, frozen=True):
     ordering_key: str | None
 
 
-# Writes back where each queue stands: computed in Python, while the queues were locked, from the results in their
-# order.
+# Writes the state of each queue back, which was computed in Python, under the locks, from the results in their order.
 _UPDATE_QUEUES = """
 UPDATE webhooks_subscriptionqueue q SET
     in_flight = q.in_flight - v.finished,
@@ -127,7 +126,7 @@ WHERE q.subscription_id = v.subscription_id
 
 
 class _QueueUpdate:
-    """A queue under its lock, while the results of its deliveries are counted in."""
+    """The state of a locked queue while the results of its deliveries are added."""
 
     def __init__(self, queue: LockedQueue) -> None:
         self.queue = queue
@@ -146,7 +145,7 @@ class _QueueUpdate:
         self.disable_reason = ""
 
     def count_row(self, row: _RecordedAttempt) -> None:
-        """Count a recorded attempt in: a delivery that left the queue's hands, or comes back to it."""
+        """Add a recorded attempt: its delivery is finished, or goes back into the queue."""
         if not row.held_lease:
             return
         self.finished += 1
@@ -154,7 +153,7 @@ class _QueueUpdate:
             self.due = row.next_attempt_at if self.due is None else min(self.due, row.next_attempt_at)
 
     def count_results(self, results: Sequence[AttemptResult], policy: BreakerPolicy) -> None:
-        """Count the outcomes into the endpoint's health, in the order in which they came."""
+        """Add the outcomes to the endpoint's health, in the order in which they came."""
         for result in results:
             outcome = result.outcome
             if outcome.succeeded:
@@ -163,7 +162,7 @@ class _QueueUpdate:
                 self.failures_in_period = self.new_failures = 0
                 continue
             self.last_failure = outcome
-            if outcome.is_permanent:  # no request was made: nothing is known about the endpoint
+            if outcome.is_permanent:  # no request was made, so it says nothing about the endpoint
                 continue
             self.health = after_failure(self.health, policy, outcome.is_overload)
             self.is_failing = True
@@ -174,7 +173,7 @@ class _QueueUpdate:
             if outcome.is_gone:
                 self.disable_reason = GONE
         failing_for = self.failing_for or 0.0
-        # An endpoint that was left in peace for days is not disabled by the first failure after that.
+        # After days without a request, the first failure doesn't disable an endpoint.
         is_persistent = self.failures_in_period >= len(settings.DELIVERY_RETRY_SCHEDULE)
         if self.is_failing and is_persistent and failing_for >= settings.DISABLE_AFTER_FAILING_FOR:
             self.disable_reason = self.disable_reason or f"Every delivery failed for {failing_for / 86400:.1f} days."
@@ -192,9 +191,9 @@ def breaker_policy() -> BreakerPolicy:
 
 
 def record_results(results: Sequence[AttemptResult]) -> bool:
-    """Store the results, committed when this returns; tell whether something may be due that no claim could take.
+    """Store the results and commit; return whether something may be due that no claim could take.
 
-    A result whose lease was lost adds its attempt and changes nothing else.
+    Of a result whose lease was lost only the attempt is stored.
     """
     batches = in_transaction(lambda: [_record(batch) for batch in _without_repeats(results)])
     for _, _, attempts in batches:
@@ -208,11 +207,11 @@ def record_results(results: Sequence[AttemptResult]) -> bool:
 
 
 def record_each(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], bool]:
-    """Store the results; one that can't be stored as it is holds back none of the others.
+    """Store the results; one that the database refuses doesn't affect the others.
 
-    Returns those that are not stored because of the database or the moment, for the caller to try again, and what
-    `record_results` tells.  A result that the database refuses even without the endpoint's words is logged and
-    dropped: its lease runs out, which is recorded as a lost worker.
+    Returns the results that could not be stored because of a transient fault, for the caller to repeat, and what
+    `record_results` returns. A result that the database refuses even without the response's text is logged and dropped:
+    its lease expires, which is recorded as a lost worker.
     """
     try:
         return [], record_results(results)
@@ -222,7 +221,7 @@ def record_each(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], 
             return list(results), False
         log.error("record_batch_failed", results=len(results), error=repr(error)[:300])
     for position, result in enumerate(results):
-        # The endpoint's words are the only part that isn't ours: leave them out, keep what they mean.
+        # Only the response's text comes from outside: leave it out, and keep the outcome.
         bare = replace(
             result.outcome, detail="The response could not be stored.", body="", retry_after=None, exchange=None
         )
@@ -281,8 +280,8 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
         by_delivery = {result.delivery.delivery_id: result for result in results}
         attempts = []
         late, failed = set(), set()
-        # Queues and ordering keys whose deliveries came back: finished, or to be tried again behind one that somebody
-        # has retried meanwhile.
+        # Queues and ordering keys of deliveries that are finished, or that have to wait for one that somebody has
+        # retried meanwhile.
         keys: set[tuple[uuid.UUID, str]] = set()
         for row in recording.fetchall():
             queues[row.subscription_id].count_row(row)
@@ -315,7 +314,7 @@ def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], boo
 def _disable(
     queues: Mapping[uuid.UUID, _QueueUpdate], by_queue: Mapping[uuid.UUID, Sequence[AttemptResult]]
 ) -> dict[uuid.UUID, str]:
-    """Disable the subscriptions whose results ask for it; return those that were disabled, with the reasons."""
+    """Disable subscriptions because of their results; return those that were disabled, with the reasons."""
     disabled = {}
     for key, update in queues.items():
         if update.disable_reason and update.queue.accepts_deliveries:
@@ -327,14 +326,14 @@ def _disable(
 
 
 def _go_on(subscription_id: uuid.UUID, results: Sequence[AttemptResult]) -> None:
-    """Let deliveries that were held because their subscription would be disabled go on: it wasn't."""
+    """Resume deliveries that were held because their subscription was to be disabled: it wasn't."""
     ids = [result.delivery.delivery_id for result in results]
     Delivery.objects.filter(pk__in=ids, status=DeliveryStatus.HELD).update(status=DeliveryStatus.PENDING)
     mark_due([subscription_id])
 
 
 def _next_step(result: AttemptResult, queue: LockedQueue) -> tuple[DeliveryStatus, float | None]:
-    """Return the delivery's next status and, if it is tried again, the seconds until then."""
+    """Return the delivery's next status and the seconds until its next attempt, if there is one."""
     attempts_used = result.delivery.attempts_used + 1
     schedule = settings.DELIVERY_RETRY_SCHEDULE
     step = decide_next_step(result.outcome, attempts_used, schedule[: result.delivery.most_attempts])
@@ -373,7 +372,7 @@ def _attempt_columns(
 
 
 def _notes_of_failed(results: Iterable[AttemptResult]) -> dict[uuid.UUID, Note]:
-    """Return what to note of attempts with which their deliveries have failed for good, by subscription."""
+    """Return the notes about deliveries that have failed for good with these attempts, by subscription."""
     notes: dict[uuid.UUID, Note] = {}
     for result in results:
         delivery, outcome = result.delivery, result.outcome

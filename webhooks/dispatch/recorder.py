@@ -1,4 +1,4 @@
-"""The recorder: gathers results while the last batch is being written, and writes them together."""
+"""The recorder: collects results while the last batch is being written, and writes them together."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ RunInThread = Callable[[Callable[[], tuple[list[AttemptResult], bool]]], Awaitab
 class Recorder:
     """Records results on the sender's event loop until it is closed.
 
-    run_in_thread: runs database work on a thread of its own.
-    gather: awaited before each batch; a sender with a backlog waits there for more results.
-    on_recorded: called with each batch's recorded results, and with whether they made room that no claim has seen.
-    gives_up: tells whether results may be left unrecorded while the database is away; their leases then expire.
+    run_in_thread: runs database work on a thread of its own. gather: awaited before each batch; a sender with a backlog
+    waits there for more results. on_recorded: called with the recorded results of each batch, and with whether they
+    made room that no claim has seen. gives_up: returns whether results may be left unrecorded while the database is
+    away; their leases then expire.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Recorder:
                 return
 
     async def _record(self, batch: list[AttemptResult]) -> tuple[list[AttemptResult], bool]:
-        """Record a batch, again and again while the database is away: a response isn't forgotten.
+        """Record a batch, and repeat that while the database is away, so that no response is lost.
 
         Returns what is still unrecorded once `gives_up` says so, and whether the others made room.
         """

@@ -1,4 +1,4 @@
-"""What happens to a delivery after an attempt, and when it is tried again: decisions without I/O."""
+"""What happens to a delivery after an attempt, and when the next attempt is made: decisions without I/O."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def decide_next_step(outcome: Outcome, attempts_used: int, schedule: Sequence[fl
     """Return what becomes of the delivery.
 
     attempts_used: entries of the retry schedule that are used up, this attempt included.  A failure that every further
-    attempt would repeat isn't retried until somebody asks for it.
+    attempt would repeat is retried only by hand.
     """
     if outcome.succeeded:
         return NextStep.DELIVERED
@@ -33,13 +33,13 @@ def decide_next_step(outcome: Outcome, attempts_used: int, schedule: Sequence[fl
 def retry_delay(attempts_used: int, schedule: Sequence[float], jitter: float) -> float:
     """Return the seconds until the next attempt, drawn evenly from the schedule's delay ± `jitter` of it.
 
-    jitter: a share from 0 to 1.  It keeps deliveries that failed together from coming back together.
+    jitter: a share from 0 to 1.  It keeps deliveries that failed together from being retried together.
     """
     return schedule[attempts_used] * (1 + jitter * random.uniform(-1, 1))
 
 
 def retry_after_seconds(outcome: Outcome, now: float, most: float) -> float | None:
-    """Return how many seconds a 429 or 503 asks us to wait, at most `most`; None if it doesn't ask.
+    """Return how many seconds a 429 or 503 tells us to wait, at most `most`; None if it doesn't say.
 
     now: seconds since the epoch.  `Retry-After` holds seconds or an HTTP date (RFC 9110 §10.2.3).  A value that is
     neither, or that lies in the past, counts as absent.

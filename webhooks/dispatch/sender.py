@@ -1,10 +1,10 @@
 """The sender: a thread with an event loop that claims, sends, and records many deliveries at a time.
 
-It runs beside the RQ worker's own loop, so that an endpoint that hangs delays neither the fan-out nor anybody else's
-webhooks.  No database transaction is open while a request is on the wire.
+It runs beside the RQ worker's own loop, so that an endpoint that hangs delays neither the fan-out nor other webhooks.
+No database transaction is open while a request is on the wire.
 
-Its parts: the claim loop (`claim_loop`) takes due deliveries, `InFlight` counts them, each is sent by a task of its
-own, and the recorder (`recorder`) writes the results.  `Progress` knows whether anything may still be due.
+Its parts: the claim loop (`claim_loop`) takes due deliveries, `InFlight` counts them, a task sends each of them, and
+the recorder (`recorder`) writes the results.  `Progress` knows whether anything may still be due.
 """
 
 from __future__ import annotations
@@ -38,28 +38,27 @@ from webhooks.tracing import end_attempt, start_attempt
 log = structlog.get_logger()
 T = TypeVar("T")
 
-# With so many requests in flight, a backlog's results and free places are gathered for so long: a transaction costs
-# nearly the same for ten results as for fifty.
+# With this many requests in flight, the results and free places of a backlog are gathered for this long: a transaction
+# for fifty results costs little more than one for ten.
 GATHER_FROM = 64
 GATHER_SECONDS = 0.01
-# After its own grace, how long the backlog sender may take to record its results and end.
+# How long the backlog sender may take, after its grace period, to record its results and end.
 BACKLOG_SENDER_END_SECONDS = 10.0
 # A request isn't begun if its lease could end before it is recorded: this share of LEASE_MARGIN is for recording.
 RECORDING_SHARE = 1 / 6
 
 
 def lease_covers_attempt(lease_ends: float, now: float) -> bool:
-    """Tell whether an attempt that starts now is over and recorded before its lease ends (monotonic seconds)."""
+    """Return whether an attempt that starts now will be recorded before its lease ends (monotonic seconds)."""
     return now <= lease_ends - settings.DELIVERY_TIMEOUT - settings.LEASE_MARGIN * RECORDING_SHARE
 
 
 class Sender:
     """One per process: `start` it, `wake` it whenever deliveries may be due, and `stop` it.
 
-    capacity: most deliveries in work.  poll_seconds: how often it looks without being woken.  queues: those that it
-    claims from.  with_backlog_sender: whether it may leave queues with a backlog to a process of their own.
-    pace: of the transactions, for such a process.
-    kept_for_hand_over: places that claims leave to deliveries that are handed over.
+    capacity: most deliveries in flight.  poll_seconds: how often it looks without being woken.  queues: those that it
+    claims from.  with_backlog_sender: whether it may leave queues with a backlog to another process. pace: of the
+    transactions, in that process. kept_for_hand_over: places that claims leave to deliveries that are handed over.
     """
 
     def __init__(
@@ -80,7 +79,7 @@ class Sender:
         self._with_backlog_sender = with_backlog_sender
         self._progress = Progress()
         self._in_flight = InFlight(capacity)
-        self._given_back: set[uuid.UUID] = set()  # leases that came when the sender was stopping
+        self._given_back: set[uuid.UUID] = set()  # leases that were handed over while the sender was stopping
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,9 +112,9 @@ class Sender:
         self._call(self._look if backlog else self._look_here)
 
     def take_over_fan_out(self) -> bool:
-        """Start the backlog sender's process or wake it, because a fan-out left events behind; tell whether it runs.
+        """Start or wake the backlog sender's process, because a fan-out left events behind; return whether it runs.
 
-        False means that the caller has to go on with those events itself; True may also mean that it is starting.
+        If it doesn't, the caller has to process those events itself. True may also mean that it is starting.
         """
         if not self._with_backlog_sender or not self.is_alive:
             return False
@@ -123,7 +122,7 @@ class Sender:
         return self._backlog_sender.is_running
 
     def has_room(self) -> bool:
-        """Tell whether claims of this sender could bring more now."""
+        """Return whether there is room for claims."""
         claimable = self._capacity - self._kept_for_hand_over
         return self.is_alive and not self._stopping and len(self._in_flight) < claimable
 
@@ -162,7 +161,7 @@ class Sender:
         return self._progress.wait_until_drained(timeout)
 
     def stop(self, grace_seconds: float) -> None:
-        """Stop claiming, let requests in flight finish for `grace_seconds`, and give the other leases back."""
+        """Stop claiming, give requests in flight `grace_seconds` to finish, and give the other leases back."""
         self._grace_ends = time.monotonic() + grace_seconds
         self.stop_claiming()
         if self._thread is not None:
@@ -205,7 +204,7 @@ class Sender:
         self._backlog_sender.close()
 
     async def _run(self) -> None:
-        """Run the parts until the order to stop, then end them in turn.
+        """Run the parts until the sender is stopped, then end them one after another.
 
         In-flight requests finish or are canceled, their results are recorded, the backlog sender ends, and what is
         still leased is given back.
@@ -281,7 +280,7 @@ class Sender:
         """Make one attempt and hand its result to the recorder."""
         started = time.monotonic()
         if not lease_covers_attempt(claimed.lease_ends, started):
-            # This process was stopped for a while.  The lease ends by itself, and the sweep notices.
+            # The process was paused for a while.  The lease ends by itself, and the sweep notices.
             self._in_flight.remove(delivery)
             return
         started_at = claimed.clock.now()
@@ -295,7 +294,7 @@ class Sender:
         self._recorder.add(AttemptResult(delivery, outcome, started_at, duration_ms))
 
     def _on_recorded(self, results: Sequence[AttemptResult], made_room: bool) -> None:
-        """Give the places of recorded results back, and look again if that may let a claim bring more."""
+        """Give the places of recorded results back, and claim again if there may be more to claim."""
         for result in results:
             self._in_flight.remove(result.delivery)
         self._backlog_sender.results_recorded([result.delivery.subscription_id for result in results], self._in_flight)
@@ -314,7 +313,7 @@ class Sender:
             await asyncio.wait(set(self._tasks), timeout=5)
 
     async def _release(self, lease_ids: set[uuid.UUID]) -> None:
-        """Give leases back, so that other workers needn't wait for their end."""
+        """Give leases back, so that other workers don't have to wait until they expire."""
         if not lease_ids:
             return
         try:
