@@ -184,7 +184,7 @@ class TriggersWorker(SimpleWorker):
         spends (docs/performance.md). A job is forgotten before it is followed, so that a worker that is killed
         meanwhile leaves nothing behind.
 
-        `_state` and `_finalize_failure` are private to RQ; tests/project/test_worker.py fails if an upgrade changes them.
+        `_state` and `_finalize_failure` are private to RQ: tests/project/test_worker.py fails if they change.
         """
         self.connection.delete(job.key)
         self._state = WorkerStatus.BUSY  # SIGTERM's handler lets a job finish

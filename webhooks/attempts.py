@@ -14,7 +14,7 @@ from webhooks.destinations.http.target import parse_target
 from webhooks.destinations.transform import TransformError
 from webhooks.models import DeliveryAttempt
 
-# What stands for a value that isn't kept.
+# Shown instead of a value that isn't kept.
 MASK = "***"
 
 
@@ -31,7 +31,7 @@ def exchange_of(attempt: DeliveryAttempt) -> Exchange | None:
 def request_body(event: Event, exchange: Exchange) -> str | None:
     """Return the body of a request that delivered the event, in the format that the subscription had then.
 
-    None if it can't be made again: the payload was erased, or a later version's expressions do less.
+    None if it can't be made again, because the payload was erased or a later version's expressions can do less.
     """
     if event.is_erased:
         return None
@@ -44,12 +44,12 @@ def request_body(event: Event, exchange: Exchange) -> str | None:
 
 
 def shown_url(exchange: Exchange) -> str:
-    """Return the URL that a request was sent to, with MASK for what its query seems to hold of secrets."""
+    """Return the URL that a request was sent to, with MASK instead of what look like secrets in its query."""
     return mask_query(exchange.url, lambda name: MASK)
 
 
 def request_head(exchange: Exchange) -> tuple[str, list[tuple[str, str]]]:
-    """Return a request's path and its headers as they were sent, with MASK for what is secret."""
+    """Return a request's path and its headers as they were sent, with MASK instead of secrets."""
     target = parse_target(shown_url(exchange))
     headers = [(name, MASK if value is None else value) for name, value in exchange.request_headers]
     return target.path, [("Host", target.authority), *headers, ("Content-Length", str(exchange.body_bytes))]
@@ -58,7 +58,7 @@ def request_head(exchange: Exchange) -> tuple[str, list[tuple[str, str]]]:
 def describe_exchange(exchange: Exchange, body: str | None, *, shows_event: bool = True) -> dict[str, Any]:
     """Return an exchange as the API shows it.
 
-    body: of the request; None if it isn't shown.  shows_event: whether headers that say something of the event are.
+    body: of the request; None if it isn't shown.  shows_event: whether headers that describe the event are shown.
     """
     _, headers = request_head(exchange)
     if not shows_event:
@@ -82,7 +82,7 @@ def describe_exchange(exchange: Exchange, body: str | None, *, shows_event: bool
         },
         "response": response,
         "connection": {
-            # Which proxy the operator uses is its own business.
+            # The operator's proxy isn't shown to tenants.
             "remote_address": None if exchange.via_proxy else exchange.remote_address or None,
             "via_proxy": exchange.via_proxy,
             "reused": exchange.is_reused,

@@ -1,4 +1,4 @@
-"""What a subscription shows its endpoint beside signatures, from the values that people give to encrypted columns."""
+"""The credentials with which requests are authorized at an endpoint, as people give them and as encrypted columns."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ _ERASED = "The event's payload was erased, so there is nothing to send."
 
 
 def why_not_retryable(delivery: Delivery) -> str:
-    """Return why a retry left this delivery alone, or why none is to be made."""
+    """Return why a retry left this delivery alone, or why it can't be retried."""
     if delivery.event.is_erased:
         return _ERASED
     if is_leased(delivery.status, delivery.lease_id, delivery.next_attempt_at):
@@ -68,20 +68,19 @@ def why_not_skippable(delivery: Delivery) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """How many deliveries an action changed.  held: those of them that are held now and weren't meant to be."""
+    """How many deliveries an action changed.  held: those that were to be sent, but are held now."""
 
     changed: int = 0
     held: int = 0
 
 
 def apply(action: DeliveryAction, delivery_ids: Iterable[uuid.UUID], *, announce: bool = True) -> int:
-    """Do `action` to those of the deliveries that it fits; return how many changed.
+    """Apply `action` to those of the deliveries that it fits; return how many changed.
 
-    A retry is one more attempt, now, even while the breaker is open.  A replay starts the schedule anew.  A skip gives
-    up one that has an ordering key, so that its key goes on.  Deliveries of a deleted subscription and those in flight
-    are left alone, those of erased events aren't sent again, and those of a disabled subscription can only be held or
-    skipped.
-    announce: wake the workers afterwards.
+    A retry is one more attempt, now, even while the breaker is open.  A replay starts the schedule again.  A skip gives
+    up a delivery that has an ordering key, so that the next of its key can be sent.  Deliveries of a deleted
+    subscription and those in flight are left alone, those of erased events aren't sent again, and those of a disabled
+    subscription can only be held or skipped. announce: wake the workers afterwards.
     """
     ids = list(delivery_ids)
     changed = in_transaction(lambda: _apply(action, ids, action.states)).changed if ids else 0
@@ -95,8 +94,9 @@ def apply_in_run(
 ) -> Applied:
     """Retry or replay those of the deliveries that are in one of `states`, in the caller's transaction.
 
-    Those of a disabled subscription become held, and go out when it is enabled.  A pause stays, so that many retries
-    aren't many probes of an endpoint that is down.  probe: let one request through at once, whatever the breaker says.
+    Those of a disabled subscription become held, and go out when it is enabled.  Pauses stay, so that many retries
+    don't send many requests to an endpoint that is down.  probe: let one request through at once, whatever the breaker
+    says.
     """
     ids = list(delivery_ids)
     return _apply(action, ids, tuple(states), hold_if_disabled=True, probe=probe) if ids else Applied()
@@ -116,7 +116,7 @@ def _apply(
         fitting = fitting.filter(subscription__is_active=True)
     if action is DeliveryAction.SKIP:
         fitting = fitting.exclude(ordering_key=None)
-    # Locked: a worker whose queue isn't among those that were just locked has none of these in hand.
+    # Locked: no worker is claiming these deliveries, because their queues were locked just before.
     chosen: list[Any] = list(
         fitting.select_for_update(of=("self",)).values_list(
             "id", "subscription_id", "subscription__is_active", "event_id", "ordering_key", named=True
@@ -138,7 +138,7 @@ def _apply(
     if queues and action is not DeliveryAction.HOLD:
         mark_due(queues)
         if action is DeliveryAction.RETRY and probe:
-            # Somebody asks for it now: let one through, whatever the breaker says.
+            # Somebody wants it now: let one request through, even while the breaker is open.
             SubscriptionQueue.objects.filter(pk__in=queues).update(paused_until=None)
     return Applied(len(chosen), len(to_hold))
 
@@ -146,7 +146,7 @@ def _apply(
 def _changes(action: DeliveryAction) -> dict[str, object]:
     """Return the columns that the action sets."""
     if action is DeliveryAction.HOLD:
-        # Since when it is held: `upkeep.held_retention` counts from there.
+        # From when it is held: `upkeep.held_retention` counts from there.
         return {"status": DeliveryStatus.HELD, "next_attempt_at": Now()}
     if action is DeliveryAction.SKIP:
         return {"status": DeliveryStatus.CANCELLED, "next_attempt_at": None, "completed_at": Now()}
@@ -155,7 +155,7 @@ def _changes(action: DeliveryAction) -> dict[str, object]:
         return due_now
     if action is DeliveryAction.REPLAY:
         return {**due_now, "cause": Cause.REPLAY, "completed_at": None, "attempts_used": 0}
-    # One attempt more for what was settled; a pending delivery goes on with its schedule.
+    # One more attempt for what was settled; a pending delivery continues its schedule.
     last = len(settings.DELIVERY_RETRY_SCHEDULE) - 1
     used = Case(When(status=DeliveryStatus.PENDING, then=F("attempts_used")), default=Value(last))
     return {**due_now, "cause": Cause.MANUAL, "completed_at": None, "attempts_used": used}

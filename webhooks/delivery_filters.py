@@ -13,12 +13,12 @@ from webhooks.states import in_delivery_state, in_delivery_states
 
 
 def outcome_name(error: str, status_code: int | None) -> str:
-    """Return the name of what came of a last attempt that failed: `timeout`, `http_status 503`."""
+    """Return the name of the outcome of a failed last attempt: `timeout`, `http_status 503`."""
     return f"{error} {status_code}" if status_code is not None else error
 
 
 def is_outcome(name: str) -> bool:
-    """Tell whether this may be the name of an outcome."""
+    """Return whether this can be the name of an outcome."""
     return bool(_OUTCOME.fullmatch(name))
 
 
@@ -55,8 +55,8 @@ FILTERS = frozenset(_CONDITIONS)
 def matching_deliveries(filters: Mapping[str, Any]) -> QuerySet[Delivery]:
     """Return the deliveries that meet all `filters`, which are named as in FILTERS.
 
-    outcome: what came of the last attempt, which failed, as in `outcome_name`.
-    status: one of DeliveryState.  statuses, deliveries, events: any of several.
+    outcome: of the last attempt, which failed, as in `outcome_name`. status: one of DeliveryState.  statuses,
+    deliveries, events: any of several.
     """
     rows = Delivery.objects.all()
     for name, value in filters.items():

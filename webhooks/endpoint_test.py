@@ -28,7 +28,7 @@ PER_MINUTE = 10
 
 @dataclass(frozen=True, slots=True)
 class EndpointTest:
-    """What came of a test event.  It has no event or delivery of its own to look up."""
+    """What came of a test event.  It has no event or delivery to look up."""
 
     event_id: uuid.UUID
     sent_at: datetime.datetime
@@ -44,7 +44,7 @@ class EndpointTest:
         return f"{self.outcome.detail or 'The attempt failed.'} ({self.outcome.failure}, {took})"
 
     def for_audit(self) -> dict[str, Any]:
-        """Return what the audit log keeps: nothing in the endpoint's words."""
+        """Return what the audit log keeps: nothing from the response."""
         failure = self.outcome.failure.value if self.outcome.failure else None
         return {"event": str(self.event_id), "status_code": self.outcome.status_code, "error": failure}
 

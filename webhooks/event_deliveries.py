@@ -1,4 +1,4 @@
-"""The deliveries of events, for the layer below, which shows them with the events."""
+"""The deliveries of events, for the app below, which shows them with the events."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class EventDeliveries:
         rows = Delivery.objects.filter(organization_id=organization_id, **filters)
         waiting = rows.filter(status__in=_WAITING_OR_FAILED).order_by(f"{sign}event_id").values("event_id")
         # By the index of leases, which holds what all organizations have in flight.  One statement, because a delivery
-        # may go from one part to the other.
+        # may move from one part to the other.
         by_event = Coalesce("event_id", "event_id")
         delivering = rows.filter(status="delivering").order_by(by_event.asc() if ascending else by_event.desc())
         found = waiting.distinct()[:most].union(delivering.values("event_id")[:most])
@@ -85,7 +85,8 @@ class EventDeliveries:
 
     def erase(self, event_id: uuid.UUID) -> int:
         of_event = Delivery.objects.filter(event_id=event_id)
-        # An endpoint may have sent back what it got, also in headers, and the request's headers may be of a CloudEvent.
+        # The endpoint may have sent back what it received, even in headers, and the request may have a CloudEvent's
+        # headers.
         DeliveryAttempt.objects.filter(delivery_id__in=list(of_event.values_list("id", flat=True))).update(
             response_body="", error_detail="", sealed_exchange=None
         )

@@ -1,4 +1,4 @@
-"""The handshake of REST hooks: does whoever runs an endpoint want its webhooks?
+"""The handshake of REST hooks: asks whether the owner of an endpoint wants its webhooks.
 
 A POST with a random `X-Hook-Secret` goes to the endpoint, which confirms it with a 2xx that repeats the header.  Only
 those who ask for it get one: Zapier, for example, can't answer.
@@ -76,7 +76,7 @@ def _endpoint(url: str, values: Mapping[str, Any], current: Subscription | None)
         sealed_auth=sealed["encrypted_auth"],
         sealed_certificate=sealed["encrypted_client_certificate"],
     )
-    # One of the subscription's own with this name would make two.
+    # A header of the subscription with this name would make two.
     headers = tuple(pair for pair in endpoint.headers if pair[0].lower() != HEADER.lower())
     return replace(endpoint, headers=headers)
 

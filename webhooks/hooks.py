@@ -1,6 +1,6 @@
-"""Subscribing as automation platforms do: by URL and event types, and again without harm.
+"""Subscribes as automation platforms do: by URL and event types, and safe to repeat.
 
-A hook is a subscription to an endpoint.  The platform makes and deletes it with its own requests, so what it repeats
+A hook is a subscription to an endpoint.  The platform creates and deletes it with its requests, so a repeated request
 must change nothing.
 """
 
@@ -54,9 +54,8 @@ def subscribe(
     """Return the subscription of this URL to these events, and its secret if it is new, else an empty text.
 
     It is the same one only if it gets the same events: those of these types that meet `filter` and have one of
-    `channels`.  Whoever asks for all of them must not be told that one with a filter is there.
-    audit: writes the entry for a new one, in its transaction.  Raises AlreadySubscribed, and what
-    `subscriptions.create` raises.
+    `channels`.  A request for all events must not be told that one with a filter exists. audit: writes the entry for a
+    new one, in its transaction.  Raises AlreadySubscribed, and what `subscriptions.create` raises.
     """
     with transaction.atomic():
         # One at a time for each organization, as in `subscriptions.create`: a platform may repeat a request at once.
@@ -77,7 +76,7 @@ def subscribe(
 
 
 def was_deleted(organization_id: uuid.UUID, subscription_id: uuid.UUID) -> bool:
-    """Tell whether the organization had such a subscription.  Its row stays for a while."""
+    """Return whether the organization had such a subscription.  Its row stays for a while."""
     rows = Subscription.objects.filter(organization_id=organization_id, kind=DestinationKind.HTTP)
     return rows.filter(pk=subscription_id, deleted_at__isnull=False).exists()
 
@@ -102,6 +101,6 @@ def _of_event(event: Event) -> StoredEvent:
 
 def _of_examples(event_type: EventType) -> Iterable[StoredEvent]:
     for position, example in enumerate(event_type.examples):
-        # The same example always has the same id: platforms tell samples apart by it.
+        # The same example always has the same id, by which platforms distinguish samples.
         sample_id = derive_id(event_type.pk, uuid.UUID(int=position))
         yield StoredEvent(sample_id, event_type.name, timezone.now(), orjson.dumps(example).decode())

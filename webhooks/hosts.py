@@ -1,4 +1,4 @@
-"""Stopping a host: all subscriptions whose URLs lead to it, of one organization or of all, and enabling them again."""
+"""Disables all subscriptions whose URLs have a host, of one organization or of all, and enables them again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.db.models import Count, Q, QuerySet
 from webhooks import subscriptions
 from webhooks.models import Subscription
 
-# Of as many organizations the preview tells the numbers.
+# The preview has the numbers of this many organizations.
 MOST_ORGANIZATIONS = 1000
 
 # Writes one audit entry for the subscriptions of one organization.

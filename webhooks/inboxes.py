@@ -1,4 +1,4 @@
-"""Finding an organization's inboxes, and making its default one at its first use."""
+"""Finds an organization's inboxes, and makes its default one at its first use."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ DEFAULT = "default"
 MAX_NAME = 64
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NAME_RULE = f"must be 1 to {MAX_NAME} letters, digits, `.`, `_`, and `-`, the first of them a letter or digit"
-# How long the first use of the default inbox fills it; workers go on with the rest.
+# How long the first use of the default inbox fills it; workers do the rest.
 FILL_SECONDS = 0.5
-# Of the events that wait for their fan-out, it takes so many of the oldest; the fan-out brings the others.
+# How many of the oldest events that wait for their fan-out it takes; the fan-out adds the others.
 ACCEPTED_AT_ONCE = 500
 
 
@@ -95,7 +95,7 @@ def find_or_make_default(organization_id: uuid.UUID, audit: Callable[[Subscripti
 
 
 def _fill(subscription: Subscription, run_id: uuid.UUID) -> None:
-    """Put in what is undelivered, the oldest first, for a while.  What is left is the workers'."""
+    """Put in what is undelivered, the oldest first, for a while.  Workers do the rest."""
     ends = time.monotonic() + FILL_SECONDS
     while time.monotonic() < ends:
         run = recovery.advance(run_id)
@@ -106,9 +106,9 @@ def _fill(subscription: Subscription, run_id: uuid.UUID) -> None:
 
 
 def _add_accepted(subscription: Subscription) -> None:
-    """Put in some of the events that wait for their fan-out, so that who has just sent one finds it here.
+    """Put in some of the events that wait for their fan-out, so that whoever has just sent one finds it here.
 
-    Only some, and none that a fan-out has in hand, so that nobody waits for this: fan-outs put the others in.
+    Only some, and none that a fan-out is processing, so that nothing waits for this: fan-outs put the others in.
     """
     waiting = Event.objects.filter(
         organization_id=subscription.organization_id, status=EventStatus.ACCEPTED, due_at__lte=Now()

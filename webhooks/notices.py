@@ -1,9 +1,8 @@
-"""Noting what organizations and operators are to be told, in the transaction of what happened.
+"""Notes what organizations and operators are to be told, in the transaction of what happened.
 
 Only what can't be found afterwards is noted: that a subscription was disabled, and that deliveries have failed.  That
-an endpoint fails or has recovered, and that a key expires, stands in other rows, where
-`webhooks.upkeep.notifications` finds it.  So an attempt of a healthy endpoint costs nothing here, and nor does one
-that fails and is tried again.
+an endpoint fails or has recovered, and that a key expires, is in other rows, where `webhooks.upkeep.notifications`
+finds it.  So attempts cost nothing here, except those with which a delivery fails for good.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from webhooks.models import Notice, NoticeKind
 
 EVENT_TYPES = tuple(f"{OPERATIONAL_PREFIX}{kind}" for kind in NoticeKind.values)
 
-# A row keeps when it first happened, how often, and the details of the last time.  The caller has locked each queue,
-# so two transactions never wait for each other here.
+# A row keeps when it first happened, how often, and the details of the last time.  The caller has locked the queues, so
+# two transactions never wait for each other here.
 _NOTE = """
 INSERT INTO webhooks_notice AS n (subject_id, kind, organization_id, since, number, detail)
 SELECT subject_id, %(kind)s, organization_id, clock_timestamp(), number, detail::jsonb

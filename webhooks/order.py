@@ -1,9 +1,9 @@
 """Ordering keys: within one subscription and key, deliveries are made one at a time, in the order of their events.
 
 A delivery with a key may be claimed if no earlier one of its key is unfinished.  That is decided where deliveries are
-claimed, under the lock of the queue, so it holds whatever else happens to them.  What has to wait is *parked*: its next
-attempt is far in the future, so that claims don't look at it again.  When a delivery of a key is finished, the
-next one is due.  Should it be forgotten, the sweep finds it (`repair_order`).
+claimed, under the lock of the queue, so it is true whatever else happens to them.  What has to wait is *parked*: its
+next attempt is set far in the future, so that claims don't look at it again.  When a delivery of a key is finished, the
+next one becomes due.  If that is missed, the sweep finds it (`repair_order`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from webhooks.queues import lock_queues, mark_due
 
 log = structlog.get_logger()
 
-# The next attempt of what is parked.  Compared with a bound, in case that a time zone or a test moves it.
+# The next attempt of what is parked.  It is compared with a bound, in case a time zone or a test moves it.
 PARKED_UNTIL = datetime.datetime(3000, 1, 1, tzinfo=datetime.UTC)
 PARKED_FROM = datetime.datetime(2900, 1, 1, tzinfo=datetime.UTC)
 UNFINISHED = "('pending', 'delivering', 'held')"
 
-# A claim looks at so many due deliveries of a queue for those that have to wait.
+# How many due deliveries of a queue a claim checks for those that have to wait.
 PARKED_AT_A_TIME = 1000
-# A statement looks at so many keys of one subscription.
+# How many keys of one subscription a statement looks at.
 KEYS_AT_A_TIME = 1000
 
 # The rule, for a delivery `d` and others `b` of its key.  Three kinds make it wait: an earlier one that is unfinished;
@@ -90,7 +90,7 @@ WHERE id = ANY (ARRAY (
 RETURNING subscription_id
 """  # noqa: S608 - a constant of ours
 
-# Jumps from key to key, so that it costs what keys are waiting and not what deliveries are.
+# Jumps from key to key, so that the cost depends on how many keys wait, not on how many deliveries.
 _WAITING_KEYS = f"""
 WITH RECURSIVE waiting AS (
     (SELECT ordering_key, 1 AS number FROM webhooks_delivery
@@ -105,8 +105,8 @@ WITH RECURSIVE waiting AS (
 SELECT ordering_key FROM waiting WHERE ordering_key IS NOT NULL
 """  # noqa: S608 - a constant of ours
 
-# A parked delivery whose key has nothing unfinished before it was forgotten: a delivery before it was finished by hand,
-# or given up.  One behind a failed delivery that blocks the key is no such case.
+# Parked deliveries that have nothing to wait for: the one before them was finished by hand, or given up.  One behind a
+# failed delivery that blocks the key has to wait.
 _FIND_FORGOTTEN = f"""
 SELECT d.ordering_key FROM unnest(%(keys)s::text[]) AS w(ordering_key)
 CROSS JOIN LATERAL (

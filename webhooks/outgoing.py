@@ -1,4 +1,4 @@
-"""An event on its way to a subscription without a delivery: for tests and previews."""
+"""An event that is sent to a subscription without a delivery, for tests and previews."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SingleOutgoing:
 
 
 def endpoint_of(subscription: Subscription, now: datetime.datetime) -> Endpoint:
-    """Return the subscription's endpoint, opened, with the secrets that sign at `now`."""
+    """Return the subscription's endpoint, decrypted, with the secrets that sign at `now`."""
     previous = zip(subscription.encrypted_previous_secrets, subscription.previous_secrets_expire_at, strict=True)
     return open_endpoint(
         subscription.url,

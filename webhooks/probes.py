@@ -1,7 +1,7 @@
 """Requests to an endpoint that somebody waits for: a test event, a handshake.
 
-Each holds one of the web process's threads for as long as the endpoint takes.  So an organization has one at a time in
-a process, and all of them together leave half of the threads to everybody else.
+Each holds one of the web process's threads for as long as the endpoint takes.  So an organization can make one at a
+time in each process, and all organizations together leave half of the threads to other requests.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TooManyProbes(Exception):
 
 
 class Places:
-    """Who holds a thread of this process: one place for each organization, and a bounded number in all."""
+    """Which organizations hold a thread of this process: one place for each, and a bounded number in total."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -84,7 +84,8 @@ async def _send(send: Callable[[HttpDestination], Awaitable[Outcome]]) -> Outcom
     seconds = min(MAX_SECONDS, settings.DELIVERY_TIMEOUT)
     destination = HttpDestination(seconds)
     try:
-        # The destination says what took so long: the endpoint, or the token.  This is for what it doesn't bound.
+        # The destination reports what took so long: the endpoint or the token.  This timeout is for what it doesn't
+        # bound.
         async with asyncio.timeout(seconds + GRACE_SECONDS):
             return await send(destination)
     except TimeoutError:

@@ -1,14 +1,13 @@
-"""Rollups: small tables from which the console draws, so that it never scans deliveries or attempts.
+"""Rollups: small tables for the console's charts, which therefore never scan deliveries or attempts.
 
 Three kinds of rows, and who writes them:
 
 - *a minute of a subscription*: in the transaction that records the attempts, so the numbers are as exact as the
-  attempts themselves: a crash neither loses nor repeats any.  That transaction holds the lock on the subscription's
-  queue, so no two workers ever wait for each other on such a row.  The minute is that of the recording.
-- *a minute of an organization, of everything, and longer periods* (`STEPS`): the sweep computes them from the former,
-  once a minute.  It replaces what is there, so doing it twice changes nothing.
-- *gauges*: the sweep samples once a minute what waits and what works.  They also tell a quiet minute from one in which
-  no worker was there: the latter has no gauge.
+attempts themselves: a crash neither loses nor repeats any.  That transaction holds the lock on the subscription's
+queue, so no two workers ever wait for each other on such a row.  The minute is that of the recording. - *a minute of an
+organization, of everything, and longer periods* (`STEPS`): the sweep computes them from the former, once a minute.  It
+replaces what is there, so doing it twice changes nothing. - *gauges*: the sweep samples once a minute what waits and
+what works.  They also distinguish a minute without deliveries from one without a worker: the latter has no gauge.
 
 How long each step is kept is `STEPS`; the longest one, ROLLUP_RETENTION_DAYS.
 """
@@ -38,7 +37,7 @@ from webhooks.stats import PAUSES, PauseReason
 log = structlog.get_logger()
 
 NO_ID = uuid.UUID(int=0)
-# What isn't an attempt's outcome but counted beside them.
+# Not an attempt's outcome, but counted with them.
 ACCEPTED = "accepted"
 DELIVERED = "delivered"
 WORKER_LOST = "worker_lost"
@@ -122,7 +121,7 @@ GROUP BY organization_id, subscription_id ORDER BY subscription_id
 def outcome_of(error: str, status_code: int | None) -> str:
     """Return the name under which an attempt is counted: `delivered`, `timeout`, `http_status 503`.
 
-    Statuses that nobody has defined are counted together, so that an endpoint can't make a row for each number.
+    Undefined statuses are counted together, so that an endpoint can't make a row for each number.
     """
     if not error:
         return DELIVERED
@@ -152,7 +151,7 @@ def attempt_columns(
     nothing.  failed: those that have failed for good.  The latency is counted for what was delivered by the schedule:
     what an operator sends again days later says nothing about it.
     """
-    # Runs for each delivery of a busy worker: the hash of a UUID, for one, is a call of a Python function.
+    # This runs for every delivery, so it avoids what is slow in Python, such as hashing UUIDs.
     rows: list[tuple[uuid.UUID, uuid.UUID, str, _Tally]] = []
     for subscription_id, results in by_queue.items():
         organization_id = results[0].delivery.organization_id
@@ -318,7 +317,7 @@ def keep_rollups() -> bool:
     minute, last = found["minute"], found["last"]
     if last is not None and last >= minute:
         return False
-    # Before the sample, which says that this minute is done: after a crash the next sweep begins again.
+    # Before the sample, which marks this minute as done: after a crash, the next sweep starts again.
     sum_up(_since(minute, last), minute)
     _sample(minute)
     _each_step(_TOP_GAUGES, _since(minute, last), minute)
@@ -357,7 +356,7 @@ def _each_step(statement: str, since: datetime.datetime, until: datetime.datetim
 
 
 def _sample(at: datetime.datetime) -> None:
-    """Write the gauges of a minute; what takes too long to count is left out, which the console shows as a gap."""
+    """Write the gauges of a minute; what takes too long to count is left out, and the console shows a gap."""
     try:
         workers: int | None = call_redis(count_live_workers)
     except RedisUnavailable:

@@ -22,7 +22,7 @@ from core.ids import new_id
 from webhooks.destinations.http.signing import SecretType, new_secret, public_key, type_of
 from webhooks.models import Subscription
 
-# Each signature makes the header longer, and endpoints compare all of them.  Beside the current one.
+# Beside the current one.  Each signature makes the header longer, and endpoints compare all of them.
 MAX_PREVIOUS_SECRETS = 10
 
 Audit = Callable[["StoredSecret"], None]
@@ -71,7 +71,7 @@ def store(secret: str, expires_at: datetime.datetime | None = None) -> StoredSec
     return StoredSecret(new_id(), type_of(secret), timezone.now(), expires_at, encrypt(secret), public_key(secret))
 
 
-# Of a subscription, all that `stored_secrets` reads.
+# The columns of a subscription that `stored_secrets` reads.
 COLUMNS = (
     "encrypted_secret",
     "encrypted_previous_secrets",
@@ -97,7 +97,7 @@ def stored_secrets(subscription: Subscription) -> list[StoredSecret]:
 def _read(
     subscription: Subscription, position: int, token: str, expires_at: datetime.datetime | None, details: dict[str, Any]
 ) -> StoredSecret:
-    """Return one secret.  A row from before there were details tells by its place which secret it is."""
+    """Return one secret.  In a row without details, from an earlier version, the position says which secret it is."""
     created = details.get("created_at")
     return StoredSecret(
         id=uuid.UUID(details["id"]) if "id" in details else uuid.uuid5(subscription.pk, str(position)),
@@ -128,7 +128,7 @@ def columns(stored: list[StoredSecret]) -> dict[str, Any]:
 
 
 def holds(stored: list[StoredSecret], text: str) -> bool:
-    """Tell whether one of the secrets is `text`."""
+    """Return whether one of the secrets is `text`."""
     return any(_text(secret) == text for secret in stored)
 
 

@@ -1,13 +1,13 @@
-"""How deliveries and subscriptions stand, in the words that people see.  The API, the admin, health and the commands
-all ask here.
+"""The states of deliveries and subscriptions, in the words that people see.  The API, the admin, health, and the
+commands all use these.
 
 A delivery is *retrying* from its first failed attempt until it is sent or has failed for good; the database's `pending`
 covers that and what waits for its first attempt.  In an inbox, what a consumer has fetched is *delivering* until it is
 acknowledged or its lease ends, although the database has it as `pending` (`destinations.inbox.leases`).
 
 A subscription is *disabled*, *paused* (its circuit breaker is open, or its endpoint asked for a pause), *failing* (its
-last attempt failed) or *active*, the first of these that is so.  The conditions are defined once, as SQL; the queries
-that `with_state` and `in_state` return carry them, and Python only reads what came of them.
+last attempt failed) or *active*, whichever applies first.  The conditions are defined once, as SQL.  The queries of
+`with_state` and `in_state` include them, and Python only reads the results.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from webhooks.order import PARKED_FROM
 
 
 class DeliveryState(TextChoices):
-    """How a delivery stands: its status, with `retrying` and what is fetched from an inbox apart from `pending`."""
+    """A delivery's state: its status, except that what is `retrying` or fetched from an inbox isn't `pending`."""
 
     PENDING = "pending"
     RETRYING = "retrying"
@@ -118,7 +118,7 @@ def in_delivery_states(states: Iterable[str]) -> Q:
 
 
 class SubscriptionState(TextChoices):
-    """How a subscription stands."""
+    """A subscription's state."""
 
     ACTIVE = "active"
     FAILING = "failing"

@@ -1,8 +1,8 @@
-"""Statistics for health and the console: what could be sent now, what waits for something else, what is in work.
+"""Statistics for health and the console: what could be sent now, what waits for something else, what is in flight.
 
 A delivery is *due* if it could be sent now: its time has come, and nothing is missing but a free worker.  What has to
-wait for its endpoint, a limit or a person is *paused*, for one of PauseReason.  So a dead or slow endpoint is never
-taken for a lack of workers.
+wait for its endpoint, a limit, or a person is *paused*, for one of PauseReason.  So a dead or slow endpoint is never
+mistaken for a lack of workers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PauseReason(StrEnum):
 PAUSES = {
     PauseReason.CIRCUIT_BREAKER: "q.breaker_trips > 0",
     PauseReason.RETRY_AFTER: "coalesce(q.paused_until > statement_timestamp(), false)",
-    # What a claim leaves behind when the limit is used up.
+    # What a claim writes when the limit is used up.
     PauseReason.RATE_LIMIT: "q.next_due_at > statement_timestamp() AND s.deliveries_per_second IS NOT NULL",
     PauseReason.CONCURRENCY_LIMIT: (
         "q.in_flight >= least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))"
@@ -56,7 +56,7 @@ SELECT count(*) FROM (
 ) AS counted"""  # noqa: S608 - constants of ours
 
 
-# What a queue's deliveries wait for if not for a pause.
+# What a queue's deliveries wait for if the queue isn't paused.
 DUE = "due"
 
 
@@ -67,7 +67,7 @@ def _count_waiting() -> str:
     together, each sum to its own bound.
     """
     reasons = " ".join(f"WHEN {condition} THEN '{reason}'" for reason, condition in PAUSES.items())
-    # Queues in which nothing is due at all aren't looked into; those of a rate limit say that themselves.
+    # Queues in which nothing is due aren't read; those that wait for a rate limit say so themselves.
     earlier = " OR ".join(PAUSES[reason] for reason in (PauseReason.CIRCUIT_BREAKER, PauseReason.RETRY_AFTER))
     parts = [
         f"""
@@ -181,7 +181,7 @@ def deliveries_in_flight() -> int:
 
 
 def events_in_fan_out() -> int:
-    """Return how many events running fan-outs hold."""
+    """Return how many events are being fanned out."""
     return int(_one(COUNT_IN_FAN_OUT) or 0)
 
 
@@ -228,8 +228,8 @@ def client_certificates(days: int) -> tuple[float | None, int]:
     return None if first is None else datetime.datetime.fromisoformat(first).timestamp(), int(row["ending"])
 
 
-# Each inbox is looked into once for its oldest; only those in which something waits are counted.  What is leased has an
-# index of its own.
+# The oldest event of each inbox is read once; only inboxes in which something waits are counted.  What is leased has a
+# separate index.
 COUNT_INBOXES = """
 WITH waiting AS MATERIALIZED (
     SELECT s.id, first.next_attempt_at AS since FROM webhooks_subscription s CROSS JOIN LATERAL (

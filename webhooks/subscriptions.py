@@ -46,7 +46,7 @@ RESYNC_ROWS = 5000
 # For a queue: an inbox's is never due.
 _DUE_NOW = Case(When(is_fetched=False, then=Now()))
 RESYNC_AT_ONCE = 10
-# In the audit log, `system:` and this stands for what a worker does by itself.
+# In the audit log, the actor is `system:` and this for what a worker does by itself.
 AUTOMATIC = "worker"
 DISABLED_BY_REQUEST = "Disabled by request."
 
@@ -195,11 +195,11 @@ def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None, *, au
 
 
 def disable_automatically(subscription_id: uuid.UUID, reason: str, *, is_gone: bool = False) -> bool:
-    """Disable a subscription whose endpoint asks for it or fails for too long, in the caller's transaction.
+    """Disable a subscription whose endpoint returned 410 or failed for too long, in the caller's transaction.
 
-    is_gone: the endpoint returned 410, with which an automation platform unsubscribes; that deletes a hook.
-    Returns False if that, or its audit entry, is refused: then the subscription stays as it is, and the next failure
-    tries again; what else the transaction does isn't harmed.
+    is_gone: the endpoint returned 410, with which an automation platform unsubscribes; that deletes a hook. Returns
+    False if that, or its audit entry, is refused: then the subscription stays as it is until the next failure, and the
+    rest of the transaction goes on.
     """
     fields = ("organization_id", "url", "is_hook")
     organization_id, url, is_hook = Subscription.objects.values_list(*fields).get(pk=subscription_id)
@@ -304,7 +304,7 @@ def enable_many(
 
 
 def _tell_consumers(subscription_ids: Sequence[uuid.UUID]) -> None:
-    """Once the transaction has committed, let consumers that wait at those which are inboxes look what has changed."""
+    """After the commit, wake the consumers that wait at those that are inboxes, so that they see the change."""
     found = Subscription.objects.filter(pk__in=subscription_ids, kind=DestinationKind.INBOX)
     if ids := list(found.values_list("pk", flat=True)):
         transaction.on_commit(partial(announce_arrivals, ids))
@@ -316,7 +316,7 @@ def _lock(subscription_ids: Sequence[uuid.UUID]) -> None:
 
 
 def _begin_resync(subscription_ids: Sequence[uuid.UUID]) -> None:
-    """Bring the deliveries of a few subscriptions in line at once; the sweep goes on with the others in a second."""
+    """Update the deliveries of a few subscriptions at once; the sweep updates the others within a second."""
     for subscription_id in subscription_ids[:RESYNC_AT_ONCE]:
         resync(subscription_id)
 
@@ -392,12 +392,13 @@ def ends_of_previous_secrets(subscription: Subscription) -> list[datetime.dateti
 
 
 def resync(subscription_id: uuid.UUID, rows: int = RESYNC_ROWS) -> bool:
-    """Give the waiting deliveries of a subscription the status that fits its state; return whether all have it.
+    """Give the waiting deliveries of a subscription the status that fits its state; return whether all of them have it
+    now.
 
     A subscription is enabled, disabled or deleted in a short transaction, however many deliveries wait for it; that
-    transaction marks the queue (`needs_resync`), and their statuses follow here, at most `rows` in each call:
-    `pending` for an active subscription, `held` for a disabled one, `cancelled` for a deleted one.  The mark is
-    cleared with the last of them.  After a crash the sweep finds the mark and goes on.
+    transaction marks the queue (`needs_resync`), and their statuses follow here, at most `rows` in each call: `pending`
+    for an active subscription, `held` for a disabled one, `cancelled` for a deleted one.  The mark is cleared with the
+    last of them.  After a crash, the sweep finds the mark and continues.
     """
     with transaction.atomic():
         queue = SubscriptionQueue.objects.select_for_update().filter(pk=subscription_id, needs_resync=True).first()

@@ -1,4 +1,4 @@
-"""The spans of what becomes of an event: its fan-out, the attempts to deliver it, and its fetches from inboxes."""
+"""The spans of an event: its fan-out, the attempts to deliver it, and its fetches from inboxes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def trace_fetch(
 
 
 def start_attempt(delivery: ClaimedDelivery) -> Span | None:
-    """Return the span of an attempt that begins, in whose name this task sends requests; None if traces are off."""
+    """Start the span of an attempt, which this task's requests belong to, and return it; None if traces are off."""
     if not tracing.is_on() or delivery.event_trace is None:
         return None
     attributes = {

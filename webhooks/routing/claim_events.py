@@ -1,4 +1,4 @@
-"""Claiming accepted events for a fan-out: fair between organizations, however many events one of them has waiting."""
+"""Claims accepted events for a fan-out: fair between organizations, however many events of one of them wait."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from psycopg.rows import class_row
 
 from core.db import server_cursor
 
-# A fan-out looks at no more organizations than this; the next one goes on behind the last of them.
+# The most organizations that a fan-out looks at; the next one continues after the last of them.
 ORGANIZATIONS_AT_A_TIME = 50
 NOBODY = uuid.UUID(int=0)
 
-# Jumps from one organization to the next through the index of accepted events, so that it costs what organizations
-# are waiting and not what events are.  Each of them gives the same number of events, the oldest first.
+# Jumps from one organization to the next through the index of accepted events, so that the cost depends on how many
+# organizations have events waiting, not on how many events wait.  Each gives the same number of events, the oldest
+# first.
 CLAIM_ACCEPTED = """
 WITH RECURSIVE waiting AS (
     (SELECT organization_id, 1 AS number FROM events_event

@@ -3,8 +3,8 @@
 A round is one transaction, and its row locks are the claim: a worker that dies gives its events back by dying.  If a
 round fails, its events are processed one by one, so that one bad event or subscription stops nobody else's.
 
-Rounds are short and fair: organizations that want few deliveries come first, and one that wants many gets what is
-left of the round.  Its other events wait for the next round or, in a worker with a backlog sender, for that process.
+Rounds are short and fair: organizations that want few deliveries come first, and one that wants many gets the rest of
+the round.  Its other events wait for the next round or, in a worker with a backlog sender, for that process.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ log = structlog.get_logger()
 PROCESSED = CounterMetric("triggers_events_processed_total", "Events that were fanned out, by outcome.", ["outcome"])
 
 MAX_REASON_CHARACTERS = 1000
-# A round makes about this many deliveries, some 25 ms of work: that long a newly accepted event may have to wait.
+# A round makes about this many deliveries, which takes some 25 ms: a newly accepted event may have to wait that long.
 DELIVERIES_AT_A_TIME = 1_000
 # A process that only works off backlogs makes fewer, larger transactions.
 BACKLOG_DELIVERIES_AT_A_TIME = 5_000
 # Claiming an event that has to wait for the next round is wasted work.  After a round that left events behind, the next
-# one claims this many times as many as it processed, until a round processes all of them.
+# one claims only this many times what that round processed, until a round processes all that it claimed.
 CLAIM_AHEAD = 2
 FEWEST_EVENTS = 8
 
@@ -144,7 +144,7 @@ class FanOut:
 
         def claim_and_process() -> RoundInsert:
             if hand_over is not None:
-                hand_over.abandon()  # what an attempt that was rolled back had prepared
+                hand_over.abandon()  # prepared by an attempt that was rolled back
             events.clear()
             events.extend(self._claim(limit, skip))
             return self._process(events, deliveries, hand_over)

@@ -2,9 +2,10 @@
 
 The shape is the one of MongoDB, Hookdeck, Outpost, and Convoy: `{"customer": {"vip": true}, "total": {"$gte": 100}}`.
 Members are looked up, operators begin with `$`, and everything in an object must hold.  There are no regular
-expressions, and what a filter may look at is bounded, so that an evaluation takes microseconds whatever the data is.
+expressions, and a filter may only look at a bounded part of the data, so that an evaluation takes microseconds,
+whatever the data.
 
-A filter is compiled once to closures.  An evaluation never raises: what can't be compared doesn't match.
+A filter is compiled once to closures.  An evaluation never raises: values that can't be compared don't match.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import orjson
 MAX_CHARACTERS = 8192
 MAX_CONDITIONS = 100
 MAX_DEPTH = 10
-# Of arrays in the data, in one evaluation; and how many conditions are put to them together, because each item may have
-# to meet all of a filter's.  A filter that would do more doesn't match.  So none takes longer than some milliseconds.
+# How many items of arrays an evaluation may look at, and how many conditions it may compare them with, because each
+# item may have to meet all of a filter's.  A filter that exceeds them doesn't match.  So none takes longer than a few
+# milliseconds.
 MAX_ITEMS = 1000
 MAX_COMPARISONS = 10_000
-# Values of an `$in` by which a filter is found.  One with more is evaluated: an index of them would take the memory.
+# A filter is looked up by up to this many values of an `$in`.  With more it is evaluated: an index of them would take
+# too much memory.
 MAX_INDEXED_VALUES = 50
 
 Test = Callable[[Any], bool]
@@ -75,7 +78,7 @@ class Filter:
         self.required = required(conditions)
 
     def matches(self, data: Any) -> bool:
-        """Tell whether the data of an event, as `parse_data` returns it, meets the conditions."""
+        """Return whether the data of an event, as `parse_data` returns it, meets the conditions."""
         return self.why_not(data) is None
 
     def why_not(self, data: Any) -> str | None:
@@ -93,7 +96,8 @@ class Filter:
 class StoredFilter:
     """The filter of a stored subscription, compiled when it is first needed: a thousand of them take a second.
 
-    One that can't be used wants nothing, and harms nobody else.  on_error: called once, with what is wrong with it.
+    One that can't be used matches nothing, and affects no other subscription.  on_error: called once, with what is
+    wrong with it.
     """
 
     def __init__(self, conditions: Any, on_error: Callable[[Exception], object]) -> None:
@@ -135,9 +139,9 @@ class RequiredRange:
 
 
 def required(conditions: Any) -> Required | RequiredRange | None:
-    """Return what has to be in the data for the conditions to hold, if there is something to look filters up by.
+    """Return something that has to be in the data for the conditions to hold, by which the filter can be looked up.
 
-    An equality, because fewer events have it; or a range or a prefix.
+    An equality if there is one, because fewer events meet it; else a range or a prefix.
     """
     return _first(conditions, _equality) or _first(conditions, _range)
 
@@ -146,11 +150,11 @@ F = TypeVar("F")
 
 
 def _first(conditions: Any, find: Callable[[Path, Any], F | None], path: Path = ()) -> F | None:
-    """Return the first that `find` finds in what the members that have to be there have to be."""
+    """Return the first that `find` finds in the conditions of members that have to be present."""
     if not isinstance(conditions, dict):
         return None
     for name, wanted in conditions.items():
-        # An operator may want something else, and a name with dots may be a path or a name.
+        # An operator may mean something else, and a name with dots may be a path or a name.
         if name.startswith("$") or "." in name:
             continue
         inner = (*path, name)
@@ -193,7 +197,7 @@ def _is(value: Any, kind: Any) -> bool:
 
 
 def values_at(path: Path, data: Any) -> list[Any] | None:
-    """Return the values that a required one would have to be among; None if it takes the filter to find out."""
+    """Return the values of which the data has to have one; None if only the filter itself can tell."""
     value = data
     for name in path:
         if type(value) is list:
@@ -205,7 +209,7 @@ def values_at(path: Path, data: Any) -> list[Any] | None:
 
 
 def check_filter(conditions: Any) -> None:
-    """Raise FilterError, which says what is wrong and where, if this isn't a filter."""
+    """Raise FilterError, with what is wrong and where, if this isn't a filter."""
     Filter(conditions)
 
 
@@ -218,7 +222,7 @@ def parse_data(text: str) -> Any:
     try:
         return json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError):
-        return _MISSING  # meets no condition but that something is absent
+        return _MISSING  # meets no condition except that something is absent
 
 
 def _integer(digits: str) -> float:
@@ -230,7 +234,7 @@ def _anything(_value: Any) -> bool:
 
 
 class _Compiler:
-    """Compiles one filter, and counts what is in it.
+    """Compiles one filter, and bounds its size.
 
     left: how many items its evaluation may still look at, and how many comparisons it may make with them.
     """
@@ -301,7 +305,7 @@ class _Compiler:
         return _member_or(name, test, _member(first, nested))
 
     def _whole(self, operator: str, value: Any, path: Path, depth: int) -> Test:
-        """Compile an operator that counts for an array as a whole: none of its items is equal, for one."""
+        """Compile an operator that applies to an array as a whole, such as that none of its items is equal."""
         if operator == "$exist":
             if not isinstance(value, bool):
                 raise FilterError(path, "must be true or false")

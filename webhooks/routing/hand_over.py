@@ -1,7 +1,7 @@
-"""What the fan-out needs of a sender that takes new deliveries straight from it.
+"""The interface of a sender that takes new deliveries straight from the fan-out.
 
-A delivery that is handed over is inserted as `delivering`, under a lease of this process's sender, so that no claim
-has to find it first.  The layer that sends implements this.
+A delivery that is handed over is inserted as `delivering`, under a lease of this process's sender, so that no claim has
+to find it first.  `webhooks.dispatch.hand_over` implements this.
 """
 
 from __future__ import annotations

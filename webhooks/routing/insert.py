@@ -17,8 +17,8 @@ from webhooks.order import EARLIER_IS_UNFINISHED, PARKED_UNTIL
 from webhooks.queues import lock_only, mark_due, mark_held
 
 # The ORM can't insert from arrays, which is what makes a thousand deliveries one cheap statement.  A delivery that
-# exists is from an earlier fan-out of the same event.  Its row is locked, so that nobody else makes one meanwhile; ON
-# CONFLICT would write 48 bytes more of WAL for each.  The LIMIT makes it one look-up for each id.
+# exists comes from an earlier fan-out of the same event.  The event's row is locked, so that no one else can insert one
+# meanwhile; ON CONFLICT would write 48 more bytes of WAL for each.  With the LIMIT, it is one look-up for each id.
 _INSERT = """
 INSERT INTO webhooks_delivery (
     id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
@@ -165,13 +165,13 @@ class NewDeliveries:
         }
 
     def insert(self, delay: float, cursor: psycopg.Cursor[object], ordering: psycopg.Cursor[object]) -> None:
-        """Insert the deliveries, due in `delay` seconds; `inserted` of the cursors then tells how many didn't exist.
+        """Insert the deliveries, due in `delay` seconds; `inserted` of the cursors then returns how many didn't exist.
 
         Those for inboxes are due at once.
         """
         if self.has_inbox or self.ordered.keys:
             # An inbox is read as a log, by `created_at`.  What is inserted under this lock becomes visible in that
-            # order, so a reader never goes past a delivery that isn't committed yet.
+            # order, so a reader never gets ahead of a delivery that isn't committed yet.
             lock_only(self.inboxes | self.due | self.held, cursor)
         if self.ids:
             columns = {**self.columns(), "statuses": plain_array(self.statuses)}
@@ -191,7 +191,7 @@ class NewDeliveries:
         return (cursor.rowcount if self.ids else 0) + (ordering.rowcount if self.ordered.keys else 0)
 
     def mark_queues(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
-        """Tell the queues.  Do this last in the transaction: claims wait for the locks that it takes."""
+        """Mark the queues as due or held.  Do this last in the transaction: claims wait for the locks that it takes."""
         if self.held:
             mark_held(self.held, cursor)
         if self.due:

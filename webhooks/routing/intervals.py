@@ -1,4 +1,4 @@
-"""Ranges of numbers or of texts, arranged for finding those that a value is in without a look at each."""
+"""Ranges of numbers or of texts, arranged so that the ones that hold a value are found without looking at each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Intervals(Generic[T]):
-    """Things by the range that each stands for: a low and a high bound, both inclusive, one of them None for no bound.
+    """Objects, each with a range: a low and a high bound, both inclusive, either of them None for no bound.
 
     All bounds are numbers, or all are texts.
     """
@@ -24,7 +24,7 @@ class Intervals(Generic[T]):
         self._root = _Node(closed) if closed else None
 
     def holding(self, value: Any) -> list[T]:
-        """Return the things whose range `value` is in, each once."""
+        """Return the objects whose ranges hold `value`, each once."""
         found = self._from.up_to(value) + self._to.down_to(value)
         node = self._root
         while node is not None:
@@ -51,7 +51,8 @@ class _Sorted(Generic[T]):
 
 
 class _Node(Generic[T]):
-    """A centered interval tree: what holds the center is here, and what is below or above it, on either side.
+    """A centered interval tree: ranges that hold the center are in this node, and those below or above it in its
+    children.
 
     The center is the median of the bounds, so each side has at most half of them.
     """

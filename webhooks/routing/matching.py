@@ -16,8 +16,7 @@ from events.payload import EVERYTHING, OPERATIONAL_PREFIX
 from webhooks.routing.filters import Filter, Path, RequiredRange, StoredFilter, values_at
 from webhooks.routing.intervals import Intervals
 
-# Event types whose subscriptions are remembered; a producer may invent any number of them.  As many as have that many
-# subscriptions together.
+# How many subscriptions, over all remembered event types, are kept; a producer may invent any number of types.
 REMEMBERED_SUBSCRIPTIONS = 50_000
 # Items of an array that are looked up in the ranges of filters.
 MOST_VALUES = 8
@@ -37,17 +36,17 @@ class SubscribedTypes:
     is_operational: bool = False
 
     def wants_channels(self, channels: Collection[str]) -> bool:
-        """Tell whether an event with these channels is wanted."""
+        """Return whether an event with these channels is wanted."""
         return not self.channels or not self.channels.isdisjoint(channels)
 
 
-# What is known of an event so far: by subscription, whether its filter wants it.  The subscription as it was then: one
-# that was changed since is another object.
+# What has been evaluated for an event so far: by subscription, whether its filter matches.  A subscription that was
+# changed since is another object.
 Judged = dict[uuid.UUID, tuple[SubscribedTypes, bool]]
 
 
 class Candidates:
-    """The subscriptions that want a type of events, arranged by what else an event has to have for them."""
+    """The subscriptions to an event type, arranged by what else an event needs to match them."""
 
     def __init__(self, subscriptions: Iterable[SubscribedTypes]) -> None:
         self.all = list(subscriptions)
@@ -55,7 +54,8 @@ class Candidates:
         self._unfiltered = [one for one in self.all if one.filter is None]
         filtered = [one for one in self.all if one.filter is not None]
         self.has_filters = bool(filtered)
-        # By what has to be in the data: a thousand subscriptions that each want one customer cost one look-up.
+        # By what has to be in the data: for a thousand subscriptions that each want one customer, one look-up is
+        # enough.
         by_value: dict[Path, dict[Any, list[SubscribedTypes]]] = defaultdict(lambda: defaultdict(list))
         ranges: dict[Path, list[tuple[Any, Any, SubscribedTypes]]] = defaultdict(list)
         self._others: list[SubscribedTypes] = []
@@ -78,10 +78,10 @@ class Candidates:
     def by_data(
         self, channels: Collection[str], data: Any, judged: Judged, ends: float = math.inf
     ) -> list[SubscribedTypes] | None:
-        """Return the subscriptions that want an event; None if that isn't known when `ends` has come.
+        """Return the subscriptions that want an event; None if not all filters have been evaluated by `ends`.
 
-        data: as `filters.parse_data` returned it.  judged: what was found out of an event that takes longer; added to.
-        Each call judges at least one subscription more.  ends: a time of `time.thread_time`.
+        data: as `filters.parse_data` returned it.  judged: the results so far for an event that takes longer, to which
+        this call adds at least one.  ends: a time of `time.thread_time`.
         """
         worth = self._worth_a_look(data)
         found = self._unfiltered
@@ -89,7 +89,7 @@ class Candidates:
             found, worth = [[one for one in some if one.wants_channels(channels)] for some in (found, worth)]
         wanting: list[SubscribedTypes] = []
         evaluated = False
-        # Asking for the processor time takes half as long as a filter: no look at it before so much time has passed.
+        # Reading the processor time takes half as long as a filter, so it isn't read before this much time has passed.
         earliest = time.perf_counter() + ends - time.thread_time()
         for position, one in enumerate(worth):
             before = judged.get(one.subscription_id) if judged else None
@@ -107,7 +107,7 @@ class Candidates:
         return found + wanting
 
     def _worth_a_look(self, data: Any) -> list[SubscribedTypes]:
-        """Return the subscriptions, each once, whose filters may want the data; the others' don't."""
+        """Return the subscriptions, each once, whose filters may match the data; the others don't."""
         found = list(self._others)
         for group in self._groups:
             found += group.worth_a_look(data)
@@ -154,7 +154,7 @@ class _ByRange:
             return self._all
         if len(values) == 1:
             return self._holding(values[0])
-        # Many values are in many ranges, and the same ones.
+        # Many values are in the same ranges.
         if len(values) > MOST_VALUES:
             return self._all
         return _each_once(one for value in values for one in self._holding(value))
@@ -197,7 +197,7 @@ class Matcher:
         return self.candidates(event_type).all
 
     def candidates(self, event_type: str) -> Candidates:
-        """Return the subscriptions that want `event_type`, for a look at the rest of an event."""
+        """Return the subscriptions that want `event_type`, to be matched with the rest of an event."""
         found = self._found.get(event_type)
         if found is None:
             found = self._found[event_type] = Candidates(self._search(event_type))

@@ -1,4 +1,4 @@
-"""What the transaction of a round writes: deliveries, events that are processed, and marks at the queues."""
+"""What the transaction of a round writes: deliveries, events that are processed, and marks in the queues."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.matching import SubscribedTypes
 from webhooks.routing.selection import Wanting
 
-# The bounds of the ids leave out the partitions that have none of them.
+# SQL, because of the bounds: they leave out the partitions that have none of the ids.
 MARK_PROCESSED = """
 UPDATE events_event SET status = 'processed', processed_at = clock_timestamp(), last_error = ''
 WHERE id = ANY(%(ids)s::uuid[]) AND id >= %(least)s AND id <= %(greatest)s
@@ -35,7 +35,7 @@ class Processed:
 
 
 class RoundInsert:
-    """What a transaction has done with its events.  How many deliveries are new is known when it is committed."""
+    """What a transaction does with its events.  How many deliveries are new is known when it is committed."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class RoundInsert:
         self._inserting, self._ordering = server_cursor(), server_cursor()
 
     def insert(self) -> None:
-        """Insert the deliveries, mark the events as processed, and tell the queues."""
+        """Insert the deliveries, and mark the events as processed and the queues as due."""
         if not self.chosen:
             return
         delay = settings.DELIVERY_RETRY_SCHEDULE[0]
@@ -75,7 +75,7 @@ class RoundInsert:
         inserted = self.pending.inserted(self._inserting, self._ordering)
         if self._hand_over is not None:
             inserted += self._hand_over.inserted()
-        # If all were inserted, every delivery is new; if not, only a round of one event can tell whose weren't.
+        # If all were inserted, every delivery is new; if not, only in a round of one event is it known whose weren't.
         new = not wanted or inserted == wanted or len(self.chosen) > 1
         return [Processed(event, new or not self._wanting[event.id]) for event in self.chosen]
 
@@ -85,7 +85,7 @@ def _hand_over_places(
 ) -> dict[uuid.UUID, int]:
     """Return how many deliveries of each subscription are handed over."""
     all_wanted = [one for event in chosen for one in wanting[event.id]]
-    # A delivery with an ordering key is claimed: only under the lock of its queue is its turn known.
+    # A delivery with an ordering key has to be claimed: its turn is decided under the lock of its queue.
     in_order = {
         one.subscription_id
         for event in chosen

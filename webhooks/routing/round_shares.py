@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 from webhooks.routing.claim_events import AcceptedEvent
 
-# A round that several organizations share is this many times shorter: most of them have next to nothing waiting.
+# A round that several organizations share is this many times smaller: most of them have few events waiting.
 SHARED_ROUND = 4
 
 
@@ -20,11 +20,11 @@ def choose_events(
 ) -> list[AcceptedEvent]:
     """Return the events of a round that makes about `most` deliveries.
 
-    wanted: how many deliveries each event has.  overdue: organizations that an earlier round passed over.
+    wanted: how many deliveries each event needs.  overdue: organizations that an earlier round passed over.
 
-    Organizations share the round evenly, and what one doesn't use is the others'.  Those that want least come first,
-    so that an event with a thousand subscriptions doesn't hold up one with a single subscription; but an overdue one
-    comes first of all for one event, so that it is never put off for good.  Each organization's events stay in order.
+    Organizations share the round evenly, and the others get what one doesn't use.  Those that want least come first, so
+    that an event with a thousand subscriptions doesn't delay one with a single subscription.  But one event of each
+    overdue organization comes before all others, so that none waits forever.  Each organization's events stay in order.
     """
     by_organization: dict[uuid.UUID, list[AcceptedEvent]] = defaultdict(list)
     for event in events:

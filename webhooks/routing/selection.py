@@ -1,4 +1,4 @@
-"""Which subscriptions want each event of a round.  An event's data is read only if a filter asks for it, and once."""
+"""Which subscriptions want each event of a round.  An event's data is read only if a filter needs it, and only once."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from webhooks.routing.filters import parse_data
 from webhooks.routing.matching import Candidates, Judged, Matcher, SubscribedTypes
 from webhooks.routing.subscribers import wanted_by
 
-# What a round spends on filters: that long a newly accepted event may have to wait, and by one filter more.  Processor
-# time: a busy machine must not make rounds so short that each of them does next to nothing.
+# How long a round may evaluate filters: a newly accepted event may have to wait that long, and for one more filter.  It
+# is processor time, so that rounds on a busy machine don't become so short that they achieve nothing.
 FILTER_SECONDS = 0.02
 # If several organizations have events for filters, each gets at most this part of it.
 SHARES = 4
-# Events that took longer, and what was found out of them: of one, at most as much as an organization has subscriptions.
+# Events whose filters took longer, with the results so far: for each at most as many as its organization has
+# subscriptions.
 MOST_UNFINISHED = 64
 MOST_REMEMBERED = 1_000  # organizations
 # Events whose data is in memory together.  An event has at most MAX_EVENT_BYTES.
 EVENTS_AT_A_TIME = 64
 
-# The LIMIT makes it one look-up for each id.
+# SQL, because the LIMIT makes it one look-up for each id, whatever the number of partitions.
 _READ_DATA = """
 SELECT e.id, e.data FROM unnest(%(ids)s::uuid[]) AS wanted(id)
 CROSS JOIN LATERAL (SELECT id, data FROM events_event WHERE id = wanted.id LIMIT 1) AS e
@@ -52,12 +53,12 @@ Wanting = dict[uuid.UUID, Sequence[SubscribedTypes]]
 
 
 class Progress:
-    """What a thread that selects, round after round, remembers of its last rounds."""
+    """What a thread remembers of its last rounds."""
 
     def __init__(self) -> None:
-        # By event, what is known of one whose filters took longer than a round: the next round goes on from there.
+        # The results so far of events whose filters took longer than a round: the next round continues from there.
         self.judged: LRUCache[uuid.UUID, Judged] = LRUCache(MOST_UNFINISHED)
-        # By organization, the last round that evaluated filters of its: who waited longest comes first.
+        # The last round in which filters of each organization were evaluated: the one that waited longest comes first.
         self._served: LRUCache[uuid.UUID, int] = LRUCache(MOST_REMEMBERED)
         self._rounds = 0
 
@@ -84,7 +85,7 @@ def select(
 
     overdue: organizations whose turn it is.  If filters take longer than FILTER_SECONDS, or those of one organization
     longer than its share, events are left out; of each organization, no event is in the result that comes after one
-    that isn't.  None may be in it: then at least one filter more was evaluated for one of them.
+    that isn't.  The result may be empty: then at least one more filter was evaluated for one of them.
 
     progress: kept from round to round by the caller.
     """
@@ -124,7 +125,7 @@ def select(
                 event.channels or (), parse_data(data[event.id]), judged, min(ends, began + left[key])
             )
             if judged:
-                progress.judged[event.id] = judged  # also if it is known: its turn may come in another round
+                progress.judged[event.id] = judged  # also if it is complete: its turn may come in another round
             if found is not None:
                 wanting[event.id] = found
             left[key] -= time.thread_time() - began
@@ -138,7 +139,7 @@ def wanted_events(
 ) -> list[uuid.UUID]:
     """Return those of stored events, given by id, type, and channels, that a subscription wants.
 
-    Nobody wants one whose payload was erased.
+    An event whose payload was erased is wanted by no subscription.
     """
     wanted = wanted_by(subscription)
     matcher = Matcher([wanted])
@@ -184,7 +185,7 @@ def _in_turns(groups: Iterable[Sequence[T]]) -> Iterator[T]:
 
 
 def _without_gaps(events: Sequence[AcceptedEvent], wanting: Wanting) -> Wanting:
-    """Leave out, of each organization, what comes after an event that nobody looked at."""
+    """Leave out, for each organization, the events after one that wasn't evaluated."""
     ended: set[uuid.UUID] = set()
     kept: Wanting = {}
     for event in events:

@@ -1,4 +1,4 @@
-"""Who subscribes to what, remembered per organization from one fan-out to the next."""
+"""The subscriptions of organizations, remembered from one fan-out to the next."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Fingerprint:
 
 
 class Subscribers:
-    """Matchers by organization.  For one thread; every call looks whether anything has changed since."""
+    """Matchers by organization.  For one thread; every call checks whether anything has changed since."""
 
     def __init__(self) -> None:
         self._matchers: LRUCache[uuid.UUID, tuple[str, Matcher, _Versions]] = LRUCache(REMEMBERED_ORGANIZATIONS)
@@ -73,7 +73,7 @@ class Subscribers:
                 found[row.organization_id] = remembered[1]
             else:
                 changed[row.organization_id] = row.fingerprint
-        # Read after the fingerprints: what changes in between is in the matcher, and found out the next time.
+        # Read after the fingerprints: a change in between is in the matcher already, and noticed the next time.
         for organization_id, fingerprint in changed.items():
             remembered = self._matchers.get(organization_id)
             versions = _load(organization_id, {} if remembered is None else remembered[2])
@@ -111,7 +111,7 @@ def wanted_by(subscription: Subscription) -> SubscribedTypes:
 
 
 def _compile(subscription: Subscription) -> StoredFilter | None:
-    """Return the subscription's filter.  One that can't be used wants nothing, and harms nobody else."""
+    """Return the subscription's filter.  One that can't be used matches nothing, and affects no other subscription."""
     if subscription.filter is None:
         return None
     subscription_id = str(subscription.pk)
@@ -122,15 +122,15 @@ def _compile(subscription: Subscription) -> StoredFilter | None:
 
 
 def _load(organization_id: uuid.UUID, known: _Versions) -> _Versions:
-    """Return what an organization's subscriptions want.  Of those that haven't changed, what is known is kept.
+    """Return what an organization's subscriptions want.  Subscriptions that haven't changed are kept.
 
-    So a change costs what it concerns, and not a thousand filters.
+    So one change doesn't cost the compilation of a thousand filters.
     """
     with server_cursor(class_row(_Version)) as cursor:
         rows = cursor.execute(_VERSIONS, (organization_id,)).fetchall()
     current = {row.id: row.version for row in rows}
     kept = {row.id: known[row.id] for row in rows if row.id in known and known[row.id][0] == row.version}
-    # Read after the versions: what changes in between counts as another version the next time.
+    # Read after the versions: a change in between counts as another version the next time.
     missing = [row.id for row in rows if row.id not in kept]
     if missing:
         changed = Subscription.objects.filter(id__in=missing, deleted_at=None).only(*WANTED_FIELDS)

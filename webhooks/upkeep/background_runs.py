@@ -1,4 +1,4 @@
-"""The runs that workers move on: recoveries, and the retries and replays that were asked for in the admin."""
+"""Runs in the background, which workers advance: recoveries, and retries and replays from the admin."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ RUNS_AT_A_TIME = 20
 
 
 def advance(run: BulkRun) -> BulkRun | None:
-    """Do the next rows of a run and return where it stands; None if another process is at it."""
+    """Process the next rows of a run and return its state; None if another process is doing so."""
     return recovery.advance(run.pk) if run.kind == BulkRun.Kind.RECOVER else replay.advance(run.pk)
 
 
 def advance_all(seconds: float) -> None:
-    """Move on with the runs that are under way, taking turns, for about `seconds`; the sweep calls this.
+    """Advance the runs that are under way, in turns, for about `seconds`; the sweep calls this.
 
-    One that raises is left where it is, and holds up no other.
+    A run that raises stays where it is, and doesn't delay the others.
     """
     ends = time.monotonic() + seconds
     waiting = _one_of_each_organization()
@@ -46,7 +46,7 @@ def advance_all(seconds: float) -> None:
 
 
 def _one_of_each_organization() -> list[BulkRun]:
-    """Return running runs, one for each organization, in no order: everyone has a turn."""
+    """Return running runs, one for each organization, in random order, so that each has its turn."""
     by_organization: dict[uuid.UUID | None, list[BulkRun]] = defaultdict(list)
     for run in BulkRun.objects.filter(state=BulkRun.State.RUNNING, in_background=True):
         by_organization[run.organization_id].append(run)

@@ -1,7 +1,7 @@
-"""What replays and recoveries of many deliveries share: a place that is kept in the database.
+"""What replays and recoveries of many deliveries share: their place is kept in the database.
 
-A run walks rows from the oldest to the newest that existed when it began, chunk by chunk.  A chunk and the place
-behind it are one transaction, so that the run goes on after a crash, never takes a row twice, and holds one chunk in
+A run goes through the rows that existed when it began, oldest first, in chunks.  A chunk and the place after it are
+committed together, so that the run continues after a crash, never processes a row twice, and has only one chunk in
 memory.
 """
 
@@ -24,9 +24,9 @@ CHUNK = 500
 
 
 def advance(run_id: uuid.UUID, step: Callable[[BulkRun, int], None], rows: int) -> BulkRun | None:
-    """Do the next `rows` rows of a run and return where it stands; None if another process is at it.
+    """Process the next `rows` rows of a run and return its state; None if another process is doing so.
 
-    step: works on the rows behind the run's place and moves the place on.
+    step: processes the rows after the run's place, and moves the place.
     """
     with transaction.atomic():
         run = BulkRun.objects.select_for_update(skip_locked=True).filter(pk=run_id).first()
@@ -44,7 +44,7 @@ def advance(run_id: uuid.UUID, step: Callable[[BulkRun, int], None], rows: int) 
 
 
 def from_place(run: BulkRun, rows: QuerySet[Any]) -> QuerySet[Any]:
-    """Return the rows that the run has still to see, in its order."""
+    """Return the rows that the run hasn't seen yet, in its order."""
     rows = rows.filter(created_at__lte=run.before)
     if run.cursor_at is not None:
         rows = rows.filter(created_at__gte=run.cursor_at).filter(
@@ -63,7 +63,7 @@ class Seen(Protocol):
 
 
 def move_on(run: BulkRun, seen: Sequence[Seen], rows: int) -> None:
-    """Keep the place behind the last row seen; a short chunk was the last one."""
+    """Move the place to the last row seen; a short chunk was the last one."""
     run.visited += len(seen)
     if seen:
         run.cursor_id, run.cursor_at = seen[-1].id, seen[-1].created_at
@@ -72,7 +72,7 @@ def move_on(run: BulkRun, seen: Sequence[Seen], rows: int) -> None:
 
 
 def cancel(run_id: uuid.UUID) -> bool:
-    """End a run before it is done; what it did stays.  Return False if it wasn't running."""
+    """End a run early; what it has done stays.  Return False if it wasn't running."""
     with transaction.atomic():
         run = BulkRun.objects.select_for_update().filter(pk=run_id, state=BulkRun.State.RUNNING).first()
         if run is None:

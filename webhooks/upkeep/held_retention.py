@@ -1,6 +1,6 @@
-"""Cancelling what has been held for too long (HELD_RETENTION_DAYS), such as for an endpoint that is gone for good.
+"""Cancels what has been held for too long (HELD_RETENTION_DAYS), for example for an endpoint that is gone for good.
 
-A cancelled delivery is settled, so that retention deletes its event when that is old enough, too.
+A cancelled delivery is settled, so that retention also deletes its event when that is old enough.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from core.db import in_transaction, server_cursor
 
 BATCH = 500
 
-# Organizations that may have any; the index by state answers with one look each.
+# Organizations that may have any, found with one look at the index by state for each.
 _FIND_ORGANIZATIONS = """
 SELECT o.id FROM orgs_organization o CROSS JOIN LATERAL (
     SELECT 1 FROM webhooks_delivery d WHERE d.organization_id = o.id AND d.status = 'held'
@@ -28,9 +28,9 @@ SELECT o.id FROM orgs_organization o CROSS JOIN LATERAL (
 ORDER BY o.id
 """
 
-# The next held deliveries of one organization, from a place on.  A delivery is held since it was created, since its
-# subscription was disabled or since somebody held it, whichever was last; `next_attempt_at` is the time of the latter.
-# One that is about to be released, because its subscription was enabled, is left alone.
+# The next held deliveries of one organization, after a place.  A delivery is held from when it was created, its
+# subscription was disabled, or somebody held it, whichever was last; `next_attempt_at` is the time of the latter. One
+# that is about to be released, because its subscription was enabled, is left alone.
 _FIND_HELD = """
 SELECT d.id, d.created_at,
        NOT q.needs_resync AND coalesce(
@@ -70,23 +70,23 @@ class _Held:
 
 @dataclass
 class Cancelled:
-    """How many deliveries were cancelled.  is_complete: a whole pass was made, none that is old enough is left."""
+    """How many deliveries were cancelled.  is_complete: a whole pass was made, and none that is old enough is left."""
 
     deliveries: int = 0
     is_complete: bool = False
 
 
 class HeldRetention:
-    """Cancels in small transactions, organizations in turn, and remembers its places from one slice to the next.
+    """Cancels in small transactions, organizations in turn, and remembers its places from one call to the next.
 
-    What stays is passed over once in a walk, so that any amount of it keeps nothing else from going.
+    A pass looks only once at what has to stay, so that no amount of it delays the rest.
     """
 
     def __init__(self) -> None:
         self._places: deque[tuple[uuid.UUID, _Place]] | None = None
 
     def run(self, seconds: float | None = None) -> Cancelled:
-        """Go on until the walk is complete, or for `seconds`."""
+        """Continue until the pass is complete, or for `seconds`."""
         ends = time.monotonic() + seconds if seconds is not None else float("inf")
         total = Cancelled()
         if not settings.HELD_RETENTION_DAYS:
@@ -104,7 +104,7 @@ class HeldRetention:
             following, cancelled = in_transaction(lambda of=organization, at=place: _cancel(of, at))  # type: ignore[misc]
             total.deliveries += cancelled
             self._places.popleft()
-            if following is not None:  # behind the others: one with millions must not hold up their turn
+            if following is not None:  # after the others: an organization with millions must not delay them
                 self._places.append((organization, following))
             if time.monotonic() >= ends:
                 return total
@@ -116,7 +116,8 @@ def cancel_expired() -> Cancelled:
 
 
 def _cancel(organization: uuid.UUID, place: _Place) -> tuple[_Place | None, int]:
-    """Cancel what may be of an organization's next held deliveries; return where to go on, and how many they were."""
+    """Cancel those of an organization's next held deliveries that are old enough; return the next place, and how
+    many."""
     parameters = {
         "organization": organization, "after_at": place[0], "after_id": place[1], "rows": BATCH,
         "days": settings.HELD_RETENTION_DAYS,

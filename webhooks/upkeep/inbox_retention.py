@@ -1,7 +1,7 @@
-"""Cancelling what nobody has fetched from an inbox for its organization's days, such as from an abandoned one.
+"""Cancels what hasn't been fetched from an inbox within its organization's retention days, as in an abandoned one.
 
-The log of an inbox reaches back as far (`destinations.inbox.log`), so a consumer has one number to know.  A cancelled
-delivery is settled: it no longer counts as waiting, and retention deletes its event.
+The log of an inbox (`destinations.inbox.log`) reaches back just as far, so consumers need to know only one number.  A
+cancelled delivery is settled: it no longer counts as waiting, and retention deletes its event.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import deque
 from core.db import in_transaction, server_cursor
 from webhooks.upkeep.held_retention import BATCH, Cancelled
 
-# Inboxes that have any; the index of what is pending answers with one look each.
+# Inboxes that have any, found with one look at the index of what is pending for each.
 _FIND_INBOXES = """
 SELECT s.id, o.retention_days FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id
 CROSS JOIN LATERAL (
@@ -23,8 +23,8 @@ CROSS JOIN LATERAL (
 ) AS unfetched
 WHERE s.kind = 'inbox' AND s.deleted_at IS NULL ORDER BY s.id
 """
-# `next_attempt_at` is when the delivery came or was queued again, or the end of its last lease: what is fetched again
-# and again isn't abandoned.
+# `next_attempt_at` is when the delivery was created or queued again, or when its last lease ended: what is fetched
+# again and again isn't abandoned.
 _CANCEL = """
 UPDATE webhooks_delivery SET
     status = 'cancelled', last_error = 'not_fetched', last_status_code = NULL, next_attempt_at = NULL,
@@ -38,13 +38,13 @@ WHERE id = ANY (ARRAY (
 
 
 class InboxRetention:
-    """Cancels in small transactions, inboxes in turn, and remembers those that are left from one slice to the next."""
+    """Cancels in small transactions, inboxes in turn, and remembers those that are left from one call to the next."""
 
     def __init__(self) -> None:
         self._left: deque[tuple[uuid.UUID, int]] | None = None
 
     def run(self, seconds: float | None = None) -> Cancelled:
-        """Go on until none is left that is old enough, or for `seconds`."""
+        """Continue until none is left that is old enough, or for `seconds`."""
         ends = time.monotonic() + seconds if seconds is not None else float("inf")
         total = Cancelled()
         while True:
@@ -58,14 +58,14 @@ class InboxRetention:
             inbox, days = self._left.popleft()
             cancelled = in_transaction(lambda inbox=inbox, days=days: _cancel(inbox, days))  # type: ignore[misc]
             total.deliveries += cancelled
-            if cancelled == BATCH:  # behind the others: one with millions must not hold up their turn
+            if cancelled == BATCH:  # after the others: an inbox with millions must not delay them
                 self._left.append((inbox, days))
             if time.monotonic() >= ends:
                 return total
 
 
 def cancel_unfetched() -> Cancelled:
-    """Cancel everything that nobody has fetched for too long."""
+    """Cancel everything that hasn't been fetched for too long."""
     return InboxRetention().run()
 
 

@@ -1,4 +1,4 @@
-"""Rotating the encryption key: every stored secret encrypted anew with the newest of SECRETS_ENCRYPTION_KEYS."""
+"""Rotates the encryption key: encrypts every stored secret with the newest of SECRETS_ENCRYPTION_KEYS."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from core.encryption import DecryptionError, is_newest, reencrypt
 from webhooks.models import ENCRYPTED, Subscription
 
 BATCH = 500
-# A row that changed under our hands is read again this often.  Each change is somebody's request.
+# How often a row that was changed meanwhile is read again.
 MAX_ATTEMPTS = 10
 
 
 @dataclass(slots=True)
 class Rekeyed:
-    """What a run did.  seen: subscriptions looked at.  values: encrypted anew.  unreadable: no key fits."""
+    """What a run did.  seen: subscriptions.  values: how many were encrypted again.  unreadable: how many no key
+    decrypts."""
 
     seen: int = 0
     values: int = 0
@@ -46,12 +47,12 @@ def rekey(
     advance: Callable[[int], None] | None = None,
     batch: int = BATCH,
 ) -> None:
-    """Bring every subscription's secrets under the newest key, counting into `done`.
+    """Encrypt every subscription's secrets with the newest key, and count in `done`.
 
-    complain: told of each value that no key decrypts, by subscription and column; the others go on.
-    advance: told how many were seen, after each batch.  No lock is held from one row to the next, and
-    a row is written only if it still holds what was read, so requests and workers go on meanwhile.
-    What is under the newest key already is left alone: to go on after an interruption, run it again.
+    complain: called for each value that no key decrypts, with its subscription and column; the run continues.  advance:
+    called after each batch, with how many were seen.  No lock is held from one row to the next, and a row is written
+    only if it still holds what was read, so requests and workers go on meanwhile. What the newest key already decrypts
+    is left alone, so after an interruption, run it again.
     """
     cursor: uuid.UUID | None = None
     while True:

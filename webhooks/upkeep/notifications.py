@@ -1,12 +1,12 @@
-"""Telling organizations and the operator that an endpoint fails, was disabled, or has recovered, that deliveries have
-failed, and that a key expires.
+"""Notifies organizations and the operator when an endpoint fails, is disabled, or recovers, when deliveries fail, and
+when a key expires.
 
-The sweep looks for what there is to tell: in the queues, where an endpoint's failures stand, in what `webhooks.notices`
-has noted, and in the keys.  What is told is marked as told in the transaction that stores the operational event and
-the messages to the operator, so a worker that is killed loses nothing and tells nothing twice.
+The sweep looks for news in the queues, which have their endpoints' failures, in what `webhooks.notices` has noted, and
+in the keys.  News is marked as told in the transaction that stores the operational event and the messages to the
+operator, so that a worker that is killed loses nothing and tells nothing twice.
 
 An operational event goes through the engine as every event does, to the organization's operational subscriptions.
-What becomes of those subscriptions makes no operational event, so nothing can go in circles; the operator is told that
+Failures of those subscriptions make no operational event, which would go in circles; only the operator is told that
 they fail, were disabled, or have recovered.
 """
 
@@ -36,12 +36,12 @@ from webhooks.upkeep.operator_messages import send_to_operator
 
 log = structlog.get_logger()
 
-# In one round of the sweep, of each of the kinds.
+# For each kind, in one round of the sweep.
 TOLD_AT_A_TIME = 100
 COUNT_WAITING_TO = 10_000
 
-# An endpoint that fails and wasn't told of, or that recovered and fails again.  SQL, because joins with a notice that
-# may not exist, and intervals of the database's clock, are easier to read so.
+# Endpoints that fail and of which nobody was told, or that have recovered and fail again.  SQL, because joins with a
+# notice that may not exist, and intervals of the database's clock, are easier to read so.
 FIND_FAILING = """
 SELECT q.subscription_id FROM webhooks_subscriptionqueue q
 LEFT JOIN webhooks_notice n ON n.subject_id = q.subscription_id AND n.kind = 'endpoint.failing'
@@ -50,7 +50,7 @@ WHERE q.failing_since <= statement_timestamp() - make_interval(secs => %(after)s
   AND coalesce(n.told_at <= statement_timestamp() - make_interval(secs => %(interval)s), true)
 LIMIT %(rows)s
 """
-# Since it was told that the endpoint fails, a request has succeeded and none has failed after that.
+# Endpoints that were reported as failing, and whose last request since has succeeded.
 FIND_RECOVERED = """
 SELECT n.subject_id FROM webhooks_notice n
 JOIN webhooks_subscriptionqueue q ON q.subscription_id = n.subject_id
@@ -59,7 +59,7 @@ WHERE n.is_open AND n.kind = 'endpoint.failing' AND q.failing_since IS NULL AND 
   AND coalesce(r.told_at <= statement_timestamp() - make_interval(secs => %(interval)s), true)
 LIMIT %(rows)s
 """
-# What was noted and isn't told yet, unless the same was told a short time ago.
+# What was noted and hasn't been told yet, unless the same was told a short time ago.
 FIND_NOTED = """
 SELECT subject_id, kind FROM webhooks_notice
 WHERE since IS NOT NULL AND NOT is_open
@@ -77,7 +77,7 @@ ORDER BY k.expires_at LIMIT %(rows)s
 
 
 def tell() -> int:
-    """Tell what there is to tell of endpoints; return how much it was."""
+    """Send the notifications about endpoints; return how many."""
     parameters = {
         "after": settings.NOTIFY_FAILING_AFTER,
         "interval": settings.NOTIFICATION_INTERVAL,
@@ -90,7 +90,7 @@ def tell() -> int:
 
 
 def tell_of_keys() -> int:
-    """Tell which keys expire soon; return how many."""
+    """Send the notifications about keys that expire soon; return how many."""
     parameters = {"within": settings.NOTIFY_KEY_EXPIRING_WITHIN, "rows": TOLD_AT_A_TIME}
     return _tell_each([partial(_tell_expiring, *row) for row in _find(FIND_EXPIRING_KEYS, parameters)])
 
@@ -101,7 +101,7 @@ def _find(statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]
 
 
 def _tell_each(found: Iterable[Callable[[], bool]]) -> int:
-    """Do each in a transaction of its own; what can't be told holds back none of the others."""
+    """Run each in a separate transaction, so that one that fails doesn't affect the others."""
     told = 0
     for one in found:
         try:
@@ -117,7 +117,7 @@ def _tell_each(found: Iterable[Callable[[], bool]]) -> int:
 
 
 def _lock(subject_id: uuid.UUID, kind: NoticeKind, organization_id: uuid.UUID) -> Notice:
-    """Return the notice of a kind, under a lock, so that nobody else tells it meanwhile."""
+    """Return the locked notice of a kind, so that no other worker tells it meanwhile."""
     Notice.objects.get_or_create(subject_id=subject_id, kind=kind, defaults={"organization_id": organization_id})
     return Notice.objects.select_for_update().get(subject_id=subject_id, kind=kind)
 
@@ -156,7 +156,7 @@ def _tell_recovered(subscription_id: uuid.UUID) -> bool:
     failing = _lock(subscription_id, NoticeKind.ENDPOINT_FAILING, queue.organization_id)
     if not failing.is_open:
         return False
-    # When it may be told again that it fails counts from when that was told.
+    # The time until it may be reported as failing again begins when that was told.
     Notice.objects.filter(pk=failing.pk).update(since=None, is_open=False)
     _mark_told(_lock(subscription_id, NoticeKind.ENDPOINT_RECOVERED, queue.organization_id))
     sentence = (
@@ -232,7 +232,7 @@ def _tell_expiring(key_id: uuid.UUID) -> bool:
 
 
 def notice_time(at: datetime.datetime | None) -> str | None:
-    """Return a time as it stands in the API's JSON."""
+    """Return a time as the API's JSON has it."""
     return None if at is None else at.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z")
 
 
@@ -241,7 +241,7 @@ def _time(at: datetime.datetime | None) -> str:
 
 
 def _name(subscription: Subscription) -> str:
-    """Return what people call an endpoint: its host, because a path or a query may hold a token."""
+    """Return a name for an endpoint: its host, because a path or a query may hold a token."""
     return subscription.host or subscription.url
 
 

@@ -1,8 +1,8 @@
-"""Messages to the operator: stored with what they tell, and sent by e-mail and as requests by a thread of the worker.
+"""Messages to the operator, stored with what they report, and sent by e-mail and HTTP by a thread of the worker.
 
 They aren't deliveries: the addresses are the operator's own, so the rules for tenants' URLs don't apply, and a failure
 makes no notification.  A message is claimed by making it due later, so that one whose worker is killed is sent by
-another; it may arrive twice, and doesn't get lost before it is MAX_ATTEMPTS old.
+another; it may arrive twice, and is dropped only after MAX_ATTEMPTS.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ log = structlog.get_logger()
 Channel = OperatorMessage.Channel
 
 POLL_SECONDS = 1.0
-# An e-mail waits that long for others to go with it: endpoints often fail together.
+# An e-mail waits this long for others to be sent with it: endpoints often fail together.
 GATHER_SECONDS = 20.0
 IN_AN_EMAIL = 200
 REQUESTS_AT_A_TIME = 20
 REQUEST_SECONDS = 10.0
-# Of 1, 2, 4, … minutes and then of an hour: a day and a half.
+# With waits of 1, 2, 4, … minutes, and then of an hour: a day and a half.
 MAX_ATTEMPTS = 40
 
 # SQL, because the message is due by the database's clock.
@@ -45,7 +45,7 @@ _STORE = """
 INSERT INTO webhooks_operatormessage (id, channel, content, attempts, due_at, created_at)
 VALUES (%s, %s, %s::jsonb, 0, clock_timestamp() + make_interval(secs => %s), clock_timestamp())
 """
-# Those that are due, and with them what is to be gathered.
+# Those that are due, and with them those that wait for others.
 CLAIM_MESSAGES = """
 UPDATE webhooks_operatormessage SET
     attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => least(3600, 60 * power(2, attempts)))
@@ -76,7 +76,7 @@ class _Message:
 
 
 def channels() -> list[OperatorMessage.Channel]:
-    """Return how the operator wants to be told."""
+    """Return the channels that the operator has configured."""
     wanted = {Channel.EMAIL: bool(settings.OPERATOR_EMAILS), Channel.WEBHOOK: bool(settings.OPERATOR_WEBHOOK_URL)}
     return [channel for channel, is_wanted in wanted.items() if is_wanted]
 
@@ -111,14 +111,14 @@ def _claim(channel: OperatorMessage.Channel, rows: int) -> list[_Message]:
 
 
 def _attempt(channel: OperatorMessage.Channel, messages: Sequence[_Message]) -> bool:
-    """Send messages together, and forget them if they have arrived or were tried for the last time."""
+    """Send messages together, and delete them if they have arrived or this was the last attempt."""
     try:
         if channel == Channel.EMAIL:
             _email(messages)
         else:
             _post(messages[0])
         arrived = True
-    except Exception as error:  # whatever a mail server or an HTTP server may do
+    except Exception as error:  # whatever a mail server or an HTTP server does
         arrived = False
         log.warning("operator_not_told", channel=channel.value, messages=len(messages), error=repr(error)[:300])
     over = [one.id for one in messages if arrived or one.attempts >= MAX_ATTEMPTS]
@@ -148,7 +148,7 @@ def _waiting(data: Mapping[str, Any]) -> str:
 
 
 def _post(message: _Message) -> None:
-    # `text` is what incoming webhooks of chats show.
+    # Incoming webhooks of chat systems show `text`.
     document = message.document
     data = document["data"]
     text = f"{data['organization']['name']}: {data['message']} {data['link']}"
@@ -189,5 +189,5 @@ class Notifier:
 
 
 def start_notifier() -> Notifier | None:
-    """Start the thread, if the operator wants to be told."""
+    """Start the thread, if the operator has configured a channel."""
     return Notifier() if channels() else None

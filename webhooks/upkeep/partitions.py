@@ -1,7 +1,8 @@
-"""The partitions of events, deliveries, and attempts: made before they are needed, dropped when all in them is old.
+"""The partitions of events, deliveries, and attempts: made before they are needed, dropped when everything in them is
+old.
 
 The functions in the database do it, with the rights of the role that owns the tables (webhooks/migrations).  They wait
-for locks for a moment only, because everybody else waits behind them; the next round of the sweep tries again.
+only a moment for locks, because everybody else waits behind them; the next round of the sweep repeats that.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from core.db import server_cursor
 
 log = structlog.get_logger()
 
-# Periods that have their partitions before they begin.  What would find none goes to the default partition.
+# For how many coming periods partitions are made.  Rows without a partition go to the default partition.
 AHEAD = 2
-# With more events than this that must stay, a partition isn't dropped: they are moved under a lock.
+# A partition isn't dropped while more events than this have to stay: they are moved under a lock.
 MOST_KEPT = 10_000
 
 _MAKE = "SELECT triggers_make_partitions(%s, %s)"
@@ -29,7 +30,8 @@ _DROP = "SELECT suffix, events, kept FROM triggers_drop_partition(%s) WHERE suff
 
 @dataclass(frozen=True, slots=True)
 class _Dropped:
-    """A row of _DROP.  events: about how many the period had; kept: those that stay, because something is unsettled."""
+    """A row of _DROP.  events: about how many the period had; kept: those that stay, because something isn't
+    settled."""
 
     suffix: str
     events: int
@@ -45,7 +47,7 @@ def make_ahead() -> None:
 
 
 def drop_expired() -> int:
-    """Drop the partitions that are past every organization's days; return how many periods went."""
+    """Drop the partitions that are older than every organization's retention days; return how many periods."""
     periods = 0
     while True:
         with transaction.atomic(), server_cursor(class_row(_Dropped)) as cursor:

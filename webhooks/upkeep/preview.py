@@ -1,6 +1,6 @@
-"""What a retry, replay or recovery of many deliveries would do, counted before anybody confirms it.
+"""What a retry, replay, or recovery of many deliveries would do, counted before it is confirmed.
 
-Counting stops at COUNT_TO: a preview of a million rows costs what one of ten thousand does, and says so.
+Counting stops at COUNT_TO: a preview of a million rows costs as much as one of ten thousand, and says so.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from webhooks.states import (
 from webhooks.upkeep import replay
 
 COUNT_TO = 10_000
-# Of a subscription whose filter needs to see the data of each.
+# For a subscription whose filter has to read the data of each event.
 COUNT_TO_FILTERED = 1_000
-# Deliveries of so many subscriptions are told apart by what will happen to them.
+# For this many subscriptions, the preview says what will happen to their deliveries.
 MOST_SUBSCRIPTIONS = 1000
 
 
@@ -51,7 +51,7 @@ class Fate(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """How many deliveries of a subscription meet a fate.  until: the end of its pause, if it has one."""
+    """How many deliveries of a subscription will meet a fate.  until: the end of its pause, if it has one."""
 
     fate: Fate
     subscription: Subscription
@@ -63,10 +63,10 @@ class Expected:
 class Preview:
     """total: matching deliveries, counted to COUNT_TO.  is_cut: there are more than were counted.
 
-    by_cause: how many for each state, error class and status code, the most frequent first.
-    delivered: how many more match that were delivered, which a run doesn't take unless that is said; None if it does.
-    erased: how many more match and are left alone, because their events' payloads were erased.
-    is_by_name: the deliveries were named one by one.  others: how many of them are in which other state.
+    by_cause: how many for each state, error class and status code, the most frequent first. delivered: how many more
+    match that were delivered, which a run doesn't take unless told to; None if it does. erased: how many more match and
+    are left alone, because their events' payloads were erased. is_by_name: the deliveries were named one by one.
+    others: how many of them are in which other state.
     """
 
     total: int = 0
@@ -113,7 +113,7 @@ def preview(filters: Mapping[str, Any]) -> Preview:
     found.by_cause = [(*cause, count) for cause, count in causes.most_common()]
     found.by_organization = dict(organizations)
     found.expected = expect(by_subscription)
-    # What is chosen by how it failed has nothing that was delivered.
+    # If the filter is about failures, nothing that was delivered matches.
     if replay.DELIVERED not in states and not {"outcome", "failed_since"} & filters.keys():
         found.delivered = replay.matching(filters, replay.DELIVERED)[:COUNT_TO].count()
     if "deliveries" in filters:

@@ -1,4 +1,5 @@
-"""Queues whose bookkeeping is wrong, as after changes by hand, are put right here.  The code never leaves one so."""
+"""Repairs queues whose bookkeeping is wrong, for example after changes by hand.  The code itself never leaves one
+wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ WHERE q.accepts_deliveries AND NOT q.is_fetched AND (
 )
 """
 
-# More or fewer in flight than are claimed: the queue would stay shut, or let too many through.
+# Queues whose `in_flight` differs from what is claimed would stay closed, or let too many through.
 _FIND_MISCOUNTED_QUEUES = """
 SELECT q.subscription_id FROM webhooks_subscriptionqueue q LEFT JOIN (
     SELECT subscription_id, count(*) AS claimed FROM webhooks_delivery WHERE status = 'delivering' GROUP BY 1
@@ -64,7 +65,7 @@ def recount_in_flight() -> int:
             suspects = cursor.execute(_FIND_MISCOUNTED_QUEUES).fetchall()
             if not suspects:
                 return 0
-            # Counted again under the lock, without which nobody changes either side.
+            # Counted again under the lock, without which neither number changes.
             lock_queues(suspects)
             return cursor.execute(_RECOUNT_QUEUES, (suspects,)).rowcount
 

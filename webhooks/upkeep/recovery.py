@@ -1,4 +1,4 @@
-"""Recoveries: queueing for a subscription what it wants and hasn't received."""
+"""Recoveries: queue for a subscription what it wants and hasn't received."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from webhooks.routing.selection import wanted_events
 from webhooks.upkeep import bulk_runs
 from webhooks.upkeep.bulk_runs import CHUNK
 
-# A round of the fan-out takes about so long; how soon a run that waits for one looks again.
+# About how long a round of the fan-out takes, and so how soon a run that waits for one looks again.
 ROUND_SECONDS = 0.02
 
 
@@ -33,10 +33,10 @@ def start(
 ) -> BulkRun:
     """Begin to queue for `subscription` every event since `since` that it wants and hasn't received.
 
-    undelivered: only those that some other subscription hasn't received either, or that there was none for.
+    undelivered: only those that another subscription hasn't received either, or that no other subscription wanted.
 
-    A subscription has at most one recovery under way: that one is returned, and starts over from `since` if it began
-    later.  Looking at an event twice queues nothing twice.
+    A subscription has at most one recovery under way.  If it has one, that is returned, and starts over from `since` if
+    it began later.  An event that is visited twice isn't queued twice.
     """
     with transaction.atomic():
         # Two requests at once must not begin two.
@@ -67,7 +67,7 @@ def start(
 
 
 def advance(run_id: uuid.UUID, rows: int = CHUNK) -> BulkRun | None:
-    """Look at the next `rows` events and return where the run stands; None if another process is at it."""
+    """Visit the next `rows` events and return the run's state; None if another process is doing so."""
     return bulk_runs.advance(run_id, _step, rows)
 
 
@@ -101,7 +101,7 @@ def _step(run: BulkRun, rows: int) -> None:
     bulk_runs.move_on(run, seen, rows)
 
 
-# The transactions of the fan-outs that have events in hand (`routing.fan_out`).
+# The transactions of the fan-outs that are processing events (`routing.fan_out`).
 _ROUNDS = f"""
 SELECT DISTINCT virtualtransaction FROM pg_locks
 WHERE locktype = 'advisory' AND classid = {FAN_OUT_LOCK} AND objsubid = 2 AND granted AND pid <> pg_backend_pid()
@@ -112,8 +112,8 @@ WHERE locktype = 'advisory' AND classid = {FAN_OUT_LOCK} AND objsubid = 2 AND gr
 def _may_begin(run: BulkRun) -> bool:
     """Return whether every fan-out round is over that was under way at the first look.
 
-    Such a round may not know the subscription yet, and its events are processed only when it commits.  A later round
-    knows the subscription.  So what is processed afterwards and not in the subscription is what the run is for.
+    Such a round may not see the subscription yet, and its events count as processed only when it commits.  A later
+    round does see the subscription.  So once these rounds are over, every event without a delivery is one for the run.
     """
     with server_cursor(scalar_row) as cursor:
         rounds = cursor.execute(_ROUNDS).fetchall()

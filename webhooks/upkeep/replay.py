@@ -1,7 +1,7 @@
 """Retries and replays of many deliveries: one more attempt, or the whole schedule again, for all that match.
 
-By default a run takes what needs it: deliveries that failed, and those that are retrying.  What was delivered is sent
-again only if somebody says so in so many words.
+By default, a run takes deliveries that failed and those that are retrying.  Those that were delivered are sent again
+only if that is said explicitly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from webhooks.upkeep.bulk_runs import CHUNK
 
 NEEDS_IT = (DeliveryState.FAILED.value, DeliveryState.RETRYING.value)
 DELIVERED = DeliveryState.DELIVERED.value
-# The states that a run can take.
+# The states of deliveries that a run can take.
 STATES = (*NEEDS_IT, DELIVERED)
 
 _ACTIONS = {BulkRun.Kind.RETRY.value: DeliveryAction.RETRY, BulkRun.Kind.REPLAY.value: DeliveryAction.REPLAY}
@@ -40,8 +40,8 @@ class _Row(NamedTuple):
 
 
 def states_in(filters: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the states that the run takes, as its filters name them; by default those that need it."""
-    if "status" in filters:  # one state, in the words of a list
+    """Return the states that the run takes, as its filters name them; by default failed and retrying."""
+    if "status" in filters:  # one state, as a list's filter has it
         return (filters["status"],)
     return tuple(filters.get("statuses", NEEDS_IT))
 
@@ -49,8 +49,8 @@ def states_in(filters: Mapping[str, Any]) -> tuple[str, ...]:
 def matching(filters: Mapping[str, Any], state: str) -> QuerySet[Delivery]:
     """Return the deliveries in a state that the other filters describe.
 
-    One query for each state, and with the organization where that is known: then there is an index that holds
-    just these rows in the order in which a run walks them.
+    One query for each state, with the organization if there is one: then an index has just these rows, in the order of
+    the run.
     """
     others = {name: value for name, value in filters.items() if name != "statuses"}
     if "subscription" in others and "org" not in others:
@@ -68,9 +68,9 @@ def start(
     actor: str = "",
     total: int | None = None,
 ) -> BulkRun:
-    """Begin a run over what `filters` match now.  Nothing is sent until `advance`, by whoever began it.
+    """Begin a run over what `filters` match now.  Nothing is sent until the caller calls `advance`.
 
-    total: how many that is, if it was counted.
+    total: how many they are, if that was counted.
     """
     run = BulkRun.objects.create(
         kind=kind, filters=_plain(filters), organization_id=organization_id, actor=actor, total=total,
@@ -90,7 +90,7 @@ def start_in_background(
     asked: object,
     seen_at: datetime.datetime,
 ) -> tuple[BulkRun, bool]:
-    """Begin a run that workers move on, in the caller's transaction; return it, and whether it is new.
+    """Begin a run that workers advance, in the caller's transaction; return it, and whether it is new.
 
     Two who ask for the same get one run: the second one gets the first one's if that is under way, or began after
     `seen_at`, when the second one looked at what would be done.
@@ -111,14 +111,14 @@ def start_in_background(
 
 
 def advance(run_id: uuid.UUID, rows: int = CHUNK) -> BulkRun | None:
-    """Do the next `rows` deliveries and return where the run stands; None if another process is at it."""
+    """Process the next `rows` deliveries and return the run's state; None if another process is doing so."""
     return bulk_runs.advance(run_id, _step, rows)
 
 
 def _step(run: BulkRun, rows: int) -> None:
     states = states_in(run.filters)
     seen = _next_rows(run, states, rows)
-    # Whoever names deliveries one by one wants to see now what becomes of them; a filter may name thousands.
+    # Whoever names deliveries one by one wants to see the result now; a filter may match thousands.
     probe = "deliveries" in run.filters and run.visited == 0
     applied = apply_in_run(_ACTIONS[run.kind], [row.id for row in seen], states, probe=probe)
     run.queued += applied.changed

@@ -1,7 +1,7 @@
-"""Deleting what is old: settled events with their deliveries and attempts, past the organization's days.
+"""Deletes settled events, with their deliveries and attempts, that are older than their organization's retention days.
 
-Most go with their partition (`partitions`), which costs next to nothing.  Here go, row by row, those that can't wait
-for that: of organizations whose days are fewer than others', and what is left in the default partition.
+Most are dropped with their partition (`partitions`), which costs next to nothing.  This module deletes the others row
+by row: those of organizations that keep events for fewer days than others, and those in the default partition.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ DELIVERIES_AT_A_TIME = 5000
 RUNS_KEPT_DAYS = 30
 
 
-# Cheaper than the ORM's DELETE of a sliced query: by the place of the locked rows, because the planner might else read
-# the whole table for the join.
+# Cheaper than the ORM's DELETE of a sliced query: by the place of the locked rows, because the planner might read the
+# whole table for a join.
 _DELETE_EXPIRED_DEDUP_KEYS = """
 DELETE FROM events_dedupkey WHERE ctid = ANY (ARRAY (
     SELECT ctid FROM events_dedupkey
@@ -36,8 +36,8 @@ DELETE FROM events_dedupkey WHERE ctid = ANY (ARRAY (
 
 _DELETE_EXPIRED_IDEMPOTENCY_KEYS = _DELETE_EXPIRED_DEDUP_KEYS.replace("events_dedupkey", "orgs_idempotencykey")
 
-# Organizations with anything old enough, and their days; the list index answers with one look each.  The organizations
-# that keep events longest give partitions so many days more to be dropped.
+# Organizations that have anything old enough, and their days, found with one look at the list index for each.  The
+# organizations that keep events longest wait some days more, so that partitions can be dropped instead.
 _FIND_ORGANIZATIONS_WITH_EXPIRED = """
 SELECT o.id, o.days FROM (
     SELECT id, CASE WHEN retention_days < max(retention_days) OVER () THEN retention_days
@@ -52,8 +52,8 @@ CROSS JOIN LATERAL (
 ORDER BY o.id
 """
 
-# The next events of one organization past its days, settled or not, from a place on: what stays is looked at once in
-# a pass, however much of it there is.
+# The next events of one organization that are old enough, settled or not, after a place: a pass looks only once at what
+# has to stay, however much that is.
 _FIND_EXPIRED_EVENTS = """
 SELECT e.id, e.created_at,
        e.status = 'processed' AND NOT EXISTS (
@@ -81,7 +81,7 @@ class _ExpiredEvent:
     deliveries: int
 
 
-# What somebody else has locked is in use, and stays until the next walk.
+# An event that is locked is in use, and stays until the next pass.
 _LOCK_EVENTS = """
 SELECT id FROM events_event WHERE id = ANY(%s::uuid[]) AND status = 'processed' ORDER BY id FOR UPDATE SKIP LOCKED
 """
@@ -95,7 +95,7 @@ UNION ALL SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(events)s::uuid
 _LOCK_DELIVERIES = (
     "SELECT id, event_id, status FROM webhooks_delivery WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE"
 )
-# Without the ORM's collector, which would read what is deleted.
+# SQL, because the ORM would first read what it deletes.
 _DELETE_ATTEMPTS = "DELETE FROM webhooks_deliveryattempt WHERE delivery_id = ANY(%s::uuid[])"
 _DELETE_DELIVERIES = "DELETE FROM webhooks_delivery WHERE id = ANY(%s::uuid[])"
 # Runs are kept as long as the events of their organization; without one, for RUNS_KEPT_DAYS.
@@ -108,8 +108,8 @@ DELETE FROM webhooks_bulkrun WHERE id IN (
 )
 """
 
-# Deleted subscriptions stay while deliveries refer to them, and for the organization's days.  In the order of an
-# index and with a LIMIT, because the planner would else join with all deliveries.
+# Deleted subscriptions stay while deliveries refer to them, and for the organization's days.  In the order of an index
+# and with a LIMIT, because the planner would otherwise join with all deliveries.
 _FIND_FORGETTABLE_SUBSCRIPTIONS = """
 SELECT s.id FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id
 WHERE s.deleted_at < clock_timestamp() - make_interval(days => o.retention_days)
@@ -134,7 +134,7 @@ _START: _Place = ("-infinity", uuid.UUID(int=0))
 
 @dataclass
 class Purged:
-    """How many rows went.  is_complete: a whole pass was made, nothing expired is left."""
+    """How many rows were deleted.  is_complete: a whole pass was made, and nothing expired is left."""
 
     events: int = 0
     deliveries: int = 0
@@ -147,18 +147,18 @@ class Purged:
 
 @dataclass
 class _Pass:
-    """A walk over all that is old enough: the organizations still to come, in turn, and the place in each."""
+    """A pass over all that is old enough: the organizations that are left, in turn, and the place in each."""
 
     places: deque[tuple[uuid.UUID, int, _Place]]
 
 
 class Purge:
-    """Deletes expired rows in small transactions, and remembers its place from one slice to the next.
+    """Deletes expired rows in small transactions, and remembers its place from one call to the next.
 
-    An event goes when it is older than its organization's `retention_days`, is processed, and all its
-    deliveries are settled (delivered, failed or cancelled).  Nothing unsettled is ever deleted: an event
-    in `error` was never fanned out and stays until somebody reprocesses it.  What stays is passed over
-    once in a walk, so that any amount of it keeps nothing else from going.
+    An event is deleted when it is older than its organization's `retention_days`, is processed, and all its deliveries
+    are settled (delivered, failed, or cancelled).  Nothing unsettled is ever deleted: an event in `error` was never
+    fanned out and stays until somebody reprocesses it.  A pass looks only once at what has to stay, so that no amount
+    of it delays the rest.
     """
 
     def __init__(self, patience: int = 0) -> None:
@@ -167,7 +167,7 @@ class Purge:
         self._patience = patience
 
     def run(self, seconds: float | None = None) -> Purged:
-        """Go on until the walk is complete, or for `seconds`; return what went."""
+        """Continue until the pass is complete, or for `seconds`; return what was deleted."""
         ends = time.monotonic() + seconds if seconds is not None else float("inf")
         total = Purged()
         keys_left = runs_left = subscriptions_left = True
@@ -193,7 +193,7 @@ class Purge:
                 return total
 
     def _step(self, total: Purged) -> bool:
-        """Look at the next events; True when the walk is at its end."""
+        """Look at the next events; return True at the end of the pass."""
         if self._pass is None:
             with server_cursor() as cursor:
                 found = cursor.execute(_FIND_ORGANIZATIONS_WITH_EXPIRED, (self._patience,)).fetchall()
@@ -207,20 +207,20 @@ class Purge:
         total.deliveries += deliveries
         total.attempts += attempts
         self._pass.places.popleft()
-        if following is not None:  # behind the others: one with millions of rows must not hold up their turn
+        if following is not None:  # after the others: an organization with millions of rows must not delay them
             self._pass.places.append((organization, days, following))
         return False
 
 
 def purge_expired() -> Purged:
-    """Delete everything that is expired, whatever partition it is in; return how many rows went."""
+    """Delete everything that is expired, whatever partition it is in; return how many rows."""
     return Purge().run()
 
 
 def _purge_events(organization: uuid.UUID, days: int, place: _Place) -> tuple[_Place | None, int, int, int]:
-    """Delete what may go of an organization's next events.
+    """Delete those of an organization's next events that are settled.
 
-    Returns the place to go on from (None at the end) and the numbers of events, deliveries and attempts.
+    Returns the next place (None at the end) and the numbers of events, deliveries, and attempts.
     """
     with server_cursor(class_row(_ExpiredEvent)) as cursor:
         parameters: dict[str, object] = {"organization": organization, "days": days, "rows": BATCH}
@@ -241,7 +241,7 @@ def _purge_events(organization: uuid.UUID, days: int, place: _Place) -> tuple[_P
             following = None
     with server_cursor(scalar_row) as cursor:
         chosen = cursor.execute(_LOCK_EVENTS, (chosen,)).fetchall()
-        # Locked and looked at again: a delivery may have been replayed since.
+        # Checked again under the lock: a delivery may have been replayed since.
         ids = cursor.execute(_FIND_DELIVERIES, {"events": chosen}).fetchall()
     with server_cursor() as cursor:
         locked = cursor.execute(_LOCK_DELIVERIES, (ids,)).fetchall()

@@ -1,4 +1,4 @@
-"""The sweep: what every worker looks after between jobs, so that a lost wake-up costs seconds.
+"""The sweep: what workers take care of between jobs, so that a lost wake-up costs seconds.
 
 One worker at a time does it; a lease in the database decides which.  None of it needs Redis.
 """
@@ -45,14 +45,16 @@ RESYNC_SLICE_SECONDS = 1.0
 
 
 class Sweep:
-    """Remembers when its rarer parts ran last.  events_waiting: called when accepted events wait."""
+    """Runs the parts of the sweep, the rarer ones when they are due.  events_waiting: called when accepted events
+    wait."""
 
     def __init__(self, events_waiting: Callable[[], None]) -> None:
         self._events_waiting = events_waiting
         self._lease = Lease(SWEEP)
         self._held = HeldRetention()
         self._unfetched = InboxRetention()
-        # A partition is dropped when its last event is old; and a day for the clocks that make ids.
+        # A partition is dropped when its last event is old enough, and one day later, because the clocks that make ids
+        # may differ.
         self._purge = Purge(patience=settings.PARTITION_DAYS + 2)
         self._purged_at = time.monotonic()
         self._partitions_at = float("-inf")
@@ -60,7 +62,7 @@ class Sweep:
         self._repaired_queues_at = float("-inf")
 
     def run(self) -> None:
-        """Do one round.  Raises what the database raises; the next round starts afresh."""
+        """Run one round.  Raises what the database raises; the next round starts from the beginning."""
         if self._lease.take():
             try:
                 self._tidy()
@@ -71,7 +73,7 @@ class Sweep:
             self._events_waiting()
 
     def _tidy(self) -> None:
-        """Do the parts in turn, as long as this process holds the lease."""
+        """Run the parts one after another, as long as this process holds the lease."""
         parts: list[tuple[str, Callable[[], object]]] = [
             ("leases", _expire_leases),
             ("resync", _resync_queues),
@@ -104,7 +106,7 @@ class Sweep:
             ]
         for name, work in parts:
             if not self._lease.keep():
-                return  # the last part took so long that another worker does this now
+                return  # the last part took so long that another worker has taken over
             _part(name, work)
 
     def _cancel_a_slice(self) -> None:
@@ -127,7 +129,7 @@ class Sweep:
 
 
 def _part(name: str, work: Callable[[], object]) -> None:
-    """Do one part of a round; a fault of its data must not keep the other parts from being done."""
+    """Run one part of a round; a fault in its data must not keep the other parts from running."""
     try:
         work()
     except Exception as error:
@@ -142,10 +144,10 @@ def _expire_leases() -> None:
 
 
 def _resync_queues() -> None:
-    """Bring deliveries in line with their subscriptions for a while, a chunk of each queue, organizations in turn."""
+    """Align deliveries with their subscriptions for a while, a chunk of each queue, organizations in turn."""
     ends = time.monotonic() + RESYNC_SLICE_SECONDS
     marked = list(SubscriptionQueue.objects.filter(needs_resync=True).values_list("organization_id", "pk"))
-    # In no order: queues with much to do, or that can't be done, must not be the first ones every time.
+    # In random order: queues with a lot to do, or that can't be finished, must not come first every time.
     random.shuffle(marked)
     for subscription_id in take_turns(marked):
         _part("resync of a queue", lambda queue=subscription_id: resync(queue))  # type: ignore[misc]

@@ -11,7 +11,7 @@ from core.db import server_cursor
 
 LEASE_SECONDS = 10.0
 
-# One statement, so that of two processes that find the lease expired only one gets it.
+# One statement, so that only one of two processes gets an expired lease.
 _TAKE = """
 INSERT INTO webhooks_tasklease AS l (task, holder, expires_at)
 VALUES (%(task)s, %(holder)s, clock_timestamp() + make_interval(secs => %(seconds)s))
@@ -47,7 +47,7 @@ class Lease:
 
     def _run(self, statement: str) -> int:
         with transaction.atomic(), server_cursor() as cursor:
-            # A crash that forgets it leaves the lease as it was, which is as good.
+            # If a crash forgets this commit, the lease stays as it was, which does no harm.
             cursor.execute("SET LOCAL synchronous_commit = off")
             parameters = {"task": self._task, "holder": self._holder, "seconds": LEASE_SECONDS}
             return cursor.execute(statement, parameters).rowcount
