@@ -1,7 +1,7 @@
 """PostgreSQL arrays as text, for parameters such as `%(ids)s::uuid[]`.
 
-psycopg looks at each element of a list on its own, with a regular expression; for thousands of elements that takes
-longer than the statement that they are for.
+psycopg looks at each element of a list with a regular expression; for thousands of elements, that takes longer than the
+statement itself.
 """
 
 from __future__ import annotations

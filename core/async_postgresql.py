@@ -1,4 +1,4 @@
-"""A PostgreSQL connection on the event loop, with what Django's settings say of the database."""
+"""A PostgreSQL connection for an event loop, with Django's settings for the database."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AWAY_SECONDS = 0.25
 
 
 class AsyncConnection:
-    """One connection, opened when it is wanted and opened again when the server has closed it.
+    """One connection, opened when it is needed, and again when the server has closed it.
 
     Each statement is a transaction, except inside `transaction`.  For one task at a time.
     """
@@ -38,9 +38,9 @@ class AsyncConnection:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
-        """Have all statements inside in one transaction, which has DB_POOL_TIMEOUT to end; none is tried again.
+        """Run all statements inside in one transaction, which must end within DB_POOL_TIMEOUT; none is repeated.
 
-        Raises what psycopg raises; OperationalError also when the time is over.
+        Raises what psycopg raises; OperationalError also when the time is up.
         """
         connection = await self._usable_connection()
         try:
@@ -65,7 +65,7 @@ class AsyncConnection:
         await self._in_transaction.execute(statement, parameters)
 
     async def fetch(self, statement: str, parameters: Mapping[str, object], row_factory: AsyncRowFactory[R]) -> list[R]:
-        """Execute a statement and return its rows; try again after a deadlock.
+        """Execute a statement and return its rows; repeat it after a deadlock.
 
         Raises what psycopg raises; OperationalError also when the server doesn't respond within DB_POOL_TIMEOUT.
         """
@@ -119,7 +119,8 @@ class AsyncConnection:
 
 
 def _has_something_to_read(connection: psycopg.AsyncConnection[Any]) -> bool:
-    """Return whether the server said something unasked, such as that it ends, or the end of the stream has come."""
+    """Return whether the server has sent something unasked, such as that it shuts down, or has closed the
+    connection."""
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))

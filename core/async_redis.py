@@ -1,4 +1,4 @@
-"""Redis on the event loop, behind the same circuit breaker as everywhere in the process."""
+"""Redis for an event loop, behind the circuit breaker of the process."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class AsyncRedis:
     async def run(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """Return the replies to several commands, each given as its words, sent in one round trip.
 
-        After a connection error they are sent once more: each must be one that may run twice.  Raises RedisUnavailable
-        as `core.redis.call_redis` does, and NoScriptError for an EVALSHA of an unknown script.
+        After a connection error they are sent once more, so each must be safe to run twice.  Raises RedisUnavailable as
+        `core.redis.call_redis` does, and NoScriptError for an EVALSHA of an unknown script.
         """
 
         async def send(is_first: bool = True) -> list[Any]:
@@ -72,8 +72,8 @@ class AsyncRedis:
             try:
                 replies: list[Any] = await pipeline.execute()
             except (ReadOnlyError, MasterDownError, RedisConnectionError) as error:
-                # A server that went away or became a replica while the connection was idle is noticed only now.  The
-                # next connection asks for the primary anew.
+                # That the server went away or became a replica while the connection was idle is noticed only now.  The
+                # next connection looks for the primary again.
                 await self._client.connection_pool.disconnect()
                 if is_first:
                     return await send(is_first=False)
@@ -85,9 +85,10 @@ class AsyncRedis:
         return await breaker.run_async(send)
 
     async def messages(self, channel: str) -> AsyncIterator[bytes]:
-        """Yield what is published on a channel, and an empty message after each connect: some may have been missed.
+        """Yield what is published on a channel, and an empty message after each connect, because some may have been
+        missed.
 
-        Goes on for good, and connects again after an error.
+        Never ends, and reconnects after an error.
         """
         while True:
             pubsub = self._client.pubsub(ignore_subscribe_messages=True)

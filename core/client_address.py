@@ -1,4 +1,4 @@
-"""Which address a request comes from, for everything that asks: limits, lock-outs, the audit log."""
+"""Which address a request comes from, for limits, lock-outs, and the audit log."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def _parse(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def client_address(request: HttpRequest | Request) -> str:
-    """Return the client's address, without a port and in its normal form; empty if nothing tells it.
+    """Return the client's address, without a port and in its normal form; empty if it is unknown.
 
     The rule: start at the peer of the connection. For each of TRUSTED_PROXIES proxies, from the nearest outward, step
     to the address that this proxy appended to `X-Forwarded-For`, which is its own peer. Stop early where an entry is
     missing or isn't an address: then the last address that a trusted hop reported is the client's. Entries further out
-    are the client's own claims and are never looked at, nor is the header as a whole when TRUSTED_PROXIES is 0.
-    Several `X-Forwarded-For` headers are one list, in their order. An entry may have a port, which doesn't count: a
-    client has many.
+    are the client's own claims and are never looked at, nor is the header as a whole when TRUSTED_PROXIES is 0. Several
+    `X-Forwarded-For` headers are one list, in their order. An entry may have a port, which is ignored: a client has
+    many.
     """
     address = _parse(str(request.META.get("REMOTE_ADDR", "")).strip())
     if settings.TRUSTED_PROXIES:

@@ -1,4 +1,4 @@
-"""Compressed request bodies: gzip (RFC 1952), within the limit that holds for the body itself."""
+"""Compressed request bodies: gzip (RFC 1952), within the limit for the body itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from core.problems import Problem
 
 GZIP = frozenset({"gzip", "x-gzip"})  # RFC 9110 §8.4.1.3: the same
 _WITH_GZIP_HEADER = 16 + zlib.MAX_WBITS
-# Of a body.  Clients send one; each further one costs a copy of what is left, so many small ones would take seconds.
+# The most gzip members of a body.  Clients send one.  Each further one costs a copy of the rest, so many small ones
+# would take seconds.
 MOST_MEMBERS = 8
 
 

@@ -1,7 +1,7 @@
 """Requests from pages of other origins (CORS), for the origins in CORS_ALLOWED_ORIGINS.
 
-A key in a page is everybody's who opens it, so this is for pages of those who hold the key, such as an internal tool.
-Cookies count for nothing under /api/, so credentials aren't allowed.
+Everybody who opens a page has the key in it, so this is for pages whose users may have the key, such as an internal
+tool.  Cookies have no effect under /api/, so credentials aren't allowed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from core.problems import Problem, problem_response
 ALLOWED_METHODS = "GET, POST, PATCH, DELETE, OPTIONS"
 ALLOWED_HEADERS = (
     "authorization, content-encoding, content-type, idempotency-key, last-event-id, traceparent, tracestate, "
-    # Of CloudEvents in binary mode; extensions have names of their own, which no list can hold.
+    # Headers of CloudEvents in binary mode.  Extensions may have any name, so they can't be listed.
     "x-api-key, x-request-id, ce-specversion, ce-id, ce-source, ce-type, ce-time, ce-subject, ce-dataschema"
 )
 EXPOSED_HEADERS = (
@@ -40,7 +40,7 @@ def cors_headers(origin: str) -> dict[str, str]:
 
 
 class CorsMiddleware:
-    """Answers preflight requests below /api/, and lets pages of allowed origins read the responses."""
+    """Responds to preflight requests below /api/, and lets pages of allowed origins read the responses."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response

@@ -1,4 +1,4 @@
-"""Help for hand-written SQL: server-side cursors, and transactions that are tried again."""
+"""Helpers for handwritten SQL: cursors that bind on the server, and transactions that are repeated after a deadlock."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ log = structlog.get_logger()
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A deadlock or a serialization failure means "try the transaction again" (PostgreSQL docs §13.5).
+# After a deadlock or a serialization failure, the transaction should be repeated (PostgreSQL docs §13.5).
 TRY_AGAIN = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 MAX_ATTEMPTS = 5
 
 
 def is_transient(error: BaseException) -> bool:
-    """Tell whether the fault is the connection's or the moment's, and not one of the data's."""
+    """Return whether the fault is one of the connection or the moment, and not of the data."""
     return isinstance(error, OperationalError | InterfaceError | psycopg.OperationalError | psycopg.InterfaceError)
 
 
 def describe_database_fault(error: BaseException) -> str | None:
-    """Return one line for whoever starts a process, or None for a fault that is a bug's and not the database's."""
+    """Return a line for whoever starts a process, or None for a fault that is a bug and not the database's."""
     cause = error if isinstance(error, psycopg.Error) or error.__cause__ is None else error.__cause__
     reason = (str(cause).strip() or repr(cause)).splitlines()[0]
     if isinstance(cause, psycopg.errors.InsufficientPrivilege):
@@ -65,23 +65,23 @@ def server_cursor(row_factory: Any = tuple_row) -> psycopg.Cursor[Any]:
     return psycopg.Cursor(raw, row_factory=row_factory)
 
 
-# For the transactions that run all the time.  Their plans are kept, because planning for all partitions takes longer
-# than most of them run; and they use indexes, because a plan may be from a time when a partition was small.
+# For transactions that run all the time.  Their plans are kept, because planning for all partitions takes longer than
+# running most of them.  They use indexes, because a plan may come from a time when a partition was small.
 KEEP_PLANS = (
     "SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true)"
 )
-# The same, for what may be forgotten when PostgreSQL crashes.
+# The same, for commits that a crash of PostgreSQL may forget.
 KEEP_PLANS_WITHOUT_WAITING = f"{KEEP_PLANS}, set_config('synchronous_commit', 'off', true)"
 
 
 @contextmanager
 def pipelined() -> Iterator[None]:
-    """Send the statements inside without waiting for the answer of each; for use within a transaction.
+    """Send the statements inside without waiting for each result; for use within a transaction.
 
-    A round trip costs little by itself, but a thread that waits for one loses the interpreter to a busy one.
-    Fetching waits for the rows; a statement that nothing is fetched from raises its error where the block ends
-    or, if that comes first, where something else is fetched.  A cursor keeps one statement's results, so each
-    statement whose results count needs its own.
+    A round trip itself costs little, but a thread that waits for one loses the interpreter to a busy thread. Fetching
+    waits for the rows; a statement that nothing is fetched from raises its error where the block ends or, if that comes
+    first, where something else is fetched.  A cursor keeps the results of one statement, so each statement whose
+    results are needed needs its own cursor.
     """
     connection.ensure_connection()
     raw: Any = connection.connection
@@ -90,7 +90,7 @@ def pipelined() -> Iterator[None]:
 
 
 def in_transaction(work: Callable[[], T]) -> T:
-    """Run `work` in a transaction and return its result; try again after a deadlock.
+    """Run `work` in a transaction and return its result; repeat it after a deadlock.
 
     Raises what `work` raises; after MAX_ATTEMPTS also the deadlock itself.
     """
@@ -110,15 +110,16 @@ class _Effect:
     even_if_it_fails: bool
 
 
-# What is to be done when the outermost `in_transaction` is through; None outside of one.
+# What is to be done after the outermost `in_transaction`; None outside of one.
 _effects: ContextVar[list[_Effect] | None] = ContextVar("effects", default=None)
 
 
 def after_transaction(effect: Callable[[], object], *, even_if_it_fails: bool = False) -> None:
     """Run `effect` when the `in_transaction` that this is called in has committed; at once outside of one.
 
-    For what a rollback doesn't take back: metrics, logs, wake-ups.  However often the transaction is tried, only the
-    last attempt's are run.  even_if_it_fails: also when that one was rolled back, because its work raised.
+    For what a rollback doesn't take back: metrics, logs, wake-ups.  However often the transaction is repeated, only the
+    effects of the last attempt are run.  even_if_it_fails: also if that attempt was rolled back, because its work
+    raised.
     """
     effects = _effects.get()
     if effects is None:
@@ -161,7 +162,7 @@ def in_pipelined_transaction(work: Callable[[], T]) -> T:
     """Run `work` in a transaction as `in_transaction` does, the whole of it in one pipeline.
 
     The statements that nothing was fetched from go out together with the COMMIT, which saves a round trip; what they
-    returned can be fetched from their cursors afterwards.  Django doesn't know of this transaction: `work` must use
+    returned can be fetched from their cursors afterwards.  Django doesn't know about this transaction: `work` must use
     cursors of `server_cursor`, or read through the ORM, and nothing in it waits for `on_commit`.  Within a transaction
     of Django's, it is a savepoint of that.
     """
@@ -179,7 +180,7 @@ def _commit_in_pipeline(work: Callable[[], T]) -> T:
             control.execute("BEGIN")
             result = work()
             control.execute("COMMIT")
-        # A transaction in which a statement failed answers COMMIT with ROLLBACK.
+        # In a transaction in which a statement failed, COMMIT results in ROLLBACK.
         if control.statusmessage != "COMMIT":
             raise psycopg.errors.InFailedSqlTransaction("a statement failed and its error was dropped")
     except BaseException:
@@ -192,8 +193,8 @@ def _commit_in_pipeline(work: Callable[[], T]) -> T:
 def borrow_connection(work: Callable[[], T]) -> T:
     """Run `work` on a thread of our own and give its database connection back to the pool afterwards.
 
-    Outside a request nothing else does that.  The pool checks the connection when it is borrowed
-    again, so a thread notices a database that was restarted.
+    Outside of requests, nothing else does that.  The pool checks the connection when it is borrowed again, so a thread
+    notices a database that was restarted.
     """
     try:
         return work()

@@ -1,8 +1,8 @@
-"""What of the API is deprecated, since when, and until when it works: one registry, like that of the problems.
+"""Which parts of the API are deprecated, since when, and until when they work: one registry, like that of the problems.
 
 Each app lists its deprecations in a module `deprecations`, which is imported when Django starts (`core.apps`).  The
-headers of responses (`Deprecation`, RFC 9745; `Sunset`, RFC 8594), the marks in the OpenAPI document, and what the
-generated reference says come from the registry.
+headers of responses (`Deprecation`, RFC 9745; `Sunset`, RFC 8594), the marks in the OpenAPI document, and the generated
+reference come from the registry.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Deprecation:
     """An operation that is deprecated or, if one is named, its query parameter or the member of its body.
 
     method, route: as in the OpenAPI document, such as `GET` and `/api/events/{event_id}`.  instead: a sentence that
-    says what to use.  sunset: the day from which it may be gone; None while that isn't decided.
+    says what to use.  sunset: the day from which it may be removed; None while that isn't decided.
     """
 
     method: str
@@ -41,7 +41,7 @@ class Deprecation:
 
     @property
     def sentence(self) -> str:
-        """Return what the documentation says of it."""
+        """Return a sentence for the documentation."""
         until = f", works until {self.sunset}" if self.sunset else ""
         return f"**Deprecated** since {self.since}{until}. {self.instead}"
 
@@ -63,7 +63,8 @@ def register(*deprecations: Deprecation) -> None:
 
 
 def deprecation_headers(method: str, route: str, query: str, body: Callable[[], bytes]) -> Mapping[str, str]:
-    """Return what a response says of the deprecated things that its request uses: the first to go, if there are more.
+    """Return the headers for a request that uses something deprecated; if there are several, those of the first to be
+    removed.
 
     route: the template.  body: returns the request's body, decompressed, as far as it was read.
     """

@@ -1,4 +1,4 @@
-"""What Django REST framework is set up with: negotiation, metadata and parsers."""
+"""The negotiation, metadata, and parsers of Django REST framework."""
 
 from __future__ import annotations
 

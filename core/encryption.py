@@ -1,6 +1,7 @@
-"""Encryption at rest for other people's secrets.
+"""Encryption at rest, for secrets that belong to others.
 
-Fernet with rotation (`MultiFernet`) for what is kept and rotated; `Sealer` for the many small things that go with time.
+Fernet with rotation (`MultiFernet`) for what is kept and rotated; `Sealer` for many small values that are deleted after
+some time.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def decrypt(token: str) -> str:
 
 
 def is_newest(token: str) -> bool:
-    """Tell whether the newest key alone decrypts `token`."""
+    """Return whether the newest key decrypts `token`."""
     try:
         _fernet(tuple(settings.SECRETS_ENCRYPTION_KEYS[:1])).decrypt(token.encode())
     except InvalidToken:
@@ -68,8 +69,8 @@ def reencrypt(token: str) -> str:
 class Sealer:
     """Encrypts many small messages, each for less than a microsecond: Fernet takes ten times as long.
 
-    AES-GCM, under keys that are derived from the newest of SECRETS_ENCRYPTION_KEYS and a salt of this object's own,
-    which stands before each message.  For one thread.
+    AES-GCM, under keys that are derived from the newest of SECRETS_ENCRYPTION_KEYS and a salt of this object, which is
+    put before each message.  For one thread.
     """
 
     def __init__(self) -> None:
@@ -82,7 +83,7 @@ class Sealer:
             self._cipher = _derive(settings.SECRETS_ENCRYPTION_KEYS[0], self._salt)
             self._left = _MESSAGES_PER_KEY
         self._left -= 1
-        # Random and not counted, so that a process that was forked repeats none.
+        # Random and not a counter, so that a forked process repeats none.
         nonce = os.urandom(_NONCE_BYTES)
         return self._salt + nonce + self._cipher.encrypt(nonce, plain, None)
 

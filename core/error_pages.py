@@ -14,7 +14,7 @@ def _is_api(request: HttpRequest) -> bool:
 
 
 def _wants_page(request: HttpRequest) -> bool:
-    """Tell whether a browser asks: programs don't name HTML in `Accept`."""
+    """Return whether the client is a browser: programs don't name HTML in `Accept`."""
     return "text/html" in request.META.get("HTTP_ACCEPT", "")
 
 

@@ -57,7 +57,7 @@ def too_large(limit: int) -> Problem:
 
 def depth_error(body: bytes, value: Any) -> str | None:
     """Return what is wrong with JSON that is nested deeper than MAX_JSON_DEPTH, or None."""
-    # Walking the value is the exception: counting brackets clears almost every body.
+    # The value is rarely walked: counting brackets is enough for almost every body.
     depth: int = settings.MAX_JSON_DEPTH
     if body.count(b"[") + body.count(b"{") > depth and not _shallower_than(value, depth):
         return f"nested more than {depth} levels deep"

@@ -1,9 +1,9 @@
 """JSON texts that are valid by RFC 8259 and that orjson refuses: `1e400`, `"\\ud800"`, integers of 400 digits.
 
-A number that no float can hold and half of a surrogate pair are good JSON; only many parsers can't represent them.
-These functions find out whether a text is JSON and where its parts are, so that it can be kept as it was written.  They
-are several times slower than orjson, so call them for what orjson has refused.  Of members with the same name, the last
-one counts, as with orjson.
+Numbers that no float can hold and lone surrogates are valid JSON, but many parsers can't represent them.  These
+functions check whether a text is JSON, and find its parts, so that it can be kept as it was written.  They are several
+times slower than orjson, so call them only for what orjson has refused.  Of members with the same name, the last one
+counts, as with orjson.
 
 All raise ValueError, which says what is wrong, or RecursionError for some hundred levels of nesting.
 """

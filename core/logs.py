@@ -1,4 +1,4 @@
-"""Logging: one JSON line on stderr for each thing that happened, ours and the libraries' alike.
+"""Logging: one JSON line on stderr for each event, of ours and of the libraries.
 
 stderr, because some commands print a result on stdout that a script captures.
 """
@@ -20,7 +20,7 @@ def _render_bytes(_: Any, __: str, event_dict: structlog.typing.EventDict) -> by
     try:
         return orjson.dumps(event_dict, default=repr, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_UTC_Z)
     except TypeError:
-        # A lone surrogate, or an integer of more than 64 bits: writing a line must never be what fails.
+        # For lone surrogates and integers of more than 64 bits: writing a line must never fail.
         return json.dumps(event_dict, default=_text, skipkeys=True).encode()
 
 

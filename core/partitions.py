@@ -19,7 +19,7 @@ FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = %(t
 
 
 class AddIndexToPartitionsConcurrently(AddIndexConcurrently):
-    """Builds an index on each partition while others write, and then makes one of them all.
+    """Builds an index on each partition while others write, and then one for the whole table from them.
 
     PostgreSQL has no CREATE INDEX CONCURRENTLY for a partitioned table.  One that was interrupted can be run again.
     """
@@ -48,8 +48,8 @@ class AddIndexToPartitionsConcurrently(AddIndexConcurrently):
             for partition, part, exists in cursor.fetchall():
                 if not exists:
                     cursor.execute(f'{kind} CONCURRENTLY "{part}" ON "{partition}" {rest}')
-            # This waits for those who write, and others for it: only for moments.  It takes over the indexes that the
-            # partitions have, and builds none but that of a partition that was made just now.
+            # This waits for writers, and others wait for it, but only for moments: it takes over the indexes of the
+            # partitions, and builds only that of a partition that was created just now.
             cursor.execute("SET lock_timeout = '200ms'")
             while not _was_quick(cursor, f'{kind} IF NOT EXISTS "{name}" ON "{table}" {rest}'):
                 time.sleep(1)

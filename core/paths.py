@@ -1,4 +1,4 @@
-"""Why there is nothing at a path below /api/, in a sentence that says what would be right."""
+"""Why nothing is at a path below /api/, in a sentence that says what would be right."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _VERSION = re.compile(r"/api/(v[0-9]+)(/.*)?")
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _EXAMPLE = "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"
 _CONVERTER = re.compile(r"<(?:\w+:)?(\w+)>")
-# The reasons below are for people; nobody reads more of a path than this.
+# The reasons below are for people, who read no more of a path than this.
 _MOST_CHARACTERS = 200
 
 
@@ -50,7 +50,7 @@ def _find(path: str) -> tuple[str, dict[str, str]] | None:
 
 
 def below_api(path: str) -> str | None:
-    """Return the path below /api/ that somebody means who wrote it without /api, or with API; None if there is none."""
+    """Return the path below /api/ that was meant by one without /api, or with API; None if there is none."""
     path = path[:_MOST_CHARACTERS].rstrip("/")
     instead = path.lower() if path.lower().startswith("/api/") else f"/api{path}"
     return instead if path and _find(instead) else None

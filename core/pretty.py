@@ -1,6 +1,6 @@
 """Hostile text made readable: JSON indented without being parsed, invisible characters shown.
 
-Nothing here escapes HTML: that is the template's business.
+Nothing here escapes HTML: templates do that.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pretty_json(text: str) -> str:
     Text that isn't JSON comes back as it is.
     """
     try:
-        # Only asked whether it is JSON: a parsed number might not be the number that was sent.
+        # Only parsed to see whether it is JSON: a parsed number might not be the number that was sent.
         json.loads(text, parse_int=len, parse_float=len)
     except (ValueError, RecursionError):
         return text

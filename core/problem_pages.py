@@ -24,7 +24,7 @@ def _describe(one: ProblemType) -> dict[str, Any]:
 
 
 def _respond(request: HttpRequest, template: str, content: dict[str, Any]) -> HttpResponse:
-    """Return a page for a browser, and JSON for anybody else."""
+    """Return a page for a browser, and JSON for other clients."""
     if "text/html" in request.headers.get("Accept", ""):
         response: HttpResponse = render(request, template, content)
     else:
@@ -41,7 +41,7 @@ def problem_list(request: HttpRequest) -> HttpResponse:
 
 
 def problem_page(request: HttpRequest, code: str) -> HttpResponse:
-    """Serve what is to be known of one problem type."""
+    """Serve one problem type."""
     if (refusal := only_get(request)) is not None:
         return refusal
     types = {one.code: one for one in problem_types()}

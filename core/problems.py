@@ -1,7 +1,7 @@
 """Errors as RFC 9457 problem details: one registry of codes, and the response that carries one.
 
 Each app lists its codes in a module `problems`, which is imported when Django starts (`core.apps`).  Responses, the
-OpenAPI schema and the table in docs/operations.md come from the registry.
+OpenAPI schema, and docs/reference/problems.md come from the registry.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ProblemType:
         return full_path(f"/api/problems/{self.code}")
 
 
-# What `title` writes in another way than a code.
+# Words that `title` writes differently than codes do.
 _AS_WORDS = {"json": "JSON", "api": "API", "uri": "URL"}
 
 
@@ -220,7 +220,7 @@ def database_unavailable() -> Problem:
     )
 
 
-# Nobody looks for these.
+# Clients don't need these to be named.
 _NOT_NAMED = {"HEAD", "OPTIONS"}
 
 

@@ -24,10 +24,10 @@ def prepare(sockets: int) -> None:
 
 
 def lower_priority() -> None:
-    """Yield the processor to other processes that want it; an idle machine is used as fully as before.
+    """Leave the processor to other processes that want it; an idle machine is used as fully as before.
 
-    For a process that leads a session of its own.  By default Linux divides the processors between sessions first and
-    applies the niceness only within each (sched(7), "The autogroup feature").
+    For a process that leads its session.  By default Linux divides the processors between sessions first and applies
+    the niceness only within each (sched(7), "The autogroup feature").
     """
     os.nice(NICENESS)
     with contextlib.suppress(OSError):  # unsupported here, or switched off
@@ -42,10 +42,10 @@ class ProcessorTime(NamedTuple):
 
 
 def processor_time() -> ProcessorTime | None:
-    """Return how long the threads of this process have run and waited; None where the system doesn't tell.
+    """Return how long the threads of this process have run and waited; None where the system doesn't say.
 
-    From Linux' /proc/self/task/*/schedstat (Documentation/scheduler/sched-stats.rst).  A thread that has ended counts
-    no more.
+    From Linux' /proc/self/task/*/schedstat (Documentation/scheduler/sched-stats.rst).  Threads that have ended aren't
+    counted.
     """
     ran = waited = 0
     try:

@@ -92,7 +92,7 @@ def _cursor(raw: str) -> tuple[datetime.datetime, uuid.UUID]:
         at = datetime.datetime.fromisoformat(moment_text)
         if at.tzinfo is None:
             raise error
-        # At the edge of the calendar an offset leads out of what PostgreSQL's answer could be read as.
+        # At the edge of the calendar, an offset leads to times that Python can't represent.
         at = at.astimezone(datetime.UTC)
     except (ValueError, OverflowError, binascii.Error):
         raise error from None
@@ -107,7 +107,7 @@ def _encode_cursor(row: Any) -> str:
     return base64.urlsafe_b64encode(text_form.encode()).decode().rstrip("=")
 
 
-# For names that people try: the parameter that has another one here.
+# For names that people use by mistake: the parameter that they mean.
 _HINTS = {
     **dict.fromkeys(("page", "offset", "after", "starting_after", "next_cursor"), "cursor"),
     **dict.fromkeys(("per_page", "page_size", "size", "count"), "limit"),
@@ -149,15 +149,15 @@ PAGE_PARAMETERS: dict[str, Callable[[str], Any]] = {
 
 
 def is_ascending(parameters: Mapping[str, Any]) -> bool:
-    """Tell whether a list is wanted in ascending order: the oldest first."""
+    """Return whether a list is to be in ascending order: the oldest first."""
     return bool(parameters.get("order") == "asc")
 
 
 def newest(rows: QuerySet[M], most: int, order: Sequence[str] = ("-created_at", "-id")) -> QuerySet[M]:
     """Return the first `most` rows in this order.
 
-    The index of a model with LIST_PARTS is one for the first of these conditions, and the others have few rows: each
-    part is read by itself.  One statement, because a row may go from one part to another.
+    The index of a model with LIST_PARTS only has rows of the first of these conditions, and few rows meet the others:
+    each part is read separately.  One statement, because a row may move from one part to another.
     """
     if rows.query.is_empty():  # nothing for a UNION
         return rows.order_by(*order)[:most]

@@ -21,7 +21,7 @@ WINDOW_SECONDS = 60
 
 # Adds each cost if all of it fits.  Returns the milliseconds left of the window, and for each cost whether it fitted
 # and the count after it: one round trip, where the limits package needs three for each.  A key without an expiry gets
-# one, however it came to be.
+# one.
 _COUNT = """
 local used = tonumber(redis.call('GET', KEYS[1]) or '0')
 local limit, left = tonumber(ARGV[1]), redis.call('PTTL', KEYS[1])
@@ -89,7 +89,7 @@ def reset() -> None:
 
 @dataclass(frozen=True)
 class Demand:
-    """What several requests of one subject cost, in the order in which they came."""
+    """The costs of several requests of one subject, in their order."""
 
     subject: str
     per_minute: int
@@ -131,7 +131,7 @@ def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> RateLimitD
 
 
 async def hit_each(redis: AsyncRedis, policy: str, demands: Sequence[Demand]) -> list[list[RateLimitDecision]]:
-    """Count what several subjects demand, in one round trip, as `hit` does each cost."""
+    """Count the demands of several subjects in one round trip, each cost as `hit` does."""
     commands = [_words(policy, demand) for demand in demands]
     try:
         try:

@@ -1,7 +1,7 @@
 """Redis (or Valkey) behind a circuit breaker: short timeouts, and a pause after a failure.
 
-Redis holds nothing that can't be lost, so every caller has something to do without it.  After a failure the process
-leaves Redis alone for a moment: an outage must not cost each request a connect timeout.
+Redis holds nothing that can't be lost, so every caller can do without it.  After a failure, the process leaves Redis
+alone for a moment: in an outage, not every request may wait for a timeout.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NO_PRIMARY = (sentinel.MasterNotFoundError, async_sentinel.MasterNotFoundError)
 
 
 class RedisUnavailable(Exception):
-    """Redis did not respond, or failed a moment ago.  reason: the error that it failed with then, if that is known."""
+    """Redis did not respond, or failed a moment ago.  reason: the error of that failure, if there is one."""
 
     def __init__(self, text: str, reason: BaseException | None = None) -> None:
         super().__init__(text)
@@ -59,7 +59,7 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """Return whether Redis has failed and not been reached since."""
+        """Return whether Redis has failed and hasn't been reached since."""
         return bool(self._retry_at)
 
     def open(self, seconds: float) -> None:
@@ -105,7 +105,7 @@ class CircuitBreaker:
         try:
             return await command()
         except NoScriptError:
-            raise  # Redis is there; the caller sends the script
+            raise  # Redis works; the caller sends the script
         except (RedisError, OSError) as error:
             self.failed(error)
             raise RedisUnavailable(str(error)) from error
@@ -118,7 +118,7 @@ class CircuitBreaker:
             raise RedisUnavailable(str(error)) from error
 
     def failed(self, error: Exception) -> None:
-        """Open the breaker after an error of Redis; the first failure of an outage is told."""
+        """Open the breaker after an error of Redis; log the first failure of an outage."""
         with self._lock:
             first = not self._retry_at
             self._reason = error

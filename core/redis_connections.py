@@ -1,7 +1,7 @@
 """How every connection to Redis is made: to the server that REDIS_URL names, or to the primary that Sentinel names.
 
-A server that a failover turned into a replica stays up and refuses writes.  Whoever is still connected to it must
-leave: the next connection asks Sentinel again, or the name in REDIS_URL, which may lead elsewhere by now.
+A server that a failover turned into a replica stays up and refuses writes.  Connections to it must end: the next one
+asks Sentinel again, or resolves the name in REDIS_URL again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from redis.sentinel import (
     SentinelManagedSSLConnection,
 )
 
-# Sentinels are asked one after the other until one answers.
+# Sentinels are asked one after the other until one responds.
 SENTINEL_SECONDS = 0.25
 
 
@@ -37,7 +37,7 @@ class _ToPrimary:
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except ResponseError as error:
-            # UNBLOCKED: the server became a replica while a command of ours waited there.
+            # UNBLOCKED: the server became a replica while one of our commands was waiting.
             if isinstance(error, ReadOnlyError | MasterDownError) or str(error).startswith("UNBLOCKED"):
                 self.disconnect()  # type: ignore[attr-defined]
                 raise RedisConnectionError(f"the server is no longer the primary: {error}") from error
@@ -81,7 +81,7 @@ def _sentinel(url: str) -> Sentinel:
     return Sentinel(settings.REDIS_SENTINELS, sentinel_kwargs=options)
 
 
-# For all threads, each of which has a cache object and a factory of its own.
+# For all threads, each of which has its own cache object and factory.
 _pools: dict[str, ConnectionPool] = {}
 
 

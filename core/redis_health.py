@@ -1,4 +1,4 @@
-"""What health and the admin's first page say about Redis: whether it takes writes, and which workers live."""
+"""What health and the admin's first page say about Redis: whether it accepts writes, and which workers are alive."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REFUSALS = {
 class RedisHealth:
     """state: `up`, `down`, or `refuses_writes`.  problem: a sentence, empty if there is none.
 
-    workers: how many live; None if that can't be known.
+    workers: how many are alive; None if that is unknown.
     """
 
     state: str
@@ -59,7 +59,7 @@ def write_refusal(error: BaseException | None) -> str | None:
 def check_redis() -> RedisHealth:
     """Write a key and count the workers.
 
-    Workers write their heartbeats into Redis, so while it takes no writes nobody knows how many live.
+    Workers write their heartbeats into Redis, so while it accepts no writes, the number of live workers is unknown.
     """
     try:
         workers, refusal = call_redis(_look)
@@ -73,7 +73,7 @@ def check_redis() -> RedisHealth:
 
 
 def _look(connection: Redis) -> tuple[int, str | None]:
-    """Return how many workers live, and why Redis refuses a write, if it does."""
+    """Return how many workers are alive, and why Redis refuses a write, if it does."""
     try:
         connection.set(PROBE_KEY, "1", ex=PROBE_SECONDS)
     except RedisError as error:

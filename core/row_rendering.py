@@ -1,4 +1,4 @@
-"""Rendering the rows of a list as a serializer does, in a fraction of the time."""
+"""Renders the rows of a list as a serializer does, in a fraction of the time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-# What these fields show is the value itself, which the JSON encoder writes as they would.
+# These fields show the value itself, which the JSON encoder writes as they would.
 _SHOWN_AS_STORED = {
     serializers.CharField,
     serializers.ChoiceField,

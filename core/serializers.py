@@ -21,7 +21,7 @@ class StrictSerializer(serializers.Serializer[Any]):
     a form that is saved as it is.
     """
 
-    # For names that people try: the field that has another one, or a sentence that says what to do instead.
+    # For names that people use by mistake: the field that they mean, or a sentence that says what to do instead.
     hints: ClassVar[Mapping[str, str]] = {}
 
     @cached_property
@@ -46,7 +46,7 @@ class StrictSerializer(serializers.Serializer[Any]):
             values = super().to_internal_value(data)
         except serializers.ValidationError as error:
             if isinstance(error.detail, Mapping):
-                # A field that is missing, because it was given by another name, isn't told twice.
+                # A field that is missing because it was given under another name isn't reported twice.
                 given = {self.hints.get(name) or closest(name, known) for name in errors}
                 errors |= {name: one for name, one in error.detail.items() if name in data or name not in given}
             elif not errors:
@@ -119,7 +119,7 @@ class RawJSONField(serializers.JSONField):
         return Fragment(value)
 
 
-# What orjson writes as the field would: the values need no conversion.
+# orjson writes these as the field would: the values need no conversion.
 _WRITTEN_AS_THEY_ARE = (
     serializers.BooleanField,
     serializers.CharField,

@@ -1,4 +1,4 @@
-"""What somebody may have meant: for messages that say what would be right."""
+"""Suggestions for misspelled names, for messages that say what would be right."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 
-# Few enough to read, and to compare a word with.
+# The most names that a message lists, and that a word is compared with.
 _MOST_NAMED = 40
 _MOST_CHARACTERS = 80
 

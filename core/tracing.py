@@ -1,6 +1,6 @@
-"""Traces for OpenTelemetry: one for each POST, over the fan-out of its events to each attempt, or fetch from an inbox.
+"""Traces for OpenTelemetry: one for each POST, with the fan-out of its events, and each attempt or fetch from an inbox.
 
-Off without OTEL_EXPORTER_OTLP_ENDPOINT, and then nothing of this runs and no package of OpenTelemetry is needed.  The
+Off without OTEL_EXPORTER_OTLP_ENDPOINT: then none of this runs, and the packages of OpenTelemetry aren't needed.  The
 trace of an event travels in its row (`events.origin`), so a span's parent is what is stored there.
 """
 
@@ -57,7 +57,7 @@ def _make_provider() -> TracerProvider:
 
 
 def provider() -> TracerProvider:
-    """Return what makes the spans of this process and exports them, on a thread of its own."""
+    """Return the provider of this process's spans, which exports them on a separate thread."""
     global _provider
     with _making:
         if _provider is None:

@@ -1,4 +1,4 @@
-"""Places that are shared between those who wait for them, in turns."""
+"""A number of places, for which those who wait take turns."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from contextlib import asynccontextmanager
 
 
 class Turns:
-    """Lets `places` in at a time; those who wait take turns, however much each of them has waiting.
+    """Lets `places` in at a time; those who wait take turns, however many requests each has.
 
-    Nobody holds more than three quarters of the places, so that one who keeps them for long leaves some to the others.
-    For one event loop.
+    None may hold more than three quarters of the places, so that one that keeps them for long leaves some to the
+    others. For one event loop.
     """
 
     def __init__(self, places: int) -> None:

@@ -1,7 +1,7 @@
 """The path under which everything is served, URL_PREFIX: `/triggers` for https://example.com/triggers/api/events.
 
-The setting alone decides.  What a request says about it (a `SCRIPT_NAME` header, which some servers take for their
-own word) is ignored: the front door passes no header with an underscore on, and FORCE_SCRIPT_NAME overrides the rest.
+Only the setting counts.  What a request says about it (a `SCRIPT_NAME` header, which some servers believe) is ignored:
+the front door passes no header with an underscore on, and FORCE_SCRIPT_NAME overrides the rest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Application = Callable[[dict[str, Any], Any], Iterable[bytes]]
 def path_below(path: str) -> str:
     """Return the part of a request's path that follows URL_PREFIX; a path without the prefix comes back as it is.
 
-    So a proxy may pass the full path or strip the prefix, and a health check may ask the process itself without it.
+    So a proxy may pass the full path or strip the prefix, and a health check may call the process directly, without it.
     """
     prefix: str = settings.URL_PREFIX
     if prefix and (path == prefix or path.startswith(f"{prefix}/")):
@@ -26,7 +26,7 @@ def path_below(path: str) -> str:
 
 
 def full_path(path: str) -> str:
-    """Return the path that a client has to ask for to reach `path`."""
+    """Return the path that a client has to request to reach `path`."""
     return f"{settings.URL_PREFIX}{path}"
 
 

@@ -4,7 +4,7 @@ A queue holds at most one wake-up: none is added while one is waiting.  That los
 job off the queue before it claims rows; whoever sees a waiting job has committed its row before that job's claim
 begins.
 
-Beside the jobs there is a cheaper signal of new events, for speed alone.
+In addition, there is a cheaper signal for new events, only for speed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RESULT_TTL_SECONDS = 0
 FAILURE_TTL_SECONDS = 3600
 # Pause between two wake-ups on behalf of requests: whatever was committed meanwhile shares the next one.
 SHARE_SECONDS = 0.005
-# The same for what the signal has told already: the job only makes sure.
+# The same after the signal: the job is only a safeguard.
 BESIDE_SIGNAL_SECONDS = 0.25
 
 # The signal of new events: a list of at most one token, left with these commands.
@@ -88,7 +88,7 @@ return found
 
 
 def _stays_small(compressed: bytes) -> bool:
-    """Return whether what zlib makes of `compressed` has at most MAX_INFLATED_BYTES; it isn't inflated any further."""
+    """Return whether `compressed` inflates to at most MAX_INFLATED_BYTES; it isn't inflated any further."""
     try:
         return len(zlib.decompressobj().decompress(compressed, MAX_INFLATED_BYTES + 1)) <= MAX_INFLATED_BYTES
     except zlib.error:
@@ -98,8 +98,8 @@ def _stays_small(compressed: bytes) -> bool:
 class WakeUp(Job):
     """An RQ job that can only call one of settings.WAKE_UP_JOBS, without arguments.
 
-    Anyone who can write to Redis can put any function's name into a job; this class refuses to import it.  Nor can
-    they put in what costs more than it takes in Redis, or what RQ can't read: such a job is dropped, as one that
+    Anyone who can write to Redis can put any function's name into a job; this class refuses to import it.  A job also
+    can't cost more memory than it takes in Redis, or be one that RQ can't read: such a job is dropped, as one that
     doesn't exist, with a line in the log.
     """
 
@@ -154,11 +154,11 @@ class WakeUp(Job):
         self.result_ttl, self.failure_ttl = RESULT_TTL_SECONDS, FAILURE_TTL_SECONDS
 
     def latest_result(self, timeout: int = 0) -> Result | None:
-        """Return what came of the job last."""
+        """Return the job's last result."""
         return next(iter(self._read_results(1)), None)
 
     def results(self) -> list[Result]:
-        """Return what came of the job, the last first."""
+        """Return the job's results, the last one first."""
         return self._read_results(MAX_RESULTS)
 
     def _read_results(self, most: int) -> list[Result]:
@@ -193,7 +193,7 @@ class WakeUp(Job):
 
 
 def _dropped(job_id: str, reason: str) -> NoSuchJobError:
-    """Log that a job is dropped, and return what RQ takes for a job that doesn't exist, and passes over."""
+    """Log that a job is dropped, and return the error that RQ expects for a job that doesn't exist, which it skips."""
     log.warning("job_dropped", job_id=job_id[:100], reason=reason[:300])
     return NoSuchJobError(f"No such job: {job_id[:100]}")
 
@@ -238,8 +238,8 @@ def signal_events() -> bool:
 class SignalListener:
     """A worker's thread that waits for the signal and then calls `on_signal`.
 
-    An RQ job takes milliseconds from its creation to its function; this takes one round trip.  If it is not there,
-    or stuck, the RQ jobs and the sweep do everything by themselves.
+    An RQ job takes milliseconds from its creation to its function; this takes one round trip.  Without this thread, RQ
+    jobs and the sweep are enough.
     """
 
     def __init__(self, on_signal: Callable[[], None]) -> None:
@@ -251,7 +251,7 @@ class SignalListener:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after what it does now."""
+        """End the thread after its current work."""
         self._stopping.set()
 
     def join(self, timeout: float) -> None:
@@ -270,7 +270,7 @@ class SignalListener:
 
 
 class _Waker:
-    """A thread that wakes on behalf of all who requested it since it last did.
+    """A thread that wakes the workers once for all requests since the last time.
 
     wake: what it does.  pause: seconds until it does so again.
     """
@@ -320,7 +320,7 @@ _wakers = {
 
 
 def wake_soon(queue_name: str, *, signal: bool = True) -> None:
-    """Have a thread of this process `wake` the queue in a moment, so that the caller doesn't wait for Redis.
+    """Let a thread of this process `wake` the queue in a moment, so that the caller doesn't wait for Redis.
 
     If the process is killed in that moment, the workers' sweep finds the work, as it does without Redis.
 

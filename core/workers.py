@@ -1,4 +1,4 @@
-"""Which RQ workers live, from the heartbeats that they write into Redis."""
+"""Which RQ workers are alive, by the heartbeats that they write into Redis."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST_LISTED = 200
 def count_live_workers(connection: Redis) -> int:
     """Count the workers whose last heartbeat is fresh."""
     now = datetime.datetime.now(datetime.UTC)
-    # Some of them at random, should somebody fill the set: a page that load balancers ask for must stay cheap.
+    # At most this many, at random, in case somebody fills the set: a page for load balancers must stay cheap.
     keys: Any = connection.srandmember("rq:workers", MOST_WORKERS)
     pipeline = connection.pipeline(transaction=False)
     for key in keys:
@@ -40,7 +40,7 @@ _FIELDS = ("last_heartbeat", "death", "hostname", "state", "birth", "successful_
 
 
 def list_live_workers(connection: Redis) -> list[LiveWorker]:
-    """Return the workers whose last heartbeat is fresh, by name; of very many, some."""
+    """Return the workers whose last heartbeat is fresh, by name; if there are very many, only some."""
     now = datetime.datetime.now(datetime.UTC)
     keys: Any = connection.srandmember("rq:workers", MOST_LISTED)
     pipeline = connection.pipeline(transaction=False)
@@ -75,7 +75,7 @@ def _time(value: bytes | None) -> datetime.datetime | None:
 
 
 def _is_fresh(heartbeat: bytes, now: datetime.datetime) -> bool:
-    """Tell whether a heartbeat, as RQ writes it into Redis, is less than ALIVE_SECONDS away from `now`."""
+    """Return whether a heartbeat, as RQ writes it into Redis, is less than ALIVE_SECONDS away from `now`."""
     try:
         beaten_at = datetime.datetime.fromisoformat(heartbeat.decode())
     except ValueError:

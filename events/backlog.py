@@ -23,16 +23,16 @@ from core.problems import Problem
 from events.delivery_lookup import delivery_lookup
 from events.models import Event, EventStatus
 
-MOST_ORGANIZATIONS = 10_000  # whose figures a process remembers; forgetting one costs a count
+MOST_ORGANIZATIONS = 10_000  # whose counts a process remembers; forgetting one costs another count
 
-# A figure is used for this long, or for this many times as long as it took to count, so that counting what an
-# organization with a million waiting deliveries has takes at most a fiftieth of the time.
+# A count is used for this long, or for this many times as long as it took, so that counting a million waiting
+# deliveries of an organization takes at most a fiftieth of the time.
 _FRESH_SECONDS = 1.0
 _FRESH_PER_SECOND_COUNTED = 50
-# A request needn't wait for a new count if there is one that isn't older than this.
+# A request doesn't wait for a new count while the last one isn't older than this.
 _KNOWN_SECONDS = 60.0
 
-# Counting stops at the limit: nobody needs to know how far over it is, and the count stays cheap.  SQL because the
+# Counting stops at the limit, so that it stays cheap: how far the limit is exceeded doesn't matter.  SQL because the
 # ORM selects the primary key in such a count, for which PostgreSQL must read the rows beside the index.
 _COUNT_ACCEPTED = """
 SELECT count(*) FROM (SELECT 1 FROM events_event WHERE status = 'accepted' LIMIT %s) AS waiting
@@ -119,7 +119,7 @@ def _shared_refusal(limit: int) -> Problem:
     )
 
 
-# In the order in which they are checked: an organization that is over its own bound hears of that one.
+# In the order in which they are checked: an organization that exceeds its own bound is told about that one.
 _BOUNDS = (
     _Bound(
         "events",
@@ -145,7 +145,7 @@ _BOUNDS = (
 
 
 class BacklogEstimate:
-    """What is waiting, as far as this process knows: counted now and then, plus what it has accepted since."""
+    """What is waiting, as estimated by this process: counted now and then, plus what it has accepted since."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -153,13 +153,13 @@ class BacklogEstimate:
         self._shared = _Figure()
 
     def is_stale(self, organization_id: uuid.UUID) -> bool:
-        """Return whether a figure that bounds the organization should be counted again."""
+        """Return whether a count for the organization is due again."""
         now = time.monotonic()
         with self._lock:
             return any(self._figure(bound, organization_id).stale_at <= now for bound in _BOUNDS)
 
     def is_known(self, organization_id: uuid.UUID) -> bool:
-        """Return whether every figure that bounds the organization was counted less than a minute ago."""
+        """Return whether every count for the organization is less than a minute old."""
         then = time.monotonic() - _KNOWN_SECONDS
         with self._lock:
             return all(self._figure(bound, organization_id).counted_at > then for bound in _BOUNDS)
@@ -172,22 +172,22 @@ class BacklogEstimate:
                 started = time.monotonic()
                 if figure.stale_at > started:
                     continue
-                # Set before the count is made: meanwhile other threads go on with the old figure.
+                # Set before counting: meanwhile other threads use the old count.
                 figure.stale_at = started + _FRESH_SECONDS
                 added_before = figure.added
             length = bound.count(organization_id, bound.limit() + 1)
             counted = time.monotonic()
             with self._lock:
-                # What was added meanwhile may not have been committed when it was counted.  If it was, it is in twice
-                # until the next count: a bound may hold back too early, and never too late.
+                # What was added meanwhile may not have been committed when it was counted.  If it was, it is counted
+                # twice until the next count: a bound may apply too early, but never too late.
                 figure.length = length + figure.added - added_before
                 figure.counted_at = counted
                 figure.stale_at = counted + max(_FRESH_SECONDS, _FRESH_PER_SECOND_COUNTED * (counted - started))
 
     def add(self, organization_id: uuid.UUID, events: int) -> Problem | None:
-        """Add `events` to what is waiting and return None, or add nothing and return why they may not be accepted.
+        """Add `events` to the estimate and return None, or add nothing and return why they may not be accepted.
 
-        A batch may go over the edge of a bound; the next one may not.
+        A batch may exceed a bound; then the next one may not.
         """
         with self._lock:
             figures = [(bound, self._figure(bound, organization_id)) for bound in _BOUNDS]
@@ -201,7 +201,7 @@ class BacklogEstimate:
         return None
 
     def reset(self) -> None:
-        """Forget every figure, so that the next call counts again."""
+        """Forget every count, so that the next call counts again."""
         with self._lock:
             self._figures.clear()
             self._shared = _Figure()

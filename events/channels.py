@@ -1,4 +1,5 @@
-"""Channels: names on an event by which subscriptions choose, beside its type: a project, a region, a customer."""
+"""Channels: names on an event that subscriptions can select in addition to its type: a project, a region, a
+customer."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from events.payload import (
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
-# Media types that begin like this say themselves in which mode the event is, whatever headers there are.
+# Media types that begin like this determine the mode of the event, whatever the headers are.
 FAMILY = "application/cloudevents"
 
 PREFIX = "ce-"
@@ -43,7 +43,7 @@ PREFIX = "ce-"
 MARKS = frozenset({"ce-specversion", "ce-id", "ce-source", "ce-type"})
 
 MAX_ATTRIBUTES_BYTES = 8192
-# What `NewEvent.cloudevent` says of the data; no attribute can have this name.
+# Under this name, `NewEvent.cloudevent` has the kind of the data; no attribute can have this name.
 DATA = "_data"
 NO_DATA, BASE64 = "none", "base64"
 
@@ -201,7 +201,7 @@ def _from_parsed(text: bytes, parsed: Parsed) -> NewEvent | Errors:
     attributes = {
         name: value
         for name, value in parsed.value.items()
-        if value is not None and name not in {"data", "data_base64"}  # null is as good as absent
+        if value is not None and name not in {"data", "data_base64"}  # null means absent
     }
     errors: Errors = []
     if not parsed.by_orjson:  # then numbers are 0
@@ -306,7 +306,7 @@ def _decode(value: str) -> str:
 
 
 def _binary_data(content_type: str, body: bytes) -> tuple[str, str]:
-    """Return the data as JSON text, and its kind.  Raises Problem 400 for a body that isn't what it is said to be."""
+    """Return the data as JSON text, and its kind.  Raises Problem 400 for a body that doesn't match its media type."""
     if not body:
         return "null", NO_DATA
     if not content_type or JSON_TYPE.fullmatch(content_type):

@@ -1,6 +1,6 @@
-"""What events need to know about their deliveries, which a higher layer keeps.
+"""What events need to know about their deliveries, which belong to an app above this one.
 
-The layer that keeps deliveries registers its DeliveryLookup when Django starts.
+The app that has the deliveries registers its DeliveryLookup when Django starts.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class DeliveryLookup(Protocol):
     ) -> Sequence[uuid.UUID]:
         """Return the ids of an organization's undelivered events, the newest first.
 
-        event_filters: Django lookups on the event.  beyond: only ids lower than this.  most: how many at the most.
-        ascending: the oldest first, and only ids greater than `beyond`.
+        event_filters: Django lookups on the event.  beyond: only ids lower than this.  most: the most ids. ascending:
+        the oldest first, and only ids greater than `beyond`.
         """
 
     def of_event(self, event_id: uuid.UUID, most: int) -> Sequence[DeliveryLine]:
         """Return the first `most` deliveries of an event, the oldest first."""
 
     def erase(self, event_id: uuid.UUID) -> int:
-        """Forget what attempts kept of an event's payload and cancel the deliveries that wait; return how many.
+        """Erase what attempts kept of an event's payload, and cancel the deliveries that wait; return how many.
 
         In the caller's transaction.
         """

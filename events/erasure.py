@@ -1,4 +1,4 @@
-"""Erasing what an event says, while what became of it stays."""
+"""Erases an event's data, and keeps its history."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from events.models import ERASED, Event, EventStatus
 def erase(organization_id: uuid.UUID, event_id: uuid.UUID) -> Event | None:
     """Erase an event's data, in the caller's transaction, and return the event; None if there is none.
 
-    What waits to be delivered is cancelled, and a fan-out that is still to come makes nothing.  A request that is on
-    its way can't be called back.
+    Deliveries that wait are cancelled, and a later fan-out creates none.  A request that is on its way can't be called
+    back.
     """
     event = Event.objects.select_for_update().filter(organization_id=organization_id, pk=event_id).first()
     if event is None:
@@ -24,6 +24,6 @@ def erase(organization_id: uuid.UUID, event_id: uuid.UUID) -> Event | None:
         Event.objects.filter(pk=event.pk, status__in=[EventStatus.ACCEPTED, EventStatus.ERROR]).update(
             status=EventStatus.PROCESSED, processed_at=Now()
         )
-    # Of an erased event, too: a request that was on its way then may have been responded to since.
+    # Also for an event that was erased before: a response to a request that was on its way may have come since.
     delivery_lookup().erase(event.pk)
     return event

@@ -1,9 +1,9 @@
-"""The catalog of event types: changing it, and whether an event fits it.
+"""The catalog of event types: how it is changed, and whether an event fits it.
 
 An organization takes any event, only those of a type in its catalog, or only those whose data fits their type's schema
-(`orgs.models.Strictness`).  `event_errors` decides, for the front door and for Django's views.  What each process
-remembers of a catalog is good for one `catalog_version`, which changes with the catalog and comes with the caller's
-key; the statement that stores events on the front door checks that it is still so.
+(`orgs.models.Strictness`).  `event_errors` decides, for the front door and for Django's views.  What a process
+remembers of a catalog is valid for one `catalog_version`, which changes with the catalog and comes with the caller's
+key.  The statement with which the front door stores events checks the version again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from orgs.models import Organization, Strictness
 
 FieldErrors = list[tuple[str, str]]
 
-# What a process remembers of all catalogs, in bytes of schemas; a compiled one takes several times as much.
+# How much of all catalogs a process remembers, in bytes of schemas.  A compiled one takes several times as much memory.
 REMEMBERED_BYTES = 8_000_000
 
 
@@ -49,7 +49,7 @@ def of_organization(organization_id: uuid.UUID) -> QuerySet[EventType]:
 
 
 def _touch(organization_id: uuid.UUID) -> None:
-    """Say that the catalog has changed, in the transaction of the change; also lets one change it at a time."""
+    """Mark the catalog as changed, in the transaction of the change; this also serializes changes."""
     Organization.objects.filter(pk=organization_id).update(catalog_version=F("catalog_version") + 1)
 
 
@@ -61,7 +61,7 @@ def set_strictness(organization_id: uuid.UUID, strictness: str) -> None:
 
 
 def is_full(organization_id: uuid.UUID) -> bool:
-    """Tell whether the organization has as many types as it may."""
+    """Return whether the organization has as many types as it may."""
     return of_organization(organization_id).count() >= int(settings.MAX_EVENT_TYPES)
 
 
@@ -105,7 +105,7 @@ def delete(row: EventType) -> None:
 
 
 def import_types(organization_id: uuid.UUID, wanted: Sequence[ImportedType]) -> list[tuple[EventType, str]]:
-    """Create or change each of these types, in the caller's transaction; return each with what became of it.
+    """Create or change each of these types, in the caller's transaction; return each with what was done.
 
     Raises TooManyEventTypes.
     """
@@ -140,7 +140,7 @@ class KnownType:
 def event_errors(strictness: str, known: KnownType | None, event: NewEvent) -> FieldErrors:
     """Return why an organization doesn't take an event, as JSON pointers into it and reasons; empty if it does.
 
-    known: what its catalog says of the event's type; None if that isn't in it.
+    known: the catalog's entry for the event's type; None if there is none.
     """
     if strictness == Strictness.FREE:
         return []
@@ -187,7 +187,7 @@ class Catalog:
         return found
 
     def check(self, caller: Caller, events: Sequence[NewEvent]) -> list[FieldErrors]:
-        """Return what is wrong with each event; reads what isn't remembered."""
+        """Return what is wrong with each event; reads types that aren't remembered."""
         loaded = self.load(caller, missing) if (missing := self.missing(caller, events)) else {}
         return [event_errors(caller.strictness, self._known(caller, event.type, loaded), event) for event in events]
 
@@ -206,7 +206,7 @@ def _compile(schema: Any) -> Validator | None:
         return None
     try:
         return Validator(schema)
-    except SchemaError:  # it was compiled before it was stored; a later version of the library may take less
+    except SchemaError:  # it was compiled before it was stored; a later version of the library may accept less
         return None
 
 

@@ -1,7 +1,7 @@
-"""Accepting the events of many requests with one commit.
+"""Accepts the events of many requests with one commit.
 
-Whatever arrives while a commit is under way goes into the next one.  An idle system waits for nobody: a request that
-comes alone is committed alone, at once.
+Whatever arrives while a commit is under way goes into the next one.  An idle system adds no wait: a request that comes
+alone is committed alone, at once.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from orgs.models import Scope
 
 log = structlog.get_logger()
 
-# Of one commit.  A request is never split, so one batch may go over them.
+# The limits of one commit.  A request is never split, so a batch may exceed them.
 MOST_EVENTS = 1000
 MOST_BYTES = 4_000_000
 
-# As `ingest._INSERT_BATCH`, for events of many organizations, each inserted only if the key that it came with may still
-# send it: the key is as it was remembered (`orgs.key_cache`), and so are the organization's rate limit and the catalog
-# of event types that the events were checked against.  Returns what was not stored; `permitted` tells a key that has
-# changed from a dedup id that is taken.  Claiming the dedup ids in their order keeps two statements from deadlocking.
+# As `ingest._INSERT_BATCH`, for events of many organizations, each inserted only if its key may still send it, and if
+# the organization's rate limit and catalog of event types are still those that were remembered with the key
+# (`orgs.key_cache`) and checked against.  Returns what was not stored; `permitted` distinguishes a key that has changed
+# from a dedup id that is taken.  Claiming the dedup ids in their order keeps two statements from deadlocking.
 _INSERT = f"""
 WITH item AS (
     SELECT * FROM unnest(
@@ -115,7 +115,7 @@ class _Holder:
 
 @dataclass(slots=True, eq=False)
 class PendingEvent:
-    """An event on its way into the database.  result: None until it is known."""
+    """An event that is about to be stored.  result: None until it is decided."""
 
     request: PendingRequest
     id: str
@@ -142,12 +142,12 @@ class PendingRequest:
     pending_response: object = None  # of `events.idempotent_commit`
 
     def results(self) -> list[Ingested]:
-        """Return what became of the events, as far as it is known."""
+        """Return the results of the events, as far as they are decided."""
         return [item.result for item in self.items if item.result is not None]
 
     @property
     def has_failed(self) -> bool:
-        """Tell whether it was refused.  One whose client has gone is not: what is stored of it is stored."""
+        """Return whether it was refused.  One whose client has gone isn't: its events may be stored."""
         return self.done.done() and not self.done.cancelled()
 
     def fail(self, error: BaseException) -> None:
@@ -159,7 +159,7 @@ class GroupCommit:
     """Stores events, many requests to a transaction.  A service of the front door: it runs while it is entered."""
 
     def __init__(self) -> None:
-        # By organization, who is next first.
+        # By organization, the next one first.
         self._waiting: OrderedDict[uuid.UUID, deque[PendingRequest]] = OrderedDict()
         self._arrived = asyncio.Event()
         self._database = AsyncConnection()
@@ -191,9 +191,9 @@ class GroupCommit:
         """Store the events of one request, all in one transaction, and return what became of each.
 
         Duplicates are decided as `events.ingest` does.  When this returns, what it calls accepted is committed.  Also
-        returns how the organization stands with its rate limit, if it has one.  Raises Problem 429 over that limit,
-        with nothing stored; KeyChanged when the caller may no longer send these events as remembered; and what
-        psycopg raises when the database can't be reached, after which the events may or may not be stored.
+        returns the state of the organization's rate limit, if it has one.  Raises Problem 429 over that limit, with
+        nothing stored; KeyChanged when the caller may no longer send these events as remembered; and what psycopg
+        raises when the database can't be reached, after which the events may or may not be stored.
 
         origin: where the events came from.
         pending_response: for `events.idempotent_commit`.
@@ -239,7 +239,7 @@ class GroupCommit:
             organization_id, requests = self._waiting.popitem(last=False)
             request = requests.popleft()
             if requests:
-                self._waiting[organization_id] = requests  # behind the others
+                self._waiting[organization_id] = requests  # after the others
             if request.done.done():  # nobody waits for it any more
                 continue
             group.append(request)
@@ -285,7 +285,7 @@ class GroupCommit:
         return [request for request in group if not request.done.done()]
 
     async def _store(self, items: list[PendingEvent]) -> list[PendingEvent]:
-        """Store events; return those that have to be offered again, because a dedup id became free meanwhile."""
+        """Store events; return those that have to be inserted again, because a dedup id has become free meanwhile."""
         offered: dict[object, PendingEvent] = {}
         for item in items:
             offered.setdefault(item.dedup_key or item.id, item)

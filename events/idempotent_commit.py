@@ -1,8 +1,8 @@
 """Group commit for requests with an `Idempotency-Key`: the events and the kept response in one transaction.
 
-Apart from the others', with a connection of its own, which is opened when the first key comes: so that requests
-without a key pay nothing for it.  A transaction takes many requests, as `events.group_commit` says, and costs three
-statements more than one of theirs, and one beforehand where a rate is limited.
+It is separate, with another connection that is opened when the first key comes, so that requests without a key pay
+nothing for it.  A transaction takes many requests, as in `events.group_commit`, with three more statements, and another
+one before it if a rate is limited.
 
 What counts against a rate limit is counted before the transaction begins: a Redis that hangs must not keep a
 connection to PostgreSQL, or a pooler's, waiting.
@@ -24,7 +24,7 @@ from orgs import idempotency
 from orgs.front_door import KeyChanged
 from orgs.idempotency import Found, Kept, Locked, Once
 
-# How often requests that deadlocked with others' are tried again, each by itself.
+# How often requests that deadlocked with others are repeated, each by itself.
 MOST_ATTEMPTS = 5
 
 
@@ -32,8 +32,8 @@ MOST_ATTEMPTS = 5
 class PendingResponse:
     """The response to a request with a key.
 
-    make: makes the response of what became of the events; may raise Problem, which nothing is kept of.  response: when
-    it is known.  is_replayed: it was made for an earlier request.
+    make: makes the response from the results of the events; may raise Problem, which isn't kept.  response: once it is
+    decided.  is_replayed: it was made for an earlier request.
     """
 
     once: Once
@@ -48,7 +48,7 @@ class IdempotentCommit(GroupCommit):
     async def _commit(self, group: list[PendingRequest]) -> None:
         waiting = group
         while waiting:
-            # Of two requests with the same key, the second one gets the response of the first.
+            # If two requests have the same key, the second one gets the response to the first.
             first_of: dict[tuple[object, str], PendingRequest] = {}
             for request in waiting:
                 once = _pending_response(request).once
@@ -95,7 +95,8 @@ class IdempotentCommit(GroupCommit):
                 if request.is_counted or not request.caller.events_per_minute:
                     new.append(request)
                 else:
-                    request.fail(idempotency.running())  # as it was a moment ago; nothing may be stored uncounted
+                    # It was in use a moment ago, so it wasn't counted, and nothing may be stored without that.
+                    request.fail(idempotency.running())
             items = [item for request in new for item in request.items]
             while items:
                 items = await self._store(items)
@@ -119,7 +120,7 @@ class IdempotentCommit(GroupCommit):
                 request.done.set_result(request.results())
 
     async def _count_new(self, requests: list[PendingRequest]) -> None:
-        """Count the events of requests that are served for the first time, as far as that can be known by now."""
+        """Count the events of requests that are served for the first time, as far as that can be seen at this point."""
         uncounted = [request for request in requests if request.caller.events_per_minute and not request.is_counted]
         if not uncounted:
             return
@@ -128,7 +129,7 @@ class IdempotentCommit(GroupCommit):
         await self._count_rates([request for number, request in enumerate(uncounted) if number not in known])
 
     async def _take_keys(self, requests: list[PendingRequest]) -> list[PendingRequest]:
-        """Lock the keys, settle the requests whose key is being used or was, and return the others."""
+        """Lock the keys, finish the requests whose key is in use or was used, and return the others."""
         everybody = [_pending_response(request).once for request in requests]
         rows = await self._database.fetch(idempotency.LOCK, idempotency.lock_parameters(everybody), class_row(Locked))
         for row in rows:

@@ -1,4 +1,4 @@
-"""Accepting events: one statement that decides about duplicates and stores what is new.
+"""Accepts events: one statement decides about duplicates and stores what is new.
 
 When a function here returns, the events that it calls accepted are committed.
 """
@@ -33,8 +33,8 @@ SELECT %(id)s, %(organization_id)s, %(type)s, %(data)s, %(request_id)s, %(trace)
 FROM clock_timestamp() AS t
 """
 
-# One statement, so that no crash can store the dedup id without its event.  A dedup id that an uncommitted transaction
-# holds is waited for; one whose window has ended is taken over.
+# One statement, so that no crash can store the dedup id without its event.  The statement waits for a dedup id that
+# another transaction is inserting, and takes over one whose window has ended.
 _INSERT_EVENT_ONCE = """
 WITH claimed AS (
     INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
@@ -53,7 +53,7 @@ SELECT claimed.event_id, %(organization_id)s, %(type)s, %(data)s, %(dedup_id)s, 
 FROM claimed, clock_timestamp() AS t
 """
 
-# As above for many events.  Claiming the dedup ids in their order keeps two batches from deadlocking.
+# As above, for many events.  Claiming the dedup ids in their order keeps two batches from deadlocking.
 _INSERT_BATCH = """
 WITH item AS (
     SELECT * FROM unnest(
@@ -139,7 +139,7 @@ def _insert(organization_id: uuid.UUID, event: NewEvent, origin: Origin) -> uuid
 
 
 def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent], origin: Origin = NO_ORIGIN) -> list[Ingested]:
-    """Store `events`, which came in one request, in one transaction and return what became of each, in the same order.
+    """Store the events of one request in one transaction, and return the result of each, in the same order.
 
     Within the batch the first event with a dedup id counts, as if they had been sent one by one.
     """
@@ -152,7 +152,7 @@ def ingest_batch(organization_id: uuid.UUID, events: Sequence[NewEvent], origin:
             offered.append(position)
 
     def store() -> dict[str, tuple[uuid.UUID, bytes]]:
-        """Insert what is new; return the event and the fingerprint that each dedup id of the batch stands for now."""
+        """Insert what is new; return the event and the fingerprint that each dedup id of the batch now stands for."""
         with server_cursor() as cursor:
             cursor.execute(
                 _INSERT_BATCH,

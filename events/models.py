@@ -1,4 +1,4 @@
-"""Events as they were accepted, and the memory of their dedup ids."""
+"""Events as they were accepted, their dedup ids, and the catalog of event types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from core.ids import new_id
 from events.origin import split_trace, unpack_request_id
 from orgs.models import Organization
 
-# What stands for data that was erased.  No producer's text is this one: `events.payload` takes a value without the
+# Stored instead of data that was erased.  No producer's text is the same: `events.payload` takes a value without the
 # white space around it.
 ERASED = "null "
 
@@ -29,8 +29,8 @@ class EventStatus(models.TextChoices):
 class Event(models.Model):
     """One event.  `data` is the producer's JSON text, byte for byte; nothing rewrites it, but it can be erased."""
 
-    # The indexes of the lists have an entry for an event when it has been fanned out, and only then: not a second one
-    # for the row that it is accepted with.  So a list consists of two parts (`core.query.newest`).
+    # The indexes of the lists only have entries for events that have been fanned out, so that an event doesn't get a
+    # second entry for the row with which it was accepted.  So a list consists of two parts (`core.query.newest`).
     LIST_PARTS: ClassVar = (Q(status__in=["processed", "error"]), Q(status="accepted"))
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -47,7 +47,7 @@ class Event(models.Model):
     due_at = models.DateTimeField(db_default=Now(), help_text="When the fan-out is due.")
     processed_at = models.DateTimeField(null=True)
     last_error = models.TextField(blank=True, default="")
-    # `events.origin` says what these two hold.
+    # In the form of `events.origin`.
     packed_request_id = models.BinaryField(max_length=128, null=True, editable=False)
     trace = models.TextField(null=True, editable=False)
     # Of an event that came as a CloudEvent; `events.cloudevents` says what it holds.
@@ -67,7 +67,7 @@ class Event(models.Model):
                 condition=Q(status__in=["processed", "error"]),
                 name="events_event_type_list",
             ),
-            # For the fan-out, which takes turns between organizations, and for the lists.
+            # For the fan-out, in which organizations take turns, and for the lists.
             models.Index(
                 fields=["organization", "created_at", "id", "due_at"],
                 condition=Q(status="accepted"),
@@ -90,7 +90,7 @@ class Event(models.Model):
 
     @property
     def is_erased(self) -> bool:
-        """Tell whether its data was erased."""
+        """Return whether its data was erased."""
         return self.data == ERASED
 
     @property
@@ -151,5 +151,5 @@ class EventType(models.Model):
 
     @property
     def archived(self) -> bool:
-        """Tell whether new events shouldn't have this type any more."""
+        """Return whether new events shouldn't have this type any more."""
         return self.archived_at is not None

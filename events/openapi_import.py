@@ -35,7 +35,7 @@ class ImportFailed(ValueError):
 
 
 def read_webhooks(document: Mapping[str, Any]) -> list[ImportedType]:
-    """Return the event types that the webhooks of an OpenAPI document stand for.
+    """Return the event types that the webhooks of an OpenAPI document describe.
 
     The name of a webhook is the type.  Its JSON request body has the schema of the data, or if it is an envelope (an
     object with `type` and `data`, as in Standard Webhooks), of its member `data`.  Path items, request bodies, and

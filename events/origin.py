@@ -38,12 +38,12 @@ NO_ORIGIN = Origin()
 
 
 def origin_of(request_id: str, traceparent: str | None, tracestate: str | None) -> Origin:
-    """Return the origin that a request's headers give.  What isn't a valid trace is ignored, as the standard has it."""
+    """Return the origin that a request's headers give.  An invalid trace is ignored, as the standard says."""
     return Origin(pack_request_id(request_id), parse_trace(traceparent, tracestate) if traceparent else None)
 
 
 def pack_request_id(request_id: str) -> bytes:
-    """Return a request id in as few bytes as may be: a UUID, which most are, in 16 and any other as its characters."""
+    """Return a request id in few bytes: a UUID, which most are, as 16 bytes, and any other as its characters."""
     if len(request_id) == 36:
         try:
             parsed = uuid.UUID(request_id)
@@ -67,7 +67,7 @@ def unpack_request_id(packed: bytes | memoryview | None) -> str | None:
 def parse_trace(traceparent: str, tracestate: str | None) -> str | None:
     """Return a request's trace as it is stored; None if its `traceparent` isn't valid.
 
-    A later version's is read as far as this one knows it.  A `tracestate` that isn't valid is left out.
+    One of a later version is read as far as this version defines it.  A `tracestate` that isn't valid is left out.
     """
     found = _TRACEPARENT.fullmatch(traceparent.strip(" \t"))
     if found is None:
@@ -75,7 +75,7 @@ def parse_trace(traceparent: str, tracestate: str | None) -> str | None:
     version, trace_id, span_id, flags, rest = found.groups()
     if version == "ff" or (version == "00" and rest) or trace_id == _NO_TRACE or span_id == _NO_SPAN:
         return None
-    # Of the flags, this version knows the one that says "sampled".
+    # This version defines one flag, "sampled".
     trace = f"00-{trace_id}-{span_id}-{int(flags, 16) & 1:02x}"
     state = _parse_state(tracestate) if tracestate else ""
     return f"{trace} {state}" if state else trace
@@ -103,7 +103,7 @@ def split_trace(trace: str | None) -> tuple[str | None, str | None]:
 
 
 def trace_headers(trace: str) -> list[tuple[str, str]]:
-    """Return the headers that carry a stored trace on, with the id of the current span, or one of their own."""
+    """Return the headers that pass a stored trace on, with the id of the current span or a new one."""
     traceparent, tracestate = split_trace(trace)
     version, trace_id, _, flags = (traceparent or "").split("-")
     span_id = current_span_id.get() or _NO_SPAN

@@ -1,12 +1,12 @@
-"""Accepting no faster than the workers keep up: a pause before each request of an organization whose events wait.
+"""Accepts events no faster than the workers can keep up: pauses before requests of an organization whose events wait.
 
-Accepting and delivering share the machine.  Flat out, accepting would take so much of it that the workers fall ever
-further behind.  So the front door looks now and then how long an organization's oldest accepted event has waited for
-its fan-out, and pauses before its requests while that is too long.  Who sends as fast as responses come settles at the
-rate at which events are delivered; who sends steadily notices nothing.
+Accepting and delivering share the machine.  At full speed, accepting would take so much of it that the workers fall
+further and further behind.  So the front door checks now and then how long an organization's oldest accepted event has
+waited for its fan-out, and pauses before the organization's requests while that is too long.  A client that sends as
+fast as responses come slows down to the rate at which events are delivered; one that sends steadily notices nothing.
 
-Only the fan-out counts: it needs no endpoint, so that slow endpoints slow nobody's requests.  And only one that makes
-progress: where no worker runs, pauses would help nobody.
+Only the fan-out counts, which needs no endpoint, so that slow endpoints don't slow requests down.  And it has to make
+progress: where no worker runs, pauses wouldn't help.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from core.db import server_cursor
 
 # The longest that an event may wait for its fan-out without a pause for its organization.
 MOST_WAITING_SECONDS = 0.05
-# The first pause, and the longest.  Each look makes it longer by half, or half as long.
+# The first pause, and the longest.  Each check makes it longer by half, or halves it.
 FIRST_SECONDS = 0.004
 LONGEST_SECONDS = 0.5
-# Between two looks of a process.
+# Between two checks of a process.
 LOOK_SECONDS = 0.05
-# A fan-out whose oldest event is the same for so long has stopped.
+# A fan-out whose oldest event stays the same for this long has stopped.
 STOPPED_SECONDS = 1.0
-# A look sees no more organizations than this; the next one goes on behind the last of them.
+# The most organizations that a check sees; the next one continues after the last of them.
 ORGANIZATIONS_AT_A_TIME = 100
 NOBODY = uuid.UUID(int=0)
 
-# Jumps from one organization to the next, as `webhooks.routing.claim_events` does: it costs what organizations are
-# waiting, not what events are.  The oldest is the one that a claim takes first: in the order of that index, and due.
+# Jumps from one organization to the next, as `webhooks.routing.claim_events` does: the cost depends on how many
+# organizations wait, not on how many events.  The oldest is the one that a claim takes first: in the order of that
+# index, and due.
 _OLDEST = """
 WITH RECURSIVE oldest AS (
     (SELECT organization_id, due_at, 1 AS number FROM events_event
@@ -70,7 +71,7 @@ def oldest_events(after: uuid.UUID) -> list[OldestEvent]:
 
 @dataclass(slots=True)
 class _Waiting:
-    """What a process knows of an organization whose events wait too long.  same_since: a monotonic time."""
+    """The state of an organization whose events wait too long.  same_since: a monotonic time."""
 
     oldest_due_at: datetime.datetime
     same_since: float
@@ -94,7 +95,7 @@ class Pacing:
     def pause(self, organization_id: uuid.UUID) -> float:
         """Return how long to wait, in seconds, before the organization's next request is stored.
 
-        A look that was long ago says nothing of now.
+        A check that was long ago doesn't count.
         """
         waiting = self._waiting.get(organization_id)
         is_stale = self._clock() - self._looked_at > STOPPED_SECONDS
@@ -109,7 +110,7 @@ class Pacing:
         return True
 
     def look(self) -> None:
-        """See who waits, and make pauses longer or shorter.  For one thread at a time."""
+        """Check which organizations wait, and make their pauses longer or shorter.  For one thread at a time."""
         began_behind = self._after
         found = {oldest.organization_id: oldest for oldest in self._find(began_behind)}
         self._after = max(found) if len(found) == ORGANIZATIONS_AT_A_TIME else NOBODY

@@ -1,8 +1,8 @@
 """From the bytes of a request to events: validation without losing a byte of `data`.
 
-orjson says whether the JSON is valid and what the small fields are; msgspec finds the bytes of `data` as they were
-sent, so that large integers, key order and number forms stay what the producer wrote.  What orjson refuses although it
-is JSON (`1e400`, a lone surrogate in an escape) goes through `core.json_text`, which takes longer.
+orjson validates the JSON and parses the small fields. msgspec finds the bytes of `data` as they were sent, so that
+large integers, the order of keys, and the form of numbers stay as the producer wrote them.  Valid JSON that orjson
+refuses (`1e400`, a lone surrogate in an escape) goes through `core.json_text`, which is slower.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ EVENT_TYPE = re.compile(r"[A-Za-z0-9_/:-]+(\.[A-Za-z0-9_/:-]+)*")
 PATTERN = re.compile(rf"{EVENT_TYPE.pattern}(\.\*)?")
 EVERYTHING = "*"
 
-# Types that begin like this are operational events: what the system tells an organization about its endpoints and keys.
-# Nobody can send an event of such a type, and only operational subscriptions want them.
+# Types that begin like this are operational events, with which the system reports on an organization's endpoints and
+# keys.  Producers can't send events of such a type, and only operational subscriptions get them.
 OPERATIONAL_PREFIX = "triggers."
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _KNOWN = ("type", "data", "payload", "dedup_id", "channels", "ordering_key")
-# Other names that people try for them.
+# Other names that people use for them by mistake.
 _HINTS = {
     **dict.fromkeys(("event", "event_type", "eventType", "name", "topic"), "type"),
     **dict.fromkeys(("body", "content", "message", "event_data"), "data"),
@@ -52,7 +52,7 @@ _HINTS = {
 
 
 def matches(pattern: str, event_type: str) -> bool:
-    """Tell whether a pattern stands for a type: `order.*` for `order.created`, not for `order`."""
+    """Return whether a pattern matches a type: `order.*` matches `order.created`, but not `order`."""
     if pattern == EVERYTHING:
         return True
     return event_type.startswith(pattern[:-1]) if pattern.endswith(".*") else event_type == pattern
@@ -77,8 +77,8 @@ class NewEvent:
     def fingerprint(self) -> bytes:
         """Return a SHA-256 that is the same for the same type and JSON value.
 
-        Blank space and the order of members don't matter; a number counts by its digits, so that
-        two integers that a float can't tell apart stay different.  Nor does the order of channels matter.
+        Blank space and the order of members don't matter; numbers are compared by their digits, so that two integers
+        that are the same as floats stay different.  The order of channels doesn't matter, either.
         """
         if "\\u0000" in self.data:
             value = json.loads(self.data, parse_int=_Digits, parse_float=_Digits)
@@ -269,7 +269,7 @@ def parse_with_options(body: bytes, options: Collection[str], instead: str) -> t
     if not isinstance(parsed.value, dict):
         raise invalid([("", "must be a JSON object")])
     given = {name: parsed.value[name] for name in options if name in parsed.value}
-    # JSON has escapes for what is no text, and an error about a value may repeat it.
+    # JSON has escapes for what isn't valid text, and an error about a value may repeat it.
     errors = [
         (pointer_to(name), "contains half of a surrogate pair, which is no character")
         for name, value in given.items()
@@ -295,9 +295,9 @@ def parse_batch(
 ) -> list[NewEvent | list[tuple[str, str]]]:
     """Return for each item of a batch the event, or the (pointer, reason) pairs of what is wrong with it.
 
-    parse_item: for events of another shape, of which there may also be none.
-    ndjson: one JSON object a line (blank lines are skipped), else one JSON array.  Raises Problem
-    400 when the whole can't be read, 413 when it holds more than `max_events`.
+    parse_item: for events of another shape, of which there may also be none. ndjson: one JSON object a line (blank
+    lines are skipped), else one JSON array.  Raises Problem 400 when the body can't be read as a whole, 413 when it has
+    more than `max_events`.
     """
     items: list[bytes]
     if ndjson:

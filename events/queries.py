@@ -1,4 +1,4 @@
-"""Finding events for the API."""
+"""Finds events for the API."""
 
 from __future__ import annotations
 
@@ -58,15 +58,15 @@ def _undelivered_ids(
 
     beyond: only ids on the other side of this.  ascending: the oldest.
 
-    Reads only what is undelivered: the history may hold one such event among millions.
+    Reads only what is undelivered: there may be one such event among millions.
     """
     found = set(delivery_lookup().undelivered_event_ids(organization_id, filters, beyond, most, ascending=ascending))
     waiting = Event.objects.filter(organization_id=organization_id, **filters)
     if beyond is not None:
         waiting = waiting.filter(id__gt=beyond) if ascending else waiting.filter(id__lt=beyond)
     for status in (EventStatus.ACCEPTED, EventStatus.ERROR):
-        # Each status has a small index.  Ordering by an expression keeps the planner from walking the primary key in
-        # the hope of meeting enough of them soon.
+        # Each status has a small index.  Ordering by an expression keeps the planner from reading along the primary key
+        # in the hope of finding enough of them soon.
         by_id = Coalesce("id", "id")
         first = waiting.filter(status=status).order_by(by_id.asc() if ascending else by_id.desc())
         found.update(first.values_list("id", flat=True)[:most])

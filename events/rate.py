@@ -10,15 +10,15 @@ from core.ratelimits import RateLimitDecision, hit
 from orgs.keys import Caller
 
 POLICY = "events"
-# Repeated requests with an `Idempotency-Key`.  They store nothing, so they use up none of the events' limit; they have
-# one of their own of the same size, in which each request counts as one, however many events it holds.
+# Repeated requests with an `Idempotency-Key`.  They store nothing, so they don't count against the events' limit.  They
+# have a separate limit of the same size, in which each request counts as one, however many events it has.
 REPLAYS = "replays"
 
 _MEMO = "triggers.rate"
 
 
 def require_possible(caller: Caller, events: int) -> None:
-    """Raise Problem 413 for a batch that is larger than what the organization may send in a minute."""
+    """Raise Problem 413 for a batch of more events than the organization may send in a minute."""
     per_minute = caller.events_per_minute
     if per_minute and events > per_minute:
         raise Problem(
@@ -53,7 +53,7 @@ def count(caller: Caller, events: int, memo: MutableMapping[str, Any]) -> RateLi
 
 
 def count_replay(caller: Caller) -> RateLimitDecision | None:
-    """Count a request that gets an earlier response again, and return how the caller stands; None if there is no limit.
+    """Count a request that gets an earlier response again, and return what is left of the limit; None if there is none.
 
     Raises Problem 429 over the limit.
     """
@@ -70,5 +70,5 @@ def _count(policy: str, caller: Caller, cost: int) -> RateLimitDecision | None:
 
 
 def headers(decision: RateLimitDecision | None, policy: str = POLICY) -> dict[str, str]:
-    """Return the response headers that tell what is left; none without a limit."""
+    """Return the response headers with what is left; none without a limit."""
     return {} if decision is None else decision.headers(policy)

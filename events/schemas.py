@@ -1,8 +1,8 @@
-"""JSON Schemas (2020-12) of event data: which ones are taken, and checking data against them.
+"""JSON Schemas (2020-12) of event data: which ones are accepted, and how data is checked against them.
 
-A tenant's schema runs on the event loop that accepts everybody's events.  So it is compiled once, may refer to nothing
-outside of itself, has regular expressions that take linear time, and is refused if it could make the validator look at
-one value too often: a few hundred bytes of `anyOf` and `$ref` can ask for 2^60 checks.
+A tenant's schema runs on the event loop that accepts the events of all organizations.  So it is compiled once, may
+refer to nothing outside of itself, has regular expressions that take linear time, and is refused if it could make the
+validator check one value too often: a few hundred bytes of `anyOf` and `$ref` can lead to 2^60 checks.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MAX_SCHEMA_BYTES = 65536
 MOST_ERRORS = 20
 # How many subschemas may apply to one value, counting those that may apply to what contains it.
 MOST_CHECKS = 200
-# Of a compiled regular expression: bounds what matching costs for each character.
+# The size of a compiled regular expression, which bounds the cost of matching a character.
 _REGEX_BYTES = 100_000
 
-# What the keyword `type` may be.
+# The values of the keyword `type`.
 _TYPES = "array, boolean, integer, null, number, object, string"
 # Keywords whose schemas apply to the same value, and to what it contains; each by what it holds: a schema, an array of
 # schemas, or an object of them.
@@ -116,7 +116,7 @@ def check_schema(schema: Any) -> None:
 
 
 class _Cost:
-    """Counts how often a validator may have to look at one value, in the worst case.
+    """Counts how often a validator may have to check one value, in the worst case.
 
     At one value, a schema leads to others by `$ref`, `anyOf`, and the like.  Each of those may have schemas for the
     same member or item, and so on, level by level: the product is what grows.  Data is at most MAX_JSON_DEPTH levels
@@ -210,7 +210,7 @@ class _Cost:
     def _closure(self, schema: int, above: tuple[int, ...]) -> Counter[int]:
         if schema in above:
             raise SchemaError("has a $ref that leads back to itself")
-        if len(above) >= MOST_CHECKS:  # so many that the way back could be too deep for Python, too
+        if len(above) >= MOST_CHECKS:  # so many that the recursion could be too deep for Python
             raise SchemaError(f"may check one value more than {MOST_CHECKS} times; use fewer levels of $ref")
         if schema not in self._here:
             found: Counter[int] = Counter({schema: 1})
@@ -230,7 +230,7 @@ class _Cost:
                 yield self._resolve(schema["$ref"])
 
     def _weight(self, schema: Any) -> int:
-        """Return what a schema costs by itself: long lists are compared with one by one."""
+        """Return the cost of a schema itself: long lists are compared item by item."""
         if not isinstance(schema, dict):
             return 1
         lists = sum(len(schema[name]) for name in ("enum", "required") if isinstance(schema.get(name), list))

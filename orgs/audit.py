@@ -1,4 +1,4 @@
-"""The audit log: one row for each thing that somebody did to keys, subscriptions and deliveries."""
+"""The audit log: one row for each action on keys, subscriptions, and deliveries."""
 
 from __future__ import annotations
 
@@ -28,17 +28,15 @@ def record(
 ) -> None:
     """Add an entry, in the caller's transaction.
 
-    The action belongs into the same transaction, so that neither is ever there without the other.  What takes many
-    transactions (a command that goes through a table) gets an entry before the first one, and one with its figures
-    after the last.
+    The action belongs in the same transaction, so that there is never one without the other.  An action that takes many
+    transactions (a command that goes through a table) gets an entry before the first one, and another one with its
+    numbers after the last.
 
-    actor: `key:<prefix>`, `user:<name>`, `portal:<session>`, `command:<name>`, or `system:worker` for what happens by
-    itself.
-    target: the id of what it was done to.  name: what people call that, such as a subscription's URL.  An act on many
-    rows is one entry, with their number and what chose them in `detail`, and their ids in `targets`, of which
-    MOST_TARGETS are kept: the history of each of them leads to the entry.
-    reason: why, in the actor's words.
-    detail: JSON without any secret.
+    actor: `key:<prefix>`, `user:<name>`, `portal:<session>`, `command:<name>`, or `system:worker` for what happens
+    automatically.  target: the id of the object.  name: a name of it for people, such as a subscription's URL.  An
+    action on many rows is one entry, with their number and how they were selected in `detail`, and their ids in
+    `targets`, of which MOST_TARGETS are kept: the history of each of them leads to the entry. reason: why, in the
+    actor's words. detail: JSON without any secret.
     """
     AuditEntry.objects.create(
         organization_id=organization_id,

@@ -1,4 +1,4 @@
-"""Failed authentications, counted per client address; once over the limit, they cost no look-up.
+"""Failed authentications, counted per client address; over the limit, they cost no look-up.
 
 A valid key must work from an address that others abuse (an office, a proxy that TRUSTED_PROXIES doesn't count), so an
 address over its limit is not simply locked out: keys that this process has seen working pass as before, and other keys
@@ -25,7 +25,7 @@ LOOKUPS_PER_SECOND = 20
 
 
 class FailedAuthentications:
-    """The addresses that are over their limit, as far as this process knows; forgetting one costs look-ups, no more."""
+    """The addresses over their limit that this process has seen; forgetting one only costs look-ups."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Who makes a request that the front door serves."""
+"""Authentication for the requests that the front door serves."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ R = TypeVar("R", bound=Response | Stream)
 
 
 class KeyChanged(Exception):
-    """What was remembered of the caller is no longer so: nothing was stored, and the key has to be looked up again."""
+    """What was remembered about the caller has changed: nothing was stored, and the key has to be looked up again."""
 
 
 def whose(request: Request) -> Hashable:
     """Return the organization whose working key a request has, or else the client's network: who takes turns.
 
-    The key may have been revoked since.  One that isn't known to work counts for nothing, as it could be any text.
+    The key may have been revoked since.  One that this process hasn't seen working doesn't count, because it could be
+    any text.
     """
     organization_id = verified_keys.organization_of(
         key_in(request.header(b"x-api-key"), request.header(b"authorization"))
@@ -42,7 +43,7 @@ def whose(request: Request) -> Hashable:
 
 
 class Authenticator:
-    """Looks up keys in threads of its own, and remembers them for some seconds."""
+    """Looks up keys in separate threads, and remembers them for some seconds."""
 
     def __init__(self) -> None:
         self.cache = KeyCache()

@@ -1,9 +1,9 @@
 """`Idempotency-Key` (draft-ietf-httpapi-idempotency-key): a request that is sent again isn't served again.
 
-A key belongs to an organization.  What a request with a key does and the row that keeps its response are one
-transaction, in which an advisory lock on the key is held: so a crash leaves both or neither, no row says "running",
-and nobody waits for a request that is.  Only what succeeded is kept.  A request that is refused has changed nothing,
-and its key is free again.
+A key belongs to an organization.  A request with a key and the row that keeps its response are one transaction, which
+holds an advisory lock on the key.  So a crash leaves both or neither, no row says "running", and other requests don't
+wait for a running one.  Only what succeeded is kept.  A request that is refused has changed nothing, and its key is
+free again.
 
 `idempotent` is for Django's views; `events.idempotent_commit` does the same for the front door.
 """
@@ -50,7 +50,7 @@ LOCK = """
 SELECT number, pg_try_advisory_xact_lock(lock) AS is_locked
 FROM unnest(%(numbers)s::int[], %(locks)s::bigint[]) AS t(number, lock)
 """
-# Beforehand, in a transaction of its own: the requests whose key is being used, or was.
+# Before that, in a separate transaction: the requests whose key is in use or was used.
 PEEK = """
 SELECT w.number
 FROM unnest(%(numbers)s::int[], %(locks)s::bigint[], %(organizations)s::uuid[], %(keys)s::text[])
@@ -256,16 +256,15 @@ def idempotent(
 ) -> Callable[[F], F]:
     """Return a decorator for a view's method that is served once for each `Idempotency-Key`.
 
-    read: reads the body, within the method's limit, and returns what makes two requests the same.  unless: tells of a
-    request that changes nothing, whose response must not stand for that of another one.  is_secret: the
-    response is encrypted where it is kept, and given to nobody but the API key that made the first request: it may
-    hold a secret.  beforehand: called with the method's own arguments before its transaction begins, unless the
-    response is kept already: for what must not happen in one, such as a request to an endpoint.  replaying: called
-    before the first response is given again; returns headers for it, and may raise Problem.  conflicting: called
-    before a request is refused because of its key.
+    read: reads the body, within the method's limit, and returns what makes two requests the same.  unless: returns
+    whether a request changes nothing, so that its response must not be kept.  is_secret: the response may hold a
+    secret, so it is stored encrypted, and returned only to the API key that made the first request.  beforehand: called
+    with the method's own arguments before its transaction begins, unless the response is kept already: for what must
+    not happen in one, such as a request to an endpoint.  replaying: called before the first response is given again;
+    returns headers for it, and may raise Problem.  conflicting: called before a request is refused because of its key.
 
-    The method's transactions become savepoints of the one that keeps the response, and a deadlock has all of it tried
-    again.  So what a rollback doesn't take back, it does with `core.db.after_transaction`.
+    The method's transactions become savepoints of the one that keeps the response, and after a deadlock all of it is
+    repeated.  So the method does what a rollback doesn't undo with `core.db.after_transaction`.
     """
 
     def decorate(method: F) -> F:
@@ -285,7 +284,7 @@ def idempotent(
                 content = salted_hmac("orgs.idempotency", content, algorithm="sha256").digest()
             once = Once(caller.organization_id, key, content, caller.key_id, view.scopes[request.method].value)
             try:
-                # Within the transaction it is looked up in any case.
+                # The transaction looks it up again.
                 if beforehand is not None and find(once) is None:
                     beforehand(view, request, *args, **kwargs)
                 response, is_replay = in_transaction(

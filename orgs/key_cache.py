@@ -1,7 +1,7 @@
 """The callers that this process has looked up in the last seconds, by their keys.
 
-Nothing is decided by what is remembered here alone.  The statement that stores an event checks the key again, and so
-does the front door before it refuses a request.
+No decision relies on this cache alone.  The statement that stores an event checks the key again, and so does the front
+door before it refuses a request.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finding an organization by what an operator types."""
+"""Finds an organization by what an operator types."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ def default_retention_days() -> int:
 
 
 class Strictness(models.TextChoices):
-    """Which events an organization takes: all, those of a known type, or those that fit their type's schema."""
+    """Which events an organization accepts: all, those whose type is in its catalog, or those that fit their type's
+    schema."""
 
     FREE = "free", "any type"
     KNOWN = "known", "types in the catalog"
@@ -79,7 +80,7 @@ class Scope(models.TextChoices):
 
     EVENTS_WRITE = "events:write"
     EVENTS_READ = "events:read"
-    # What a producer's key must not be able to do: it is for good.
+    # Not for a producer's key, because erasing can't be undone.
     EVENTS_ERASE = "events:erase"
     EVENT_TYPES_MANAGE = "event_types:manage"
     SUBSCRIPTIONS_MANAGE = "subscriptions:manage"
@@ -99,7 +100,7 @@ def all_scopes() -> list[str]:
 class ApiKey(models.Model):
     """A key: a public prefix to find it by, and the SHA-256 of its 256 random bits.
 
-    A fast hash is right here: what is hashed can't be guessed, so there is nothing to slow down.
+    A fast hash is right here: the random bits can't be guessed, so guessing needn't be slowed down.
     """
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -124,7 +125,7 @@ class ApiKey(models.Model):
 
 
 class AuditEntry(models.Model):
-    """One thing that somebody did.  Rows are only ever added; a trigger refuses changes."""
+    """An action that somebody took.  Rows are only added; a trigger refuses changes."""
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     organization = models.ForeignKey(
@@ -164,7 +165,7 @@ class AuditEntry(models.Model):
 
 
 class IdempotencyKey(models.Model):
-    """The `Idempotency-Key` of a request that succeeded, what the request was, and how it was answered."""
+    """The `Idempotency-Key` of a request that succeeded, what the request was, and its response."""
 
     pk = models.CompositePrimaryKey("organization_id", "key")
     organization = models.ForeignKey(

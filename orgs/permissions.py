@@ -1,4 +1,4 @@
-"""Scopes: each API view says per method which one it needs."""
+"""Scopes: each API view declares which one each method needs."""
 
 from __future__ import annotations
 

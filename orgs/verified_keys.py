@@ -1,6 +1,6 @@
 """The API keys that this process has seen working, by their hash, and whose they are.
 
-Forgetting one costs a look-up, no more.
+Forgetting one only costs a look-up.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class VerifiedKeys:
             self._seen[digest(key)] = organization_id
 
     def organization_of(self, key: str) -> uuid.UUID | None:
-        """Return whose the key was when it was used last; None if it isn't known to work."""
+        """Return whose the key was when it was used last; None if this process hasn't seen it working."""
         with self._lock:
             return self._seen.get(digest(key))
 

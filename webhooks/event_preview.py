@@ -22,7 +22,7 @@ from webhooks.outgoing import SingleOutgoing, endpoint_of
 from webhooks.routing.filters import Filter, FilterError, parse_data
 from webhooks.routing.matching import Matcher, SubscribedTypes
 
-# What keeps an event from a subscription, in the order in which it is looked at.
+# The reasons why an event doesn't match a subscription, in the order in which they are checked.
 MISMATCHES = ("event_types", "channels", "filter")
 
 # An expression may take some 50 ms of the web process.
@@ -52,7 +52,7 @@ class PreviewedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What would become of the event.
+    """What would happen to the event.
 
     mismatch: which of MISMATCHES keeps it from matching, None if it matches; mismatch_detail says why.
     exchange, body: the request; None if `failure` would keep it from being made, which `detail` explains.
@@ -90,7 +90,7 @@ class Preview:
 
 
 def preview(subscription: Subscription, event: PreviewedEvent, form: str, expression: str, conditions: Any) -> Preview:
-    """Return what would become of the event, in the format `form`, with `conditions` as the filter.
+    """Return what would happen to the event, in the format `form`, with `conditions` as the filter.
 
     Raises TooManyPreviews.
 

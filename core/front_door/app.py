@@ -33,19 +33,19 @@ log = structlog.get_logger()
 
 Handler = Callable[[Request], Awaitable[Response | Stream]]
 
-# The largest body that Django gets: a form of the admin, or an object of the API.
+# The largest body that is passed to Django: a form of the admin, or an object of the API.
 MAX_SITE_BODY_BYTES = 1_048_576
 
 
 class FrontDoor:
     """Serves `routes`, by method and path, on the event loop, and everything else with Django.
 
-    A route gets what Django's middleware gives: a request id, a line in the log, and the security headers.  A request
-    to a route that is unusual in a way that Django decides about (a host that isn't allowed, http where https is
-    required, a URL that is too long) goes to Django.
+    A route gets what Django's middleware provides: a request id, a line in the log, and the security headers.  A
+    request on which Django has to decide (its host isn't allowed, https is required, the URL is too long) goes to
+    Django.
 
-    services: entered when the server starts and left when it stops, such as connections.
-    whose: by whom a request is; those who wait for one of Django's threads take turns.
+    services: entered when the server starts and left when it stops, such as connections. whose: returns who makes a
+    request; those who wait for one of Django's threads take turns.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class FrontDoor:
             await self._respond(request, route, response, send, started)
 
     async def _pass_on(self, request: Request, send: Send) -> None:
-        """Have Django serve the request; a body that is too large for any of its pages is refused here."""
+        """Let Django serve the request; a body that is too large for any of its pages is refused here."""
         started = time.perf_counter()
         try:
             body = await request.read(MAX_SITE_BODY_BYTES)
@@ -141,7 +141,8 @@ class FrontDoor:
         ]
         if not keep_alive:
             headers.append((b"connection", b"close"))
-        # Before the response, as Django's middleware does: whoever has the response finds the line, and the count.
+        # Before the response, as Django's middleware does: once a client has the response, the line and the count are
+        # there.
         count_request(request.scope["method"], route, response.status, seconds)
         log.info(
             "request",
@@ -159,7 +160,7 @@ class FrontDoor:
             (b"content-type", stream.media_type.encode()),
             (b"x-request-id", request.request_id.encode()),
             (b"cache-control", b"no-store"),
-            (b"x-accel-buffering", b"no"),  # nginx would keep them back
+            (b"x-accel-buffering", b"no"),  # nginx would buffer them
             *self._security_headers,
             *_cors_headers(request),
             *_deprecation_headers(request, route),

@@ -22,7 +22,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 # How long a client may take to send the body.
 BODY_SECONDS = 30.0
-# How much of a body that nobody wants is read so that the connection can be kept, and for how long.
+# How much of an unwanted body is read so that the connection can be kept, and for how long.
 DRAIN_BYTES = 16 * 1_048_576
 DRAIN_SECONDS = 2.0
 
@@ -43,24 +43,25 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A response whose body has no end yet.  chunks: closed when the client goes or the server stops."""
+    """A response whose body is sent in chunks as they come.  chunks: closed when the client goes or the server
+    stops."""
 
     chunks: AsyncGenerator[bytes]
     media_type: str = "text/event-stream"
     status: int = 200
 
 
-# In the scope of a request whose client has ended its side of the connection.
+# Set in the scope of a request whose client has closed its side of the connection.
 INPUT_HAS_ENDED = "triggers.input_has_ended"
 
 
 class Request:
-    """A request.  Its body is read when it is wanted, within a limit."""
+    """A request.  Its body is read when it is needed, within a limit."""
 
     def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
         self.scope = scope
         self.request_id = request_id
-        self.memo: dict[str, Any] = {}  # what a handler wants to know if it has to serve the request again
+        self.memo: dict[str, Any] = {}  # what a handler has to remember if it serves the request again
         self._receive = receive
         self._body: bytes | None = None
         self._decompressed = b""
@@ -84,7 +85,7 @@ class Request:
 
     @property
     def META(self) -> dict[str, str]:
-        """Return what `core.client_address` reads of a Django request."""
+        """Return the parts of Django's META that `core.client_address` reads."""
         meta = {"REMOTE_ADDR": (self.scope.get("client") or ("",))[0]}
         forwarded = self.headers.get(b"x-forwarded-for")
         if forwarded is not None:
@@ -154,7 +155,7 @@ class Request:
 
     @property
     def input_has_ended(self) -> bool:
-        """Return whether the client has ended its side of the connection.  Most that do so have gone."""
+        """Return whether the client has closed its side of the connection.  Most clients that do so have gone."""
         return INPUT_HAS_ENDED in self.scope
 
     async def gone(self) -> None:
@@ -164,9 +165,9 @@ class Request:
                 await self._next()
 
     async def drain(self) -> bool:
-        """Read what is left of a body that nobody wanted.
+        """Read the rest of an unwanted body.
 
-        Returns False when it is too long for that: then the connection has to be closed after the response.
+        Returns False if it is too long: then the connection has to be closed after the response.
         """
         if self._ended or (b"content-length" not in self.headers and b"transfer-encoding" not in self.headers):
             return True

@@ -1,4 +1,4 @@
-"""Whether this web process is about to stop, for requests that wait: they shall not hold it up."""
+"""Whether this web process is about to stop, so that requests that wait can end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Stopping:
         self._event = asyncio.Event()
 
     def begin(self) -> None:
-        """Let every request that waits come to its end."""
+        """Let every waiting request end."""
         self._event.set()
 
     @property

@@ -1,8 +1,8 @@
 """Django, as a WSGI application, behind the front door.
 
-The body is read before a thread is taken, so a client that sends slowly doesn't occupy one.  Unlike the packages that
-do the same, it follows gunicorn in refusing header names with an underscore (`X_Forwarded_For` would pass for
-`X-Forwarded-For`), and it takes no SCRIPT_NAME from a header or from the process's environment.
+The body is read before a thread is taken, so a client that sends slowly doesn't occupy one.  Unlike other packages, it
+refuses header names with an underscore, as gunicorn does (`X_Forwarded_For` would pass for `X-Forwarded-For`), and it
+takes no SCRIPT_NAME from a header or from the process's environment.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def build_environ(request: Request, body: bytes) -> Environ:
 
 
 class _Reply:
-    """A response that the application is about to give.  Everything here runs in a thread."""
+    """A response of the application.  Everything here runs in a thread."""
 
     status = 500
     headers: list[tuple[bytes, bytes]]
@@ -105,7 +105,7 @@ class _Reply:
 class WSGIBridge:
     """Calls a WSGI application in one of `threads` threads and sends its response.
 
-    whose: tells by whom a request is, so that those who wait for a thread take turns.
+    whose: returns who makes a request; those who wait for a thread take turns.
     """
 
     def __init__(self, application: WSGIApplication, threads: int, whose: Callable[[Request], Hashable]) -> None:
@@ -115,7 +115,7 @@ class WSGIBridge:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="django")
 
     async def __call__(self, request: Request, body: bytes, send: Send) -> None:
-        """Serve a request whose body was read."""
+        """Serve a request whose body has been read."""
         environ = build_environ(request, body)
 
         def begin() -> tuple[_Reply, bytes, bool]:
@@ -140,5 +140,5 @@ class WSGIBridge:
                 await run(reply.close)
 
     def shutdown(self) -> None:
-        """Wait for the threads to finish what they do."""
+        """Wait for the threads to finish."""
         self._executor.shutdown(wait=True)

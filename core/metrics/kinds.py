@@ -1,4 +1,4 @@
-"""The kinds of metrics, and the list of all that are declared.
+"""The kinds of metrics, and the list of those that are declared.
 
 Declare a metric once, in the module that counts, and count in groups where many things happen together.  The values of
 a label must be few and known beforehand: never an id, a URL, or anything else that a client or an endpoint chooses.
@@ -18,7 +18,7 @@ from core.metrics.store import LIVE_ONLY, Key, Numbers, Store, store
 Labels = tuple[str, ...]
 
 declared: dict[str, _Declared] = {}
-# Adding to a number is a read and a write: of two threads, one has to wait.
+# Adding to a number is a read and a write, so threads must not do it at the same time.
 _adding = threading.Lock()
 
 
@@ -49,7 +49,7 @@ class _Declared:
     def of(self, labels: Labels) -> Numbers:
         """Return the numbers for a combination of labels."""
         current = store()
-        if current is not self._store:  # a process that was forked has a store of its own
+        if current is not self._store:  # a forked process has another store
             self._store, self._numbers = current, {}
         numbers = self._numbers.get(labels)
         if numbers is None:
@@ -79,7 +79,7 @@ class Counter(_Declared):
 
 
 class Gauge(_Declared):
-    """A number of a living process; what is read is the sum over those."""
+    """A number of a live process; what is read is the sum over all of them."""
 
     kind = LIVE_ONLY
 
@@ -95,7 +95,8 @@ class Gauge(_Declared):
 
 
 class Histogram(_Declared):
-    """How often something took how long.  bounds: upper bounds of the buckets, in seconds; one more has none."""
+    """How often something took how long, in buckets.  bounds: upper bounds of the buckets, in seconds; one more has
+    none."""
 
     kind = "h"
 

@@ -1,4 +1,4 @@
-"""The page that Prometheus reads, and a port of its own for it."""
+"""The page that Prometheus reads, and a separate port for it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class _Figures:
         return self._figures()
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: what isn't read yet has no names."""
+        """Return nothing: the names are known only when the page is read."""
         return ()
 
 
@@ -71,7 +71,8 @@ def render(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
 
 
 class MetricsPort:
-    """METRICS_BIND: of the processes that are to serve it, the first one does, and when that ends another one."""
+    """The port METRICS_BIND: of the processes that may serve it, the first one does; when that one ends, another one
+    does."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry

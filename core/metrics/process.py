@@ -1,4 +1,4 @@
-"""What a process says of itself every few seconds: that it lives, and how its database pool is."""
+"""What a process reports about itself every few seconds: that it is alive, and the state of its database pool."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POOL_WAITING = Gauge(
 
 
 def publish(service: str) -> None:
-    """Write down how this process is; never raises.  service: `web`, `worker`, or `backlog_sender`."""
+    """Record the state of this process; never raises.  service: `web`, `worker`, or `backlog_sender`."""
     try:
         _publish(service)
     except Exception as error:

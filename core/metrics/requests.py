@@ -1,4 +1,4 @@
-"""The metrics of HTTP requests: how long each took, and which problems were responded with."""
+"""The metrics of HTTP requests: how long each took, and which problems were returned."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def count_request(method: str, route: str, status: int, seconds: float) -> None:
 def route_of(request: HttpRequest) -> str:
     """Return the template of the route that Django chose, such as `/api/events/{event_id}`.
 
-    What isn't the API's is named by what it is: `admin`, or `other`, which is also what no route leads to.
+    Routes outside of the API are `admin` or `other`, and so is a path without a route.
     """
     match = request.resolver_match
     if match is None:

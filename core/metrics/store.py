@@ -1,10 +1,10 @@
 """Where a process keeps its metrics: a file in METRICS_DIR, mapped into memory.
 
-A file is a *slot*.  A process holds the lock on its slot as long as it lives, however it ends, and the next process
-that starts takes the slot over and counts on from there.  So what a killed process has counted stays, and there are
-never more files than there were processes at a time.
+A file is a *slot*.  A process holds the lock on its slot until it ends, in whatever way, and the next process that
+starts takes the slot over and continues from its numbers.  So the counts of a killed process stay, and there are never
+more files than there were processes at the same time.
 
-Counting is a write into memory.  Without METRICS_DIR, it is the process's own memory, which nobody reads.
+Counting is a write into memory.  Without METRICS_DIR, it is the process's private memory, which nothing reads.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from django.conf import settings
 log = structlog.get_logger()
 
 MAX_SLOTS = 1000
-# Of one slot: some 200 bytes for each combination of labels.
+# The size of a slot: some 200 bytes for each combination of labels.
 SLOT_BYTES = 1 << 18
 
 _MAGIC = b"TRGMTX01"
@@ -37,7 +37,7 @@ _ENTRY = struct.Struct("=II")  # the length of the key, and how many numbers fol
 # What identifies a number: the kind of metric (a letter), its name, and the values of its labels.
 Key = tuple[str, ...]
 Numbers: TypeAlias = "array[float] | memoryview[float]"
-LIVE_ONLY = "g"  # the kind whose numbers go with their process
+LIVE_ONLY = "g"  # the kind whose numbers end with their process
 
 
 class Slot:
@@ -110,7 +110,7 @@ def _entries(memory: mmap.mmap | bytes) -> Iterator[tuple[Key, int, int]]:
 
 
 class Store:
-    """The numbers of this process.  folder: METRICS_DIR; None keeps them in memory of its own."""
+    """The numbers of this process.  folder: METRICS_DIR; None keeps them in private memory."""
 
     def __init__(self, folder: Path | None) -> None:
         self._lock = threading.Lock()
@@ -169,7 +169,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def read_all(folder: Path) -> dict[Key, list[float]]:
-    """Return the sums over all slots; what only living processes have, over those."""
+    """Return the sums over all slots; for gauges, only over live processes."""
     sums: dict[Key, list[float]] = {}
     for path in sorted(folder.glob("slot-*")):
         try:

@@ -1,8 +1,8 @@
 """The OpenAPI 3.1 schema.
 
-A view's decorator says what is its own (summary, parameters, bodies, successes, conflicts) with what stands here.  The
-error responses that any operation may give, and the headers that every response has, are added by `generator`, from
-what the operation is: with a scope, a path parameter, a body.
+A view's decorator describes what is specific to it (summary, parameters, bodies, successes, conflicts) with the helpers
+of this package.  The error responses that any operation may give, and the headers that every response has, are added by
+`generator`, from what the operation is: with a scope, a path parameter, a body.
 """
 
 from core.openapi.pages import page_of

@@ -1,4 +1,4 @@
-"""Enums of the schema, each by one name: code generators make one type of it, wherever it is used."""
+"""Gives each enum of the schema one name, so that code generators make one type of it."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ PROBLEM_SCHEMA: Schema = {
 }
 
 
-# What can go wrong with any operation, by status; and the headers that such a response has on top.
+# What can go wrong with any operation, by status, and the additional headers of such a response.
 _SHARED_ERRORS: dict[int, tuple[str, tuple[str, ...]]] = {
     400: ("The request is not valid. Nothing was stored.", ()),
     401: ("The request is not authenticated.", ("WWW-Authenticate",)),

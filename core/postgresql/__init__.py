@@ -1,1 +1,1 @@
-"""Django's PostgreSQL backend, which answers fast while the database is away."""
+"""Django's PostgreSQL backend, which fails fast while the database is away."""

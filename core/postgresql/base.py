@@ -1,11 +1,11 @@
-"""Django's PostgreSQL backend with a pool that knows a busy database from one that is away.
+"""Django's PostgreSQL backend, with a pool that distinguishes a busy database from one that is away.
 
-A pool that is only busy is worth DB_POOL_TIMEOUT of waiting: a connection comes back soon.  A database
-that refuses connections is not: every thread of a web process would wait that long, and nobody would
-hear why.  So the wait ends early once an attempt to connect has failed and none has succeeded since.
+It is worth waiting DB_POOL_TIMEOUT for a pool that is only busy: a connection comes back soon.  It isn't for a database
+that refuses connections: every thread of a web process would wait that long, and the reason would stay unknown.  So the
+wait ends early once an attempt to connect has failed and none has succeeded since.
 
-A connection is checked when it is borrowed.  Asking the server costs a round trip, so that is done once a
-second for each; in between, looking whether the server closed the connection is enough.
+A connection is checked when it is borrowed.  Asking the server costs a round trip, so that is done once a second for
+each; in between, it is enough to look whether the server has closed the connection.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from django.db.backends.postgresql import base
 from django.db.backends.postgresql.psycopg_any import IsolationLevel
 from psycopg_pool import ConnectionPool, PoolTimeout
 
-# How long a wait lasts before the state of the database is looked at again.
+# How long to wait before checking the state of the database again.
 SLICE_SECONDS = 1.0
 # While the database is away, how long a caller waits for one attempt to connect.
 AWAY_SECONDS = 0.25
-# How long a connection whose server answered is believed, as long as nobody closed it.
+# How long a connection is trusted after the server responded, unless it was closed.
 BELIEVED_SECONDS = 1.0
 
 
@@ -35,7 +35,7 @@ class _Reach:
 
 
 class WatchedConnection(psycopg.Connection[Any]):
-    """A connection that tells whether opening it succeeded, and whether it still works."""
+    """A connection that notes whether opening it succeeded, and can check whether it still works."""
 
     answered_at = float("-inf")
 
@@ -52,7 +52,7 @@ class WatchedConnection(psycopg.Connection[Any]):
         return connection
 
     def works(self) -> bool:
-        """Tell whether the connection can be used: ask the server, or only look when it answered just now."""
+        """Return whether the connection works: ask the server, or only look if it responded just now."""
         if self.closed:
             return False
         if time.monotonic() - self.answered_at < BELIEVED_SECONDS and not self._has_something_to_read():
@@ -65,7 +65,7 @@ class WatchedConnection(psycopg.Connection[Any]):
         return True
 
     def _has_something_to_read(self) -> bool:
-        """Tell whether the server said something unasked, or the end of the stream has come."""
+        """Return whether the server has sent something unasked, or has closed the connection."""
         poll = select.poll()
         poll.register(self.fileno(), select.POLLIN)
         return bool(poll.poll(0))

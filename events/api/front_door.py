@@ -52,7 +52,7 @@ EVENTS_ROUTE = "/api/events"
 BATCH_ROUTE = "/api/events/batch"
 # Pause between two signals of this process.
 SHARE_SECONDS = 0.002
-# Requests that are refused for what was stored before.
+# Problems of requests that are refused because of what was stored before.
 _CONFLICTS = {REUSED, RUNNING, "dedup_conflict"}
 NO_HEADERS: Mapping[str, str] = {}
 _MARKS = frozenset(name.encode() for name in MARKS)
@@ -207,7 +207,7 @@ class EventsDoor:
         return _response(kept or _kept(receive(results)), headers)
 
     async def _check(self, caller: Caller, events: Sequence[NewEvent]) -> list[event_types.FieldErrors]:
-        """Return what is wrong with each event by the organization's catalog; what isn't remembered of it is read."""
+        """Return what is wrong with each event by the organization's catalog; reads types that aren't remembered."""
         catalog = event_types.catalog
         if missing := catalog.missing(caller, events):
             await asyncio.get_running_loop().run_in_executor(
@@ -216,7 +216,7 @@ class EventsDoor:
         return catalog.check(caller, events)
 
     def _signal(self) -> None:
-        """Tell the workers of new events: at once by the signal, and by an RQ job."""
+        """Tell the workers about new events: at once by the signal, and with an RQ job."""
         wake_soon(EVENTS, signal=False)
         self._signal_wanted = True
         if self._signaling is None or self._signaling.done():
@@ -245,7 +245,7 @@ class EventsDoor:
             raise problem
 
     async def _pace(self, caller: Caller) -> None:
-        """Wait before a request of an organization whose earlier events the workers can't keep up with."""
+        """Pause before a request of an organization whose earlier events the workers haven't processed yet."""
         if (self._looking is None or self._looking.done()) and self._pacing.wants_look():
             self._looking = asyncio.get_running_loop().run_in_executor(
                 self._counting, lambda: borrow_connection(self._pacing.look)
@@ -256,7 +256,8 @@ class EventsDoor:
 
 
 def _once_of(request: Request, caller: Caller) -> Once | None:
-    """Return what makes a request one that is served once; None without a key, or before its body has been read."""
+    """Return the idempotency key of a request with its content; None without a key, or before its body has been
+    read."""
     body = request.memo.get("content")
     if body is None or b"idempotency-key" not in request.headers:
         return None

@@ -1,4 +1,4 @@
-"""What serializers can't say in the OpenAPI schema: the shape of a new event, and examples."""
+"""What serializers can't express in the OpenAPI schema: the shape of a new event, and examples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAYMENT: Schema = {"type": "order.paid", "data": {"order": 4711}}
 
 
 class NewEventSchema(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
-    """`data` may be any JSON value, which serializer fields can't say."""
+    """`data` may be any JSON value, which serializer fields can't express."""
 
     target_class = "events.api.serializers.NewEvent"
 

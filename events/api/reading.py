@@ -1,4 +1,4 @@
-"""How the body of a request with events is read: its limit and its parser, from the request's headers."""
+"""How the body of a request with events is read: with which limit and parser, depending on the headers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NDJSON = "application/x-ndjson"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the headers say of the body.  head: of a CloudEvent in binary mode."""
+    """What the headers say about the body.  head: of a CloudEvent in binary mode."""
 
     media_type: str
     is_batch: bool

@@ -1,4 +1,4 @@
-"""What the API says, and logs, of events that were sent: the same from the DRF views and from the front door."""
+"""Responses and log lines about events that were sent, for the DRF views and for the front door."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from events.payload import NewEvent
 
 log = structlog.get_logger()
 
-# The words of the log that operators' dashboards look for.
+# The words of the log that operators' dashboards search for.
 _LOGGED = {
     IngestStatus.ACCEPTED: "persisted",
     IngestStatus.DUPLICATE: "duplicate",
@@ -53,7 +53,7 @@ def failure_logged(organization_id: uuid.UUID, events: Sequence[NewEvent], start
         raise
     except Exception as error:
         name = type(error).__name__
-        # Not for an attempt that is tried again.
+        # Not for an attempt that is repeated.
         after_transaction(lambda: _log_failure(organization_id, events, name, started), even_if_it_fails=True)
         raise
 
@@ -71,13 +71,13 @@ def _log_failure(organization_id: uuid.UUID, events: Sequence[NewEvent], error: 
 
 
 def count_conflicts(events: int) -> None:
-    """Count the events of a request that is refused for what was stored before: by its key, or by a dedup id."""
+    """Count the events of a request that is refused because of its idempotency key or a dedup id."""
     if events:
         EVENTS.inc(IngestStatus.CONFLICT.value, by=events)
 
 
 def count_events(results: Sequence[Ingested], invalid: int = 0) -> None:
-    """Count the events of a request.  invalid: how many of a batch were refused for what they are."""
+    """Count the events of a request.  invalid: how many of a batch weren't valid."""
     if len(results) == 1:  # nearly always
         EVENTS.inc(results[0].status.value)
     else:
@@ -88,7 +88,7 @@ def count_events(results: Sequence[Ingested], invalid: int = 0) -> None:
 
 
 def log_result(organization_id: uuid.UUID, event: NewEvent, result: Ingested, started: float) -> None:
-    """Log what became of an event."""
+    """Log the result of an event."""
     log.info(
         "event_ingested",
         outcome=_LOGGED[result.status],
@@ -140,7 +140,7 @@ def batch_receipt(items: Sequence[NewEvent | shapes.FieldErrors], results: Seque
 
 
 def validate_only(request: Any) -> bool:
-    """Tell whether a request with events wants them checked and not stored.  request: with `query_params`.
+    """Return whether a request wants its events only to be checked.  request: with `query_params`.
 
     Raises Problem 400 for any other parameter: one that is misspelled would store the events.
     """
