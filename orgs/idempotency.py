@@ -258,7 +258,8 @@ def idempotent(
     request that changes nothing, whose response must not stand for that of another one.  is_secret: the
     response is encrypted where it is kept, and given to nobody but the API key that made the first request: it may
     hold a secret.  beforehand: called with the method's own arguments before its transaction begins, unless the
-    response is kept already: for what must not happen in one, such as a request to an endpoint.  replaying: called
+    response is kept already or another request with the key is being served: for what must not happen in one, such as
+    a request to an endpoint or a wait for Redis.  replaying: called
     before the first response is given again; returns headers for it, and may raise Problem.  conflicting: called
     before a request is refused because of its key.
 
@@ -285,6 +286,7 @@ def idempotent(
             try:
                 # Within the transaction it is looked up in any case.
                 if beforehand is not None and find(once) is None:
+                    _require_free(once)
                     beforehand(view, request, *args, **kwargs)
                 response, is_replay = in_transaction(
                     lambda: _serve_once(once, lambda: method(view, request, *args, **kwargs), is_secret)
@@ -302,6 +304,14 @@ def idempotent(
         return cast(F, serve)
 
     return decorate
+
+
+def _require_free(once: Once) -> None:
+    """Raise Problem 409 while another request with the key is being served; the lock that tells is gone at once."""
+    with server_cursor(class_row(Locked)) as cursor:
+        locked = cursor.execute(LOCK, lock_parameters([once])).fetchone()
+    if locked is None or not locked.is_locked:
+        raise running()
 
 
 def _serve_once(once: Once, serve: Callable[[], Any], is_secret: bool) -> tuple[Any, bool]:
