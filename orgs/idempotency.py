@@ -259,9 +259,10 @@ def idempotent(
     read: reads the body, within the method's limit, and returns what makes two requests the same.  unless: returns
     whether a request changes nothing, so that its response must not be kept.  is_secret: the response may hold a
     secret, so it is stored encrypted, and returned only to the API key that made the first request.  beforehand: called
-    with the method's own arguments before its transaction begins, unless the response is kept already: for what must
-    not happen in one, such as a request to an endpoint.  replaying: called before the first response is given again;
-    returns headers for it, and may raise Problem.  conflicting: called before a request is refused because of its key.
+    with the method's own arguments before its transaction begins, unless the response is kept already or another
+    request with the key is being served: for what must not happen in one, such as a request to an endpoint or a wait
+    for Redis.  replaying: called before the first response is given again; returns headers for it, and may raise
+    Problem.  conflicting: called before a request is refused because of its key.
 
     The method's transactions become savepoints of the one that keeps the response, and after a deadlock all of it is
     repeated.  So the method does what a rollback doesn't undo with `core.db.after_transaction`.
@@ -286,6 +287,7 @@ def idempotent(
             try:
                 # The transaction looks it up again.
                 if beforehand is not None and find(once) is None:
+                    _require_free(once)
                     beforehand(view, request, *args, **kwargs)
                 response, is_replay = in_transaction(
                     lambda: _serve_once(once, lambda: method(view, request, *args, **kwargs), is_secret)
@@ -303,6 +305,14 @@ def idempotent(
         return cast(F, serve)
 
     return decorate
+
+
+def _require_free(once: Once) -> None:
+    """Raise Problem 409 while another request with the key is being served; the lock that tells is gone at once."""
+    with server_cursor(class_row(Locked)) as cursor:
+        locked = cursor.execute(LOCK, lock_parameters([once])).fetchone()
+    if locked is None or not locked.is_locked:
+        raise running()
 
 
 def _serve_once(once: Once, serve: Callable[[], Any], is_secret: bool) -> tuple[Any, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import resource
 import uuid
 from types import SimpleNamespace
@@ -10,11 +11,14 @@ from typing import Any, ClassVar, cast
 
 import httptools
 import orjson
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 from triggers_project.request_parser import RequestParser
 from triggers_project.web_loop import counts
+
+log = structlog.get_logger()
 
 # How long a client may take from connecting, or from the first byte of a request, to the end of the request's head.
 HEAD_SECONDS = 20.0
@@ -27,14 +31,15 @@ MAX_FIELDS = 100
 
 
 NOT_HTTP = "The request is not valid HTTP/1.1."
+HOST_NEEDED = "A request of HTTP/1.1 must have one Host header."  # RFC 9112 §3.2
 HEAD_TOO_LARGE = (
     f"The head of the request is too large: at most {MAX_HEAD_BYTES} bytes, and {MAX_FIELDS} header fields, "
     f"each of them and the URL up to {MAX_FIELD_BYTES} bytes."
 )
 
 
-class HeadTooLarge(ValueError):
-    """The head of a request is over a limit."""
+class BadHead(ValueError):
+    """The head of a request is over a limit, or lacks what it must have."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -77,7 +82,11 @@ class BoundedProtocol(HttpToolsProtocol):
         sizes = [len(self.url), *(len(name) + len(value) for name, value in self.headers)]
         if len(sizes) > MAX_FIELDS + 1 or max(sizes) > MAX_FIELD_BYTES or sum(sizes) > MAX_HEAD_BYTES:
             self._refusal = HEAD_TOO_LARGE
-            raise HeadTooLarge
+            raise BadHead
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            self._refusal = HOST_NEEDED
+            raise BadHead
         super().on_headers_complete()
         self.parser.head_is_complete(self.headers)
         self._awaits_head = False
@@ -102,6 +111,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._awaits_head and is_unanswered:
             self.cycle.keep_alive = False  # earlier requests, which were complete, get their responses
             return
+        # By the connection, because what the head says of the client can't be relied on.
+        log.info("malformed_request", client=self.client[0] if self.client else "", detail=detail)
         is_body_of_a_later_one = is_unanswered and (self.pipeline or self.cycle.response_started)
         is_body_of_an_answered_one = not self._awaits_head and not is_unanswered
         if not is_body_of_a_later_one and not is_body_of_an_answered_one:
@@ -177,6 +188,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head_timer = None
 
 
+def _is_not_malformed_request(record: logging.LogRecord) -> bool:
+    """Tell whether uvicorn's line is another one than the one that BoundedProtocol writes, with a reason."""
+    return record.msg != "Invalid HTTP request received."
+
+
 class WebWorker(UvicornWorker):  # type: ignore[misc]
     """uvicorn as gunicorn runs it."""
 
@@ -195,4 +211,5 @@ class WebWorker(UvicornWorker):  # type: ignore[misc]
         counts.choose_place(self.age)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        logging.getLogger("uvicorn.error").addFilter(_is_not_malformed_request)
         super().init_process()

@@ -38,6 +38,7 @@ from events.api.receipts import (
     receipt,
     validate_only,
 )
+from events.api.serializers import FieldErrors
 from events.backlog import require_room
 from events.delivery_lookup import delivery_lookup
 from events.erasure import erase
@@ -49,11 +50,12 @@ from events.queries import find_events, type_pattern
 from events.tracing import traced
 from orgs import audit
 from orgs.authentication import caller_of
-from orgs.idempotency import idempotent
+from orgs.idempotency import HEADER, idempotent
 from orgs.keys import Caller
 from orgs.models import Scope, Strictness
 
 MOST_DELIVERIES = 1000  # of an event, in one response
+_PARSED = "triggers.parsed"
 
 
 def _reading(request: Request) -> Reading:
@@ -87,6 +89,43 @@ def _conflicting(request: Request, reading: Reading, *, is_batch: bool = False) 
         count_conflicts(sum(isinstance(item, NewEvent) for item in items))
 
 
+def _event(request: Request, reading: Reading) -> NewEvent:
+    """Return the event of a request, which is read and checked once."""
+    if _PARSED not in request.META:
+        event = reading.event(_read(request, reading))
+        caller = caller_of(request)
+        if caller.strictness != Strictness.FREE and (errors := event_types.catalog.check(caller, [event])[0]):
+            raise event_types.refused(errors)
+        request.META[_PARSED] = event
+    found: NewEvent = request.META[_PARSED]
+    return found
+
+
+def _items(request: Request, reading: Reading) -> list[NewEvent | FieldErrors]:
+    """Return the items of a batch, which are read and checked once."""
+    if _PARSED not in request.META:
+        items = reading.items(_read(request, reading))
+        caller = caller_of(request)
+        if caller.strictness != Strictness.FREE and (valid := _valid(items)):
+            items = event_types.replace_refused(items, event_types.catalog.check(caller, valid))
+        request.META[_PARSED] = items
+    found: list[NewEvent | FieldErrors] = request.META[_PARSED]
+    return found
+
+
+def _valid(items: Sequence[NewEvent | FieldErrors]) -> list[NewEvent]:
+    return [item for item in items if isinstance(item, NewEvent)]
+
+
+def _count(request: Request, reading: Reading, *, is_batch: bool) -> None:
+    """Count a request with a key before its transaction begins, because in one nothing may wait for Redis."""
+    if HEADER not in request.headers or validate_only(request):
+        return
+    events = _valid(_items(request, reading)) if is_batch else [_event(request, reading)]
+    if events:
+        rate.count(caller_of(request), len(events), request.META)
+
+
 def _tell(
     caller: Caller, events: Sequence[NewEvent], results: Sequence[Ingested], started: float, invalid: int = 0
 ) -> None:
@@ -101,12 +140,9 @@ def _tell(
 def _accept_items(request: Request, route: str, reading: Reading, started: float) -> Response:
     """Accept the events of a batch, or only check them."""
     only_validate = validate_only(request)
-    items = reading.items(_read(request, reading))
-    valid = [item for item in items if isinstance(item, NewEvent)]
+    items = _items(request, reading)
+    valid = _valid(items)
     caller = caller_of(request)
-    if caller.strictness != Strictness.FREE and valid:
-        items = event_types.replace_refused(items, event_types.catalog.check(caller, valid))
-        valid = [item for item in items if isinstance(item, NewEvent)]
     if only_validate:
         return Response(checked_batch(items))
     decision = None
@@ -166,6 +202,7 @@ class EventListView(APIView):
         read=lambda request: _content(request, _reading(request)),
         unless=validate_only,
         is_secret=False,
+        beforehand=lambda view, request: _count(request, _reading(request), is_batch=_reading(request).is_batch),
         replaying=_replaying,
         conflicting=lambda request: _conflicting(request, _reading(request)),
     )
@@ -180,10 +217,8 @@ class EventListView(APIView):
         reading = _reading(request)
         if reading.is_batch:
             return _accept_items(request, "/api/events", reading, started)
-        event = reading.event(_read(request, reading))
+        event = _event(request, reading)
         caller = caller_of(request)
-        if caller.strictness != Strictness.FREE and (errors := event_types.catalog.check(caller, [event])[0]):
-            raise event_types.refused(errors)
         if only_validate:
             return Response(checked())
         decision = rate.count(caller, 1, request.META)
@@ -268,6 +303,7 @@ class EventBatchView(APIView):
         read=lambda request: _content(request, reading_of_batch(request.content_type)),
         unless=validate_only,
         is_secret=False,
+        beforehand=lambda view, request: _count(request, reading_of_batch(request.content_type), is_batch=True),
         replaying=_replaying,
         conflicting=lambda request: _conflicting(request, reading_of_batch(request.content_type), is_batch=True),
     )

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from core import wakeups
 from core.front_door.http import Request
@@ -159,13 +160,33 @@ NO_HTTP = [b"GARBAGE\r\n\r\n", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/9.9\r\n
 
 @pytest.mark.parametrize("sent", NO_HTTP, ids=["words", "TLS", "version", "blank in the URL"])
 def test_what_is_no_http_is_refused_with_a_problem(front: Door, sent: bytes) -> None:
-    with front.connect() as connected:
+    with capture_logs() as logged, front.connect() as connected:
         connected.sendall(sent)
         status, headers, problem = read(connected)
         assert connected.recv(1) == b""
     assert (status, headers["content-type"], headers["connection"]) == (400, "application/problem+json", "close")
     assert (problem["code"], problem["detail"]) == ("bad_request", "The request is not valid HTTP/1.1.")
     assert problem["request_id"] == headers["x-request-id"]
+    lines = [line for line in logged if line["event"] == "malformed_request"]
+    assert [(line["client"], line["detail"]) for line in lines] == [("127.0.0.1", web_worker.NOT_HTTP)]
+
+
+HOSTS = [
+    (b"GET /api/health HTTP/1.1\r\n\r\n", 400),
+    (b"GET /api/health HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
+    (b"POST /api/events HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 400),
+    (b"GET http://localhost/api/health HTTP/1.1\r\nContent-Length: 0\r\n\r\n", 400),
+    (b"GET /api/health HTTP/1.0\r\nHost: localhost\r\n\r\n", 200),
+]
+
+
+@pytest.mark.parametrize(("sent", "expected"), HOSTS, ids=["none", "two", "front door", "in the URL", "HTTP/1.0"])
+def test_a_request_names_one_host(front: Door, sent: bytes, expected: int) -> None:
+    with front.connect() as connected:
+        connected.sendall(sent)
+        status, _, document = read(connected)
+    assert status == expected
+    assert expected == 200 or document["detail"] == web_worker.HOST_NEEDED
 
 
 def test_the_refusal_of_a_head_says_what_the_limits_are(front: Door) -> None:
@@ -207,7 +228,9 @@ def test_a_client_that_has_ended_its_side_gets_its_responses(front: Door, path: 
     assert received.count(b"connection: close\r\n") == 1
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /api/ev", b"POST /api/events HTTP/1.1\r\nContent-Length: 9\r\n\r\n{"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"POST /api/ev", b"POST /api/events HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"]
+)
 def test_a_client_that_ends_its_side_before_a_request_is_complete_is_let_go(front: Door, sent: bytes) -> None:
     with front.connect() as connected:
         connected.sendall(sent)

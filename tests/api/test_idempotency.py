@@ -6,11 +6,14 @@ import threading
 import uuid
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import connection
 from django.utils import timezone
 
+from core import ratelimits
 from core.problems import Problem
+from events import rate
 from events.api import views
 from events.models import DedupKey, Event
 from orgs.idempotency import LOCK, Once, fingerprint, lock_parameters, parse_key
@@ -274,6 +277,35 @@ def test_both_doors_read_each_others_keys(api: Any, client_of: Any, organization
     views_api = ApiClient(create_api_key(organization)[1])
     assert_replayed(first, once(views_api, EVENTS, EVENT))
     assert views.EventListView.post.is_idempotent
+
+
+def test_what_django_serves_counts_a_rate_before_its_transaction(
+    organization: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The front door: tests/events/test_group_commit.py."""
+    organization.events_per_minute = 5
+    organization.save()
+    api = ApiClient(create_api_key(organization)[1])
+    depths: list[int] = []
+
+    def hit(*arguments: Any) -> Any:
+        depths.append(len(connection.savepoint_ids))  # the test itself is a transaction
+        return ratelimits.hit(*arguments)
+
+    monkeypatch.setattr(rate, "hit", hit)
+    outside = len(connection.savepoint_ids)
+    for path, body, key in ((EVENTS, EVENT, "k-1"), (BATCH, [EVENT, {"type": ""}], "k-2")):
+        first = once(api, path, body, key)
+        assert first.status_code == 202
+        assert_replayed(first, once(api, path, body, key))
+    assert_problem(once(api, EVENTS, {"type": ""}, "k-3"), 400)
+    assert once(api, f"{EVENTS}?validate_only=true", EVENT, "k-4").status_code == 200
+    assert depths == [outside] * 4  # two requests, and two replays
+    with psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": None}) as other:
+        used = Once(organization.id, "k-5", b"", organization.id, "")
+        other.execute(LOCK, lock_parameters([used]))
+        assert_problem(once(api, EVENTS, EVENT, "k-5"), 409)
+    assert len(depths) == 4
 
 
 def test_replays_use_up_none_of_the_events_limit_and_have_one_of_their_own(api: Any, organization: Any) -> None:

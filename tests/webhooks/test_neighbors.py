@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from core.ids import new_id
 from devstack.http_receiver import Receiver, Response
@@ -107,24 +108,30 @@ def _event(organization: uuid.UUID) -> AcceptedEvent:
     st.lists(st.lists(st.integers(0, 400), min_size=1, max_size=10), min_size=1, max_size=8),
     st.integers(1, 1000),
     st.sets(st.integers(0, 7)),
+    st.booleans(),
 )
 def test_the_choice_of_a_round_is_bounded_in_order_and_never_empty(
-    wanted_by_organization: list[list[int]], most: int, overdue: set[int]
+    wanted_by_organization: list[list[int]], most: int, overdue: set[int], is_shared: bool
 ) -> None:
     organizations = [new_id() for _ in wanted_by_organization]
     events = [_event(organizations[n]) for n, found in enumerate(wanted_by_organization) for _ in found]
     counts = [count for found in wanted_by_organization for count in found]
     wanted = {event.id: count for event, count in zip(events, counts, strict=True)}
     late = {organizations[n] for n in overdue if n < len(organizations)}
-    chosen = choose_events(events, wanted, most, late)
+    choice = choose_events(events, wanted, most, late, is_shared=is_shared)
+    chosen = choice.events
     assert chosen
+    most_of_one = max(1, most // SHARED_ROUND) if is_shared or len(organizations) > 1 else most
+    assert choice.in_part == dict.fromkeys([e.id for e in chosen if wanted[e.id] > most_of_one], most_of_one)
     for key in organizations:
         own = [event.id for event in events if event.organization_id == key]
         assert [event.id for event in chosen if event.organization_id == key] == own[: sum(e.id in own for e in chosen)]
         assert key not in late or any(event.organization_id == key for event in chosen)
+        # What comes after an event that is done in part would overtake it.
+        assert not choice.in_part.keys() & own[: sum(e.id in own for e in chosen) - 1]
     # Beyond the bound only what can't be put off: the first event of all, and one of each that was passed over.
-    bound = most + max(counts) + sum(max(wanted_by_organization[n]) for n in overdue if n < len(organizations))
-    assert sum(wanted[event.id] for event in chosen) <= bound
+    made = sum(choice.in_part.get(event.id, wanted[event.id]) for event in chosen)
+    assert made <= most_of_one * (2 + len(late))
 
 
 def test_an_organization_that_was_passed_over_comes_first_in_the_next_round(
@@ -138,8 +145,48 @@ def test_an_organization_that_was_passed_over_comes_first_in_the_next_round(
     for _ in range(3):
         ingest(other_organization.id, NewEvent("a.b", "{}", None))
         fan_out.run_round(1000)
-    assert Event.objects.filter(organization=organization, status="processed").exists()
+    assert Delivery.objects.filter(organization=organization).count() >= DELIVERIES_AT_A_TIME // SHARED_ROUND
+    fan_out.run_round(1000)
     assert not Event.objects.filter(status="accepted").exists()
+    assert Delivery.objects.filter(organization=organization).count() == DELIVERIES_AT_A_TIME // SHARED_ROUND + 1
+
+
+def test_an_event_that_many_want_is_fanned_out_in_parts_whoever_goes_on_with_it(organization: Organization) -> None:
+    wanting = [subscribe(organization) for _ in range(7)]
+    event = ingest(organization.id, NewEvent("a.b", "{}", None)).event_id
+    first, second = FanOut(), FanOut()
+
+    def run(fan_out: FanOut) -> tuple[int, str]:
+        result = fan_out.run_round(1000, deliveries=2)
+        assert result.more is (Event.objects.get(pk=event).status == "accepted")
+        assert result.left_behind == ({organization.id} if result.more else frozenset())
+        return Delivery.objects.count(), Event.objects.get(pk=event).status
+
+    assert [run(first) for _ in range(2)] == [(2, "accepted"), (4, "accepted")]
+    # Another process knows nothing of this: it makes what doesn't exist yet.
+    assert [run(second) for _ in range(3)] == [(4, "accepted"), (4, "accepted"), (6, "accepted")]
+    subscriptions.delete(wanting[-1])
+    late = subscribe(organization)
+    assert run(first) == (6, "accepted")
+    with capture_logs() as logged:
+        assert run(first) == (7, "processed")
+    assert [line["outcome"] for line in logged if line["event"] == "event_processed"] == ["persisted"]
+    assert set(Delivery.objects.values_list("subscription_id", flat=True)) == {
+        *(one.pk for one in wanting[:-1]), late.pk,
+    }  # fmt: skip
+    assert first.run_round(1000).seen == 0
+
+
+def test_a_round_is_short_while_events_of_others_come(
+    organization: Organization, other_organization: Organization
+) -> None:
+    _greedy(organization, 40, 50)
+    _greedy(other_organization, 1, 1)
+    fan_out = FanOut()
+    fan_out.run_round(1000)
+    before = Delivery.objects.count()
+    fan_out.run_round(1000)
+    assert 0 < Delivery.objects.count() - before <= DELIVERIES_AT_A_TIME // SHARED_ROUND
 
 
 @pytest.mark.parametrize("change", ["add", "disable", "delete", "types"])

@@ -35,7 +35,10 @@ class Processed:
 
 
 class RoundInsert:
-    """What a transaction does with its events.  How many deliveries are new is known when it is committed."""
+    """What a transaction does with its events.  How many deliveries are new is known when it is committed.
+
+    in_part: events of which `wanting` has only some of the subscriptions, and which therefore stay accepted.
+    """
 
     def __init__(
         self,
@@ -43,9 +46,11 @@ class RoundInsert:
         wanting: Wanting | None = None,
         put_off: Collection[uuid.UUID] = (),
         hand_over: HandOver | None = None,
+        in_part: Collection[uuid.UUID] = (),
     ) -> None:
         self.chosen = chosen
         self.put_off = put_off
+        self.in_part = in_part
         self.pending = NewDeliveries()
         self._wanting: Wanting = wanting or {}
         self._hand_over = hand_over
@@ -62,10 +67,19 @@ class RoundInsert:
         if self._hand_over is not None:
             self._hand_over.insert(handed_over)
         self.pending.insert(delay, self._inserting, self._ordering)
-        ids = [event.id for event in self.chosen]
         other = server_cursor()
-        other.execute(MARK_PROCESSED, {"ids": plain_array(ids), "least": min(ids), "greatest": max(ids)})
+        if ids := [event.id for event in self.completed]:
+            other.execute(MARK_PROCESSED, {"ids": plain_array(ids), "least": min(ids), "greatest": max(ids)})
         self.pending.mark_queues(delay, other)
+
+    @property
+    def completed(self) -> list[AcceptedEvent]:
+        """Return the events that are processed now."""
+        return [event for event in self.chosen if event.id not in self.in_part]
+
+    def inserted_of(self, event_id: uuid.UUID) -> Sequence[SubscribedTypes]:
+        """Return the subscriptions for which an event has a delivery by now."""
+        return self._wanting[event_id]
 
     def outcomes(self) -> list[Processed]:
         """Return the events that were processed."""
@@ -75,9 +89,9 @@ class RoundInsert:
         inserted = self.pending.inserted(self._inserting, self._ordering)
         if self._hand_over is not None:
             inserted += self._hand_over.inserted()
-        # If all were inserted, every delivery is new; if not, only in a round of one event is it known whose weren't.
-        new = not wanted or inserted == wanted or len(self.chosen) > 1
-        return [Processed(event, new or not self._wanting[event.id]) for event in self.chosen]
+        # If any were inserted, only a round of one event can tell whose they are.
+        new = not wanted or inserted > 0 or len(self.chosen) > 1
+        return [Processed(event, new or not self._wanting[event.id]) for event in self.completed]
 
 
 def _hand_over_places(
