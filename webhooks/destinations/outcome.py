@@ -59,6 +59,11 @@ class Outcome:
         return self.failure is None
 
     @property
+    def error_class(self) -> str:
+        """The failure's name, as it is stored; empty for a success."""
+        return self.failure.value if self.failure is not None else ""
+
+    @property
     def is_gone(self) -> bool:
         """Tell whether the endpoint asked to be unsubscribed (410 Gone, Standard Webhooks)."""
         return self.status_code == 410
