@@ -92,8 +92,23 @@ class Scope(models.TextChoices):
     PORTAL_LINKS = "portal:links"
 
 
+# What each of them allows, for the documentation.
+SCOPE_ALLOWS: dict[Scope, str] = {
+    Scope.EVENTS_WRITE: "sending events",
+    Scope.EVENTS_READ: "reading events and event types",
+    Scope.EVENTS_ERASE: "erasing payloads of events, for good",
+    Scope.EVENT_TYPES_MANAGE: "changing the catalog of event types",
+    Scope.SUBSCRIPTIONS_MANAGE: "creating, changing, and deleting subscriptions",
+    Scope.DELIVERIES_READ: "reading deliveries and attempts",
+    Scope.DELIVERIES_RETRY: "retrying deliveries",
+    Scope.INBOX_CONSUME: "fetching from inboxes",
+    Scope.KEYS_MANAGE: "creating and revoking keys, and reading the audit log",
+    Scope.PORTAL_LINKS: "making links to the [portal](portal.md)",
+}
+
+
 def all_scopes() -> list[str]:
-    """Return every scope, the default of a new key."""
+    """Return every scope, the default of a new key: so keys that exist don't get a new one, and new keys do."""
     return [scope.value for scope in Scope]
 
 

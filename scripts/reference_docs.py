@@ -1,6 +1,7 @@
 """Write what the documentation takes from the code: `python -m scripts.reference_docs`.
 
-That is the pages of docs/reference/, the samples of docs/guides/receive.md, and what `scripts.settings_docs` writes.
+That is the pages of docs/reference/, the samples of docs/guides/receive.md, the scopes in docs/concepts.md, and what
+`scripts.settings_docs` writes.
 A test fails while they aren't what this would write.
 """
 
@@ -406,6 +407,20 @@ def receive() -> str:
     return f"{before}{SAMPLES_BEGIN}\n{''.join(parts)}{SAMPLES_END}{after}"
 
 
+SCOPES_BEGIN = "<!-- Written by `python -m scripts.reference_docs` from orgs/models.py. -->\n"
+SCOPES_END = "<!-- The end of the scopes. -->\n"
+
+
+def concepts() -> str:
+    """Return concepts.md with the table of the scopes."""
+    from orgs.models import SCOPE_ALLOWS, Scope
+
+    before, rest = (DOCS / "concepts.md").read_text().split(SCOPES_BEGIN)
+    _, after = rest.split(SCOPES_END)
+    table = _table(("scope", "allows"), [(f"`{scope.value}`", SCOPE_ALLOWS[scope]) for scope in Scope])
+    return f"{before}{SCOPES_BEGIN}\n{table}\n{SCOPES_END}{after}"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "reference/api.md": api,
     "reference/commands.md": commands,
@@ -414,6 +429,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/settings.md": settings,
     "reference/webhooks.md": webhooks,
     "guides/receive.md": receive,
+    "concepts.md": concepts,
 }
 
 

@@ -6,7 +6,8 @@ import datetime
 import uuid
 from dataclasses import dataclass
 
-from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
+from webhooks.destinations.http.endpoint import Endpoint
+from webhooks.destinations.kinds import SealedEndpoint
 from webhooks.models import Subscription
 
 
@@ -27,14 +28,15 @@ class SingleOutgoing:
 def endpoint_of(subscription: Subscription, now: datetime.datetime) -> Endpoint:
     """Return the subscription's endpoint, decrypted, with the secrets that sign at `now`."""
     previous = zip(subscription.encrypted_previous_secrets, subscription.previous_secrets_expire_at, strict=True)
-    return open_endpoint(
-        subscription.url,
-        subscription.encrypted_headers,
-        subscription.encrypted_secret,
-        [sealed for sealed, ends_at in previous if ends_at is None or ends_at > now],
-        subscription.format,
-        subscription.transform,
-        sealed_auth=subscription.encrypted_auth,
-        sealed_certificate=subscription.encrypted_client_certificate,
+    return SealedEndpoint(
+        kind=subscription.kind,
+        url=subscription.url,
+        encrypted_headers=subscription.encrypted_headers,
+        encrypted_secret=subscription.encrypted_secret,
+        encrypted_previous_secrets=[sealed for sealed, ends_at in previous if ends_at is None or ends_at > now],
+        format=subscription.format,
+        transform=subscription.transform,
+        encrypted_auth=subscription.encrypted_auth,
+        encrypted_client_certificate=subscription.encrypted_client_certificate,
         signature_header=subscription.signature_header,
-    )
+    ).open()

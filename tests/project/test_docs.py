@@ -12,6 +12,7 @@ from scripts import settings_docs
 from tests.project.routes import api_routes
 from triggers_project.options import OPTIONS
 from webhooks.destinations.outcome import Failure
+from webhooks.routing.filters import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[2]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
@@ -163,3 +164,8 @@ def test_the_readme_s_signature_check_works() -> None:
         )
         in headers["webhook-signature"]
     )
+
+
+def test_the_guide_has_every_operator_of_payload_filters() -> None:
+    page = (ROOT / "docs" / "routing.md").read_text()
+    assert not [name for name in OPERATORS if f"`{name}`" not in page]

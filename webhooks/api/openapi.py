@@ -21,6 +21,7 @@ from webhooks.api.fields import (
 )
 from webhooks.api.header_rules import HEADER_NAME
 from webhooks.api.subscription_serializers import SubscriptionSerializer
+from webhooks.destinations.outcome import SLOW_DOWN
 
 SUBSCRIPTION_EXAMPLE = {
     "url": "https://example.com/webhooks",
@@ -119,8 +120,10 @@ _RESPONSES = {
     "2XX": {"description": "Received. Respond at once and do the work later: an attempt times out after 30 s."},
     "3XX": {"description": "A failure: redirects are not followed. The delivery is retried."},
     "410": {"description": "The endpoint is gone: the subscription is disabled, or deleted if it is a hook."},
-    "429": {"description": "The delivery is retried, no sooner than `Retry-After` says."},
-    "503": {"description": "The delivery is retried, no sooner than `Retry-After` says."},
+    **{
+        str(status): {"description": "The delivery is retried, no sooner than `Retry-After` says."}
+        for status in sorted(SLOW_DOWN)
+    },
     "default": {
         "description": "A failure, as is no response at all. By default, the delivery is retried after "
         "5 s, 5 min, 30 min, 2 h, 5 h, 10 h and 10 h."

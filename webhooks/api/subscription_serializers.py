@@ -53,6 +53,7 @@ from webhooks.models import (
     Subscription,
 )
 from webhooks.notices import types_error
+from webhooks.routing.filters import OPERATORS
 from webhooks.signing_secrets import stored_secrets
 from webhooks.states import Breaker, SubscriptionState
 
@@ -85,6 +86,8 @@ HINTS = {
     "id": "ids are made by the system; keep one of your own in `uid`",
 }
 
+_OPERATORS = ", ".join(f"`{name}`" for name in OPERATORS)
+
 
 class SubscriptionChangeSerializer(StrictSerializer):
     """The body of `PATCH /api/subscriptions/{id}`."""
@@ -101,8 +104,7 @@ class SubscriptionChangeSerializer(StrictSerializer):
         required=False,
         allow_null=True,
         help_text='Only events whose data meets these conditions: `{"customer": {"country": "DE"}, "total": '
-        '{"$gte": 100}}`. Operators: `$eq`, `$neq`, `$in`, `$nin`, `$gt`, `$gte`, `$lt`, `$lte`, `$startsWith`, '
-        "`$endsWith`, `$exist`, `$and`, `$or`, `$not`. Null for all events of the types.",
+        f'{{"$gte": 100}}}}`. Operators: {_OPERATORS}. Null for all events of the types.',
     )
     channels = ChannelsField(
         required=False, help_text="Only events that have one of these channels. Empty for all events."

@@ -33,6 +33,11 @@ class Failure(StrEnum):
     GIVEN_BACK = "given_back"
 
 
+# Statuses that mean "slow down".  They halve the concurrency window, as every 5xx does, and a `Retry-After` that comes
+# with them is honored.  The circuit breaker counts them like any other failure.
+SLOW_DOWN = frozenset({429, 503})
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """The result of an attempt: a status code, or the failure that kept one from arriving.
@@ -54,6 +59,11 @@ class Outcome:
         return self.failure is None
 
     @property
+    def error_class(self) -> str:
+        """The failure's name, as it is stored; empty for a success."""
+        return self.failure.value if self.failure is not None else ""
+
+    @property
     def is_gone(self) -> bool:
         """Tell whether the endpoint asked to be unsubscribed (410 Gone, Standard Webhooks)."""
         return self.status_code == 410
@@ -70,9 +80,10 @@ class Outcome:
     def is_overload(self) -> bool:
         """Tell whether a failure is about load or reachability, and not about this one event.
 
-        A 4xx other than 429 says that the endpoint dislikes the event, which is no reason to send it less.
+        Any other 4xx says that the endpoint dislikes the event, which is no reason to send it less.
         """
-        return self.failure is not Failure.HTTP_STATUS or self.status_code == 429 or (self.status_code or 0) >= 500
+        status = self.status_code or 0
+        return self.failure is not Failure.HTTP_STATUS or status in SLOW_DOWN or status >= 500
 
 
 def classify_response(status_code: int) -> Failure | None:

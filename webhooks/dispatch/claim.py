@@ -22,7 +22,8 @@ from psycopg.rows import class_row
 from core.db import KEEP_PLANS_WITHOUT_WAITING, in_pipelined_transaction, server_cursor
 from core.ids import new_id
 from webhooks import order
-from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
+from webhooks.destinations.http.endpoint import Endpoint
+from webhooks.destinations.kinds import ENDPOINT_COLUMNS, SealedEndpoint
 from webhooks.dispatch import rate_limit
 from webhooks.dispatch.allocation import limit_hosts, share_between_organizations, share_out
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
@@ -71,14 +72,6 @@ class Claim:
     lease_ends: float = 0.0
 
 
-# The secrets of a subscription `s` that sign beside the current one, newest first.
-PREVIOUS_SECRETS = """CASE WHEN s.encrypted_previous_secrets = '{}' THEN '{}' ELSE ARRAY (
-           SELECT p.secret
-           FROM unnest(s.encrypted_previous_secrets, s.previous_secrets_expire_at)
-               WITH ORDINALITY AS p(secret, expires_at, position)
-           WHERE p.expires_at IS NULL OR p.expires_at > clock_timestamp() ORDER BY p.position
-       ) END"""
-
 # Whether the organization of a subscription `s` keeps exchanges.
 KEEPS_EXCHANGES = "(SELECT o.keep_exchanges FROM orgs_organization o WHERE o.id = s.organization_id)"
 
@@ -99,10 +92,8 @@ SELECT q.subscription_id, q.organization_id,
        least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
        s.deliveries_per_second, extract(epoch FROM q.rate_reserved_until)::float8 AS rate_reserved_until,
        extract(epoch FROM clock_timestamp())::float8 AS now,
-       s.url, s.encrypted_headers, s.encrypted_secret, s.format, s.transform,
-       s.encrypted_auth, s.encrypted_client_certificate, s.signature_header,
        q.has_ordered, s.ordered_attempts, s.ordered_on_failure = 'block' AS blocks_on_failure,
-       {PREVIOUS_SECRETS} AS encrypted_previous_secrets, {KEEPS_EXCHANGES} AS keeps_exchanges,
+       {ENDPOINT_COLUMNS}, {KEEPS_EXCHANGES} AS keeps_exchanges,
        (SELECT count(*) FROM due) AS due_queues
 FROM due JOIN webhooks_subscriptionqueue q ON q.subscription_id = due.subscription_id
 JOIN webhooks_subscription s ON s.id = q.subscription_id
@@ -115,7 +106,7 @@ FOR UPDATE OF q SKIP LOCKED
 
 
 @dataclass(frozen=True, slots=True)
-class _DueQueue:
+class _DueQueue(SealedEndpoint):
     """A row of _LOCK_DUE_QUEUES.  Times are seconds since the epoch."""
 
     subscription_id: uuid.UUID
@@ -124,16 +115,7 @@ class _DueQueue:
     deliveries_per_second: float | None
     rate_reserved_until: float | None
     now: float
-    url: str
-    encrypted_headers: str
-    encrypted_secret: str
-    encrypted_previous_secrets: list[str]
     keeps_exchanges: bool
-    format: str
-    transform: str
-    encrypted_auth: str
-    encrypted_client_certificate: str
-    signature_header: str
     has_ordered: bool
     ordered_attempts: int | None
     blocks_on_failure: bool
@@ -153,13 +135,15 @@ LIMIT 1
 # `= ANY (ARRAY (...))` and LATERAL with LIMIT, because the planner assumes that an unknown LIMIT is a tenth of the
 # index, and would join that many rows by reading both tables from end to end.  The bounds of the ids leave out the
 # partitions that have none of them.
-LEASE_DELIVERIES = """
+_LEASE = """
 WITH picked AS (
-    SELECT d.id FROM unnest(%(queues)s::uuid[], %(quotas)s::int[]) AS q(subscription_id, quota)
+    SELECT d.id FROM unnest(%(queues)s::uuid[], %(quotas)s::int[]{order_values})
+                  AS q(subscription_id, quota{order_columns})
     CROSS JOIN LATERAL (
-        SELECT id FROM webhooks_delivery
-        WHERE subscription_id = q.subscription_id AND status = 'pending' AND next_attempt_at <= statement_timestamp()
-        ORDER BY next_attempt_at LIMIT q.quota
+        SELECT d.id FROM webhooks_delivery d
+        WHERE d.subscription_id = q.subscription_id AND d.status = 'pending'
+          AND d.next_attempt_at <= statement_timestamp(){order_condition}
+        ORDER BY d.next_attempt_at LIMIT q.quota
         FOR UPDATE SKIP LOCKED
     ) AS d
 ), leased AS (
@@ -176,14 +160,13 @@ SELECT l.id AS delivery_id, l.subscription_id, l.attempts_used, l.cause, e.id AS
        e.trace AS event_trace, e.cloudevent AS event_cloudevent, l.ordering_key
 FROM leased l CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = l.event_id LIMIT 1) AS e
 """
-
-# The same for queues that have deliveries with ordering keys: leaves out those that have to wait for an earlier one.
-_READ_DUE = "SELECT id FROM webhooks_delivery\n        WHERE subscription_id"
-_READ_FIRST = f"SELECT id FROM webhooks_delivery d\n        WHERE NOT {MUST_WAIT} AND subscription_id"  # noqa: S608
-LEASE_IN_ORDER = LEASE_DELIVERIES.replace(
-    "%(quotas)s::int[]) AS q(subscription_id, quota)",
-    "%(quotas)s::int[], %(blocks)s::bool[]) AS q(subscription_id, quota, blocks_on_failure)",
-).replace(_READ_DUE, _READ_FIRST)
+LEASE_DELIVERIES = _LEASE.format(order_values="", order_columns="", order_condition="")
+# Where queues have deliveries with ordering keys: without those that have to wait for an earlier one.
+LEASE_IN_ORDER = _LEASE.format(
+    order_values=", %(blocks)s::bool[]",
+    order_columns=", blocks_on_failure",
+    order_condition=f" AND NOT {MUST_WAIT}",
+)
 
 
 class _LeasedDelivery(msgspec.Struct, frozen=True):
@@ -307,31 +290,20 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Clai
 
 
 def _turn(row: _DueQueue) -> _Turn:
-    """Return the queue's turn, its room bounded by its rate limit."""
-    endpoint = open_endpoint(
-        row.url,
-        row.encrypted_headers,
-        row.encrypted_secret,
-        row.encrypted_previous_secrets,
-        row.format,
-        row.transform,
-        sealed_auth=row.encrypted_auth,
-        sealed_certificate=row.encrypted_client_certificate,
-        signature_header=row.signature_header,
-    )
+    """Return the queue's turn, with its endpoint opened and its room bounded by its rate limit."""
     rate = row.deliveries_per_second
     room, reserved_until = row.room, None
     if rate is not None:
         reserved_until = row.rate_reserved_until or 0.0
         room = max(0, min(row.room, rate_limit.allowed_now(rate, reserved_until, row.now)))
     return _Turn(
-        row.subscription_id,
-        row.organization_id,
-        endpoint,
-        room,
-        rate,
-        reserved_until,
-        row.keeps_exchanges,
+        subscription_id=row.subscription_id,
+        organization_id=row.organization_id,
+        endpoint=row.open(),
+        room=room,
+        rate=rate,
+        reserved_until=reserved_until,
+        keeps_exchanges=row.keeps_exchanges,
         has_ordered=row.has_ordered,
         ordered_attempts=row.ordered_attempts,
         blocks_on_failure=row.blocks_on_failure,
@@ -386,22 +358,22 @@ def _lease(
         turn.taken += 1
         deliveries.append(
             ClaimedDelivery(
-                row.delivery_id,
-                row.subscription_id,
-                turn.organization_id,
-                lease_id,
-                row.attempts_used,
-                row.cause,
-                row.event_id,
-                row.event_type,
-                row.event_created_at,
-                row.event_data,
-                turn.endpoint,
-                row.event_request_id,
-                row.event_trace,
-                turn.keeps_exchanges,
-                row.event_cloudevent,
-                turn.ordered_attempts if row.ordering_key is not None else None,
+                delivery_id=row.delivery_id,
+                subscription_id=row.subscription_id,
+                organization_id=turn.organization_id,
+                lease_id=lease_id,
+                attempts_used=row.attempts_used,
+                cause=row.cause,
+                event_id=row.event_id,
+                event_type=row.event_type,
+                event_created_at=row.event_created_at,
+                event_data=row.event_data,
+                endpoint=turn.endpoint,
+                event_request_id=row.event_request_id,
+                event_trace=row.event_trace,
+                keeps_exchange=turn.keeps_exchanges,
+                event_cloudevent=row.event_cloudevent,
+                most_attempts=turn.ordered_attempts if row.ordering_key is not None else None,
             )
         )
     return deliveries

@@ -20,9 +20,10 @@ from psycopg.rows import class_row
 
 from core.db import server_cursor
 from core.ids import new_id
-from webhooks.destinations.http.endpoint import Endpoint, open_endpoint
+from webhooks.destinations.http.endpoint import Endpoint
+from webhooks.destinations.kinds import ENDPOINT_COLUMNS, SealedEndpoint
 from webhooks.dispatch.allocation import limit_hosts, share_between_organizations
-from webhooks.dispatch.claim import KEEPS_EXCHANGES, PREVIOUS_SECRETS, Claim
+from webhooks.dispatch.claim import KEEPS_EXCHANGES, Claim
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.dispatch.sender import Sender
 from webhooks.routing.insert import NewDeliveries
@@ -40,9 +41,7 @@ SELECT q.subscription_id, q.organization_id,
        AND s.deliveries_per_second IS NULL AS is_idle,
        least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
        extract(epoch FROM clock_timestamp())::float8 AS now,
-       s.url, s.encrypted_headers, s.encrypted_secret, s.format, s.transform,
-       s.encrypted_auth, s.encrypted_client_certificate, s.signature_header,
-       {PREVIOUS_SECRETS} AS encrypted_previous_secrets, {KEEPS_EXCHANGES} AS keeps_exchanges
+       {ENDPOINT_COLUMNS}, {KEEPS_EXCHANGES} AS keeps_exchanges
 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
 WHERE q.subscription_id = ANY (%(ids)s::uuid[])
 ORDER BY q.subscription_id
@@ -51,7 +50,7 @@ FOR UPDATE OF q
 
 
 @dataclass(frozen=True, slots=True)
-class _Queue:
+class _Queue(SealedEndpoint):
     """A row of _LOCK_QUEUES.  now: seconds since the epoch."""
 
     subscription_id: uuid.UUID
@@ -59,16 +58,7 @@ class _Queue:
     is_idle: bool
     room: int
     now: float
-    url: str
-    encrypted_headers: str
-    encrypted_secret: str
-    encrypted_previous_secrets: list[str]
     keeps_exchanges: bool
-    format: str
-    transform: str
-    encrypted_auth: str
-    encrypted_client_certificate: str
-    signature_header: str
 
 
 # A delivery that exists, from an earlier fan-out of the same event, is neither inserted nor counted.
@@ -145,17 +135,7 @@ class SenderHandOver:
         queues = [queue for queue in locked if queue.subscription_id in wanted and queue.is_idle and queue.room > 0]
         for queue in queues:
             self._queues[queue.subscription_id] = queue
-            self._endpoints[queue.subscription_id] = open_endpoint(
-                queue.url,
-                queue.encrypted_headers,
-                queue.encrypted_secret,
-                queue.encrypted_previous_secrets,
-                queue.format,
-                queue.transform,
-                sealed_auth=queue.encrypted_auth,
-                sealed_certificate=queue.encrypted_client_certificate,
-                signature_header=queue.signature_header,
-            )
+            self._endpoints[queue.subscription_id] = queue.open()
         return self._share(queues, wanted, free)
 
     def _share(self, queues: list[_Queue], wanted: Mapping[uuid.UUID, int], free: int) -> dict[uuid.UUID, int]:
@@ -214,20 +194,21 @@ class SenderHandOver:
         self._sender.take(claimed, reserved)
 
     def _claimed(self, row: _Inserted) -> ClaimedDelivery:
+        queue = self._queues[row.subscription_id]
         return ClaimedDelivery(
-            row.delivery_id,
-            row.subscription_id,
-            self._queues[row.subscription_id].organization_id,
-            self._lease_id,
-            0,
-            "schedule",
-            row.event_id,
-            row.event_type,
-            row.event_created_at,
-            row.event_data,
-            self._endpoints[row.subscription_id],
-            row.event_request_id,
-            row.event_trace,
-            self._queues[row.subscription_id].keeps_exchanges,
-            row.event_cloudevent,
+            delivery_id=row.delivery_id,
+            subscription_id=row.subscription_id,
+            organization_id=queue.organization_id,
+            lease_id=self._lease_id,
+            attempts_used=0,
+            cause="schedule",
+            event_id=row.event_id,
+            event_type=row.event_type,
+            event_created_at=row.event_created_at,
+            event_data=row.event_data,
+            endpoint=self._endpoints[row.subscription_id],
+            event_request_id=row.event_request_id,
+            event_trace=row.event_trace,
+            keeps_exchange=queue.keeps_exchanges,
+            event_cloudevent=row.event_cloudevent,
         )

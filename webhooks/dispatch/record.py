@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import structlog
@@ -17,25 +17,22 @@ from core.db import KEEP_PLANS, in_transaction, is_transient, pipelined, server_
 from core.encryption import Sealer
 from webhooks import order
 from webhooks.destinations.exchange import seal_exchange
-from webhooks.destinations.outcome import Outcome
 from webhooks.dispatch.attempt_log import LATE, LoggedAttempt, count_attempts, log_attempt
-from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failure, after_success
 from webhooks.dispatch.delivery import AttemptResult
+from webhooks.dispatch.disabling import disable_unwanted
+from webhooks.dispatch.queue_update import UPDATE_QUEUES, QueueUpdate, breaker_policy, queue_columns
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
-from webhooks.models import Delivery, DeliveryStatus, NoticeKind
+from webhooks.models import DeliveryStatus, NoticeKind
 from webhooks.notices import Note, failed_delivery, note
 from webhooks.queues import LockedQueue, lock_queues, locking_cursor, mark_due
 from webhooks.rollups import ADD_ATTEMPTS, attempt_columns
-from webhooks.subscriptions import disable_automatically
 
 log = structlog.get_logger()
 
 # Only the thread that records uses it.
 _sealer = Sealer()
 
-GONE = "The endpoint returned 410 Gone."
-
-# Every attempt is kept. The delivery changes only if the worker still holds the lease.
+# Every attempt is kept.  The delivery changes only if the worker still holds the lease.
 RECORD_ATTEMPTS = """
 WITH result AS (
     SELECT * FROM unnest(
@@ -89,121 +86,20 @@ class _RecordedAttempt(msgspec.Struct, frozen=True):
     ordering_key: str | None
 
 
-# Writes the state of each queue back, which was computed in Python, under the locks, from the results in their order.
-_UPDATE_QUEUES = """
-UPDATE webhooks_subscriptionqueue q SET
-    in_flight = q.in_flight - v.finished,
-    concurrency_window = v.win,
-    consecutive_failures = v.failures,
-    breaker_trips = v.trips,
-    paused_until = CASE WHEN v.pause > 0 THEN clock_timestamp() + make_interval(secs => v.pause) END,
-    failing_since = CASE
-        WHEN NOT v.failing THEN NULL
-        WHEN v.succeeded THEN clock_timestamp()
-        ELSE coalesce(q.failing_since, clock_timestamp())
-    END,
-    active_since = CASE WHEN v.succeeded AND q.failing_since IS NOT NULL THEN clock_timestamp()
-                   ELSE q.active_since END,
-    ready_since = CASE WHEN v.was_full OR (v.succeeded AND q.failing_since IS NOT NULL) THEN clock_timestamp()
-                  ELSE q.ready_since END,
-    last_failure_at = CASE WHEN v.error <> '' THEN clock_timestamp() ELSE q.last_failure_at END,
-    last_error = CASE WHEN v.error <> '' THEN v.error ELSE q.last_error END,
-    last_status_code = CASE WHEN v.error <> '' THEN v.code ELSE q.last_status_code END,
-    recent_failures = (
-        SELECT failures[greatest(1, cardinality(failures) - %(failures_kept)s + 1):]
-        FROM (SELECT CASE WHEN v.succeeded THEN '{}' ELSE q.recent_failures END
-                     || array_fill(clock_timestamp(), ARRAY[v.new_failures])) AS kept(failures)
-    ),
-    last_success_at = CASE WHEN v.succeeded THEN clock_timestamp() ELSE q.last_success_at END,
-    next_due_at = least(q.next_due_at, to_timestamp(v.due))
-FROM unnest(%(queues)s::uuid[], %(finished)s::int[], %(windows)s::int[], %(failures)s::int[], %(trips)s::int[],
-            %(pauses)s::float8[], %(failing)s::bool[], %(new_failures)s::int[], %(succeeded)s::bool[],
-            %(due)s::float8[], %(was_full)s::bool[], %(errors)s::text[], %(codes)s::int[])
-     AS v(subscription_id, finished, win, failures, trips, pause, failing, new_failures, succeeded, due, was_full,
-          error, code)
-WHERE q.subscription_id = v.subscription_id
-"""
-
-
-class _QueueUpdate:
-    """The state of a locked queue while the results of its deliveries are added."""
-
-    def __init__(self, queue: LockedQueue) -> None:
-        self.queue = queue
-        self.health = EndpointHealth(
-            queue.concurrency_window, queue.consecutive_failures, queue.breaker_trips, queue.paused_for
-        )
-        self.failing_for = queue.failing_for
-        self.failures_in_period = queue.failures_in_period
-        self.new_failures = 0
-        self.is_failing = queue.failing_for is not None
-        self.succeeded = False
-        self.retry_after = 0.0
-        self.finished = 0
-        self.due: float | None = None
-        self.last_failure: Outcome | None = None
-        self.disable_reason = ""
-
-    def count_row(self, row: _RecordedAttempt) -> None:
-        """Add a recorded attempt: its delivery is finished, or goes back into the queue."""
-        if not row.held_lease:
-            return
-        self.finished += 1
-        if row.status == DeliveryStatus.PENDING and row.next_attempt_at is not None:
-            self.due = row.next_attempt_at if self.due is None else min(self.due, row.next_attempt_at)
-
-    def count_results(self, results: Sequence[AttemptResult], policy: BreakerPolicy) -> None:
-        """Add the outcomes to the endpoint's health, in the order in which they came."""
-        for result in results:
-            outcome = result.outcome
-            if outcome.succeeded:
-                self.health = after_success(self.health, policy, self.queue.max_in_flight)
-                self.succeeded, self.is_failing, self.failing_for = True, False, None
-                self.failures_in_period = self.new_failures = 0
-                continue
-            self.last_failure = outcome
-            if outcome.is_permanent:  # no request was made, so it says nothing about the endpoint
-                continue
-            self.health = after_failure(self.health, policy, outcome.is_overload)
-            self.is_failing = True
-            self.failures_in_period += 1
-            self.new_failures += 1
-            asked = retry_after_seconds(outcome, result.started_at, settings.RETRY_AFTER_MAX)
-            self.retry_after = max(self.retry_after, asked or 0.0)
-            if outcome.is_gone:
-                self.disable_reason = GONE
-        failing_for = self.failing_for or 0.0
-        # After days without a request, the first failure doesn't disable an endpoint.
-        is_persistent = self.failures_in_period >= len(settings.DELIVERY_RETRY_SCHEDULE)
-        if self.is_failing and is_persistent and failing_for >= settings.DISABLE_AFTER_FAILING_FOR:
-            self.disable_reason = self.disable_reason or f"Every delivery failed for {failing_for / 86400:.1f} days."
-        self.health = replace(self.health, window=min(self.health.window, max(self.queue.max_in_flight, 1)))
-
-
-def breaker_policy() -> BreakerPolicy:
-    """Return the policy that the settings describe."""
-    return BreakerPolicy(
-        settings.INITIAL_CONCURRENCY_WINDOW,
-        settings.BREAKER_THRESHOLD,
-        settings.BREAKER_BASE_DELAY,
-        settings.BREAKER_MAX_DELAY,
-    )
-
-
 def record_results(results: Sequence[AttemptResult]) -> bool:
     """Store the results and commit; return whether something may be due that no claim could take.
 
     Of a result whose lease was lost only the attempt is stored.
     """
     batches = in_transaction(lambda: [_record(batch) for batch in _without_repeats(results)])
-    for _, _, attempts in batches:
-        count_attempts(attempts)
-        for attempt in attempts:
+    for batch in batches:
+        count_attempts(batch.attempts)
+        for attempt in batch.attempts:
             log_attempt(attempt)
-    for disabled, _, _ in batches:
-        for subscription_id, reason in disabled.items():
+    for batch in batches:
+        for subscription_id, reason in batch.disabled.items():
             log.warning("subscription_disabled", subscription_id=str(subscription_id), reason=reason)
-    return any(made_room for _, made_room, _ in batches)
+    return any(batch.made_room for batch in batches)
 
 
 def record_each(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], bool]:
@@ -254,82 +150,91 @@ def _without_repeats(results: Sequence[AttemptResult]) -> list[list[AttemptResul
     return [list(batch.values()) for batch in batches]
 
 
-def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], bool, list[LoggedAttempt]]:
-    """Store results of different deliveries: lock their queues, record the attempts, write the queues back.
+@dataclass(slots=True)
+class Recorded:
+    """What was stored of one batch.
 
-    Returns the subscriptions that were disabled, with the reasons; whether something may be due that no claim could
-    take: a queue that was full has room again, or a delivery is due at once; and the attempts.
+    in_time, late: deliveries whose lease was still held, and those whose lease wasn't.  failed: those that have failed
+    for good.
+    keys: queues and ordering keys whose deliveries came back: finished, or to be tried again behind one that somebody
+    has retried meanwhile.
+    disabled: the subscriptions that were disabled, with the reasons.
+    made_room: something may be due that no claim could take: a queue that was full has room again, or a delivery is due
+    at once.
     """
+
+    attempts: list[LoggedAttempt] = field(default_factory=list)
+    in_time: set[uuid.UUID] = field(default_factory=set)
+    late: set[uuid.UUID] = field(default_factory=set)
+    failed: set[uuid.UUID] = field(default_factory=set)
+    keys: set[tuple[uuid.UUID, str]] = field(default_factory=set)
+    disabled: dict[uuid.UUID, str] = field(default_factory=dict)
+    made_room: bool = False
+
+    def add(self, result: AttemptResult, row: _RecordedAttempt) -> None:
+        """Add an attempt that was recorded."""
+        self.attempts.append(_logged(result, row))
+        if not row.held_lease:
+            self.late.add(row.delivery_id)
+            return
+        self.in_time.add(row.delivery_id)
+        if row.ordering_key is not None:
+            self.keys.add((row.subscription_id, row.ordering_key))
+        if row.status == DeliveryStatus.FAILED:
+            self.failed.add(row.delivery_id)
+
+
+def _record(results: Sequence[AttemptResult]) -> Recorded:
+    """Store results of different deliveries: lock their queues, record the attempts, write the queues back."""
     by_queue: dict[uuid.UUID, list[AttemptResult]] = defaultdict(list)
     for result in results:
         by_queue[result.delivery.subscription_id].append(result)
-    policy = breaker_policy()
+    by_delivery = {result.delivery.delivery_id: result for result in results}
+    recorded = Recorded()
     with (
         locking_cursor() as locking,
         server_cursor(class_row(_RecordedAttempt)) as recording,
-        server_cursor() as updating,
-        server_cursor() as counting,
+        server_cursor() as other,
         server_cursor(scalar_row) as ordering,
         pipelined(),
     ):
-        updating.execute(KEEP_PLANS)
-        queues = {key: _QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking).items()}
+        other.execute(KEEP_PLANS)
+        queues = {key: QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking).items()}
         steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
         recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
-        in_time = set()
-        by_delivery = {result.delivery.delivery_id: result for result in results}
-        attempts = []
-        late, failed = set(), set()
-        # Queues and ordering keys of deliveries that are finished, or that have to wait for one that somebody has
-        # retried meanwhile.
-        keys: set[tuple[uuid.UUID, str]] = set()
         for row in recording.fetchall():
-            queues[row.subscription_id].count_row(row)
-            attempts.append(_logged(by_delivery[row.delivery_id], row))
+            recorded.add(by_delivery[row.delivery_id], row)
             if row.held_lease:
-                in_time.add(row.delivery_id)
-                if row.ordering_key is not None:
-                    keys.add((row.subscription_id, row.ordering_key))
-                if row.status == DeliveryStatus.FAILED:
-                    failed.add(row.delivery_id)
-            else:
-                late.add(row.delivery_id)
-        for subscription_id, queue_results in by_queue.items():
-            # A result that comes after its lease says nothing about the endpoint now.
-            timely = [result for result in queue_results if result.delivery.delivery_id in in_time]
-            queues[subscription_id].count_results(timely, policy)
-        updating.execute(_UPDATE_QUEUES, _queue_columns(queues))
-        following = order.unpark(keys, ordering) if keys else set()
+                queues[row.subscription_id].count_delivery(
+                    row.next_attempt_at if row.status == DeliveryStatus.PENDING else None
+                )
+        _count_outcomes(queues, by_queue, recorded.in_time)
+        other.execute(UPDATE_QUEUES, queue_columns(queues))
+        following = order.unpark(recorded.keys, ordering) if recorded.keys else set()
         if following:
-            mark_due(following, cursor=updating)
-        counting.execute(ADD_ATTEMPTS, attempt_columns(by_queue, late, failed))
-        if failed:
-            note(NoticeKind.DELIVERY_FAILED, _notes_of_failed(by_delivery[one] for one in failed), counting)
-    disabled = _disable(queues, by_queue)
-    made_room = any(update.queue.is_full for update in queues.values()) or any(delay == 0 for _, delay in steps)
-    made_room = made_room or bool(following)
-    return disabled, made_room, attempts
+            mark_due(following, cursor=other)
+        other.execute(ADD_ATTEMPTS, attempt_columns(by_queue, recorded.late, recorded.failed))
+        if recorded.failed:
+            note(NoticeKind.DELIVERY_FAILED, _notes_of_failed(by_delivery[one] for one in recorded.failed), other)
+    recorded.disabled = disable_unwanted(queues, by_queue)
+    recorded.made_room = (
+        bool(following)
+        or any(update.queue.is_full for update in queues.values())
+        or any(delay == 0 for _, delay in steps)
+    )
+    return recorded
 
 
-def _disable(
-    queues: Mapping[uuid.UUID, _QueueUpdate], by_queue: Mapping[uuid.UUID, Sequence[AttemptResult]]
-) -> dict[uuid.UUID, str]:
-    """Disable subscriptions because of their results; return those that were disabled, with the reasons."""
-    disabled = {}
-    for key, update in queues.items():
-        if update.disable_reason and update.queue.accepts_deliveries:
-            if disable_automatically(key, update.disable_reason, is_gone=update.disable_reason == GONE):
-                disabled[key] = update.disable_reason
-            else:
-                _go_on(key, by_queue[key])
-    return disabled
-
-
-def _go_on(subscription_id: uuid.UUID, results: Sequence[AttemptResult]) -> None:
-    """Resume deliveries that were held because their subscription was to be disabled: it wasn't."""
-    ids = [result.delivery.delivery_id for result in results]
-    Delivery.objects.filter(pk__in=ids, status=DeliveryStatus.HELD).update(status=DeliveryStatus.PENDING)
-    mark_due([subscription_id])
+def _count_outcomes(
+    queues: Mapping[uuid.UUID, QueueUpdate],
+    by_queue: Mapping[uuid.UUID, Sequence[AttemptResult]],
+    in_time: Collection[uuid.UUID],
+) -> None:
+    """Count the outcomes into the queues; one that comes after its lease says nothing about the endpoint now."""
+    policy = breaker_policy()
+    for subscription_id, results in by_queue.items():
+        timely = [result for result in results if result.delivery.delivery_id in in_time]
+        queues[subscription_id].count_results(timely, policy)
 
 
 def _next_step(result: AttemptResult, queue: LockedQueue) -> tuple[DeliveryStatus, float | None]:
@@ -361,7 +266,7 @@ def _attempt_columns(
         "statuses": plain_array(status.value for status, _ in steps),
         "delays": number_array(delay for _, delay in steps),
         "codes": number_array(result.outcome.status_code for result in results),
-        "errors": text_array(_error_class(result.outcome) for result in results),
+        "errors": text_array(result.outcome.error_class for result in results),
         "details": text_array(storable(result.outcome.detail[:500]) for result in results),
         "bodies": text_array(storable(result.outcome.body) for result in results),
         "started": number_array(result.started_at for result in results),
@@ -379,13 +284,9 @@ def _notes_of_failed(results: Iterable[AttemptResult]) -> dict[uuid.UUID, Note]:
         one = notes.setdefault(delivery.subscription_id, Note(delivery.organization_id, 0))
         one.number += 1
         one.detail = failed_delivery(
-            delivery.delivery_id, delivery.event_id, _error_class(outcome), outcome.status_code, delivery.event_type
+            delivery.delivery_id, delivery.event_id, outcome.error_class, outcome.status_code, delivery.event_type
         )
     return notes
-
-
-def _error_class(outcome: Outcome | None) -> str:
-    return outcome.failure.value if outcome is not None and outcome.failure is not None else ""
 
 
 def _logged(result: AttemptResult, row: _RecordedAttempt) -> LoggedAttempt:
@@ -417,25 +318,3 @@ def _latency(result: AttemptResult) -> float | None:
 def _sealed_exchange(result: AttemptResult) -> bytes | None:
     exchange = result.outcome.exchange
     return seal_exchange(exchange, _sealer) if exchange is not None and result.delivery.keeps_exchange else None
-
-
-def _queue_columns(queues: Mapping[uuid.UUID, _QueueUpdate]) -> dict[str, object]:
-    """Return the parameters of _UPDATE_QUEUES."""
-    updates = queues.values()
-    kept = len(settings.DELIVERY_RETRY_SCHEDULE)
-    return {
-        "failures_kept": kept,
-        "new_failures": [min(update.new_failures, kept) for update in updates],
-        "queues": list(queues),
-        "finished": [update.finished for update in updates],
-        "windows": [update.health.window for update in updates],
-        "failures": [update.health.consecutive_failures for update in updates],
-        "trips": [update.health.breaker_trips for update in updates],
-        "pauses": [max(update.health.pause, update.retry_after) for update in updates],
-        "failing": [update.is_failing for update in updates],
-        "succeeded": [update.succeeded for update in updates],
-        "due": [update.due for update in updates],
-        "was_full": [update.queue.is_full for update in updates],
-        "errors": [_error_class(update.last_failure) for update in updates],
-        "codes": [update.last_failure.status_code if update.last_failure else None for update in updates],
-    }

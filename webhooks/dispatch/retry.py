@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from enum import StrEnum
 
-from webhooks.destinations.outcome import Outcome
+from webhooks.destinations.outcome import SLOW_DOWN, Outcome
 
 
 class NextStep(StrEnum):
@@ -39,12 +39,12 @@ def retry_delay(attempts_used: int, schedule: Sequence[float], jitter: float) ->
 
 
 def retry_after_seconds(outcome: Outcome, now: float, most: float) -> float | None:
-    """Return how many seconds a 429 or 503 tells us to wait, at most `most`; None if it doesn't say.
+    """Return how many seconds a response with a status of SLOW_DOWN tells us to wait; None if it doesn't say.
 
-    now: seconds since the epoch.  `Retry-After` holds seconds or an HTTP date (RFC 9110 §10.2.3).  A value that is
+    most: bounds the seconds.  now: seconds since the epoch.  `Retry-After` holds seconds or an HTTP date (RFC 9110 §10.2.3).  A value that is
     neither, or that lies in the past, counts as absent.
     """
-    if outcome.status_code not in {429, 503} or outcome.retry_after is None:
+    if outcome.status_code not in SLOW_DOWN or outcome.retry_after is None:
         return None
     text = outcome.retry_after.strip()
     if text.isascii() and text.isdigit():

@@ -22,7 +22,7 @@ from django.conf import settings
 
 from core.db import borrow_connection
 from webhooks.destinations.base import Destination
-from webhooks.destinations.http.destination import HttpDestination
+from webhooks.destinations.kinds import PushedDestinations
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch import leases
 from webhooks.dispatch.backlog_sender import BacklogSender
@@ -231,7 +231,7 @@ class Sender:
 
     def _build_parts(self) -> None:
         """Make what belongs to the running event loop."""
-        self._destination: Destination = HttpDestination()
+        self._destination: Destination = PushedDestinations()
         self._backlog_sender = BacklogSender(
             on_end=self.wake, on_due=lambda: self.wake(backlog=False), enabled=self._with_backlog_sender
         )

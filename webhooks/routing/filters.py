@@ -46,9 +46,21 @@ _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "$lt": lambda value, bound: value < bound,
     "$lte": lambda value, bound: value <= bound,
 }
-OPERATORS = (
-    _EQUAL, "$neq", "$in", "$nin", *_COMPARISONS, "$startsWith", "$endsWith", "$exist", "$and", "$or", "$not",
-)  # fmt: skip
+# By operator, whether it is about an array as a whole: `$neq` means that no item is equal (`_Compiler._whole`).  The
+# others hold for an array if they hold for any of its items (`_Compiler._leaf`).
+OPERATORS = {
+    _EQUAL: False,
+    "$neq": True,
+    "$in": False,
+    "$nin": True,
+    **dict.fromkeys(_COMPARISONS, False),
+    "$startsWith": False,
+    "$endsWith": False,
+    "$exist": True,
+    "$and": True,
+    "$or": True,
+    "$not": True,
+}
 
 
 class FilterError(ValueError):
@@ -260,12 +272,12 @@ class _Compiler:
             self._count(inner)
             if not name.startswith("$"):
                 of_items.append(self._member(name, value, inner, depth))
-            elif operator in ("$and", "$or", "$not", "$neq", "$nin", "$exist"):
-                of_whole.append(self._whole(operator, value, inner, depth))
-            elif operator in OPERATORS:
-                of_items.append(self._leaf(operator, value, inner))
-            else:
+            elif operator not in OPERATORS:
                 raise FilterError(inner, f"is not an operator; there are {', '.join(OPERATORS)}")
+            elif OPERATORS[operator]:
+                of_whole.append(self._whole(operator, value, inner, depth))
+            else:
+                of_items.append(self._leaf(operator, value, inner))
         # One item of an array has to meet all of these.
         tests = [self._of_items(_all(of_items), self._conditions - counted_before)] if of_items else []
         return _all(tests + of_whole)
