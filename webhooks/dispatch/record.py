@@ -26,14 +26,13 @@ from webhooks.models import Delivery, DeliveryStatus, NoticeKind
 from webhooks.notices import Note, failed_delivery, note
 from webhooks.queues import LockedQueue, lock_queues, locking_cursor, mark_due
 from webhooks.rollups import ADD_ATTEMPTS, attempt_columns
-from webhooks.subscriptions import disable_automatically
+from webhooks.subscriptions import ALWAYS_FAILED, GONE, disable_automatically
 
 log = structlog.get_logger()
 
 # For the one thread that records.
 _sealer = Sealer()
 
-GONE = "The endpoint returned 410 Gone."
 
 # Every attempt is kept.  The delivery only changes while the lease is still the worker's own.
 RECORD_ATTEMPTS = """
@@ -175,7 +174,7 @@ class _QueueUpdate:
         # An endpoint that was left in peace for days is not disabled by the first failure after that.
         is_persistent = self.failures_in_period >= len(settings.DELIVERY_RETRY_SCHEDULE)
         if self.is_failing and is_persistent and failing_for >= settings.DISABLE_AFTER_FAILING_FOR:
-            self.disable_reason = self.disable_reason or f"Every delivery failed for {failing_for / 86400:.1f} days."
+            self.disable_reason = self.disable_reason or f"{ALWAYS_FAILED} {failing_for / 86400:.1f} days."
         self.health = replace(self.health, window=min(self.health.window, max(self.queue.max_in_flight, 1)))
 
 
