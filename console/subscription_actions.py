@@ -107,7 +107,7 @@ class SubscriptionActions(BoundedAdmin):
         done = 0
         if able:
             reason = reason_of(form)
-            by = f"Disabled by {request.user.get_username()}: {reason}"
+            by = f"Disabled {subscriptions.BY_OPERATOR}: {reason}"
             write = partial(self.audit_many, request, "subscription.disable", detail={}, reason=reason)
             for ids in _by_organization(rows):
                 done += len(subscriptions.disable_many(ids, by, audit=lambda changed: write(rows=changed)))

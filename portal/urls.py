@@ -1,4 +1,4 @@
-"""The portal's pages.  The tenancy walk (tests/security/test_tenancy.py, tests/portal/test_tenancy.py) knows each."""
+"""The portal's pages.  The tenancy walk (tests/security/test_tenancy.py, tests/portal/test_attacks.py) knows each."""
 
 from django.urls import path
 
@@ -26,6 +26,7 @@ urlpatterns = [
     path("deliveries", deliveries.DeliveryListView.as_view(), name="deliveries"),
     path("deliveries/<uuid:delivery_id>", deliveries.DeliveryView.as_view(), name="delivery"),
     path("deliveries/<uuid:delivery_id>/retry", deliveries.RetryView.as_view(), name="retry-delivery"),
+    path("deliveries/<uuid:delivery_id>/skip", deliveries.SkipView.as_view(), name="skip-delivery"),
     path("logs", logs.LogsView.as_view(), name="logs"),
     path("help", help_page.HelpView.as_view(), name="help"),
 ]

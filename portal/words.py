@@ -14,6 +14,24 @@ STATES = {
     "sent as soon as your endpoint responds.",
     "disabled": "Nothing is sent. New webhooks are held and sent once you enable the endpoint.",
 }
+ASKED_FOR_PAUSE = (
+    "Your endpoint asked us to wait, with the header Retry-After. Nothing is lost: what is waiting is sent after that."
+)
+ASKED_FOR_PAUSE_ADVICE = (
+    "Nothing, if your endpoint meant it. To try at once, open a delivery that waits and press “Retry now”."
+)
+DISABLED_GONE = (
+    "Your endpoint responded with 410, which says that it doesn't want webhooks anymore. So nothing is sent, and new "
+    "webhooks are held."
+)
+DISABLED_ALWAYS_FAILED = "Every attempt failed for days, so nothing is sent anymore. New webhooks are held."
+DISABLED_WITH_HOST = (
+    "Whoever runs this service has stopped sending to this server, for all of its endpoints. New webhooks are held."
+)
+DISABLED_BY_OPERATOR = "Whoever runs this service has disabled the endpoint. New webhooks are held."
+ASK_OPERATOR = "Ask whoever gave you the link."
+ASK_OPERATOR_FIRST = "Ask whoever gave you the link, before you enable the endpoint."
+
 DELIVERY_STATES = {
     "pending": "It is waiting for its first attempt.",
     "retrying": "An attempt failed; the next one is scheduled.",
@@ -21,9 +39,59 @@ DELIVERY_STATES = {
     "delivered": "Your endpoint accepted it.",
     "failed": "All attempts have failed. It is only sent again if you retry it, with its endpoint enabled.",
     "held": "Its endpoint is disabled. It is sent once you enable that.",
-    "cancelled": "It won't be sent: its endpoint was deleted, its data was erased, it was held for too long, or "
-    "somebody skipped it.",
+    "cancelled": "It won't be sent.",
 }
+# What else is said on the help page, which knows no cause.
+MORE_OF_STATES = {
+    "pending": "Or it waits its turn: while the endpoint is paused, above the endpoint's limit, or in its order.",
+    "held": "Or whoever runs this service holds it back for a while.",
+    "cancelled": "Its endpoint was deleted, its data was erased, it was held for too long, or somebody skipped it.",
+}
+DUE = "It is sent as soon as it is its turn, which is usually at once."
+SENDING_DISABLED = (
+    "Nothing is sent to anybody at the moment, which is up to whoever runs this service. Nothing is lost: it is sent "
+    "afterward."
+)
+WAITS_FOR_PAUSE = (
+    "Its endpoint is paused {when}, because too many attempts failed in a row. It is sent as soon as the endpoint "
+    "responds again."
+)
+WAITS_FOR_PAUSE_ADVICE = "Correct your endpoint. To try at once, press “Retry now”."
+WAITS_FOR_ASKED_PAUSE = "Its endpoint asked us to wait {when}, with the header Retry-After. It is sent after that."
+WAITS_FOR_RATE = "It waits its turn: its endpoint gets at most {limit} webhooks a second."
+WAITS_FOR_RATE_ADVICE = "Nothing. To get webhooks faster, raise the limit: edit the endpoint, under “Advanced”."
+WAITS_IN_ORDER = (
+    "It waits for an earlier webhook with the same ordering key, because its endpoint gets those one at a time and in "
+    "order."
+)
+EARLIER_PENDING = "It is sent as soon as that one is over."
+EARLIER_RETRYING = (
+    "An attempt of that one failed, and it is being retried. This one is sent once that one is delivered, or all its "
+    "attempts have failed."
+)
+EARLIER_RETRYING_BLOCKS = (
+    "An attempt of that one failed, and it is being retried. This one is sent once that one is delivered."
+)
+EARLIER_RETRYING_ADVICE = (
+    "Open the earlier one: it says why it fails. If it isn't worth waiting for, skip it; it is never sent then."
+)
+EARLIER_FAILED = "All attempts of that one have failed, and the endpoint is set to wait until it is delivered."
+EARLIER_FAILED_ADVICE = "Open the earlier one. Retry it once its cause is corrected, or skip it to go on without it."
+EARLIER_HELD = "That one is held back."
+HELD_BY_OPERATOR = "Whoever runs this service holds it back. It is sent once they let it go."
+HELD_ADVICE = "Open its endpoint, which says why it is disabled, and enable it."
+FAILED_AT_ONCE = "It couldn't be sent, and another attempt would fail in the same way. It is only sent if you retry it."
+FAILED_ERASED = "It was never accepted, and can't be sent again."
+FAILED_DELETED = "All attempts have failed, and its endpoint was deleted since. It can't be sent again."
+FAILED_DISABLED = "All attempts have failed. Its endpoint is disabled: enable that first, and then retry it."
+# By `last_error`.
+CANCELLED_BECAUSE: dict[str, str] = {
+    Failure.PAYLOAD_ERASED: "It won't be sent: somebody erased the event's data permanently.",
+    Failure.HELD_TOO_LONG: "It won't be sent: its endpoint was disabled for so long that it was given up.",
+    Failure.NOT_FETCHED: "It can't be fetched anymore: no consumer fetched it in time.",
+}
+CANCELLED_DELETED = "It won't be sent: its {what} was deleted."
+CANCELLED_SKIPPED = "It won't be sent: somebody skipped it, so that those behind it could go on."
 # The same in an inbox, where nothing is sent.
 INBOX_STATES = {
     "pending": "It waits in the inbox until a consumer fetches it.",
@@ -31,7 +99,6 @@ INBOX_STATES = {
     "delivering": "A consumer has fetched it, and hasn't acknowledged it yet.",
     "delivered": "A consumer has acknowledged it.",
     "held": "Its inbox is disabled. It can be fetched once that is enabled.",
-    "cancelled": "It can't be fetched: its inbox was deleted, its data was erased, or nobody fetched it in time.",
 }
 
 # What the API says of such an address is written for somebody who knows the operator.
@@ -46,7 +113,9 @@ _BY_FAILURE = {
     Failure.CONNECTION_FAILED: ("connection", "Your server can't be reached. Check its firewall and its address."),
     Failure.CONNECTION_LOST: ("connection", "Your server closed the connection before it sent a response."),
     Failure.TLS_FAILED: ("tls", "The certificate isn't valid for this host name, or its chain is incomplete."),
-    Failure.INVALID_RESPONSE: ("connection", "What responded isn't a web server. Is the port correct?"),
+    Failure.INVALID_RESPONSE: (
+        "invalid", "What came back isn't a valid HTTP response; the attempt says in which way. Is the port correct?",
+    ),
     Failure.ADDRESS_NOT_ALLOWED: ("address", "The host name resolves to an address that webhooks can't be sent to."),
     Failure.OAUTH_FAILED: (
         "oauth", "We couldn't get an access token for your endpoint. Check its authorization server, the client id, "
@@ -80,6 +149,11 @@ def of_an_error(text: str) -> str:
 def why_not_retryable(delivery: Delivery) -> str:
     """Return why a delivery can't be retried.  What the API calls a subscription is an endpoint here."""
     return delivery_actions.why_not_retryable(delivery).replace("subscription", "endpoint")
+
+
+def why_not_skippable(delivery: Delivery) -> str:
+    """Return why a delivery can't be skipped, in the same words."""
+    return delivery_actions.why_not_skippable(delivery).replace("subscription", "endpoint")
 
 
 def _for_status(status: int) -> tuple[str, str]:

@@ -48,7 +48,12 @@ _DUE_NOW = Case(When(is_fetched=False, then=Now()))
 RESYNC_AT_ONCE = 10
 # In the audit log, the actor is `system:` and this for what a worker does by itself.
 AUTOMATIC = "worker"
+# How the reasons begin for which subscriptions are disabled.  Tenants read them, so they name no member of staff: the
+# audit log does.
 DISABLED_BY_REQUEST = "Disabled by request."
+GONE = "The endpoint returned 410 Gone."
+ALWAYS_FAILED = "Every delivery failed for"
+BY_OPERATOR = "by the operator"
 
 
 class TooManySubscriptions(Exception):

@@ -18,7 +18,7 @@ from core.query import PAGE_PARAMETERS, ParameterError, moment, page
 from core.wakeups import WEBHOOKS, wake
 from events.models import Event
 from orgs.models import Scope
-from portal import words
+from portal import meanings, words
 from portal.pages.shown import attempt_row, delivery_row
 from portal.web import NotAllowed, PortalView
 from webhooks import delivery_actions, subscriptions
@@ -27,6 +27,7 @@ from webhooks.delivery_filters import matching_deliveries
 from webhooks.display.exchange import exchange_blocks
 from webhooks.display.formatting import host_of_url, short
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
+from webhooks.order import waits_for
 from webhooks.states import DeliveryState, state_of
 
 MAX_SHOWN = 25
@@ -34,6 +35,11 @@ MAX_ATTEMPTS_SHOWN = 50
 # A filter by type looks at so many of the newest events of that type.
 MAX_EVENTS_OF_TYPE = 2000
 MAX_ENDPOINTS_OFFERED = 200
+# What a page says after a change, by the word in its address.
+DONE = {
+    "retried": "It is being tried again. What comes of it is shown here.",
+    "skipped": "It was skipped. What waited for it goes on.",
+}
 AGES = {"1h": ("the last hour", 1), "24h": ("the last 24 hours", 24), "7d": ("the last 7 days", 24 * 7)}
 
 
@@ -55,6 +61,16 @@ class DeliveryPage(PortalView):
         if row is None:
             raise Http404
         return row
+
+    def earlier(self, row: Delivery) -> Delivery | None:
+        """Return the delivery of the same ordering key that has to be over before this one is sent."""
+        earlier_id = waits_for(row)
+        return self.own_deliveries().filter(pk=earlier_id).first() if earlier_id else None
+
+    def is_skippable(self, row: Delivery) -> bool:
+        """Tell whether the delivery can be given up, so that its ordering key goes on."""
+        can_be = row.ordering_key is not None and row.subscription.deleted_at is None
+        return can_be and state_of(row) in DeliveryAction.SKIP.states
 
 
 class DeliveryListView(DeliveryPage):
@@ -153,21 +169,29 @@ class DeliveryView(DeliveryPage):
             .order_by("-number")[:MAX_ATTEMPTS_SHOWN]
         )
         blocks = exchange_blocks(row, attempts, for_tenant=True)
+        # A retry of one that waits for another doesn't send it any earlier.
+        earlier = self.earlier(row)
         is_retryable = (
             state_of(row) in DeliveryAction.RETRY.states
             and row.subscription.is_active
             and row.subscription.deleted_at is None
             and not row.event.is_erased
+            and earlier is None
         )
+        holds_up = meanings.count_held_up(row)
         return self.page(
             "delivery.html",
             delivery=delivery_row(row),
+            meaning=meanings.of_delivery(row, earlier, holds_up),
+            earlier=delivery_row(earlier) if earlier else None,
+            ordering_key=short(row.ordering_key or "", 255),
+            is_skippable=self.is_skippable(row) and bool(holds_up),
             row=row,
             attempts=[{**attempt_row(one), "exchange": block} for one, block in zip(attempts, blocks, strict=True)],
             left_out=row.attempt_count > MAX_ATTEMPTS_SHOWN,
             is_retryable=is_retryable,
             has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == "http",
-            retried=request.GET.get("done") == "retried",
+            done=DONE.get(request.GET.get("done", "")),
             is_under_way=_is_under_way(row),
         )
 
@@ -187,3 +211,26 @@ class RetryView(DeliveryPage):
             raise NotAllowed("It can't be retried now", words.why_not_retryable(self.own_delivery(delivery_id)))
         wake(WEBHOOKS)
         return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done=retried")
+
+
+class SkipView(DeliveryPage):
+    """Giving up a delivery that later ones of its ordering key wait for."""
+
+    is_only_for_changes = True
+
+    def get(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
+        row = self.own_delivery(delivery_id)
+        if not self.is_skippable(row):
+            raise NotAllowed("It can't be skipped", words.why_not_skippable(row))
+        return self.page("skip.html", delivery=delivery_row(row), holds_up=meanings.count_held_up(row))
+
+    def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
+        row = self.own_delivery(delivery_id)
+        with transaction.atomic():
+            changed = delivery_actions.apply(DeliveryAction.SKIP, [row.pk], announce=False)
+            if changed:
+                self.record("delivery.skip", row.pk, name=f"{row.event.type} to {row.subscription.url}")
+        if not changed:
+            raise NotAllowed("It can't be skipped", words.why_not_skippable(self.own_delivery(delivery_id)))
+        wake(WEBHOOKS)
+        return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done=skipped")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import orjson
 from django.db import transaction
 from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
@@ -17,7 +18,7 @@ from portal.pages.shown import attempt_row, endpoint_row
 from portal.web import NotAllowed, PortalView
 from webhooks import handshake, probes, subscriptions
 from webhooks.display import panels
-from webhooks.display.formatting import short
+from webhooks.display.formatting import code_block, short
 from webhooks.display.series import SPANS, read_series
 from webhooks.display.standing import count_waiting, recent_attempts
 from webhooks.models import Delivery, DestinationKind, Subscription
@@ -72,6 +73,12 @@ class EndpointPage(PortalView):
         return HttpResponseRedirect(f"{reverse('portal:endpoint', args=[endpoint_id])}?done={done}")
 
 
+def public_key(row: Subscription) -> str:
+    """Return the key with which the endpoint's owner verifies Ed25519 signatures; empty for a shared secret."""
+    current = row.secret_details[0] if row.secret_details else {}
+    return short(str(current.get("public_key") or ""), 200)
+
+
 class EndpointListView(EndpointPage):
     """All endpoints, with how they stand."""
 
@@ -110,6 +117,9 @@ class EndpointView(EndpointPage):
             "endpoint.html",
             endpoint=endpoint_row(row, now),
             row=row,
+            filter=code_block(orjson.dumps(row.filter).decode()) if row.filter else "",
+            channels=", ".join(short(one, 128) for one in row.channels),
+            public_key=public_key(row),
             metadata=[(short(name, 100), short(value, 500)) for name, value in sorted(row.metadata.items())],
             waiting=count_waiting(row.pk),
             span=span,
@@ -159,7 +169,7 @@ class NewEndpointView(EndpointPage):
             raise NotAllowed(
                 "There are too many endpoints", "You have as many as you may have. Delete one that you don't need."
             ) from None
-        return self.page("secret.html", row=row, secret=secret, is_new=True)
+        return self.page("secret.html", row=row, secret=secret, is_new=True, public_key=public_key(row))
 
 
 class EditEndpointView(EndpointPage):

@@ -34,7 +34,11 @@ class HelpView(PortalView):
         return self.page(
             "help.html",
             states=words.STATES,
-            delivery_states=words.DELIVERY_STATES,
+            delivery_states={
+                name: f"{meaning} {words.MORE_OF_STATES.get(name, '')}".strip()
+                for name, meaning in words.DELIVERY_STATES.items()
+            },
+            inbox_states=words.INBOX_STATES,
             languages=[(name, label) for name, (label, _) in LANGUAGES.items()],
             language=language,
             language_label=LANGUAGES[language][0],

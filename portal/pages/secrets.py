@@ -9,7 +9,7 @@ from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
 
 from portal.forms import OVERLAPS, RotateForm
-from portal.pages.endpoints import EndpointPage
+from portal.pages.endpoints import EndpointPage, public_key
 from portal.web import NotAllowed
 from webhooks import subscriptions
 from webhooks.display.formatting import format_time
@@ -46,4 +46,6 @@ class RotateView(EndpointPage):
             ) from None
         except Subscription.DoesNotExist:
             raise Http404 from None
-        return self.page("secret.html", row=row, secret=secret, is_new=False, old_stops=OVERLAPS[overlap])
+        return self.page(
+            "secret.html", row=row, secret=secret, is_new=False, old_stops=OVERLAPS[overlap], public_key=public_key(row)
+        )

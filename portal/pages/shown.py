@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from portal import words
+from portal import meanings, words
 from webhooks.display.causes import error_words
 from webhooks.display.formatting import cause_of, format_duration, format_time, host_of_url, short
 from webhooks.display.standing import distance
@@ -25,7 +25,7 @@ def _when(moment: datetime.datetime | None, now: datetime.datetime) -> str:
 
 def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
     """Return an endpoint, read with its state."""
-    about, advice = words.advice(row.last_error or "", row.last_status_code)
+    meaning = meanings.of_endpoint(row)
     state = str(row.state)
     return {
         "id": row.pk,
@@ -37,13 +37,12 @@ def endpoint_row(row: Any, now: datetime.datetime) -> dict[str, Any]:
         "all_events": "*" in row.event_types,
         "is_operational": row.is_operational,
         "state": state,
-        "meaning": words.STATES.get(state, ""),
+        "meaning": meaning.text,
         "cause": _cause(row, now),
         # Its last error stands beside it in the list.
         "cause_in_list": _cause(row, now) if state in {SubscriptionState.DISABLED, SubscriptionState.PAUSED} else "",
-        # The advice is about the failure, which is over once the endpoint is active again.
-        "advice": advice if state != SubscriptionState.ACTIVE else "",
-        "about": about,
+        "advice": meaning.advice,
+        "about": meaning.about,
         "since": _when(row.state_since, now),
         "last_success": _when(row.last_success_at, now) or "never",
         "last_success_ago": distance(row.last_success_at, now) if row.last_success_at else "never",
@@ -59,25 +58,21 @@ def _cause(row: Any, now: datetime.datetime) -> str:
     if row.state == SubscriptionState.PAUSED:
         error = error_words(row.last_error or "", row.last_status_code) or "the last attempt failed"
         return f"{error[:1].upper()}{error[1:]}. The next attempt is {distance(row.paused_until, now)}."
-    cause = cause_of(row)
+    cause = meanings.reason_shown(row) if row.state == SubscriptionState.DISABLED else cause_of(row)
     return cause[:1].upper() + cause[1:]
 
 
 def delivery_row(row: Delivery) -> dict[str, Any]:
     """Return a delivery, read with its event's type and its subscription."""
     state = state_of(row)
-    about, advice = words.advice(row.last_error, row.last_status_code)
     return {
         "id": row.pk,
         "type": short(row.event.type, 255),
         "endpoint": short(host_of_url(row.subscription.url, with_path=True), 300),
         "state": state,
-        "meaning": (words.INBOX_STATES if is_inbox(row.subscription) else words.DELIVERY_STATES).get(state, ""),
         "is_inbox": is_inbox(row.subscription),
         "attempts": row.attempt_count,
         "result": error_words(row.last_error, row.last_status_code),
-        "advice": advice,
-        "about": about,
         "at": format_time(row.created_at),
         "next_attempt": format_time(next_at) if (next_at := next_attempt_at(row)) else "",
         "completed": format_time(row.completed_at) if row.completed_at else "",

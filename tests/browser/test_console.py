@@ -179,7 +179,7 @@ def test_stop_this_host(staff_tab: Watched, site: str, demo: Demo) -> None:
     assert "Only Acme: 1 subscription" in operator.text()
     operator.page.type("[name=reason]", "down for days")  # which has the cursor already
     operator.click("css=button >> text=Stop billing.acme.example")
-    assert "Host billing.acme.example stopped by olga: down for days" in operator.text()
+    assert "Host billing.acme.example stopped by the operator: down for days" in operator.text()
     assert operator.clicks == 3
     subscription = Subscription.objects.get(pk=demo.dead)
     assert not subscription.is_active

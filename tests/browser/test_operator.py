@@ -140,7 +140,7 @@ def test_a_host_is_stopped_in_two_clicks_and_enabled_in_two(world: World, desk: 
     assert desk.clicks == 2
     assert "1 subscription disabled." in desk.look("after-stop-host")
     desk.open(page_url(down()))
-    assert "Host down.example.com stopped by olga: they asked us to" in desk.look("stopped")
+    assert "Host down.example.com stopped by the operator: they asked us to" in desk.look("stopped")
     desk.click("text=Enable this host >> visible=true")
     desk.click("css=button >> text=Enable down.example.com")
     assert down().is_active

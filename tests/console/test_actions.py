@@ -116,7 +116,7 @@ def test_a_subscription_is_disabled_with_a_reason_and_enabled_again(world: World
     assert "1 subscription disabled" in said(answer)
     world.subscription.refresh_from_db()
     assert not world.subscription.is_active
-    assert world.subscription.disabled_reason == "Disabled by operator-1: their deploy"
+    assert world.subscription.disabled_reason == "Disabled by the operator: their deploy"
     assert status_of(world.deliveries["pending"]) == "held"
     assert "their deploy" in operator.get(page_url(world.subscription)).content.decode()
     assert "their deploy" in operator.get(reverse("admin:index")).content.decode()

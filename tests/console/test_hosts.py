@@ -62,7 +62,7 @@ def test_a_host_is_stopped_for_one_organization_and_enabled_again(
     stopped = {f"https://{HOST}/a", f"https://{HOST.upper()}:8443/b?x=1"}
     assert {url for url, active in states().items() if not active} == {*stopped, f"http://{HOST}/gone"}
     ours.refresh_from_db()
-    assert ours.disabled_reason == f"Host {HOST} stopped by operator-1: they asked us to"
+    assert ours.disabled_reason == f"Host {HOST} stopped by the operator: they asked us to"
     assert Delivery.objects.get().status == "held"
     entry = AuditEntry.objects.get(action="host.stop")
     assert (entry.organization_id, entry.target, entry.reason) == (ours.organization_id, HOST, "they asked us to")

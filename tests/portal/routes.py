@@ -27,6 +27,7 @@ PORTAL: dict[str, list[tuple[str, dict[str, Any] | None]]] = {
     "portal/deliveries": [("GET", None)],
     "portal/deliveries/<uuid:delivery_id>": [("GET", None)],
     "portal/deliveries/<uuid:delivery_id>/retry": [("POST", {})],
+    "portal/deliveries/<uuid:delivery_id>/skip": [("GET", None), ("POST", {})],
     "portal/logs": [("GET", None)],
     "portal/help": [("GET", None)],
 }
@@ -35,6 +36,7 @@ PORTAL_OPEN = {"portal/open", "portal/theme.css"}
 # They lead a session that can only look nowhere.
 ONLY_FOR_CHANGES = {
     "portal/endpoints/new", f"{_ONE}/edit", f"{_ONE}/disable", f"{_ONE}/delete", f"{_ONE}/secret", f"{_ONE}/recover",
+    "portal/deliveries/<uuid:delivery_id>/skip",
 }  # fmt: skip
 # What a session must be allowed for a page; endpoints, the changes of the log, and the help can always be looked at.
 NEEDS = {

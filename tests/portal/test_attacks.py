@@ -97,7 +97,9 @@ def test_a_session_does_nothing_that_its_link_does_not_allow(
         needs = {NEEDS.get(route)} - {None}
         if changes:
             needs = (
-                {Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY} if "retry" in route else {Scope.SUBSCRIPTIONS_MANAGE}
+                {Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY}
+                if "deliveries/" in route
+                else {Scope.SUBSCRIPTIONS_MANAGE}
             )
         if needs <= {allowed}:
             if method == "GET":

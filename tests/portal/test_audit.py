@@ -12,7 +12,7 @@ from tests.security.test_audit_transactions import everything, refused  # noqa: 
 from webhooks import subscriptions
 
 # In an order in which each finds what it changes.
-ORDER = ("new", "edit", "test", "disable", "enable", "secret", "recover", "retry", "delete", "close")
+ORDER = ("new", "edit", "test", "disable", "enable", "secret", "recover", "retry", "skip", "delete", "close")
 FORMS = sorted([*CHANGES, ("portal/close", {})], key=lambda form: ORDER.index(form[0].rpartition("/")[2]))
 
 

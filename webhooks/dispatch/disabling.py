@@ -6,10 +6,10 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from webhooks.dispatch.delivery import AttemptResult
-from webhooks.dispatch.queue_update import GONE, QueueUpdate
+from webhooks.dispatch.queue_update import QueueUpdate
 from webhooks.models import Delivery, DeliveryStatus
 from webhooks.queues import mark_due
-from webhooks.subscriptions import disable_automatically
+from webhooks.subscriptions import GONE, disable_automatically
 
 
 def disable_unwanted(

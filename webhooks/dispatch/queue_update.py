@@ -13,8 +13,7 @@ from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failu
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import retry_after_seconds
 from webhooks.queues import LockedQueue
-
-GONE = "The endpoint returned 410 Gone."
+from webhooks.subscriptions import ALWAYS_FAILED, GONE
 
 UPDATE_QUEUES = """
 UPDATE webhooks_subscriptionqueue q SET
@@ -100,7 +99,7 @@ class QueueUpdate:
         # After days without a request, the first failure doesn't disable an endpoint.
         is_persistent = self.failures_in_period >= len(settings.DELIVERY_RETRY_SCHEDULE)
         if self.is_failing and is_persistent and failing_for >= settings.DISABLE_AFTER_FAILING_FOR:
-            self.disable_reason = self.disable_reason or f"Every delivery failed for {failing_for / 86400:.1f} days."
+            self.disable_reason = self.disable_reason or f"{ALWAYS_FAILED} {failing_for / 86400:.1f} days."
         self.health = replace(self.health, window=min(self.health.window, max(self.queue.max_in_flight, 1)))
 
 

@@ -41,8 +41,8 @@ def retry_delay(attempts_used: int, schedule: Sequence[float], jitter: float) ->
 def retry_after_seconds(outcome: Outcome, now: float, most: float) -> float | None:
     """Return how many seconds a response with a status of SLOW_DOWN tells us to wait; None if it doesn't say.
 
-    most: bounds the seconds.  now: seconds since the epoch.  `Retry-After` holds seconds or an HTTP date (RFC 9110 §10.2.3).  A value that is
-    neither, or that lies in the past, counts as absent.
+    most: bounds the seconds.  now: seconds since the epoch.  `Retry-After` holds seconds or an HTTP date (RFC 9110
+    §10.2.3).  A value that is neither, or that lies in the past, counts as absent.
     """
     if outcome.status_code not in SLOW_DOWN or outcome.retry_after is None:
         return None

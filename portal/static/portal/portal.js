@@ -4,8 +4,9 @@
 const opening = document.querySelector('form[data-open]');
 if (opening) {
     const token = window.location.hash.slice(1);
-    // Not in the history, and not there for who looks over a shoulder.
-    window.history.replaceState(null, '', window.location.pathname);
+    // Not in the history, and not there for who looks over a shoulder.  With a query: to a browser, another link that
+    // is pasted over the same address would only be another place on this page.
+    window.history.replaceState(null, '', `${window.location.pathname}?link`);
     if (token) {
         opening.elements.token.value = token;
         opening.submit();

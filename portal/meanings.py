@@ -1,0 +1,168 @@
+"""How an endpoint or a delivery stands, for people who have never seen the API: what it means, and what to do about it.
+
+The states are those of `webhooks.states`; what is said of one also depends on its cause.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.utils import timezone
+
+from portal import words
+from webhooks.destinations.outcome import Failure
+from webhooks.display.formatting import format_time
+from webhooks.inboxes import is_inbox
+from webhooks.models import Delivery, OrderedOnFailure, SubscriptionQueue
+from webhooks.order import count_waiting
+from webhooks.states import Breaker, DeliveryState, SubscriptionState, state_of
+from webhooks.subscriptions import ALWAYS_FAILED, BY_OPERATOR, DISABLED_BY_REQUEST, GONE
+
+MOST_COUNTED = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """What a state means, and what happens next; what to do, empty if nothing; the part of the help about that."""
+
+    text: str
+    advice: str = ""
+    about: str = ""
+
+
+def of_endpoint(row: Any) -> Meaning:
+    """Return what the state of an endpoint means, which was read with its state."""
+    about, advice = words.advice(row.last_error or "", row.last_status_code)
+    if row.state == SubscriptionState.DISABLED:
+        return _of_disabled(row, advice, about)
+    if row.state == SubscriptionState.PAUSED and row.breaker != Breaker.OPEN:
+        return Meaning(words.ASKED_FOR_PAUSE, words.ASKED_FOR_PAUSE_ADVICE, "pause")
+    # The advice is about the failure, which is over once the endpoint is active again.
+    is_over = row.state == SubscriptionState.ACTIVE
+    return Meaning(words.STATES.get(row.state, ""), "" if is_over else advice, "" if is_over else about)
+
+
+def reason_shown(row: Any) -> str:
+    """Return why an endpoint is disabled, as far as it is a tenant's business: older reasons name members of staff."""
+    reason = str(row.disabled_reason)
+    known = (DISABLED_BY_REQUEST[:-1], GONE, ALWAYS_FAILED)
+    return reason if reason.startswith(known) or BY_OPERATOR in reason else ""
+
+
+def _of_disabled(row: Any, advice: str, about: str) -> Meaning:
+    reason = str(row.disabled_reason)
+    if reason.startswith(DISABLED_BY_REQUEST[:-1]):
+        return Meaning(words.STATES["disabled"])
+    if reason == GONE:
+        return Meaning(words.DISABLED_GONE, words.advice(Failure.HTTP_STATUS, 410)[1], "410")
+    if reason.startswith(ALWAYS_FAILED):
+        return Meaning(words.DISABLED_ALWAYS_FAILED, f"{advice} Then enable the endpoint.".strip(), about)
+    if row.stopped_with_host:
+        return Meaning(words.DISABLED_WITH_HOST, words.ASK_OPERATOR_FIRST, "operator")
+    return Meaning(words.DISABLED_BY_OPERATOR, words.ASK_OPERATOR_FIRST, "operator")
+
+
+def of_delivery(row: Delivery, earlier: Delivery | None, holds_up: int) -> Meaning:
+    """Return what the state of a delivery means, which was read with its event and its subscription.
+
+    earlier: the one of the same ordering key that it waits for.  holds_up: how many of its key wait for it.
+    """
+    state = state_of(row)
+    if state == DeliveryState.CANCELLED:
+        return _of_cancelled(row)
+    if is_inbox(row.subscription):
+        return Meaning(words.INBOX_STATES.get(state, ""))
+    if state in {DeliveryState.PENDING, DeliveryState.RETRYING}:
+        return _of_waiting(row, state, earlier)
+    if state == DeliveryState.HELD:
+        return _of_held(row)
+    if state == DeliveryState.FAILED:
+        return _of_failed(row, holds_up)
+    return Meaning(words.DELIVERY_STATES.get(state, ""))
+
+
+def count_held_up(row: Delivery) -> int:
+    """Return how many later deliveries of its ordering key wait for this one, at most MOST_COUNTED."""
+    if row.ordering_key is None or row.status in {"delivered", "cancelled"}:
+        return 0
+    if row.status == "failed" and (
+        row.subscription.ordered_on_failure != OrderedOnFailure.BLOCK or row.last_error == Failure.PAYLOAD_ERASED
+    ):
+        return 0
+    return count_waiting(row, MOST_COUNTED)
+
+
+def _of_waiting(row: Delivery, state: str, earlier: Delivery | None) -> Meaning:
+    if not row.subscription.is_active:  # it becomes held in a moment
+        return _of_held(row)
+    about, advice = words.advice(row.last_error, row.last_status_code)
+    now = timezone.now()
+    queue = SubscriptionQueue.objects.filter(pk=row.subscription_id).first()
+    if earlier is not None:
+        return _of_ordered(row, earlier)
+    if settings.DISABLE_WEBHOOK_DELIVERY:
+        return Meaning(words.SENDING_DISABLED)
+    if queue is not None and queue.paused_until is not None and queue.paused_until > now:
+        when = f"until {format_time(queue.paused_until)}"
+        if queue.breaker_trips:
+            return Meaning(words.WAITS_FOR_PAUSE.format(when=when), advice or words.WAITS_FOR_PAUSE_ADVICE, "pause")
+        return Meaning(words.WAITS_FOR_ASKED_PAUSE.format(when=when), words.ASKED_FOR_PAUSE_ADVICE, "pause")
+    if row.next_attempt_at is not None and row.next_attempt_at <= now:
+        limit = row.subscription.deliveries_per_second
+        if limit and queue is not None and queue.next_due_at is not None and queue.next_due_at > now:
+            return Meaning(words.WAITS_FOR_RATE.format(limit=f"{limit:g}"), words.WAITS_FOR_RATE_ADVICE, "429")
+        return Meaning(words.DUE, advice, about)
+    return Meaning(words.DELIVERY_STATES[state], advice, about)
+
+
+def _of_ordered(row: Delivery, earlier: Delivery) -> Meaning:
+    """Return what it means that a delivery waits for an earlier one of its key."""
+    state = state_of(earlier)
+    if state == DeliveryState.FAILED:
+        return Meaning(f"{words.WAITS_IN_ORDER} {words.EARLIER_FAILED}", words.EARLIER_FAILED_ADVICE, "order")
+    if state == DeliveryState.RETRYING:
+        blocks = row.subscription.ordered_on_failure == OrderedOnFailure.BLOCK
+        after = words.EARLIER_RETRYING_BLOCKS if blocks else words.EARLIER_RETRYING
+        return Meaning(f"{words.WAITS_IN_ORDER} {after}", words.EARLIER_RETRYING_ADVICE, "order")
+    if state == DeliveryState.HELD:
+        return Meaning(f"{words.WAITS_IN_ORDER} {words.EARLIER_HELD}", words.ASK_OPERATOR, "operator")
+    return Meaning(f"{words.WAITS_IN_ORDER} {words.EARLIER_PENDING}", "", "order")
+
+
+def _of_held(row: Delivery) -> Meaning:
+    if row.subscription.is_active:
+        return Meaning(words.HELD_BY_OPERATOR, words.ASK_OPERATOR, "operator")
+    days = settings.HELD_RETENTION_DAYS
+    limit = f" If it is held for more than {days:g} days, it is cancelled." if days else ""
+    return Meaning(f"{words.DELIVERY_STATES['held']}{limit}", words.HELD_ADVICE)
+
+
+def _of_failed(row: Delivery, holds_up: int) -> Meaning:
+    about, advice = words.advice(row.last_error, row.last_status_code)
+    text = words.FAILED_AT_ONCE if row.last_error == Failure.TRANSFORM_FAILED else words.DELIVERY_STATES["failed"]
+    if row.event.is_erased:
+        about, advice = words.advice(Failure.PAYLOAD_ERASED, None)
+        text = words.FAILED_ERASED
+    elif row.subscription.deleted_at is not None:
+        text, about, advice = words.FAILED_DELETED, "", ""
+    elif not row.subscription.is_active:
+        text = words.FAILED_DISABLED
+    if holds_up:
+        more = "at least " if holds_up == MOST_COUNTED else ""
+        number = "1 later webhook" if holds_up == 1 else f"{more}{holds_up:,} later webhooks"
+        verb = "waits" if holds_up == 1 else "wait"
+        text += f" {number} with the same ordering key {verb} for it, until it is retried or skipped."
+        about = about or "order"
+    return Meaning(text, advice, about)
+
+
+def _of_cancelled(row: Delivery) -> Meaning:
+    if row.last_error in words.CANCELLED_BECAUSE:
+        return Meaning(words.CANCELLED_BECAUSE[row.last_error])
+    if row.event.is_erased:
+        return Meaning(words.CANCELLED_BECAUSE[Failure.PAYLOAD_ERASED])
+    if row.subscription.deleted_at is not None:
+        return Meaning(words.CANCELLED_DELETED.format(what="inbox" if is_inbox(row.subscription) else "endpoint"))
+    return Meaning(words.CANCELLED_SKIPPED)
