@@ -215,9 +215,7 @@ def _check_attempts(
         again = sum(request.status == 200 for request in requests) - 1
         errors = recorded.get(row, Counter())
         if again > 0:
-            # Sent in full, but noted as a failure: the response came when the sender had given up.
-            unanswered = sum(not request.status for request in requests)
-            late = min(again, errors["timeout"] + errors["connection_lost"] - unanswered)
+            late = min(again, late_responses(requests, errors))
             if row in in_flight:
                 report.duplicates += again
             elif late == again:
@@ -236,6 +234,18 @@ def _check_attempts(
         report.violations.append(
             f"{report.duplicates} duplicates, but only {report.in_flight_at_kills} were in flight at the kills"
         )
+
+
+def late_responses(requests: list[Received], errors: Counter[str]) -> int:
+    """Return how many of a delivery's requests may have been answered when the sender had given up.
+
+    Such an attempt is recorded as a failure, as is one that got no response, which is therefore subtracted.  A
+    request that was reset before the first byte may have gone out again within the same attempt, at no cost; but what
+    the sender left unanswered is always a timeout.
+    """
+    unanswered = sum(not request.status for request in requests)
+    cut = sum(request.cut for request in requests)
+    return max(errors["timeout"] + errors["connection_lost"] - unanswered, errors["timeout"] - cut)
 
 
 def _id_of(request: Received) -> str:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 SEED = 1
 STEP_SECONDS = 4.0
 ARRIVAL_SECONDS = 60.0
+MIGRATIONS = "*/migrations/[0-9]*.py"
 # More than WORKER_SHUTDOWN_GRACE, and than gunicorn's graceful_timeout.
 STOP_SECONDS = 60.0
 
@@ -188,19 +189,40 @@ class Upgrade:
             self._violations.append(f"{process.name} ended with {code} on SIGTERM ({process.log})")
 
 
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+def _git(*arguments: str, root: Path = ROOT) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DevstackError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
-def previous() -> str:
-    """Return the version before this one or, as long as there is none, the commit that last changed a migration."""
+def previous(root: Path = ROOT) -> str:
+    """Return the version before this one or, where no tag tells, the commit before the newest migration was added."""
     try:
-        return _git("describe", "--tags", "--abbrev=0", "--match", "v[0-9]*", "HEAD~1")
+        return _git("describe", "--tags", "--abbrev=0", "--match", "v[0-9]*", "HEAD~1", root=root)
     except DevstackError:
-        return _git("log", "-1", "--format=%H", "--", "*/migrations/*")
+        pass
+    added = _git("log", "-1", "--diff-filter=A", "--format=%H", "--", MIGRATIONS, root=root)
+    try:
+        before = _git("rev-parse", "--verify", "--quiet", f"{added}^{{commit}}^", root=root)
+    except DevstackError:
+        raise DevstackError(
+            "This clone has no version before this one. Get the history, with `git fetch --unshallow --tags`, or name"
+            " a commit: make upgrade-check FROM=COMMIT"
+        ) from None
+    if not _git("diff", "--diff-filter=D", "--no-renames", "--name-only", added, "HEAD", "--", MIGRATIONS, root=root):
+        return before
+    # Migrations were rewritten since, which is done only before a release: begin with the new ones.
+    return _git("log", "-1", "--format=%H", "--", MIGRATIONS, root=root)
+
+
+def new_migrations(old: Path, new: Path = ROOT) -> list[str]:
+    """Return the migrations that only the new code has, as `app.name`."""
+    names = [
+        {f"{path.parent.parent.name}.{path.stem}" for path in root.glob("*/migrations/[0-9]*.py")}
+        for root in (old, new)
+    ]
+    return sorted(names[1] - names[0])
 
 
 def check_out(ref: str, home: Path) -> Code:
@@ -252,7 +274,10 @@ def main() -> int:
         stack.start_servers()
         stack.make_database_again()
         stack.redis.flushall()
-        print(f"from {ref} ({old.root.name}) to {_git('describe', '--always', '--dirty')}\n")
+        print(
+            f"from {ref} ({old.root.name}) to {_git('describe', '--always', '--dirty')};"
+            f" new migrations: {', '.join(new_migrations(old.root)) or 'none'}\n"
+        )
         print(f"{'':<35} {'seconds':>7} {'accepted':>9} {'delivered':>10}   responses")
         upgrade = Upgrade(stack, old, OURS, options.seconds, lambda line: print(line, flush=True))
         report = upgrade.run()
