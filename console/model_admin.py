@@ -189,7 +189,7 @@ class BoundedAdmin(_ModelAdmin):
         return known[object_id]
 
     def fits(self, action: str, row: Any) -> bool:
-        """Tell whether an action makes sense for the row as it is now; its page leaves out the others' buttons."""
+        """Return whether an action makes sense for the row as it is now; its page leaves out the others' buttons."""
         return True
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:

@@ -95,7 +95,7 @@ def _download(home: Path) -> None:
 
 
 def _starts(chromium: Chromium) -> bool:
-    """Tell whether the program prints its version: a wrapper of a package that isn't there doesn't."""
+    """Return whether the program prints its version: a wrapper of a package that isn't there doesn't."""
     try:
         done = subprocess.run(
             [str(chromium.program), "--version"], env={**os.environ, **chromium.env},

@@ -94,7 +94,7 @@ def always_ok(request: Received, number: int) -> Response:
 
 
 def verify(secret: str, request: Received) -> bool:
-    """Tell whether a Standard Webhooks signature (`v1`) is right and its time within five minutes of the arrival."""
+    """Return whether a Standard Webhooks signature (`v1`) is right and its time within five minutes of the arrival."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     timestamp = request.headers.get("webhook-timestamp", "")
     if not timestamp.isdigit() or abs(request.wall - int(timestamp)) > TOLERANCE_SECONDS:

@@ -81,7 +81,7 @@ class Postgres:
 
     @property
     def running(self) -> bool:
-        """Tell whether the postmaster of this home lives."""
+        """Return whether the postmaster of this home lives."""
         return self.pid is not None
 
     @property

@@ -58,7 +58,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Tell whether the process lives."""
+        """Return whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> Process:

@@ -145,7 +145,7 @@ class Stack:
                 self.sql(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER").format(sql.Identifier(role)))
 
     def _is_older_than(self, migrations: Mapping[str, str]) -> bool:
-        """Tell whether a migration that made the schema has changed since, or is gone."""
+        """Return whether a migration that made the schema has changed since, or is gone."""
         ((has_schema, comment),) = self.sql(
             "SELECT to_regclass('django_migrations') IS NOT NULL, shobj_description(oid, 'pg_database')"
             " FROM pg_database WHERE datname = current_database()"

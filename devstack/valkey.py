@@ -56,7 +56,7 @@ class Valkey:
 
     @property
     def running(self) -> bool:
-        """Tell whether the server answers."""
+        """Return whether the server answers."""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(1)

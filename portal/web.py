@@ -72,7 +72,7 @@ def form_token(session_token: str) -> str:
 
 
 def is_from_another_site(request: HttpRequest) -> bool:
-    """Tell whether the browser says that a page of another origin sent the request."""
+    """Return whether the browser says that a page of another origin sent the request."""
     return request.headers.get("Sec-Fetch-Site", "same-origin") not in {"same-origin", "none"}
 
 
