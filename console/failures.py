@@ -26,7 +26,7 @@ from webhooks.rollups import NO_ID
 SHOWN_CAUSES = 8
 SHOWN_ORGANIZATIONS = 8
 
-# Each part looks at so many index entries at the most, and at no rows (the indexes have the causes), so that a bad day
+# Each part looks at a bounded number of index entries, and at no rows (the indexes have the causes), so that a bad day
 # makes the page no slower.
 _COUNT_FAILED = """
 SELECT 'failed' AS state, organization_id, last_error, last_status_code, count(*) FROM (

@@ -202,7 +202,7 @@ def _ranked(ranking: list[EndpointFigures]) -> list[dict[str, Any]]:
 
 
 def _workers(redis: RedisHealth) -> dict[str, Any]:
-    """Return the live workers; without `known`, `problem` says why nobody knows them."""
+    """Return the live workers; without `known`, `problem` says why they are unknown."""
     try:
         found: list[LiveWorker] = call_redis(list_live_workers) if redis.workers is not None else []
     except RedisUnavailable:

@@ -1,4 +1,4 @@
-"""The base of our admin pages: bounded lists, exact search, an audit log, read-only where nobody edits."""
+"""The base of our admin pages: bounded lists, exact search, an audit log, read-only where users don't edit."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ def _set_timeout(value: str) -> None:
 
 
 class ReadOnlyAdmin(BoundedAdmin):
-    """A model that nobody adds to or changes by hand."""
+    """A model that isn't edited by hand."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

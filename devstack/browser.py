@@ -44,7 +44,7 @@ class Chromium:
 
 
 def find_chromium() -> Chromium:
-    """Return a Chromium that starts, fetched if need be.  Raises NoBrowser."""
+    """Return a Chromium that starts, downloaded if necessary.  Raises NoBrowser."""
     named = os.environ.get("CHROMIUM")
     if named:
         found = shutil.which(named)

@@ -1,4 +1,4 @@
-"""The HTTP receiver of the demo, the tests, the benchmark and the soak: in a thread, or as a process of its own.
+"""The HTTP receiver of the demo, the tests, the benchmark and the soak: in a thread, or as a separate process.
 
 Plain asyncio protocols with keep-alive and no parsing beyond need, so that it is never what limits a measurement.
 """
@@ -293,7 +293,7 @@ class Receiver:
                     self._respond(connection, request, response)
 
 
-# --- as a process of its own ----------------------------------------------------------------------------
+# --- as a separate process ----------------------------------------------------------------------------
 
 # Path, webhook id, and seconds since the epoch of a request that came.
 Arrival = tuple[str, str, float]

@@ -32,7 +32,7 @@ OURS = Code()
 
 
 class Process:
-    """A child process in a session of its own, with its output in a log file."""
+    """A child process in its own session, with its output in a log file."""
 
     def __init__(
         self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT

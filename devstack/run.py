@@ -77,7 +77,7 @@ class Api:
         self.key = key
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Return status and JSON of a request.  Raises DevstackError when nobody answers."""
+        """Return status and JSON of a request.  Raises DevstackError when there is no response."""
         request = urllib.request.Request(
             self.base + path,
             method=method,

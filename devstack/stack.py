@@ -1,4 +1,4 @@
-"""The whole system on this machine: servers of its own, web and worker processes, and a look into all of them."""
+"""The whole system on this machine: its own servers, web and worker processes, and a look into all of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
     "DJANGO_SETTINGS_MODULE": "triggers_project.settings",
 }
-# Each process logs in to PostgreSQL under a name of its own, so that pg_stat_activity tells whose session is whose.
+# Each process logs in to PostgreSQL under its own name, so that pg_stat_activity tells whose session is whose.
 ROLES = ("web", "worker_1", "worker_2")
 
 # Fewer sessions for each role than its processes have connections, but more than transactions that wait for a fault.
@@ -264,7 +264,7 @@ class Stack:
         return children(self.web.pid) if self.web is not None else []
 
     def receiver(self, host: str = "127.0.0.1") -> ReceiverProcess:
-        """Return an HTTP receiver in a process of its own, not started; use it as a context manager."""
+        """Return an HTTP receiver in a separate process, not started; use it as a context manager."""
         return ReceiverProcess(self.logs / "receiver.log", host)
 
     # --- a look into the servers --------------------------------------------------------------------

@@ -3,8 +3,8 @@
 
     scripts/benchmark_performance.py --events 1000 --concurrency 20 [--url http://host:8000 --api-key trk_…]
 
-Without --url it starts an installation of its own (PostgreSQL, Valkey, gunicorn, one worker) and
-stops it again.  It makes a subscription to a receiver of its own for the time of the measurement and sends
+Without --url it starts its own installation (PostgreSQL, Valkey, gunicorn, one worker) and
+stops it again.  It makes a subscription to its own receiver for the time of the measurement and sends
 the events twice: paced, at --rate a second whatever the answers do (open loop, so that a wait is part of
 the latency), and flat out over --concurrency connections.
 
@@ -90,7 +90,7 @@ class Run:
         self.key = key
         self.receiver = receiver
         self.options = options
-        # A type of this run's own: nobody else's events are counted, nobody else's subscription is hit.
+        # A type that only this run uses: no other events are counted, and no other subscription is hit.
         self.type = f"benchmark.{secrets.token_hex(6)}"
 
     def measure(self) -> list[Phase]:

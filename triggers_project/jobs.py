@@ -112,7 +112,7 @@ def process_events() -> None:
 
 
 def fan_out_for(seconds: float) -> bool:
-    """Fan out while events wait, for `seconds` at the most, and tell whether work may be left."""
+    """Fan out while events wait, for at most `seconds`, and return whether work may be left."""
     global _fanned_out_at
     ends = time.monotonic() + seconds
     while True:

@@ -147,7 +147,7 @@ def _of_certificates() -> list[Metric]:
 
 
 class Figures:
-    """The figures of the database, read by a thread of their own: a database that hangs must not hang the page."""
+    """The figures of the database, read by a separate thread: a database that hangs must not hang the page."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

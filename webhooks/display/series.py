@@ -42,7 +42,7 @@ SPANS = {
 
 @dataclass(slots=True)
 class Period:
-    """One minute, ten minutes or an hour.  is_observed: False where nobody recorded anything: no worker was there."""
+    """One minute, ten minutes, or an hour.  is_observed: False where nothing was recorded: there was no worker."""
 
     at: datetime.datetime
     is_observed: bool = False
@@ -136,7 +136,7 @@ def read_series(span: Span, organization_id: uuid.UUID = NO_ID, subscription_id:
     for gauge in gauges:
         period = periods[gauge.at]
         period.is_observed = True
-        # An organization without a row of its own had nothing waiting in that minute.
+        # An organization without its own row had nothing waiting in that minute.
         if gauge.organization_id == organization_id:
             period.gauge = gauge
         elif period.gauge is None and gauge.due is not None:

@@ -152,7 +152,7 @@ def _ascii_host(host: str) -> str:
         ascii_host = ".".join(label if label.isascii() else idna.alabel(label).decode() for label in labels)
     except (idna.IDNAError, UnicodeError):
         ascii_host = ""
-    # Full-width `/`, `@`, or `:` would be mapped, too, and end the host where nobody sees an end.
+    # Full-width `/`, `@`, or `:` would be mapped, too, and end the host where a reader sees no end.
     if not _HOST.fullmatch(ascii_host):
         raise UrlError("must name a valid host")
     return ascii_host

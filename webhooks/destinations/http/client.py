@@ -70,7 +70,7 @@ class HttpClient:
         self._targets: dict[str, Target] = {}
         self.tls_context = make_context(egress)
         self._contexts: LRUCache[str, ssl.SSLContext] = LRUCache(MAX_IDENTITIES)
-        # A lock that nobody holds or waits for goes by itself.
+        # An unused lock is removed by the garbage collector.
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._making = ThreadPoolExecutor(1, thread_name_prefix="tls")
         self._route: Route = ProxyRoute(egress, self.tls_context) if egress.proxy_url else DirectRoute(egress)

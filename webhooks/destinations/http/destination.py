@@ -112,7 +112,7 @@ class HttpDestination:
         self._client = HttpClient(self._egress)
         self._tokens: TokenStore | None = None  # made for the first endpoint that asks for one
         self._transforming = ThreadPoolExecutor(1, thread_name_prefix="transform")
-        # A lock that nobody holds or waits for goes by itself.
+        # An unused lock is removed by the garbage collector.
         self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
 
     async def send(self, outgoing: Outgoing, timestamp: float) -> Outcome:

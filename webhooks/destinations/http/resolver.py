@@ -127,7 +127,7 @@ class CachingResolver:
         task = self._asking.get(host)
         if task is None:
             task = self._asking[host] = asyncio.get_running_loop().create_task(self._ask(host))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody waits any more
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if no one waits for it any more
         # One request that is over must not take the addresses from the others.
         return list(await asyncio.shield(task))
 

@@ -158,7 +158,7 @@ class ResumingObject(ssl.SSLObject):
         return data
 
     def _read_session(self) -> ssl.SSLSession | None:
-        """Return this connection's session; None if it is of a size that nobody needs."""
+        """Return this connection's session; None if it is too large to be worth it."""
         if sys.version_info >= (3, 13):
             certificates = self.get_unverified_chain()
         else:

@@ -305,7 +305,7 @@ def acknowledge(
 ) -> dict[uuid.UUID, Changed]:
     """Settle deliveries, and return what became of each that is in the inbox.
 
-    lease_id: only those that nobody else has fetched since this lease began.  Without it, whether or not they are
+    lease_id: only those that no other consumer has fetched since this lease began.  Without it, whether or not they are
     leased.  When this returns, it is committed.
     """
     rows = _change(_ACKNOWLEDGE, inbox_id, delivery_ids, lease_id, unleased=True)
@@ -338,7 +338,7 @@ def take_back(inbox_id: uuid.UUID, delivery_ids: Iterable[uuid.UUID], lease_id: 
 def extend(
     inbox_id: uuid.UUID, delivery_ids: Iterable[uuid.UUID], seconds: float, lease_id: uuid.UUID | None = None
 ) -> dict[uuid.UUID, Changed]:
-    """Let leases end in `seconds` from now, also those that have ended, if nobody has fetched their deliveries since.
+    """Let leases end in `seconds`, also those that have ended, if no consumer has fetched their deliveries since.
 
     Otherwise as `acknowledge`.
     """
