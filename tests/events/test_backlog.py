@@ -143,8 +143,8 @@ def test_what_is_refused_for_one_bound_is_not_counted_against_another(
 
 
 def test_a_figure_is_known_for_a_minute(organization: Organization, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not backlog.estimate.is_known(organization.id)
+    assert not backlog.estimate.is_recent(organization.id)
     backlog.estimate.refresh(organization.id)
-    assert backlog.estimate.is_known(organization.id)
+    assert backlog.estimate.is_recent(organization.id)
     monkeypatch.setattr(backlog, "_KNOWN_SECONDS", 0.0)  # as if a minute had passed
-    assert not backlog.estimate.is_known(organization.id)
+    assert not backlog.estimate.is_recent(organization.id)
