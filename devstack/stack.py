@@ -226,7 +226,7 @@ class Stack:
         return Process(name, command, self.logs / f"{name}.log", {**self.environment(name), **env})
 
     def start_web(self, workers: int = 2, env: Mapping[str, str] | None = None) -> Supervised:
-        """Start gunicorn under supervision; it answers when this returns."""
+        """Start gunicorn under supervision; it responds when this returns."""
         self.web = Supervised(lambda: self.make_web(workers, env)).start()
         self.web.process.wait_for_url(f"{self.url}/api/health")
         return self.web
@@ -313,7 +313,7 @@ class Stack:
             self._connections.clear()
 
     def valkey_command(self, *words: str, of: Valkey | None = None) -> bytes:
-        """Send Valkey one command and return the first bytes of its answer.  of: which one, if not the current one."""
+        """Send Valkey one command and return how its response begins.  of: which one, if not the current one."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(str((of or self.valkey).socket_path))

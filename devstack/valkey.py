@@ -101,7 +101,7 @@ class Valkey:
             self._end(signal.SIGKILL)
 
     def suspend(self) -> None:
-        """Freeze the server, as a machine that hangs would be: it takes connections and answers nothing."""
+        """Freeze the server, as a machine that hangs would be: it accepts connections and doesn't respond."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:

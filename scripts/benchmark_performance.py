@@ -5,7 +5,7 @@
 
 Without --url it starts its own installation (PostgreSQL, Valkey, gunicorn, one worker) and
 stops it again.  It makes a subscription to its own receiver for the time of the measurement and sends
-the events twice: paced, at --rate a second whatever the answers do (open loop, so that a wait is part of
+the events twice: paced, at --rate a second whatever the responses are (open loop, so that a wait is part of
 the latency), and flat out over --concurrency connections.
 
 TEST_API_URL and TEST_API_KEY stand in for --url and --api-key.  The exit code is 0 when every target is
@@ -77,9 +77,9 @@ def call(url: str, key: str, method: str, path: str, body: Any = None) -> Any:
         problem = json.loads(error.read() or b"{}")
         reasons = [f"{one['pointer']} {one['detail']}" for one in problem.get("errors", [])]
         reason = "; ".join(reasons) or problem.get("detail", "no reason given")
-        raise CannotMeasure(f"{method} {path} answered {error.code}: {reason}") from None
+        raise CannotMeasure(f"{method} {path} returned {error.code}: {reason}") from None
     except OSError as error:
-        raise CannotMeasure(f"{url} does not answer: {error}") from None
+        raise CannotMeasure(f"{url} does not respond: {error}") from None
 
 
 class Run:

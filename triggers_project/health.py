@@ -29,7 +29,7 @@ def _answer(body: dict[str, Any], status: int = 200) -> HttpResponse:
 
 
 def health(request: HttpRequest) -> HttpResponse:
-    """Say that this process answers.  It calls no other service: a load balancer must not drop every web
+    """Say that this process responds.  It calls no other service: a load balancer must not drop every web
     process because a part behind them is away."""
     if (refusal := only_get(request)) is not None:
         return refusal

@@ -1860,7 +1860,7 @@ export interface components {
             } | null;
             /** @description As of a subscription. */
             channels?: string[];
-            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't answer. */
+            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't support it. */
             handshake?: boolean;
         };
         /** @description One page. */
@@ -2256,7 +2256,7 @@ export interface components {
             } | null;
             /** @description A header that repeats `webhook-signature`, for receivers that read it from there (`[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}`). Empty for none. */
             signature_header?: string;
-            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't answer. */
+            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't support it. */
             handshake?: boolean;
         };
         /** @description The body of `POST /api/portal-links`, which may be empty. */
@@ -2781,7 +2781,7 @@ export interface components {
             } | null;
             /** @description A header that repeats `webhook-signature`, for receivers that read it from there (`[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}`). Empty for none. */
             signature_header?: string;
-            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't answer. */
+            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't support it. */
             handshake?: boolean;
             /** @description Your own secret: `whsec_` and the base64 of 24 to 64 bytes, or an ed25519 key, `whsk_` and the base64 of its 32 bytes, which its public key may follow. Without it a new one is made. It isn't repeated in the response. */
             secret?: string;
