@@ -51,7 +51,7 @@ _state = _FanOutState()
 
 
 class Turns:
-    """Lets one thread of this process work at a time; what the others ask for meanwhile is done in one go afterwards.
+    """Lets one thread of this process work at a time; what the others ask for meanwhile is done in one go afterward.
 
     Two fan-outs side by side take the interpreter from each other, and each has half as many events to share its cost.
     """

@@ -21,7 +21,7 @@ def are_available() -> bool:
 
 @contextlib.contextmanager
 def watched(pressed: Callable[[str], None]) -> Iterator[None]:
-    """Call `pressed` with each key, until the block ends.  The terminal is what it was afterwards."""
+    """Call `pressed` with each key, until the block ends.  The terminal is what it was afterward."""
     if not are_available():
         yield
         return
