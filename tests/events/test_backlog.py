@@ -144,5 +144,5 @@ def test_a_count_is_recent_for_a_minute(organization: Organization, monkeypatch:
     assert not backlog.estimate.is_recent(organization.id)
     backlog.estimate.refresh(organization.id)
     assert backlog.estimate.is_recent(organization.id)
-    monkeypatch.setattr(backlog, "_KNOWN_SECONDS", 0.0)  # as if a minute had passed
+    monkeypatch.setattr(backlog, "_RECENT_SECONDS", 0.0)  # as if a minute had passed
     assert not backlog.estimate.is_recent(organization.id)
