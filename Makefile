@@ -27,7 +27,7 @@ $(STAMP): requirements.txt requirements-otel.txt requirements-dev.txt
 run: $(STAMP) ## start everything and send a first webhook; Ctrl-C stops it (PORT=8000)
 	@exec $(PY) -m devstack.run
 
-test: $(STAMP) ## run every test, on servers of its own
+test: $(STAMP) ## run every test, on its own servers
 	@exec $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 coverage: $(STAMP) ## run every test and count the lines and branches that they reach, which takes half as long again
@@ -66,7 +66,7 @@ bench: $(STAMP) ## measure performance: every scenario, or SCENARIO=name; ROWS=n
 image: ## build the container image with Docker (IMAGE=triggers-api:latest)
 	@docker build --tag $(or $(IMAGE),triggers-api:latest) .
 
-# A tool with an environment of its own: nothing of ours needs it.
+# A tool with a separate environment: nothing of ours needs it.
 SBOM_TOOL := .local/sbom-venv
 $(SBOM_TOOL)/.installed-7.5.0:
 	@$(PYTHON) -m venv $(SBOM_TOOL)
@@ -102,7 +102,7 @@ monitoring-check: $(STAMP) ## ask a real Prometheus for everything that the boar
 integrations: $(STAMP) ## run the Zapier app, the n8n node, generated clients, and verifiers against a running system (ONLY=zapier); needs npm
 	@exec $(PY) -m integrations.run $(ONLY)
 
-# The site's packages are in an environment of their own: the tests don't need them.
+# The site's packages are in a separate environment: the tests don't need them.
 DOCS := .local/docs-venv
 $(DOCS)/.installed: requirements-docs.txt
 	@$(PYTHON) -m venv $(DOCS)

@@ -31,7 +31,7 @@ if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
 def _read_settings(*names: str) -> dict[str, Any]:
     """Return the values of these settings, or end with a line for each setting of the application that is wrong.
 
-    In a process of its own: what gunicorn's master has imported, a reload would not read again.
+    In a separate process: what gunicorn's master has imported, a reload would not read again.
     """
     command = [sys.executable, "-m", "triggers_project.options", *names]
     read = subprocess.run(command, stdout=subprocess.PIPE, check=False)  # noqa: S603
@@ -44,7 +44,7 @@ def _read_settings(*names: str) -> dict[str, Any]:
 def on_starting(server: Any) -> None:
     """End with the line that names a setting that leads nowhere, instead of failing in each worker.
 
-    In a process of its own, as above.
+    In a separate process, as above.
     """
     checked = subprocess.run([sys.executable, "-c", _CHECK], check=False)  # noqa: S603
     if checked.returncode:

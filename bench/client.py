@@ -139,7 +139,7 @@ async def flat_out(api: Api, requests: Iterator[bytes], connections: int, on_ans
 async def paced(
     api: Api, requests: Iterator[bytes], rate: float, connections: int, on_answer: OnAnswer | None = None
 ) -> Outcome:
-    """Send `requests` at `rate` a second whatever the answers do (open loop).
+    """Send `requests` at `rate` a second whatever the responses are (open loop).
 
     A latency counts from the time at which the request was due, so that a request which had to wait
     for a free connection shows that wait.

@@ -21,7 +21,7 @@ class Figure:
 
     @property
     def ok(self) -> bool | None:
-        """Tell whether the target is reached; None without a target."""
+        """Return whether the target is reached; None without a target."""
         if not self.target:
             return None
         relation, _, bound_text = self.target.partition(" ")

@@ -1,4 +1,4 @@
-"""The load generator, as a process of its own: reads a Load as JSON, prints an Outcome as JSON."""
+"""The load generator, as a separate process: reads a Load as JSON, prints an Outcome as JSON."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _until(requests: Iterator[bytes], seconds: float) -> Iterator[bytes]:
 
 
 def send(load: Load) -> Outcome:
-    """Send the load from a process of its own and return what came of it."""
+    """Send the load from a separate process and return what came of it."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.load"], input=json.dumps(asdict(load)), capture_output=True, text=True,
         cwd=ROOT, check=True,

@@ -33,7 +33,7 @@ _SMALL: dict[object, dict[str, object]] = {
         "BATCHES": 6,
         "SILENT": 20,
         "DRIPPING": 10,
-        "CROWD_SECONDS": 1,
+        "IDLE_SECONDS": 1,
     },
     fanout: {"EVENTS": 4_000},
     ordering: {"KEYS": 10, "EVENTS_A_KEY": 10},

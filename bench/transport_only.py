@@ -1,4 +1,4 @@
-"""The HTTP client alone, with no database around it, at a worker's concurrency, in a process of its own."""
+"""The HTTP client alone, with no database around it, at a worker's concurrency, in a separate process."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def send(urls: list[str], requests: int, concurrency: int) -> float:
 
 
 def measure(urls: list[str], requests: int, concurrency: int) -> float:
-    """Return the requests per second that a process of its own reaches."""
+    """Return the requests per second that a separate process reaches."""
     done = subprocess.run(
         [sys.executable, "-m", "bench.transport_only", json.dumps(urls), str(requests), str(concurrency)],
         cwd=ROOT, capture_output=True, text=True, check=True,

@@ -23,7 +23,7 @@ LATE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Stat:
     """One number on the dashboard.  alarm: it needs somebody's attention."""
 
     name: str
@@ -59,8 +59,8 @@ def _by_reason(paused: dict[str, int]) -> str:
     return ", ".join(f"{bounded(count)} {_REASONS[PauseReason(reason)]}" for reason, count in paused.items())
 
 
-def read_figures(redis: RedisHealth) -> list[Figure]:
-    """Return what waits, what failed and who works.  Each figure is one cheap look at an index."""
+def read_stats(redis: RedisHealth) -> list[Stat]:
+    """Return what waits, what failed and who works.  Each number is one cheap look at an index."""
     waiting = waiting_events(COUNT_TO)
     due, all_paused = stats.waiting_deliveries(COUNT_TO)
     event_age = oldest_waiting_seconds() if waiting else 0.0
@@ -76,22 +76,22 @@ def read_figures(redis: RedisHealth) -> list[Figure]:
     retrying = stats.retrying_deliveries(COUNT_TO)
     rq = reverse("django_rq:home")
     return [
-        Figure("events waiting", bounded(waiting), _age(event_age), _list("events_event", status="accepted"),
+        Stat("events waiting", bounded(waiting), _age(event_age), _list("events_event", status="accepted"),
                event_age > LATE_SECONDS),
-        Figure("events in fan-out", str(stats.events_in_fan_out())),
-        Figure("deliveries due", bounded(due), _age(due_age) or "could be sent now",
+        Stat("events in fan-out", str(stats.events_in_fan_out())),
+        Stat("deliveries due", bounded(due), _age(due_age) or "could be sent now",
                _list("webhooks_delivery", status="pending"), due_age > LATE_SECONDS),
-        Figure("deliveries paused", bounded(sum(paused.values())), _by_reason(paused)),
-        Figure("deliveries held", bounded(held), "for disabled subscriptions, or by somebody",
+        Stat("deliveries paused", bounded(sum(paused.values())), _by_reason(paused)),
+        Stat("deliveries held", bounded(held), "for disabled subscriptions, or by somebody",
                _list("webhooks_delivery", status="held")),
-        Figure("retrying", bounded(retrying), "failed or given back, and will be attempted again",
+        Stat("retrying", bounded(retrying), "failed or given back, and will be attempted again",
                _list("webhooks_delivery", status="retrying")),
-        Figure("deliveries in flight", str(stats.deliveries_in_flight()), "",
+        Stat("deliveries in flight", str(stats.deliveries_in_flight()), "",
                _list("webhooks_delivery", status="delivering")),
-        Figure("failed in the last hour", bounded(failed), "no attempts left",
+        Stat("failed in the last hour", bounded(failed), "no attempts left",
                _list("webhooks_delivery", status="failed-1h"), failed > 0),
-        Figure("events in error", bounded(errors), "fan-out failed", _list("events_event", status="error"),
+        Stat("events in error", bounded(errors), "fan-out failed", _list("events_event", status="error"),
                errors > 0),
-        Figure("live workers", "?" if redis.workers is None else str(redis.workers), redis.problem or "RQ's pages", rq,
+        Stat("live workers", "?" if redis.workers is None else str(redis.workers), redis.problem or "RQ's pages", rq,
                bool(redis.problem)),
     ]  # fmt: skip

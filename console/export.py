@@ -112,7 +112,7 @@ def progress_key(user_id: int | None, token: uuid.UUID) -> str:
 
 
 def read_progress(user_id: int | None, token: uuid.UUID) -> dict[str, Any] | None:
-    """Return how many rows an export has written and whether that is all; None if nobody knows."""
+    """Return how many rows an export has written and whether that is all; None if that is unknown."""
     key = progress_key(user_id, token)
     try:
         text: Any = call_redis(lambda redis: redis.get(key))

@@ -11,6 +11,7 @@ from typing import Any
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from psycopg.rows import class_row
 
 from console.dashboard import COUNT_TO, bounded
 from console.formatting import list_link
@@ -26,10 +27,10 @@ from webhooks.rollups import NO_ID
 SHOWN_CAUSES = 8
 SHOWN_ORGANIZATIONS = 8
 
-# Each part looks at so many index entries at the most, and at no rows (the indexes have the causes), so that a bad day
+# Each part looks at a bounded number of index entries, and at no rows (the indexes have the causes), so that a bad day
 # makes the page no slower.
 _COUNT_FAILED = """
-SELECT 'failed' AS state, organization_id, last_error, last_status_code, count(*) FROM (
+SELECT 'failed' AS state, organization_id, last_error, last_status_code, count(*) AS number FROM (
     SELECT organization_id, last_error, last_status_code FROM webhooks_delivery
     WHERE status = 'failed' AND completed_at >= statement_timestamp() - %(age)s::interval {narrowed} LIMIT %(most)s
 ) AS failed GROUP BY organization_id, last_error, last_status_code
@@ -41,6 +42,17 @@ SELECT 'retrying', id, last_error, last_status_code, count(*) FROM (
     ) AS d WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s LIMIT %(most)s
 ) AS retrying GROUP BY id, last_error, last_status_code
 """
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """A row of _COUNT_FAILED."""
+
+    state: str
+    organization_id: uuid.UUID
+    last_error: str
+    last_status_code: int | None
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +85,16 @@ def read_failures(span: Span, organization_id: uuid.UUID | None) -> Failures:
     """Return what failed for good in the span, and what is retrying now, of an organization or of all."""
     statement = _COUNT_FAILED.format(narrowed="AND organization_id = %(organization)s" if organization_id else "")
     values: dict[str, Any] = {"age": SPANS[span.name][1], "organization": organization_id, "most": COUNT_TO}
-    with server_cursor() as cursor:
+    with server_cursor(class_row(_Counted)) as cursor:
         # Not prepared: the plan depends on how long the span is.
         rows = cursor.execute(statement, values, prepare=False).fetchall()
     states: Counter[str] = Counter()
     causes: Counter[tuple[str, str]] = Counter()
     owners: Counter[uuid.UUID] = Counter()
-    for state, owner, error, code, number in rows:
-        states[state] += number
-        causes[state, outcome_name(error, code)] += number
-        owners[owner] += number
+    for row in rows:
+        states[row.state] += row.number
+        causes[row.state, outcome_name(row.last_error, row.last_status_code)] += row.number
+        owners[row.organization_id] += row.number
     chosen = {"organization": str(organization_id)} if organization_id else {}
     largest = sorted(causes.items(), key=lambda item: (-item[1], item[0]))
     return Failures(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib.admin.utils import flatten_fieldsets, unquote
 from django.http import HttpRequest
 
@@ -23,9 +25,10 @@ def shake_hands(model_admin: BoundedAdmin, request: HttpRequest, object_id: str 
         may_save = row is not None and model_admin.has_change_permission(request, row)
     if not may_save:
         return None
-    form = model_admin.get_form(
+    form_class: Any = model_admin.get_form(
         request, row, change=row is not None, fields=flatten_fieldsets(model_admin.get_fieldsets(request, row))
-    )(request.POST, instance=row)
+    )
+    form = form_class(request.POST, instance=row)
     form.handshaken = Handshake()
     if not form.is_valid() or not form.asks_for_handshake:
         return None

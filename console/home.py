@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.safestring import SafeString
 
-from console.dashboard import COUNT_TO, bounded, read_figures
+from console.dashboard import COUNT_TO, bounded, read_stats
 from console.failures import read_failures
 from console.formatting import list_link, object_link
 from core.db import server_cursor
@@ -25,7 +25,7 @@ from orgs.models import Organization
 from webhooks.display import panels
 from webhooks.display.charts import percent
 from webhooks.display.formatting import badge, cause_of, format_duration, format_time, host_of_url, short
-from webhooks.display.series import SPANS, EndpointFigures, Span, rank_endpoints, read_series
+from webhooks.display.series import SPANS, EndpointStats, Span, rank_endpoints, read_series
 from webhooks.models import ENCRYPTED, Subscription
 from webhooks.rollups import NO_ID
 from webhooks.states import SubscriptionState, in_state, with_state
@@ -109,7 +109,7 @@ def live_context(request: HttpRequest, choice: Choice | None = None) -> dict[str
         "of": short(choice.organization.name, 80) if choice.organization else "",
         "now": format_time(timezone.now()),
         "headline": panels.headline(series),
-        "figures": read_figures(redis) if redis else [],
+        "figures": read_stats(redis) if redis else [],
         "trouble": endpoints_in_trouble(choice.organization),
         "failures": read_failures(choice.span, choice.organization.pk if choice.organization else None),
         "causes": panels.failures_by_cause(series.total()),
@@ -181,28 +181,28 @@ def endpoint_link(subscription: Subscription) -> SafeString | str:
     return object_link(subscription, short(host_of_url(subscription.url, with_path=True), 60))
 
 
-def _ranked(ranking: list[EndpointFigures]) -> list[dict[str, Any]]:
+def _ranked(ranking: list[EndpointStats]) -> list[dict[str, Any]]:
     rows = Subscription.objects.select_related("organization").only("url", "organization__name")
-    found = rows.in_bulk([figures.subscription_id for figures in ranking])
+    found = rows.in_bulk([stats.subscription_id for stats in ranking])
     return [
         {
-            "endpoint": endpoint_link(found[figures.subscription_id]),
+            "endpoint": endpoint_link(found[stats.subscription_id]),
             "organization": object_link(
-                found[figures.subscription_id].organization, short(found[figures.subscription_id].organization.name, 60)
+                found[stats.subscription_id].organization, short(found[stats.subscription_id].organization.name, 60)
             ),
-            "attempts": f"{figures.attempts:,}",
-            "failed": f"{figures.failed:,}",
-            "success_rate": percent(100 * (figures.attempts - figures.failed) / figures.attempts),
-            "mean": format_duration(figures.mean_ms),
-            "p95": "-" if figures.p95_ms is None else format_duration(figures.p95_ms),
+            "attempts": f"{stats.attempts:,}",
+            "failed": f"{stats.failed:,}",
+            "success_rate": percent(100 * (stats.attempts - stats.failed) / stats.attempts),
+            "mean": format_duration(stats.mean_ms),
+            "p95": "-" if stats.p95_ms is None else format_duration(stats.p95_ms),
         }
-        for figures in ranking
-        if figures.subscription_id in found
+        for stats in ranking
+        if stats.subscription_id in found
     ]  # fmt: skip
 
 
 def _workers(redis: RedisHealth) -> dict[str, Any]:
-    """Return the live workers; without `known`, `problem` says why nobody knows them."""
+    """Return the live workers; without `known`, `problem` says why they are unknown."""
     try:
         found: list[LiveWorker] = call_redis(list_live_workers) if redis.workers is not None else []
     except RedisUnavailable:

@@ -1,4 +1,4 @@
-"""The base of our admin pages: bounded lists, exact search, an audit log, read-only where nobody edits."""
+"""The base of our admin pages: bounded lists, exact search, an audit log, read-only where users don't edit."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class BoundedAdmin(_ModelAdmin):
         return known[object_id]
 
     def fits(self, action: str, row: Any) -> bool:
-        """Tell whether an action makes sense for the row as it is now; its page leaves out the others' buttons."""
+        """Return whether an action makes sense for the row as it is now; its page leaves out the others' buttons."""
         return True
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -280,7 +280,7 @@ def _set_timeout(value: str) -> None:
 
 
 class ReadOnlyAdmin(BoundedAdmin):
-    """A model that nobody adds to or changes by hand."""
+    """A model that isn't edited by hand."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -63,7 +63,7 @@ def _rows(statement: str, parameters: dict[str, Any]) -> list[uuid.UUID]:
 
 
 def is_part(term: str) -> bool:
-    """Tell whether a term is long enough to be looked for within names and addresses."""
+    """Return whether a term is long enough to be looked for within names and addresses."""
     return SHORTEST_PART <= len(term) <= LONGEST
 
 

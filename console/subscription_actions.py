@@ -211,7 +211,7 @@ def _count_skipped(rows: list[Subscription], why: str, fits: Callable[[Subscript
 
 
 def _by_organization(rows: list[Subscription]) -> Iterator[list[uuid.UUID]]:
-    """Yield the ids of each organization's subscriptions, a thousand at the most: each part is one transaction."""
+    """Yield the ids of each organization's subscriptions, at most a thousand: each part is one transaction."""
     owned: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
     for row in rows:
         owned[row.organization_id].append(row.pk)

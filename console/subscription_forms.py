@@ -113,7 +113,7 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
     handshake = forms.BooleanField(
         label="Handshake", required=False,
         help_text="Before anything is stored, send the endpoint a request with X-Hook-Secret, which it must repeat. "
-        "Zapier and others don't answer it.",
+        "Zapier and others don't support it.",
     )  # fmt: skip
 
     class Meta:

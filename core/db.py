@@ -162,7 +162,7 @@ def in_pipelined_transaction(work: Callable[[], T]) -> T:
     """Run `work` in a transaction as `in_transaction` does, the whole of it in one pipeline.
 
     The statements that nothing was fetched from go out together with the COMMIT, which saves a round trip; what they
-    returned can be fetched from their cursors afterwards.  Django doesn't know about this transaction: `work` must use
+    returned can be fetched from their cursors afterward.  Django doesn't know about this transaction: `work` must use
     cursors of `server_cursor`, or read through the ORM, and nothing in it waits for `on_commit`.  Within a transaction
     of Django's, it is a savepoint of that.
     """
@@ -191,7 +191,7 @@ def _commit_in_pipeline(work: Callable[[], T]) -> T:
 
 
 def borrow_connection(work: Callable[[], T]) -> T:
-    """Run `work` on a thread of our own and give its database connection back to the pool afterwards.
+    """Run `work` on a thread of our own and give its database connection back to the pool afterward.
 
     Outside of requests, nothing else does that.  The pool checks the connection when it is borrowed again, so a thread
     notices a database that was restarted.

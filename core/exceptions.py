@@ -64,7 +64,7 @@ def _of_drf(error: exceptions.APIException) -> Problem | None:
 
 
 def problem_for(error: Exception, path: str) -> Problem:
-    """Return the problem that an exception is answered with; log the exception if it is a fault of ours."""
+    """Return the problem that an exception results in; log the exception if it is a fault of ours."""
     problem = as_problem(error)
     if problem is None:
         log.error("unhandled_error", path=path, exc_info=error)

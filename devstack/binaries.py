@@ -64,7 +64,7 @@ def valkey_program() -> Path:
 
 
 def reachable_by_all(program: Path) -> bool:
-    """Tell whether every user of this machine can run `program` and read what lies beside it.
+    """Return whether every user of this machine can run `program` and read what lies beside it.
 
     It is asked for the folders above, the program, the folders beside it and the shared libraries of
     the wheel, one file of each: a checkout under a 0700 home, or one that was made with umask 077,

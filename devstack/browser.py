@@ -44,7 +44,7 @@ class Chromium:
 
 
 def find_chromium() -> Chromium:
-    """Return a Chromium that starts, fetched if need be.  Raises NoBrowser."""
+    """Return a Chromium that starts, downloaded if necessary.  Raises NoBrowser."""
     named = os.environ.get("CHROMIUM")
     if named:
         found = shutil.which(named)
@@ -95,7 +95,7 @@ def _download(home: Path) -> None:
 
 
 def _starts(chromium: Chromium) -> bool:
-    """Tell whether the program prints its version: a wrapper of a package that isn't there doesn't."""
+    """Return whether the program prints its version: a wrapper of a package that isn't there doesn't."""
     try:
         done = subprocess.run(
             [str(chromium.program), "--version"], env={**os.environ, **chromium.env},

@@ -1,6 +1,6 @@
 """Programs from Debian's packages, unpacked in a folder of ours; nothing is installed.
 
-apt works in folders of its own, as any user.  Libraries that the machine has already are used from there.
+apt works in its own folders, as any user.  Libraries that the machine has already are used from there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The HTTP receiver of the demo, the tests, the benchmark and the soak: in a thread, or as a process of its own.
+"""The HTTP receiver of the demo, the tests, the benchmark and the soak: in a thread, or as a separate process.
 
 Plain asyncio protocols with keep-alive and no parsing beyond need, so that it is never what limits a measurement.
 """
@@ -94,7 +94,7 @@ def always_ok(request: Received, number: int) -> Response:
 
 
 def verify(secret: str, request: Received) -> bool:
-    """Tell whether a Standard Webhooks signature (`v1`) is right and its time within five minutes of the arrival."""
+    """Return whether a Standard Webhooks signature (`v1`) is right and its time within five minutes of the arrival."""
     key = base64.b64decode(secret.removeprefix("whsec_"))
     timestamp = request.headers.get("webhook-timestamp", "")
     if not timestamp.isdigit() or abs(request.wall - int(timestamp)) > TOLERANCE_SECONDS:
@@ -293,7 +293,7 @@ class Receiver:
                     self._respond(connection, request, response)
 
 
-# --- as a process of its own ----------------------------------------------------------------------------
+# --- as a separate process ----------------------------------------------------------------------------
 
 # Path, webhook id, and seconds since the epoch of a request that came.
 Arrival = tuple[str, str, float]

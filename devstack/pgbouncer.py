@@ -41,7 +41,7 @@ _SETTINGS = {
 
 
 def find() -> tuple[str, dict[str, str]]:
-    """Return the program and the environment that it needs, fetched if need be.  Raises DevstackError."""
+    """Return the program and the environment that it needs, downloaded if necessary.  Raises DevstackError."""
     installed = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin")
     return (installed, {}) if installed else fetch(HOME)
 

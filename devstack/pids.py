@@ -14,7 +14,7 @@ _PROC = Path("/proc/self/stat").exists()
 
 
 def alive(pid: int) -> bool:
-    """Tell whether the process runs; one that has ended but wasn't waited for does not."""
+    """Return whether the process runs; one that has ended but wasn't waited for does not."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
     if _PROC:

@@ -81,7 +81,7 @@ class Postgres:
 
     @property
     def running(self) -> bool:
-        """Tell whether the postmaster of this home lives."""
+        """Return whether the postmaster of this home lives."""
         return self.pid is not None
 
     @property
@@ -197,7 +197,7 @@ class Postgres:
 
     @staticmethod
     def _forget_data_without_a_home() -> None:
-        """Delete from the neutral place what homes left there that have been removed: nobody would ever find it."""
+        """Delete from the neutral place what homes left there that have been removed: no one would ever find it."""
         for folder in NEUTRAL.iterdir():
             try:
                 home = Path((folder / "home").read_text())
@@ -271,7 +271,7 @@ class Postgres:
         for name, value in self._settings.items():
             command += ["-c", f"{name}={value}"]
         with open_log(self.log) as log:
-            # A session of its own: the terminal's Ctrl-C must not stop it before those that use it.
+            # Its own session: the terminal's Ctrl-C must not stop it before those that use it.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,

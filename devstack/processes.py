@@ -32,7 +32,7 @@ OURS = Code()
 
 
 class Process:
-    """A child process in a session of its own, with its output in a log file."""
+    """A child process in its own session, with its output in a log file."""
 
     def __init__(
         self, name: str, command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT
@@ -58,7 +58,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Tell whether the process lives."""
+        """Return whether the process lives."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> Process:
@@ -75,7 +75,7 @@ class Process:
         return self
 
     def wait_for_url(self, url: str, timeout: float = 60.0) -> None:
-        """Wait until `url` answers 200.  Raises DevstackError when the process ends or time does."""
+        """Wait until `url` returns 200.  Raises DevstackError when the process ends or time does."""
 
         def is_up() -> bool:
             try:
@@ -150,7 +150,7 @@ def worker_command(code: Code = OURS) -> list[str]:
 def web(
     log: Path, port: int | None = None, env: Mapping[str, str] | None = None, workers: int = 2
 ) -> tuple[Process, str]:
-    """Start gunicorn on 127.0.0.1 and return it with its base URL, when it answers."""
+    """Start gunicorn on 127.0.0.1 and return it with its base URL, once it responds."""
     port = port or free_port()
     given = {"BIND": f"127.0.0.1:{port}", "WEB_CONCURRENCY": str(workers), **(env or {})}
     process = Process("gunicorn", web_command(), log, given).start()

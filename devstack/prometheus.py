@@ -16,7 +16,7 @@ HINT = "Install Prometheus (Debian: apt-get install prometheus)."
 
 
 def find(program: str) -> tuple[str, dict[str, str]]:
-    """Return `prometheus` or `promtool`, fetched if need be, and its environment.  Raises DevstackError."""
+    """Return `prometheus` or `promtool`, downloaded if necessary, and its environment.  Raises DevstackError."""
     installed = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/local/bin:/usr/bin")
     return (installed, {}) if installed else fetch(HOME, program)
 

@@ -77,7 +77,7 @@ class Api:
         self.key = key
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
-        """Return status and JSON of a request.  Raises DevstackError when nobody answers."""
+        """Return status and JSON of a request.  Raises DevstackError when there is no response."""
         request = urllib.request.Request(
             self.base + path,
             method=method,
@@ -90,7 +90,7 @@ class Api:
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null")
         except OSError as error:
-            raise DevstackError(f"The API at {self.base} does not answer: {error}") from None
+            raise DevstackError(f"The API at {self.base} does not respond: {error}") from None
 
 
 class Run:
@@ -221,7 +221,7 @@ def read_settings(env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_servers(env: Mapping[str, str]) -> None:
-    """Raise DevstackError when the database or Redis doesn't answer."""
+    """Raise DevstackError when the database or Redis doesn't respond."""
     import psycopg
     import redis
 
@@ -229,12 +229,12 @@ def check_servers(env: Mapping[str, str]) -> None:
         psycopg.connect(env["DATABASE_URL"], connect_timeout=5).close()
     except psycopg.Error as error:
         raise DevstackError(
-            f"PostgreSQL does not answer at DATABASE_URL: {str(error).strip().splitlines()[-1]}"
+            f"PostgreSQL does not respond at DATABASE_URL: {str(error).strip().splitlines()[-1]}"
         ) from None
     try:
         redis.Redis.from_url(env["REDIS_URL"], socket_connect_timeout=5, socket_timeout=5).ping()
     except (redis.RedisError, ValueError, OSError) as error:
-        raise DevstackError(f"Redis does not answer at REDIS_URL: {error}") from None
+        raise DevstackError(f"Redis does not respond at REDIS_URL: {error}") from None
 
 
 def ensure_admin(password: str) -> None:

@@ -49,7 +49,7 @@ class Server:
         )
 
     def start(self) -> Server:
-        """Start it; it answers when this returns.  Raises DevstackError."""
+        """Start it; it responds when this returns.  Raises DevstackError."""
         self._home.mkdir(parents=True, exist_ok=True)
         command = [str(valkey_program()), *self._command(), "--port", str(self.port), "--bind", "127.0.0.1"]
         command += ["--dir", str(self._home), "--protected-mode", "no", *self._options]

@@ -1,4 +1,4 @@
-"""The whole system on this machine: servers of its own, web and worker processes, and a look into all of them."""
+"""The whole system on this machine: its own servers, web and worker processes, and a look into all of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ENVIRONMENT = {
     "ALLOWED_HOSTS": "localhost,127.0.0.1,[::1]",
     "DJANGO_SETTINGS_MODULE": "triggers_project.settings",
 }
-# Each process logs in to PostgreSQL under a name of its own, so that pg_stat_activity tells whose session is whose.
+# Each process logs in to PostgreSQL under its own name, so that pg_stat_activity tells whose session is whose.
 ROLES = ("web", "worker_1", "worker_2")
 
 # Fewer sessions for each role than its processes have connections, but more than transactions that wait for a fault.
@@ -145,7 +145,7 @@ class Stack:
                 self.sql(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER").format(sql.Identifier(role)))
 
     def _is_older_than(self, migrations: Mapping[str, str]) -> bool:
-        """Tell whether a migration that made the schema has changed since, or is gone."""
+        """Return whether a migration that made the schema has changed since, or is gone."""
         ((has_schema, comment),) = self.sql(
             "SELECT to_regclass('django_migrations') IS NOT NULL, shobj_description(oid, 'pg_database')"
             " FROM pg_database WHERE datname = current_database()"
@@ -226,7 +226,7 @@ class Stack:
         return Process(name, command, self.logs / f"{name}.log", {**self.environment(name), **env})
 
     def start_web(self, workers: int = 2, env: Mapping[str, str] | None = None) -> Supervised:
-        """Start gunicorn under supervision; it answers when this returns."""
+        """Start gunicorn under supervision; it responds when this returns."""
         self.web = Supervised(lambda: self.make_web(workers, env)).start()
         self.web.process.wait_for_url(f"{self.url}/api/health")
         return self.web
@@ -264,7 +264,7 @@ class Stack:
         return children(self.web.pid) if self.web is not None else []
 
     def receiver(self, host: str = "127.0.0.1") -> ReceiverProcess:
-        """Return an HTTP receiver in a process of its own, not started; use it as a context manager."""
+        """Return an HTTP receiver in a separate process, not started; use it as a context manager."""
         return ReceiverProcess(self.logs / "receiver.log", host)
 
     # --- a look into the servers --------------------------------------------------------------------
@@ -313,7 +313,7 @@ class Stack:
             self._connections.clear()
 
     def valkey_command(self, *words: str, of: Valkey | None = None) -> bytes:
-        """Send Valkey one command and return the first bytes of its answer.  of: which one, if not the current one."""
+        """Send Valkey one command and return how its response begins.  of: which one, if not the current one."""
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(5)
             connection.connect(str((of or self.valkey).socket_path))

@@ -35,7 +35,7 @@ class Supervised:
 
     @property
     def alive(self) -> bool:
-        """Tell whether the process lives at the moment."""
+        """Return whether the process lives at the moment."""
         return self.process.alive
 
     def start(self) -> Supervised:

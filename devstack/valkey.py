@@ -56,7 +56,7 @@ class Valkey:
 
     @property
     def running(self) -> bool:
-        """Tell whether the server answers."""
+        """Return whether the server answers."""
         try:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(1)
@@ -101,7 +101,7 @@ class Valkey:
             self._end(signal.SIGKILL)
 
     def suspend(self) -> None:
-        """Freeze the server, as a machine that hangs would be: it takes connections and answers nothing."""
+        """Freeze the server, as a machine that hangs would be: it accepts connections and doesn't respond."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:

@@ -30,7 +30,7 @@ MOST_ORGANIZATIONS = 10_000  # whose counts a process remembers; forgetting one 
 _FRESH_SECONDS = 1.0
 _FRESH_PER_SECOND_COUNTED = 50
 # A request doesn't wait for a new count while the last one isn't older than this.
-_KNOWN_SECONDS = 60.0
+_RECENT_SECONDS = 60.0
 
 # Counting stops at the limit, so that it stays cheap: how far the limit is exceeded doesn't matter.  SQL because the
 # ORM selects the primary key in such a count, for which PostgreSQL must read the rows beside the index.
@@ -67,7 +67,7 @@ def oldest_waiting_seconds() -> float:
 
 
 @dataclass
-class _Figure:
+class _Count:
     """What was counted, plus what this process has accepted since.  counted_at, stale_at: monotonic times.
 
     added: what this process has accepted in all.
@@ -149,40 +149,40 @@ class BacklogEstimate:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._figures: LRUCache[tuple[str, uuid.UUID], _Figure] = LRUCache(2 * MOST_ORGANIZATIONS)
-        self._shared = _Figure()
+        self._counts: LRUCache[tuple[str, uuid.UUID], _Count] = LRUCache(2 * MOST_ORGANIZATIONS)
+        self._shared = _Count()
 
     def is_stale(self, organization_id: uuid.UUID) -> bool:
         """Return whether a count for the organization is due again."""
         now = time.monotonic()
         with self._lock:
-            return any(self._figure(bound, organization_id).stale_at <= now for bound in _BOUNDS)
+            return any(self._count_of(bound, organization_id).stale_at <= now for bound in _BOUNDS)
 
-    def is_known(self, organization_id: uuid.UUID) -> bool:
+    def is_recent(self, organization_id: uuid.UUID) -> bool:
         """Return whether every count for the organization is less than a minute old."""
-        then = time.monotonic() - _KNOWN_SECONDS
+        then = time.monotonic() - _RECENT_SECONDS
         with self._lock:
-            return all(self._figure(bound, organization_id).counted_at > then for bound in _BOUNDS)
+            return all(self._count_of(bound, organization_id).counted_at > then for bound in _BOUNDS)
 
     def refresh(self, organization_id: uuid.UUID) -> None:
         """Count again what is stale."""
         for bound in _BOUNDS:
             with self._lock:
-                figure = self._figure(bound, organization_id)
+                count = self._count_of(bound, organization_id)
                 started = time.monotonic()
-                if figure.stale_at > started:
+                if count.stale_at > started:
                     continue
                 # Set before counting: meanwhile other threads use the old count.
-                figure.stale_at = started + _FRESH_SECONDS
-                added_before = figure.added
+                count.stale_at = started + _FRESH_SECONDS
+                added_before = count.added
             length = bound.count(organization_id, bound.limit() + 1)
             counted = time.monotonic()
             with self._lock:
                 # What was added meanwhile may not have been committed when it was counted.  If it was, it is counted
                 # twice until the next count: a bound may apply too early, but never too late.
-                figure.length = length + figure.added - added_before
-                figure.counted_at = counted
-                figure.stale_at = counted + max(_FRESH_SECONDS, _FRESH_PER_SECOND_COUNTED * (counted - started))
+                count.length = length + count.added - added_before
+                count.counted_at = counted
+                count.stale_at = counted + max(_FRESH_SECONDS, _FRESH_PER_SECOND_COUNTED * (counted - started))
 
     def add(self, organization_id: uuid.UUID, events: int) -> Problem | None:
         """Add `events` to the estimate and return None, or add nothing and return why they may not be accepted.
@@ -190,29 +190,29 @@ class BacklogEstimate:
         A batch may exceed a bound; then the next one may not.
         """
         with self._lock:
-            figures = [(bound, self._figure(bound, organization_id)) for bound in _BOUNDS]
-            for bound, figure in figures:
-                if figure.length >= bound.limit():
+            counts = [(bound, self._count_of(bound, organization_id)) for bound in _BOUNDS]
+            for bound, count in counts:
+                if count.length >= bound.limit():
                     return bound.refusal(bound.limit())
-            for bound, figure in figures:
+            for bound, count in counts:
                 if bound.counts_events:
-                    figure.length += events
-                    figure.added += events
+                    count.length += events
+                    count.added += events
         return None
 
     def reset(self) -> None:
         """Forget every count, so that the next call counts again."""
         with self._lock:
-            self._figures.clear()
-            self._shared = _Figure()
+            self._counts.clear()
+            self._shared = _Count()
 
-    def _figure(self, bound: _Bound, organization_id: uuid.UUID) -> _Figure:
+    def _count_of(self, bound: _Bound, organization_id: uuid.UUID) -> _Count:
         if bound.is_shared:
             return self._shared
-        figure = self._figures.get((bound.name, organization_id))
-        if figure is None:
-            figure = self._figures[bound.name, organization_id] = _Figure()
-        return figure
+        count = self._counts.get((bound.name, organization_id))
+        if count is None:
+            count = self._counts[bound.name, organization_id] = _Count()
+        return count
 
 
 estimate = BacklogEstimate()

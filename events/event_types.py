@@ -104,7 +104,15 @@ def delete(row: EventType) -> None:
         EventType.objects.filter(pk=row.pk).delete()
 
 
-def import_types(organization_id: uuid.UUID, wanted: Sequence[ImportedType]) -> list[tuple[EventType, str]]:
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A type in the catalog after an import.  status: `created`, `changed`, or `unchanged`."""
+
+    row: EventType
+    status: str
+
+
+def import_types(organization_id: uuid.UUID, wanted: Sequence[ImportedType]) -> list[Imported]:
     """Create or change each of these types, in the caller's transaction; return each with what was done.
 
     Raises TooManyEventTypes.
@@ -116,12 +124,12 @@ def import_types(organization_id: uuid.UUID, wanted: Sequence[ImportedType]) -> 
         fields = {"description": one.description, "examples": one.examples, "schema": one.schema}
         row = existing.get(one.name)
         if row is None:
-            done.append((create(organization_id, name=one.name, **fields), "created"))
+            done.append(Imported(create(organization_id, name=one.name, **fields), "created"))
         elif all(getattr(row, name) == value for name, value in fields.items()):
-            done.append((row, "unchanged"))
+            done.append(Imported(row, "unchanged"))
         else:
             change(row, fields)
-            done.append((row, "changed"))
+            done.append(Imported(row, "changed"))
     return done
 
 

@@ -240,7 +240,7 @@ class GroupCommit:
             request = requests.popleft()
             if requests:
                 self._waiting[organization_id] = requests  # after the others
-            if request.done.done():  # nobody waits for it any more
+            if request.done.done():  # no one waits for it any more
                 continue
             group.append(request)
             events += max(1, len(request.items))

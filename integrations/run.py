@@ -1,6 +1,6 @@
 """`make integrations`: run what integrates with the API against a running system.
 
-Each folder here with a `package.json` is a package of npm's with tests of its own.  They get a system's URL, a key, a
+Each folder here with a `package.json` is a package of npm's with its own tests.  They get a system's URL, a key, a
 receiver's URL, and the OpenAPI document:
 
     python -m integrations.run [zapier] [n8n] [openapi] [verifiers]

@@ -44,7 +44,7 @@ REUSED, RUNNING = "idempotency_key_reused", "idempotency_key_in_use"
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"[ \t]*(;.*)?')
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
-# The three statements, each for many requests at once.  Whoever holds the lock of a key reads afterwards what was
+# The three statements, each for many requests at once.  Whoever holds the lock of a key reads afterward what was
 # committed before.
 LOCK = """
 SELECT number, pg_try_advisory_xact_lock(lock) AS is_locked

@@ -105,7 +105,7 @@ def create_api_key(
 def require_room(organization_id: uuid.UUID, *, lock: bool = False) -> None:
     """Raise TooManyKeys when the organization has MAX_API_KEYS keys that are neither revoked nor expired.
 
-    lock: let nobody else create one until the end of the caller's transaction: two that count at once would both find
+    lock: let no other request create one before the caller's transaction ends: two that count at once would both find
     room for one more.
     """
     if lock:

@@ -139,7 +139,7 @@ class EndpointForm(forms.Form):
 
     @property
     def is_advanced(self) -> bool:
-        """Tell whether one of the fields under “Advanced” has an error or a value, so that they are shown."""
+        """Return whether one of the fields under “Advanced” has an error or a value, so that they are shown."""
         names = ("headers_text", "remove_headers", "deliveries_per_second", "max_in_flight", "format", "transform")
         if self.is_bound:
             return any(name in self.errors for name in names) or bool(self.cleaned_data.get("handshake"))

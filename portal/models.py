@@ -63,7 +63,7 @@ class PortalSession(models.Model):
         return self.name or str(self.id)
 
     def may(self, scope: Scope) -> bool:
-        """Tell whether the session may do what needs this scope."""
+        """Return whether the session may do what needs this scope."""
         return scope in self.scopes and not (self.is_read_only and scope in _CHANGES)
 
     @property

@@ -1,7 +1,7 @@
 """Links and sessions of the portal: making a link, opening it once, finding its session, ending it.
 
 A link's token is random and signed: one that we didn't make is refused without a look at the database.  Opening it
-makes the session's own token, which is in no link, so that nobody can plant a session on somebody else.
+makes the session's own token, which is in no link, so that a session can't be planted on somebody else.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ REFUSALS: dict[Refusal, tuple[int, str, str]] = {
     Refusal.NO_SESSION: (
         403, "You aren't signed in",
         "Open the portal from where you got its link. If you have just done that, your browser may refuse its cookies: "
-        "allow them for this site, or open the portal in a window of its own.",
+        "allow them for this site, or open the portal in a separate window.",
     ),
     Refusal.SESSION_EXPIRED: (
         403, "Your session has expired",
@@ -72,12 +72,12 @@ def form_token(session_token: str) -> str:
 
 
 def is_from_another_site(request: HttpRequest) -> bool:
-    """Tell whether the browser says that a page of another origin sent the request."""
+    """Return whether the browser says that a page of another origin sent the request."""
     return request.headers.get("Sec-Fetch-Site", "same-origin") not in {"same-origin", "none"}
 
 
 def finish(response: HttpResponseBase) -> HttpResponseBase:
-    """Set the headers of every page of the portal: who may frame it, and that nobody keeps it."""
+    """Set the headers of every page of the portal: who may frame it, and that it isn't cached."""
     policy = {name: list(values) for name, values in settings.CONTENT_SECURITY_POLICY["DIRECTIVES"].items()}
     if settings.PORTAL_FRAME_ORIGINS:
         policy["frame-ancestors"] = ["'self'", *settings.PORTAL_FRAME_ORIGINS]

@@ -3,9 +3,9 @@
 
     scripts/benchmark_performance.py --events 1000 --concurrency 20 [--url http://host:8000 --api-key trk_…]
 
-Without --url it starts an installation of its own (PostgreSQL, Valkey, gunicorn, one worker) and
-stops it again.  It makes a subscription to a receiver of its own for the time of the measurement and sends
-the events twice: paced, at --rate a second whatever the answers do (open loop, so that a wait is part of
+Without --url it starts its own installation (PostgreSQL, Valkey, gunicorn, one worker) and
+stops it again.  It makes a subscription to its own receiver for the time of the measurement and sends
+the events twice: paced, at --rate a second whatever the responses are (open loop, so that a wait is part of
 the latency), and flat out over --concurrency connections.
 
 TEST_API_URL and TEST_API_KEY stand in for --url and --api-key.  The exit code is 0 when every target is
@@ -77,9 +77,9 @@ def call(url: str, key: str, method: str, path: str, body: Any = None) -> Any:
         problem = json.loads(error.read() or b"{}")
         reasons = [f"{one['pointer']} {one['detail']}" for one in problem.get("errors", [])]
         reason = "; ".join(reasons) or problem.get("detail", "no reason given")
-        raise CannotMeasure(f"{method} {path} answered {error.code}: {reason}") from None
+        raise CannotMeasure(f"{method} {path} returned {error.code}: {reason}") from None
     except OSError as error:
-        raise CannotMeasure(f"{url} does not answer: {error}") from None
+        raise CannotMeasure(f"{url} does not respond: {error}") from None
 
 
 class Run:
@@ -90,7 +90,7 @@ class Run:
         self.key = key
         self.receiver = receiver
         self.options = options
-        # A type of this run's own: nobody else's events are counted, nobody else's subscription is hit.
+        # A type that only this run uses: no other events are counted, and no other subscription is hit.
         self.type = f"benchmark.{secrets.token_hex(6)}"
 
     def measure(self) -> list[Phase]:

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m scripts.console_screenshots
 
-Starts servers and processes of its own under .local/screenshots.
+Starts its own servers and processes under .local/screenshots.
 """
 
 from __future__ import annotations

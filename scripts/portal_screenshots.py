@@ -80,7 +80,7 @@ def prepare(demo: Demo) -> str:
         demo.healthy: ("https://shop.acme.example/api/webhooks", "The shop"),
     }
     for pk, (url, description) in endpoints.items():
-        # Workers run: with types of its own, none of them is sent anything while the pictures are taken.
+        # Workers run: with its own types, none of them is sent anything while the pictures are taken.
         types = ["order.*", "invoice.sent"]
         Subscription.objects.filter(pk=pk).update(url=url, description=description, event_types=types)
     others = subscriptions.of_organization(demo.organization).exclude(pk__in=list(endpoints))

@@ -184,7 +184,7 @@ HEADERS = {
     "webhook-timestamp": "When the attempt was made, in seconds since 1970.",
     "webhook-signature": "One signature for each secret of the subscription, separated by spaces: `v1,` and base64 "
     "(HMAC-SHA256), or `v1a,` and base64 (ed25519).",
-    "traceparent": "The trace of the request that sent the event, with a span id of its own, if it belongs to one.",
+    "traceparent": "The trace of the request that sent the event, with its own span id, if it belongs to one.",
     "tracestate": "Passed on with `traceparent`.",
 }
 
@@ -262,7 +262,7 @@ def webhooks() -> str:
 
 
 class _Schema:
-    """The OpenAPI document, and what of it is shown as a table of its own."""
+    """The OpenAPI document, and what of it is shown as a separate table."""
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document

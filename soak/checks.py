@@ -191,7 +191,7 @@ def _check_attempts(
     report.broke(
         "delivery whose attempts aren't numbered 1 to attempt_count",
         stack.sql(
-            # What is fetched from an inbox is an attempt without a row of its own.
+            # What is fetched from an inbox is an attempt without its own row.
             "SELECT d.id::text, d.attempt_count, array_agg(a.number ORDER BY a.number) FROM webhooks_delivery d"
             " JOIN webhooks_subscription s ON s.id = d.subscription_id AND s.kind <> 'inbox'"
             " LEFT JOIN webhooks_deliveryattempt a ON a.delivery_id = d.id GROUP BY d.id, d.attempt_count"

@@ -1,4 +1,4 @@
-"""The faults.  Each has three steps: get to the moment, strike, mend what nobody else would.
+"""The faults.  Each has three steps: get to the moment, strike, repair what nothing else would.
 
 A kill "in the middle of" something is a real SIGKILL at a moment that is held still from outside: a
 table lock stops the process inside its transaction, a standby that doesn't exist stops it between

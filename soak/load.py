@@ -89,7 +89,7 @@ class Load:
         self.receiver.stop()
 
     def has_arrived_since(self, known: Collection[str]) -> bool:
-        """Tell whether every organization got an event accepted and delivered whose token isn't among `known`."""
+        """Return whether every organization got an event accepted and delivered whose token isn't among `known`."""
         new = {
             name
             for request in self.receiver.requests[-5000:]

@@ -22,7 +22,7 @@ RECOVERY_SECONDS = 90.0
 
 @dataclass
 class Round:
-    """What a round did.  recovered: seconds from the strike until what was sent afterwards had arrived."""
+    """What a round did.  recovered: seconds from the strike until what was sent afterward had arrived."""
 
     number: int
     faults: list[str]

@@ -113,7 +113,7 @@ class Upgrade:
     # --- parts ----------------------------------------------------------------------------------------
 
     def _step(self, name: str, change: Callable[[], None]) -> None:
-        """Make a change under load, and wait until what was posted afterwards has arrived."""
+        """Make a change under load, and wait until what was posted afterward has arrived."""
         started, accepted, delivered = time.monotonic(), self._load.ledger.accepted, self._delivered()
         before = self.responses
         change()

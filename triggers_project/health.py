@@ -29,14 +29,14 @@ def _answer(body: dict[str, Any], status: int = 200) -> HttpResponse:
 
 
 def health(request: HttpRequest) -> HttpResponse:
-    """Say that this process answers.  It asks nobody else: a load balancer must not drop every web
+    """Say that this process responds.  It calls no other service: a load balancer must not drop every web
     process because a part behind them is away."""
     if (refusal := only_get(request)) is not None:
         return refusal
     return _answer({"status": "healthy", "service": SERVICE})
 
 
-def _database_figures() -> dict[str, Any]:
+def _database_stats() -> dict[str, Any]:
     due, paused = stats.waiting_deliveries(COUNT_TO)
     waiting = waiting_events(COUNT_TO)
     return {
@@ -56,7 +56,7 @@ def _database_figures() -> dict[str, Any]:
 
 
 def health_detailed(request: HttpRequest) -> HttpResponse:
-    """Return the state of the parts, true figures of the queues, and the limits in force.
+    """Return the state of the parts, true numbers of the queues, and the limits in force.
 
     503 when a part is down, with the reason.  Without Redis, or a Redis that takes writes, the system is `degraded`:
     events are accepted and kept, deliveries are slower.  Without workers, nothing is sent.
@@ -66,7 +66,7 @@ def health_detailed(request: HttpRequest) -> HttpResponse:
     body: dict[str, Any] = {"status": "healthy", "service": SERVICE, "redis": "up", "database": "up"}
     reasons = []
     try:
-        body.update(_database_figures())
+        body.update(_database_stats())
     except (DatabaseError, PsycopgError, PoolTimeout) as error:
         log.warning("health_database_down", error=type(error).__name__)
         body.update(status="unhealthy", database="down")

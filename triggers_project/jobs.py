@@ -51,7 +51,7 @@ _state = _FanOutState()
 
 
 class Turns:
-    """Lets one thread of this process work at a time; what the others ask for meanwhile is done in one go afterwards.
+    """Lets one thread of this process work at a time; what the others ask for meanwhile is done in one go afterward.
 
     Two fan-outs side by side take the interpreter from each other, and each has half as many events to share its cost.
     """
@@ -112,7 +112,7 @@ def process_events() -> None:
 
 
 def fan_out_for(seconds: float) -> bool:
-    """Fan out while events wait, for `seconds` at the most, and tell whether work may be left."""
+    """Fan out while events wait, for at most `seconds`, and return whether work may be left."""
     global _fanned_out_at
     ends = time.monotonic() + seconds
     while True:

@@ -1,4 +1,4 @@
-"""`GET /metrics` for Prometheus: what the processes have counted, and figures of the database and of Redis."""
+"""`GET /metrics` for Prometheus: what the processes have counted, and metrics of the database and of Redis."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ COUNT_MORE_TO = 100_000
 _MOST = f"Counted up to {COUNT_TO}."
 # The codes of `events.backlog`.
 BACKLOG_CODES = ("backlog_full", "event_backlog_full", "delivery_backlog_full")
-# How long figures are used again, and how long a page waits for new ones before it says that the database is down.
+# How long metrics are used again, and how long a page waits for new ones before it says that the database is down.
 FRESH_SECONDS = 2.0
 PATIENCE_SECONDS = 5.0
-# Figures that took long are used for longer, so that reading them takes at most a fiftieth of the time.
+# Metrics that took long are used for longer, so that reading them takes at most a fiftieth of the time.
 FRESH_PER_SECOND_READ = 50
 MOST_FRESH_SECONDS = 15.0
 CERTIFICATE_DAYS = 14
@@ -62,11 +62,11 @@ def _gauges(name: str, help: str, label: str, values: dict[str, int]) -> Metric:
 
 
 def _read_database() -> list[Metric]:
-    """Return the figures of the whole installation that stand in the database."""
-    figures = [*_of_events(), *_of_deliveries(), *_of_inboxes(), *_of_certificates()]
+    """Return the metrics of the whole installation that stand in the database."""
+    metrics = [*_of_events(), *_of_deliveries(), *_of_inboxes(), *_of_certificates()]
     if (age := stats.sweep_age_seconds()) is not None:
-        figures.append(_gauge("triggers_sweep_age_seconds", "How long ago a worker's last sweep ended.", age))
-    return figures
+        metrics.append(_gauge("triggers_sweep_age_seconds", "How long ago a worker's last sweep ended.", age))
+    return metrics
 
 
 def _of_events() -> list[Metric]:
@@ -146,18 +146,18 @@ def _of_certificates() -> list[Metric]:
     ]
 
 
-class Figures:
-    """The figures of the database, read by a thread of their own: a database that hangs must not hang the page."""
+class DatabaseMetrics:
+    """The metrics of the database, read by a separate thread: a database that hangs must not hang the page."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reading: threading.Thread | None = None
-        self._figures: list[Metric] = []
+        self._metrics: list[Metric] = []
         self._read_at = float("-inf")
         self._took = 0.0
 
     def read(self) -> list[Metric]:
-        """Return figures that are fresh; none if the database doesn't give them in time."""
+        """Return metrics that are fresh; none if the database doesn't give them in time."""
         with self._lock:
             fresh = max(FRESH_SECONDS, min(MOST_FRESH_SECONDS, FRESH_PER_SECOND_READ * self._took))
             if time.monotonic() - self._read_at >= fresh and self._reading is None:
@@ -168,32 +168,32 @@ class Figures:
             reading.join(PATIENCE_SECONDS)
         with self._lock:
             is_up = time.monotonic() - self._read_at < fresh + PATIENCE_SECONDS
-            figures = self._figures if is_up else []
+            metrics = self._metrics if is_up else []
             took = self._took
         return [
-            _gauge("triggers_database_up", "1 if the database gave its figures, 0 if it is away.", int(is_up)),
-            _gauge("triggers_metrics_query_seconds", "How long the database took for its figures.", took),
-            *figures,
+            _gauge("triggers_database_up", "1 if the database gave its metrics, 0 if it is away.", int(is_up)),
+            _gauge("triggers_metrics_query_seconds", "How long the database took for its metrics.", took),
+            *metrics,
         ]
 
     def _read(self) -> None:
         started = time.monotonic()
-        figures: list[Metric] | None = None
+        metrics: list[Metric] | None = None
         try:
-            figures = borrow_connection(_read_database)
+            metrics = borrow_connection(_read_database)
         except (DatabaseError, PsycopgError) as error:
             log.warning("metrics_database_down", error=type(error).__name__)
         finally:
             with self._lock:
                 self._reading = None
-                if figures is not None:
-                    self._figures, self._read_at = figures, time.monotonic()
+                if metrics is not None:
+                    self._metrics, self._read_at = metrics, time.monotonic()
                     self._took = self._read_at - started
                 else:
                     self._read_at = float("-inf")
 
 
-_figures = Figures()
+_database_metrics = DatabaseMetrics()
 
 
 def _limits() -> list[Metric]:
@@ -206,9 +206,9 @@ def _limits() -> list[Metric]:
     ]
 
 
-def read_figures() -> Iterable[Metric]:
+def read_metrics() -> Iterable[Metric]:
     """Return what is looked up when the page is read."""
-    yield from _figures.read()
+    yield from _database_metrics.read()
     redis = check_redis()
     yield _gauge("triggers_redis_up", "1 if Redis responds and takes writes, else 0.", int(redis.state == "up"))
     if redis.workers is not None:
@@ -216,7 +216,7 @@ def read_figures() -> Iterable[Metric]:
     yield from _limits()
 
 
-registry = make_registry(read_figures)
+registry = make_registry(read_metrics)
 port = MetricsPort(registry)
 
 

@@ -37,7 +37,7 @@ class RequestParser:
 
     @property
     def body_follows(self) -> bool:
-        """Tell whether the message that httptools calls complete has a body."""
+        """Return whether the message that httptools calls complete has a body."""
         return bool(self._framing)
 
     def head_is_complete(self, headers: Iterable[tuple[bytes, bytes]]) -> None:

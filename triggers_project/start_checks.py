@@ -80,7 +80,7 @@ def check_database() -> None:
 
 
 def check_redis() -> None:
-    """See whether Redis answers.  Raises ImproperlyConfigured for a Redis Cluster.
+    """Check whether Redis responds.  Raises ImproperlyConfigured for a Redis Cluster.
 
     All else is told and waited for: everything works without Redis, only slower.
     """

@@ -80,7 +80,7 @@ def apply(action: DeliveryAction, delivery_ids: Iterable[uuid.UUID], *, announce
     A retry is one more attempt, now, even while the breaker is open.  A replay starts the schedule again.  A skip gives
     up a delivery that has an ordering key, so that the next of its key can be sent.  Deliveries of a deleted
     subscription and those in flight are left alone, those of erased events aren't sent again, and those of a disabled
-    subscription can only be held or skipped. announce: wake the workers afterwards.
+    subscription can only be held or skipped. announce: wake the workers afterward.
     """
     ids = list(delivery_ids)
     changed = in_transaction(lambda: _apply(action, ids, action.states)).changed if ids else 0

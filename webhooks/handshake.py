@@ -1,7 +1,7 @@
 """The handshake of REST hooks: asks whether the owner of an endpoint wants its webhooks.
 
 A POST with a random `X-Hook-Secret` goes to the endpoint, which confirms it with a 2xx that repeats the header.  Only
-those who ask for it get one: Zapier, for example, can't answer.
+those who ask for it get one: Zapier, for example, doesn't support it.
 """
 
 from __future__ import annotations

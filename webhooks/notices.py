@@ -1,6 +1,6 @@
 """Notes what organizations and operators are to be told, in the transaction of what happened.
 
-Only what can't be found afterwards is noted: that a subscription was disabled, and that deliveries have failed.  That
+Only what can't be found afterward is noted: that a subscription was disabled, and that deliveries have failed.  That
 an endpoint fails or has recovered, and that a key expires, is in other rows, where `webhooks.upkeep.notifications`
 finds it.  So attempts cost nothing here, except those with which a delivery fails for good.
 """

@@ -181,7 +181,7 @@ Audit = Callable[[], None]
 def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None, *, automatically: bool = False) -> bool:
     """Disable the subscription in the caller's transaction; return False if it isn't active.
 
-    From the commit on no worker claims its deliveries.  Afterwards call `resync`, or let the sweep do it: it marks the
+    From the commit on no worker claims its deliveries.  Afterward call `resync`, or let the sweep do it: it marks the
     waiting deliveries as held.
     """
     # The queue first: everybody locks it before anything else of a subscription.
@@ -337,7 +337,7 @@ def delete(subscription: Subscription, *, audit: Audit | None = None) -> None:
 
 
 def _delete(subscription_id: uuid.UUID, audit: Audit | None) -> None:
-    """Delete the subscription in the caller's transaction; `resync` or the sweep cancels its deliveries afterwards."""
+    """Delete the subscription in the caller's transaction; `resync` or the sweep cancels its deliveries afterward."""
     SubscriptionQueue.objects.select_for_update().filter(pk=subscription_id).first()
     deleted = Subscription.objects.filter(pk=subscription_id, deleted_at=None).update(
         deleted_at=Now(),

@@ -36,7 +36,7 @@ SCENARIOS: dict[str, Callable[[BenchStack], list[Figure]]] = {
     "trace": end_to_end.trace,
     "flat-out": end_to_end.flat_out,
     "batches-delivered": end_to_end.batches,
-    "crowd": end_to_end.crowd,
+    "idle-connections": end_to_end.idle_connections,
     "fanout": fanout.fanout,
     "filters": filters.filters,
     "ordering": ordering.ordering,

@@ -77,7 +77,7 @@ def _fill(stack: BenchStack, tenant: Tenant) -> None:
         " error, error_detail, response_body) SELECT id, 1, 'schedule', created_at, 3.2, 200, '', '', 'ok'"
         " FROM webhooks_delivery WHERE created_at < now() - interval '12 hours'"
     )
-    # Parked: a subscription whose receiver was down; each waits hours for its next try.
+    # Parked: a subscription whose receiver was down; each waits hours for its next attempt.
     parked = stack.subscribe(tenant, "http://127.0.0.1:9/parked", ["nothing"])
     stack.sql(
         "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at,"

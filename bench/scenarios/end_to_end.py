@@ -1,4 +1,4 @@
-"""From the POST to the endpoint: at a steady rate, flat out, in batches, and beside a crowd of idle connections."""
+"""From the POST to the endpoint: at a steady rate, flat out, in batches, and beside idle connections."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH_CONNECTIONS = 8
 SILENT = 500
 DRIPPING = 200
 DRIP_SECONDS = 1.0
-CROWD_SECONDS = 20
+IDLE_SECONDS = 20
 
 
 def paced(stack: BenchStack) -> list[Figure]:
@@ -151,24 +151,24 @@ def batches(stack: BenchStack) -> list[Figure]:
     return found
 
 
-def crowd(stack: BenchStack) -> list[Figure]:
+def idle_connections(stack: BenchStack) -> list[Figure]:
     """Paced 100 events/s, alone and beside 500 silent connections and 200 that send a byte a second."""
     tenant = stack.tenant()
-    load = Load(stack.url, tenant.key, int(RATES[0] * CROWD_SECONDS), 50, RATES[0])
+    load = Load(stack.url, tenant.key, int(RATES[0] * IDLE_SECONDS), 50, RATES[0])
     with stack.running_web():
         send(Load(stack.url, tenant.key, 200, 50, 200))
         alone = percentile(send(load).latencies, 0.99) * 1000
-        with _crowd(stack.url):
+        with _idle_connections(stack.url):
             beside = percentile(send(load).latencies, 0.99) * 1000
     return [
-        Figure("crowd", "API p99, alone", alone, "ms"),
-        Figure("crowd", "API p99, beside the crowd", beside, "ms"),
-        Figure("crowd", "ratio of the two", beside / alone, "", "<= 1.5"),
+        Figure("idle-connections", "API p99, alone", alone, "ms"),
+        Figure("idle-connections", "API p99, beside them", beside, "ms"),
+        Figure("idle-connections", "ratio of the two", beside / alone, "", "<= 1.5"),
     ]
 
 
 @contextlib.contextmanager
-def _crowd(url: str) -> Iterator[None]:
+def _idle_connections(url: str) -> Iterator[None]:
     """Hold connections that say nothing, and others that send their request byte by byte."""
     address = (urlsplit(url).hostname, urlsplit(url).port)
     over = threading.Event()

@@ -52,7 +52,7 @@ def wal(stack: BenchStack) -> list[Figure]:
         *(Figure(name, f"of these in {kind}", size, "bytes/event") for kind, size in kinds.items()),
         Figure(name, "single POSTs, from a checkpoint on", with_images, "bytes/event"),
         Figure(name, "batches of 100, without full-page images", batches, "bytes/event"),
-        Figure(name, "VACUUM afterwards", vacuum / events, "bytes/event"),
+        Figure(name, "VACUUM afterward", vacuum / events, "bytes/event"),
         Figure(name, "deleting it after its retention", deleted, "bytes/event"),
         Figure(name, "size of the tables", float(table_size) / events, "bytes/event"),
         Figure(name, "size of the indexes", float(index_size) / events, "bytes/event"),

@@ -138,7 +138,7 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
     )  # fmt: skip
 
     def audit_target(self, row: DeliveryAttempt) -> str:
-        """Return the delivery's id: nobody does anything to an attempt alone."""
+        """Return the delivery's id: nothing is done to an attempt alone."""
         return str(row.delivery_id)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[DeliveryAttempt]:

@@ -121,7 +121,7 @@ class ApiKeyAdmin(BoundedAdmin):
         return ("organization", "name", "scopes", "expires_at", *(self._facts if obj else ()))
 
     def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
-        """Let nobody move a key to another organization."""
+        """Don't let users move a key to another organization."""
         return (*self._facts, "organization") if obj else ()
 
     @admin.display(description="name")

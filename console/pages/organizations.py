@@ -110,7 +110,7 @@ class OrganizationAdmin(BoundedAdmin):
             self.audit(request, action, obj, {}, "" if obj.is_active else reason)
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        """Log what else was changed; that it was made inactive has an entry of its own."""
+        """Log what else was changed; that it was made inactive has a separate entry."""
         for part in message:
             if isinstance(part, dict) and "fields" in part.get("changed", {}):
                 kept = [name for name in part["changed"]["fields"] if name not in _WITH_OWN_ENTRY]

@@ -126,14 +126,14 @@ class SubscriptionAdmin(SubscriptionColumns, SubscriptionActions):
     )  # fmt: skip
 
     def get_readonly_fields(self, request: HttpRequest, obj: Subscription | None = None) -> Any:
-        """Let nobody move a subscription to another organization, or change what was recorded about it."""
+        """Don't let users move a subscription to another organization, or change what was recorded about it."""
         if obj is None:
             return ()
         facts = (*self._status_fields, "organization", *(["url_full"] if is_inbox(obj) else []))
         return facts if self.has_change_permission(request, obj) else (*facts, *self._plain_fields)
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Let nobody change a deleted subscription."""
+        """Don't let users change a deleted subscription."""
         return super().has_change_permission(request, obj) and (obj is None or obj.deleted_at is None)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:

@@ -18,7 +18,7 @@ from core.metrics.store import read_all
 
 log = structlog.get_logger()
 
-Figures = Callable[[], Iterable[Metric]]
+ReadMetrics = Callable[[], Iterable[Metric]]
 
 
 class CountedMetrics:
@@ -36,14 +36,14 @@ class CountedMetrics:
             yield metric.family(sorted(read[name]))
 
 
-class _Figures:
+class _Scraped:
     """Metrics that are looked up when the page is read."""
 
-    def __init__(self, figures: Figures) -> None:
-        self._figures = figures
+    def __init__(self, read: ReadMetrics) -> None:
+        self._read = read
 
     def collect(self) -> Iterable[Metric]:
-        return self._figures()
+        return self._read()
 
     def describe(self) -> Iterable[Metric]:
         """Return nothing: the names are known only when the page is read."""
@@ -56,11 +56,11 @@ class _Counted(CountedMetrics):
         return ()
 
 
-def make_registry(figures: Figures) -> CollectorRegistry:
-    """Return a registry of all that is counted, and of `figures`."""
+def make_registry(read: ReadMetrics) -> CollectorRegistry:
+    """Return a registry of all that is counted, and of the metrics that `read` returns."""
     registry = CollectorRegistry()
     registry.register(_Counted())
-    registry.register(_Figures(figures))
+    registry.register(_Scraped(read))
     return registry
 
 

@@ -13,7 +13,7 @@ def name_enums(schema: Schema, names: Mapping[str, Iterable[str]]) -> None:
     components = schema["components"]["schemas"]
     known = {frozenset(values): name for name, values in names.items()}
     _replace(schema, known)
-    # Afterwards, or the components would refer to themselves.
+    # Afterward, or the components would refer to themselves.
     components.update({name: {"type": "string", "enum": list(values)} for name, values in names.items()})
     schema["components"]["schemas"] = dict(sorted(components.items()))
 

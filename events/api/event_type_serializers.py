@@ -118,8 +118,8 @@ class EventTypeChoice(OutputSerializer):
 class ImportedEventType(OutputSerializer):
     """What the import did with one webhook of the document."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
+    id = serializers.UUIDField(source="row.id")
+    name = serializers.CharField(source="row.name")
     status = serializers.ChoiceField(choices=["created", "changed", "unchanged"])
 
 

@@ -233,11 +233,11 @@ class EventTypeImportView(APIView):
         try:
             with transaction.atomic():
                 done = event_types.import_types(organization_id, wanted)
-                names = [row.name for row, _ in done]
+                names = [one.row.name for one in done]
                 audit.record_for_caller(request, "event_type.import", "", {"names": names[:100], "count": len(names)})
         except event_types.TooManyEventTypes:
             raise _too_many() from None
-        return Response({"data": [{"id": row.id, "name": row.name, "status": status} for row, status in done]})
+        return Response({"data": shapes.ImportedEventType(done, many=True).data})
 
 
 class EventTypeSettingsView(APIView):
@@ -253,7 +253,7 @@ class EventTypeSettingsView(APIView):
     )
     def get(self, request: Request) -> Response:
         """Return the strictness."""
-        return Response({"strictness": caller_of(request).strictness})
+        return Response(shapes.EventTypeSettings(caller_of(request)).data)
 
     @extend_schema(
         operation_id="changeEventTypeSettings",
@@ -275,4 +275,4 @@ class EventTypeSettingsView(APIView):
                 request, "organization.change", organization.id, {"event_type_strictness": strictness},
                 name=organization.name,
             )  # fmt: skip
-        return Response({"strictness": strictness})
+        return Response(serializer.validated_data)

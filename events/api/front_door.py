@@ -236,7 +236,7 @@ class EventsDoor:
             count = asyncio.get_running_loop().run_in_executor(
                 self._counting, lambda: borrow_connection(lambda: backlog.estimate.refresh(organization_id))
             )
-            if backlog.estimate.is_known(organization_id):
+            if backlog.estimate.is_recent(organization_id):
                 count.add_done_callback(_ignore_failure)  # if the database is away, storing the events fails, too
             else:
                 await count

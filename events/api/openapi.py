@@ -132,7 +132,7 @@ TRACE = [
         description=f"{text} (W3C Trace Context). A value that isn't valid is ignored.",
     )
     for name, text in (
-        ("traceparent", "The trace that the events belong to. Each delivery carries it on, with a span id of its own"),
+        ("traceparent", "The trace that the events belong to. Each delivery carries it on, with its own span id"),
         ("tracestate", "Passed on with `traceparent`, at most 512 characters of it"),
     )
 ]

@@ -110,7 +110,7 @@ class EventOut(OutputSerializer):
     channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for none.")
     request_id = serializers.CharField(allow_null=True, help_text="The `X-Request-Id` of the request that sent it.")
     traceparent = serializers.CharField(
-        allow_null=True, help_text="The `traceparent` of that request. Each attempt gets a span id of its own."
+        allow_null=True, help_text="The `traceparent` of that request. Each attempt gets its own span id."
     )
     tracestate = serializers.CharField(allow_null=True, help_text="The `tracestate` of that request.")
     cloudevent = CloudEventField(

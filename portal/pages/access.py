@@ -33,7 +33,7 @@ class OpenView(View):
         return render(request, "portal/open.html", {"brand": brand()})
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Open the link: begin a session with a token of its own, whatever cookie came with the request."""
+        """Open the link: begin a session with its own token, whatever cookie came with the request."""
         if is_from_another_site(request):
             return message_page(
                 request, 403, "This link wasn't opened by its own page", "Open the link itself in your browser."

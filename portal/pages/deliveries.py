@@ -152,7 +152,7 @@ class DeliveryListView(DeliveryPage):
 
 
 def _is_under_way(row: Delivery) -> bool:
-    """Tell whether an attempt is being made or is due."""
+    """Return whether an attempt is being made or is due."""
     if row.status == DeliveryStatus.PENDING:
         return row.next_attempt_at is not None and row.next_attempt_at <= timezone.now()
     return bool(row.status == DeliveryStatus.DELIVERING)

@@ -1,4 +1,4 @@
-"""Deliveries: filtered, read with every attempt, tried again."""
+"""Deliveries: filtered, read with every attempt, and retried."""
 
 from __future__ import annotations
 

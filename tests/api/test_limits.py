@@ -178,7 +178,7 @@ def _waits_for_a_lock(cursor: Any) -> bool:
 
 @pytest.mark.django_db(transaction=True)
 def test_what_is_accepted_during_a_count_is_not_forgotten(settings: Settings) -> None:
-    """An event is added before it is committed, so a count that ends afterwards may not have it."""
+    """An event is added before it is committed, so a count that ends afterward may not have it."""
     settings.MAX_WAITING_EVENTS = 2
     estimate, organization_id = backlog.BacklogEstimate(), uuid.uuid4()
     with transaction.atomic(), connection.cursor() as cursor:

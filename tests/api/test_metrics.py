@@ -47,7 +47,7 @@ def _metrics_are_on(tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPat
     settings.METRICS_DIR, settings.METRICS_TOKEN = str(tmp_path), TOKEN
     own = Store(tmp_path)
     monkeypatch.setattr(kinds, "store", lambda: own)
-    monkeypatch.setattr(metrics, "_figures", metrics.Figures())
+    monkeypatch.setattr(metrics, "_database_metrics", metrics.DatabaseMetrics())
 
 
 def read(accept: str = "") -> str:
@@ -159,7 +159,7 @@ def test_client_certificates_near_their_end_are_counted(organization: Organizati
             is_active=name != "disabled",
             deleted_at=now if name == "deleted" else None,
         )
-    metrics._figures = metrics.Figures()
+    metrics._database_metrics = metrics.DatabaseMetrics()
     found = samples()
     assert found[("triggers_client_certificates_ending",)] == 2
     assert found[("triggers_client_certificate_end_timestamp_seconds",)] == ends["over"].timestamp()
@@ -235,7 +235,7 @@ def _can_connect() -> bool:
 @pytest.mark.django_db(transaction=True)
 def test_the_page_comes_without_the_database() -> None:
     assert samples()[("triggers_database_up",)] == 1
-    metrics._figures = metrics.Figures()
+    metrics._database_metrics = metrics.DatabaseMetrics()
     postgres.stop()
     try:
         found = samples()
@@ -262,7 +262,7 @@ def test_the_documentation_lists_every_metric_with_its_labels() -> None:
     table = re.findall(r"^\| `(triggers_\w+)` \|([^|]*)\|", (ROOT / "docs" / "monitoring.md").read_text(), re.M)
     documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in table}
     actual = {name: set(metric.labels) for name, metric in kinds.declared.items()}
-    for family in metrics.read_figures():
+    for family in metrics.read_metrics():
         actual[family.name] = {label for sample in family.samples for label in sample.labels}
     actual |= {"triggers_workers": set(), "triggers_sweep_age_seconds": set()}  # not always there
     assert documented == actual

@@ -37,7 +37,7 @@ def later(**span: float) -> str:
 
 
 def signs(secret: str, request: Received) -> bool:
-    """Tell whether the verifier of PyPI's `standardwebhooks` accepts the request."""
+    """Return whether the verifier of PyPI's `standardwebhooks` accepts the request."""
     try:
         Webhook(secret).verify(request.body, request.headers)
     except WebhookVerificationError:
@@ -46,7 +46,7 @@ def signs(secret: str, request: Received) -> bool:
 
 
 def signs_publicly(public: str, request: Received) -> bool:
-    """Tell whether one of the `v1a` signatures is of the public key: PyPI's and npm's verifiers know `v1` alone."""
+    """Return whether one of the `v1a` signatures is of the public key: PyPI's and npm's verifiers know `v1` alone."""
     key = Ed25519PublicKey.from_public_bytes(base64.b64decode(public.removeprefix("whpk_")))
     headers = request.headers
     signed = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + request.body

@@ -54,7 +54,7 @@ def test_a_repair_takes_the_deliveries_that_it_fits_and_says_why_it_left_the_oth
     assert entry.reason == ("" if action == "resume" else "for a test")
 
 
-def test_retry_makes_one_more_try_and_replay_starts_the_schedule_anew(
+def test_retry_makes_one_more_attempt_and_replay_starts_the_schedule_again(
     world: World, operator: Client, settings: Any
 ) -> None:
     failed = world.deliveries["failed"]

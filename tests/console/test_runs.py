@@ -125,7 +125,7 @@ def test_more_than_can_be_counted_stays_bounded_and_is_run_by_workers_to_its_end
         assert "delivery.replay" in text_of(viewer.get(page_url(row, "history"), follow=True))
 
 
-def test_what_was_erased_is_left_alone_and_said_so_before_and_afterwards(world: World, operator: Client) -> None:
+def test_what_was_erased_is_left_alone_and_said_so_before_and_afterward(world: World, operator: Client) -> None:
     Event.objects.filter(pk=world.deliveries["failed"].event_id).update(data=ERASED)
     rows = [world.deliveries["failed"], make_delivery(make_event(world.organization), world.subscription, "failed")]
     asked = text_of(ask(operator, "retry", rows))

@@ -1,4 +1,4 @@
-"""Ids, encryption, strict serializers, transactions that are tried again, and addresses behind proxies."""
+"""Ids, encryption, strict serializers, transactions that are repeated, and addresses behind proxies."""
 
 from __future__ import annotations
 
@@ -148,13 +148,13 @@ def test_a_strict_serializer_takes_what_fits_and_nothing_but_objects() -> None:
 def test_a_deadlock_is_tried_again_until_both_have_done_their_work() -> None:
     first, second = (Organization.objects.create(name=name) for name in ("a", "b"))
     both = threading.Barrier(2)
-    tries: list[str] = []
+    attempts: list[str] = []
 
     def lock(name: str, order: list[Organization]) -> None:
         def work() -> None:
-            tries.append(name)
+            attempts.append(name)
             Organization.objects.select_for_update().get(pk=order[0].pk)
-            if tries.count(name) == 1:
+            if attempts.count(name) == 1:
                 both.wait(30)
             Organization.objects.select_for_update().get(pk=order[1].pk)
             Organization.objects.filter(pk=order[1].pk).update(retention_days=7)
@@ -169,36 +169,36 @@ def test_a_deadlock_is_tried_again_until_both_have_done_their_work() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(tries) >= 3  # PostgreSQL ended one of the two
+    assert len(attempts) >= 3  # PostgreSQL ended one of the two
     assert list(Organization.objects.values_list("retention_days", flat=True)) == [7, 7]
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_deadlock_that_does_not_end_is_raised_after_five_tries() -> None:
-    tries: list[int] = []
+def test_a_deadlock_that_does_not_end_is_raised_after_five_attempts() -> None:
+    attempts: list[int] = []
 
     def always() -> None:
-        tries.append(1)
+        attempts.append(1)
         with connection.cursor() as cursor:
             cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'deadlock' USING ERRCODE = '40P01'; END $$")
 
     with pytest.raises(OperationalError, match="deadlock"):
         db.in_transaction(always)
-    assert len(tries) == db.MAX_ATTEMPTS
+    assert len(attempts) == db.MAX_ATTEMPTS
 
 
 @pytest.mark.django_db
 def test_other_faults_are_not_tried_again_and_leave_nothing() -> None:
-    tries: list[int] = []
+    attempts: list[int] = []
 
     def fail() -> None:
-        tries.append(1)
+        attempts.append(1)
         Organization.objects.create(name="half")
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"), transaction.atomic():
         db.in_transaction(fail)
-    assert tries == [1]
+    assert attempts == [1]
     assert not Organization.objects.exists()
 
 

@@ -71,7 +71,7 @@ class Clone:
         return found
 
     def servers_run(self) -> bool:
-        """Tell whether the clone's PostgreSQL or Valkey runs, wherever its data is."""
+        """Return whether the clone's PostgreSQL or Valkey runs, wherever its data is."""
         local = self.folder / ".local"
         return Postgres(local / "postgres").running or Valkey(local / "valkey").running
 
@@ -103,7 +103,7 @@ class Running:
 
     @property
     def is_up(self) -> bool:
-        """Tell whether it still runs."""
+        """Return whether it still runs."""
         return self._process.poll() is None
 
     def wait_for(self, pattern: str, seconds: float = START_SECONDS) -> re.Match[str]:

@@ -62,7 +62,7 @@ def test_a_replay_after_a_receiver_s_outage_delivers_exactly_what_failed(stack: 
         return Response(503 if down else 200)
 
     stack.start_web(workers=1)
-    # Two tries, close together: the outage outlasts them.
+    # Two attempts, close together: the outage outlasts them.
     stack.start_workers({"DELIVERY_RETRY_SCHEDULE": "0s,100ms", "BREAKER_THRESHOLD": "0"})
     with Receiver(goes_down) as broken, Receiver() as steady:
         account.subscribe(broken.url("/broken"))

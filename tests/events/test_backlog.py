@@ -101,9 +101,7 @@ def test_a_count_that_took_long_is_used_for_many_times_as_long(
 
 
 @pytest.mark.django_db(transaction=True)
-def test_while_one_thread_counts_others_go_on_with_the_figure_there_is(
-    organization: Organization, settings: Any
-) -> None:
+def test_while_one_thread_counts_others_use_the_last_count(organization: Organization, settings: Any) -> None:
     settings.MAX_WAITING_EVENTS = 3
     with another_transaction() as other:
         other.execute("LOCK TABLE events_event IN ACCESS EXCLUSIVE MODE")
@@ -142,9 +140,9 @@ def test_what_is_refused_for_one_bound_is_not_counted_against_another(
         assert refused.value.code == "backlog_full", "its own bound is far"
 
 
-def test_a_figure_is_known_for_a_minute(organization: Organization, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not backlog.estimate.is_known(organization.id)
+def test_a_count_is_recent_for_a_minute(organization: Organization, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not backlog.estimate.is_recent(organization.id)
     backlog.estimate.refresh(organization.id)
-    assert backlog.estimate.is_known(organization.id)
-    monkeypatch.setattr(backlog, "_KNOWN_SECONDS", 0.0)  # as if a minute had passed
-    assert not backlog.estimate.is_known(organization.id)
+    assert backlog.estimate.is_recent(organization.id)
+    monkeypatch.setattr(backlog, "_RECENT_SECONDS", 0.0)  # as if a minute had passed
+    assert not backlog.estimate.is_recent(organization.id)

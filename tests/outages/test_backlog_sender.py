@@ -144,7 +144,7 @@ def test_a_process_whose_worker_ends_gives_back_what_it_has_claimed_and_ends(
     assert stack.sql("SELECT sum(in_flight) FROM webhooks_subscriptionqueue") == [(0,)]
 
 
-def test_a_process_that_gives_no_sign_of_life_is_killed() -> None:
+def test_a_process_that_sends_no_heartbeat_is_killed() -> None:
     async def run() -> list[Any]:
         ended = asyncio.Event()
         backlog_sender = BacklogSender(on_end=ended.set, silence_seconds=2.5)

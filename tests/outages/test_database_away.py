@@ -85,7 +85,7 @@ def test_web_and_worker_that_start_before_postgresql_wait_for_it_and_say_so(
         worker.stop()
 
 
-def test_an_answer_that_comes_while_postgresql_is_away_is_recorded_when_it_is_back(
+def test_a_response_that_comes_while_postgresql_is_away_is_recorded_when_it_is_back(
     running: Stack, account: Account, receiver: Receiver
 ) -> None:
     account.subscribe(receiver.url())

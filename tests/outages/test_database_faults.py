@@ -36,7 +36,7 @@ def _waits_for_a_lock(stack: Stack) -> bool:
     return bool(stack.sql("SELECT 1 FROM pg_stat_activity WHERE usename = 'web' AND wait_event_type = 'Lock'"))
 
 
-def test_when_the_pool_is_exhausted_requests_get_503_and_what_got_a_connection_is_answered(
+def test_when_the_pool_is_exhausted_requests_get_503_and_what_got_a_connection_is_served(
     stack: Stack, account: Account, web_log: int
 ) -> None:
     stack.start_web(
@@ -96,9 +96,7 @@ def test_a_deadlock_is_tried_again_and_nothing_is_stored_twice(stack: Stack, acc
     assert "Traceback" not in log
 
 
-def test_a_serialization_failure_is_tried_again_or_answered_with_503(
-    stack: Stack, account: Account, web_log: int
-) -> None:
+def test_a_serialization_failure_is_repeated_or_gets_503(stack: Stack, account: Account, web_log: int) -> None:
     """An operator may set the level for the role; then PostgreSQL refuses what it would merge otherwise."""
     stack.sql("ALTER ROLE web SET default_transaction_isolation = 'repeatable read'")
     try:
@@ -222,7 +220,7 @@ def test_a_full_disk_gets_503_and_nothing_half_written(
     assert "Traceback" not in log
 
 
-def test_a_crash_between_the_dedup_id_and_the_answer_never_makes_a_retry_look_like_a_duplicate_of_nothing(
+def test_a_crash_between_the_dedup_id_and_the_response_never_makes_a_retry_look_like_a_duplicate_of_nothing(
     stack: Stack, account: Account
 ) -> None:
     """The dedup id and its event are one statement: a killed request leaves both or neither."""

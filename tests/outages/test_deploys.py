@@ -25,7 +25,7 @@ def _begin(count: int, work: Callable[[int], Answer]) -> tuple[ThreadPoolExecuto
     return pool, [pool.submit(work, number) for number in range(count)]
 
 
-def test_sigterm_lets_gunicorn_answer_every_request_that_it_has_begun(stack: Stack, account: Account) -> None:
+def test_sigterm_lets_gunicorn_complete_every_request_that_it_has_begun(stack: Stack, account: Account) -> None:
     web = stack.start_web(workers=2)
     with stack.connect() as blocker:
         blocker.execute("BEGIN")

@@ -164,7 +164,7 @@ def test_a_key_that_was_revoked_is_refused_from_a_blocked_address_too(
     assert ApiClient(key).get("/api/me").status_code == 429
 
 
-def test_a_new_key_gets_in_from_a_blocked_address_within_a_few_tries(
+def test_a_new_key_gets_in_from_a_blocked_address_within_a_few_attempts(
     organization: Organization, settings: LazySettings
 ) -> None:
     _fail_until_blocked(ApiClient(WRONG), settings)

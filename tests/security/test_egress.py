@@ -1,4 +1,4 @@
-"""The way out, end to end: real names, sockets, certificates and proxies.
+"""Egress, end to end: real names, sockets, certificates and proxies.
 
 Of this machine's loopback addresses one plays the public internet (the operator allows it) and the others
 the inside.

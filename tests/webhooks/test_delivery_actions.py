@@ -67,7 +67,7 @@ def test_nothing_is_made_due_for_a_subscription_that_takes_no_deliveries(
     assert claim(10).deliveries == []
 
 
-def test_a_retry_is_one_more_try_and_a_replay_a_whole_schedule(organization: Organization, settings: Any) -> None:
+def test_a_retry_is_one_more_attempt_and_a_replay_a_whole_schedule(organization: Organization, settings: Any) -> None:
     settings.DELIVERY_RETRY_SCHEDULE = (0.0, 5.0, 5.0)
     for what, attempts in ((DeliveryAction.RETRY, 1), (DeliveryAction.REPLAY, 3)):
         subscribe(organization)

@@ -169,7 +169,7 @@ def test_a_delivery_that_its_workers_die_of_waits_longer_each_time_and_is_given_
     assert queue_of(delivery.subscription).in_flight == 0
 
 
-def test_one_lost_worker_costs_no_try_and_no_wait(organization: Organization) -> None:
+def test_one_lost_worker_costs_no_attempt_and_no_wait(organization: Organization) -> None:
     subscribe(organization)
     accept(organization)
     claim(10)

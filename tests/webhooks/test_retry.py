@@ -1,4 +1,4 @@
-"""What an answer means and when to try again."""
+"""What a response means, and when the next attempt is made."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Hint(ValueError):
 class Kind(Generic[T]):
     """expected: what the text has to be; said when a value is wrong, and in the documentation.
 
-    parse: returns the value of a text.  Raises ValueError, whose message nobody sees unless it is a Hint.
+    parse: returns the value of a text.  Raises ValueError, whose message isn't shown unless it is a Hint.
     """
 
     expected: str

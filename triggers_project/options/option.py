@@ -31,7 +31,7 @@ class Option(Generic[T]):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the list of settings, with a table of its own in the documentation."""
+    """A part of the list of settings, with its own table in the documentation."""
 
     title: str
 

@@ -192,7 +192,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
                 about = Delivery.objects.filter(pk=delivery.id).values_list("event__type", "subscription__url")
                 name = " to ".join(about.get())
                 audit.record_for_caller(request, "delivery.retry", delivery.id, name=name)
-        delivery = self.own_row(request, delivery_id)  # as it is by now, with what its answer needs
+        delivery = self.own_row(request, delivery_id)  # as it is by now, with what the response needs
         if not changed:
             reason = delivery_actions.why_not_retryable(delivery)
             raise Problem("not_retryable", reason, extra={"delivery_status": state_of(delivery)})

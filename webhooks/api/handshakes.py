@@ -17,7 +17,7 @@ from webhooks.probes import TooManyProbes
 HELP = (
     "Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and "
     "credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. "
-    "Automation platforms such as Zapier don't answer."
+    "Automation platforms such as Zapier don't support it."
 )
 
 

@@ -178,10 +178,10 @@ class InboxAckView(APIView):
         examples=[_ACK],
     )
     def post(self, request: Request) -> Response:
-        """Acknowledge up to 1,000 events, which are delivered then; each item has a result of its own.
+        """Acknowledge up to 1,000 events, which are delivered then; each item has its own result.
 
         Doing it twice is harmless. With `lease_id`, an event that another consumer has fetched since is left to that
-        one. An event may be acknowledged after its lease has ended, as long as nobody has fetched it since.
+        one. An event may be acknowledged after its lease has ended, as long as no consumer has fetched it since.
         """
         items = requests.parse_items(read_object(request, requests.MAX_ITEMS_BYTES))
         return Response(requests.acknowledge(caller_of(request), items))

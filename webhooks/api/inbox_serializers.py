@@ -41,7 +41,7 @@ class InboxPage(OutputSerializer):
         required=False, allow_null=True, help_text="Of this fetch: send it along when you acknowledge."
     )
     lease_expires_at = serializers.DateTimeField(
-        required=False, allow_null=True, help_text="Until then nobody else can fetch the events."
+        required=False, allow_null=True, help_text="Until then, no other consumer can fetch the events."
     )
 
 

@@ -198,7 +198,7 @@ class WaitingRoom:
         while line in self._stirred:
             self._stirred.discard(line)
             waiters = self._lines.get(line)
-            # Those that don't wait get an answer, whatever it is.
+            # Those that don't wait get a response in any case.
             hurried = [waiter for waiter in waiters or () if not waiter.query.wait]
             while waiters := self._lines.get(line):
                 waiter = waiters.popleft()

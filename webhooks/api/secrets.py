@@ -71,7 +71,7 @@ class SecretViewSet(OrganizationViewSet[Subscription]):
     def list(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """List the secrets that sign, masked, the current one first. The public keys of ed25519 secrets are shown."""
         stored = signing_secrets.stored_secrets(self._endpoint(request, subscription_id))
-        return Response({"data": [dict(SecretSerializer(secret).data) for secret in stored]})
+        return Response({"data": [SecretSerializer(secret).data for secret in stored]})
 
     @extend_schema(
         operation_id="addSecret",

@@ -31,7 +31,7 @@ class SentEvent(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event that isn't on its way anywhere, for `formats` to render."""
+    """A stored event, for `formats` to render."""
 
     event_id: uuid.UUID
     event_type: str
@@ -41,7 +41,7 @@ class StoredEvent:
 
 
 class Outgoing(SentEvent, Protocol):
-    """An event on its way to one destination.
+    """An event that is sent to one destination.
 
     event_trace: the trace that it belongs to, as `events.origin` stores it.
     """
@@ -58,7 +58,7 @@ class Destination(Protocol):
     """Sends events to destinations of one kind.  Made, used, and closed on one event loop."""
 
     async def send(self, outgoing: Outgoing, timestamp: float) -> Outcome:
-        """Make one attempt and return what came of it.  Raises nothing but cancellation.
+        """Make one attempt and return its outcome.  Raises nothing but cancellation.
 
         timestamp: when the attempt starts, in seconds since the epoch, by the database's clock.
         """

@@ -1,6 +1,6 @@
 """What an attempt sent and received, as it is kept with the attempt: bounded, and encrypted as a whole.
 
-The body isn't in it: that is made again from the event, in the format that the subscription had (`formats`).
+The body isn't part of it: it is made again from the event, in the format that the subscription had (`formats`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _PLAIN, _COMPRESSED = b"\x00", b"\x01"
 
 
 class Exchange(msgspec.Struct, array_like=True):
-    """One attempt on the wire; what it didn't come to is None or empty.  New members go to the end, with a default.
+    """One attempt on the wire; members for steps that it didn't reach are None or empty.  New members go to the end,
+    with a default.
 
     request_headers: in the order in which they were sent, without Host and Content-Length; None for a value that is
     secret.
@@ -93,7 +94,7 @@ def response_headers(exchange: Exchange) -> list[tuple[str, str]]:
     for line in exchange.response_head.split(b"\n")[1:]:
         text = _text(line.removesuffix(b"\r"))
         name, colon, value = text.partition(":")
-        if text[:1] in (" ", "\t") and headers:  # a folded line goes on with the value above it
+        if text[:1] in (" ", "\t") and headers:  # a folded line continues the value above it
             headers[-1] = headers[-1][0], f"{headers[-1][1]} {text.strip()}"
         elif text:
             headers.append((name, value.strip(" \t")) if colon else ("", text))

@@ -1,4 +1,4 @@
-"""What one attempt brought, whatever kind of destination it went to."""
+"""The outcome of one attempt, whatever the kind of destination."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Failure(StrEnum):
     PAYLOAD_ERASED = "payload_erased"
     INTERNAL_ERROR = "internal_error"
     WORKER_LOST = "worker_lost"
-    # No attempt's: why a delivery was cancelled, or is in its inbox again.
+    # Not of an attempt: why a delivery was cancelled, or is in its inbox again.
     HELD_TOO_LONG = "held_too_long"
     NOT_FETCHED = "not_fetched"
     GIVEN_BACK = "given_back"
@@ -42,8 +42,8 @@ SLOW_DOWN = frozenset({429, 503})
 class Outcome:
     """The result of an attempt: a status code, or the failure that kept one from arriving.
 
-    detail: a sentence for the tenant.  body: the first bytes of the response, as text.  retry_after: the value of
-    the `Retry-After` header, if there was one.  exchange: what was on the wire, if it came to that.
+    detail: a sentence for the tenant.  body: the first bytes of the response, as text.  retry_after: the value of the
+    `Retry-After` header, if there was one.  exchange: what was on the wire, if a request was sent.
     """
 
     status_code: int | None = None
@@ -55,7 +55,7 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
-        """Tell whether the endpoint accepted the webhook, which only a 2xx means."""
+        """Return whether the endpoint accepted the webhook, which only a 2xx means."""
         return self.failure is None
 
     @property
@@ -65,12 +65,13 @@ class Outcome:
 
     @property
     def is_gone(self) -> bool:
-        """Tell whether the endpoint asked to be unsubscribed (410 Gone, Standard Webhooks)."""
+        """Return whether the endpoint asked to be unsubscribed (410 Gone, Standard Webhooks)."""
         return self.status_code == 410
 
     @property
     def is_permanent(self) -> bool:
-        """Tell whether no request was made because of the subscription's own expression, or for want of a payload.
+        """Return whether no request was made because of the subscription's own expression, or because its payload is
+        missing.
 
         That says nothing about the endpoint, and the same event would fail in the same way on every attempt.
         """
@@ -78,9 +79,10 @@ class Outcome:
 
     @property
     def is_overload(self) -> bool:
-        """Tell whether a failure is about load or reachability, and not about this one event.
+        """Return whether a failure is about load or reachability, and not about this one event.
 
-        Any other 4xx says that the endpoint dislikes the event, which is no reason to send it less.
+        A 4xx that isn't in SLOW_DOWN means that the endpoint refuses this event, which is no reason to send fewer
+        requests.
         """
         status = self.status_code or 0
         return self.failure is not Failure.HTTP_STATUS or status in SLOW_DOWN or status >= 500

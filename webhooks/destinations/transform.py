@@ -1,9 +1,8 @@
 """JMESPath expressions that make a webhook's body of an event, bounded in time and in size.
 
-A few dozen characters of an expression can ask for gigabytes: `join('', [@, @])` doubles a text, and a chain of
-`[@, @] | [@, @]` is written out as 2^n copies.  So each node that is evaluated counts, and so does what it makes,
-written out; one that would make too much stops the evaluation before it is made.  The same expression takes as
-many steps every time, on any machine.
+A few dozen characters of an expression can produce gigabytes: `join('', [@, @])` doubles a text, and a chain of `[@, @]
+| [@, @]` becomes 2^n copies.  So each evaluated node counts, and so does the size of its result; the evaluation stops
+before a result becomes too large.  The same expression takes the same number of steps every time, on any machine.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from jmespath.visitor import Options, TreeInterpreter
 
 MAX_EXPRESSION_CHARACTERS = 4096
 MAX_EXPRESSION_DEPTH = 60
-# Nodes that are evaluated, with a few for each value that is made: some 50 ms at most.
+# The most evaluated nodes, plus a few for each value that is made: some 50 ms at most.
 MOST_STEPS = 20_000
-# Of a body, and of anything on the way to it, in characters and values.
+# The largest body, and the largest intermediate result, in characters and values.
 MOST_SIZE = 1_048_576
 
 
@@ -136,6 +135,6 @@ def transform(text: str, envelope: bytes) -> bytes:
         raise
     except RecursionError:
         raise TransformError("The expression nests too deep for this event.") from None
-    except Exception as error:  # of the functions: a text that is no number, an operand of another type
+    except Exception as error:  # from the functions: a text that isn't a number, an operand of another type
         reason = " ".join(str(error).split())[:200]
         raise TransformError(f"The expression fails for this event: {reason}") from None

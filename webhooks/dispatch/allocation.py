@@ -48,7 +48,7 @@ def limit_hosts(rooms: Sequence[int], hosts: Sequence[str], in_flight: Mapping[s
 def fair_limit(rooms: Sequence[int], in_flight: Sequence[int], free: int, times_free: int = 1) -> int:
     """Return how many places of the worker each may occupy at most: `times_free` times what then stays free.
 
-    in_flight: places of this worker that each occupies.  free: places that nobody occupies.  The limit adapts to each
+    in_flight: places of this worker that each occupies.  free: places that aren't occupied.  The limit adapts to each
     claim (a "dynamic threshold"): with times_free 1, one queue with a backlog gets half of the worker, three get a
     quarter each, and there is always a place for the next one.
     """

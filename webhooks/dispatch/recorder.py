@@ -21,7 +21,7 @@ RunInThread = Callable[[Callable[[], tuple[list[AttemptResult], bool]]], Awaitab
 class Recorder:
     """Records results on the sender's event loop until it is closed.
 
-    run_in_thread: runs database work on a thread of its own. gather: awaited before each batch; a sender with a backlog
+    run_in_thread: runs database work on a separate thread. gather: awaited before each batch; a sender with a backlog
     waits there for more results. on_recorded: called with the recorded results of each batch, and with whether they
     made room that no claim has seen. gives_up: returns whether results may be left unrecorded while the database is
     away; their leases then expire.

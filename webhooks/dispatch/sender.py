@@ -99,7 +99,7 @@ class Sender:
 
     @property
     def is_alive(self) -> bool:
-        """Tell whether the thread runs."""
+        """Return whether the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def wake(self, *, backlog: bool = True) -> None:

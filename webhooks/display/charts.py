@@ -133,7 +133,7 @@ def _path(style: str, column: Sequence[float | None], x: Sequence[float], y: Cal
 
 
 def _gaps(periods: Sequence[Period], x: Sequence[float]) -> SafeString:
-    """Return bands over the periods that nobody observed."""
+    """Return bands over the periods that weren't observed."""
     half = (WIDTH - LEFT - RIGHT) / max(len(periods), 1) / 2
     bands: list[list[float]] = []
     for position, period in zip(x, periods, strict=True):

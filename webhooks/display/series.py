@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from django.utils import timezone
+from psycopg.rows import class_row
 
 from core.db import server_cursor
 from webhooks.models import Gauge, Rollup
@@ -42,7 +43,7 @@ SPANS = {
 
 @dataclass(slots=True)
 class Period:
-    """One minute, ten minutes or an hour.  is_observed: False where nobody recorded anything: no worker was there."""
+    """One minute, ten minutes, or an hour.  is_observed: False where nothing was recorded: there was no worker."""
 
     at: datetime.datetime
     is_observed: bool = False
@@ -76,7 +77,7 @@ class Period:
 
 @dataclass(slots=True)
 class Series:
-    """Figures of everything, an organization or a subscription over a span, in periods without a hole."""
+    """Numbers for everything, an organization, or a subscription over a span, in periods without gaps."""
 
     span: Span
     periods: list[Period]
@@ -111,32 +112,32 @@ def _each_period(start: datetime.datetime, end: datetime.datetime, step: int) ->
 
 
 def read_series(span: Span, organization_id: uuid.UUID = NO_ID, subscription_id: uuid.UUID = NO_ID) -> Series:
-    """Return the figures of a subscription, of an organization if none is given, or else of everything.
+    """Return the numbers of a subscription, of an organization if none is given, or else of everything.
 
-    Two looks at an index, whatever the size of the tables.
+    Reads two index ranges, whatever the size of the tables.
     """
     start, end = _bounds(span, span.step)
     periods = {at: Period(at) for at in _each_period(start, end, span.step)}
     rows = Rollup.objects.filter(
         step=span.step, organization_id=organization_id, subscription_id=subscription_id, at__gte=start, at__lt=end
-    ).values_list("at", "outcome", "attempts", "settled", "durations", "latencies")
-    for at, outcome, attempts, settled, durations, latencies in rows:
-        period = periods[at]
-        if outcome == ACCEPTED:
-            period.accepted += attempts
+    ).values_list("at", "outcome", "attempts", "settled", "durations", "latencies", named=True)
+    for row in rows:
+        period = periods[row.at]
+        if row.outcome == ACCEPTED:
+            period.accepted += row.attempts
             continue
         period.is_observed = True
-        period.gave_up += settled if outcome != DELIVERED else 0
-        period.outcomes[outcome] = period.outcomes.get(outcome, 0) + attempts
-        period.durations = [a + b for a, b in zip(period.durations, durations, strict=True)]
-        period.latencies = [a + b for a, b in zip(period.latencies, latencies, strict=True)]
+        period.gave_up += row.settled if row.outcome != DELIVERED else 0
+        period.outcomes[row.outcome] = period.outcomes.get(row.outcome, 0) + row.attempts
+        period.durations = [a + b for a, b in zip(period.durations, row.durations, strict=True)]
+        period.latencies = [a + b for a, b in zip(period.latencies, row.latencies, strict=True)]
     gauges = Gauge.objects.filter(
         step=span.step, organization_id__in={NO_ID, organization_id}, at__gte=start, at__lt=end
     )
     for gauge in gauges:
         period = periods[gauge.at]
         period.is_observed = True
-        # An organization without a row of its own had nothing waiting in that minute.
+        # An organization without its own row had nothing waiting in that minute.
         if gauge.organization_id == organization_id:
             period.gauge = gauge
         elif period.gauge is None and gauge.due is not None:
@@ -164,7 +165,7 @@ def percentile(buckets: Sequence[int], share: float) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointFigures:
+class EndpointStats:
     """One subscription over a span.  mean_ms and p95_ms: how long its attempts took."""
 
     subscription_id: uuid.UUID
@@ -177,7 +178,7 @@ class EndpointFigures:
 # One pass over the rows of the span without their histograms; those are read for the few that are shown.  The periods
 # are listed because PostgreSQL takes step and time for independent, and would expect a range to hold much more.
 _RANK = f"""
-WITH figures AS MATERIALIZED (
+WITH ranked AS MATERIALIZED (
     SELECT organization_id, subscription_id, sum(attempts) AS attempts,
            coalesce(sum(attempts) FILTER (WHERE outcome <> '{DELIVERED}'), 0) AS failed,
            sum(duration_ms) / sum(attempts) AS mean_ms
@@ -186,24 +187,36 @@ WITH figures AS MATERIALIZED (
       AND (%(organization)s::uuid = %(no_id)s OR organization_id = %(organization)s)
     GROUP BY organization_id, subscription_id
 ), shown AS (
-    (SELECT 'slowest' AS ranking, * FROM figures ORDER BY mean_ms DESC LIMIT %(most)s)
+    (SELECT 'slowest' AS ranking, * FROM ranked ORDER BY mean_ms DESC LIMIT %(most)s)
     UNION ALL
-    (SELECT 'failing', * FROM figures WHERE failed > 0 ORDER BY failed DESC LIMIT %(most)s)
+    (SELECT 'failing', * FROM ranked WHERE failed > 0 ORDER BY failed DESC LIMIT %(most)s)
 )
-SELECT ranking, subscription_id, attempts::bigint, failed::bigint, mean_ms, (
+SELECT ranking, subscription_id, attempts::bigint AS attempts, failed::bigint AS failed, mean_ms, (
     SELECT {BUCKET_SUMS} FROM webhooks_rollup r
     WHERE r.step = %(step)s AND r.organization_id = shown.organization_id
       AND r.subscription_id = shown.subscription_id AND r.at = ANY(%(periods)s::timestamptz[])
-) FROM shown
+) AS durations FROM shown
 """  # noqa: S608 - constants of ours
+
+
+@dataclass(frozen=True, slots=True)
+class _Ranked:
+    """A row of _RANK.  ranking: `slowest` or `failing`."""
+
+    ranking: str
+    subscription_id: uuid.UUID
+    attempts: int
+    failed: int
+    mean_ms: float
+    durations: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Rankings:
     """The subscriptions whose attempts took longest on average, and those with the most failed attempts."""
 
-    slowest: list[EndpointFigures]
-    failing: list[EndpointFigures]
+    slowest: list[EndpointStats]
+    failing: list[EndpointStats]
 
 
 def rank_endpoints(span: Span, organization_id: uuid.UUID = NO_ID, most: int = 5) -> Rankings:
@@ -214,10 +227,10 @@ def rank_endpoints(span: Span, organization_id: uuid.UUID = NO_ID, most: int = 5
         "organization": organization_id, "no_id": NO_ID, "most": most,
     }  # fmt: skip
     rankings = Rankings([], [])
-    with server_cursor() as cursor:
+    with server_cursor(class_row(_Ranked)) as cursor:
         # Not prepared: the plan that PostgreSQL would keep for any step and time reads the whole table.
-        found = cursor.execute(_RANK, window, prepare=False).fetchall()
-        for ranking, subscription_id, attempts, failed, mean_ms, buckets in found:
-            figures = EndpointFigures(subscription_id, attempts, failed, mean_ms, percentile(buckets, 0.95))
-            (rankings.slowest if ranking == "slowest" else rankings.failing).append(figures)
+        for row in cursor.execute(_RANK, window, prepare=False).fetchall():
+            p95_ms = percentile(row.durations, 0.95)
+            stats = EndpointStats(row.subscription_id, row.attempts, row.failed, row.mean_ms, p95_ms)
+            (rankings.slowest if row.ranking == "slowest" else rankings.failing).append(stats)
     return rankings

@@ -1,7 +1,7 @@
 """Fan-out: from accepted events to one delivery for each subscription that wants them.
 
 A round is one transaction, and its row locks are the claim: a worker that dies gives its events back by dying.  If a
-round fails, its events are processed one by one, so that one bad event or subscription stops nobody else's.
+round fails, its events are processed one by one, so that one bad event or subscription doesn't stop others.
 
 Rounds are short and fair: organizations that want few deliveries come first, and one that wants many gets the rest of
 the round.  Its other events wait for the next round or, in a worker with a backlog sender, for that process.

@@ -22,8 +22,10 @@ import orjson
 import structlog
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 from django.utils import timezone
+from psycopg.rows import scalar_row
 
 from core.db import is_transient, server_cursor
 from core.url_prefix import full_path
@@ -59,21 +61,6 @@ WHERE n.is_open AND n.kind = 'endpoint.failing' AND q.failing_since IS NULL AND 
   AND coalesce(r.told_at <= statement_timestamp() - make_interval(secs => %(interval)s), true)
 LIMIT %(rows)s
 """
-# What was noted and hasn't been told yet, unless the same was told a short time ago.
-FIND_NOTED = """
-SELECT subject_id, kind FROM webhooks_notice
-WHERE since IS NOT NULL AND NOT is_open
-  AND coalesce(told_at <= statement_timestamp() - make_interval(secs => %(interval)s), true)
-ORDER BY since LIMIT %(rows)s
-"""
-# Keys that expire soon and of which nothing was told.
-FIND_EXPIRING_KEYS = """
-SELECT k.id FROM orgs_apikey k
-WHERE k.expires_at > statement_timestamp()
-  AND k.expires_at <= statement_timestamp() + make_interval(secs => %(within)s) AND k.revoked_at IS NULL
-  AND NOT EXISTS (SELECT FROM webhooks_notice n WHERE n.subject_id = k.id AND n.kind = 'key.expiring')
-ORDER BY k.expires_at LIMIT %(rows)s
-"""
 
 
 def tell() -> int:
@@ -83,21 +70,31 @@ def tell() -> int:
         "interval": settings.NOTIFICATION_INTERVAL,
         "rows": TOLD_AT_A_TIME,
     }
-    found: list[Callable[[], bool]] = [partial(_tell_failing, *row) for row in _find(FIND_FAILING, parameters)]
-    found += [partial(_tell_recovered, *row) for row in _find(FIND_RECOVERED, parameters)]
-    found += [partial(_tell_noted, *row) for row in _find(FIND_NOTED, parameters)]
+    found: list[Callable[[], bool]] = [partial(_tell_failing, one) for one in _find(FIND_FAILING, parameters)]
+    found += [partial(_tell_recovered, one) for one in _find(FIND_RECOVERED, parameters)]
+    found += [partial(_tell_noted, *one) for one in _find_noted()]
     return _tell_each(found)
 
 
 def tell_of_keys() -> int:
     """Send the notifications about keys that expire soon; return how many."""
-    parameters = {"within": settings.NOTIFY_KEY_EXPIRING_WITHIN, "rows": TOLD_AT_A_TIME}
-    return _tell_each([partial(_tell_expiring, *row) for row in _find(FIND_EXPIRING_KEYS, parameters)])
+    soon = Now() + datetime.timedelta(seconds=settings.NOTIFY_KEY_EXPIRING_WITHIN)
+    told = Notice.objects.filter(subject_id=OuterRef("pk"), kind=NoticeKind.KEY_EXPIRING)
+    expiring = ApiKey.objects.filter(~Exists(told), expires_at__gt=Now(), expires_at__lte=soon, revoked_at=None)
+    ids = expiring.order_by("expires_at").values_list("pk", flat=True)[:TOLD_AT_A_TIME]
+    return _tell_each([partial(_tell_expiring, key_id) for key_id in ids])
 
 
-def _find(statement: str, parameters: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    with server_cursor() as cursor:
+def _find(statement: str, parameters: Mapping[str, Any]) -> list[uuid.UUID]:
+    with server_cursor(scalar_row) as cursor:
         return cursor.execute(statement, parameters).fetchall()
+
+
+def _find_noted() -> list[tuple[uuid.UUID, str]]:
+    """Return what was noted and hasn't been told yet, unless the same was told a short time ago."""
+    before = Now() - datetime.timedelta(seconds=settings.NOTIFICATION_INTERVAL)
+    noted = Notice.objects.filter(Q(told_at=None) | Q(told_at__lte=before), since__isnull=False, is_open=False)
+    return list(noted.order_by("since").values_list("subject_id", "kind")[:TOLD_AT_A_TIME])
 
 
 def _tell_each(found: Iterable[Callable[[], bool]]) -> int:

@@ -73,7 +73,7 @@ export class Pages<T> implements AsyncIterable<T> {
   }
 }
 
-/** Sends requests, again if need be. */
+/** Sends requests, again if necessary. */
 export class Http {
   private readonly apiKey: string;
   private readonly baseUrl: string;

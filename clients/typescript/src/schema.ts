@@ -528,10 +528,10 @@ export interface paths {
         put?: never;
         /**
          * Acknowledge events
-         * @description Acknowledge up to 1,000 events, which are delivered then; each item has a result of its own.
+         * @description Acknowledge up to 1,000 events, which are delivered then; each item has its own result.
          *
          *     Doing it twice is harmless. With `lease_id`, an event that another consumer has fetched since is left to that
-         *     one. An event may be acknowledged after its lease has ended, as long as nobody has fetched it since.
+         *     one. An event may be acknowledged after its lease has ended, as long as no consumer has fetched it since.
          *
          *     Needs the scope `inbox:consume`.
          */
@@ -1621,7 +1621,7 @@ export interface components {
             channels: string[];
             /** @description The `X-Request-Id` of the request that sent it. */
             request_id: string | null;
-            /** @description The `traceparent` of that request. Each attempt gets a span id of its own. */
+            /** @description The `traceparent` of that request. Each attempt gets its own span id. */
             traceparent: string | null;
             /** @description The `tracestate` of that request. */
             tracestate: string | null;
@@ -1750,7 +1750,7 @@ export interface components {
             channels: string[];
             /** @description The `X-Request-Id` of the request that sent it. */
             request_id: string | null;
-            /** @description The `traceparent` of that request. Each attempt gets a span id of its own. */
+            /** @description The `traceparent` of that request. Each attempt gets its own span id. */
             traceparent: string | null;
             /** @description The `tracestate` of that request. */
             tracestate: string | null;
@@ -1860,7 +1860,7 @@ export interface components {
             } | null;
             /** @description As of a subscription. */
             channels?: string[];
-            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't answer. */
+            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't support it. */
             handshake?: boolean;
         };
         /** @description One page. */
@@ -2003,7 +2003,7 @@ export interface components {
             lease_id?: string | null;
             /**
              * Format: date-time
-             * @description Until then nobody else can fetch the events.
+             * @description Until then, no other consumer can fetch the events.
              */
             lease_expires_at?: string | null;
         };
@@ -2256,7 +2256,7 @@ export interface components {
             } | null;
             /** @description A header that repeats `webhook-signature`, for receivers that read it from there (`[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}`). Empty for none. */
             signature_header?: string;
-            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't answer. */
+            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't support it. */
             handshake?: boolean;
         };
         /** @description The body of `POST /api/portal-links`, which may be empty. */
@@ -2781,7 +2781,7 @@ export interface components {
             } | null;
             /** @description A header that repeats `webhook-signature`, for receivers that read it from there (`[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}`). Empty for none. */
             signature_header?: string;
-            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't answer. */
+            /** @description Ask the endpoint first: it gets a POST with a random `X-Hook-Secret` and the subscription's own headers and credentials, and confirms with a 2xx that repeats this header, within 10 seconds. Otherwise nothing is stored. Automation platforms such as Zapier don't support it. */
             handshake?: boolean;
             /** @description Your own secret: `whsec_` and the base64 of 24 to 64 bytes, or an ed25519 key, `whsk_` and the base64 of its 32 bytes, which its public key may follow. Without it a new one is made. It isn't repeated in the response. */
             secret?: string;
@@ -3828,7 +3828,7 @@ export interface operations {
                 validate_only?: boolean;
             };
             header?: {
-                /** @description The trace that the events belong to. Each delivery carries it on, with a span id of its own (W3C Trace Context). A value that isn't valid is ignored. */
+                /** @description The trace that the events belong to. Each delivery carries it on, with its own span id (W3C Trace Context). A value that isn't valid is ignored. */
                 traceparent?: string;
                 /** @description Passed on with `traceparent`, at most 512 characters of it (W3C Trace Context). A value that isn't valid is ignored. */
                 tracestate?: string;
@@ -4017,7 +4017,7 @@ export interface operations {
                 validate_only?: boolean;
             };
             header?: {
-                /** @description The trace that the events belong to. Each delivery carries it on, with a span id of its own (W3C Trace Context). A value that isn't valid is ignored. */
+                /** @description The trace that the events belong to. Each delivery carries it on, with its own span id (W3C Trace Context). A value that isn't valid is ignored. */
                 traceparent?: string;
                 /** @description Passed on with `traceparent`, at most 512 characters of it (W3C Trace Context). A value that isn't valid is ignored. */
                 tracestate?: string;

@@ -15,20 +15,20 @@ async function refresh(box, said) {
         return;
     }
     try {
-        const answer = await fetch(box.dataset.live, {redirect: 'manual', headers: {Accept: 'text/html'}});
-        if (answer.type === 'opaqueredirect') {
+        const response = await fetch(box.dataset.live, {redirect: 'manual', headers: {Accept: 'text/html'}});
+        if (response.type === 'opaqueredirect') {
             said.textContent = 'You are logged out: the figures stand still.';
             said.classList.add('stale');
             return;
         }
-        if (!answer.ok) {
-            throw new Error(answer.status);
+        if (!response.ok) {
+            throw new Error(response.status);
         }
-        box.innerHTML = await answer.text();
+        box.innerHTML = await response.text();
         said.textContent = `Updated ${clock(new Date())}, every ${LIVE_EVERY_MS / 1000} s`;
         said.classList.remove('stale');
     } catch (error) {
-        said.textContent = `Not updated since ${said.dataset.last || 'the page was opened'}: no answer.`;
+        said.textContent = `Not updated since ${said.dataset.last || 'the page was opened'}: no response.`;
         said.classList.add('stale');
         return;
     }

@@ -1,6 +1,6 @@
 """openapi-python-client's client: create a subscription, send an event, list deliveries, retry one.
 
-Makes a virtual environment of its own beside the document, with the generator in it.
+Makes its own virtual environment beside the document, with the generator in it.
 """
 
 from __future__ import annotations

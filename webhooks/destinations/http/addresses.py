@@ -1,8 +1,8 @@
 """Which addresses, ports and URLs a webhook may go to: the policy against server-side request forgery.
 
-Only global unicast addresses are allowed, unless the operator allows a network.  Python's
-`ipaddress.is_global` is not enough: it lets multicast, translated and tunneled ranges through that
-lead back inside.  The IANA special-purpose registries (RFC 6890) are what the list follows.
+Only global unicast addresses are allowed, unless the operator allows a network.  Python's `ipaddress.is_global` is not
+enough: it lets multicast, translated and tunneled ranges through that lead back inside.  The list follows the IANA
+special-purpose registries (RFC 6890).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAX_URL_CHARACTERS = 2048
 NOT_ALLOWED = "address not allowed: it must be a public one, or one that the operator has allowed"
 
-# Written out, because what `is_global` knows depends on the version of Python.
+# Written out, because the result of `is_global` depends on the version of Python.
 _REFUSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
@@ -72,11 +72,11 @@ class AddressNotAllowed(OSError):
 
 
 class UrlError(ValueError):
-    """A webhook URL can't be used; the message says why, in words fit for its owner."""
+    """A webhook URL can't be used; the message says why, in words for its owner."""
 
 
 def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
-    """Tell whether a webhook may connect to `address`.  allowed: the operator's own networks."""
+    """Return whether a webhook may connect to `address`.  allowed: the operator's own networks."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.scope_id is not None:
             return False
@@ -98,7 +98,7 @@ def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
 
 
 def is_port_allowed(port: int, allowed: frozenset[int] = frozenset()) -> bool:
-    """Tell whether a webhook may go to `port`.  allowed: the operator's list; empty for the default."""
+    """Return whether a webhook may go to `port`.  allowed: the operator's list; empty for the default."""
     return port in allowed if allowed else port != 0 and port not in REFUSED_PORTS
 
 
@@ -152,7 +152,7 @@ def _ascii_host(host: str) -> str:
         ascii_host = ".".join(label if label.isascii() else idna.alabel(label).decode() for label in labels)
     except (idna.IDNAError, UnicodeError):
         ascii_host = ""
-    # Full-width `/`, `@`, or `:` would be mapped, too, and end the host where nobody sees an end.
+    # Full-width `/`, `@`, or `:` would be mapped, too, and end the host where a reader sees no end.
     if not _HOST.fullmatch(ascii_host):
         raise UrlError("must name a valid host")
     return ascii_host
@@ -196,7 +196,7 @@ def check_url(url: str, allowed_networks: Sequence[Network] = (), allowed_ports:
 
 
 def _is_decodable(host: str) -> bool:
-    """Tell whether every label that claims to be an encoded Unicode one (`xn--…`) is."""
+    """Return whether every label that claims to be an encoded Unicode one (`xn--…`) is."""
     try:
         for label in host.split("."):
             if label.startswith("xn--"):

@@ -29,7 +29,7 @@ class Bearer(_Secret, frozen=True, tag_field="type", tag="bearer"):
 
 
 class ClientCredentials(_Secret, frozen=True, tag_field="type", tag="oauth2"):
-    """What a token is asked for with (RFC 6749 §4.4).
+    """The credentials with which a token is requested (RFC 6749 §4.4).
 
     client_authentication: whether the client's id and secret go into the header or into the body.
     """

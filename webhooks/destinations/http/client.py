@@ -1,7 +1,7 @@
-"""One signed request on the wire, with everything that an endpoint can do bounded.
+"""Sends a signed request, with bounds on everything that an endpoint can do.
 
-The parts: `target` says what to ask for, `pool` keeps connections, a route (`connect`, `proxy`) opens them,
-`connection` carries the bytes, `response_reader` understands them, and `failures` says what an exception means.
+The parts: `target` parses the URL, `pool` keeps connections, a route (`connect`, `proxy`) opens them, `connection`
+carries the bytes, `response_reader` parses them, and `failures` explains exceptions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from webhooks.destinations.http.target import Target, parse_target
 from webhooks.destinations.http.tls import resume_sessions
 from webhooks.destinations.outcome import Failure, Outcome, classify_response
 
-# An endpoint that said 2xx has the webhook; the rest of its response is waited for no longer than this.
+# An endpoint that returned 2xx has the webhook; we wait no longer than this for the rest of its response.
 BODY_GRACE_SECONDS = 5.0
 MAX_KNOWN_TARGETS = 10_000
 # A TLS context with all authorities takes about 0.7 MB.
@@ -40,14 +40,14 @@ MAX_IDENTITIES_PER_ORGANIZATION = 20
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a connection is made for.  Connections and TLS sessions are shared within one identity alone."""
+    """For whom a connection is made.  Connections and TLS sessions are only shared within one identity."""
 
     organization: str
     certificate: ClientCertificate
 
     @property
     def key(self) -> str:
-        """What names the connections that may be shared, beside their origin."""
+        """Identifies, with their origin, the connections that may be shared."""
         return f"{self.organization} {self.certificate.digest}"
 
 
@@ -70,7 +70,7 @@ class HttpClient:
         self._targets: dict[str, Target] = {}
         self.tls_context = make_context(egress)
         self._contexts: LRUCache[str, ssl.SSLContext] = LRUCache(MAX_IDENTITIES)
-        # A lock that nobody holds or waits for goes by itself.
+        # An unused lock is removed by the garbage collector.
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._making = ThreadPoolExecutor(1, thread_name_prefix="tls")
         self._route: Route = ProxyRoute(egress, self.tls_context) if egress.proxy_url else DirectRoute(egress)
@@ -92,7 +92,7 @@ class HttpClient:
         identity: Identity | None = None,
         deadline: float | None = None,
     ) -> Outcome:
-        """POST `body` and return what came of it; never raises but for cancellation.
+        """POST `body` and return the outcome; raises nothing except cancellation.
 
         The whole, from resolving to the last byte that is kept, ends within the timeout.
 
@@ -123,7 +123,7 @@ class HttpClient:
             return replace(explain(error), exchange=exchange)
 
     def _find_target(self, url: str) -> Target:
-        """Return where the URL leads, judged again: the policy may have changed since it was stored.
+        """Return the target of the URL, checked again: the policy may have changed since it was stored.
 
         Raises UrlError.
         """
@@ -209,7 +209,7 @@ class HttpClient:
     async def _request(
         self, connection: Connection, request: bytes, reader: ResponseReader, exchange: Exchange
     ) -> None:
-        """Have the connection send the request, and note how that went."""
+        """Send the request over the connection, and note the times."""
         exchange.remote_address = connection.remote_address
         exchange.via_proxy = bool(self._egress.proxy_url)
         sent = asyncio.get_running_loop().time()
@@ -221,7 +221,7 @@ class HttpClient:
                 exchange.first_byte_us = round((connection.first_byte_at - sent) * 1_000_000)
 
     async def _read_rest(self, connection: Connection, reader: ResponseReader, deadline: float) -> str:
-        """Wait for the end of the body, and return what is to be said about it: a body that fails changes nothing.
+        """Wait for the end of the body, and return a remark about it: a body that fails changes nothing.
 
         deadline: by the loop's clock, when the whole must be over.
         """

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from core.encryption import decrypt, encrypt
 
-# Of the chain and of the key.  Honest ones are a fifth of this.
+# The largest chain, and the largest key.  Usual ones have a fifth of this.
 MAX_PEM_CHARACTERS = 32_768
 MAX_CERTIFICATES = 10
 # A handshake signs with the key on the event loop that all organizations share: 8,192 bits take eight times as long as
@@ -56,7 +56,7 @@ class ClientCertificate:
     details: dict[str, Any] = field(repr=False, compare=False, hash=False)
 
     def has_expired(self, now: datetime.datetime) -> bool:
-        """Tell whether an endpoint would refuse it because of its age."""
+        """Return whether it has expired."""
         return now >= self.expires_at
 
 

@@ -1,4 +1,4 @@
-"""Opens connections: straight to the endpoint, each address judged where it is connected to."""
+"""Opens connections straight to the endpoint, and checks each address where it is connected to."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from webhooks.destinations.http.errors import ConnectFailed
 from webhooks.destinations.http.resolver import MAX_ADDRESSES, make_resolver
 from webhooks.destinations.http.target import Target
 
-# RFC 8305 §5: the next address is called when the one before hasn't connected in this time.
+# RFC 8305 §5: the next address is tried when the one before hasn't connected in this time.
 ATTEMPT_DELAY_SECONDS = 0.25
 
 
 class Route(Protocol):
-    """A way for requests to get to their endpoints."""
+    """A way to reach endpoints: directly, or through a proxy."""
 
     async def connect(self, target: Target, exchange: Exchange, context: ssl.SSLContext) -> Connection:
         """Return a new connection on which a request to `target` can be sent, and note the times in `exchange`.
@@ -82,7 +82,7 @@ class DirectRoute:
         await self._resolver.close()
 
     def _check(self, address: Address, port: int) -> None:
-        """Take the last look before a connection.  Raises AddressNotAllowed."""
+        """Check the address right before a connection.  Raises AddressNotAllowed."""
         if not is_allowed(address, self._egress.allowed_networks) or not is_port_allowed(
             port, self._egress.allowed_ports
         ):
@@ -90,7 +90,7 @@ class DirectRoute:
 
 
 class AddressCheck(Protocol):
-    """Judges an address right before it is connected to."""
+    """Checks an address right before it is connected to."""
 
     def __call__(self, address: Address, port: int) -> None: ...
 
@@ -98,7 +98,7 @@ class AddressCheck(Protocol):
 async def open_socket(addresses: Sequence[Address], port: int, check: AddressCheck | None) -> socket.socket:
     """Return a socket connected to the first address that can be, called in turn and soon side by side (RFC 8305).
 
-    check: raises AddressNotAllowed for an address that must not be called.  Raises that, or ConnectFailed.
+    check: raises AddressNotAllowed for an address that the policy refuses.  Raises that, or ConnectFailed.
     """
 
     def make(info: tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]) -> socket.socket:

@@ -19,8 +19,8 @@ READ_BYTES = 8_192
 class Connection(asyncio.BufferedProtocol):
     """Writes a request and feeds what comes back to a reader.
 
-    Bytes or an end that come while no response is expected close it.  It is always closed at once (`abort`): there
-    is never anything left to send, and a graceful end of TLS would leave it to the peer how long it takes.
+    Bytes or an end that come while no response is expected close it.  It is always closed at once (`abort`): there is
+    never anything left to send, and a graceful end of TLS would take as long as the peer likes.
 
     remote_address: IP address and port of the peer.
     first_byte_at: when the first byte of the last request's response came, by the loop's clock.
@@ -80,7 +80,7 @@ class Connection(asyncio.BufferedProtocol):
             await self._wait()
 
     def finish(self) -> bool:
-        """Take leave of the response; return whether the connection may carry another request."""
+        """Finish the response; return whether the connection may carry another request."""
         reader, self._reader = self._reader, None
         return (
             reader is not None
@@ -91,7 +91,7 @@ class Connection(asyncio.BufferedProtocol):
         )
 
     def is_silent(self) -> bool:
-        """Tell whether the connection is open and nothing has come, not even what the loop hasn't read yet."""
+        """Return whether the connection is open and nothing has come, not even what the loop hasn't read yet."""
         return not self._is_closed and not self._poll.poll(0)
 
     def abort(self) -> None:
@@ -154,7 +154,7 @@ class Connection(asyncio.BufferedProtocol):
             self._wake()
 
     def _end(self, exc: Exception | None) -> None:
-        """Take the end of the connection, by the peer or by a fault."""
+        """Handle the end of the connection, by the peer or by a fault."""
         if self._is_closed and self._waiter is None:
             return
         self._is_closed = True
@@ -163,7 +163,7 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 self._reader.feed_eof(is_clean=exc is None)
             except ConnectionLost as error:
-                # With TLS 1.3 an endpoint says only after the handshake that it doesn't take a client certificate.
+                # With TLS 1.3, an endpoint refuses a client certificate only after the handshake.
                 if isinstance(exc, ssl.SSLError) and "ALERT" in (exc.reason or ""):
                     error.__cause__ = exc
                 self._wake(error)

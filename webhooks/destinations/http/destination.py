@@ -39,8 +39,8 @@ EXPIRED = "The subscription's client certificate has expired: give it another on
 def build_headers(outgoing: Outgoing, timestamp: int, body: bytes, form: Body | None = None) -> list[tuple[str, str]]:
     """Return the headers of Standard Webhooks and the subscription's own, which can't replace ours.
 
-    timestamp: seconds since the epoch, of this attempt.  body: the bytes that are signed and sent.
-    form: what else the format of the body brings, if it isn't the standard one.
+    timestamp: seconds since the epoch, of this attempt.  body: the bytes that are signed and sent. form: the media type
+    and headers of the body's format, if it isn't the standard one.
     """
     webhook_id = str(outgoing.event_id)
     signature = sign(outgoing.endpoint.keys, webhook_id, timestamp, body)
@@ -80,7 +80,7 @@ def _without(text: AnyStr, secret: AnyStr, hidden: AnyStr) -> AnyStr:
 
 
 def hide(outcome: Outcome, secrets: Iterable[str]) -> Outcome:
-    """Return the outcome without what the request held in secret, which an endpoint may repeat in its response."""
+    """Return the outcome without the request's secrets, which an endpoint may repeat in its response."""
     for secret in secrets:
         if secret[:SHORTEST_HIDDEN] in outcome.body:
             outcome = replace(outcome, body=_without(outcome.body, secret, HIDDEN))
@@ -112,7 +112,7 @@ class HttpDestination:
         self._client = HttpClient(self._egress)
         self._tokens: TokenStore | None = None  # made for the first endpoint that asks for one
         self._transforming = ThreadPoolExecutor(1, thread_name_prefix="transform")
-        # A lock that nobody holds or waits for goes by itself.
+        # An unused lock is removed by the garbage collector.
         self._turns: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
 
     async def send(self, outgoing: Outgoing, timestamp: float) -> Outcome:
@@ -141,7 +141,8 @@ class HttpDestination:
     async def send_plain(
         self, endpoint: Endpoint, organization_id: uuid.UUID, headers: list[tuple[str, str]], body: bytes
     ) -> Outcome:
-        """POST what isn't a webhook, as authorized as one; the endpoint's own headers are added.  Raises as `send`."""
+        """POST something other than a webhook, with the same authorization; the endpoint's custom headers are added.
+        Raises as `send`."""
         if endpoint.fault:
             return Outcome(failure=Failure.INTERNAL_ERROR, detail=endpoint.fault)
         headers = [*headers, *endpoint.headers]
@@ -188,7 +189,7 @@ class HttpDestination:
         exchange: Exchange,
         identity: Identity | None,
     ) -> Outcome:
-        """Send the request with a token, and once more with a new one if a token that was known isn't taken.
+        """Send the request with a token, and once more with a new one if the endpoint refuses a remembered token.
 
         All of it ends within the attempt's time.  Raises TokenFailed.
         """
@@ -204,7 +205,7 @@ class HttpDestination:
             except TimeoutError:
                 raise TokenFailed("The attempt's time was over before there was a new token.") from None
             authorization = ("authorization", f"Bearer {token.value}")
-            # Of two requests the second one is kept.
+            # If there are two requests, the exchange of the second one is kept.
             sent = msgspec.structs.replace(
                 exchange, request_headers=[*exchange.request_headers, ("authorization", None)]
             )
@@ -220,7 +221,7 @@ class HttpDestination:
             if outcome.status_code != 401:
                 break
             self._tokens.reject(organization_id, credentials, token)
-            # A token that was made for this attempt won't be any better the next time.
+            # A token that was issued for this attempt won't be any better the next time.
             if is_last or token.issued_at >= started:
                 break
         return outcome

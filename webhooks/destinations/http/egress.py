@@ -1,4 +1,4 @@
-"""How requests leave this system: the policy, the limits, and what they are sent through."""
+"""How requests leave this system: the policy, the limits, and the proxy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from webhooks.destinations.http.addresses import Network
 
 @dataclass(frozen=True)
 class Egress:
-    """What requests may do and take.  timeout and dns_cache_ttl in seconds; connections: in flight at once."""
+    """The limits and the policy of outgoing requests.  timeout and dns_cache_ttl in seconds; connections: in flight at
+    once."""
 
     timeout: float
     body_bytes: int

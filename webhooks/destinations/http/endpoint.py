@@ -26,12 +26,10 @@ UNREADABLE_URL = "The subscription's URL can't be parsed."
 class Endpoint:
     """Where and how to send.  host: the host and port that the URL leads to, for limits by host.
 
-    headers: the subscription's own, and what authorizes the request, if that is known already.
-    format, transform: how an event becomes a body, see `destinations.formats`.
-    signature_header: the name of a header that repeats the signature.
-    token: what to ask for a token with, which authorizes the request.
-    certificate: what the connection presents to the endpoint.
-    fault: why nothing can be sent; empty if all is well.  A faulty endpoint fails its own deliveries only.
+    headers: the custom headers, and the authorization, unless that is a token. format, transform: how an event becomes
+    a body, see `destinations.formats`. signature_header: the name of a header that repeats the signature. token: the
+    credentials for a token that authorizes the request. certificate: what the connection presents to the endpoint.
+    fault: why nothing can be sent; empty if nothing is wrong.  A faulty endpoint fails its own deliveries only.
     """
 
     url: str
@@ -79,8 +77,8 @@ def open_endpoint(
 ) -> Endpoint:
     """Return the endpoint opened; if it can't be, one whose `fault` says why.
 
-    sealed_previous: the other secrets that sign beside the current one.  Never raises: one tenant's
-    row must not stop a claim that serves others, too.
+    sealed_previous: the other secrets that sign beside the current one.  Never raises: one tenant's row must not stop a
+    claim that others share.
     """
     length = len(sealed_headers) + len(sealed_auth) + len(sealed_certificate)
     opened = _open if length <= LONG else _open_long

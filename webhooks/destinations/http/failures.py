@@ -17,8 +17,8 @@ from webhooks.destinations.http.errors import (
 )
 from webhooks.destinations.outcome import Failure, Outcome
 
-# The first kind that fits counts.  What the exceptions say themselves names resolved addresses and proxies, which are
-# the operator's business; the tenant reads these sentences.
+# The first kind that fits counts.  The exceptions' own messages name resolved addresses and proxies, which tenants must
+# not see; they read these sentences instead.
 _SENTENCES: tuple[tuple[tuple[type[BaseException], ...], Failure, str], ...] = (
     ((AddressNotAllowed,), Failure.ADDRESS_NOT_ALLOWED, NOT_ALLOWED),
     ((ProxyFailed,), Failure.PROXY_FAILED, "The egress proxy did not pass the request on."),
@@ -49,14 +49,14 @@ def explain(error: BaseException) -> Outcome:
     for link in chain:
         if isinstance(link, InvalidResponse):
             return Outcome(failure=Failure.INVALID_RESPONSE, detail=f"Not a valid HTTP response: {link}.")
-    # Where it was raised, and not what it says, which may be anybody's data.
+    # Where it was raised, and not its message, which may contain data.
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
     return Outcome(failure=Failure.INTERNAL_ERROR, detail=f"{type(error).__name__}{place}.")
 
 
 def _tls_detail(chain: list[BaseException]) -> str:
-    """Return what OpenSSL found wrong, without what Python adds to it."""
+    """Return OpenSSL's reason, without what Python adds to it."""
     for link in chain:
         if isinstance(link, ssl.SSLCertVerificationError) and link.verify_message:
             return f"The certificate was not accepted: {link.verify_message.rstrip('.')}."

@@ -1,8 +1,8 @@
 """Tokens for endpoints that ask for OAuth 2.0, by client credentials (RFC 6749 §4.4).
 
-Authlib's clients bring their own HTTP client (httpx), which would resolve names by itself, past the egress policy, and
-read answers of any size.  So the request, which is one form, goes out through a client of ours.  Nothing of what a
-token endpoint answers is kept, logged, or shown but the error codes that the RFC names.
+Authlib's clients use httpx, which would resolve names itself, without the egress policy, and read responses of any
+size.  So our own client sends the request, which is one form.  Of a token endpoint's response, only the token is kept,
+and only the RFC's error codes are logged or shown.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from webhooks.destinations.http.client import HttpClient
 from webhooks.destinations.http.egress import Egress
 from webhooks.destinations.outcome import Failure, Outcome
 
-# A token endpoint has so long, and never more than half of an attempt.
+# How long a token request may take, and never more than half of an attempt.
 MAX_SECONDS = 10.0
 MAX_RESPONSE_BYTES = 65_536
 MAX_TOKEN_CHARACTERS = 16_384
 MAX_TOKENS = 10_000
-# Of token requests at a time: connections that are kept.
+# The most concurrent token requests, and the most connections that are kept.
 CONNECTIONS = 64
-# How long a token is used of which the endpoint doesn't say how long it lives, and any at the most.
+# How long a token is used if the endpoint doesn't say when it expires, and the longest that any is used.
 DEFAULT_SECONDS = 300.0
 MAX_LIFE_SECONDS = 86_400.0
-# A token is renewed before its end: this share of its life, and so many seconds at the most.
+# A token is renewed before it expires: earlier by this share of its life, at most this many seconds.
 EARLY_SHARE = 0.1
 EARLY_SECONDS = 60.0
 # RFC 6749 §5.2
@@ -52,7 +52,7 @@ class TokenFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token, when it was asked for, and when to ask for another one, by the loop's clock."""
+    """A token, when it was requested, and when to request another one, by the loop's clock."""
 
     value: str
     issued_at: float
@@ -78,7 +78,7 @@ _Owner = tuple[uuid.UUID, ClientCredentials]
 class TokenStore:
     """The tokens of this process, by organization and credentials.  Made, used, and closed on one event loop.
 
-    Those who need the same token at the same time wait for one request; nobody else does.
+    Deliveries that need the same token at the same time wait for one request; no others wait.
     """
 
     def __init__(self, egress: Egress) -> None:
@@ -103,7 +103,7 @@ class TokenStore:
         if request is None:
             request = self._requests[owner] = asyncio.create_task(self._request(credentials))
             request.add_done_callback(lambda done: self._take(owner, done))
-        # Who gives up waiting doesn't end the request of the others.
+        # If one of them gives up, the others' request goes on.
         return await asyncio.shield(request)
 
     def reject(self, organization_id: uuid.UUID, credentials: ClientCredentials, token: Token) -> None:
@@ -141,7 +141,7 @@ class TokenStore:
 
 
 def _read(outcome: Outcome, asked_at: float, seconds: float) -> Token:
-    """Return the token of an answer to a request that went out at `asked_at`.  Raises TokenFailed."""
+    """Return the token in a response to a request that was sent at `asked_at`.  Raises TokenFailed."""
     if outcome.failure is Failure.REDIRECT:
         raise TokenFailed(f"The token URL responded with a redirect ({outcome.status_code}), which isn't followed.")
     if outcome.failure is Failure.HTTP_STATUS:
@@ -166,7 +166,7 @@ def _read(outcome: Outcome, asked_at: float, seconds: float) -> Token:
 
 
 def _life(expires_in: Any) -> float:
-    """Return how many seconds a token is used, whatever its endpoint says."""
+    """Return how many seconds a token is used, within our bounds."""
     if isinstance(expires_in, bool) or not isinstance(expires_in, int | float | str):
         return DEFAULT_SECONDS
     try:

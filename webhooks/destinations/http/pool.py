@@ -11,9 +11,9 @@ IDLE_SECONDS = 30.0
 
 
 class Pool:
-    """Idle connections by origin; the one used last is used first, so that the others may grow old and go.
+    """Idle connections by origin; the one used last is used first, so that the others can expire.
 
-    limit: how many are kept in all; beyond it, the one that is idle for the longest is closed.
+    limit: how many are kept in all; beyond that, the one that has been idle longest is closed.
     """
 
     def __init__(self, limit: int) -> None:

@@ -1,6 +1,6 @@
 """Through the operator's egress proxy: CONNECT for https, the whole URL for http (RFC 9110 §9.3.6, RFC 9112 §3.2.2).
 
-The proxy is the operator's own, so its address isn't judged; which addresses are reached behind it is its decision.
+The proxy is the operator's own, so its address isn't checked; it decides which addresses can be reached.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ProxyRoute:
     async def _open_tunnel(
         self, connection: Connection, target: Target, exchange: Exchange, context: ssl.SSLContext
     ) -> None:
-        """Have the proxy connect to the target and do the TLS handshake with that."""
+        """Let the proxy connect to the target, and do the TLS handshake with the target."""
         host = f"[{target.host}]" if ":" in target.host else target.host
         head = f"CONNECT {host}:{target.port} HTTP/1.1\r\nHost: {host}:{target.port}\r\n{self._credentials}\r\n"
         reader = ResponseReader(0, to_connect=True)

@@ -1,6 +1,6 @@
-"""Secrets in a URL's query, such as `?token=…`: told by their names, and left out where an exchange is shown.
+"""Secrets in a URL's query, such as `?token=…`: recognized by their names, and masked where an exchange is shown.
 
-Who may read deliveries needn't be allowed to read subscriptions, of whose URL they are a part.
+People who may read deliveries may not be allowed to read subscriptions, whose URLs contain them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Host names become addresses here, and only those that the egress policy allows."""
+"""Resolves host names to addresses, and only to those that the egress policy allows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from webhooks.destinations.http.egress import Egress
 from webhooks.destinations.http.errors import DnsFailed
 
 MAX_CACHED_NAMES = 10_000
-# Of each family; a name with hundreds of addresses must not have us knock at all of them.
+# The most addresses of each family: of a name with hundreds of addresses, we don't try all.
 MAX_ADDRESSES = 4
 
 
@@ -35,10 +35,10 @@ class Resolver(Protocol):
 
 
 class SystemResolver:
-    """Asks the system's resolver, on threads of its own: a name server that hangs must not use up the loop's.
+    """Asks the system's resolver, on separate threads: a name server that hangs must not use up the loop's.
 
-    threads: one for each request that may be in flight, so that no number of names whose servers hang keeps
-    another name waiting.  They are made when they are needed.
+    threads: one for each request that may be in flight, so that names whose servers hang never delay other names.  They
+    are started when they are needed.
     """
 
     def __init__(self, threads: int) -> None:
@@ -79,12 +79,12 @@ class NamedServersResolver:
         return _addresses([node.addr[0].decode("ascii") for node in found.nodes])
 
     async def close(self) -> None:
-        """Give up what is being asked."""
+        """Cancel the queries that are under way."""
         await self._resolver.close()
 
 
 class VettingResolver:
-    """Keeps only those of another resolver's addresses that may be called."""
+    """Keeps only those of another resolver's addresses that the policy allows."""
 
     def __init__(self, resolver: Resolver, allowed: Sequence[Network]) -> None:
         self._resolver = resolver
@@ -104,9 +104,9 @@ class VettingResolver:
 
 
 class CachingResolver:
-    """Remembers another resolver's addresses for a while; requests that need the same name share one question.
+    """Remembers another resolver's addresses for a while; requests for the same name share one query.
 
-    seconds: how long; 0 shares questions only.  Failures aren't remembered.
+    seconds: how long; with 0, only concurrent queries are shared.  Failures aren't remembered.
     """
 
     def __init__(self, resolver: Resolver, seconds: float) -> None:
@@ -116,7 +116,7 @@ class CachingResolver:
         self._asking: dict[str, asyncio.Task[list[Address]]] = {}
 
     async def resolve(self, host: str) -> list[Address]:
-        """Return the addresses of `host`, each time beginning with another, so that all get their share."""
+        """Return the addresses of `host`, beginning with a different one each time, so that all get their share."""
         now = asyncio.get_running_loop().time()
         if known := self._known.get(host):
             expires, addresses = known
@@ -127,7 +127,7 @@ class CachingResolver:
         task = self._asking.get(host)
         if task is None:
             task = self._asking[host] = asyncio.get_running_loop().create_task(self._ask(host))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if nobody waits any more
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # if no one waits for it any more
         # One request that is over must not take the addresses from the others.
         return list(await asyncio.shield(task))
 
@@ -143,7 +143,7 @@ class CachingResolver:
         return found
 
     async def close(self) -> None:
-        """Give up what is being asked, and close the other resolver."""
+        """Cancel the queries that are under way, and close the other resolver."""
         for task in list(self._asking.values()):
             task.cancel()
         await self._resolver.close()

@@ -1,11 +1,11 @@
 """Reads one HTTP/1.1 response out of bytes as they arrive, without any I/O (RFC 9110, RFC 9112).
 
-Why our own: the rules that matter here say what a reader must not do.  A final status line with valid headers is the
-outcome, so nothing that comes after it may raise; everything before it is bounded in bytes, headers, and interim
-responses; and the reader has to know whether the connection may carry another request.  h11 bounds the bytes of each
-message but not the number of messages, calls valid responses errors for what follows their heads, and takes four
-times as long.  httptools bounds nothing, and what it tolerates isn't ours to choose.  The tests compare this reader
-with h11, so that no connection is used again where the two disagree about where a response ends.
+It is our own because of what a reader must not do here.  A final status line with valid headers is the outcome, so
+nothing that comes after it may raise; everything before it is bounded in bytes, headers, and interim responses; and the
+reader has to know whether the connection may carry another request.  h11 bounds the bytes of each message but not the
+number of messages, raises errors for what follows the head of a valid response, and takes four times as long. httptools
+has no bounds, and we can't choose what it tolerates.  The tests compare this reader with h11, so that no connection is
+used again where the two disagree about where a response ends.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class ResponseReader:
 
     @property
     def may_reuse(self) -> bool:
-        """Tell whether the connection is where the next response begins."""
+        """Return whether the connection may carry another request."""
         return self.is_persistent and self.end is End.COMPLETE
 
     def feed(self, data: bytes) -> None:
@@ -281,7 +281,7 @@ def _parse_headers(lines: list[bytes]) -> dict[bytes, list[bytes]]:
     values: list[bytes] | None = None
     for position in range(1, len(lines)):
         line = lines[position]
-        if line[:1] in (b" ", b"\t"):  # a folded line goes on with the value above it (RFC 9112 §5.2)
+        if line[:1] in (b" ", b"\t"):  # a folded line continues the value above it (RFC 9112 §5.2)
             if position == 1:
                 raise InvalidResponse("one of its headers is malformed")
             if values is not None:

@@ -1,4 +1,4 @@
-"""Where a URL leads and how a request names it: what was stored is what is sent."""
+"""The target of a URL, and how a request names it: what was stored is what is sent."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """New TLS connections to an endpoint resume the session of an earlier one.
 
-A full handshake has the endpoint sign and us check a chain of certificates.  A resumed one has neither, and with
-TLS 1.2 a round trip less.  asyncio has no parameter for a session, but `ssl.SSLContext.sslobject_class` is a
-documented place for a class of one's own: each connection's TLS object asks the cache before its handshake and
-brings it what the endpoint gave.
+In a full handshake, the endpoint signs and we check a chain of certificates.  A resumed one needs neither, and with TLS
+1.2 one round trip less.  asyncio has no parameter for a session, but `ssl.SSLContext.sslobject_class` is a documented
+place for a class of one's own: each connection's TLS object takes a session from the cache before its handshake, and
+adds the one that the endpoint gave.
 
-A resumed session isn't verified again: OpenSSL checks neither the certificate nor the name.  So a session comes
-from a full handshake only, under the same context (CA file, check of the name) and for the very name that it is
-offered to, and it is used for an hour at the most.  The port isn't known here.  Another port of the same name
-that knows the session must hold that name's keys; one that doesn't know it refuses, like an endpoint that has
-been restarted, and a full handshake with all its checks follows.
+A resumed session isn't verified again: OpenSSL checks neither the certificate nor the name.  So a session comes from a
+full handshake only, under the same context (CA file, check of the name) and for the very name that it is offered to,
+and it is used for at most an hour.  The port isn't known here.  Another port of the same name that knows the session
+must hold that name's keys; one that doesn't know it refuses, like an endpoint that has been restarted, and a full
+handshake with all its checks follows.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from typing import Any, ClassVar
 
 # A session of an ordinary certificate takes about 13 KB.
 MAX_NAMES = 1_000
-# What an endpoint says of a ticket's life counts, but a certificate that has been revoked or has run out must be seen.
+# An endpoint may limit a ticket's life; beyond this limit, we have to notice that a certificate was revoked or has
+# expired.
 MAX_AGE_SECONDS = 3_600.0
-# Some endpoints give a new session each time and know none again, and with some Pythons reading one costs a copy.
+# Some endpoints give a new session each time and never recognize one, and with some Pythons, reading one leaks a copy.
 READ_PAUSE_SECONDS = 60.0
 # An endpoint that drops connections which offer a session is not offered it any longer.
 PATIENCE_SECONDS = 3.0
-# A session holds the endpoint's certificates, and it may send any along.  Honest ones are a fifth of this.
+# A session holds the endpoint's certificates, and it may send any along.  Usual ones have a fifth of this.
 MAX_CERTIFICATES_BYTES = 32_768
-# Where Python loses memory at each reading, so many are read: about 10 MB.
+# How many are read where Python leaks memory each time: about 10 MB.
 MAX_READS_WHERE_READING_LEAKS = 1_000
 
 
@@ -46,7 +47,7 @@ def reading_leaks(version: tuple[int, int, int]) -> bool:
 
 @dataclass(slots=True)
 class _Known:
-    """What is known of one server name; times are by the cache's clock."""
+    """The state of one server name; times are by the cache's clock."""
 
     session: ssl.SSLSession | None = None
     expires: float = 0.0
@@ -149,7 +150,7 @@ class ResumingObject(ssl.SSLObject):
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
         """Read application data, as ssl.SSLObject does."""
         data = super().read(len, buffer)
-        # With TLS 1.3 sessions come after the handshake.  Servers send them before their first answer.
+        # With TLS 1.3 sessions come after the handshake.  Servers send them before their first response.
         if self._may_bring and data and self._name:
             self._may_bring = False
             if self.sessions.wants(self._name):
@@ -157,7 +158,7 @@ class ResumingObject(ssl.SSLObject):
         return data
 
     def _read_session(self) -> ssl.SSLSession | None:
-        """Return this connection's session; None if it is of a size that nobody needs."""
+        """Return this connection's session; None if it is too large to be worth it."""
         if sys.version_info >= (3, 13):
             certificates = self.get_unverified_chain()
         else:

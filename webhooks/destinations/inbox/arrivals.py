@@ -1,8 +1,8 @@
-"""Telling the web processes that an inbox has something new, so that waiting consumers get it within milliseconds.
+"""Tells the web processes that an inbox has something new, so that waiting consumers get it within milliseconds.
 
 Also that it was disabled or deleted, so that they wait no longer.
 
-A message on a Redis channel, which may get lost: whoever waits also looks by itself now and then.
+The message on a Redis channel may get lost, so processes with waiting consumers also look now and then.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fetching from an inbox under leases: lease, acknowledge, give back, extend.
 
-A delivery in an inbox is `pending` until it is acknowledged.  What is fetched stays so, with a lease, and
-`next_attempt_at` is the end of the lease: from then on it may be fetched again, without anybody having to do anything.
+A delivery in an inbox is `pending` until it is acknowledged.  What is fetched stays `pending`, with a lease, and
+`next_attempt_at` is the end of the lease: from then on it can be fetched again, and no process has to end the lease.
 Consumers never wait for each other, because each takes the rows that no other has locked, and none of them locks the
 queue.  The clock is the database's.
 """
@@ -35,9 +35,9 @@ CHANGES = Counter(
 )
 
 MAX_EVENTS = 1000
-# One fetch returns about as much data, and at least one event.
+# One fetch returns at most about this much data, but at least one event.
 MAX_BYTES = 8 * 1_048_576
-# A fetch of types with a prefix finds so many types at the most, and looks at about as many deliveries of them.
+# The most types that a fetch with a prefix finds; it looks at about as many deliveries of them.
 MAX_LOOKED_AT = 10_000
 # The lease of what was given back: none, but it was fetched before.
 GIVEN_BACK = uuid.UUID(int=0)
@@ -152,9 +152,8 @@ FOR UPDATE SKIP LOCKED
 """
 
 # What an erased event said can't be had any more: its delivery is cancelled instead.  That is only one that was queued
-# again while the event was erased, because erasing cancels what waits.
-# What was given back isn't any more: without its error, it is with its consumer, and waits after that.
-# The bounds of the ids leave out the partitions that have none of them.
+# again while the event was erased, because erasing cancels what waits. What was given back counts as fetched again: its
+# error is cleared. The bounds of the ids leave out the partitions that have none of them.
 _LEASE = """
 WITH picked AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::uuid[], %(event_ids)s::uuid[], %(places)s::timestamptz[])
@@ -306,7 +305,7 @@ def acknowledge(
 ) -> dict[uuid.UUID, Changed]:
     """Settle deliveries, and return what became of each that is in the inbox.
 
-    lease_id: only those that nobody else has fetched since this lease began.  Without it, whether or not they are
+    lease_id: only those that no other consumer has fetched since this lease began.  Without it, whether or not they are
     leased.  When this returns, it is committed.
     """
     rows = _change(_ACKNOWLEDGE, inbox_id, delivery_ids, lease_id, unleased=True)
@@ -332,14 +331,14 @@ _TAKE_BACK = _LOCKED.format(
 
 
 def take_back(inbox_id: uuid.UUID, delivery_ids: Iterable[uuid.UUID], lease_id: uuid.UUID) -> None:
-    """End a lease whose events reached nobody."""
+    """End a lease whose events reached no consumer."""
     _change(_TAKE_BACK, inbox_id, delivery_ids, lease_id)
 
 
 def extend(
     inbox_id: uuid.UUID, delivery_ids: Iterable[uuid.UUID], seconds: float, lease_id: uuid.UUID | None = None
 ) -> dict[uuid.UUID, Changed]:
-    """Let leases end in `seconds` from now, also those that have ended, if nobody has fetched their deliveries since.
+    """Let leases end in `seconds`, also those that have ended, if no consumer has fetched their deliveries since.
 
     Otherwise as `acknowledge`.
     """

@@ -1,4 +1,4 @@
-"""`manage.py send_backlog`: the backlog sender, a process of its own beside a worker (dispatch/backlog_sender.py)."""
+"""`manage.py send_backlog`: the backlog sender, a separate process beside a worker (dispatch/backlog_sender.py)."""
 
 from __future__ import annotations
 

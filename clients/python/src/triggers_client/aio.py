@@ -213,7 +213,7 @@ class AsyncClient:
         return await self.execute(operations.get_me())
 
     async def execute(self, call: Call[T]) -> T:
-        """Send a request, again if need be, and return what its response says.  Raises TriggersError."""
+        """Send a request, again if necessary, and return what its response says.  Raises TriggersError."""
         attempts = self.configuration.attempts(call)
         while True:
             try:

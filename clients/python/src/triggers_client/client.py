@@ -214,7 +214,7 @@ class Client:
         return self.execute(operations.get_me())
 
     def execute(self, call: Call[T]) -> T:
-        """Send a request, again if need be, and return what its response says.  Raises TriggersError."""
+        """Send a request, again if necessary, and return what its response says.  Raises TriggersError."""
         attempts = self.configuration.attempts(call)
         while True:
             try:

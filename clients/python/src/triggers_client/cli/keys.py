@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 
 def are_available() -> bool:
-    """Tell whether keys can be read: not without a terminal, in the background of one, or on Windows."""
+    """Return whether keys can be read: not without a terminal, in the background of one, or on Windows."""
     if os.name != "posix" or sys.stdin is None or not sys.stdin.isatty():
         return False
     try:
@@ -21,7 +21,7 @@ def are_available() -> bool:
 
 @contextlib.contextmanager
 def watched(pressed: Callable[[str], None]) -> Iterator[None]:
-    """Call `pressed` with each key, until the block ends.  The terminal is what it was afterwards."""
+    """Call `pressed` with each key, until the block ends.  The terminal is what it was afterward."""
     if not are_available():
         yield
         return

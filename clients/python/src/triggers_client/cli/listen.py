@@ -197,7 +197,7 @@ async def _pull(client: AsyncClient, forwarder: Forwarder, inbox: str) -> None:
 
 
 async def _delete(login: Login, inbox_id: str) -> None:
-    """Delete the inbox, on a connection of its own."""
+    """Delete the inbox, on a separate connection."""
     try:
         async with (
             asyncio.timeout(DELETE_SECONDS),
