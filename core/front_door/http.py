@@ -60,7 +60,7 @@ class Request:
     def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
         self.scope = scope
         self.request_id = request_id
-        self.memo: dict[str, Any] = {}  # what a handler wants to know if it has to serve the request again
+        self.progress: object = None  # what a handler has to know if it serves the request again
         self._receive = receive
         self._body: bytes | None = None
         self._decompressed = b""
