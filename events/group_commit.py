@@ -14,7 +14,6 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 import psycopg
 import structlog
@@ -33,6 +32,7 @@ from events.payload import NewEvent
 from events.rate import POLICY, over_limit
 from orgs import keys
 from orgs.front_door import KeyChanged
+from orgs.idempotency import Kept, Once
 from orgs.keys import Caller
 from orgs.models import Scope
 
@@ -128,18 +128,42 @@ class PendingEvent:
         return None if self.event.dedup_id is None else (self.request.caller.organization_id, self.event.dedup_id)
 
 
+@dataclass(slots=True)
+class Counted:
+    """Whether a request was counted against a rate limit and is within it, and what that limit said.
+
+    It stays with the request, so that it counts once, however often its key changes while it is served.
+    """
+
+    is_counted: bool = False
+    decision: RateLimitDecision | None = None
+
+
+@dataclass(slots=True)
+class PendingResponse:
+    """The response to a request with an `Idempotency-Key`, for `events.idempotent_commit`.
+
+    make: makes the response of what became of the events; may raise Problem, which nothing is kept of.  response: when
+    it is known.  is_replayed: it was made for an earlier request.
+    """
+
+    once: Once
+    make: Callable[[Sequence[Ingested]], Kept]
+    response: Kept | None = None
+    is_replayed: bool = False
+
+
 @dataclass(slots=True, eq=False)
 class PendingRequest:
     """The events of one request."""
 
     caller: Caller
     origin: Origin
+    counted: Counted
     done: asyncio.Future[list[Ingested]]
+    pending_response: PendingResponse | None = None
     items: list[PendingEvent] = field(default_factory=list)
     size: int = 0
-    is_counted: bool = False  # against the rate limit
-    decision: RateLimitDecision | None = None
-    pending_response: object = None  # of `events.idempotent_commit`
 
     def results(self) -> list[Ingested]:
         """Return the results of the events, as far as they are decided."""
@@ -148,7 +172,7 @@ class PendingRequest:
     @property
     def has_failed(self) -> bool:
         """Return whether it was refused.  One whose client has gone isn't: its events may be stored."""
-        return self.done.done() and not self.done.cancelled()
+        return self.done.done() and not self.done.cancelled() and self.done.exception() is not None
 
     def fail(self, error: BaseException) -> None:
         if not self.done.done():
@@ -156,7 +180,10 @@ class PendingRequest:
 
 
 class GroupCommit:
-    """Stores events, many requests to a transaction.  A service of the front door: it runs while it is entered."""
+    """Stores events, many requests to a transaction.  A service of the front door: it runs while it is entered.
+
+    Another kind of transaction overrides `commit`, and `insert_or_isolate` if it can't go on after an error.
+    """
 
     def __init__(self) -> None:
         # By organization, the next one first.
@@ -184,9 +211,9 @@ class GroupCommit:
         self,
         caller: Caller,
         events: Sequence[NewEvent],
-        memo: dict[str, Any],
+        counted: Counted,
         origin: Origin = NO_ORIGIN,
-        pending_response: object = None,
+        pending_response: PendingResponse | None = None,
     ) -> tuple[list[Ingested], RateLimitDecision | None]:
         """Store the events of one request, all in one transaction, and return what became of each.
 
@@ -195,34 +222,26 @@ class GroupCommit:
         nothing stored; KeyChanged when the caller may no longer send these events as remembered; and what psycopg
         raises when the database can't be reached, after which the events may or may not be stored.
 
+        counted: of the request, however often it is offered.
         origin: where the events came from.
         pending_response: for `events.idempotent_commit`.
-        memo: of the request, so that it counts against the rate limit once, however often its key changes.
         """
-        request = PendingRequest(
-            caller, origin, asyncio.get_running_loop().create_future(), pending_response=pending_response
-        )
-        if "rate" in memo:
-            request.is_counted, request.decision = True, memo["rate"]
+        done = asyncio.get_running_loop().create_future()
+        request = PendingRequest(caller, origin, counted, done, pending_response)
         for event_id, event in zip(new_ids(len(events)), events, strict=True):
             fingerprint = event.fingerprint() if event.dedup_id is not None else None
             request.items.append(PendingEvent(request, event_id, event, fingerprint))
             request.size += len(event.data)
         self._waiting.setdefault(caller.organization_id, deque()).append(request)
         self._arrived.set()
-        try:
-            return await request.done, request.decision
-        except KeyChanged:
-            if request.is_counted:
-                memo["rate"] = request.decision
-            raise
+        return await request.done, counted.decision
 
     async def _run(self) -> None:
         while True:
             await self._arrived.wait()
             group = self._take()
             try:
-                await self._commit(group)
+                await self.commit(group)
             except asyncio.CancelledError:
                 for request in group:
                     request.fail(psycopg.OperationalError("the server is stopping"))
@@ -249,7 +268,8 @@ class GroupCommit:
             self._arrived.clear()
         return group
 
-    async def _commit(self, group: list[PendingRequest]) -> None:
+    async def commit(self, group: list[PendingRequest]) -> None:
+        """Store the events of a group and tell the requests what became of them."""
         allowed = await self._count_rates(group)
         items = [item for request in allowed for item in request.items]
         while items:
@@ -267,7 +287,7 @@ class GroupCommit:
         """Count the requests, each once, against a limit of their organizations; return those that are within."""
         by_organization: dict[tuple[uuid.UUID, int], list[PendingRequest]] = {}
         for request in group:
-            if request.caller.events_per_minute and not request.is_counted:
+            if request.caller.events_per_minute and not request.counted.is_counted:
                 key = (request.caller.organization_id, request.caller.events_per_minute)
                 by_organization.setdefault(key, []).append(request)
         if not by_organization:
@@ -279,7 +299,7 @@ class GroupCommit:
         decisions = await hit_each(self.redis, policy, demands)
         for requests, of_each in zip(by_organization.values(), decisions, strict=True):
             for request, decision in zip(requests, of_each, strict=True):
-                request.decision, request.is_counted = decision, True
+                request.counted.decision, request.counted.is_counted = decision, decision.allowed
                 if not decision.allowed:
                     request.fail(over_limit(decision, policy))
         return [request for request in group if not request.done.done()]
@@ -289,7 +309,7 @@ class GroupCommit:
         offered: dict[object, PendingEvent] = {}
         for item in items:
             offered.setdefault(item.dedup_key or item.id, item)
-        not_stored = await self._insert_or_isolate(list(offered.values()))
+        not_stored = await self.insert_or_isolate(list(offered.values()))
         undecided = []
         for item in items:
             if item.request.has_failed:
@@ -315,7 +335,7 @@ class GroupCommit:
             item.result = Ingested(IngestStatus.DUPLICATE if is_same else IngestStatus.CONFLICT, holder.event_id)
         return again
 
-    async def _insert_or_isolate(self, items: list[PendingEvent]) -> dict[str, NotStored]:
+    async def insert_or_isolate(self, items: list[PendingEvent]) -> dict[str, NotStored]:
         """Insert all of them; if the database refuses one of them, each request by itself, so that only its own fails.
 
         Returns the rows of _INSERT by id.

@@ -10,42 +10,24 @@ connection to PostgreSQL, or a pooler's, waiting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 import psycopg
 from psycopg.rows import class_row, scalar_row
 
 from core.db import TRY_AGAIN
-from events.group_commit import GroupCommit, NotStored, PendingEvent, PendingRequest
-from events.ingest import Ingested
+from events.group_commit import GroupCommit, NotStored, PendingEvent, PendingRequest, PendingResponse
 from events.rate import REPLAYS
 from orgs import idempotency
 from orgs.front_door import KeyChanged
-from orgs.idempotency import Found, Kept, Locked, Once
+from orgs.idempotency import Found, Locked
 
 # How often requests that deadlocked with others are repeated, each by itself.
 MOST_ATTEMPTS = 5
 
 
-@dataclass(slots=True)
-class PendingResponse:
-    """The response to a request with a key.
-
-    make: makes the response from the results of the events; may raise Problem, which isn't kept.  response: once it is
-    decided.  is_replayed: it was made for an earlier request.
-    """
-
-    once: Once
-    make: Callable[[Sequence[Ingested]], Kept]
-    response: Kept | None = None
-    is_replayed: bool = False
-
-
 class IdempotentCommit(GroupCommit):
     """Stores the events of requests with a PendingResponse, and their responses."""
 
-    async def _commit(self, group: list[PendingRequest]) -> None:
+    async def commit(self, group: list[PendingRequest]) -> None:
         waiting = group
         while waiting:
             # If two requests have the same key, the second one gets the response to the first.
@@ -92,7 +74,7 @@ class IdempotentCommit(GroupCommit):
         async with self._database.transaction():
             new = []
             for request in await self._take_keys(requests):
-                if request.is_counted or not request.caller.events_per_minute:
+                if request.counted.is_counted or not request.caller.events_per_minute:
                     new.append(request)
                 else:
                     # It was in use a moment ago, so it wasn't counted, and nothing may be stored without that.
@@ -121,7 +103,9 @@ class IdempotentCommit(GroupCommit):
 
     async def _count_new(self, requests: list[PendingRequest]) -> None:
         """Count the events of requests that are served for the first time, as far as that can be seen at this point."""
-        uncounted = [request for request in requests if request.caller.events_per_minute and not request.is_counted]
+        uncounted = [
+            request for request in requests if request.caller.events_per_minute and not request.counted.is_counted
+        ]
         if not uncounted:
             return
         everybody = [_pending_response(request).once for request in uncounted]
@@ -144,12 +128,12 @@ class IdempotentCommit(GroupCommit):
             _replay(taken[number], kept)
         return [request for number, request in enumerate(taken) if number not in found]
 
-    async def _insert_or_isolate(self, items: list[PendingEvent]) -> dict[str, NotStored]:
+    async def insert_or_isolate(self, items: list[PendingEvent]) -> dict[str, NotStored]:
         return await self._insert(items)  # a transaction that failed can't go on: `_commit_or_isolate` begins others
 
 
 def _pending_response(request: PendingRequest) -> PendingResponse:
-    if not isinstance(request.pending_response, PendingResponse):
+    if request.pending_response is None:
         raise TypeError("requests without a key go to GroupCommit")
     return request.pending_response
 

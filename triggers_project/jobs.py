@@ -21,13 +21,15 @@ log = structlog.get_logger()
 
 # A job hands its worker back after this long; the other queue gets its turn.
 SLICE_SECONDS = 0.25
+# How long a job drains a sender of its own, in a worker class without one.
+DRAIN_SECONDS = 10.0
 
 _fanned_out_at = float("-inf")
 LEFT_TO_BACKLOG_SECONDS = 1.0
 
 
 class _FanOutState(threading.local):
-    """A thread's fan-out: the job loop has one, and the housekeeping thread, which steps in without Redis.
+    """A thread's fan-out: the job loop has one, and so has the housekeeping thread, which steps in without Redis.
 
     left_to_backlog: organizations whose events the backlog sender's process fans out; this process looks at them
     again after a while.
@@ -50,7 +52,7 @@ class _FanOutState(threading.local):
 _state = _FanOutState()
 
 
-class Turns:
+class OneThreadAtATime:
     """Lets one thread of this process work at a time; what the others ask for meanwhile is done in one go afterward.
 
     Two fan-outs side by side take the interpreter from each other, and each has half as many events to share its cost.
@@ -87,7 +89,7 @@ class Turns:
             raise
 
 
-_turns = Turns()
+_one_thread = OneThreadAtATime()
 
 
 def last_fan_out() -> float:
@@ -101,7 +103,7 @@ def process_events() -> None:
     While the database is away nothing is done: the sweep wakes this queue again when it is back.
     """
     try:
-        left = borrow_connection(lambda: _turns.run(lambda: fan_out_for(SLICE_SECONDS), SLICE_SECONDS))
+        left = borrow_connection(lambda: _one_thread.run(lambda: fan_out_for(SLICE_SECONDS), SLICE_SECONDS))
     except Exception as error:
         if not is_transient(error):
             raise
@@ -155,5 +157,5 @@ def deliver_webhooks() -> None:
     temporary = Sender(settings.MAX_CONCURRENT_DELIVERIES, settings.SWEEP_INTERVAL)
     temporary.start()
     temporary.wake()
-    temporary.wait_until_drained(SLICE_SECONDS * 40)
+    temporary.wait_until_drained(DRAIN_SECONDS)
     temporary.stop(settings.DELIVERY_TIMEOUT)

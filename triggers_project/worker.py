@@ -254,6 +254,7 @@ class TriggersWorker(SimpleWorker):
     def _events_waiting(self) -> None:
         """Wake the events queue; without Redis, or when the job loop doesn't move, do the work here."""
         if not wake(EVENTS) or time.monotonic() - last_fan_out() > JOB_LOOP_IDLE_SECONDS:
+            # Beside the job loop, if that is in a round: it may be stuck there.
             fan_out_for(FAN_OUT_HERE_SECONDS)
 
     def _beat(self) -> None:

@@ -22,7 +22,7 @@ from django.middleware.security import SecurityMiddleware
 from core.cors import cors_headers
 from core.deprecations import deprecation_headers, registry
 from core.exceptions import problem_for
-from core.front_door.http import ClientGone, Receive, Request, Response, Scope, Send, Stream
+from core.front_door.http import ASGIScope, ClientGone, Receive, Request, Response, Send, Stream
 from core.front_door.wsgi_bridge import WSGIApplication, WSGIBridge
 from core.metrics.requests import OTHER, PROBLEMS, count_request
 from core.middleware import MAX_URL_CHARACTERS, REQUEST_ID
@@ -62,7 +62,7 @@ class FrontDoor:
         self._allowed_hosts: LRUCache[bytes, bool] = LRUCache(1000)
         self._security_headers = _security_headers()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """Serve a request, or the lifespan of the server."""
         if scope["type"] == "http":
             await self._serve(scope, receive, send)
@@ -81,7 +81,7 @@ class FrontDoor:
         await asyncio.to_thread(self._site.shutdown)
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         path = path_below(scope["path"])
         if path.startswith("/api/"):
             path = path.rstrip("/")

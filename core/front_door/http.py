@@ -15,7 +15,7 @@ from core.compression import decompress, require_encoding
 from core.json_body import too_large
 from core.problems import Problem
 
-Scope = MutableMapping[str, Any]
+ASGIScope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -58,10 +58,10 @@ INPUT_HAS_ENDED = "triggers.input_has_ended"
 class Request:
     """A request.  Its body is read when it is needed, within a limit."""
 
-    def __init__(self, scope: Scope, receive: Receive, request_id: str) -> None:
+    def __init__(self, scope: ASGIScope, receive: Receive, request_id: str) -> None:
         self.scope = scope
         self.request_id = request_id
-        self.memo: dict[str, Any] = {}  # what a handler has to remember if it serves the request again
+        self.progress: object = None  # what a handler has to know if it serves the request again
         self._receive = receive
         self._body: bytes | None = None
         self._decompressed = b""

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from core.db import borrow_connection
 from core.front_door.app import Handler
@@ -36,8 +37,8 @@ from events.api.receipts import (
     validate_only,
 )
 from events.cloudevents import MARKS
-from events.group_commit import GroupCommit
-from events.idempotent_commit import IdempotentCommit, PendingResponse
+from events.group_commit import Counted, GroupCommit, PendingResponse
+from events.idempotent_commit import IdempotentCommit
 from events.ingest import Ingested
 from events.origin import origin_of
 from events.pacing import Pacing
@@ -58,6 +59,26 @@ NO_HEADERS: Mapping[str, str] = {}
 _MARKS = frozenset(name.encode() for name in MARKS)
 
 
+@dataclass(slots=True)
+class _Progress:
+    """How far a request has come: it starts over when its key is changed meanwhile.
+
+    content: what makes two requests with an `Idempotency-Key` the same; None before the body has been read.
+    is_offered: it was passed on to be stored, and its idempotency key looked up.
+    """
+
+    counted: Counted = field(default_factory=Counted)
+    content: bytes | None = None
+    is_offered: bool = False
+
+
+def _progress(request: Request) -> _Progress:
+    progress = request.progress
+    if not isinstance(progress, _Progress):
+        progress = request.progress = _Progress()
+    return progress
+
+
 class EventsDoor:
     """The two routes.  services: have to run while requests are served."""
 
@@ -69,7 +90,7 @@ class EventsDoor:
         self._signaling: asyncio.Task[None] | None = None
         self._pacing = Pacing()
         self._looking: asyncio.Future[None] | None = None
-        self._counting = ThreadPoolExecutor(1, thread_name_prefix="backlog")
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="lookups")  # for what reads the database
 
     @property
     def services(self) -> tuple[GroupCommit, ...]:
@@ -91,7 +112,7 @@ class EventsDoor:
         if reading.is_batch:
             return await self._accept_items(request, EVENTS_ROUTE, caller, reading, started)
         body = await request.read_decompressed(reading.limit)
-        request.memo["content"] = reading.content(body)
+        _progress(request).content = reading.content(body)
         event = reading.event(body)
         if caller.strictness != Strictness.FREE and (errors := (await self._check(caller, [event]))[0]):
             raise event_types.refused(errors)
@@ -109,7 +130,7 @@ class EventsDoor:
     ) -> Response:
         only_validate = bool(request.scope["query_string"]) and validate_only(request)
         body = await request.read_decompressed(reading.limit)
-        request.memo["content"] = reading.content(body)
+        _progress(request).content = reading.content(body)
         items = reading.items(body)
         valid = [item for item in items if isinstance(item, NewEvent)]
         if caller.strictness != Strictness.FREE and valid:
@@ -131,13 +152,13 @@ class EventsDoor:
             if b"idempotency-key" not in request.headers or (request.scope["query_string"] and validate_only(request)):
                 return await serve(request, caller)
             parse_key(request.header(b"idempotency-key"))
-            request.memo.pop("offered", None)
+            _progress(request).is_offered = False
             try:
                 return await serve(request, caller)
             except Problem as problem:
                 # A request that was served before gets the same response even if it would be refused now.
                 once = _once_of(request, caller)
-                if once is None or "offered" in request.memo:  # its body wasn't read, or its key was looked up
+                if once is None or _progress(request).is_offered:  # its body wasn't read, or its key was looked up
                     raise
                 return await self._replay(caller, once, request, problem)
 
@@ -150,7 +171,9 @@ class EventsDoor:
             raise problem
 
         pending = PendingResponse(once, refuse)
-        _, decision = await self.idempotent_commits.accept(caller, [], request.memo, pending_response=pending)
+        _, decision = await self.idempotent_commits.accept(
+            caller, [], _progress(request).counted, pending_response=pending
+        )
         if pending.response is None:
             raise problem
         return _replayed(pending.response, decision)
@@ -188,9 +211,10 @@ class EventsDoor:
             failure_logged(caller.organization_id, events, started),
             traced(origin, route, caller.organization_id, events, started, is_replay) as origin,
         ):
-            request.memo["offered"] = True
+            progress = _progress(request)
+            progress.is_offered = True
             try:
-                results, decision = await commits.accept(caller, events, request.memo, origin, pending)
+                results, decision = await commits.accept(caller, events, progress.counted, origin, pending)
             except Problem as problem:
                 if problem.code in _CONFLICTS:
                     count_conflicts(len(events))
@@ -211,7 +235,7 @@ class EventsDoor:
         catalog = event_types.catalog
         if missing := catalog.missing(caller, events):
             await asyncio.get_running_loop().run_in_executor(
-                self._counting, lambda: borrow_connection(lambda: catalog.load(caller, missing))
+                self._threads, lambda: borrow_connection(lambda: catalog.load(caller, missing))
             )
         return catalog.check(caller, events)
 
@@ -234,7 +258,7 @@ class EventsDoor:
         organization_id = caller.organization_id
         if backlog.estimate.is_stale(organization_id):
             count = asyncio.get_running_loop().run_in_executor(
-                self._counting, lambda: borrow_connection(lambda: backlog.estimate.refresh(organization_id))
+                self._threads, lambda: borrow_connection(lambda: backlog.estimate.refresh(organization_id))
             )
             if backlog.estimate.is_recent(organization_id):
                 count.add_done_callback(_ignore_failure)  # if the database is away, storing the events fails, too
@@ -248,7 +272,7 @@ class EventsDoor:
         """Pause before a request of an organization whose earlier events the workers haven't processed yet."""
         if (self._looking is None or self._looking.done()) and self._pacing.wants_look():
             self._looking = asyncio.get_running_loop().run_in_executor(
-                self._counting, lambda: borrow_connection(self._pacing.look)
+                self._threads, lambda: borrow_connection(self._pacing.look)
             )
             self._looking.add_done_callback(_ignore_failure)
         if pause := self._pacing.pause(caller.organization_id):
@@ -258,7 +282,7 @@ class EventsDoor:
 def _once_of(request: Request, caller: Caller) -> Once | None:
     """Return the idempotency key of a request with its content; None without a key, or before its body has been
     read."""
-    body = request.memo.get("content")
+    body = _progress(request).content
     if body is None or b"idempotency-key" not in request.headers:
         return None
     content = fingerprint("POST", path_below(request.scope["path"]), body, b"")

@@ -21,6 +21,7 @@ from core.json_body import read_body
 from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query, rate_limit
 from core.problems import Problem, no_such
 from core.query import PAGE_PARAMETERS, boolean, moment, one_of, page, parse_parameters, text
+from core.ratelimits import RateLimitDecision
 from core.wakeups import EVENTS, wake_soon
 from events import cloudevents, event_types, rate
 from events.api import openapi
@@ -81,7 +82,7 @@ def _replaying(request: Request) -> Mapping[str, str]:
     return rate.headers(rate.count_replay(caller_of(request)), rate.REPLAYS)
 
 
-def _conflicting(request: Request, reading: Reading, *, is_batch: bool = False) -> None:
+def _count_conflicts(request: Request, reading: Reading, *, is_batch: bool = False) -> None:
     """Count the events of a request whose key is taken, as far as they can be read."""
     with suppress(Problem):
         body = _read(request, reading)
@@ -117,16 +118,23 @@ def _valid(items: Sequence[NewEvent | FieldErrors]) -> list[NewEvent]:
     return [item for item in items if isinstance(item, NewEvent)]
 
 
-def _count(request: Request, reading: Reading, *, is_batch: bool) -> None:
-    """Count a request with a key before its transaction begins, because in one nothing may wait for Redis."""
+def _admit(request: Request, caller: Caller, events: int) -> RateLimitDecision | None:
+    """Check the limits in the order of the front door: a request that finds no room uses up none of the rate."""
+    rate.require_possible(caller, events)
+    require_room(caller.organization_id, events)
+    return rate.count(caller, events, request.META)
+
+
+def _admit_beforehand(request: Request, reading: Reading, *, is_batch: bool) -> None:
+    """Admit a request with a key before its transaction begins, because in one nothing may wait for Redis."""
     if HEADER not in request.headers or validate_only(request):
         return
     events = _valid(_items(request, reading)) if is_batch else [_event(request, reading)]
     if events:
-        rate.count(caller_of(request), len(events), request.META)
+        _admit(request, caller_of(request), len(events))
 
 
-def _tell(
+def _report(
     caller: Caller, events: Sequence[NewEvent], results: Sequence[Ingested], started: float, invalid: int = 0
 ) -> None:
     """Count and log what became of the events of a request, and wake the workers."""
@@ -148,14 +156,13 @@ def _accept_items(request: Request, route: str, reading: Reading, started: float
     decision = None
     results: list[Ingested] = []
     if valid:
-        decision = rate.count(caller, len(valid), request.META)
-        require_room(caller.organization_id, len(valid))
+        decision = _admit(request, caller, len(valid))
         with (
             failure_logged(caller.organization_id, valid, started),
             traced(_origin(request), route, caller.organization_id, valid, started) as origin,
         ):
             results = ingest_batch(caller.organization_id, valid, origin)
-    after_transaction(lambda: _tell(caller, valid, results, started, len(items) - len(valid)))
+    after_transaction(lambda: _report(caller, valid, results, started, len(items) - len(valid)))
     made = batch_receipt(items, results)
     return Response(made.document, made.status, headers=rate.headers(decision))
 
@@ -202,9 +209,11 @@ class EventListView(APIView):
         read=lambda request: _content(request, _reading(request)),
         unless=validate_only,
         is_secret=False,
-        beforehand=lambda view, request: _count(request, _reading(request), is_batch=_reading(request).is_batch),
+        beforehand=lambda view, request: _admit_beforehand(
+            request, _reading(request), is_batch=_reading(request).is_batch
+        ),
         replaying=_replaying,
-        conflicting=lambda request: _conflicting(request, _reading(request)),
+        conflicting=lambda request: _count_conflicts(request, _reading(request)),
     )
     def post(self, request: Request) -> Response:
         """Accept one event: 202 once it is committed, 200 for a duplicate, 409 for a dedup id of another event.
@@ -221,8 +230,7 @@ class EventListView(APIView):
         caller = caller_of(request)
         if only_validate:
             return Response(checked())
-        decision = rate.count(caller, 1, request.META)
-        require_room(caller.organization_id, 1)
+        decision = _admit(request, caller, 1)
         with (
             failure_logged(caller.organization_id, [event], started),
             traced(_origin(request), "/api/events", caller.organization_id, [event], started) as origin,
@@ -230,7 +238,7 @@ class EventListView(APIView):
             result = ingest(caller.organization_id, event, origin)
         # A conflict is refused, and counts all the same.
         is_conflict = result.status is IngestStatus.CONFLICT
-        after_transaction(lambda: _tell(caller, [event], [result], started), even_if_it_fails=is_conflict)
+        after_transaction(lambda: _report(caller, [event], [result], started), even_if_it_fails=is_conflict)
         made = receipt(result)
         return Response(made.document, made.status, headers={**made.headers, **rate.headers(decision)})
 
@@ -303,9 +311,11 @@ class EventBatchView(APIView):
         read=lambda request: _content(request, reading_of_batch(request.content_type)),
         unless=validate_only,
         is_secret=False,
-        beforehand=lambda view, request: _count(request, reading_of_batch(request.content_type), is_batch=True),
+        beforehand=lambda view, request: _admit_beforehand(
+            request, reading_of_batch(request.content_type), is_batch=True
+        ),
         replaying=_replaying,
-        conflicting=lambda request: _conflicting(request, reading_of_batch(request.content_type), is_batch=True),
+        conflicting=lambda request: _count_conflicts(request, reading_of_batch(request.content_type), is_batch=True),
     )
     def post(self, request: Request) -> Response:
         """Accept up to MAX_BATCH_EVENTS events in one transaction and return the result of each, in the same order.

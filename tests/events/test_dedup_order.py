@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from events.group_commit import GroupCommit
+from events.group_commit import Counted, GroupCommit
 from events.ingest import Ingested, ingest_batch
 from events.payload import NewEvent
 from orgs.keys import authenticate, create_api_key
@@ -35,7 +35,7 @@ def through_the_front_door(organization: Organization, events: Sequence[NewEvent
 
     async def run() -> list[Ingested]:
         async with GroupCommit() as commits:
-            results, _ = await commits.accept(caller, events, {})
+            results, _ = await commits.accept(caller, events, Counted())
             return results
 
     return asyncio.run(run())

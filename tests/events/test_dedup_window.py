@@ -10,7 +10,7 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 
-from events.group_commit import GroupCommit
+from events.group_commit import Counted, GroupCommit
 from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
 from events.models import DedupKey, Event
 from events.payload import NewEvent
@@ -37,7 +37,7 @@ def through_the_front_door(organization: Organization, event: NewEvent) -> Inges
 
     async def run() -> Ingested:
         async with GroupCommit() as commits:
-            (_, result), _ = await commits.accept(caller, [NewEvent("filler", "0", None), event], {})
+            (_, result), _ = await commits.accept(caller, [NewEvent("filler", "0", None), event], Counted())
             return result
 
     return asyncio.run(run())

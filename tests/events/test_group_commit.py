@@ -14,8 +14,8 @@ from django.db.models.functions import Now
 from core.async_redis import AsyncRedis
 from core.problems import Problem
 from events import group_commit
-from events.group_commit import GroupCommit
-from events.idempotent_commit import IdempotentCommit, PendingResponse
+from events.group_commit import Counted, GroupCommit, PendingResponse
+from events.idempotent_commit import IdempotentCommit
 from events.ingest import Ingested, IngestStatus
 from events.models import DedupKey, Event
 from events.payload import NewEvent
@@ -51,7 +51,7 @@ def accept_at_once(*requests: tuple[Caller, list[NewEvent]]) -> list[Any]:
     """Offer several requests at the same moment; return for each what became of its events, or its exception."""
 
     async def offer(commits: GroupCommit) -> list[Any]:
-        accepted = (commits.accept(caller, events, {}) for caller, events in requests)
+        accepted = (commits.accept(caller, events, Counted()) for caller, events in requests)
         return await asyncio.gather(*accepted, return_exceptions=True)
 
     return [one if isinstance(one, BaseException) else one[0] for one in with_commits(offer)]
@@ -90,10 +90,10 @@ def test_what_comes_while_a_commit_is_under_way_shares_the_next_one(organization
     caller = caller_of(organization)
 
     async def offer(commits: GroupCommit) -> None:
-        first = asyncio.create_task(commits.accept(caller, [event(0)], {}))
+        first = asyncio.create_task(commits.accept(caller, [event(0)], Counted()))
         await asyncio.sleep(0)  # the first one arrives alone
         await asyncio.sleep(0)
-        await asyncio.gather(first, *(commits.accept(caller, [event(number)], {}) for number in range(1, 30)))
+        await asyncio.gather(first, *(commits.accept(caller, [event(number)], Counted()) for number in range(1, 30)))
 
     with_commits(offer)
     assert len(transactions()) == 2
@@ -197,10 +197,10 @@ def test_a_request_whose_client_is_gone_before_its_commit_stores_nothing(
     caller = caller_of(organization)
 
     async def offer(commits: GroupCommit) -> None:
-        gone = asyncio.create_task(commits.accept(caller, [event(1)], {}))
+        gone = asyncio.create_task(commits.accept(caller, [event(1)], Counted()))
         await asyncio.sleep(0)  # it has arrived
         gone.cancel()
-        await commits.accept(caller, [event(2)], {})
+        await commits.accept(caller, [event(2)], Counted())
         with pytest.raises(asyncio.CancelledError):
             await gone
 
@@ -214,7 +214,7 @@ def test_after_the_database_has_closed_the_connection_the_next_event_is_accepted
     async def offer(commits: GroupCommit) -> list[IngestStatus]:
         found = []
         for number in range(3):
-            results, _ = await commits.accept(caller, [event(number)], {})
+            results, _ = await commits.accept(caller, [event(number)], Counted())
             found += statuses(results)
             await asyncio.to_thread(_end_other_connections)
         return found
@@ -264,7 +264,7 @@ def test_no_transaction_waits_for_redis_and_what_a_key_refuses_uses_up_no_limit(
                     Once(organization.id, key, b"f", caller.key_id, "events:write"), lambda _: Kept(202, "", b"")
                 )
                 try:
-                    _, decision = await commits.accept(caller, [event()], {}, pending_response=pending)
+                    _, decision = await commits.accept(caller, [event()], Counted(), pending_response=pending)
                 except Problem as problem:
                     return problem.code
                 assert decision is not None
@@ -303,7 +303,7 @@ def test_a_request_that_is_cancelled_while_it_is_stored_keeps_its_answer(organiz
                 (organization.id,),
             )
             first = asyncio.create_task(
-                commits.accept(caller, [event(1), event(2, "d")], {}, pending_response=pending())
+                commits.accept(caller, [event(1), event(2, "d")], Counted(), pending_response=pending())
             )
             waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND transactionid = pg_current_xact_id()::xid"
             while not await (await other.execute(waits)).fetchone():
@@ -312,7 +312,7 @@ def test_a_request_that_is_cancelled_while_it_is_stored_keeps_its_answer(organiz
             await asyncio.wait({first})
             await other.rollback()
             again = pending()
-            await commits.accept(caller, [event(1), event(2, "d")], {}, pending_response=again)
+            await commits.accept(caller, [event(1), event(2, "d")], Counted(), pending_response=again)
             return again
 
     assert asyncio.run(offer()).is_replayed

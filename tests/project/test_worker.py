@@ -149,7 +149,7 @@ def test_a_burst_with_nothing_to_do_ends() -> None:
 
 
 def test_one_thread_fans_out_for_all_who_ask_meanwhile() -> None:
-    turns = jobs.Turns()
+    turns = jobs.OneThreadAtATime()
     began, may_end = threading.Event(), threading.Event()
     rounds: list[str] = []
 
@@ -170,7 +170,7 @@ def test_one_thread_fans_out_for_all_who_ask_meanwhile() -> None:
 
 
 def test_a_fan_out_that_fails_leaves_the_turn_to_the_next() -> None:
-    turns = jobs.Turns()
+    turns = jobs.OneThreadAtATime()
 
     def fail() -> bool:
         raise RuntimeError
@@ -181,7 +181,7 @@ def test_a_fan_out_that_fails_leaves_the_turn_to_the_next() -> None:
 
 
 def test_what_is_asked_for_at_the_end_of_the_time_is_left_over() -> None:
-    turns = jobs.Turns()
+    turns = jobs.OneThreadAtATime()
 
     def work() -> bool:
         return turns.run(lambda: True, 0)  # as another thread would ask meanwhile

@@ -16,7 +16,7 @@ from webhooks.dispatch.backlog_sender import BacklogSender
 from webhooks.dispatch.claim import Claim, QueueFilter, claim
 from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.dispatch.in_flight import InFlight
-from webhooks.dispatch.progress import Progress
+from webhooks.dispatch.progress import ClaimProgress
 
 log = structlog.get_logger()
 
@@ -68,7 +68,7 @@ class ClaimLoop:
         poll_seconds: float,
         queues: QueueFilter,
         in_flight: InFlight,
-        progress: Progress,
+        progress: ClaimProgress,
         backlog_sender: BacklogSender,
         run_in_thread: RunInThread,
         gather: Callable[[], Awaitable[None]],

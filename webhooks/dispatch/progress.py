@@ -21,7 +21,7 @@ class ClaimState(Enum):
     CAUGHT_UP = "caught_up"
 
 
-class Progress:
+class ClaimProgress:
     """A sender's claim state, and whether the sender is drained: caught up, with nothing in flight.
 
     `request` may be called from any thread, the other methods from the sender's event loop.

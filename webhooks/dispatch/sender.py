@@ -4,7 +4,7 @@ It runs beside the RQ worker's own loop, so that an endpoint that hangs delays n
 No database transaction is open while a request is on the wire.
 
 Its parts: the claim loop (`claim_loop`) takes due deliveries, `InFlight` counts them, a task sends each of them, and
-the recorder (`recorder`) writes the results.  `Progress` knows whether anything may still be due.
+the recorder (`recorder`) writes the results.  `ClaimProgress` knows whether anything may still be due.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from webhooks.dispatch.claim_loop import ClaimLoop
 from webhooks.dispatch.delivery import AttemptResult, ClaimedDelivery
 from webhooks.dispatch.giving_way import Pace
 from webhooks.dispatch.in_flight import InFlight
-from webhooks.dispatch.progress import Progress
+from webhooks.dispatch.progress import ClaimProgress
 from webhooks.dispatch.recorder import Recorder
 from webhooks.tracing import end_attempt, start_attempt
 
@@ -77,7 +77,7 @@ class Sender:
         self._poll_seconds = poll_seconds
         self._queues = queues
         self._with_backlog_sender = with_backlog_sender
-        self._progress = Progress()
+        self._progress = ClaimProgress()
         self._in_flight = InFlight(capacity)
         self._given_back: set[uuid.UUID] = set()  # leases that were handed over while the sender was stopping
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,7 +109,7 @@ class Sender:
         with a backlog, because it goes on claiming as long as there is one.
         """
         self._progress.request()
-        self._call(self._look if backlog else self._look_here)
+        self._call(self._look_and_wake_backlog_sender if backlog else self._look)
 
     def take_over_fan_out(self) -> bool:
         """Start or wake the backlog sender's process, because a fan-out left events behind; return whether it runs.
@@ -188,10 +188,10 @@ class Sender:
                 self._begin(delivery, claimed)
         self._in_flight.release(reserved)
 
-    def _look_here(self) -> None:
+    def _look(self) -> None:
         self._claim_loop.look()
 
-    def _look(self) -> None:
+    def _look_and_wake_backlog_sender(self) -> None:
         self._claim_loop.look()
         self._backlog_sender.wake()
 
