@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections import Counter
 
 import pytest
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -18,6 +20,7 @@ from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, sending, statuses, subscribe
+from triggers_project.jobs import LeftToBacklog
 from webhooks import subscriptions
 from webhooks.dispatch.allocation import share_between_organizations
 from webhooks.dispatch.claim import Occupancy, claim
@@ -175,6 +178,36 @@ def test_an_event_that_many_want_is_fanned_out_in_parts_whoever_goes_on_with_it(
         *(one.pk for one in wanting[:-1]), late.pk,
     }  # fmt: skip
     assert first.run_round(1000).seen == 0
+
+
+def test_an_organization_is_left_to_the_backlog_sender_while_that_is_behind_with_it(
+    organization: Organization, other_organization: Organization
+) -> None:
+    """Its queues may be locked for long by that process, so a round with one of its events would hold up others."""
+    _greedy(organization, 1, 2)
+    _greedy(other_organization, 1, 2)
+    both = {organization.id, other_organization.id}
+    Event.objects.update(due_at=timezone.now() - datetime.timedelta(seconds=2))
+    woken: list[None] = []
+
+    def take_over() -> bool:
+        woken.append(None)
+        return True
+
+    left = LeftToBacklog()
+    left.add(both)
+    assert set(left.current(take_over)) == both
+    assert not woken, "it looks once in a while"
+    left.LOOK_SECONDS = -1.0
+    left.add(both)
+    assert set(left.current(take_over)) == both
+    assert woken
+    Event.objects.filter(organization=organization).update(status="processed")
+    assert left.current(take_over) == [other_organization.id]
+    assert left.current(lambda: False) == [], "that process has ended"
+    left.add(both)
+    left.MOST_SECONDS = 0.0
+    assert left.current(take_over) == [], "it is not relied on for good"
 
 
 def test_a_round_is_short_while_events_of_others_come(
