@@ -125,11 +125,11 @@ def _admit(request: Request, caller: Caller, events: int) -> RateLimitDecision |
     return rate.count(caller, events, request.META)
 
 
-def _admit_beforehand(request: Request, reading: Reading, *, is_batch: bool) -> None:
+def _admit_beforehand(request: Request, reading: Reading, *, is_batch: bool = False) -> None:
     """Admit a request with a key before its transaction begins, because in one nothing may wait for Redis."""
     if HEADER not in request.headers or validate_only(request):
         return
-    events = _valid(_items(request, reading)) if is_batch else [_event(request, reading)]
+    events = _valid(_items(request, reading)) if is_batch or reading.is_batch else [_event(request, reading)]
     if events:
         _admit(request, caller_of(request), len(events))
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import uuid
 from collections import Counter
 
+import psycopg
 import pytest
+from django.db import connection
+from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -18,6 +22,7 @@ from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, sending, statuses, subscribe
+from triggers_project.jobs import LeftToBacklog
 from webhooks import subscriptions
 from webhooks.dispatch.allocation import share_between_organizations
 from webhooks.dispatch.claim import Occupancy, claim
@@ -177,6 +182,36 @@ def test_an_event_that_many_want_is_fanned_out_in_parts_whoever_goes_on_with_it(
     assert first.run_round(1000).seen == 0
 
 
+def test_an_organization_is_left_to_the_backlog_sender_while_that_is_behind_with_it(
+    organization: Organization, other_organization: Organization
+) -> None:
+    """Its queues may be locked for long by that process, so a round with one of its events would hold up others."""
+    _greedy(organization, 1, 2)
+    _greedy(other_organization, 1, 2)
+    both = {organization.id, other_organization.id}
+    Event.objects.update(due_at=timezone.now() - datetime.timedelta(seconds=2))
+    woken: list[None] = []
+
+    def take_over() -> bool:
+        woken.append(None)
+        return True
+
+    left = LeftToBacklog()
+    left.add(both)
+    assert set(left.current(take_over)) == both
+    assert not woken, "it looks once in a while"
+    left.LOOK_SECONDS = -1.0
+    left.add(both)
+    assert set(left.current(take_over)) == both
+    assert woken
+    Event.objects.filter(organization=organization).update(status="processed")
+    assert left.current(take_over) == [other_organization.id]
+    assert left.current(lambda: False) == [], "that process has ended"
+    left.add(both)
+    left.MOST_SECONDS = 0.0
+    assert left.current(take_over) == [], "it is not relied on for good"
+
+
 def test_a_round_is_short_while_events_of_others_come(
     organization: Organization, other_organization: Organization
 ) -> None:
@@ -280,3 +315,24 @@ def test_a_url_that_cannot_be_parsed_fails_alone_with_its_reason(
         wait_until(lambda: statuses(subscription=healthy) == ["delivered"] * 5)
         wait_until(lambda: DeliveryAttempt.objects.filter(delivery__subscription=broken).count() >= 2)
     assert all(attempt.error_detail for attempt in DeliveryAttempt.objects.filter(delivery__subscription=broken))
+
+
+def test_results_of_an_organization_whose_queues_are_locked_for_long_hold_up_nobody_elses(
+    organization: Organization, other_organization: Organization, receiver: Receiver
+) -> None:
+    locked, free = subscribe(organization, receiver.url("/a")), subscribe(other_organization, receiver.url("/b"))
+    accept(organization)
+    receiver.hold()
+    parameters = {**connection.get_connection_params(), "cursor_factory": None}
+    with sending(grace_seconds=30.0) as sender:
+        receiver.wait_for(1, "/a")
+        with psycopg.connect(**parameters) as holder:
+            holder.execute("SELECT FROM webhooks_subscriptionqueue WHERE subscription_id = %s FOR UPDATE", (locked.pk,))
+            receiver.release()
+            for number in range(3):  # each after a result of the one before is recorded
+                accept(other_organization)
+                sender.wake()
+                wait_until(lambda: statuses(subscription=free) == ["delivered"] * (number + 1))  # noqa: B023
+            assert statuses(subscription=locked) == ["delivering"]
+            holder.rollback()
+        wait_until(lambda: statuses(subscription=locked) == ["delivered"])
