@@ -5,6 +5,7 @@ The states are those of `webhooks.states`; what is said of one also depends on i
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,9 @@ from portal import words
 from webhooks.destinations.outcome import Failure
 from webhooks.display.formatting import format_time
 from webhooks.inboxes import is_inbox
-from webhooks.models import Delivery, OrderedOnFailure, SubscriptionQueue
+from webhooks.models import Delivery, OrderedOnFailure
 from webhooks.order import count_waiting
-from webhooks.states import Breaker, DeliveryState, SubscriptionState, state_of
+from webhooks.states import Breaker, DeliveryState, SubscriptionState, next_attempt_at, state_of
 from webhooks.subscriptions import ALWAYS_FAILED, BY_OPERATOR, DISABLED_BY_REQUEST, GONE
 
 MOST_COUNTED = 1000
@@ -83,6 +84,14 @@ def of_delivery(row: Delivery, earlier: Delivery | None, holds_up: int) -> Meani
     return Meaning(words.DELIVERY_STATES.get(state, ""))
 
 
+def next_attempt(row: Delivery) -> datetime.datetime | None:
+    """Return when a delivery is attempted next, which isn't before the end of its endpoint's pause."""
+    planned = next_attempt_at(row)
+    if planned is None or is_inbox(row.subscription):
+        return planned
+    return max(planned, row.subscription.queue.paused_until or planned)
+
+
 def count_held_up(row: Delivery) -> int:
     """Return how many later deliveries of its ordering key wait for this one, at most MOST_COUNTED."""
     if row.ordering_key is None or row.status in {"delivered", "cancelled"}:
@@ -98,22 +107,24 @@ def _of_waiting(row: Delivery, state: str, earlier: Delivery | None) -> Meaning:
     if not row.subscription.is_active:  # it becomes held in a moment
         return _of_held(row)
     about, advice = words.advice(row.last_error, row.last_status_code)
-    now = timezone.now()
-    queue = SubscriptionQueue.objects.filter(pk=row.subscription_id).first()
+    now, queue = timezone.now(), row.subscription.queue
     if earlier is not None:
         return _of_ordered(row, earlier)
     if settings.DISABLE_WEBHOOK_DELIVERY:
         return Meaning(words.SENDING_DISABLED)
-    if queue is not None and queue.paused_until is not None and queue.paused_until > now:
+    if queue.paused_until is not None and queue.paused_until > now:
         when = f"until {format_time(queue.paused_until)}"
         if queue.breaker_trips:
             return Meaning(words.WAITS_FOR_PAUSE.format(when=when), advice or words.WAITS_FOR_PAUSE_ADVICE, "pause")
-        return Meaning(words.WAITS_FOR_ASKED_PAUSE.format(when=when), words.ASKED_FOR_PAUSE_ADVICE, "pause")
+        text = words.WAITS_FOR_ASKED_PAUSE.format(when=when)
+        return Meaning(text, words.WAITS_FOR_ASKED_PAUSE_ADVICE, "pause")
     if row.next_attempt_at is not None and row.next_attempt_at <= now:
         limit = row.subscription.deliveries_per_second
-        if limit and queue is not None and queue.next_due_at is not None and queue.next_due_at > now:
+        if limit and queue.next_due_at is not None and queue.next_due_at > now:
             return Meaning(words.WAITS_FOR_RATE.format(limit=f"{limit:g}"), words.WAITS_FOR_RATE_ADVICE, "429")
         return Meaning(words.DUE, advice, about)
+    if row.attempt_count and not row.last_error:
+        return Meaning(words.AGAIN)
     return Meaning(words.DELIVERY_STATES[state], advice, about)
 
 

@@ -25,7 +25,7 @@ from webhooks import delivery_actions, subscriptions
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.display.exchange import exchange_blocks
-from webhooks.display.formatting import host_of_url, short
+from webhooks.display.formatting import format_time, host_of_url, short
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
 from webhooks.order import waits_for
 from webhooks.states import DeliveryState, state_of
@@ -53,7 +53,7 @@ class DeliveryPage(PortalView):
     def own_deliveries(self, filters: dict[str, Any] | None = None) -> QuerySet[Delivery]:
         """Return the organization's deliveries that meet the filters."""
         rows = matching_deliveries({**(filters or {}), "org": self.portal.organization_id})
-        return rows.select_related("event", "subscription").defer("event__data")
+        return rows.select_related("event", "subscription__queue").defer("event__data")
 
     def own_delivery(self, delivery_id: uuid.UUID) -> Delivery:
         """Return one of them.  Raises Http404."""
@@ -183,6 +183,7 @@ class DeliveryView(DeliveryPage):
             "delivery.html",
             delivery=delivery_row(row),
             meaning=meanings.of_delivery(row, earlier, holds_up),
+            next_attempt=format_time(planned) if (planned := meanings.next_attempt(row)) else "",
             earlier=delivery_row(earlier) if earlier else None,
             ordering_key=short(row.ordering_key or "", 255),
             is_skippable=self.is_skippable(row) and bool(holds_up),
@@ -191,7 +192,7 @@ class DeliveryView(DeliveryPage):
             left_out=row.attempt_count > MAX_ATTEMPTS_SHOWN,
             is_retryable=is_retryable,
             has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == "http",
-            done=DONE.get(request.GET.get("done", "")),
+            done=DONE.get(request.GET.get("done", "")) if earlier is None else None,
             is_under_way=_is_under_way(row),
         )
 
