@@ -15,13 +15,11 @@ from django.utils import timezone
 from portal import words
 from webhooks.destinations.outcome import Failure
 from webhooks.display.formatting import format_time
+from webhooks.display.standing import MOST_HELD_UP
 from webhooks.inboxes import is_inbox
 from webhooks.models import Delivery, OrderedOnFailure
-from webhooks.order import count_waiting
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, next_attempt_at, state_of
 from webhooks.subscriptions import ALWAYS_FAILED, BY_OPERATOR, DISABLED_BY_REQUEST, GONE
-
-MOST_COUNTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +90,6 @@ def next_attempt(row: Delivery) -> datetime.datetime | None:
     return max(planned, row.subscription.queue.paused_until or planned)
 
 
-def count_held_up(row: Delivery) -> int:
-    """Return how many later deliveries of its ordering key wait for this one, at most MOST_COUNTED."""
-    if row.ordering_key is None or row.status in {"delivered", "cancelled"}:
-        return 0
-    if row.status == "failed" and (
-        row.subscription.ordered_on_failure != OrderedOnFailure.BLOCK or row.last_error == Failure.PAYLOAD_ERASED
-    ):
-        return 0
-    return count_waiting(row, MOST_COUNTED)
-
-
 def _of_waiting(row: Delivery, state: str, earlier: Delivery | None) -> Meaning:
     if not row.subscription.is_active:  # it becomes held in a moment
         return _of_held(row)
@@ -161,7 +148,7 @@ def _of_failed(row: Delivery, holds_up: int) -> Meaning:
     elif not row.subscription.is_active:
         text = words.FAILED_DISABLED
     if holds_up:
-        more = "at least " if holds_up == MOST_COUNTED else ""
+        more = "at least " if holds_up == MOST_HELD_UP else ""
         number = "1 later webhook" if holds_up == 1 else f"{more}{holds_up:,} later webhooks"
         verb = "waits" if holds_up == 1 else "wait"
         text += f" {number} with the same ordering key {verb} for it, until it is retried or skipped."

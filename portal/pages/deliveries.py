@@ -26,6 +26,7 @@ from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.display.exchange import exchange_blocks
 from webhooks.display.formatting import format_time, host_of_url, short
+from webhooks.display.standing import count_held_up
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
 from webhooks.order import waits_for
 from webhooks.states import DeliveryState, state_of
@@ -178,7 +179,7 @@ class DeliveryView(DeliveryPage):
             and not row.event.is_erased
             and earlier is None
         )
-        holds_up = meanings.count_held_up(row)
+        holds_up = count_held_up(row)
         return self.page(
             "delivery.html",
             delivery=delivery_row(row),
@@ -223,7 +224,7 @@ class SkipView(DeliveryPage):
         row = self.own_delivery(delivery_id)
         if not self.is_skippable(row):
             raise NotAllowed("It can't be skipped", words.why_not_skippable(row))
-        return self.page("skip.html", delivery=delivery_row(row), holds_up=meanings.count_held_up(row))
+        return self.page("skip.html", delivery=delivery_row(row), holds_up=count_held_up(row))
 
     def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
         row = self.own_delivery(delivery_id)

@@ -18,6 +18,7 @@ from tests.portal.test_pages import text_of
 from webhooks import hosts, subscriptions
 from webhooks.destinations.outcome import Failure
 from webhooks.display.causes import error_words
+from webhooks.display.standing import count_held_up
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 from webhooks.order import PARKED_UNTIL
 from webhooks.states import SubscriptionState, with_state
@@ -37,7 +38,7 @@ def deliver(endpoint: Subscription, status: str, **values: Any) -> Delivery:
 
 def meaning(row: Delivery) -> meanings.Meaning:
     row = Delivery.objects.select_related("event", "subscription__queue").get(pk=row.pk)
-    return meanings.of_delivery(row, None, meanings.count_held_up(row))
+    return meanings.of_delivery(row, None, count_held_up(row))
 
 
 def asked(row: Subscription) -> meanings.Meaning:
