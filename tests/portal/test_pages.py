@@ -456,6 +456,10 @@ def test_the_help_explains_every_state_and_every_failure(visitor: Visitor) -> No
 def test_every_color_is_readable(settings: Any, color: str) -> None:
     settings.PORTAL_COLOR = color
     sheet = branding.theme()
+    for surface, edge in zip(
+        (branding.LIGHT_SURFACE, branding.DARK_SURFACE), re.findall(r"edge: (#\w+)", sheet), strict=True
+    ):
+        assert branding.contrast(branding.parse(edge), surface) >= branding.VISIBLE
     found = re.findall(r"--(?:on-)?brand: (#\w+)|--accent: (#\w+)", sheet)
     brand, on_brand, light, dark = (branding.parse(one or other) for one, other in found)
     assert branding.contrast(brand, on_brand) >= branding.READABLE
