@@ -13,8 +13,8 @@ WHITE: Color = (255, 255, 255)
 LIGHT_SURFACE: Color = (244, 246, 249)
 DARK_SURFACE: Color = (35, 41, 50)
 BLACK: Color = (17, 20, 24)
-# WCAG 2.2, 1.4.3.
-READABLE = 4.5
+# WCAG 2.2, 1.4.3 for text, and 1.4.11 for the edge of what is pressed.
+READABLE, VISIBLE = 4.5, 3.0
 
 
 def parse(text: str) -> Color:
@@ -40,11 +40,11 @@ def contrast(one: Color, other: Color) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
-def readable(color: Color, surface: Color, toward: Color) -> Color:
-    """Return the color, moved toward another one until text in it is readable on the surface."""
+def readable(color: Color, surface: Color, toward: Color, least: float = READABLE) -> Color:
+    """Return the color, moved toward another one until text in it is readable on the surface.  least: the contrast."""
     for step in range(21):
         red, green, blue = (round(a + (b - a) * step / 20) for a, b in zip(color, toward, strict=True))
-        if contrast((red, green, blue), surface) >= READABLE:
+        if contrast((red, green, blue), surface) >= least:
             return red, green, blue
     return toward
 
@@ -54,9 +54,14 @@ def theme() -> str:
     brand = parse(settings.PORTAL_COLOR)
     on_brand = WHITE if contrast(brand, WHITE) >= READABLE else BLACK
     light, dark = readable(brand, LIGHT_SURFACE, BLACK), readable(brand, DARK_SURFACE, WHITE)
+    # A button in the color of the page would be text and nothing else.
+    light_edge = readable(brand, LIGHT_SURFACE, BLACK, VISIBLE)
+    dark_edge = readable(brand, DARK_SURFACE, WHITE, VISIBLE)
     return (
-        f":root {{ --brand: {_text(brand)}; --on-brand: {_text(on_brand)}; --accent: {_text(light)}; }}\n"
-        f"@media (prefers-color-scheme: dark) {{ :root {{ --accent: {_text(dark)}; }} }}\n"
+        f":root {{ --brand: {_text(brand)}; --on-brand: {_text(on_brand)}; --accent: {_text(light)};"
+        f" --brand-edge: {_text(light_edge)}; }}\n"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ --accent: {_text(dark)};"
+        f" --brand-edge: {_text(dark_edge)}; }} }}\n"
     )
 
 

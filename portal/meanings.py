@@ -5,6 +5,7 @@ The states are those of `webhooks.states`; what is said of one also depends on i
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,11 @@ from django.utils import timezone
 from portal import words
 from webhooks.destinations.outcome import Failure
 from webhooks.display.formatting import format_time
+from webhooks.display.standing import MOST_HELD_UP
 from webhooks.inboxes import is_inbox
-from webhooks.models import Delivery, OrderedOnFailure, SubscriptionQueue
-from webhooks.order import count_waiting
-from webhooks.states import Breaker, DeliveryState, SubscriptionState, state_of
+from webhooks.models import Delivery, OrderedOnFailure
+from webhooks.states import Breaker, DeliveryState, SubscriptionState, next_attempt_at, state_of
 from webhooks.subscriptions import ALWAYS_FAILED, BY_OPERATOR, DISABLED_BY_REQUEST, GONE
-
-MOST_COUNTED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,37 +82,36 @@ def of_delivery(row: Delivery, earlier: Delivery | None, holds_up: int) -> Meani
     return Meaning(words.DELIVERY_STATES.get(state, ""))
 
 
-def count_held_up(row: Delivery) -> int:
-    """Return how many later deliveries of its ordering key wait for this one, at most MOST_COUNTED."""
-    if row.ordering_key is None or row.status in {"delivered", "cancelled"}:
-        return 0
-    if row.status == "failed" and (
-        row.subscription.ordered_on_failure != OrderedOnFailure.BLOCK or row.last_error == Failure.PAYLOAD_ERASED
-    ):
-        return 0
-    return count_waiting(row, MOST_COUNTED)
+def next_attempt(row: Delivery) -> datetime.datetime | None:
+    """Return when a delivery is attempted next, which isn't before the end of its endpoint's pause."""
+    planned = next_attempt_at(row)
+    if planned is None or is_inbox(row.subscription):
+        return planned
+    return max(planned, row.subscription.queue.paused_until or planned)
 
 
 def _of_waiting(row: Delivery, state: str, earlier: Delivery | None) -> Meaning:
     if not row.subscription.is_active:  # it becomes held in a moment
         return _of_held(row)
     about, advice = words.advice(row.last_error, row.last_status_code)
-    now = timezone.now()
-    queue = SubscriptionQueue.objects.filter(pk=row.subscription_id).first()
+    now, queue = timezone.now(), row.subscription.queue
     if earlier is not None:
         return _of_ordered(row, earlier)
     if settings.DISABLE_WEBHOOK_DELIVERY:
         return Meaning(words.SENDING_DISABLED)
-    if queue is not None and queue.paused_until is not None and queue.paused_until > now:
+    if queue.paused_until is not None and queue.paused_until > now:
         when = f"until {format_time(queue.paused_until)}"
         if queue.breaker_trips:
             return Meaning(words.WAITS_FOR_PAUSE.format(when=when), advice or words.WAITS_FOR_PAUSE_ADVICE, "pause")
-        return Meaning(words.WAITS_FOR_ASKED_PAUSE.format(when=when), words.ASKED_FOR_PAUSE_ADVICE, "pause")
+        text = words.WAITS_FOR_ASKED_PAUSE.format(when=when)
+        return Meaning(text, words.WAITS_FOR_ASKED_PAUSE_ADVICE, "pause")
     if row.next_attempt_at is not None and row.next_attempt_at <= now:
         limit = row.subscription.deliveries_per_second
-        if limit and queue is not None and queue.next_due_at is not None and queue.next_due_at > now:
+        if limit and queue.next_due_at is not None and queue.next_due_at > now:
             return Meaning(words.WAITS_FOR_RATE.format(limit=f"{limit:g}"), words.WAITS_FOR_RATE_ADVICE, "429")
         return Meaning(words.DUE, advice, about)
+    if row.attempt_count and not row.last_error:
+        return Meaning(words.AGAIN)
     return Meaning(words.DELIVERY_STATES[state], advice, about)
 
 
@@ -150,7 +148,7 @@ def _of_failed(row: Delivery, holds_up: int) -> Meaning:
     elif not row.subscription.is_active:
         text = words.FAILED_DISABLED
     if holds_up:
-        more = "at least " if holds_up == MOST_COUNTED else ""
+        more = "at least " if holds_up == MOST_HELD_UP else ""
         number = "1 later webhook" if holds_up == 1 else f"{more}{holds_up:,} later webhooks"
         verb = "waits" if holds_up == 1 else "wait"
         text += f" {number} with the same ordering key {verb} for it, until it is retried or skipped."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from webhooks import delivery_actions
 from webhooks.destinations.http.addresses import NOT_ALLOWED
 from webhooks.destinations.outcome import Failure
-from webhooks.models import Delivery
+from webhooks.models import Delivery, DeliveryStatus
 
 STATES = {
     "active": "Webhooks are being sent.",
@@ -18,7 +18,7 @@ ASKED_FOR_PAUSE = (
     "Your endpoint asked us to wait, with the header Retry-After. Nothing is lost: what is waiting is sent after that."
 )
 ASKED_FOR_PAUSE_ADVICE = (
-    "Nothing, if your endpoint meant it. To try at once, open a delivery that waits and press “Retry now”."
+    "Nothing, if your endpoint meant it. To try at once, open a delivery that waits, and press “Retry now”."
 )
 DISABLED_GONE = (
     "Your endpoint responded with 410, which says that it doesn't want webhooks anymore. So nothing is sent, and new "
@@ -47,6 +47,7 @@ MORE_OF_STATES = {
     "held": "Or whoever runs this service holds it back for a while.",
     "cancelled": "Its endpoint was deleted, its data was erased, it was held for too long, or somebody skipped it.",
 }
+AGAIN = "It has been sent before, and somebody has asked for another attempt."
 DUE = "It is sent as soon as it is its turn, which is usually at once."
 SENDING_DISABLED = (
     "Nothing is sent to anybody at the moment, which is up to whoever runs this service. Nothing is lost: it is sent "
@@ -58,6 +59,7 @@ WAITS_FOR_PAUSE = (
 )
 WAITS_FOR_PAUSE_ADVICE = "Correct your endpoint. To try at once, press “Retry now”."
 WAITS_FOR_ASKED_PAUSE = "Its endpoint asked us to wait {when}, with the header Retry-After. It is sent after that."
+WAITS_FOR_ASKED_PAUSE_ADVICE = "Nothing, if your endpoint meant it. To try at once, press “Retry now”."
 WAITS_FOR_RATE = "It waits its turn: its endpoint gets at most {limit} webhooks a second."
 WAITS_FOR_RATE_ADVICE = "Nothing. To get webhooks faster, raise the limit: edit the endpoint, under “Advanced”."
 WAITS_IN_ORDER = (
@@ -101,8 +103,15 @@ INBOX_STATES = {
     "held": "Its inbox is disabled. It can be fetched once that is enabled.",
 }
 
-# What the API says of such an address is written for somebody who knows the operator.
-_PUBLIC_ONLY = "Address not allowed: webhooks only go to public addresses. To test on your own computer, use a tunnel."
+# Errors of the API that name its fields, or expect somebody who knows the operator.
+_OF_THE_API = {
+    NOT_ALLOWED: "Address not allowed: webhooks only go to public addresses. To test on your own computer, use a "
+    "tunnel.",
+    "must not hold a user name or password: give them in `auth`": "Must not hold a user name or password. If your "
+    "server requires them, add the header Authorization under “Advanced”.",
+    "is required for the format transform": "Enter the expression that makes the body.",
+    "goes with `format` `transform`": "An expression needs the format “Made by an expression”.",
+}
 _BY_FAILURE = {
     Failure.REDIRECT: ("redirect", "Your endpoint redirects elsewhere, which we don't follow. Enter the final URL."),
     Failure.TIMEOUT: (
@@ -143,11 +152,13 @@ def advice(error: str, status_code: int | None) -> tuple[str, str]:
 
 def of_an_error(text: str) -> str:
     """Return the API's error at a field as a sentence begins, in a tenant's words."""
-    return _PUBLIC_ONLY if text == NOT_ALLOWED else f"{text[:1].upper()}{text[1:]}"
+    return _OF_THE_API.get(text) or f"{text[:1].upper()}{text[1:]}"
 
 
 def why_not_retryable(delivery: Delivery) -> str:
     """Return why a delivery can't be retried.  What the API calls a subscription is an endpoint here."""
+    if delivery.status == DeliveryStatus.HELD and delivery.subscription.is_active:
+        return HELD_BY_OPERATOR
     return delivery_actions.why_not_retryable(delivery).replace("subscription", "endpoint")
 
 

@@ -45,13 +45,13 @@ from webhooks.display.formatting import (
     short_id,
     table,
 )
+from webhooks.display.standing import MOST_HELD_UP, count_held_up
 from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
-from webhooks.order import PARKED_FROM, count_waiting, waits_for
+from webhooks.order import PARKED_FROM, waits_for
 from webhooks.states import NOT_LEASED, DeliveryState, in_delivery_state, is_leased, state_of
 
 SHOWN_ATTEMPTS = 100
-MAX_WAITING_SHOWN = 1000  # for one delivery of an ordering key
 OPENED_ATTEMPTS = 20
 
 
@@ -220,12 +220,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
         if blocker is not None:
             url = reverse("admin:webhooks_delivery_change", args=[blocker])
             return format_html('{}: waits for <a href="{}">an earlier delivery</a> of this key', key, url)
-        if row.status in ("delivered", "cancelled"):
-            return key
-        if row.status == "failed" and row.subscription.ordered_on_failure != "block":
-            return key
-        waiting = count_waiting(row, MAX_WAITING_SHOWN)
-        more = "or more " if waiting == MAX_WAITING_SHOWN else ""
+        waiting = count_held_up(row)
+        more = "or more " if waiting == MOST_HELD_UP else ""
         return f"{key}: {waiting:,} {more}of this key wait for this delivery" if waiting else key
 
     @admin.display(description="next attempt")

@@ -25,7 +25,8 @@ from webhooks import delivery_actions, subscriptions
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.display.exchange import exchange_blocks
-from webhooks.display.formatting import host_of_url, short
+from webhooks.display.formatting import format_time, host_of_url, short
+from webhooks.display.standing import count_held_up
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
 from webhooks.order import waits_for
 from webhooks.states import DeliveryState, state_of
@@ -53,7 +54,7 @@ class DeliveryPage(PortalView):
     def own_deliveries(self, filters: dict[str, Any] | None = None) -> QuerySet[Delivery]:
         """Return the organization's deliveries that meet the filters."""
         rows = matching_deliveries({**(filters or {}), "org": self.portal.organization_id})
-        return rows.select_related("event", "subscription").defer("event__data")
+        return rows.select_related("event", "subscription__queue").defer("event__data")
 
     def own_delivery(self, delivery_id: uuid.UUID) -> Delivery:
         """Return one of them.  Raises Http404."""
@@ -178,11 +179,12 @@ class DeliveryView(DeliveryPage):
             and not row.event.is_erased
             and earlier is None
         )
-        holds_up = meanings.count_held_up(row)
+        holds_up = count_held_up(row)
         return self.page(
             "delivery.html",
             delivery=delivery_row(row),
             meaning=meanings.of_delivery(row, earlier, holds_up),
+            next_attempt=format_time(planned) if (planned := meanings.next_attempt(row)) else "",
             earlier=delivery_row(earlier) if earlier else None,
             ordering_key=short(row.ordering_key or "", 255),
             is_skippable=self.is_skippable(row) and bool(holds_up),
@@ -191,7 +193,7 @@ class DeliveryView(DeliveryPage):
             left_out=row.attempt_count > MAX_ATTEMPTS_SHOWN,
             is_retryable=is_retryable,
             has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == "http",
-            done=DONE.get(request.GET.get("done", "")),
+            done=DONE.get(request.GET.get("done", "")) if earlier is None else None,
             is_under_way=_is_under_way(row),
         )
 
@@ -222,7 +224,7 @@ class SkipView(DeliveryPage):
         row = self.own_delivery(delivery_id)
         if not self.is_skippable(row):
             raise NotAllowed("It can't be skipped", words.why_not_skippable(row))
-        return self.page("skip.html", delivery=delivery_row(row), holds_up=meanings.count_held_up(row))
+        return self.page("skip.html", delivery=delivery_row(row), holds_up=count_held_up(row))
 
     def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
         row = self.own_delivery(delivery_id)

@@ -11,7 +11,7 @@ from webhooks.display.formatting import cause_of, format_duration, format_time, 
 from webhooks.display.standing import distance
 from webhooks.inboxes import is_inbox
 from webhooks.models import Delivery, DeliveryAttempt
-from webhooks.states import SubscriptionState, next_attempt_at, state_of
+from webhooks.states import SubscriptionState, state_of
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -74,7 +74,6 @@ def delivery_row(row: Delivery) -> dict[str, Any]:
         "attempts": row.attempt_count,
         "result": error_words(row.last_error, row.last_status_code),
         "at": format_time(row.created_at),
-        "next_attempt": format_time(next_at) if (next_at := next_attempt_at(row)) else "",
         "completed": format_time(row.completed_at) if row.completed_at else "",
     }
 

@@ -192,6 +192,8 @@ def test_the_pages_fit_a_phone_and_hostile_words_stay_words(tab: Watched, site: 
         look(tab, f"phone-{re.sub(r'[^a-z]', '-', path)[:20]}")
     page.goto(f"{site}/portal/open#forged.link")
     page.wait_for_selector("text=This link isn't valid")
+    page.goto(make_link(site, organization))  # over the same address, as somebody pastes it
+    page.wait_for_url("**/portal/")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from tests.portal.conftest import Visitor
 from tests.portal.test_pages import text_of
 from webhooks import hosts, subscriptions
 from webhooks.destinations.outcome import Failure
+from webhooks.display.causes import error_words
+from webhooks.display.standing import count_held_up
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 from webhooks.order import PARKED_UNTIL
 from webhooks.states import SubscriptionState, with_state
@@ -35,8 +37,8 @@ def deliver(endpoint: Subscription, status: str, **values: Any) -> Delivery:
 
 
 def meaning(row: Delivery) -> meanings.Meaning:
-    row = Delivery.objects.select_related("event", "subscription").get(pk=row.pk)
-    return meanings.of_delivery(row, None, meanings.count_held_up(row))
+    row = Delivery.objects.select_related("event", "subscription__queue").get(pk=row.pk)
+    return meanings.of_delivery(row, None, count_held_up(row))
 
 
 def asked(row: Subscription) -> meanings.Meaning:
@@ -53,6 +55,9 @@ def test_a_pause_says_who_wanted_it(endpoint: Subscription) -> None:
     assert asked(endpoint).text == words.STATES["paused"]
     assert "Your code failed." in asked(endpoint).advice
     assert "is paused until" in meaning(waiting).text
+    assert (
+        meanings.next_attempt(Delivery.objects.get(pk=waiting.pk)) == LATER
+    )  # and not the delivery's own, before that
 
 
 @pytest.mark.parametrize(
@@ -94,6 +99,7 @@ def test_what_waits_says_for_what(endpoint: Subscription, settings: Any) -> None
     row = deliver(endpoint, "pending")
     assert meaning(row).text == words.DELIVERY_STATES["pending"]
     assert meaning(deliver(endpoint, "pending", last_error="timeout")).text == words.DELIVERY_STATES["retrying"]
+    assert meaning(deliver(endpoint, "pending", attempt_count=1)).text == words.AGAIN
     row = deliver(endpoint, "pending", **due)
     assert meaning(row).text == words.DUE
     Subscription.objects.update(deliveries_per_second=0.5)
@@ -101,7 +107,8 @@ def test_what_waits_says_for_what(endpoint: Subscription, settings: Any) -> None
     assert "at most 0.5 webhooks a second" in meaning(row).text
     settings.DISABLE_WEBHOOK_DELIVERY = True
     assert meaning(row).text == words.SENDING_DISABLED
-    assert meaning(deliver(endpoint, "held")).text == words.HELD_BY_OPERATOR
+    by_operator = deliver(endpoint, "held")
+    assert meaning(by_operator).text == words.why_not_retryable(by_operator) == words.HELD_BY_OPERATOR
     subscriptions.disable(endpoint)
     settings.HELD_RETENTION_DAYS = 30
     assert "held for more than 30 days" in meaning(deliver(endpoint, "held")).text
@@ -136,6 +143,7 @@ def test_every_failure_has_advice_that_the_help_explains(visitor: Visitor) -> No
         for status in (400, 401, 404, 410, 413, 429, 500) if failure is Failure.HTTP_STATUS else (None,):
             about, advice = words.advice(failure, status)
             assert advice
+            assert "_" not in error_words(failure, status)
             assert f'id="error-{about}"' in page, failure
     for about in ("order", "operator", "pause"):
         assert f'id="error-{about}"' in page
@@ -171,6 +179,7 @@ def test_a_webhook_that_waits_in_its_order_says_for_what_and_can_go_on(
     assert "Ordering key order-1" in text
     assert "Next attempt" not in text
     assert "Retry now" not in text  # which would change nothing
+    assert "being tried again" not in text_of(visitor.get(f"deliveries/{second.pk}?done=retried"))
     retrying = {"status": "pending", "next_attempt_at": LATER}
     for change, words_then in (
         ({**retrying, "last_error": "timeout"}, words.EARLIER_RETRYING_BLOCKS),

@@ -126,6 +126,7 @@ def test_an_endpoint_is_added_and_its_secret_shown_once(visitor: Visitor, organi
         ("ftp://a.example/", "http"),
         ("https://a.example:22/", "22"),
         ("a.example", "http"),
+        ("https://ana:secret@a.example/", "add the header Authorization under “Advanced”"),
     ],
 )
 def test_a_url_that_the_egress_policy_refuses_says_so_at_its_field(visitor: Visitor, url: str, reason: str) -> None:
@@ -150,6 +151,8 @@ def test_every_fault_of_a_form_is_said_in_one_round(visitor: Visitor) -> None:
     for field in ("url", "other_types", "headers_text", "max_in_flight", "transform"):
         assert error_at(page, field)
     assert "<details open>" in page.content.decode()
+    page = visitor.post("endpoints/new", url="https://a.example/", which="all", format="raw", transform="type")
+    assert "An expression needs the format “Made by an expression”." in error_at(page, "transform")
 
 
 def test_editing_changes_what_was_changed(visitor: Visitor, organization: Organization) -> None:
@@ -453,6 +456,10 @@ def test_the_help_explains_every_state_and_every_failure(visitor: Visitor) -> No
 def test_every_color_is_readable(settings: Any, color: str) -> None:
     settings.PORTAL_COLOR = color
     sheet = branding.theme()
+    for surface, edge in zip(
+        (branding.LIGHT_SURFACE, branding.DARK_SURFACE), re.findall(r"edge: (#\w+)", sheet), strict=True
+    ):
+        assert branding.contrast(branding.parse(edge), surface) >= branding.VISIBLE
     found = re.findall(r"--(?:on-)?brand: (#\w+)|--accent: (#\w+)", sheet)
     brand, on_brand, light, dark = (branding.parse(one or other) for one, other in found)
     assert branding.contrast(brand, on_brand) >= branding.READABLE

@@ -14,6 +14,7 @@ _WORDS = {
     "address_not_allowed": "address not allowed",
     "proxy_failed": "egress proxy failed",
     "oauth_failed": "no OAuth token for the endpoint",
+    "transform_failed": "the expression failed",
     "internal_error": "can't be sent (internal error)",
     "worker_lost": "worker stopped during the attempt",
     "payload_erased": "payload erased",

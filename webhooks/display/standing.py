@@ -11,14 +11,17 @@ from psycopg.rows import class_row
 
 from core.db import server_cursor
 from core.query import newest
+from webhooks.destinations.outcome import Failure
 from webhooks.display.formatting import format_duration, format_time
-from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
+from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus, OrderedOnFailure
 from webhooks.order import PARKED_FROM
+from webhooks.order import count_waiting as count_later
 from webhooks.states import NOT_LEASED
 
 # Recent attempts are those of so many of the newest deliveries, and of those that wait for their next attempt longest.
 NEWEST_DELIVERIES = 500
 COUNT_TO = 10_000
+MOST_HELD_UP = 1000
 
 # One pass over the index of what is pending, to a LIMIT; the ORM would make one query for each of the numbers.
 _COUNT_WAITING = f"""
@@ -71,6 +74,16 @@ def count_waiting(subscription_id: uuid.UUID) -> Waiting:
         fetched=f"{counts.fetched:,}{more}",
         held=f"{counts.held:,}{'+' if counts.held >= COUNT_TO else ''}",
     )
+
+
+def count_held_up(delivery: Delivery) -> int:
+    """Return how many later deliveries of its ordering key wait for this one, MOST_HELD_UP if there are more."""
+    if delivery.ordering_key is None or delivery.status in {DeliveryStatus.DELIVERED, DeliveryStatus.CANCELLED}:
+        return 0
+    blocks = delivery.subscription.ordered_on_failure == OrderedOnFailure.BLOCK
+    if delivery.status == DeliveryStatus.FAILED and (not blocks or delivery.last_error == Failure.PAYLOAD_ERASED):
+        return 0
+    return count_later(delivery, MOST_HELD_UP)
 
 
 def when(moment: datetime.datetime | None, now: datetime.datetime) -> str:
