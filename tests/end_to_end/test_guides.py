@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import playwright
+import psycopg
 import pytest
 
+from devstack.binaries import postgres_programs
 from devstack.http_receiver import Receiver
 from devstack.processes import ROOT
 from devstack.sockets import free_port
@@ -129,7 +132,8 @@ def system(request: pytest.FixtureRequest) -> Iterator[Stack]:
 
 def blocks(page: str, language: str) -> list[str]:
     """Return the code of a page that is in a language, in its order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.S | re.M)
+    found = re.findall(rf"^ *```{language}\n(.*?)^ *```$", (ROOT / "docs" / page).read_text(), re.S | re.M)
+    return [textwrap.dedent(block) for block in found]
 
 
 def bash(script: str, env: dict[str, str]) -> str:
@@ -302,6 +306,34 @@ def test_the_guide_to_migrating(system: Stack) -> None:
     )
     assert again.returncode != 0
     assert json.loads(again.stdout)["code"] == "uid_taken"
+
+
+def test_the_guide_to_backups(system: Stack, tmp_path: Path) -> None:
+    programs = postgres_programs()
+    if not (programs / "pg_restore").exists():
+        pytest.skip("this PostgreSQL has no pg_dump and pg_restore")
+    account = open_account(system, "Keeper")
+    event = account.post_event(1).document["id"]
+    wait_until(lambda: account.call("GET", f"/api/events/{event}").document["status"] == "processed", "not processed")
+    dump, restore, check = (
+        block.replace("triggers.dump", str(tmp_path / "triggers.dump")).replace("python ", f"{sys.executable} ")
+        for block in blocks("operate/backup.md", "sh")
+    )
+    with psycopg.connect(system.postgres.url("postgres"), autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS restored")
+    system.postgres.create_database("restored")
+    env = {
+        **system.environment(), "PATH": f"{programs}:{os.environ['PATH']}", "DATABASE_URL": system.postgres.url(),
+        "RESTORED_URL": system.postgres.url("restored"),
+    }  # fmt: skip
+    bash(f"{dump}\n{restore}\n{check}", env)
+    counts = (
+        "SELECT (SELECT count(*) FROM events_event), (SELECT count(*) FROM pg_indexes), (SELECT count(*) FROM pg_proc),"
+        " (SELECT count(*) FROM pg_inherits), (SELECT count(*) FROM pg_constraint), (SELECT count(*) FROM pg_trigger)"
+    )
+    with psycopg.connect(system.postgres.url("restored")) as restored:
+        assert restored.execute(counts).fetchall() == system.sql(counts)
+        assert restored.execute("SELECT id FROM events_event WHERE id = %s", (event,)).fetchall()
 
 
 def on_this_system(block: str, system: Stack, receiver: Receiver) -> str:
