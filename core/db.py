@@ -12,7 +12,15 @@ from typing import Any, TypeVar, overload
 
 import psycopg
 import structlog
-from django.db import DEFAULT_DB_ALIAS, InterfaceError, OperationalError, connection, connections, transaction
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    InterfaceError,
+    NotSupportedError,
+    OperationalError,
+    connection,
+    connections,
+    transaction,
+)
 from psycopg.rows import RowFactory, tuple_row
 
 log = structlog.get_logger()
@@ -33,6 +41,8 @@ def describe_database_fault(error: BaseException) -> str | None:
     """Return a line for whoever starts a process, or None for a fault that is a bug and not the database's."""
     cause = error if isinstance(error, psycopg.Error) or error.__cause__ is None else error.__cause__
     reason = (str(cause).strip() or repr(cause)).splitlines()[0]
+    if isinstance(cause, NotSupportedError):  # Django's own, from its look at the version
+        return f"The server that DATABASE_URL names is too old: {reason}"
     if isinstance(cause, psycopg.errors.InsufficientPrivilege):
         return f"The role in DATABASE_URL lacks a right: {reason}."
     if isinstance(cause, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):

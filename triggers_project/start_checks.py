@@ -28,9 +28,12 @@ log = structlog.get_logger()
 # here (another language, another pooler) is told and waited for.
 _LASTING = re.compile(
     "password|authentication|pg_hba|does not exist|no such (database|user)|permission denied|not permitted|"
-    "certificate|not support SSL|connection option|unsupported startup parameter|"
+    "certificate|not support SSL|too old|connection option|unsupported startup parameter|"
     "[Nn]ame or service not known|No address associated|nodename nor servname"
 )
+# The tests run on these and on every newer one.  Django refuses an older PostgreSQL by itself.
+OLDEST_POSTGRES = 14
+OLDEST_REDIS = 7
 # A table that isn't there or that the role may not read, if there is one.
 _UNREADABLE = """
 SELECT name FROM unnest(%s::text[]) AS name
@@ -85,9 +88,19 @@ def check_redis() -> None:
     All else is told and waited for: everything works without Redis, only slower.
     """
     try:
-        info = get_redis_connection("default").info("cluster")
+        redis = get_redis_connection("default")
+        clustered = redis.info("cluster").get("cluster_enabled")
+        version = str(redis.info("server").get("redis_version", ""))  # Valkey has one, too: the Redis that it is like
     except (RedisError, OSError) as error:
         breaker.failed(error)
         return
-    if info.get("cluster_enabled"):
+    if clustered:
         raise ImproperlyConfigured(CLUSTER)
+    if is_too_old(version):
+        log.warning("redis_version_not_supported", setting="REDIS_URL", version=version, oldest=OLDEST_REDIS)
+
+
+def is_too_old(version: str) -> bool:
+    """Tell whether a Redis of that version is older than what the tests run on."""
+    major = version.partition(".")[0]
+    return major.isascii() and major.isdigit() and int(major) < OLDEST_REDIS

@@ -12,7 +12,8 @@ final class Webhooks {
     // body: the raw bytes of the request, such as request.getInputStream().readAllBytes(), before anything parses them.
     static boolean isGenuine(String secret, UnaryOperator<String> header, byte[] body) throws GeneralSecurityException {
         String timestamp = header.apply("webhook-timestamp");
-        if (!timestamp.matches("[0-9]{1,15}")
+        String signatures = header.apply("webhook-signature");
+        if (timestamp == null || signatures == null || !timestamp.matches("[0-9]{1,15}")
                 || Math.abs(Instant.now().getEpochSecond() - Long.parseLong(timestamp)) > 300) {
             return false;
         }
@@ -21,7 +22,7 @@ final class Webhooks {
         mac.init(new SecretKeySpec(key, "HmacSHA256"));
         mac.update((header.apply("webhook-id") + "." + timestamp + ".").getBytes(StandardCharsets.UTF_8));
         String expected = "v1," + Base64.getEncoder().encodeToString(mac.doFinal(body));
-        for (String one : header.apply("webhook-signature").split(" ")) {
+        for (String one : signatures.split(" ")) {
             if (MessageDigest.isEqual(one.getBytes(StandardCharsets.UTF_8), expected.getBytes(StandardCharsets.UTF_8))) {
                 return true;
             }

@@ -9,7 +9,7 @@ function isGenuine(secret, headers, body) {
   const key = Buffer.from(secret.replace(/^whsec_/, ''), 'base64');
   const hmac = crypto.createHmac('sha256', key).update(`${headers['webhook-id']}.${timestamp}.`).update(body);
   const expected = Buffer.from(`v1,${hmac.digest('base64')}`);
-  return headers['webhook-signature'].split(' ').some((one) => {
+  return (headers['webhook-signature'] ?? '').split(' ').some((one) => {
     const given = Buffer.from(one);
     return given.length === expected.length && crypto.timingSafeEqual(given, expected);
   });

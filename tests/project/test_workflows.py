@@ -9,8 +9,12 @@ from typing import Any
 
 import yaml
 from django.conf import settings
+from django.db import NotSupportedError
+from django.db.backends.postgresql.features import DatabaseFeatures
 
+from core.db import describe_database_fault
 from devstack.processes import ROOT
+from triggers_project.start_checks import OLDEST_POSTGRES, OLDEST_REDIS, is_too_old
 
 CI: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
 RELEASE: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
@@ -48,7 +52,18 @@ def test_the_versions_are_those_of_the_documentation() -> None:
     assert newest is not None
     tested = [*CI["jobs"]["databases"]["strategy"]["matrix"]["postgres"], newest[1]]
     assert f"PostgreSQL {tested[0]} to {tested[-1]}," in (ROOT / "docs" / "operations.md").read_text()
-    assert tested == [str(version) for version in range(int(tested[0]), int(tested[-1]) + 1)]
+    assert f"PostgreSQL ({tested[0]} to {tested[-1]})" in (ROOT / "docs" / "operate" / "deploy.md").read_text()
+    assert tested == [str(version) for version in range(OLDEST_POSTGRES, int(newest[1]) + 1)]
+    # Django's own check is what refuses older ones, in one line.
+    assert DatabaseFeatures.minimum_database_version == (OLDEST_POSTGRES,)
+    too_old = describe_database_fault(NotSupportedError("PostgreSQL 14 or later is required (found 13.23)."))
+    assert too_old == (
+        "The server that DATABASE_URL names is too old: PostgreSQL 14 or later is required (found 13.23)."
+    )
+    assert f"Redis {OLDEST_REDIS} or Valkey" in (ROOT / "docs" / "operations.md").read_text()
+    assert [is_too_old(version) for version in ("6.2.14", "7.0.15", "8.2.1", "10.0", "")] == [
+        True, False, False, False, False,
+    ]  # fmt: skip
 
 
 def test_one_version_is_named_everywhere() -> None:

@@ -31,8 +31,8 @@ class RunInThread(Protocol):
 class Recorder:
     """Records results on the sender's event loop until it is closed.
 
-    A queue may be locked for long, for instance by the backlog sender on a busy machine.  The results of an organization
-    with such a queue wait for the lock apart from the others.
+    A queue may be locked for long, for instance by the backlog sender on a busy machine.  The results of an
+    organization with such a queue wait for the lock apart from the others.
 
     run_in_thread, run_waiting: each runs database work on a separate thread; the second one waits for locks. gather:
     awaited before each batch; a sender with a backlog waits there for more results. on_recorded: called with the
