@@ -24,8 +24,11 @@ from orgs.verified_keys import verified_keys
 from tests import flush
 from tests.servers import HOME
 from tests.system import Account, open_account
+from triggers_project import urls  # registers the admin's pages
 from webhooks import subscriptions
 from webhooks.models import Subscription
+
+__all__ = ["urls"]
 
 # How fast a machine makes examples says nothing about the code.
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
