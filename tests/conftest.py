@@ -148,11 +148,13 @@ def servers() -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(servers: Stack) -> Iterator[Stack]:
-    """Return the servers, up and empty; what a test starts on them ends with it."""
+    """Return the servers, up and empty, with no logs; what a test starts on them ends with it."""
     servers.postgres.start()
     servers.valkey.resume()
     servers.valkey.start()
     servers.empty()
+    for log in servers.logs.glob("*.log"):
+        log.unlink()
     yield servers
     servers.postgres.start()
     servers.stop_processes()

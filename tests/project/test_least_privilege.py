@@ -136,8 +136,13 @@ def test_everything_works_with_the_documented_rights(
             _use_the_commands(given, organization)
             for table in ("events_event", "events_dedupkey", "webhooks_delivery", "webhooks_deliveryattempt"):
                 assert _sql(postgres.url(DATABASE), f"SELECT count(*) FROM {table}") == [(0,)], table
-            kept = _sql(postgres.url(DATABASE), "SELECT count(*) FROM webhooks_subscription")
-            assert kept == [(2,)], "the deleted ones stay"
+            ((live, deleted),) = _sql(
+                postgres.url(DATABASE),
+                "SELECT count(*) FILTER (WHERE deleted_at IS NULL), count(deleted_at) FROM webhooks_subscription",
+            )
+            # Of two that were deleted, the one whose deliveries have just gone goes in the next pass.
+            assert live == 1
+            assert deleted <= 1
             health = httpx.get(f"{base}/api/health/detailed", trust_env=False, timeout=30)
             assert (health.status_code, health.json()["workers"]) == (200, 1)
             # Counted just now: a count is kept for a minute, and a busy machine takes longer for all of the above.
