@@ -10,7 +10,6 @@ In addition, there is a cheaper signal for new events, only for speed.
 from __future__ import annotations
 
 import threading
-import time
 import zlib
 from base64 import b64decode
 from collections.abc import Callable, Iterable
@@ -272,7 +271,7 @@ class SignalListener:
 class _Waker:
     """A thread that wakes the workers once for all requests since the last time.
 
-    wake: what it does.  pause: seconds until it does so again.
+    wake: what it does.  pause: seconds until it does so again, or until somebody waits for it.
     """
 
     def __init__(self, wake: Callable[[], bool], pause: float) -> None:
@@ -280,6 +279,7 @@ class _Waker:
         self._pause = pause
         self._changed = threading.Condition()
         self._requested = self._waking = False
+        self._awaited = threading.Event()
         self._thread: threading.Thread | None = None
 
     def request(self) -> None:
@@ -293,8 +293,12 @@ class _Waker:
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._requested and not self._waking, seconds)
+        self._awaited.set()
+        try:
+            with self._changed:
+                return self._changed.wait_for(lambda: not self._requested and not self._waking, seconds)
+        finally:
+            self._awaited.clear()
 
     def _run(self) -> None:
         while True:
@@ -309,7 +313,7 @@ class _Waker:
             with self._changed:
                 self._waking = False
                 self._changed.notify_all()
-            time.sleep(self._pause)
+            self._awaited.wait(self._pause)
 
 
 _signaler = _Waker(signal_events, SHARE_SECONDS)

@@ -28,6 +28,7 @@ SETTINGS = {
 # Each round begins when the load has gone on for a moment since the last one.
 QUIET_SECONDS = (1.0, 4.0)
 SHORT_QUIET_SECONDS = (0.5, 1.0)
+SHORT_PACE = 0.4
 
 
 def main() -> int:
@@ -39,7 +40,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m soak", description="Hurt the system, and check what was promised.")
     parser.add_argument("round", nargs="*", help="a round's faults, such as WorkerClaiming or WorkerSending+WebMaster")
     parser.add_argument("--list", action="store_true", help="print the faults of each round that would run and stop")
-    parser.add_argument("--short", action="store_true", help="wait less between the rounds")
+    parser.add_argument("--short", action="store_true", help="wait less between the rounds, and post less")
     parser.add_argument("--home", type=Path, default=ROOT / ".local", help="the folder of the servers and the result")
     options = parser.parse_args()
     try:
@@ -69,8 +70,8 @@ def main() -> int:
         stack.empty()
         print(f"{len(planned)} rounds, SOAK_SEED={seed}\n")
         print(f"{'':>3}  {'fault':<75} {'in flight':>9} {'accepted':>9} {'recovered':>9}")
-        quiet = SHORT_QUIET_SECONDS if options.short else QUIET_SECONDS
-        outcome = Soak(stack, seed, lambda line: print(line, flush=True), quiet).run(planned)
+        load = (SHORT_QUIET_SECONDS, SHORT_PACE) if options.short else (QUIET_SECONDS, 1.0)
+        outcome = Soak(stack, seed, lambda line: print(line, flush=True), *load).run(planned)
     except DevstackError as error:
         print(error, file=sys.stderr)
         return 1

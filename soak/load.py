@@ -24,13 +24,15 @@ DRAIN_SECONDS = 180.0
 class Load:
     """Producers, endpoints, and consumers on a stack that is started and empty.
 
-    ports: of the web processes; the producers are spread over them, the consumers use the last one.
+    ports: of the web processes; the producers are spread over them, the consumers use the last one.  pace: 0.5 posts
+    half as often as 1.
     """
 
-    def __init__(self, stack: Stack, seed: int, ports: Sequence[int]) -> None:
+    def __init__(self, stack: Stack, seed: int, ports: Sequence[int], pace: float = 1.0) -> None:
         self._stack = stack
         self._seed = seed
         self._ports = ports
+        self._pace = pace
         self._secrets: dict[str, str] = {}
         self._paths: dict[str, str] = {}
         self._organizations: dict[str, list[str]] = {}
@@ -62,7 +64,8 @@ class Load:
                 for batch in (False, True):
                     label = f"{name}-{number}-{'batch' if batch else 'single'}"
                     port = self._ports[len(self.producers) % len(self._ports)]
-                    self.producers.append(Producer(label, port, name, key, self._seed, self.ledger, batch=batch))
+                    made_of = (label, port, name, key, self._seed, self.ledger)
+                    self.producers.append(Producer(*made_of, batch=batch, pace=self._pace))
             if name == CONSUMING:
                 self._subscribe(keys[0], {"kind": "inbox", "inbox": INBOX, "event_types": ["*"]})
                 self._consumers = Consumers(self._stack.home, self._ports[-1], keys[0], self._seed)

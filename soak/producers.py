@@ -54,9 +54,11 @@ class Ledger:
 
 
 class Producer:
-    """One thread that posts events with one key, one by one or in batches."""
+    """One thread that posts events with one key, one by one or in batches.  pace: 0.5 posts half as often as 1."""
 
-    def __init__(self, name: str, port: int, organization: str, key: str, seed: int, ledger: Ledger, *, batch: bool):
+    def __init__(
+        self, name: str, port: int, organization: str, key: str, seed: int, ledger: Ledger, *, batch: bool, pace: float
+    ):
         self.name = name
         self.port = port  # may change, if another web process takes over
         self._organization = organization
@@ -64,6 +66,7 @@ class Producer:
         self._random = random.Random(f"{seed} {name}")
         self._ledger = ledger
         self._batch = batch
+        self._pace = pace
         self._count = 0
         self._keyed: list[Keyed] = []
         self._stopping = threading.Event()
@@ -85,7 +88,7 @@ class Producer:
             self._ledger.faults.append(f"{self.name} hangs")
 
     def _run(self) -> None:
-        while not self._stopping.wait(self._random.expovariate(1 if self._batch else 4)):
+        while not self._stopping.wait(self._random.expovariate(self._pace * (1 if self._batch else 4))):
             size = self._random.randint(2, 12) if self._batch else 1
             chance = self._random.random()
             with_dedup, with_key = chance < 0.4, chance > 0.6

@@ -54,15 +54,20 @@ class Outcome:
 
 
 class Soak:
-    """One run on a stack that is started and empty.  quiet: shortest and longest wait before a round, in seconds."""
+    """One run on a stack that is started and empty.
 
-    def __init__(self, stack: Stack, seed: int, tell: Callable[[str], None], quiet: tuple[float, float]) -> None:
+    quiet: shortest and longest wait before a round, in seconds.  pace: how much is posted, as `Load` says.
+    """
+
+    def __init__(
+        self, stack: Stack, seed: int, tell: Callable[[str], None], quiet: tuple[float, float], pace: float = 1.0
+    ) -> None:
         self._stack = stack
         self._seed = seed
         self._tell = tell
         self._quiet = quiet
         self._chance = random.Random(f"{seed} run")
-        self._load = Load(stack, seed, [stack.port])
+        self._load = Load(stack, seed, [stack.port], pace)
         self._in_flight: set[Row] = set()
         self._violations: list[str] = []
         self._used: list[Fault] = []

@@ -24,8 +24,11 @@ from orgs.verified_keys import verified_keys
 from tests import flush
 from tests.servers import HOME
 from tests.system import Account, open_account
+from triggers_project import urls  # registers the admin's pages
 from webhooks import subscriptions
 from webhooks.models import Subscription
+
+__all__ = ["urls"]
 
 # How fast a machine makes examples says nothing about the code.
 hypothesis.settings.register_profile("tests", deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
@@ -145,11 +148,13 @@ def servers() -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(servers: Stack) -> Iterator[Stack]:
-    """Return the servers, up and empty; what a test starts on them ends with it."""
+    """Return the servers, up and empty, with no logs; what a test starts on them ends with it."""
     servers.postgres.start()
     servers.valkey.resume()
     servers.valkey.start()
     servers.empty()
+    for log in servers.logs.glob("*.log"):
+        log.unlink()
     yield servers
     servers.postgres.start()
     servers.stop_processes()

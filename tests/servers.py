@@ -33,6 +33,10 @@ ENVIRONMENT = {
     "LOG_LEVEL": "INFO",
 }
 
+# What Python compiles is kept, whatever the shell says: hundreds of processes start from the same modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 stack.forget_settings_of_the_shell()
 # Read again under the settings, so that the coverage of its lines is counted.
 for name in [name for name in sys.modules if name.startswith("triggers_project.options")]:

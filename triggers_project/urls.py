@@ -19,6 +19,9 @@ def index(request: HttpRequest) -> HttpResponse:
     return HttpResponseRedirect(reverse("docs"))
 
 
+# Loads the admin's pages, which processes that serve none don't need; see console/apps.py.
+admin.autodiscover()
+
 # Nothing under /api/ believes a cookie, so nothing there needs a CSRF token; DRF exempts its views itself.
 urlpatterns = [
     path("api/", include("events.api.urls")),  # first: nothing is asked for so often

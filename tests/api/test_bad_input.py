@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from events.models import Event
-from tests.api.helpers import assert_problem, rows
+from tests.api.helpers import assert_problem, case, rows
 from webhooks.models import Subscription
 
 GOOD = b'{"type":"order.created","data":1}'
@@ -57,12 +57,13 @@ NOT_AN_OBJECT = {
 }
 
 
-@pytest.mark.parametrize("body", NOT_AN_OBJECT.values(), ids=NOT_AN_OBJECT.keys())
 @pytest.mark.parametrize("path", ["/api/events", "/api/subscriptions", "/api/keys"])
-def test_a_body_that_is_no_json_object_is_refused_and_stores_nothing(api: Any, path: str, body: bytes) -> None:
+def test_a_body_that_is_no_json_object_is_refused_and_stores_nothing(api: Any, path: str) -> None:
     before = rows()
-    assert_problem(api.post(path, raw=body), 400)
-    assert rows() == before
+    for name, body in NOT_AN_OBJECT.items():
+        with case(name):
+            assert_problem(api.post(path, raw=body), 400)
+            assert rows() == before
 
 
 def event(**members: Any) -> dict[str, Any]:
@@ -110,12 +111,13 @@ BAD_EVENTS = {
 }
 
 
-@pytest.mark.parametrize(("body", "pointer"), BAD_EVENTS.values(), ids=BAD_EVENTS.keys())
-def test_a_bad_event_is_refused_with_the_field_named(api: Any, body: Any, pointer: str) -> None:
+def test_a_bad_event_is_refused_with_the_field_named(api: Any) -> None:
     before = rows()
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    assert_problem(api.post("/api/events", raw=raw), 400, pointer)
-    assert rows() == before
+    for name, (body, pointer) in BAD_EVENTS.items():
+        with case(name):
+            raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+            assert_problem(api.post("/api/events", raw=raw), 400, pointer)
+            assert rows() == before
 
 
 def test_every_wrong_field_is_named_at_once(api: Any) -> None:
@@ -145,12 +147,13 @@ CONTENT_TYPES = ["", "text/plain", "application/x-www-form-urlencoded", "multipa
                  "application/jsonx", "application/xml", "json", "application/json-patch+json", "*/*"]  # fmt: skip
 
 
-@pytest.mark.parametrize("content_type", CONTENT_TYPES)
 @pytest.mark.parametrize("path", ["/api/events", "/api/events/batch", "/api/subscriptions", "/api/keys"])
-def test_a_body_that_is_not_said_to_be_json_is_415(api: Any, path: str, content_type: str) -> None:
+def test_a_body_that_is_not_said_to_be_json_is_415(api: Any, path: str) -> None:
     before = rows()
-    assert_problem(api.post(path, raw=GOOD, content_type=content_type), 415, "#Content-Type")
-    assert rows() == before
+    for content_type in CONTENT_TYPES:
+        with case(content_type):
+            assert_problem(api.post(path, raw=GOOD, content_type=content_type), 415, "#Content-Type")
+            assert rows() == before
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "Application/JSON"])
@@ -158,11 +161,12 @@ def test_json_is_accepted_however_its_content_type_is_spelt(api: Any, content_ty
     assert api.post("/api/events", raw=GOOD, content_type=content_type).status_code == 202
 
 
-@pytest.mark.parametrize("encoding", ["br", "deflate", "gzip, gzip", "gzip, identity", "nonsense"])
 @pytest.mark.parametrize("path", ["/api/events", "/api/events/batch", "/api/subscriptions", "/api/keys"])
-def test_a_body_that_is_compressed_with_anything_but_gzip_is_415(api: Any, path: str, encoding: str) -> None:
-    response = api.post(path, raw=GOOD, **{"Content-Encoding": encoding})
-    assert assert_problem(response, 415)["code"] == "unsupported_content_encoding"
+def test_a_body_that_is_compressed_with_anything_but_gzip_is_415(api: Any, path: str) -> None:
+    for encoding in ("br", "deflate", "gzip, gzip", "gzip, identity", "nonsense"):
+        with case(encoding):
+            response = api.post(path, raw=GOOD, **{"Content-Encoding": encoding})
+            assert assert_problem(response, 415)["code"] == "unsupported_content_encoding"
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", " x-gzip"])
@@ -250,36 +254,36 @@ BAD_SUBSCRIPTIONS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize(("body", "pointer"), BAD_SUBSCRIPTIONS.values(), ids=BAD_SUBSCRIPTIONS.keys())
-def test_a_bad_subscription_is_refused_with_the_field_named(api: Any, body: Any, pointer: str) -> None:
-    assert_problem(api.post("/api/subscriptions", body), 400, pointer)
-    assert not Subscription.objects.exists()
+def test_a_bad_subscription_is_refused_with_the_field_named(api: Any) -> None:
+    for name, (body, pointer) in BAD_SUBSCRIPTIONS.items():
+        with case(name):
+            assert_problem(api.post("/api/subscriptions", body), 400, pointer)
+            assert not Subscription.objects.exists()
 
 
-@pytest.mark.parametrize(
-    ("body", "pointer"),
-    [case for case in BAD_SUBSCRIPTIONS.values() if "url" in case[0] and "event_types" in case[0]],
-    ids=[name for name, case in BAD_SUBSCRIPTIONS.items() if "url" in case[0] and "event_types" in case[0]],
-)
-def test_a_bad_change_is_refused_and_changes_nothing(
-    api: Any, subscription: Subscription, body: Any, pointer: str
-) -> None:
+BAD_CHANGES = {name: one for name, one in BAD_SUBSCRIPTIONS.items() if {"url", "event_types"} <= one[0].keys()}
+
+
+def test_a_bad_change_is_refused_and_changes_nothing(api: Any, subscription: Subscription) -> None:
     before = api.get(f"/api/subscriptions/{subscription.id}").json()
-    assert_problem(api.patch(f"/api/subscriptions/{subscription.id}", body), 400, pointer)
-    assert api.get(f"/api/subscriptions/{subscription.id}").json() == before
+    for name, (body, pointer) in BAD_CHANGES.items():
+        with case(name):
+            assert_problem(api.patch(f"/api/subscriptions/{subscription.id}", body), 400, pointer)
+            assert api.get(f"/api/subscriptions/{subscription.id}").json() == before
 
 
 BAD_TIMES = ["", "yesterday", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", 5, True, [], {}, None, "2026",
              "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+12:00", "2026-01-01T25:00:00Z"]  # fmt: skip
 
 
-@pytest.mark.parametrize("moment", BAD_TIMES, ids=repr)
-def test_a_time_that_is_none_is_refused(api: Any, subscription: Subscription, moment: Any) -> None:
-    assert_problem(api.post(f"/api/subscriptions/{subscription.id}/recover", {"since": moment}), 400, "/since")
-    if moment is not None:
-        before = rows()
-        assert_problem(api.post("/api/keys", {"expires_at": moment}), 400, "/expires_at")
-        assert rows() == before
+def test_a_time_that_is_none_is_refused(api: Any, subscription: Subscription) -> None:
+    before = rows()
+    for moment in BAD_TIMES:
+        with case(repr(moment)):
+            assert_problem(api.post(f"/api/subscriptions/{subscription.id}/recover", {"since": moment}), 400, "/since")
+            if moment is not None:
+                assert_problem(api.post("/api/keys", {"expires_at": moment}), 400, "/expires_at")
+                assert rows() == before
 
 
 BAD_KEYS = {
@@ -298,19 +302,21 @@ BAD_KEYS = {
 }
 
 
-@pytest.mark.parametrize(("body", "pointer"), BAD_KEYS.values(), ids=BAD_KEYS.keys())
-def test_a_bad_key_is_refused_with_the_field_named(api: Any, body: Any, pointer: str) -> None:
+def test_a_bad_key_is_refused_with_the_field_named(api: Any) -> None:
     before = rows()
-    assert_problem(api.post("/api/keys", body), 400, pointer)
-    assert rows() == before
+    for name, (body, pointer) in BAD_KEYS.items():
+        with case(name):
+            assert_problem(api.post("/api/keys", body), 400, pointer)
+            assert rows() == before
 
 
-@pytest.mark.parametrize("overlap", [-1, 10**9, 10**30, "5", 1.5, True, None, [], 2592001], ids=repr)
-def test_a_bad_overlap_is_refused(api: Any, subscription: Subscription, overlap: Any) -> None:
+def test_a_bad_overlap_is_refused(api: Any, subscription: Subscription) -> None:
     key_id = api.get("/api/me").json()["key"]["id"]
     before = rows()
-    for path in (f"/api/keys/{key_id}/rotate", f"/api/subscriptions/{subscription.id}/rotate-secret"):
-        assert_problem(api.post(path, {"overlap_seconds": overlap}), 400, "/overlap_seconds")
+    for overlap in (-1, 10**9, 10**30, "5", 1.5, True, None, [], 2592001):
+        for path in (f"/api/keys/{key_id}/rotate", f"/api/subscriptions/{subscription.id}/rotate-secret"):
+            with case(path, repr(overlap)):
+                assert_problem(api.post(path, {"overlap_seconds": overlap}), 400, "/overlap_seconds")
     assert rows() == before
 
 
@@ -360,25 +366,28 @@ BAD_FILTERS = [
 ]
 
 
-@pytest.mark.parametrize(("path", "name", "values"), BAD_FILTERS)
-def test_a_bad_filter_is_refused_with_its_name(api: Any, path: str, name: str, values: list[str]) -> None:
-    for value in values:
-        assert_problem(api.get(f"{path}?{name}={value}"), 400, f"?{name}")
+def test_a_bad_filter_is_refused_with_its_name(api: Any) -> None:  # also those of /api/events
+    for path, name, values in BAD_FILTERS:
+        for value in values:
+            with case(path, name, value):
+                assert_problem(api.get(f"{path}?{name}={value}"), 400, f"?{name}")
 
 
-@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00Z",
-                                    "9999-12-31T23:59:59.999999Z"])  # fmt: skip
 @pytest.mark.parametrize("path", ["/api/events", "/api/deliveries", "/api/audit"])
-def test_a_time_at_the_edge_of_the_calendar_is_no_fault(api: Any, path: str, moment: str) -> None:
-    for name in ("since", "until"):
-        assert api.get(f"{path}?{name}={moment.replace('+', '%2B')}").status_code in {200, 400}
+def test_a_time_at_the_edge_of_the_calendar_is_no_fault(api: Any, path: str) -> None:
+    for moment in ("0001-01-01T00:00:00%2B23:00", "9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00Z",
+                   "9999-12-31T23:59:59.999999Z"):  # fmt: skip
+        for name in ("since", "until"):
+            with case(name, moment):
+                assert api.get(f"{path}?{name}={moment}").status_code in {200, 400}
 
 
-@pytest.mark.parametrize("segment", ["1", "x", "%00", "..%2f", "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e9", "%ff", "null",
-                                     "0198F2D0-6D3C-7A52-9B1E-2F4C8A7D1E90", str(uuid.UUID(int=0))])  # fmt: skip
 @pytest.mark.parametrize("collection", ["events", "subscriptions", "deliveries", "keys"])
-def test_an_id_that_is_none_or_unknown_is_404(api: Any, collection: str, segment: str) -> None:
-    assert_problem(api.get(f"/api/{collection}/{segment}"), 404)
+def test_an_id_that_is_none_or_unknown_is_404(api: Any, collection: str) -> None:
+    for segment in ("1", "x", "%00", "..%2f", "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e9", "%ff", "null",
+                    "0198F2D0-6D3C-7A52-9B1E-2F4C8A7D1E90", str(uuid.UUID(int=0))):  # fmt: skip
+        with case(segment):
+            assert_problem(api.get(f"/api/{collection}/{segment}"), 404)
 
 
 def test_a_url_of_5000_characters_is_414(api: Any) -> None:
@@ -410,22 +419,22 @@ def test_a_body_that_was_cut_anywhere_is_refused(api: Any) -> None:
     assert rows() == before
 
 
-@pytest.mark.parametrize("body", NOT_AN_OBJECT.values(), ids=NOT_AN_OBJECT.keys())
-def test_a_body_that_is_no_object_changes_nothing_that_is_there(
-    api: Any, subscription: Subscription, body: bytes
-) -> None:
+def test_a_body_that_is_no_object_changes_nothing_that_is_there(api: Any, subscription: Subscription) -> None:
     one = f"/api/subscriptions/{subscription.id}"
     key_id = api.get("/api/me").json()["key"]["id"]
     before, shown = rows(), api.get(one).json()
-    for method, path in (
-        ("PATCH", one),
-        ("POST", f"{one}/rotate-secret"),
-        ("POST", f"{one}/recover"),
-        ("POST", f"/api/keys/{key_id}/rotate"),
-    ):
-        assert_problem(api.request(method, path, raw=body), 400)
-    assert rows() == before
-    assert api.get(one).json() == shown
+    for name, body in NOT_AN_OBJECT.items():
+        for method, path in (
+            ("PATCH", one),
+            ("POST", f"{one}/rotate-secret"),
+            ("POST", f"{one}/recover"),
+            ("POST", f"/api/keys/{key_id}/rotate"),
+        ):
+            with case(name, path):
+                assert_problem(api.request(method, path, raw=body), 400)
+        with case(name):
+            assert rows() == before
+            assert api.get(one).json() == shown
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from redis.sentinel import MasterNotFoundError, Sentinel
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from core import ratelimits
+from core import ratelimits, wakeups
 from core import redis as core_redis
 from core.ratelimits import RateLimitDecision, hit
 from core.redis import RedisUnavailable, call_redis, describe_fault
@@ -82,6 +82,15 @@ def test_a_web_process_wakes_the_workers_before_it_ends() -> None:
         worker_exit(None, None)
         assert connection.llen("rq:queue:events") == 1
         connection.delete("rq:queue:events")
+
+
+def test_who_waits_for_a_wake_up_does_not_wait_for_the_pause_between_two() -> None:
+    done: list[int] = []
+    waker = wakeups._Waker(lambda: not done.append(len(done)), pause=3600)
+    for number in range(3):
+        waker.request()
+        assert waker.wait(30)
+        assert len(done) == number + 1
 
 
 def test_many_requests_share_a_wake_up() -> None:

@@ -18,6 +18,7 @@ import trustme
 from devstack.http_receiver import Receiver
 from devstack.processes import ROOT
 from devstack.sentinel import Server, Watched
+from devstack.sockets import free_port
 from devstack.stack import Stack
 from devstack.waiting import wait_until
 from tests.system import Account, log_of, wait_until_settled
@@ -33,11 +34,6 @@ def _healthy(account: Account) -> bool:
 def _lines(stack: Stack, name: str, event: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in log_of(stack, name).splitlines() if line.startswith("{")]
     return [line for line in lines if line["event"] == event]
-
-
-def _clear_logs(stack: Stack) -> None:
-    for log in stack.logs.glob("*.log"):
-        log.unlink()
 
 
 class Route:
@@ -86,7 +82,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def test_a_worker_that_starts_without_redis_works_and_uses_it_when_it_is_there(
     stack: Stack, account: Account, server: Server
 ) -> None:
-    _clear_logs(stack)
     env = {"REDIS_URL": server.url()}
     stack.start_web(workers=1, env=env)
     stack.start_workers(env)
@@ -130,7 +125,6 @@ def untrusted() -> Iterator[int]:
 def test_a_worker_that_can_t_use_redis_works_and_says_why_once(
     stack: Stack, account: Account, server: Server, untrusted: int, url: str, reason: str
 ) -> None:
-    _clear_logs(stack)
     server.start().client().config_set("requirepass", "right")
     env = {"REDIS_URL": url.format(tls=untrusted, port=server.port)}
     stack.start_web(workers=1, env=env)
@@ -225,7 +219,8 @@ def test_sentinel_leads_everybody_to_the_primary_through_one_failover_and_anothe
 
 @pytest.mark.parametrize("make", ["make_web", "make_worker"])
 def test_a_redis_cluster_is_refused_in_one_line(stack: Stack, tmp_path: Path, make: str) -> None:
-    cluster = Server(tmp_path, "cluster", "--cluster-enabled", "yes").start()
+    # Its second port would be 10,000 above the first, where a client of anybody's may have its own.
+    cluster = Server(tmp_path, "cluster", "--cluster-enabled", "yes", "--cluster-port", str(free_port())).start()
     try:
         process = stack.make_web() if make == "make_web" else stack.make_worker(1)
         ended = subprocess.run(

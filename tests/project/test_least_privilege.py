@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,8 +132,13 @@ def test_everything_works_with_the_documented_rights(
             _use_the_commands(given, organization)
             for table in ("events_event", "events_dedupkey", "webhooks_delivery", "webhooks_deliveryattempt"):
                 assert _sql(postgres.url(DATABASE), f"SELECT count(*) FROM {table}") == [(0,)], table
-            kept = _sql(postgres.url(DATABASE), "SELECT count(*) FROM webhooks_subscription")
-            assert kept == [(2,)], "the deleted ones stay"
+            ((live, deleted),) = _sql(
+                postgres.url(DATABASE),
+                "SELECT count(*) FILTER (WHERE deleted_at IS NULL), count(deleted_at) FROM webhooks_subscription",
+            )
+            # Of two that were deleted, the one whose deliveries have just gone goes in the next pass.
+            assert live == 1
+            assert deleted <= 1
             health = httpx.get(f"{base}/api/health/detailed", trust_env=False, timeout=30)
             assert (health.status_code, health.json()["workers"]) == (200, 1)
             # Counted just now: a count is kept for a minute, and a busy machine takes longer for all of the above.
@@ -265,8 +274,18 @@ def _use_the_admin(base: str) -> None:
         assert "/login/" in str(client.get("/admin/").url)
 
 
+# One process for all: the rights are the same, and a start takes longer than most of them.
+_COMMANDS = """
+import json, sys, django
+django.setup()
+from django.core.management import call_command
+for command in json.loads(sys.argv[1]):
+    call_command(*command)
+"""
+
+
 def _use_the_commands(env: dict[str, str], organization: str) -> None:
-    for command in (
+    commands = [
         ["purge_expired"],
         ["rotate_encryption_keys"],
         ["replay_deliveries", "--org", organization, "--status", "failed"],
@@ -276,5 +295,9 @@ def _use_the_commands(env: dict[str, str], organization: str) -> None:
         ["axes_reset_failure_logs"],
         ["clearsessions"],
         ["check"],
-    ):
-        processes.manage(*command, env=env)
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMANDS, json.dumps(commands)], cwd=ROOT, env={**os.environ, **env},
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr

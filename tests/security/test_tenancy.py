@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from orgs.keys import create_api_key
 from orgs.models import ApiKey, Organization, Scope
-from tests.api.helpers import assert_problem
+from tests.api.helpers import assert_problem, case
 from tests.conftest import ApiClient
 from tests.portal.routes import PORTAL, PORTAL_OPEN
 from webhooks import subscriptions
@@ -86,11 +86,7 @@ OPEN = {
     "metrics",  # with a token of the operator's own: tests/api/test_metrics.py
 }  # fmt: skip
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
-OPERATIONS = [
-    pytest.param(route, method, scope, body, id=f"{method} {route}")
-    for route, operations in KNOWN.items()
-    for method, scope, body in operations
-]
+OPERATIONS = [(route, method, scope, body) for route, operations in KNOWN.items() for method, scope, body in operations]
 
 
 def _routes(resolver: URLResolver, prefix: str = "") -> set[str]:
@@ -139,23 +135,22 @@ def _everything() -> str:
     return serializers.serialize("json", rows)
 
 
-@pytest.mark.parametrize(("route", "method", "scope", "body"), OPERATIONS)
-def test_another_organization_s_rows_do_not_exist(
-    other_api: Any, ids: dict[str, Any], route: str, method: str, scope: Scope | None, body: Any
-) -> None:
+def test_another_organization_s_rows_do_not_exist(other_api: Any, ids: dict[str, Any]) -> None:
     before = _everything()
-    response = other_api.request(method, path_of(route, ids), body)
-    if "<" not in route:
-        if method == "GET" and response["Content-Type"] != "text/event-stream" and "data" in response.json():
-            assert not [row for row in response.json()["data"] if row["id"] in map(str, ids.values())]
-        assert "tenant-data" not in response.content.decode()
-        return
-    theirs = assert_problem(response, 404)
-    assert _everything() == before
-    unknown = dict.fromkeys(ids, uuid.uuid4()) | {"number": ids["number"]}
-    nowhere = other_api.request(method, path_of(route, unknown), body)
-    same = {**assert_problem(nowhere, 404), "request_id": None}
-    assert {**theirs, "request_id": None} == same, "an id that exists elsewhere is told apart from none"
+    for route, method, _, body in [one for one in OPERATIONS if "<" in one[0]]:
+        with case(method, route):
+            theirs = assert_problem(other_api.request(method, path_of(route, ids), body), 404)
+            assert _everything() == before
+            unknown = dict.fromkeys(ids, uuid.uuid4()) | {"number": ids["number"]}
+            nowhere = other_api.request(method, path_of(route, unknown), body)
+            same = {**assert_problem(nowhere, 404), "request_id": None}
+            assert {**theirs, "request_id": None} == same, "an id that exists elsewhere is told apart from none"
+    for route, method, _, body in [one for one in OPERATIONS if "<" not in one[0]]:
+        with case(method, route):
+            response = other_api.request(method, path_of(route, ids), body)
+            if method == "GET" and response["Content-Type"] != "text/event-stream" and "data" in response.json():
+                assert not [row for row in response.json()["data"] if row["id"] in map(str, ids.values())]
+            assert "tenant-data" not in response.content.decode()
 
 
 def test_a_recovery_is_found_under_its_own_subscription_only(
@@ -171,22 +166,27 @@ def test_filters_by_another_organization_s_ids_find_nothing(other_api: Any, ids:
         assert response.json() == {"data": [], "next_cursor": None}
 
 
-@pytest.mark.parametrize(("route", "method", "scope", "body"), OPERATIONS)
 def test_a_key_without_the_scope_is_refused_and_changes_nothing(
-    organization: Organization, ids: dict[str, Any], route: str, method: str, scope: Scope | None, body: Any
+    organization: Organization, ids: dict[str, Any]
 ) -> None:
-    others = [one.value for one in Scope if one is not scope]
-    key = create_api_key(organization, scopes=others)[1]
+    without = {
+        scope: create_api_key(organization, scopes=[one.value for one in Scope if one is not scope])[1]
+        for scope in (None, *Scope)
+    }
     before = _everything()
-    response = ApiClient(key).request(method, path_of(route, ids), body)
-    if scope is None:
-        assert response.status_code == 200
-    else:
-        assert assert_problem(response, 403)["scope"] == scope.value
-    assert _everything() == before
+    for route, method, scope, body in OPERATIONS:
+        with case(method, route):
+            response = ApiClient(without[scope]).request(method, path_of(route, ids), body)
+            if scope is None:
+                assert response.status_code == 200
+            else:
+                assert assert_problem(response, 403)["scope"] == scope.value
+            assert _everything() == before
 
 
-@pytest.mark.parametrize(("route", "method", "scope", "body"), OPERATIONS)
+@pytest.mark.parametrize(
+    ("route", "method", "scope", "body"), OPERATIONS, ids=[f"{method} {route}" for route, method, *_ in OPERATIONS]
+)
 def test_the_scope_alone_is_enough(
     organization: Organization, ids: dict[str, Any], route: str, method: str, scope: Scope | None, body: Any
 ) -> None:

@@ -17,6 +17,7 @@ from orgs.models import Scope
 
 class Command(BaseCommand):
     help = "Make an API key for an organization and print it; it is not shown again."
+    requires_system_checks = ()  # see core/management/commands/rqworker.py
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("org", help="id or name of the organization")

@@ -20,6 +20,7 @@ class Command(BaseCommand):
         "deliveries held for more than HELD_RETENTION_DAYS, and those that nobody has fetched from an inbox for "
         "retention_days. The workers do this regularly by themselves."
     )
+    requires_system_checks = ()  # see core/management/commands/rqworker.py
 
     def handle(self, *args: Any, **options: Any) -> None:
         entry = partial(audit.record, actor="command:purge_expired", organization_id=None)

@@ -81,6 +81,7 @@ class Command(BaseCommand):
         "sent again only with --include-delivered. Requires at least one filter; deliveries must match all that are "
         "given."
     )
+    requires_system_checks = ()  # see core/management/commands/rqworker.py
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--delivery", type=_identifier, help="Only the delivery with this id.")

@@ -19,6 +19,7 @@ class Command(BaseCommand):
         "SECRETS_ENCRYPTION_KEYS. Give every process that list of keys before you run this. It can be interrupted and "
         "run again. After it has succeeded, you can remove the other keys."
     )
+    requires_system_checks = ()  # see core/management/commands/rqworker.py
 
     def handle(self, *args: Any, **options: Any) -> None:
         done = Rekeyed()

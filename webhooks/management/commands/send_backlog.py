@@ -26,6 +26,7 @@ class Command(BaseCommand):
         "Sends the webhooks of subscriptions that have a backlog, until its standard input is closed. Workers start "
         "this process by themselves when it is needed."
     )
+    requires_system_checks = ()  # see core/management/commands/rqworker.py
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Start the sender and the fan-out, then tell the worker every few seconds that this process is alive.
