@@ -22,7 +22,7 @@ def _wants_page(request: HttpRequest) -> bool:
     return "text/html" in request.META.get("HTTP_ACCEPT", "")
 
 
-def error_page(request: HttpRequest, status: int, title: str, text: str) -> HttpResponse:
+def _page(request: HttpRequest, status: int, title: str, text: str) -> HttpResponse:
     """Return a page for people that says what is wrong, and leads back to the admin from below it.
 
     It needs neither the database nor a session, either of which may be what is wrong.
@@ -41,14 +41,14 @@ def handler400(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's 400 page: a problem under /api/."""
     if _is_api(request):
         return problem_response(request, Problem("bad_request", "The request can't be served as it is."))
-    return error_page(request, 400, "Bad request", "The request can't be served as it is.")
+    return _page(request, 400, "Bad request", "The request can't be served as it is.")
 
 
 def handler403(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's 403 page: a problem under /api/."""
     if _is_api(request):
         return problem_response(request, Problem("forbidden", "This is not allowed."))
-    return error_page(
+    return _page(
         request, 403, "Not allowed", "You may not see this page, or not do this. Ask an owner if you should be able to."
     )
 
@@ -59,7 +59,7 @@ def handler404(request: HttpRequest, exception: Exception) -> HttpResponse:
         return problem_response(request, nothing_at(request.path_info))
     if not _wants_page(request) and (instead := below_api(request.path_info)):
         return problem_response(request, nothing_at(request.path_info, instead))
-    return error_page(request, 404, "Not found", "There is no page at this address.")
+    return _page(request, 404, "Not found", "There is no page at this address.")
 
 
 def handler500(request: HttpRequest) -> HttpResponse:
@@ -68,10 +68,10 @@ def handler500(request: HttpRequest) -> HttpResponse:
         return problem_response(request, internal_error())
     error = sys.exception()  # Django calls this while the exception is being handled
     if isinstance(error, Exception) and is_transient(error):
-        return error_page(
+        return _page(
             request, 503, "The database is not responding",
             "This page comes back with the database. What was accepted is safe, and is delivered then.",
         )  # fmt: skip
-    return error_page(
+    return _page(
         request, 500, "Something went wrong", "This is a fault of ours. The log of the web process says what happened."
     )
