@@ -45,7 +45,7 @@ def endpoint_context(request: HttpRequest, subscription: Subscription) -> dict[s
         "charts_url": f"{page}?span={span.name}",
         "headline": panels.headline(series)[1:],
         "charts": None if as_table else panels.delivery_charts(series),
-        "table": panels.table(series) if as_table else None,
+        "table": panels.endpoint_table(series) if as_table else None,
         "causes": panels.failures_by_cause(series.total()),
         "queue": _queue_facts(subscription),
         "attempts": _recent_attempts(subscription.pk),

@@ -11,8 +11,8 @@ from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.contrib.admin.utils import model_ngettext, unquote
 from django.contrib.admin.views.main import ChangeList
-from django.contrib.admin.widgets import AutocompleteSelect
-from django.core.exceptions import ValidationError
+from django.contrib.admin.widgets import AdminSplitDateTime, AutocompleteSelect
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import OperationalError, connection, transaction
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -93,6 +93,7 @@ class BoundedAdmin(_ModelAdmin):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> Any:
         """Show the list, or a message if reading it takes longer than LIST_TIMEOUT_MS."""
         if request.method != "GET":
+            self._require_permission(request)
             return super().changelist_view(request, extra_context)
         try:
             if self.export_columns and request.GET.get("export") in FORMATS and self.has_view_permission(request):
@@ -113,6 +114,12 @@ class BoundedAdmin(_ModelAdmin):
                 messages.ERROR,
             )
             return HttpResponseRedirect(request.path)
+
+    def _require_permission(self, request: HttpRequest) -> None:
+        """Refuse an action that the user's groups don't allow, about which Django says that none was chosen."""
+        chosen = request.POST.get("action")
+        if chosen in (self.actions or ()) and chosen not in self.get_actions(request):
+            raise PermissionDenied
 
     def _export(self, request: HttpRequest) -> HttpResponseBase:
         """Return all rows that the list's filters let through as a file, and write that to the audit log."""
@@ -161,6 +168,14 @@ class BoundedAdmin(_ModelAdmin):
         if "widget" not in kwargs and db_field.name in self.get_autocomplete_fields(request):
             kwargs["widget"] = IdSelect(db_field, self.admin_site, using=kwargs.get("using"))
         return super().formfield_for_foreignkey(db_field, request, **kwargs)
+
+    def formfield_for_dbfield(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Name the two inputs of a time, for which Django's widget has no labels."""
+        field = super().formfield_for_dbfield(db_field, request, **kwargs)
+        if field is not None and isinstance(field.widget, AdminSplitDateTime):
+            for part, word in zip(field.widget.widgets, ("date", "time"), strict=True):
+                part.attrs["aria-label"] = f"{field.label}: {word}"
+        return field
 
     # --- one object ---------------------------------------------------------------------------------
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from django.http import HttpRequest, HttpResponse
-from django.views import defaults
+import sys
 
+from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
+from django.urls import reverse
+
+from core.db import is_transient
 from core.paths import below_api, nothing_at
 from core.problems import Problem, internal_error, problem_response
 
@@ -18,18 +22,35 @@ def _wants_page(request: HttpRequest) -> bool:
     return "text/html" in request.META.get("HTTP_ACCEPT", "")
 
 
+def _page(request: HttpRequest, status: int, title: str, text: str) -> HttpResponse:
+    """Return a page for people that says what is wrong, and leads back to the admin from below it.
+
+    It needs neither the database nor a session, either of which may be what is wrong.
+    """
+    home = reverse("admin:index")
+    context = {
+        "title": title,
+        "text": text,
+        "home": home if request.path.startswith(home) else "",
+        "request_id": getattr(request, "request_id", ""),
+    }
+    return HttpResponse(render_to_string("core/error_page.html", context), status=status)
+
+
 def handler400(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's 400 page: a problem under /api/."""
     if _is_api(request):
         return problem_response(request, Problem("bad_request", "The request can't be served as it is."))
-    return defaults.bad_request(request, exception)
+    return _page(request, 400, "Bad request", "The request can't be served as it is.")
 
 
 def handler403(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Django's 403 page: a problem under /api/."""
     if _is_api(request):
         return problem_response(request, Problem("forbidden", "This is not allowed."))
-    return defaults.permission_denied(request, exception)
+    return _page(
+        request, 403, "Not allowed", "You may not see this page, or not do this. Ask an owner if you should be able to."
+    )
 
 
 def handler404(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -38,11 +59,19 @@ def handler404(request: HttpRequest, exception: Exception) -> HttpResponse:
         return problem_response(request, nothing_at(request.path_info))
     if not _wants_page(request) and (instead := below_api(request.path_info)):
         return problem_response(request, nothing_at(request.path_info, instead))
-    return defaults.page_not_found(request, exception)
+    return _page(request, 404, "Not found", "There is no page at this address.")
 
 
 def handler500(request: HttpRequest) -> HttpResponse:
-    """Django's 500 page: a problem under /api/."""
+    """Django's 500 page: a problem under /api/.  Without the database it is a 503, which says so."""
     if _is_api(request):
         return problem_response(request, internal_error())
-    return defaults.server_error(request)
+    error = sys.exception()  # Django calls this while the exception is being handled
+    if isinstance(error, Exception) and is_transient(error):
+        return _page(
+            request, 503, "The database is not responding",
+            "This page comes back with the database. What was accepted is safe, and is delivered then.",
+        )  # fmt: skip
+    return _page(
+        request, 500, "Something went wrong", "This is a fault of ours. The log of the web process says what happened."
+    )

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import structlog
 from cachetools import LRUCache
 from django.conf import settings
 from django.db.models import DurationField, ExpressionWrapper, Min
@@ -23,12 +24,16 @@ from core.problems import Problem
 from events.delivery_lookup import delivery_lookup
 from events.models import Event, EventStatus
 
+log = structlog.get_logger()
+
 MOST_ORGANIZATIONS = 10_000  # whose counts a process remembers; forgetting one costs another count
 
 # A count is used for this long, or for this many times as long as it took, so that counting a million waiting
 # deliveries of an organization takes at most a fiftieth of the time.
 _FRESH_SECONDS = 1.0
 _FRESH_PER_SECOND_COUNTED = 50
+# How often a process says whose events it refuses.
+_LOG_SECONDS = 60.0
 # A request doesn't wait for a new count while the last one isn't older than this.
 _RECENT_SECONDS = 60.0
 
@@ -68,15 +73,17 @@ def oldest_waiting_seconds() -> float:
 
 @dataclass
 class _Count:
-    """What was counted, plus what this process has accepted since.  counted_at, stale_at: monotonic times.
+    """What was counted, plus what this process has accepted since.
 
-    added: what this process has accepted in all.
+    added: what this process has accepted in all.  counted_at, stale_at, logged_at: monotonic times; the last one is
+    that of the last line about a refusal.
     """
 
     length: int = 0
     added: int = 0
     counted_at: float = float("-inf")
     stale_at: float = float("-inf")
+    logged_at: float = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -193,7 +200,9 @@ class BacklogEstimate:
             counts = [(bound, self._count_of(bound, organization_id)) for bound in _BOUNDS]
             for bound, count in counts:
                 if count.length >= bound.limit():
-                    return bound.refusal(bound.limit())
+                    problem = bound.refusal(bound.limit())
+                    _log_now_and_then(count, organization_id, problem)
+                    return problem
             for bound, count in counts:
                 if bound.counts_events:
                     count.length += events
@@ -213,6 +222,14 @@ class BacklogEstimate:
         if count is None:
             count = self._counts[bound.name, organization_id] = _Count()
         return count
+
+
+def _log_now_and_then(count: _Count, organization_id: uuid.UUID, problem: Problem) -> None:
+    """Say in the log whose events are refused, which no metric can: once a minute, however many requests there are."""
+    now = time.monotonic()
+    if now - count.logged_at >= _LOG_SECONDS:
+        count.logged_at = now
+        log.warning("events_refused", organization_id=str(organization_id), code=problem.code)
 
 
 estimate = BacklogEstimate()

@@ -176,7 +176,7 @@ class AuditEntry(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.actor} {self.action} {self.target}"
+        return f"{self.actor} {self.action} {self.target_name or self.target}"
 
 
 class IdempotencyKey(models.Model):

@@ -33,8 +33,12 @@ class PauseReason(StrEnum):
 PAUSES = {
     PauseReason.CIRCUIT_BREAKER: "q.breaker_trips > 0",
     PauseReason.RETRY_AFTER: "coalesce(q.paused_until > statement_timestamp(), false)",
-    # What a claim writes when the limit is used up.
-    PauseReason.RATE_LIMIT: "q.next_due_at > statement_timestamp() AND s.deliveries_per_second IS NOT NULL",
+    # What a claim writes when the limit is used up: until the limit allows the next delivery, and for the moment until
+    # that one is claimed.  Otherwise everything that waits would be due once for each delivery that the limit allows.
+    PauseReason.RATE_LIMIT: (
+        "s.deliveries_per_second IS NOT NULL AND (q.next_due_at > statement_timestamp()"
+        " OR q.has_backlog AND q.next_due_at > statement_timestamp() - interval '5 seconds')"
+    ),
     PauseReason.CONCURRENCY_LIMIT: (
         "q.in_flight >= least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))"
     ),
@@ -108,11 +112,15 @@ SELECT count(*) FROM (
 """
 # From the queues, which are few.
 COUNT_DELIVERING = "SELECT coalesce(sum(in_flight), 0) FROM webhooks_subscriptionqueue WHERE in_flight > 0"
-# Since when it could be sent: not before the queue last waited for its endpoint.  A queue's own `next_due_at` may be
-# that of a delivery that has been sent since, so the first of those that wait is looked up.
+# Since when it could be sent: not before the queue last waited for its endpoint or for its rate limit.  A queue's own
+# `next_due_at` may be that of a delivery that has been sent since, so the first of those that wait is looked up.
 OLDEST_DUE = f"""
-SELECT extract(epoch FROM clock_timestamp() - min(greatest(first.due_at, due.ready_since, due.paused_until))) FROM (
-    SELECT q.subscription_id, q.ready_since, q.paused_until FROM {_QUEUES}
+SELECT extract(
+    epoch FROM clock_timestamp() - min(greatest(first.due_at, due.ready_since, due.paused_until, due.allowed_at))
+) FROM (
+    SELECT q.subscription_id, q.ready_since, q.paused_until,
+           CASE WHEN s.deliveries_per_second IS NOT NULL THEN q.next_due_at END AS allowed_at
+    FROM {_QUEUES}
     WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp() AND NOT ({_PAUSED})
     ORDER BY q.next_due_at LIMIT 200
 ) AS due CROSS JOIN LATERAL (

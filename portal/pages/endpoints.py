@@ -125,26 +125,13 @@ class EndpointView(EndpointPage):
             span=span,
             spans=list(SPANS.values()),
             charts=None if as_table else panels.delivery_charts(series),
-            table=_table(series) if as_table else None,
+            table=panels.endpoint_table(series) if as_table else None,
             has_figures=bool(total.attempts),
             headline=panels.headline(series)[1:],
             causes=panels.failures_by_cause(total),
             attempts=[attempt_row(one) for one in attempts],
             done=DONE.get(request.GET.get("done", "")),
         )
-
-
-def _table(series: Any) -> dict[str, Any]:
-    """Return the figures of an endpoint as a table: those of the console that aren't about the whole organization."""
-    columns = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-    return {
-        "head": [panels.TABLE_HEAD[number] for number in columns],
-        "rows": [
-            [row[number] for number in columns] if len(row) > len(columns) else [row[0], row[-1]]
-            for row in panels.table_rows(series)
-        ],
-        "span": len(columns) - 1,
-    }
 
 
 class NewEndpointView(EndpointPage):

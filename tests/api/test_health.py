@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from django.db import connection, transaction
+from django.db.models.functions import Now
 from django.utils import timezone
 from django_redis import get_redis_connection
 
@@ -243,6 +244,8 @@ PAUSES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("circuit_breaker", {"breaker_trips": 2}, {}),  # half-open
     ("retry_after", {"paused_until": timezone.now() + datetime.timedelta(days=1)}, {}),
     ("rate_limit", {"next_due_at": timezone.now() + datetime.timedelta(days=1)}, {"deliveries_per_second": 1.0}),
+    # The moment before the one that the limit allows is claimed.
+    ("rate_limit", {"next_due_at": Now(), "has_backlog": True}, {"deliveries_per_second": 1.0}),
     ("concurrency_limit", {"in_flight": 4}, {}),
     ("concurrency_limit", {"in_flight": 1}, {"max_in_flight": 1}),
 ]
@@ -268,7 +271,7 @@ def test_what_can_t_be_sent_now_is_not_due_and_stands_beside_with_its_reason(
     assert (body["queues"]["webhook_queue_length"], body["oldest_waiting_seconds"]["webhook"]) == (0, 0)
     assert body["paused_deliveries"] == {**dict.fromkeys(PauseReason, 0), reason: 3}
     claimable = claim(10).deliveries
-    assert not claimable or queue == {"breaker_trips": 2}
+    assert not claimable or queue == {"breaker_trips": 2} or "has_backlog" in queue
 
 
 def test_with_sending_switched_off_nothing_is_due(
@@ -306,6 +309,11 @@ def test_what_waited_for_its_endpoint_is_due_only_since_the_endpoint_is_back(
     record_results([AttemptResult(four[0], Outcome(500, Failure.HTTP_STATUS), time.time(), 1.0)])
     SubscriptionQueue.objects.update(concurrency_window=4)
     assert 0 < client.get(DETAILED).json()["oldest_waiting_seconds"]["webhook"] < 3600
+    # A rate limit allowed the next one ten minutes ago, and no worker took it.
+    Subscription.objects.update(deliveries_per_second=1)
+    ten_minutes_ago = timezone.now() - datetime.timedelta(minutes=10)
+    SubscriptionQueue.objects.update(ready_since=hours_ago, next_due_at=ten_minutes_ago, has_backlog=True)
+    assert 600 <= client.get(DETAILED).json()["oldest_waiting_seconds"]["webhook"] < 3600
 
 
 def test_without_a_worker_the_system_is_degraded_and_says_so(client: Any) -> None:

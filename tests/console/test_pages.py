@@ -49,6 +49,26 @@ def test_staff_without_a_group_see_nothing_and_others_are_sent_to_log_in(world: 
     assert b"deliveries due" not in index.content
 
 
+def test_a_page_that_is_refused_or_not_there_says_so_and_leads_back(db: None, viewer: Client) -> None:
+    home = reverse("admin:index")
+    for path, status, title in ((list_url(User), 403, "Not allowed"), (f"{home}nothing/", 404, "Not found")):
+        answer = viewer.get(path)
+        assert answer.status_code == status
+        page = answer.content.decode()
+        assert f"<h1>{title}</h1>" in page
+        assert f'<a href="{home}">' in page
+        assert answer["X-Request-Id"] in page
+    outside = Client().get("/nothing", headers={"Accept": "text/html"})
+    assert outside.status_code == 404
+    assert home not in outside.content.decode(), "nobody is told where the admin is"
+
+
+def test_a_list_without_rows_says_so(db: None, viewer: Client) -> None:
+    assert "There are no bulk runs yet." in viewer.get(list_url(BulkRun)).content.decode()
+    page = viewer.get(list_url(AuditEntry, q="nothing-has-this")).content.decode()
+    assert "No audit entries match." in page
+
+
 def test_every_filter_of_every_list_opens(world: World, operator: Client) -> None:
     followed = 0
     for model in set(admin.site._registry) - FOR_OWNERS:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from structlog.testing import capture_logs
 
 from core.problems import Problem
 from events import backlog
@@ -66,13 +67,19 @@ def test_what_one_organization_is_refused_is_not_counted_against_another(
 ) -> None:
     settings.MAX_WAITING_EVENTS, settings.MAX_QUEUE_LENGTH = 2, 3
     codes = []
-    for who in (organization,) * 5 + (other_organization,) * 2:
-        try:
-            backlog.require_room(who.id, 1)
-            codes.append("")
-        except Problem as problem:
-            codes.append(problem.code)
+    with capture_logs() as logged:
+        for who in (organization,) * 5 + (other_organization,) * 2:
+            try:
+                backlog.require_room(who.id, 1)
+                codes.append("")
+            except Problem as problem:
+                codes.append(problem.code)
     assert codes == ["", "", *["event_backlog_full"] * 3, "", "backlog_full"]
+    # Not each time: whose events are refused is what the operator asks when the alert comes.
+    assert [(line["event"], line["organization_id"], line["code"]) for line in logged] == [
+        ("events_refused", str(organization.id), "event_backlog_full"),
+        ("events_refused", str(other_organization.id), "backlog_full"),
+    ]
 
 
 def test_counting_stops_at_the_bound(organization: Organization) -> None:

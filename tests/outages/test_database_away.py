@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
+
 import pytest
 
 from devstack.http_receiver import Receiver, Response
@@ -44,6 +47,11 @@ def test_without_postgresql_the_api_says_503_with_retry_after_and_accepts_nothin
     assert account.call("GET", "/api/health").status == 200
     detailed = account.call("GET", "/api/health/detailed")
     assert (detailed.status, detailed.document["status"], detailed.document["database"]) == (503, "unhealthy", "down")
+    request = urllib.request.Request(f"{running.url}/admin/", headers={"Cookie": "sessionid=somebodys"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=30)
+    assert refused.value.code == 503
+    assert b"The database is not responding" in refused.value.read()
 
     running.postgres.start()
     answer = wait_until(lambda: (got := account.post_event(0, dedup_id="d0")).status == 202 and got, "no 202 again")

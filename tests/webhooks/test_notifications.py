@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
-from email import message_from_string, policy
+from email import message_from_bytes, policy
 from typing import Any
 
 import pytest
@@ -352,25 +353,6 @@ def operator(receiver: Receiver, settings: Any) -> Receiver:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_operator_gets_a_signed_request(organization: Organization, operator: Receiver) -> None:
-    broken = subscribe(organization, "https://broken.example/hook?token=s3cret")
-    accept(organization)
-    fail(broken)
-    assert tell() == 1
-    assert (operator_messages.send_due(), operator_messages.send_due()) == (1, 0)
-    (request,) = operator.requests
-    Webhook(SECRET).verify(request.body, {name.lower(): value for name, value in request.headers.items()})
-    assert b"s3cret" not in request.body
-    document = json.loads(request.body)
-    assert document["type"] == "triggers.endpoint.failing"
-    assert document["data"]["organization"] == {"id": str(organization.pk), "name": "Acme"}
-    page = reverse("admin:webhooks_subscription_change", args=[broken.pk])
-    assert document["data"]["link"] == f"https://hooks.example.com{page}"
-    assert document["text"].startswith("Acme: The endpoint broken.example has been failing since")
-    assert OperatorMessage.objects.count() == 0
-
-
-@pytest.mark.django_db(transaction=True)
 def test_what_the_operators_webhook_refuses_is_sent_again_later(
     organization: Organization, operator: Receiver, settings: Any
 ) -> None:
@@ -423,7 +405,7 @@ class MailServer:
                         text = b""
                         while (one := lines.readline()) != b".\r\n":
                             text += one
-                        self.mails.append(message_from_string(text.decode(), policy=policy.default))
+                        self.mails.append(message_from_bytes(text, policy=policy.default))
                     lines.write(b"221 bye\r\n" if word == b"QUIT" else b"250 ok\r\n")
 
 
@@ -463,6 +445,50 @@ def test_the_operator_gets_what_happens_together_in_one_email(
     assert operator_messages.send_due() == 1
     assert mail_server.mails[1]["Subject"].strip().startswith("Triggers API: endpoint.disabled (Évil Bcc:")
     assert mail_server.mails[1]["Bcc"] is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_each_kind_reaches_the_organization_the_operators_signed_webhook_and_the_mail(
+    organization: Organization, operator: Receiver, mail_server: MailServer, settings: Any
+) -> None:
+    settings.DELIVERY_RETRY_SCHEDULE = (0,)
+    settings.BREAKER_THRESHOLD = 0
+    watching = watch(organization)
+    broken = subscribe(organization, "https://broken.example/hook?token=s3cret")
+    key = create_api_key(organization, name="till")[0]
+    ApiKey.objects.filter(pk=key.pk).update(expires_at=Now() + datetime.timedelta(days=6))
+    accept(organization)
+    fail(broken)
+    assert tell() == 2
+    accept(organization)
+    succeed(broken)
+    assert tell() == 1
+    subscriptions.disable(broken)
+    assert (tell(), tell_of_keys()) == (1, 1)
+    fan_out()
+    sent = Delivery.objects.filter(subscription=watching).values_list("event__type", flat=True)
+    assert sorted(sent) == sorted(EVENT_TYPES), "each once to the organization"
+    OperatorMessage.objects.update(due_at=Now())
+    assert (operator_messages.send_due(), operator_messages.send_due()) == (10, 0)
+    documents = {}
+    for request in operator.requests:
+        Webhook(SECRET).verify(request.body, {name.lower(): value for name, value in request.headers.items()})
+        assert b"s3cret" not in request.body
+        document = json.loads(request.body)
+        documents[document["type"]] = document
+    assert (len(operator.requests), sorted(documents)) == (5, sorted(EVENT_TYPES))
+    failing = documents["triggers.endpoint.failing"]
+    assert failing["data"]["organization"] == {"id": str(organization.pk), "name": "Acme"}
+    page = reverse("admin:webhooks_subscription_change", args=[broken.pk])
+    assert failing["data"]["link"] == f"https://hooks.example.com{page}"
+    assert failing["text"].startswith("Acme: The endpoint broken.example has been failing since")
+    (mail,) = mail_server.mails
+    assert mail["Subject"].startswith("Triggers API: 5 notifications")
+    text = re.sub(r"\s+", " ", mail.get_content())
+    for document in documents.values():
+        assert re.sub(r"\s+", " ", document["data"]["message"]) in text, document["type"]
+    assert "s3cret" not in text
+    assert OperatorMessage.objects.count() == 0
 
 
 # --- with what really runs --------------------------------------------------------------------------

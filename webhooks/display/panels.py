@@ -165,6 +165,22 @@ def table(series: Series) -> dict[str, object]:
     return {"head": TABLE_HEAD, "rows": table_rows(series), "span": len(TABLE_HEAD) - 2}
 
 
+# Those that aren't about the whole organization.
+_OF_ENDPOINTS = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+
+
+def endpoint_table(series: Series) -> dict[str, object]:
+    """Return the figures of one endpoint as a table."""
+    return {
+        "head": [TABLE_HEAD[number] for number in _OF_ENDPOINTS],
+        "rows": [
+            [row[number] for number in _OF_ENDPOINTS] if len(row) > len(_OF_ENDPOINTS) else [row[0], row[-1]]
+            for row in table_rows(series)
+        ],
+        "span": len(_OF_ENDPOINTS) - 1,
+    }
+
+
 def headline(series: Series) -> list[tuple[str, str, str]]:
     """Return the figures of the whole span, each with a name and a note."""
     total = series.total()

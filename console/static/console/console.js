@@ -47,6 +47,17 @@ document.addEventListener('DOMContentLoaded', () => {
     }));
 });
 
+// Names for screen readers, which two of Django's widgets leave out.  They are made by scripts, so later than the page.
+window.addEventListener('load', () => {
+    document.querySelectorAll('select.admin-autocomplete').forEach((picker) => {
+        const name = picker.labels.length ? picker.labels[0].textContent.trim().replace(/:$/, '') : '';
+        picker.parentElement.querySelectorAll('.select2-container [role]').forEach((part) => {
+            part.setAttribute('aria-label', name);
+        });
+    });
+    document.querySelectorAll('.help-tooltip[aria-label]').forEach((tip) => tip.setAttribute('role', 'img'));
+});
+
 // The file comes as a download, beside which the page asks how many rows it has so far.
 function follow(link) {
     const said = document.querySelector('[data-export-state]');
