@@ -241,7 +241,7 @@ def ensure_admin(password: str) -> None:
     """Make the admin user of the demo unless there is one."""
     with contextlib.suppress(DevstackError):  # it is there
         manage(
-            "createsuperuser", "--noinput", "--username", ADMIN_USER, "--email", "admin@example.com",
+            "createsuperuser", "--skip-checks", "--noinput", "--username", ADMIN_USER, "--email", "admin@example.com",
             env={"DJANGO_SUPERUSER_PASSWORD": password},
         )  # fmt: skip
 

@@ -57,7 +57,7 @@ def db(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def demo(db: None) -> Demo:
     """Return a busy installation: 300 organizations, a dead endpoint, hostile names, a very long type."""
-    return fill(3000, organizations=300, subscriptions=60, hostile=True)
+    return fill(3000, organizations=300, subscriptions=36, hostile=True)
 
 
 def home_of(site: str) -> str:
