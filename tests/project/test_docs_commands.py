@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import yaml
+from cryptography.fernet import Fernet
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = "tests/end_to_end/test_guides.py"
@@ -53,6 +56,15 @@ def test_a_test_runs_the_commands_of_a_page(page: str) -> None:
         # A page that is opened by a list of names is there without its suffix.
         text = (ROOT / RUN_BY[page]).read_text()
         assert re.search(rf"\"(docs/)?{page.removeprefix('docs/').removesuffix('.md')}(\.md)?\"", text), page
+
+
+def test_the_secrets_that_the_guide_to_deploying_makes_are_accepted() -> None:
+    [block] = [block for block in blocks("docs/operate/deploy.md", "") if block.startswith("python -c")]
+    script = block.replace("python ", f"{sys.executable} ")
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, timeout=60, check=True)
+    secret_key, encryption_key = done.stdout.split()
+    assert len(secret_key) >= 32
+    Fernet(encryption_key)
 
 
 def test_every_exception_is_shown_somewhere() -> None:
