@@ -136,7 +136,7 @@ def test_a_problem_tells_all_that_the_server_said() -> None:
     assert type(problem) is errors.BadRequestError
     assert (problem.code, problem.status, problem.request_id) == ("invalid", 400, "r-1")
     assert [(error.pointer, error.detail) for error in problem.errors] == [("/type", "is required")]
-    assert str(problem) == "The event is not valid.; /type is required (invalid)"
+    assert str(problem) == "The event is not valid: /type is required (invalid)"
     assert problem.members == body
     for strange in (b"", b"<html>", b"[]", b'{"code": 1}', b"\xff"):
         assert errors.read_problem(502, strange).code == "http_502"

@@ -24,7 +24,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from triggers_client import AsyncClient, Client, DedupConflictError, MissingScopeError, NewEvent, errors, verify
+from triggers_client import (
+    AsyncClient,
+    Client,
+    DedupConflictError,
+    MissingScopeError,
+    NewEvent,
+    __version__,
+    errors,
+    verify,
+)
 from triggers_client.cli.main import app, main
 
 from devstack.http_receiver import Received, Receiver, Response
@@ -259,6 +268,7 @@ def shell(installation: Account, tmp_path: Path) -> Shell:
 def test_the_commands_show_and_do_what_the_api_does(
     shell: Shell, client: Client, event_type: str, tmp_path: Path
 ) -> None:
+    assert shell.ok("--version").strip() == __version__
     with Receiver(lambda request, number: Response(500 if number == 1 else 200)) as receiver:
         made = shell.json("subscriptions", "create", receiver.url("/"), "--types", f"{event_type},{event_type}.*")
         assert made["event_types"] == [event_type, f"{event_type}.*"]
@@ -322,6 +332,8 @@ def test_login_keeps_the_key_for_its_owner_and_its_server(installation: Account,
         (["events"], {"TRIGGERS_URL": "http://127.0.0.1:1"}, "http://127.0.0.1:1 can't be reached"),
         (["events"], {"TRIGGERS_URL": "localhost"}, "http://"),
         (["events", "--status", "new"], {}, "?status"),
+        (["events"], {"TRIGGERS_URL": "{url}/elsewhere"}, "Is it the right URL?"),
+        (["login", "--url", "{url}/elsewhere", "--key", "x"], {}, "Is it the right URL? Nothing was stored."),
         (["events", "no-such-id"], {}, "not_found"),
         (["send", "a", "{"], {}, "isn't JSON"),
         (["send", "a", "@no-such-file"], {}, "no-such-file can't be read"),
@@ -336,7 +348,9 @@ def test_login_keeps_the_key_for_its_owner_and_its_server(installation: Account,
     ],
 )
 def test_what_goes_wrong_is_a_sentence(shell: Shell, arguments: list[str], env: dict[str, str], says: str) -> None:
-    ran = shell.run(*arguments, **env)
+    url = shell.env["TRIGGERS_URL"]
+    given = [argument.replace("{url}", url) for argument in arguments]
+    ran = shell.run(*given, **{name: value.replace("{url}", url) for name, value in env.items()})
     assert ran.returncode == 1
     assert ran.stderr.startswith("Error: ")
     assert says in ran.stderr

@@ -73,6 +73,8 @@ def test_one_version_is_named_everywhere() -> None:
     chart = yaml.safe_load((ROOT / "deploy" / "helm" / "triggers-api" / "Chart.yaml").read_text())
     python = tomllib.loads((ROOT / "clients" / "python" / "pyproject.toml").read_text())
     typescript = json.loads((ROOT / "clients" / "typescript" / "package.json").read_text())
+    package = (ROOT / "clients" / "python" / "src" / "triggers_client" / "__init__.py").read_text()
+    assert f'__version__ = "{version}"' in package  # what `triggers --version` says
     named = [heading[1], chart["version"], chart["appVersion"], python["project"]["version"], typescript["version"]]
     assert named == [version] * 5
 

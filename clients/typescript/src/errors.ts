@@ -30,8 +30,9 @@ export class TriggersError extends Error {
   ) {
     const members = more.members ?? {};
     const errors = Array.isArray(members["errors"]) ? (members["errors"] as FieldError[]) : [];
-    const faults = errors.map((error) => `; ${error.pointer} ${error.detail}`).join("");
-    super(`${detail}${faults} (${code})`, { cause: more.cause });
+    const faults = errors.map((error) => `${error.pointer} ${error.detail}`).join("; ");
+    const told = faults ? `${detail.replace(/\.$/, "")}: ${faults}` : detail;
+    super(`${told} (${code})`, { cause: more.cause });
     this.name = new.target.name;
     this.code = code;
     this.status = status;
@@ -94,7 +95,8 @@ export async function readProblem(response: Response): Promise<TriggersError> {
   const detail =
     typeof members["detail"] === "string"
       ? members["detail"]
-      : `The server returned the status ${status}, without a problem document.`;
+      : `The server returned the status ${status}, without a problem document.` +
+        (status >= 500 ? "" : " Is it the right URL?");
   const Class = BY_CODE[code] ?? BY_STATUS[status] ?? (status >= 500 ? ServerError : BadRequestError);
   return new Class(code, status, detail, { members, retryAfter });
 }

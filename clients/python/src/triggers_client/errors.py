@@ -39,8 +39,8 @@ class TriggersError(Exception):
         retry_after: float | None = None,
         members: Mapping[str, Any] | None = None,
     ) -> None:
-        faults = "".join(f"; {error.pointer} {error.detail}" for error in errors)
-        super().__init__(f"{detail}{faults} ({code})")
+        faults = "; ".join(f"{error.pointer} {error.detail}" for error in errors)
+        super().__init__(f"{detail.rstrip('.')}: {faults} ({code})" if faults else f"{detail} ({code})")
         self.code = code
         self.status = status
         self.detail = detail
@@ -133,6 +133,11 @@ BY_STATUS: Mapping[int, type[TriggersError]] = {
 }
 
 
+def _without_document(status: int) -> str:
+    told = f"The server returned the status {status}, without a problem document."
+    return told if status >= 500 else f"{told} Is it the right URL?"
+
+
 def error_class(code: str, status: int) -> type[TriggersError]:
     """Return the class for a problem's code, or else for its status."""
     if code in BY_CODE:
@@ -157,7 +162,7 @@ def read_problem(status: int, body: bytes, retry_after: float | None = None) -> 
     except msgspec.MsgspecError:
         code = f"http_{status}"
         return error_class(code, status)(
-            code, status, f"The server returned the status {status}, without a problem document.",
+            code, status, _without_document(status),
             retry_after=retry_after,
         )  # fmt: skip
     faults = [FieldError(str(one.get("pointer", "")), str(one.get("detail", ""))) for one in problem.errors]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
+from triggers_client import __version__
 from triggers_client.cli import login as logins
 from triggers_client.cli.listen import Wishes, endpoint
 from triggers_client.cli.listen import listen as listen_until_ended
@@ -24,10 +25,7 @@ from triggers_client.webhooks import new_secret, sign
 
 T = TypeVar("T")
 
-app = typer.Typer(
-    name="triggers", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
-    help="Send events, see what became of them, and receive them on your own machine.",
-)  # fmt: skip
+app = typer.Typer(name="triggers", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 subscriptions_app = typer.Typer(
     invoke_without_command=True, rich_markup_mode=None, help="List, create, change, and delete subscriptions."
 )
@@ -102,6 +100,21 @@ def show(
         print_table(titles, [row(item) for item in found], no)
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        say(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def triggers(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Send events, see what became of them, and receive them on your own machine."""
+
+
 @app.command()
 def login(
     url: Annotated[str | None, typer.Option(help="The server's base URL, without /api.")] = None,
@@ -119,6 +132,8 @@ def login(
         raise UsageError(f"{url} refuses the API key: {error.detail} Nothing was stored.") from None
     except ConnectionFailedError as error:
         raise UsageError(f"{url} can't be reached: {error.detail}. Nothing was stored.") from None
+    except TriggersError as error:
+        raise UsageError(f"{url}: {error.detail} Nothing was stored.") from None
     path = logins.store(Login(url, key))
     say(f"Logged in to {url} as {me.organization.name}. The key is in {path}.")
 
