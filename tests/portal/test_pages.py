@@ -21,17 +21,14 @@ from events.models import Event
 from orgs.models import AuditEntry, Organization
 from portal import branding, words
 from portal.pages import logs
-from portal.pages.help_page import LANGUAGES
 from tests.console.rows import make_attempt, make_delivery, make_event
 from tests.portal.conftest import Visitor
 from tests.webhooks.helpers import accept
 from webhooks import subscriptions
 from webhooks.destinations.http.auth import Bearer
 from webhooks.destinations.inbox import leases
-from webhooks.destinations.outcome import Failure
 from webhooks.models import BulkRun, Delivery, Rollup, Subscription, SubscriptionQueue
 from webhooks.rollups import BUCKETS
-from webhooks.states import DeliveryState, SubscriptionState
 from webhooks.upkeep import preview
 
 
@@ -434,22 +431,6 @@ def test_a_delivery_in_an_inbox_is_described_in_its_words(visitor: Visitor, orga
         assert of_an_endpoint not in fetched
     leases.acknowledge(inbox.pk, [event.delivery_id], lease)
     assert "A consumer has acknowledged it." in text_of(visitor.get(path))
-
-
-def test_the_help_explains_every_state_and_every_failure(visitor: Visitor) -> None:
-    page = visitor.get("help")
-    text = text_of(page)
-    for state in (*SubscriptionState.values, *DeliveryState.values):
-        assert state in words.STATES | words.DELIVERY_STATES
-        assert state in text
-    ours = {Failure.HTTP_STATUS, Failure.HELD_TOO_LONG, Failure.NOT_FETCHED, Failure.GIVEN_BACK}
-    about = {words.advice(one.value, 302)[0] for one in Failure if one not in ours}
-    about |= {words.advice("http_status", status)[0] for status in (400, 401, 403, 404, 405, 410, 429, 500, 503)}
-    for name in about:
-        assert name
-        assert f'id="error-{name}"' in page.content.decode(), name
-    for name in LANGUAGES:
-        assert visitor.get("help", language=name).status_code == 200
 
 
 @pytest.mark.parametrize("color", ["#000000", "#ffffff", "#ffff00", "#1f5fbf", "#808080", "#ff0000"])
