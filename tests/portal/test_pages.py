@@ -422,6 +422,7 @@ def test_what_was_erased_is_not_offered_for_a_retry(
 def test_a_delivery_in_an_inbox_is_described_in_its_words(visitor: Visitor, organization: Organization) -> None:
     inbox, _ = subscriptions.create(organization.pk, inbox="orders", event_types=["*"])
     accept(organization)
+    assert "/retry" not in visitor.get(f"deliveries/{Delivery.objects.get().pk}").content.decode()
     lease, [event] = leases.fetch(inbox.pk, 1, 60)
     path = f"deliveries/{event.delivery_id}"
     fetched = text_of(visitor.get(path))
@@ -430,7 +431,9 @@ def test_a_delivery_in_an_inbox_is_described_in_its_words(visitor: Visitor, orga
     for of_an_endpoint in ("Next attempt", "Attempts", "webhook-id", "Retry now"):
         assert of_an_endpoint not in fetched
     leases.acknowledge(inbox.pk, [event.delivery_id], lease)
-    assert "A consumer has acknowledged it." in text_of(visitor.get(path))
+    assert "A consumer has acknowledged it. Put into the inbox again" in text_of(visitor.get(path))
+    again = visitor.post(f"{path}/retry")
+    assert "It can be fetched again." in text_of(visitor.client.get(again["Location"]))
 
 
 @pytest.mark.parametrize("color", ["#000000", "#ffffff", "#ffff00", "#1f5fbf", "#808080", "#ff0000"])
