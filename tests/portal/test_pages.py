@@ -311,6 +311,10 @@ def test_missed_webhooks_are_recovered_after_a_look(visitor: Visitor, organizati
     assert run.actor.startswith("portal:")
     assert response["Location"] == f"/portal/endpoints/{row.pk}/recoveries/{run.pk}"
     assert "This goes on by itself" in text_of(visitor.client.get(response["Location"]))
+    BulkRun.objects.update(state="cancelled", visited=12_345)
+    cancelled = text_of(visitor.client.get(response["Location"]))
+    assert "Somebody stopped it." in cancelled
+    assert "Events looked at 12,345" in cancelled
 
 
 def test_event_types_are_shown_with_an_example(visitor: Visitor, organization: Organization) -> None:
