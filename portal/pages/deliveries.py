@@ -27,6 +27,7 @@ from webhooks.delivery_filters import matching_deliveries
 from webhooks.display.exchange import exchange_blocks
 from webhooks.display.formatting import format_time, host_of_url, short
 from webhooks.display.standing import count_held_up
+from webhooks.inboxes import is_inbox
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
 from webhooks.order import waits_for
 from webhooks.states import DeliveryState, state_of
@@ -39,6 +40,7 @@ MAX_ENDPOINTS_OFFERED = 200
 # What a page says after a change, by the word in its address.
 DONE = {
     "retried": "It is being tried again. What comes of it is shown here.",
+    "again": "It can be fetched again.",
     "skipped": "It was skipped. What waited for it goes on.",
 }
 AGES = {"1h": ("the last hour", 1), "24h": ("the last 24 hours", 24), "7d": ("the last 7 days", 24 * 7)}
@@ -178,6 +180,7 @@ class DeliveryView(DeliveryPage):
             and row.subscription.deleted_at is None
             and not row.event.is_erased
             and earlier is None
+            and not (is_inbox(row.subscription) and state_of(row) == DeliveryState.PENDING)  # it is there already
         )
         holds_up = count_held_up(row)
         return self.page(
@@ -212,7 +215,8 @@ class RetryView(DeliveryPage):
         if not changed:
             raise NotAllowed("It can't be retried now", words.why_not_retryable(self.own_delivery(delivery_id)))
         wake(WEBHOOKS)
-        return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done=retried")
+        done = "again" if is_inbox(row.subscription) else "retried"
+        return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done={done}")
 
 
 class SkipView(DeliveryPage):

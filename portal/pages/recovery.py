@@ -60,4 +60,7 @@ class RecoveryView(EndpointPage):
             raise Http404
         since = format_time(datetime.datetime.fromisoformat(run.filters["since"]))
         is_running = run.state == BulkRun.State.RUNNING
-        return self.page("recovery.html", row=row, run=run, since=since, is_running=is_running)
+        return self.page(
+            "recovery.html", row=row, run=run, since=since, is_running=is_running, visited=f"{run.visited:,}",
+            queued=f"{run.queued:,}", held=f"{run.held:,}",
+        )  # fmt: skip

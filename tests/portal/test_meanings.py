@@ -12,6 +12,7 @@ from django.utils import timezone
 from events.erasure import erase
 from orgs.models import AuditEntry, Organization, Scope
 from portal import meanings, words
+from portal.pages.help_page import LANGUAGES
 from tests.console.rows import make_delivery, make_event
 from tests.portal.conftest import Visitor
 from tests.portal.test_pages import text_of
@@ -21,7 +22,7 @@ from webhooks.display.causes import error_words
 from webhooks.display.standing import count_held_up
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 from webhooks.order import PARKED_UNTIL
-from webhooks.states import SubscriptionState, with_state
+from webhooks.states import DeliveryState, SubscriptionState, with_state
 
 NOW = timezone.now()
 LATER, BEFORE = NOW + datetime.timedelta(hours=2), NOW - datetime.timedelta(hours=2)
@@ -135,20 +136,27 @@ def test_what_is_over_says_why(endpoint: Subscription, organization: Organizatio
     assert meaning(failed).text == words.FAILED_ERASED
 
 
-def test_every_failure_has_advice_that_the_help_explains(visitor: Visitor) -> None:
+def test_the_help_explains_every_state_and_every_failure(visitor: Visitor) -> None:
     page = visitor.get("help").content.decode()
+    text = text_of(visitor.get("help"))
+    for name, known in (
+        *((state, words.STATES) for state in SubscriptionState.values),
+        *((state, words.DELIVERY_STATES) for state in DeliveryState.values),
+    ):
+        assert known[name] in text
+    assert set(words.INBOX_STATES) == set(DeliveryState.values) - {DeliveryState.FAILED, DeliveryState.CANCELLED}
     for failure in Failure:
         if failure in {Failure.HELD_TOO_LONG, Failure.NOT_FETCHED, Failure.GIVEN_BACK}:
             continue  # no attempt's
-        for status in (400, 401, 404, 410, 413, 429, 500) if failure is Failure.HTTP_STATUS else (None,):
+        for status in (400, 401, 403, 404, 405, 410, 413, 429, 500, 503) if failure is Failure.HTTP_STATUS else (302,):
             about, advice = words.advice(failure, status)
             assert advice
             assert "_" not in error_words(failure, status)
             assert f'id="error-{about}"' in page, failure
     for about in ("order", "operator", "pause"):
         assert f'id="error-{about}"' in page
-    for state in SubscriptionState.values:
-        assert words.STATES[state] in text_of(visitor.get("help"))
+    for name in LANGUAGES:
+        assert visitor.get("help", language=name).status_code == 200
 
 
 # --- order ------------------------------------------------------------------------------------------

@@ -21,17 +21,14 @@ from events.models import Event
 from orgs.models import AuditEntry, Organization
 from portal import branding, words
 from portal.pages import logs
-from portal.pages.help_page import LANGUAGES
 from tests.console.rows import make_attempt, make_delivery, make_event
 from tests.portal.conftest import Visitor
 from tests.webhooks.helpers import accept
 from webhooks import subscriptions
 from webhooks.destinations.http.auth import Bearer
 from webhooks.destinations.inbox import leases
-from webhooks.destinations.outcome import Failure
 from webhooks.models import BulkRun, Delivery, Rollup, Subscription, SubscriptionQueue
 from webhooks.rollups import BUCKETS
-from webhooks.states import DeliveryState, SubscriptionState
 from webhooks.upkeep import preview
 
 
@@ -314,6 +311,10 @@ def test_missed_webhooks_are_recovered_after_a_look(visitor: Visitor, organizati
     assert run.actor.startswith("portal:")
     assert response["Location"] == f"/portal/endpoints/{row.pk}/recoveries/{run.pk}"
     assert "This goes on by itself" in text_of(visitor.client.get(response["Location"]))
+    BulkRun.objects.update(state="cancelled", visited=12_345)
+    cancelled = text_of(visitor.client.get(response["Location"]))
+    assert "Somebody stopped it." in cancelled
+    assert "Events looked at 12,345" in cancelled
 
 
 def test_event_types_are_shown_with_an_example(visitor: Visitor, organization: Organization) -> None:
@@ -425,6 +426,7 @@ def test_what_was_erased_is_not_offered_for_a_retry(
 def test_a_delivery_in_an_inbox_is_described_in_its_words(visitor: Visitor, organization: Organization) -> None:
     inbox, _ = subscriptions.create(organization.pk, inbox="orders", event_types=["*"])
     accept(organization)
+    assert "/retry" not in visitor.get(f"deliveries/{Delivery.objects.get().pk}").content.decode()
     lease, [event] = leases.fetch(inbox.pk, 1, 60)
     path = f"deliveries/{event.delivery_id}"
     fetched = text_of(visitor.get(path))
@@ -433,23 +435,9 @@ def test_a_delivery_in_an_inbox_is_described_in_its_words(visitor: Visitor, orga
     for of_an_endpoint in ("Next attempt", "Attempts", "webhook-id", "Retry now"):
         assert of_an_endpoint not in fetched
     leases.acknowledge(inbox.pk, [event.delivery_id], lease)
-    assert "A consumer has acknowledged it." in text_of(visitor.get(path))
-
-
-def test_the_help_explains_every_state_and_every_failure(visitor: Visitor) -> None:
-    page = visitor.get("help")
-    text = text_of(page)
-    for state in (*SubscriptionState.values, *DeliveryState.values):
-        assert state in words.STATES | words.DELIVERY_STATES
-        assert state in text
-    ours = {Failure.HTTP_STATUS, Failure.HELD_TOO_LONG, Failure.NOT_FETCHED, Failure.GIVEN_BACK}
-    about = {words.advice(one.value, 302)[0] for one in Failure if one not in ours}
-    about |= {words.advice("http_status", status)[0] for status in (400, 401, 403, 404, 405, 410, 429, 500, 503)}
-    for name in about:
-        assert name
-        assert f'id="error-{name}"' in page.content.decode(), name
-    for name in LANGUAGES:
-        assert visitor.get("help", language=name).status_code == 200
+    assert "A consumer has acknowledged it. Put into the inbox again" in text_of(visitor.get(path))
+    again = visitor.post(f"{path}/retry")
+    assert "It can be fetched again." in text_of(visitor.client.get(again["Location"]))
 
 
 @pytest.mark.parametrize("color", ["#000000", "#ffffff", "#ffff00", "#1f5fbf", "#808080", "#ff0000"])
