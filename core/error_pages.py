@@ -75,3 +75,11 @@ def handler500(request: HttpRequest) -> HttpResponse:
     return _page(
         request, 500, "Something went wrong", "This is a fault of ours. The log of the web process says what happened."
     )
+
+
+def locked_out(request: HttpRequest, response: HttpResponse | None, credentials: object) -> HttpResponse:
+    """Return the page for a name that has been locked after too many wrong passwords: AXES_LOCKOUT_CALLABLE."""
+    return _page(
+        request, 429, "Too many failed log-ins",
+        "This name is locked at this address for a while. Wait, or ask whoever runs the server to unlock it.",
+    )  # fmt: skip

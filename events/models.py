@@ -10,6 +10,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from core.ids import new_id
+from core.pretty import visible
 from events.origin import split_trace, unpack_request_id
 from orgs.models import Organization
 
@@ -86,7 +87,7 @@ class Event(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.type} {self.id}"
+        return visible(f"{self.type} {self.id}")
 
     @property
     def is_erased(self) -> bool:
@@ -147,7 +148,7 @@ class EventType(models.Model):
         constraints: ClassVar = [models.UniqueConstraint("organization", "name", name="events_eventtype_name")]
 
     def __str__(self) -> str:
-        return self.name
+        return visible(self.name)
 
     @property
     def archived(self) -> bool:

@@ -12,6 +12,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from core.ids import new_id
+from core.pretty import visible
 
 
 def default_events_per_minute() -> int:
@@ -72,7 +73,7 @@ class Organization(models.Model):
         ordering: ClassVar = ["name"]
 
     def __str__(self) -> str:
-        return self.name
+        return visible(self.name)
 
 
 class Scope(models.TextChoices):
@@ -136,7 +137,7 @@ class ApiKey(models.Model):
         indexes: ClassVar = [models.Index(fields=["organization", "created_at", "id"], name="orgs_apikey_list")]
 
     def __str__(self) -> str:
-        return f"{self.prefix}… {self.name}".strip()
+        return visible(f"{self.prefix}… {self.name}".strip())
 
 
 class AuditEntry(models.Model):
@@ -176,7 +177,7 @@ class AuditEntry(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.actor} {self.action} {self.target_name or self.target}"
+        return visible(f"{self.actor} {self.action} {self.target_name or self.target}")
 
 
 class IdempotencyKey(models.Model):

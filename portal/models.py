@@ -10,6 +10,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from core.ids import new_id
+from core.pretty import visible
 from orgs.models import ApiKey, Organization, Scope
 
 # What a session can be allowed, besides looking at the endpoints.
@@ -60,7 +61,7 @@ class PortalSession(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.name or str(self.id)
+        return visible(self.name) or str(self.id)
 
     def may(self, scope: Scope) -> bool:
         """Return whether the session may do what needs this scope."""

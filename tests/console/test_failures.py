@@ -39,7 +39,7 @@ def failed(organization: Organization, other_organization: Organization) -> None
 
 def groups(client: Client, **query: object) -> list[tuple[str, ...]]:
     """Return the rows of the table: state, cause, number."""
-    page = client.get(HOME, query).content.decode().partition("by cause</h3>")[2].partition("</table>")[0]
+    page = client.get(HOME, query).content.decode().partition("by cause</h2>")[2].partition("</table>")[0]
     rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td>", page)
     return [tuple(re.sub(r"<[^>]+>", "", cell) for cell in row) for row in rows]
 
@@ -69,7 +69,7 @@ def test_the_home_counts_failed_deliveries_by_cause_in_its_time_and_organization
 
 def test_a_group_s_list_has_just_its_deliveries(failed: None, organization: Organization, viewer: Client) -> None:
     page = viewer.get(HOME, {"organization": organization.pk}).content.decode()
-    section = page.partition("by cause</h3>")[2].partition("</table>")[0]
+    section = page.partition("by cause</h2>")[2].partition("</table>")[0]
     lists = [url.replace("&amp;", "&") for url in re.findall(r'<td><a href="([^"]+)"', section)]
     found = [{row.last_error for row in viewer.get(url).context["cl"].result_list} for url in lists]
     assert found == [{"timeout"}, {"connection_refused"}, {"http_status"}]

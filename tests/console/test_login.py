@@ -57,6 +57,7 @@ def test_too_many_failures_lock_a_name_at_an_address_until_an_operator_unlocks_i
     assert log_in(client, "wrong").status_code == 429
     locked = log_in(client, PASSWORD)
     assert locked.status_code == 429
+    assert "<h1>Too many failed log-ins</h1>" in locked.content.decode()
     assert "_auth_user_id" not in client.session
     # Somebody else's address or name isn't shut out with it.
     assert log_in(Client(REMOTE_ADDR="10.1.1.1"), PASSWORD).status_code == 302

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 
 import pytest
 from django.contrib import admin
@@ -61,6 +62,16 @@ def test_a_page_that_is_refused_or_not_there_says_so_and_leads_back(db: None, vi
     outside = Client().get("/nothing", headers={"Accept": "text/html"})
     assert outside.status_code == 404
     assert home not in outside.content.decode(), "nobody is told where the admin is"
+
+
+def test_a_name_that_turns_the_text_round_is_spelled_out_in_titles_and_links(world: World, owner: Client) -> None:
+    name = "Acme\u202e\u200bgnp.exe"
+    Organization.objects.filter(pk=world.organization.pk).update(name=name)
+    ApiKey.objects.filter(pk=world.key.pk).update(name=name)
+    for row in world.rows():
+        page = re.sub(r"<input[^>]*>", "", owner.get(page_url(row)).content.decode())
+        assert not re.search("[\u202e\u200b]", page), row
+        assert "Acme\\u202e\\u200bgnp.exe" in page or row in {world.attempt, world.event_type}, row
 
 
 def test_a_list_without_rows_says_so(db: None, viewer: Client) -> None:

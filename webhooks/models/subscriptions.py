@@ -12,6 +12,7 @@ from django.db.models import F, Func, Q, Value
 from django.db.models.functions import Coalesce, Lower, Now
 
 from core.ids import new_id
+from core.pretty import visible
 from orgs.models import Organization
 from webhooks.destinations.formats import Format
 
@@ -201,7 +202,7 @@ class Subscription(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.url
+        return visible(self.url)
 
 
 class SubscriptionQueue(models.Model):
