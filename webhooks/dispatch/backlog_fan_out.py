@@ -28,6 +28,12 @@ SHORT_SECONDS = 0.01
 FEWEST_DELIVERIES = 100
 
 
+def next_size(deliveries: int, seconds: float) -> int:
+    """Return how many deliveries the next short round makes, after one that made so many in so many seconds."""
+    fitting = deliveries * SHORT_SECONDS / seconds
+    return round(min(DELIVERIES_AT_A_TIME, max(FEWEST_DELIVERIES, (deliveries + fitting) / 2)))
+
+
 class BacklogFanOut:
     """Fans out events that have waited for a while, for organizations with more than a round makes.
 
@@ -85,8 +91,7 @@ class BacklogFanOut:
         )
         seconds = time.monotonic() - started
         if gives_way and result.seen:
-            fitting = deliveries * SHORT_SECONDS / seconds
-            self._deliveries = round(min(DELIVERIES_AT_A_TIME, max(FEWEST_DELIVERIES, (deliveries + fitting) / 2)))
+            self._deliveries = next_size(deliveries, seconds)
         return result, seconds
 
     def _work_off(self) -> bool:
