@@ -175,7 +175,9 @@ class FanOut:
         if result.inboxes:
             announce_arrivals(result.inboxes)
         self._overdue = result.passed_over
-        if result.left_behind:
+        if done.in_part and not processed:
+            self._most_events = 1
+        elif result.left_behind:
             self._most_events = max(FEWEST_EVENTS, CLAIM_AHEAD * len(processed))
         elif result.seen >= limit:
             self._most_events = CLAIM_AHEAD * limit
