@@ -9,9 +9,7 @@ import time
 import pytest
 
 from core.process import ProcessorTime, processor_time
-from webhooks.dispatch.backlog_fan_out import FEWEST_DELIVERIES, next_size
 from webhooks.dispatch.giving_way import LOOK_SECONDS, MOST, MOST_SECONDS, OTHERS_SECONDS, Pace
-from webhooks.routing.fan_out import DELIVERIES_AT_A_TIME
 
 
 class Machine:
@@ -128,16 +126,3 @@ def test_a_process_knows_how_long_its_threads_ran_and_waited() -> None:
     assert after is not None
     assert after.ran - before.ran > 0.03
     assert after.waited >= before.waited >= 0
-
-
-def test_its_fan_outs_are_as_large_as_a_short_transaction_allows() -> None:
-    size = FEWEST_DELIVERIES
-    for _ in range(20):
-        size = next_size(size, 0.002 + size * 0.00002)  # a fast machine
-    assert 350 < size < 450, "ten milliseconds"
-    for _ in range(20):
-        size = next_size(size, 0.02 + size * 0.001)  # one whose processors are busy
-    assert size == FEWEST_DELIVERIES
-    for _ in range(20):
-        size = next_size(size, 0.0001)
-    assert size == DELIVERIES_AT_A_TIME

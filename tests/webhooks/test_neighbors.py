@@ -127,7 +127,8 @@ def test_the_choice_of_a_round_is_bounded_in_order_and_never_empty(
     chosen = choice.events
     assert chosen
     most_of_one = max(1, most // SHARED_ROUND) if is_shared or len(organizations) > 1 else most
-    assert choice.in_part == dict.fromkeys([e.id for e in chosen if wanted[e.id] > most_of_one], most_of_one)
+    assert choice.in_part.keys() == {event.id for event in chosen if wanted[event.id] > most_of_one}
+    assert all(0 < number <= most_of_one for number in choice.in_part.values())
     for key in organizations:
         own = [event.id for event in events if event.organization_id == key]
         assert [event.id for event in chosen if event.organization_id == key] == own[: sum(e.id in own for e in chosen)]

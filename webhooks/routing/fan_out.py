@@ -234,8 +234,6 @@ class FanOut:
         for event_id, number in choice.in_part.items():
             wanting[event_id] = wanting[event_id][:number]
         in_part = choice.in_part.keys() - put_off
-        if in_part:
-            hand_over = None  # so many deliveries are for claims, which gather
         insertion = RoundInsert(chosen, wanting, put_off, hand_over, in_part)
         insertion.insert()
         return insertion
