@@ -23,10 +23,6 @@ RETRY_SECONDS = 1.0
 # is sent later because of it, and PostgreSQL has time for others.  Its processes don't have the low priority of this
 # one.
 REST = 3
-# While this process gives way, a round makes so many deliveries that it takes about so long, but never fewer: a round
-# with a single one takes some milliseconds, too.
-SHORT_SECONDS = 0.01
-FEWEST_DELIVERIES = 100
 
 
 class BacklogFanOut:
@@ -41,7 +37,6 @@ class BacklogFanOut:
         self._on_due = on_due
         self._has_room = has_room
         self._fan_out = FanOut(BACKLOG_AGE_SECONDS)
-        self._deliveries = FEWEST_DELIVERIES
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fan-out", daemon=True)
@@ -77,18 +72,14 @@ class BacklogFanOut:
                     self._stopping.wait(RETRY_SECONDS)
 
     def _run_round(self) -> tuple[Round, float]:
-        """Run a round, a short one while this process gives way; return what it did, and how many seconds it took."""
-        gives_way = self._pace.gives_way
-        deliveries = self._deliveries if gives_way else BACKLOG_DELIVERIES_AT_A_TIME
+        """Run a round, a small one while this process gives way; return what it did, and how many seconds it took."""
+        # Not smaller still: a queue that gets one delivery at a time has no backlog, and is the worker's own.
+        deliveries = DELIVERIES_AT_A_TIME if self._pace.gives_way else BACKLOG_DELIVERIES_AT_A_TIME
         started = time.monotonic()
         result = borrow_connection(
             lambda: self._fan_out.run_round(settings.MAX_CONCURRENT_EVENTS, deliveries=deliveries)
         )
-        seconds = time.monotonic() - started
-        if gives_way and result.seen:
-            fitting = deliveries * SHORT_SECONDS / seconds
-            self._deliveries = round(min(DELIVERIES_AT_A_TIME, max(FEWEST_DELIVERIES, (deliveries + fitting) / 2)))
-        return result, seconds
+        return result, time.monotonic() - started
 
     def _work_off(self) -> bool:
         """Run rounds as long as there are events; return whether there were any."""

@@ -179,7 +179,9 @@ class FanOut:
         if result.inboxes:
             announce_arrivals(result.inboxes)
         self._overdue = result.passed_over
-        if result.left_behind:
+        if done.in_part and not processed:
+            self._most_events = 1
+        elif result.left_behind:
             self._most_events = max(FEWEST_EVENTS, CLAIM_AHEAD * len(processed))
         elif result.seen >= limit:
             self._most_events = CLAIM_AHEAD * limit
@@ -236,8 +238,6 @@ class FanOut:
         for event_id, number in choice.in_part.items():
             wanting[event_id] = wanting[event_id][:number]
         in_part = choice.in_part.keys() - put_off
-        if in_part:
-            hand_over = None  # so many deliveries are for claims, which gather
         insertion = RoundInsert(chosen, wanting, put_off, hand_over, in_part)
         insertion.insert()
         return insertion

@@ -61,7 +61,7 @@ class RoundInsert:
         if not self.chosen:
             return
         delay = settings.DELIVERY_RETRY_SCHEDULE[0]
-        self.pending, handed_over = _divide(self.chosen, self._wanting, self._hand_over)
+        self.pending, handed_over = _divide(self.chosen, self._wanting, self._hand_over, self.in_part)
         if not len(handed_over):
             self._hand_over = None
         if self._hand_over is not None:
@@ -95,9 +95,15 @@ class RoundInsert:
 
 
 def _hand_over_places(
-    chosen: Sequence[AcceptedEvent], wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]], hand_over: HandOver
+    chosen: Sequence[AcceptedEvent],
+    wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]],
+    hand_over: HandOver,
+    in_part: Collection[uuid.UUID],
 ) -> dict[uuid.UUID, int]:
-    """Return how many deliveries of each subscription are handed over."""
+    """Return how many deliveries of each subscription are handed over.
+
+    in_part: events that are for claims, which gather, because so many want them.
+    """
     all_wanted = [one for event in chosen for one in wanting[event.id]]
     # A delivery with an ordering key has to be claimed: its turn is decided under the lock of its queue.
     in_order = {
@@ -109,7 +115,9 @@ def _hand_over_places(
     }
     active = Counter(
         one.subscription_id
-        for one in all_wanted
+        for event in chosen
+        if event.id not in in_part
+        for one in wanting[event.id]
         if one.is_active and not one.is_inbox and one.subscription_id not in in_order
     )
     others = {one.subscription_id for one in all_wanted} - active.keys()
@@ -120,9 +128,10 @@ def _divide(
     chosen: Sequence[AcceptedEvent],
     wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]],
     hand_over: HandOver | None,
+    in_part: Collection[uuid.UUID],
 ) -> tuple[NewDeliveries, NewDeliveries]:
     """Return the deliveries of the round: those for claims to find, and those that are handed over."""
-    places = {} if hand_over is None else _hand_over_places(chosen, wanting, hand_over)
+    places = {} if hand_over is None else _hand_over_places(chosen, wanting, hand_over, in_part)
     pending, handed_over = NewDeliveries(), NewDeliveries()
     for event in chosen:
         at_once: list[uuid.UUID] = []
@@ -139,7 +148,7 @@ def _divide(
                 )
             elif not subscription.is_active:
                 (held_inboxes if subscription.is_inbox else held).append(subscription_id)
-            elif places.get(subscription_id, 0) > 0:
+            elif event.id not in in_part and places.get(subscription_id, 0) > 0:
                 places[subscription_id] -= 1
                 at_once.append(subscription_id)
             elif subscription.is_inbox:

@@ -11,6 +11,8 @@ from webhooks.routing.claim_events import AcceptedEvent
 
 # A round that several organizations share is this many times smaller: most of them have few events waiting.
 SHARED_ROUND = 4
+# However many organizations share it, an event that comes in parts gets this part of a round at least.
+SMALLEST_PART = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,7 @@ def choose_events(
                 break
             chosen.append(event)
             if wanted[event.id] > most_of_one:  # it is the organization's only one in this round
-                in_part[event.id] = most_of_one
-                used = most_of_one
+                in_part[event.id] = used = max(1, share, most_of_one // SMALLEST_PART)
                 break
             used += wanted[event.id]
         left = max(0, left - used)
