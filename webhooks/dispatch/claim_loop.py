@@ -56,9 +56,9 @@ class RateTimers:
 class ClaimLoop:
     """Claims deliveries on the sender's event loop and hands each to `begin` until it is stopped.
 
-    poll_seconds: how often it looks without being woken.  queues: those that it claims from.  run_in_thread: runs a claim
-    on a thread of its own.  gather: awaited between claims; a sender with a backlog waits there for more room.  release:
-    gives back what was claimed after the order to stop.
+    poll_seconds: how often it looks without being woken.  queues: those that it claims from.  run_in_thread: runs a
+    claim on a thread of its own.  gather: awaited between claims; a sender with a backlog waits there for more room.
+    release: gives back what was claimed after the order to stop.
     """
 
     def __init__(
