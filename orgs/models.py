@@ -104,7 +104,7 @@ SCOPE_ALLOWS: dict[Scope, str] = {
     Scope.DELIVERIES_RETRY: "retrying deliveries",
     Scope.INBOX_CONSUME: "fetching from inboxes",
     Scope.KEYS_MANAGE: "creating and revoking keys, and reading the audit log",
-    Scope.PORTAL_LINKS: "making links to the [portal](portal.md)",
+    Scope.PORTAL_LINKS: "making links to the portal",
 }
 
 

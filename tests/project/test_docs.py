@@ -94,7 +94,8 @@ def _find(named: str, near: list[Path]) -> Path | None:
 def test_everything_that_the_map_sends_people_to_is_there() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text()
     tables = [part.split("\n\n")[0] for part in page.split("| to change or add |")[1:]]
-    assert len(tables[0].splitlines()) <= 40, "the map is two screens at most; the rest is in More places"
+    screen_lines = sum(-(-len(line) // 150) for line in tables[0].splitlines())
+    assert screen_lines <= 56, "the map is two screens at most; the rest is in More places"
     lines = [line for table in tables for line in table.splitlines()[2:]]
     rows = [re.split(r" \| ?", line.strip("| "), maxsplit=2) for line in lines]
     assert len(rows) > 30

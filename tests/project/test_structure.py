@@ -8,7 +8,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from django.apps import apps
+from django.core.management import call_command
 
 from orgs.models import Scope
 
@@ -114,3 +116,8 @@ def test_a_long_function_tells_its_steps() -> None:
 
 def test_the_development_stack_imports_neither_the_benchmark_nor_the_soak() -> None:
     assert not [path for path in (ROOT / "devstack").rglob("*.py") if _imported_packages(path) & {"bench", "soak"}]
+
+
+@pytest.mark.django_db
+def test_no_migration_is_missing() -> None:
+    call_command("makemigrations", check_changes=True, dry_run=True, verbosity=0)

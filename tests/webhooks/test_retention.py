@@ -23,7 +23,7 @@ from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results
 from webhooks.models import BulkRun, Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.upkeep import recovery
-from webhooks.upkeep.retention import BATCH, DELIVERIES_AT_A_TIME, Purge, purge_expired
+from webhooks.upkeep.retention import BATCH, PURGED_AT_A_TIME, Purge, purge_expired
 from webhooks.upkeep.sweep import PURGE_EVERY_SECONDS, Sweep
 
 
@@ -146,7 +146,7 @@ def test_a_transaction_deletes_a_bounded_number_of_rows(organization: Organizati
         if done.is_complete:
             break
     assert sum(sizes) == 8000
-    assert max(sizes) <= DELIVERIES_AT_A_TIME
+    assert max(sizes) <= PURGED_AT_A_TIME
 
 
 @pytest.mark.django_db(transaction=True)

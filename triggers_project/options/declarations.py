@@ -300,7 +300,7 @@ DELIVERY_RETRY_SCHEDULE = _deliveries.option(
 DELIVERY_RETRY_JITTER = _deliveries.option(
     kinds.number(0, 0.5),
     "0.1",
-    "Share of each delay by which it varies at random, up or down.",
+    "Share of each retry's delay by which it varies at random, up or down. The first attempt isn't delayed by it.",
 )
 DELIVERY_TIMEOUT = _deliveries.option(
     kinds.duration(0.1, 300),

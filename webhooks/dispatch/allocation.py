@@ -1,7 +1,8 @@
 """How a claim shares a worker's free places among the queues that are due: fair and bounded, without I/O.
 
-Every function takes and returns one number for each queue, in the same order.  A queue's *room* is how many more
-deliveries it may have in flight.
+Every function takes and returns one number for each queue, in the same order.  A worker has as many *places* as it may
+have deliveries in flight; those that nobody occupies are *free*.  A queue's *room* is how many more deliveries it may
+have in flight, over all workers; its *quota* is how many places of this worker a claim may fill from it.
 """
 
 from __future__ import annotations

@@ -56,15 +56,14 @@ class RateTimers:
 class ClaimLoop:
     """Claims deliveries on the sender's event loop and hands each to `begin` until it is stopped.
 
-    capacity: most deliveries in flight.  poll_seconds: how often it looks without being woken.  queues: those that it
-    claims from.  run_in_thread: runs a claim on a separate thread.  gather: awaited between claims; a sender with a
-    backlog waits there for more room.  release: gives back what was claimed after the order to stop.
+    poll_seconds: how often it looks without being woken.  queues: those that it claims from.  run_in_thread: runs a
+    claim on a separate thread.  gather: awaited between claims; a sender with a backlog waits there for more room.
+    release: gives back what was claimed after the order to stop.
     """
 
     def __init__(
         self,
         *,
-        capacity: int,
         poll_seconds: float,
         queues: QueueFilter,
         in_flight: InFlight,
@@ -75,7 +74,6 @@ class ClaimLoop:
         begin: Callable[[ClaimedDelivery, Claim], None],
         release: Callable[[Claim], Awaitable[None]],
     ) -> None:
-        self._capacity = capacity
         self._poll_seconds = poll_seconds
         self._queues = queues
         self._in_flight = in_flight
@@ -104,7 +102,7 @@ class ClaimLoop:
             self._woken.clear()
             self._progress.claim_begins()
             is_off = settings.DISABLE_WEBHOOK_DELIVERY
-            room = 0 if is_off else self._reserve()
+            room = 0 if is_off else self._in_flight.reserve_for_claim()
             if room > 0:
                 try:
                     claimed = await self._claim(room)
@@ -128,10 +126,6 @@ class ClaimLoop:
             if not (claimed.more and claimed.deliveries and self._in_flight.free > 0):
                 await self._sleep(claimed.skipped_locked)
             await self._gather()
-
-    def _reserve(self) -> int:
-        """Reserve the places that a claim may fill; 0 when there is none."""
-        return self._in_flight.reserve(max(0, self._capacity - len(self._in_flight)))
 
     def _is_stopped(self) -> bool:
         return self._stopped

@@ -17,12 +17,15 @@ K = TypeVar("K", bound=Hashable)
 class InFlight:
     """Counts deliveries, from the claim until the result is recorded, and the places that are left.
 
-    capacity: most deliveries in flight. `add` and `remove` may only be called on the sender's thread, the other methods
-    on any. A place that a claim or a hand-over may still fill is reserved, so that together they never take too many.
+    capacity: most deliveries in flight.  kept_for_hand_over: places that claims leave free.
+
+    `add` and `remove` may only be called on the sender's thread, the other methods on any. A place that a claim or a
+    hand-over may still fill is reserved, so that together they never take too many.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, kept_for_hand_over: int = 0) -> None:
         self._capacity = capacity
+        self._kept_for_hand_over = kept_for_hand_over
         self._reserved = 0
         self._lock = threading.Lock()
         self._total = 0
@@ -47,6 +50,15 @@ class InFlight:
     def free(self) -> int:
         """How many places are neither taken nor reserved."""
         return max(0, self._capacity - self._total - self._reserved)
+
+    @property
+    def claimable(self) -> int:
+        """How many places claims may fill, reserved or not."""
+        return max(0, self._capacity - self._kept_for_hand_over - self._total)
+
+    def reserve_for_claim(self) -> int:
+        """Reserve the places that a claim may fill; return how many, 0 when there is none."""
+        return self.reserve(self.claimable)
 
     def reserve(self, wanted: int) -> int:
         """Reserve up to `wanted` places; return how many."""

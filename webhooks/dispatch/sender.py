@@ -72,13 +72,11 @@ class Sender:
         pace: Pace | None = None,
     ) -> None:
         self._pace = pace
-        self._capacity = capacity
-        self._kept_for_hand_over = kept_for_hand_over
         self._poll_seconds = poll_seconds
         self._queues = queues
         self._with_backlog_sender = with_backlog_sender
         self._progress = ClaimProgress()
-        self._in_flight = InFlight(capacity)
+        self._in_flight = InFlight(capacity, kept_for_hand_over)
         self._given_back: set[uuid.UUID] = set()  # leases that were handed over while the sender was stopping
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread: threading.Thread | None = None
@@ -125,8 +123,7 @@ class Sender:
 
     def has_room(self) -> bool:
         """Return whether there is room for claims."""
-        claimable = self._capacity - self._kept_for_hand_over
-        return self.is_alive and not self._stopping and len(self._in_flight) < claimable
+        return self.is_alive and not self._stopping and self._in_flight.claimable > 0
 
     def reserve(self, places: int) -> int:
         """Reserve up to `places` places for deliveries that will be handed over; return how many."""
@@ -246,7 +243,6 @@ class Sender:
             gives_up=lambda: time.monotonic() > self._grace_ends,
         )
         self._claim_loop = ClaimLoop(
-            capacity=self._capacity - self._kept_for_hand_over,
             poll_seconds=self._poll_seconds,
             queues=self._queues,
             in_flight=self._in_flight,

@@ -119,7 +119,7 @@ class StoredFilter:
         self.required = required(conditions)
 
     def matches(self, data: Any) -> bool:
-        """Do as `Filter.matches`."""
+        """Tell whether the data of an event meets the conditions; the first call compiles them."""
         if self._compiled is None:
             try:
                 self._compiled = Filter(self._conditions)

@@ -19,7 +19,7 @@ from webhooks.models import DeliveryStatus
 
 BATCH = 500
 # An event may have a delivery for each of a thousand subscriptions: a transaction deletes about this many.
-DELIVERIES_AT_A_TIME = 5000
+PURGED_AT_A_TIME = 5000
 # Finished replays and recoveries that belong to no organization.
 RUNS_KEPT_DAYS = 30
 
@@ -230,7 +230,7 @@ def _purge_events(organization: uuid.UUID, days: int, place: _Place) -> tuple[_P
     following: _Place | None = None
     deliveries = 0
     for event in found:
-        if chosen and deliveries + event.deliveries > DELIVERIES_AT_A_TIME:
+        if chosen and deliveries + event.deliveries > PURGED_AT_A_TIME:
             break
         following = (event.created_at, event.id)
         if event.is_settled:
