@@ -149,9 +149,8 @@ def commands() -> str:
     """Return the page of the management commands, from themselves."""
     from django.core.management import get_commands, load_command_class
 
-    ours = {
-        name: app for name, app in get_commands().items() if app in {"core", "orgs", "events", "webhooks", "portal"}
-    }
+    # Without core's `rqworker`: its options are RQ's, and a worker is started without any.
+    ours = {name: app for name, app in get_commands().items() if app in {"orgs", "events", "webhooks", "portal"}}
     sections = []
     for name in sorted(ours):
         command, arguments = load_command_class(ours[name], name), _Arguments()

@@ -100,7 +100,7 @@ def test_each_of_a_worker_s_two_processes_sends_for_its_own_queues(
     _grows(busy)
     with _busy_processors():
         wait_until(lambda: _gives_way(stack, account), "it doesn't give way")
-    wait_until_settled(stack)
+    wait_until_settled(stack, 200)
     assert busy() == BACKLOG
     wait_until(
         lambda: not stack.sql("SELECT 1 FROM webhooks_subscriptionqueue WHERE has_backlog AND next_due_at IS NOT NULL"),
@@ -116,7 +116,7 @@ def test_a_worker_whose_second_process_is_killed_sends_for_all_and_starts_anothe
     os.kill(helper, signal.SIGKILL)
     wait_until(lambda: _told(stack, "ended"), "nobody noticed")
     _grows(_counter(receiver, "/busy"))
-    wait_until_settled(stack)
+    wait_until_settled(stack, 200)
     assert _told(stack, "started") >= 2
     assert stack.workers[0].pid == worker
     assert _counter(receiver, "/busy")() <= BACKLOG + 2  # what was on the wire at the kill came again
