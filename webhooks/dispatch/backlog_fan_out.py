@@ -35,7 +35,7 @@ class BacklogFanOut:
         self._pace = pace
         self._on_due = on_due
         self._has_room = has_room
-        self._fan_out = FanOut(BACKLOG_AGE_SECONDS)
+        self._fan_out = FanOut(BACKLOG_DELIVERIES_AT_A_TIME, BACKLOG_AGE_SECONDS)
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fan-out", daemon=True)
@@ -72,12 +72,10 @@ class BacklogFanOut:
 
     def _run_round(self) -> tuple[Round, float]:
         """Run a round, a small one while this process gives way; return what it did, and how many seconds it took."""
-        # Not smaller still: a queue that gets one delivery at a time has no backlog, and is the worker's own.
-        deliveries = DELIVERIES_AT_A_TIME if self._pace.gives_way else BACKLOG_DELIVERIES_AT_A_TIME
+        gives_way = self._pace.gives_way
+        self._fan_out.deliveries = DELIVERIES_AT_A_TIME if gives_way else BACKLOG_DELIVERIES_AT_A_TIME
         started = time.monotonic()
-        result = borrow_connection(
-            lambda: self._fan_out.run_round(settings.MAX_CONCURRENT_EVENTS, deliveries=deliveries)
-        )
+        result = borrow_connection(lambda: self._fan_out.run_round(settings.MAX_CONCURRENT_EVENTS))
         return result, time.monotonic() - started
 
     def _work_off(self) -> bool:
