@@ -5,9 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 
-import psycopg
 import pytest
-from django.db import connection
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -235,24 +233,3 @@ def test_a_url_that_cannot_be_parsed_fails_alone_with_its_reason(
         wait_until(lambda: statuses(subscription=healthy) == ["delivered"] * 5)
         wait_until(lambda: DeliveryAttempt.objects.filter(delivery__subscription=broken).count() >= 2)
     assert all(attempt.error_detail for attempt in DeliveryAttempt.objects.filter(delivery__subscription=broken))
-
-
-def test_results_of_an_organization_whose_queues_are_locked_for_long_hold_up_nobody_elses(
-    organization: Organization, other_organization: Organization, receiver: Receiver
-) -> None:
-    locked, free = subscribe(organization, receiver.url("/a")), subscribe(other_organization, receiver.url("/b"))
-    accept(organization)
-    receiver.hold()
-    parameters = {**connection.get_connection_params(), "cursor_factory": None}
-    with sending(grace_seconds=30.0) as sender:
-        receiver.wait_for(1, "/a")
-        with psycopg.connect(**parameters) as holder:
-            holder.execute("SELECT FROM webhooks_subscriptionqueue WHERE subscription_id = %s FOR UPDATE", (locked.pk,))
-            receiver.release()
-            for number in range(3):  # each after a result of the one before is recorded
-                accept(other_organization)
-                sender.wake()
-                wait_until(lambda: statuses(subscription=free) == ["delivered"] * (number + 1))  # noqa: B023
-            assert statuses(subscription=locked) == ["delivering"]
-            holder.rollback()
-        wait_until(lambda: statuses(subscription=locked) == ["delivered"])

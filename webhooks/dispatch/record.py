@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,6 @@ from dataclasses import replace
 import msgspec
 import structlog
 from django.conf import settings
-from psycopg.errors import LockNotAvailable
 from psycopg.rows import class_row, scalar_row
 
 from core.arrays import number_array, plain_array, text_array
@@ -32,18 +30,8 @@ from webhooks.subscriptions import disable_automatically
 
 log = structlog.get_logger()
 
-
-class _Local(threading.local):
-    """A thread's own."""
-
-    def __init__(self) -> None:
-        self.sealer = Sealer()
-
-
-_local = _Local()
-
-# Results of an organization whose queue somebody has locked for longer are recorded apart from the others'.
-LOCK_SECONDS = 0.05
+# For the one thread that records.
+_sealer = Sealer()
 
 GONE = "The endpoint returned 410 Gone."
 
@@ -201,15 +189,12 @@ def breaker_policy() -> BreakerPolicy:
     )
 
 
-def record_results(results: Sequence[AttemptResult], most_wait: float = 0.0) -> bool:
+def record_results(results: Sequence[AttemptResult]) -> bool:
     """Store the results, committed when this returns; tell whether something may be due that no claim could take.
 
     A result whose lease was lost adds its attempt and changes nothing else.
-
-    most_wait: seconds to wait for the lock of a queue, after which psycopg.errors.LockNotAvailable is raised; 0 to wait
-    for as long as somebody has it.
     """
-    batches = in_transaction(lambda: [_record(batch, most_wait) for batch in _without_repeats(results)])
+    batches = in_transaction(lambda: [_record(batch) for batch in _without_repeats(results)])
     for _, _, attempts in batches:
         count_attempts(attempts)
         for attempt in attempts:
@@ -250,32 +235,6 @@ def record_each(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], 
     return [], True
 
 
-def record_unlocked(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], list[AttemptResult], bool]:
-    """Store the results of organizations whose queues can be locked within LOCK_SECONDS.
-
-    Returns those of the others, and of what was to be stored what `record_each` returns.
-    """
-    try:
-        return [], [], record_results(results, LOCK_SECONDS)
-    except LockNotAvailable:
-        by_organization = defaultdict(list)
-        for result in results:
-            by_organization[result.delivery.organization_id].append(result)
-    except Exception:
-        return [], *record_each(results)
-    if len(by_organization) == 1:
-        return list(results), [], False
-    locked: list[AttemptResult] = []
-    unrecorded: list[AttemptResult] = []
-    made_room = False
-    for own in by_organization.values():
-        also_locked, also_unrecorded, has_room = record_unlocked(own)
-        locked += also_locked
-        unrecorded += also_unrecorded
-        made_room = made_room or has_room
-    return locked, unrecorded, made_room
-
-
 def storable(text: str) -> str:
     """Return `text` without what PostgreSQL's text can't hold: U+0000 and lone surrogates."""
     return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
@@ -294,9 +253,7 @@ def _without_repeats(results: Sequence[AttemptResult]) -> list[list[AttemptResul
     return [list(batch.values()) for batch in batches]
 
 
-def _record(
-    results: Sequence[AttemptResult], most_wait: float
-) -> tuple[dict[uuid.UUID, str], bool, list[LoggedAttempt]]:
+def _record(results: Sequence[AttemptResult]) -> tuple[dict[uuid.UUID, str], bool, list[LoggedAttempt]]:
     """Store results of different deliveries: lock their queues, record the attempts, write the queues back.
 
     Returns the subscriptions that were disabled, with the reasons; whether something may be due that no claim could
@@ -315,8 +272,6 @@ def _record(
         pipelined(),
     ):
         updating.execute(KEEP_PLANS)
-        if most_wait:
-            updating.execute("SELECT set_config('lock_timeout', %s, true)", (f"{most_wait * 1000:.0f}ms",))
         queues = {key: _QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking).items()}
         steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
         recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
@@ -460,7 +415,7 @@ def _latency(result: AttemptResult) -> float | None:
 
 def _sealed_exchange(result: AttemptResult) -> bytes | None:
     exchange = result.outcome.exchange
-    return seal_exchange(exchange, _local.sealer) if exchange is not None and result.delivery.keeps_exchange else None
+    return seal_exchange(exchange, _sealer) if exchange is not None and result.delivery.keeps_exchange else None
 
 
 def _queue_columns(queues: Mapping[uuid.UUID, _QueueUpdate]) -> dict[str, object]:
