@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import structlog
+from cachetools import TTLCache
 from django.conf import settings
 
 from core.db import borrow_connection, is_transient
 from core.wakeups import EVENTS, WEBHOOKS, wake
 from webhooks.dispatch.hand_over import SenderHandOver
 from webhooks.dispatch.sender import Sender, current_sender
-from webhooks.routing.claim_events import still_waiting
 from webhooks.routing.fan_out import PUT_OFF_SECONDS, FanOut
 
 log = structlog.get_logger()
@@ -25,54 +25,19 @@ SLICE_SECONDS = 0.25
 DRAIN_SECONDS = 10.0
 
 _fanned_out_at = float("-inf")
-
-
-class LeftToBacklog:
-    """Organizations whose events the backlog sender's process fans out, for as long as it has some of them waiting.
-
-    A round with one of their events would have to wait for the locks of their queues, which that process holds for long
-    on a busy machine, because its priority is low.
-    """
-
-    LOOK_SECONDS = 1.0
-    # The process is behind with an organization whose oldest event is older than this.
-    BEHIND_SECONDS = 0.5
-    # So often this process makes a round with them all the same, whatever is wrong with the other one.
-    MOST_SECONDS = 60.0
-
-    def __init__(self) -> None:
-        self._look_again_at: dict[uuid.UUID, float] = {}
-        self._left_at: dict[uuid.UUID, float] = {}
-
-    def add(self, organization_ids: Iterable[uuid.UUID]) -> None:
-        """Leave these to the process."""
-        now = time.monotonic()
-        for key in organization_ids:
-            self._look_again_at[key] = now + self.LOOK_SECONDS
-            self._left_at.setdefault(key, now)
-
-    def current(self, take_over: Callable[[], bool]) -> list[uuid.UUID]:
-        """Return the organizations that are the process's.  take_over: wakes it, and tells whether it runs."""
-        now = time.monotonic()
-        if due := [key for key, at in self._look_again_at.items() if at <= now]:
-            lately = [key for key in due if now - self._left_at[key] < self.MOST_SECONDS]
-            behind = still_waiting(lately, self.BEHIND_SECONDS) if lately else set()
-            if behind and not take_over():
-                behind = set()
-            for key in due:
-                if key in behind:
-                    self._look_again_at[key] = now + self.LOOK_SECONDS
-                else:
-                    del self._look_again_at[key], self._left_at[key]
-        return list(self._look_again_at)
+LEFT_TO_BACKLOG_SECONDS = 1.0
 
 
 class _FanOutState(threading.local):
-    """A thread's fan-out: the job loop has one, and so has the housekeeping thread, which steps in without Redis."""
+    """A thread's fan-out: the job loop has one, and so has the housekeeping thread, which steps in without Redis.
+
+    left_to_backlog: organizations whose events the backlog sender's process fans out; this process looks at them
+    again after a while.
+    """
 
     def __init__(self) -> None:
         self.fan_out = FanOut()
-        self.left_to_backlog = LeftToBacklog()
+        self.left_to_backlog: TTLCache[uuid.UUID, bool] = TTLCache(maxsize=1_000, ttl=LEFT_TO_BACKLOG_SECONDS)
         self._hand_over: tuple[Sender, SenderHandOver] | None = None
 
     def hand_over_to(self, sender: Sender | None) -> SenderHandOver | None:
@@ -155,12 +120,11 @@ def fan_out_for(seconds: float) -> bool:
     while True:
         _fanned_out_at = time.monotonic()
         sender = current_sender()
-        take_over = sender.take_over_fan_out if sender is not None else _nobody_takes_over
         result = _state.fan_out.run_round(
-            settings.MAX_CONCURRENT_EVENTS, _state.left_to_backlog.current(take_over), _state.hand_over_to(sender)
+            settings.MAX_CONCURRENT_EVENTS, list(_state.left_to_backlog), _state.hand_over_to(sender)
         )
-        if result.left_behind and take_over():
-            _state.left_to_backlog.add(result.left_behind)
+        if result.left_behind and sender is not None and sender.take_over_fan_out():
+            _state.left_to_backlog.update(dict.fromkeys(result.left_behind, True))
         if result.left_to_claims and sender is not None:
             sender.wake(backlog=False)
         if result.left_to_claims and (sender is None or not sender.has_room()):
@@ -172,10 +136,6 @@ def fan_out_for(seconds: float) -> bool:
             return False
         if time.monotonic() >= ends:
             return True
-
-
-def _nobody_takes_over() -> bool:
-    return False
 
 
 def _wake_later() -> None:

@@ -28,7 +28,6 @@ from webhooks.dispatch.sender import Sender
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.routing.fan_out import FanOut, Round
 from webhooks.routing.insert import NewDeliveries
-from webhooks.routing.round_shares import SHARED_ROUND
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -305,19 +304,3 @@ def _someone_waits_for_a_lock() -> bool:
             "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
         return waiting.fetchone() is not None
-
-
-def test_an_event_that_is_fanned_out_in_part_leaves_the_others_of_its_round_to_the_sender(
-    organization: Organization, other_organization: Organization, receiver: Receiver, sender: Sender
-) -> None:
-    for number in range(3):
-        subscribe(organization, receiver.url(f"/many/{number}"))
-    quiet = subscribe(other_organization, receiver.url("/one"))
-    fan_out, hand_over = FanOut(), SenderHandOver(sender)
-    ingest(organization.id, NewEvent("a.b", "{}", None))
-    for _ in range(3):  # in the second one, the organization that was passed over comes first
-        ingest(other_organization.id, NewEvent("a.b", "{}", None))
-        fan_out.run_round(1000, hand_over=hand_over, deliveries=2 * SHARED_ROUND)
-    receiver.wait_for(3, "/one")  # this sender would claim nothing for an hour
-    assert set(statuses(organization=organization)) == {"pending"}
-    assert not queue_of(quiet).has_backlog

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,7 +10,6 @@ from dataclasses import dataclass, field, replace
 import msgspec
 import structlog
 from django.conf import settings
-from psycopg.errors import LockNotAvailable
 from psycopg.rows import class_row, scalar_row
 
 from core.arrays import number_array, plain_array, text_array
@@ -31,18 +29,8 @@ from webhooks.rollups import ADD_ATTEMPTS, attempt_columns
 
 log = structlog.get_logger()
 
-
-class _Local(threading.local):
-    """What each of the threads that record has for itself."""
-
-    def __init__(self) -> None:
-        self.sealer = Sealer()
-
-
-_local = _Local()
-
-# The results of an organization with a queue that stays locked for longer are recorded apart from the others.
-LOCK_SECONDS = 0.05
+# Only the thread that records uses it.
+_sealer = Sealer()
 
 # Every attempt is kept.  The delivery changes only if the worker still holds the lease.
 RECORD_ATTEMPTS = """
@@ -98,15 +86,12 @@ class _RecordedAttempt(msgspec.Struct, frozen=True):
     ordering_key: str | None
 
 
-def record_results(results: Sequence[AttemptResult], most_wait: float = 0.0) -> bool:
+def record_results(results: Sequence[AttemptResult]) -> bool:
     """Store the results and commit; return whether something may be due that no claim could take.
 
     Of a result whose lease was lost only the attempt is stored.
-
-    most_wait: for how many seconds to wait for the lock of a queue, after which psycopg.errors.LockNotAvailable is
-    raised; 0 to wait for as long as it takes.
     """
-    batches = in_transaction(lambda: [_record(batch, most_wait) for batch in _without_repeats(results)])
+    batches = in_transaction(lambda: [_record(batch) for batch in _without_repeats(results)])
     for batch in batches:
         count_attempts(batch.attempts)
         for attempt in batch.attempts:
@@ -145,32 +130,6 @@ def record_each(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], 
                     return list(results[position:]), True
                 log.error("record_failed_alone", delivery_id=str(result.delivery.delivery_id), error=repr(error)[:300])
     return [], True
-
-
-def record_unlocked(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], list[AttemptResult], bool]:
-    """Store the results of organizations whose queues can be locked within LOCK_SECONDS.
-
-    Returns the results of the other organizations, and for those that were to be stored what `record_each` returns.
-    """
-    try:
-        return [], [], record_results(results, LOCK_SECONDS)
-    except LockNotAvailable:
-        by_organization = defaultdict(list)
-        for result in results:
-            by_organization[result.delivery.organization_id].append(result)
-    except Exception:
-        return [], *record_each(results)
-    if len(by_organization) == 1:
-        return list(results), [], False
-    locked: list[AttemptResult] = []
-    unrecorded: list[AttemptResult] = []
-    made_room = False
-    for own in by_organization.values():
-        also_locked, also_unrecorded, has_room = record_unlocked(own)
-        locked += also_locked
-        unrecorded += also_unrecorded
-        made_room = made_room or has_room
-    return locked, unrecorded, made_room
 
 
 def storable(text: str) -> str:
@@ -225,7 +184,7 @@ class Recorded:
             self.failed.add(row.delivery_id)
 
 
-def _record(results: Sequence[AttemptResult], most_wait: float) -> Recorded:
+def _record(results: Sequence[AttemptResult]) -> Recorded:
     """Store results of different deliveries: lock their queues, record the attempts, write the queues back."""
     by_queue: dict[uuid.UUID, list[AttemptResult]] = defaultdict(list)
     for result in results:
@@ -240,8 +199,6 @@ def _record(results: Sequence[AttemptResult], most_wait: float) -> Recorded:
         pipelined(),
     ):
         other.execute(KEEP_PLANS)
-        if most_wait:
-            other.execute("SELECT set_config('lock_timeout', %s, true)", (f"{most_wait * 1000:.0f}ms",))
         queues = {key: QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking).items()}
         steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
         recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
@@ -360,4 +317,4 @@ def _latency(result: AttemptResult) -> float | None:
 
 def _sealed_exchange(result: AttemptResult) -> bytes | None:
     exchange = result.outcome.exchange
-    return seal_exchange(exchange, _local.sealer) if exchange is not None and result.delivery.keeps_exchange else None
+    return seal_exchange(exchange, _sealer) if exchange is not None and result.delivery.keeps_exchange else None

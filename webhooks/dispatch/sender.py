@@ -86,8 +86,6 @@ class Sender:
         self._grace_ends = float("inf")
         self._claim_thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="claim")
         self._record_thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="record")
-        # Not started before it is needed.
-        self._waiting_thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="record-waiting")
 
     # --- called from other threads --------------------------------------------------------------
 
@@ -226,7 +224,6 @@ class Sender:
             await self._release(self._in_flight.leases | self._given_back)
             self._claim_thread.shutdown()
             self._record_thread.shutdown()
-            self._waiting_thread.shutdown()
             self._progress.end()
 
     def _build_parts(self) -> None:
@@ -237,7 +234,6 @@ class Sender:
         )
         self._recorder = Recorder(
             run_in_thread=lambda work: self._in_thread(self._record_thread, work),
-            run_waiting=lambda work: self._in_thread(self._waiting_thread, work),
             gather=self._gather,
             on_recorded=self._on_recorded,
             gives_up=lambda: time.monotonic() > self._grace_ends,

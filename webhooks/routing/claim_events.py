@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 import psycopg
-from psycopg.rows import class_row, scalar_row
+from psycopg.rows import class_row
 
 from core.db import server_cursor
 
@@ -43,16 +43,6 @@ FROM turn CROSS JOIN LATERAL (
     ORDER BY created_at, id LIMIT greatest(1, %(events)s / (SELECT count(*) FROM turn))
     FOR UPDATE SKIP LOCKED
 ) AS e
-"""
-
-
-# Those of some organizations whose events have been due for a while.
-STILL_WAITING = """
-SELECT w.organization_id FROM unnest(%(organizations)s::uuid[]) AS w(organization_id)
-WHERE EXISTS (
-    SELECT FROM events_event e WHERE e.organization_id = w.organization_id AND e.status = 'accepted'
-      AND e.due_at <= statement_timestamp() - make_interval(secs => %(seconds)s)
-)
 """
 
 
@@ -98,10 +88,3 @@ class EventClaims:
 def claiming_cursor() -> psycopg.Cursor[AcceptedEvent]:
     """Return a cursor for `EventClaims.claim`."""
     return server_cursor(class_row(AcceptedEvent))
-
-
-def still_waiting(organization_ids: Collection[uuid.UUID], seconds: float) -> set[uuid.UUID]:
-    """Return those of the organizations that have events which have been due for so many seconds."""
-    with server_cursor(scalar_row) as cursor:
-        parameters = {"organizations": list(organization_ids), "seconds": seconds}
-        return set(cursor.execute(STILL_WAITING, parameters).fetchall())

@@ -5,8 +5,6 @@ round fails, its events are processed one by one, so that one bad event or subsc
 
 Rounds are short and fair: organizations that want few deliveries come first, and one that wants many gets the rest of
 the round.  Its other events wait for the next round or, in a worker with a backlog sender, for that process.
-An event that wants more deliveries than a round may make gets them in several, and stays accepted until the last of
-them: whichever process goes on with it, after a crash for instance, makes those that don't exist yet.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
-from cachetools import LRUCache, TTLCache
 from django.conf import settings
 from psycopg.rows import scalar_row
 
@@ -47,11 +44,6 @@ BACKLOG_DELIVERIES_AT_A_TIME = 5_000
 # one claims only this many times what that round processed, until a round processes all that it claimed.
 CLAIM_AHEAD = 2
 FEWEST_EVENTS = 8
-# An organization whose event came so long ago may have the next one in a moment: rounds are short for it.
-OTHERS_SECONDS = 0.5
-# Events that wait for further rounds, of which a thread remembers which deliveries exist.
-MOST_BEGUN = 64
-MOST_SEEN_LATELY = 2  # one, or several
 
 # Each running fan-out takes a shared advisory lock whose second key is the number of events that it has claimed
 # (`webhooks.stats` adds them up).  The number is always true, because the lock ends with the transaction.  A round
@@ -129,10 +121,6 @@ class FanOut:
         self._overdue: frozenset[uuid.UUID] = frozenset()
         self._progress = Progress()
         self._most_events = sys.maxsize
-        self._seen_lately: TTLCache[uuid.UUID, bool] = TTLCache(MOST_SEEN_LATELY, OTHERS_SECONDS)
-        # By event, the subscriptions that have a delivery by an earlier round of this thread.  Others may have made
-        # more: what exists is not made again.
-        self._begun: LRUCache[uuid.UUID, set[uuid.UUID]] = LRUCache(MOST_BEGUN)
 
     def run_round(
         self,
@@ -147,7 +135,8 @@ class FanOut:
         than the database's, each event gets a transaction to itself.  What the round left behind decides how many
         events the next one claims.
 
-        hand_over: takes the deliveries that can be sent at once.  deliveries: the most that the round makes.
+        hand_over: takes the deliveries that can be sent at once.  deliveries: most that the round makes, unless a
+        single event has more.
         """
         started = time.perf_counter()
         limit = min(limit, self._most_events)
@@ -172,16 +161,13 @@ class FanOut:
                 self._process_alone(event, deliveries)
             return Round(len(events), more=len(events) >= limit, left_to_claims=True)
         processed = done.outcomes()
-        self._note_begun(done)
         if hand_over is not None:
             hand_over.begin()
         result = self._result(events, done, limit)
         if result.inboxes:
             announce_arrivals(result.inboxes)
         self._overdue = result.passed_over
-        if done.in_part and not processed:
-            self._most_events = 1
-        elif result.left_behind:
+        if result.left_behind:
             self._most_events = max(FEWEST_EVENTS, CLAIM_AHEAD * len(processed))
         elif result.seen >= limit:
             self._most_events = CLAIM_AHEAD * limit
@@ -201,7 +187,7 @@ class FanOut:
     @staticmethod
     def _result(events: Sequence[AcceptedEvent], done: RoundInsert, limit: int) -> Round:
         """Return what became of a round's events."""
-        finished = {event.id for event in done.completed} | set(done.put_off)
+        finished = {event.id for event in done.chosen} | set(done.put_off)
         served = {event.organization_id for event in done.chosen}
         left = frozenset(event.organization_id for event in events if event.id not in finished)
         return Round(
@@ -217,38 +203,21 @@ class FanOut:
     def _process(
         self, events: Sequence[AcceptedEvent], deliveries: int, hand_over: HandOver | None = None
     ) -> RoundInsert:
-        """Insert the deliveries of locked events, at most `deliveries`; the other events stay accepted."""
+        """Insert the deliveries of locked events, as many as a round may; the other events stay accepted."""
         if not events:
             return RoundInsert()
-        organizations = {event.organization_id for event in events}
-        self._seen_lately.update(dict.fromkeys(organizations, True))
-        matchers = self._subscribers.matchers(organizations)
+        matchers = self._subscribers.matchers({event.organization_id for event in events})
         wanting = select(events, matchers, self._overdue, self._progress)
-        for event_id in self._begun.keys() & wanting.keys():
-            begun = self._begun[event_id]
-            wanting[event_id] = [one for one in wanting[event_id] if one.subscription_id not in begun]
         candidates = [event for event in events if event.id in wanting]
-        wanted = {event_id: len(found) for event_id, found in wanting.items()}
-        is_shared = len(self._seen_lately) > 1
-        choice = choose_events(candidates, wanted, deliveries, self._overdue, is_shared=is_shared)
-        chosen = choice.events
+        chosen = choose_events(
+            candidates, {event_id: len(found) for event_id, found in wanting.items()}, deliveries, self._overdue
+        )
         put_off = self._put_off(chosen, wanting)
         if put_off:
             chosen = [event for event in chosen if event.id not in put_off]
-        for event_id, number in choice.in_part.items():
-            wanting[event_id] = wanting[event_id][:number]
-        in_part = choice.in_part.keys() - put_off
-        insertion = RoundInsert(chosen, wanting, put_off, hand_over, in_part)
+        insertion = RoundInsert(chosen, wanting, put_off, hand_over)
         insertion.insert()
         return insertion
-
-    def _note_begun(self, done: RoundInsert) -> None:
-        """Remember which deliveries of events that aren't finished are committed."""
-        for event in done.completed:
-            self._begun.pop(event.id, None)
-        for event_id in done.in_part:
-            made = {one.subscription_id for one in done.inserted_of(event_id)}
-            self._begun[event_id] = self._begun.get(event_id, set()) | made
 
     @staticmethod
     def _put_off(chosen: Sequence[AcceptedEvent], wanting: Wanting) -> set[uuid.UUID]:
@@ -288,9 +257,7 @@ class FanOut:
                 return self._process(found, deliveries)
 
         try:
-            done = in_pipelined_transaction(again)
-            _log_outcomes(done.outcomes(), started)
-            self._note_begun(done)
+            _log_outcomes(in_pipelined_transaction(again).outcomes(), started)
         except Exception as error:
             if is_transient(error):
                 raise

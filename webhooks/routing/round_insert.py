@@ -35,10 +35,7 @@ class Processed:
 
 
 class RoundInsert:
-    """What a transaction does with its events.  How many deliveries are new is known when it is committed.
-
-    in_part: events of which `wanting` has only some of the subscriptions, and which therefore stay accepted.
-    """
+    """What a transaction does with its events.  How many deliveries are new is known when it is committed."""
 
     def __init__(
         self,
@@ -46,11 +43,9 @@ class RoundInsert:
         wanting: Wanting | None = None,
         put_off: Collection[uuid.UUID] = (),
         hand_over: HandOver | None = None,
-        in_part: Collection[uuid.UUID] = (),
     ) -> None:
         self.chosen = chosen
         self.put_off = put_off
-        self.in_part = in_part
         self.pending = NewDeliveries()
         self._wanting: Wanting = wanting or {}
         self._hand_over = hand_over
@@ -61,25 +56,16 @@ class RoundInsert:
         if not self.chosen:
             return
         delay = settings.DELIVERY_RETRY_SCHEDULE[0]
-        self.pending, handed_over = _divide(self.chosen, self._wanting, self._hand_over, self.in_part)
+        self.pending, handed_over = _divide(self.chosen, self._wanting, self._hand_over)
         if not len(handed_over):
             self._hand_over = None
         if self._hand_over is not None:
             self._hand_over.insert(handed_over)
         self.pending.insert(delay, self._inserting, self._ordering)
+        ids = [event.id for event in self.chosen]
         other = server_cursor()
-        if ids := [event.id for event in self.completed]:
-            other.execute(MARK_PROCESSED, {"ids": plain_array(ids), "least": min(ids), "greatest": max(ids)})
+        other.execute(MARK_PROCESSED, {"ids": plain_array(ids), "least": min(ids), "greatest": max(ids)})
         self.pending.mark_queues(delay, other)
-
-    @property
-    def completed(self) -> list[AcceptedEvent]:
-        """Return the events that are processed now."""
-        return [event for event in self.chosen if event.id not in self.in_part]
-
-    def inserted_of(self, event_id: uuid.UUID) -> Sequence[SubscribedTypes]:
-        """Return the subscriptions for which an event has a delivery by now."""
-        return self._wanting[event_id]
 
     def outcomes(self) -> list[Processed]:
         """Return the events that were processed."""
@@ -89,21 +75,15 @@ class RoundInsert:
         inserted = self.pending.inserted(self._inserting, self._ordering)
         if self._hand_over is not None:
             inserted += self._hand_over.inserted()
-        # If any were inserted, only a round of one event can tell whose they are.
-        new = not wanted or inserted > 0 or len(self.chosen) > 1
-        return [Processed(event, new or not self._wanting[event.id]) for event in self.completed]
+        # If all were inserted, every delivery is new; if not, only in a round of one event is it known whose weren't.
+        new = not wanted or inserted == wanted or len(self.chosen) > 1
+        return [Processed(event, new or not self._wanting[event.id]) for event in self.chosen]
 
 
 def _hand_over_places(
-    chosen: Sequence[AcceptedEvent],
-    wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]],
-    hand_over: HandOver,
-    in_part: Collection[uuid.UUID],
+    chosen: Sequence[AcceptedEvent], wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]], hand_over: HandOver
 ) -> dict[uuid.UUID, int]:
-    """Return how many deliveries of each subscription are handed over.
-
-    in_part: events that are for claims, which gather, because so many want them.
-    """
+    """Return how many deliveries of each subscription are handed over."""
     all_wanted = [one for event in chosen for one in wanting[event.id]]
     # A delivery with an ordering key has to be claimed: its turn is decided under the lock of its queue.
     in_order = {
@@ -115,9 +95,7 @@ def _hand_over_places(
     }
     active = Counter(
         one.subscription_id
-        for event in chosen
-        if event.id not in in_part
-        for one in wanting[event.id]
+        for one in all_wanted
         if one.is_active and not one.is_inbox and one.subscription_id not in in_order
     )
     others = {one.subscription_id for one in all_wanted} - active.keys()
@@ -128,10 +106,9 @@ def _divide(
     chosen: Sequence[AcceptedEvent],
     wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]],
     hand_over: HandOver | None,
-    in_part: Collection[uuid.UUID],
 ) -> tuple[NewDeliveries, NewDeliveries]:
     """Return the deliveries of the round: those for claims to find, and those that are handed over."""
-    places = {} if hand_over is None else _hand_over_places(chosen, wanting, hand_over, in_part)
+    places = {} if hand_over is None else _hand_over_places(chosen, wanting, hand_over)
     pending, handed_over = NewDeliveries(), NewDeliveries()
     for event in chosen:
         at_once: list[uuid.UUID] = []
@@ -148,7 +125,7 @@ def _divide(
                 )
             elif not subscription.is_active:
                 (held_inboxes if subscription.is_inbox else held).append(subscription_id)
-            elif event.id not in in_part and places.get(subscription_id, 0) > 0:
+            elif places.get(subscription_id, 0) > 0:
                 places[subscription_id] -= 1
                 at_once.append(subscription_id)
             elif subscription.is_inbox:
