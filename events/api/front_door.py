@@ -53,9 +53,6 @@ EVENTS_ROUTE = "/api/events"
 BATCH_ROUTE = "/api/events/batch"
 # Pause between two signals of this process.
 SHARE_SECONDS = 0.002
-# Requests with more events than this are stored apart from the others, through a separate connection, which is opened
-# when the first one comes: storing a thousand takes as long as many commits of others.
-MOST_SMALL = 50
 # Problems of requests that are refused because of what was stored before.
 _CONFLICTS = {REUSED, RUNNING, "dedup_conflict"}
 NO_HEADERS: Mapping[str, str] = {}
@@ -88,8 +85,6 @@ class EventsDoor:
     def __init__(self) -> None:
         self.commits = GroupCommit()
         self.idempotent_commits = IdempotentCommit()
-        self._large_commits = GroupCommit()
-        self._large_idempotent_commits = IdempotentCommit()
         self.authenticator = Authenticator()
         self._signal_wanted = False
         self._signaling: asyncio.Task[None] | None = None
@@ -99,13 +94,7 @@ class EventsDoor:
 
     @property
     def services(self) -> tuple[GroupCommit, ...]:
-        return self.commits, self.idempotent_commits, self._large_commits, self._large_idempotent_commits
-
-    def _commits_for(self, events: int, *, is_keyed: bool) -> GroupCommit:
-        """Return what stores a request with so many events."""
-        if events > MOST_SMALL:
-            return self._large_idempotent_commits if is_keyed else self._large_commits
-        return self.idempotent_commits if is_keyed else self.commits
+        return self.commits, self.idempotent_commits
 
     def routes(self) -> dict[tuple[str, str], Handler]:
         """Return the handlers by method and path."""
@@ -213,7 +202,7 @@ class EventsDoor:
             await self._pace(caller)
         origin = origin_of(request.request_id, request.header(b"traceparent"), request.header(b"tracestate"))
         pending = None if once is None else PendingResponse(once, lambda results: _kept(receive(results)))
-        commits = self._commits_for(len(events), is_keyed=pending is not None)
+        commits = self.commits if pending is None else self.idempotent_commits
 
         def is_replay() -> bool:
             return pending is not None and pending.is_replayed

@@ -6,19 +6,14 @@ import contextlib
 import http.client
 import json
 import socket
-import uuid
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-import psycopg
 import pytest
-from django.db import connection
 from structlog.testing import capture_logs
 
 from core import wakeups
 from core.front_door.http import Request
-from devstack.waiting import wait_until
-from events.api.front_door import MOST_SMALL
 from events.models import Event
 from orgs.front_door import whose
 from orgs.keys import create_api_key
@@ -383,41 +378,3 @@ def test_a_working_key_s_requests_wait_with_its_organization_s_and_all_others_wi
         assert read(connected)[0] == 200
     assert asked_with(front.key) == organization.id
     assert asked_with("trk_nonsense_nonsense") == "2001:db8::"
-
-
-def test_a_large_batch_that_takes_long_delays_nobody_elses_event(
-    front: Door, organization: Organization, other_organization: Organization
-) -> None:
-    other = Door(front.port, create_api_key(other_organization)[1])
-    for header in ((), (f"Idempotency-Key: {uuid.uuid4()}",)):
-        held = str(uuid.uuid4())
-        many = json.dumps(
-            [{"type": "a", "data": 1, "dedup_id": held}, *([{"type": "a", "data": 1}] * MOST_SMALL)]
-        ).encode()
-        batch = front.head(f"Content-Length: {len(many)}", *header, path="/api/events/batch") + many
-        with (
-            psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": None}) as holder,
-            front.connect() as large,
-            other.connect() as small,
-        ):
-            holder.execute(
-                "INSERT INTO events_dedupkey (organization_id, dedup_id, event_id, fingerprint, expires_at)"
-                " VALUES (%s, %s, %s, '', now() + interval '1 hour')",
-                (organization.id, held, uuid.uuid4()),
-            )
-            large.sendall(batch)
-            wait_until(waits_for_a_lock, "the batch doesn't wait")
-            small.sendall(other.whole(EVENT, *(f"{line}-small" for line in header)))
-            assert read(small)[0] == 202
-            holder.rollback()
-            assert read(large)[0] == 202
-
-
-def waits_for_a_lock() -> bool:
-    """Tell whether a connection of this test waits for what another one has locked."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
-            " AND wait_event_type = 'Lock')"
-        )
-        return bool(cursor.fetchone()[0])
