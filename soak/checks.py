@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devstack.http_receiver import Received, verify
+from devstack.late_responses import late_responses
 from devstack.stack import Stack
 from soak.consumers import Consumed
 from soak.endpoints import token_of
@@ -234,18 +235,6 @@ def _check_attempts(
         report.violations.append(
             f"{report.duplicates} duplicates, but only {report.in_flight_at_kills} were in flight at the kills"
         )
-
-
-def late_responses(requests: list[Received], errors: Counter[str]) -> int:
-    """Return how many of a delivery's requests may have been answered when the sender had given up.
-
-    Such an attempt is recorded as a failure, as is one that got no response, which is therefore subtracted.  A
-    request that was reset before the first byte may have gone out again within the same attempt, at no cost; but what
-    the sender left unanswered is always a timeout.
-    """
-    unanswered = sum(not request.status for request in requests)
-    cut = sum(request.cut for request in requests)
-    return max(errors["timeout"] + errors["connection_lost"] - unanswered, errors["timeout"] - cut)
 
 
 def _id_of(request: Received) -> str:

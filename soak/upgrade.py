@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
-import subprocess
 import sys
-import tarfile
 import time
 import traceback
 from collections.abc import Callable
@@ -25,6 +22,7 @@ from devstack.errors import DevstackError
 from devstack.processes import OURS, ROOT, Code, Process
 from devstack.sockets import free_port
 from devstack.stack import Stack, forget_settings_of_the_shell, stop_on_signals
+from devstack.versions import check_out, git, new_migrations, previous
 from devstack.waiting import wait_until
 from soak.__main__ import SETTINGS
 from soak.result import conclude, write
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 SEED = 1
 STEP_SECONDS = 4.0
 ARRIVAL_SECONDS = 60.0
-MIGRATIONS = "*/migrations/[0-9]*.py"
 # More than WORKER_SHUTDOWN_GRACE, and than gunicorn's graceful_timeout.
 STOP_SECONDS = 60.0
 
@@ -189,68 +186,6 @@ class Upgrade:
             self._violations.append(f"{process.name} ended with {code} on SIGTERM ({process.log})")
 
 
-def _git(*arguments: str, root: Path = ROOT) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DevstackError(f"git {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout.strip()
-
-
-def previous(root: Path = ROOT) -> str:
-    """Return the version before this one or, where no tag tells, the commit before the newest migration was added."""
-    try:
-        return _git("describe", "--tags", "--abbrev=0", "--match", "v[0-9]*", "HEAD~1", root=root)
-    except DevstackError:
-        pass
-    added = _git("log", "-1", "--diff-filter=A", "--format=%H", "--", MIGRATIONS, root=root)
-    try:
-        before = _git("rev-parse", "--verify", "--quiet", f"{added}^{{commit}}^", root=root)
-    except DevstackError:
-        raise DevstackError(
-            "This clone has no version before this one. Get the history, with `git fetch --unshallow --tags`, or name"
-            " a commit: make upgrade-check FROM=COMMIT"
-        ) from None
-    if not _git("diff", "--diff-filter=D", "--no-renames", "--name-only", added, "HEAD", "--", MIGRATIONS, root=root):
-        return before
-    # Migrations were rewritten since, which is done only before a release: begin with the new ones.
-    return _git("log", "-1", "--format=%H", "--", MIGRATIONS, root=root)
-
-
-def new_migrations(old: Path, new: Path = ROOT) -> list[str]:
-    """Return the migrations that only the new code has, as `app.name`."""
-    names = [
-        {f"{path.parent.parent.name}.{path.stem}" for path in root.glob("*/migrations/[0-9]*.py")}
-        for root in (old, new)
-    ]
-    return sorted(names[1] - names[0])
-
-
-def check_out(ref: str, home: Path) -> Code:
-    """Put the files of a commit into a folder below `home`, with an environment if it requires other packages."""
-    commit = _git("rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}")
-    root = home / commit[:12]
-    if not root.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        archive, unpacked = home / f"{commit[:12]}.tar", home / f"{commit[:12]}.new"
-        _git("archive", "--format=tar", f"--output={archive.absolute()}", commit)
-        with tarfile.open(archive) as files:
-            files.extractall(unpacked, filter="data")
-        archive.unlink()
-        unpacked.rename(root)
-    required = (root / "requirements.txt").read_bytes()
-    if required == (ROOT / "requirements.txt").read_bytes():
-        return Code(root)
-    environment = home / f"venv-{hashlib.sha256(required).hexdigest()[:12]}"
-    python = environment / "bin" / "python"
-    if not (environment / ".installed").exists():
-        print(f"Installing what {ref} requires into {environment} ...", flush=True)
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment)], check=True)
-        subprocess.run([str(python), *install, "-r", str(root / "requirements.txt")], check=True)
-        (environment / ".installed").touch()
-    return Code(root, str(python))
-
-
 def main() -> int:
     """Run the upgrade, print its table, write its result; 1 when a promise was broken.
 
@@ -275,7 +210,7 @@ def main() -> int:
         stack.make_database_again()
         stack.redis.flushall()
         print(
-            f"from {ref} ({old.root.name}) to {_git('describe', '--always', '--dirty')};"
+            f"from {ref} ({old.root.name}) to {git('describe', '--always', '--dirty')};"
             f" new migrations: {', '.join(new_migrations(old.root)) or 'none'}\n"
         )
         print(f"{'':<35} {'seconds':>7} {'accepted':>9} {'delivered':>10}   responses")

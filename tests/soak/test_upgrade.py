@@ -10,8 +10,8 @@ import pytest
 
 from devstack.errors import DevstackError
 from devstack.http_receiver import Received
-from soak.checks import late_responses
-from soak.upgrade import new_migrations, previous
+from devstack.late_responses import late_responses
+from devstack.versions import new_migrations, previous
 
 
 class History:
