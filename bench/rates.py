@@ -11,12 +11,15 @@ from devstack.http_receiver import ReceiverProcess
 
 @dataclass(frozen=True)
 class Sent:
-    """A drained backlog.  per_second counts recorded deliveries; cpu is the worker's, in seconds."""
+    """A drained backlog.  per_second counts recorded deliveries; cpu is the workers', in seconds; postgres: the same
+    of PostgreSQL.
+    """
 
     deliveries: int
     per_second: float
     twice: int
     cpu: float
+    postgres: float
 
 
 def drain(
@@ -37,7 +40,8 @@ def drain(
     stack.make_due(tenant, chosen, deliveries // subscriptions)
     stack.settle_tables()
     receiver.take()
-    cpu = cpu_seconds(*pids)
+    server = stack.postgres.pid or 0
+    cpu, postgres = cpu_seconds(*pids), cpu_seconds(server)
     started = float(stack.value("SELECT extract(epoch FROM clock_timestamp())"))
     stack.announce(chosen)
     stack.wait_until(
@@ -45,10 +49,10 @@ def drain(
         " AND (in_flight > 0 OR next_due_at <= clock_timestamp()))",
         (chosen,),
     )
-    cpu = cpu_seconds(*pids) - cpu
+    cpu, postgres = cpu_seconds(*pids) - cpu, cpu_seconds(server) - postgres
     done, ended = stack.sql(
         "SELECT count(*), extract(epoch FROM max(completed_at)) FROM webhooks_delivery"
         " WHERE subscription_id = ANY(%s) AND status = 'delivered'",
         (chosen,),
     )[0]
-    return Sent(done, done / (float(ended) - started), duplicates(receiver.take()), cpu)
+    return Sent(done, done / (float(ended) - started), duplicates(receiver.take()), cpu, postgres)

@@ -53,7 +53,7 @@ _SMALL: dict[object, dict[str, object]] = {
         "METRICS_PAUSE": 0.0,
     },
     churn: {"WARM_UP": 20, "DELIVERIES": 400},
-    scaling: {"WARM_UP": 20, "DELIVERIES": 400},
+    scaling: {"WARM_UP": 20, "DELIVERIES": 400, "REQUESTS": 60, "PROCESSES": (1, 2)},
     memory: {"WARM_UP": 50, "ROUND": 100, "ROUNDS": 1, "ENDLESS": 10},
     wal: {"OLD_EVENTS": 500, "WARM_UP": 20, "SINGLE_REQUESTS": 60, "BATCH_REQUESTS": 6, "EVENTS_A_BATCH": 10},
     stack: {"DRAIN_SECONDS": 60.0},

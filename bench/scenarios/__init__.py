@@ -49,7 +49,8 @@ SCENARIOS: dict[str, Callable[[BenchStack], list[Figure]]] = {
     "big-tables": bigtables.big_tables,
     "history": history.history,
     "churn": churn.churn,
-    "workers": scaling.two_workers,
+    "workers": scaling.workers,
+    "web-processes": scaling.web_processes,
     "memory": memory.memory,
     "wal": wal.wal,
 }
