@@ -9,8 +9,9 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 from cachetools import LRUCache
@@ -151,6 +152,14 @@ _BOUNDS = (
 )
 
 
+class _Stale(NamedTuple):
+    """A count that is stale, and what had been added when its refresh began."""
+
+    bound: _Bound
+    kept: _Count
+    added_before: int
+
+
 class BacklogEstimate:
     """What is waiting, as estimated by this process: counted now and then, plus what it has accepted since."""
 
@@ -171,25 +180,38 @@ class BacklogEstimate:
         with self._lock:
             return all(self._count_of(bound, organization_id).counted_at > then for bound in _BOUNDS)
 
-    def refresh(self, organization_id: uuid.UUID) -> None:
-        """Count again what is stale."""
-        for bound in _BOUNDS:
-            with self._lock:
+    def begin_refresh(self, organization_id: uuid.UUID) -> list[_Stale]:
+        """Return what is stale, for `finish_refresh`; meanwhile other requests use the old counts.
+
+        What is added from now on may not be committed when it is counted.  So this is called before `add`, also if
+        another thread counts.
+        """
+        now = time.monotonic()
+        stale = []
+        with self._lock:
+            for bound in _BOUNDS:
                 count = self._count_of(bound, organization_id)
-                started = time.monotonic()
-                if count.stale_at > started:
-                    continue
-                # Set before counting: meanwhile other threads use the old count.
-                count.stale_at = started + _FRESH_SECONDS
-                added_before = count.added
+                if count.stale_at <= now:
+                    count.stale_at = now + _FRESH_SECONDS
+                    stale.append(_Stale(bound, count, count.added))
+        return stale
+
+    def finish_refresh(self, organization_id: uuid.UUID, stale: Sequence[_Stale]) -> None:
+        """Count again what is stale."""
+        for bound, count, added_before in stale:
+            started = time.monotonic()
             length = bound.count(organization_id, bound.limit() + 1)
             counted = time.monotonic()
             with self._lock:
-                # What was added meanwhile may not have been committed when it was counted.  If it was, it is counted
-                # twice until the next count: a bound may apply too early, but never too late.
+                # What was added meanwhile and committed before the count is counted twice until the next one: a bound
+                # may apply too early.
                 count.length = length + count.added - added_before
                 count.counted_at = counted
                 count.stale_at = counted + max(_FRESH_SECONDS, _FRESH_PER_SECOND_COUNTED * (counted - started))
+
+    def refresh(self, organization_id: uuid.UUID) -> None:
+        """Count again what is stale."""
+        self.finish_refresh(organization_id, self.begin_refresh(organization_id))
 
     def add(self, organization_id: uuid.UUID, events: int) -> Problem | None:
         """Add `events` to the estimate and return None, or add nothing and return why they may not be accepted.

@@ -257,8 +257,10 @@ class EventsDoor:
         """Do as `backlog.require_room`, with the counts made in a thread."""
         organization_id = caller.organization_id
         if backlog.estimate.is_stale(organization_id):
+            stale = backlog.estimate.begin_refresh(organization_id)
             count = asyncio.get_running_loop().run_in_executor(
-                self._threads, lambda: borrow_connection(lambda: backlog.estimate.refresh(organization_id))
+                self._threads,
+                lambda: borrow_connection(lambda: backlog.estimate.finish_refresh(organization_id, stale)),
             )
             if backlog.estimate.is_recent(organization_id):
                 count.add_done_callback(_ignore_failure)  # if the database is away, storing the events fails, too
