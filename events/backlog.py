@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -180,8 +180,8 @@ class BacklogEstimate:
         with self._lock:
             return all(self._count_of(bound, organization_id).counted_at > then for bound in _BOUNDS)
 
-    def begin_refresh(self, organization_id: uuid.UUID) -> list[_Stale]:
-        """Return what is stale, for `finish_refresh`; meanwhile other requests use the old counts.
+    def begin_refresh(self, organization_id: uuid.UUID, bounds: Iterable[_Bound] = _BOUNDS) -> list[_Stale]:
+        """Return which counts of `bounds` are stale, for `finish_refresh`; meanwhile other requests use the old ones.
 
         What is added from now on may not be committed when it is counted.  So this is called before `add`, also if
         another thread counts.
@@ -189,7 +189,7 @@ class BacklogEstimate:
         now = time.monotonic()
         stale = []
         with self._lock:
-            for bound in _BOUNDS:
+            for bound in bounds:
                 count = self._count_of(bound, organization_id)
                 if count.stale_at <= now:
                     count.stale_at = now + _FRESH_SECONDS
@@ -210,8 +210,9 @@ class BacklogEstimate:
                 count.stale_at = counted + max(_FRESH_SECONDS, _FRESH_PER_SECOND_COUNTED * (counted - started))
 
     def refresh(self, organization_id: uuid.UUID) -> None:
-        """Count again what is stale."""
-        self.finish_refresh(organization_id, self.begin_refresh(organization_id))
+        """Count again what is stale and what no other thread counts."""
+        for bound in _BOUNDS:
+            self.finish_refresh(organization_id, self.begin_refresh(organization_id, (bound,)))
 
     def add(self, organization_id: uuid.UUID, events: int) -> Problem | None:
         """Add `events` to the estimate and return None, or add nothing and return why they may not be accepted.

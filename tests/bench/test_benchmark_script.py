@@ -48,7 +48,7 @@ def test_every_event_is_followed_from_the_request_to_the_receiver(tmp_path: Path
     [
         (["--events", "0"], "--events must be more than 0"),
         (["--url", "http://127.0.0.1:9"], "--url and --api-key go together"),
-        (["--url", f"http://127.0.0.1:{free_port()}", "--api-key", "trk_x"], "does not answer"),
+        (["--url", f"http://127.0.0.1:{free_port()}", "--api-key", "trk_x"], "does not respond"),
     ],
 )
 def test_what_can_t_be_measured_ends_with_one_line(arguments: list[str], reason: str) -> None:

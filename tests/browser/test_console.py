@@ -102,9 +102,10 @@ class Operator:
 def test_what_failed_for_one_organization_in_the_last_hour_why_and_again(
     staff_tab: Watched, site: str, demo: Demo
 ) -> None:
-    for number, (error, code) in enumerate([("timeout", None)] * 5 + [("http_status", 503)] * 3):
-        row = Delivery.objects.filter(organization_id=demo.organization, subscription_id=demo.healthy)[number]
-        Delivery.objects.filter(pk=row.pk).update(
+    rows = Delivery.objects.filter(organization_id=demo.organization, subscription_id=demo.healthy).order_by("pk")
+    causes = [("timeout", None)] * 5 + [("http_status", 503)] * 3
+    for key, (error, code) in zip(rows.values_list("pk", flat=True)[: len(causes)], causes, strict=True):
+        Delivery.objects.filter(pk=key).update(
             status="failed", last_error=error, last_status_code=code, next_attempt_at=None, completed_at=timezone.now()
         )
     operator = Operator(staff_tab, site)

@@ -276,8 +276,8 @@ def idle_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     [
         ({"PORT": "0"}, "PORT=0 is not a port number."),
         ({"PORT": "http"}, "PORT=http is not a port number."),
-        ({"DATABASE_URL": "postgres://nobody@127.0.0.1:1/nothing"}, "PostgreSQL does not answer at DATABASE_URL: "),
-        ({"REDIS_URL": "redis://127.0.0.1:1/0"}, "Redis does not answer at REDIS_URL: "),
+        ({"DATABASE_URL": "postgres://nobody@127.0.0.1:1/nothing"}, "PostgreSQL does not respond at DATABASE_URL: "),
+        ({"REDIS_URL": "redis://127.0.0.1:1/0"}, "Redis does not respond at REDIS_URL: "),
         ({"DELIVERY_TIMEOUT": "soon"}, "DELIVERY_TIMEOUT is wrong: expected a duration"),
     ],
 )

@@ -304,8 +304,8 @@ COMMANDS: dict[str, list[str]] = {
     "purge_expired": [],
     "rotate_encryption_keys": [],
 }
-# It sends, as a worker does.
-SENDERS = {"send_backlog"}
+# They send.
+SENDERS = {"rqworker", "send_backlog"}
 
 
 def our_commands() -> set[str]:

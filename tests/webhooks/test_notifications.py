@@ -509,10 +509,10 @@ def test_an_operational_event_is_delivered_as_every_event_is(organization: Organ
         (request,) = wait_until(
             lambda: [one for one in receiver.requests if one.path == "/ops"], "nothing was delivered"
         )
+        wait_until(lambda: statuses(subscription=watching) == ["delivered"], "it isn't recorded")
     Webhook(secret).verify(request.body, {name.lower(): value for name, value in request.headers.items()})
     document = json.loads(request.body)
     assert document["type"] == "triggers.endpoint.disabled"
     assert document["data"]["subscription"]["id"] == str(gone.pk)
     assert document["data"]["cause"]["automatically"] is True
-    wait_until(lambda: statuses(subscription=watching) == ["delivered"], "it isn't recorded")
     assert document["data"]["waiting_deliveries"] <= notifications.COUNT_WAITING_TO
