@@ -239,10 +239,13 @@ class SignalListener:
 
     An RQ job takes milliseconds from its creation to its function; this takes one round trip.  Without this thread, RQ
     jobs and the sweep are enough.
+
+    on_silence: called after LISTEN_SECONDS without a signal, and when the thread ends.
     """
 
-    def __init__(self, on_signal: Callable[[], None]) -> None:
+    def __init__(self, on_signal: Callable[[], None], on_silence: Callable[[], None] = lambda: None) -> None:
         self._on_signal = on_signal
+        self._on_silence = on_silence
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="signal", daemon=True)
 
@@ -262,10 +265,14 @@ class SignalListener:
             try:
                 token = call_redis(lambda redis: redis.blpop([SIGNAL_KEY], LISTEN_SECONDS))
             except RedisUnavailable:
+                self._on_silence()
                 self._stopping.wait(1.0)
                 continue
             if token is not None:
                 self._on_signal()
+            else:
+                self._on_silence()
+        self._on_silence()
 
 
 class _Waker:

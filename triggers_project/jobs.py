@@ -97,13 +97,15 @@ def last_fan_out() -> float:
     return _fanned_out_at
 
 
-def process_events() -> None:
+def process_events(borrow: Callable[[Callable[[], bool]], bool] = borrow_connection) -> None:
     """Fan out accepted events for a slice of time; enqueue the next slice while work is left.
 
     While the database is away nothing is done: the sweep wakes this queue again when it is back.
+
+    borrow: runs work with a database connection.
     """
     try:
-        left = borrow_connection(lambda: _one_thread.run(lambda: fan_out_for(SLICE_SECONDS), SLICE_SECONDS))
+        left = borrow(lambda: _one_thread.run(lambda: fan_out_for(SLICE_SECONDS), SLICE_SECONDS))
     except Exception as error:
         if not is_transient(error):
             raise

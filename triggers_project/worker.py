@@ -30,7 +30,7 @@ from rq.timeouts import JobTimeoutException
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from core.db import borrow_connection
+from core.db import borrow_connection, give_connection_back, keep_connection
 from core.metrics.process import publish
 from core.process import prepare
 from core.redis import RedisUnavailable, call_redis, describe_fault
@@ -98,7 +98,7 @@ class TriggersWorker(SimpleWorker):
         housekeeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         housekeeping.start()
         notifier = None if self._ends else start_notifier()
-        listener = SignalListener(_process_signaled_events)
+        listener = SignalListener(_process_signaled_events, on_silence=give_connection_back)
         if not self._ends:
             listener.start()
         kwargs["logging_level"] = "WARNING"  # RQ tells of every job; ours tell what they did
@@ -284,7 +284,7 @@ class TriggersWorker(SimpleWorker):
 def _process_signaled_events() -> None:
     """Do what an RQ job on `events` does; no failure ends the listening thread."""
     try:
-        process_events()
+        process_events(keep_connection)
     except Exception as error:
         log.error("fan_out_failed", error=repr(error)[:300])
 

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 from django.db import connection
 
-from core.db import borrow_connection, server_cursor
+from core.db import borrow_connection, give_connection_back, keep_connection, server_cursor
 
 
 def _backend() -> int:
@@ -32,3 +32,18 @@ def test_a_connection_that_the_server_ended_while_it_was_idle_is_replaced_unnoti
         pid = borrow_connection(_backend)
         _kill(pid)
         assert borrow_connection(_backend) != pid
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_kept_connection_is_the_same_until_it_is_given_back_breaks_or_its_work_fails() -> None:
+    pid = keep_connection(_backend)
+    kept = connection.connection
+    assert keep_connection(lambda: connection.connection) is kept
+    _kill(pid)
+    assert keep_connection(_backend) != pid
+    with pytest.raises(ZeroDivisionError):
+        keep_connection(lambda: 1 / 0)
+    assert connection.connection is None
+    keep_connection(_backend)
+    give_connection_back()
+    assert connection.connection is None

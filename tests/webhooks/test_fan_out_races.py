@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from django.db import connection
 
 from core.ids import derive_id
 from events.ingest import ingest
@@ -19,6 +20,7 @@ from webhooks import subscriptions
 from webhooks.dispatch.claim import claim
 from webhooks.models import Subscription, SubscriptionQueue
 from webhooks.queues import mark_due, mark_held
+from webhooks.routing.fan_out import FAN_OUT_LOCK
 
 SAME_DELIVERY = """
 INSERT INTO webhooks_delivery (
@@ -49,6 +51,31 @@ def change_during_fan_out(organization: Organization, subscription: Subscription
             other.rollback()
 
         in_threads(2, work)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_round_can_be_seen_before_it_reads_which_subscriptions_there_are(organization: Organization) -> None:
+    """A recovery waits for the rounds that it sees: one that is unseen could miss the subscription it is for."""
+    subscribe(organization, "http://127.0.0.1:1/a")
+    ingest(organization.id, NewEvent("a.b", "{}", None))
+    with another_transaction() as other:
+        other.execute("LOCK TABLE webhooks_subscription IN ACCESS EXCLUSIVE MODE")
+
+        def work(number: int) -> int:
+            if number == 0:
+                fan_out()
+                return 0
+            wait_until_held_up(other)
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = %s AND granted",
+                    [FAN_OUT_LOCK],
+                )
+                seen = int(cursor.fetchone()[0])
+            other.rollback()
+            return seen
+
+        assert sorted(in_threads(2, work)) == [0, 1]
 
 
 def resync_marked() -> None:

@@ -127,7 +127,7 @@ def test_what_a_fan_out_has_in_hand_holds_nobody_up_and_comes_into_a_new_default
         """One that takes its time between looking up the subscriptions and inserting."""
 
         def _process(self, events: Any, hand_over: Any = None) -> Any:
-            wanting = select(events, self._subscribers.matchers({event.organization_id for event in events}))
+            wanting = select(events, self._subscribers.matchers({e.organization_id: e.fingerprint for e in events}))
             looked_up.set()
             assert may_end.wait(30)
             insertion = RoundInsert(events, wanting)

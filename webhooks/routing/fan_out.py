@@ -23,7 +23,7 @@ from core.arrays import plain_array, text_array
 from core.db import KEEP_PLANS_WITHOUT_WAITING, in_pipelined_transaction, is_transient, server_cursor
 from core.metrics.kinds import Counter as CounterMetric
 from webhooks.destinations.inbox.arrivals import announce_arrivals
-from webhooks.routing.claim_events import AcceptedEvent, EventClaims, claiming_cursor
+from webhooks.routing.claim_events import CLAIM_AGAIN, AcceptedEvent, EventClaims, claiming_cursor
 from webhooks.routing.hand_over import HandOver
 from webhooks.routing.round_insert import Processed, RoundInsert
 from webhooks.routing.round_shares import choose_events
@@ -47,9 +47,11 @@ FEWEST_EVENTS = 8
 
 # Each running fan-out takes a shared advisory lock whose second key is the number of events that it has claimed
 # (`webhooks.stats` adds them up).  The number is always true, because the lock ends with the transaction.  A round
-# takes it before it looks up subscriptions, so that a recovery can wait for the rounds that don't see a new one.
+# takes one with 0 before it reads which subscriptions there are, so that a recovery can wait for the rounds that don't
+# see a new one.
 FAN_OUT_LOCK = 71_001
 ANNOUNCE_FAN_OUT = f"SELECT pg_advisory_xact_lock_shared({FAN_OUT_LOCK}, %s)"
+BEGIN_FAN_OUT = f"{KEEP_PLANS_WITHOUT_WAITING}, pg_advisory_xact_lock_shared({FAN_OUT_LOCK}, 0)"
 
 
 # A failed fan-out is repeated after 1, 2, 4, ... seconds, at most a minute.
@@ -178,7 +180,7 @@ class FanOut:
         with claiming_cursor() as claiming:
             other = server_cursor()
             # A crash that forgets this commit leaves the events accepted, and they are processed again.
-            other.execute(KEEP_PLANS_WITHOUT_WAITING)
+            other.execute(BEGIN_FAN_OUT)
             events = self._claims.claim(limit, skip, claiming)
             if events:
                 other.execute(ANNOUNCE_FAN_OUT, (len(events),))
@@ -206,7 +208,7 @@ class FanOut:
         """Insert the deliveries of locked events, as many as a round may; the other events stay accepted."""
         if not events:
             return RoundInsert()
-        matchers = self._subscribers.matchers({event.organization_id for event in events})
+        matchers = self._subscribers.matchers({event.organization_id: event.fingerprint for event in events})
         wanting = select(events, matchers, self._overdue, self._progress)
         candidates = [event for event in events if event.id in wanting]
         chosen = choose_events(
@@ -247,13 +249,10 @@ class FanOut:
         started = time.perf_counter()
 
         def again() -> RoundInsert:
-            with server_cursor() as cursor:
-                cursor.execute(
-                    "SELECT 1 FROM events_event WHERE id = %s AND status = 'accepted' FOR UPDATE SKIP LOCKED",
-                    (event.id,),
-                )
-                found = [event] if cursor.fetchone() else []
-                cursor.execute(ANNOUNCE_FAN_OUT, (len(found),))
+            with claiming_cursor() as claiming, server_cursor() as other:
+                other.execute(BEGIN_FAN_OUT)
+                found = claiming.execute(CLAIM_AGAIN, (event.id,)).fetchall()
+                other.execute(ANNOUNCE_FAN_OUT, (len(found),))
                 return self._process(found, deliveries)
 
         try:

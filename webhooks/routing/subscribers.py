@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -19,13 +19,13 @@ log = structlog.get_logger()
 
 REMEMBERED_ORGANIZATIONS = 1_000
 
-# Each change of a subscription makes a row version with another xmin, whatever the clocks say and in whichever order
-# transactions commit.  So the fingerprint changes whenever a subscription is added, changed, disabled, or deleted.
-_FINGERPRINTS = """
-SELECT organization_id, md5(string_agg(id::text || xmin::text, ',' ORDER BY id)) AS fingerprint
-FROM webhooks_subscription
-WHERE organization_id = ANY(%s::uuid[]) AND deleted_at IS NULL GROUP BY organization_id
-"""
+# The fingerprint of the subscriptions of the organization in scope, NULL if it has none.  Each change of a subscription
+# makes a row version with another xmin, whatever the clocks say and in whichever order transactions commit.  So the
+# fingerprint changes whenever a subscription is added, changed, disabled, or deleted.
+FINGERPRINT = """(
+    SELECT md5(string_agg(s.id::text || s.xmin::text, ',' ORDER BY s.id))
+    FROM webhooks_subscription s WHERE s.organization_id = {organization_id} AND s.deleted_at IS NULL
+)"""
 
 
 # Each subscription of an organization, and its version, as above.
@@ -47,39 +47,28 @@ class _Version:
 _Versions = dict[uuid.UUID, tuple[str, SubscribedTypes]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Fingerprint:
-    """A row of _FINGERPRINTS."""
-
-    organization_id: uuid.UUID
-    fingerprint: str
-
-
 class Subscribers:
-    """Matchers by organization.  For one thread; every call checks whether anything has changed since."""
+    """Matchers by organization.  For one thread."""
 
     def __init__(self) -> None:
         self._matchers: LRUCache[uuid.UUID, tuple[str, Matcher, _Versions]] = LRUCache(REMEMBERED_ORGANIZATIONS)
 
-    def matchers(self, organization_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, Matcher]:
-        """Return the matcher of each organization that has subscriptions."""
-        with server_cursor(class_row(_Fingerprint)) as cursor:
-            rows = cursor.execute(_FINGERPRINTS, (list(organization_ids),)).fetchall()
+    def matchers(self, fingerprints: Mapping[uuid.UUID, str | None]) -> dict[uuid.UUID, Matcher]:
+        """Return the matcher of each organization that has subscriptions.
+
+        fingerprints: of each organization's subscriptions (FINGERPRINT), read in the current transaction.
+        """
         found: dict[uuid.UUID, Matcher] = {}
-        changed: dict[uuid.UUID, str] = {}
-        for row in rows:
-            remembered = self._matchers.get(row.organization_id)
-            if remembered is not None and remembered[0] == row.fingerprint:
-                found[row.organization_id] = remembered[1]
-            else:
-                changed[row.organization_id] = row.fingerprint
-        # Read after the fingerprints: a change in between is in the matcher already, and noticed the next time.
-        for organization_id, fingerprint in changed.items():
+        for organization_id, fingerprint in fingerprints.items():
+            if fingerprint is None:
+                continue
             remembered = self._matchers.get(organization_id)
-            versions = _load(organization_id, {} if remembered is None else remembered[2])
-            matcher = Matcher(one for _, one in versions.values())
-            found[organization_id] = matcher
-            self._matchers[organization_id] = fingerprint, matcher, versions
+            if remembered is None or remembered[0] != fingerprint:
+                # Read after the fingerprint: what changes in between is in the matcher, and found out the next time.
+                versions = _load(organization_id, {} if remembered is None else remembered[2])
+                remembered = fingerprint, Matcher(one for _, one in versions.values()), versions
+                self._matchers[organization_id] = remembered
+            found[organization_id] = remembered[1]
         return found
 
 
