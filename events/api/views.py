@@ -209,9 +209,7 @@ class EventListView(APIView):
         read=lambda request: _content(request, _reading(request)),
         unless=validate_only,
         is_secret=False,
-        beforehand=lambda view, request: _admit_beforehand(
-            request, _reading(request), is_batch=_reading(request).is_batch
-        ),
+        beforehand=lambda view, request: _admit_beforehand(request, _reading(request)),
         replaying=_replaying,
         conflicting=lambda request: _count_conflicts(request, _reading(request)),
     )

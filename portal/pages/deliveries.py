@@ -75,6 +75,16 @@ class DeliveryPage(PortalView):
         can_be = row.ordering_key is not None and row.subscription.deleted_at is None
         return can_be and state_of(row) in DeliveryAction.SKIP.states
 
+    def take_action(self, action: DeliveryAction, row: Delivery) -> bool:
+        """Take an action, with its audit entry, and wake the workers; return whether it changed the delivery."""
+        with transaction.atomic():
+            changed = delivery_actions.apply(action, [row.pk], announce=False)
+            if changed:
+                self.record(f"delivery.{action.verb}", row.pk, name=f"{row.event.type} to {row.subscription.url}")
+        if changed:
+            wake(WEBHOOKS)
+        return bool(changed)
+
 
 class DeliveryListView(DeliveryPage):
     """The deliveries, newest first, by status, type, endpoint, and time."""
@@ -208,13 +218,8 @@ class RetryView(DeliveryPage):
         row = self.own_delivery(delivery_id)
         if row.event.is_erased:
             raise NotAllowed("It can't be retried", words.why_not_retryable(row))
-        with transaction.atomic():
-            changed = delivery_actions.apply(DeliveryAction.RETRY, [row.pk], announce=False)
-            if changed:
-                self.record("delivery.retry", row.pk, name=f"{row.event.type} to {row.subscription.url}")
-        if not changed:
+        if not self.take_action(DeliveryAction.RETRY, row):
             raise NotAllowed("It can't be retried now", words.why_not_retryable(self.own_delivery(delivery_id)))
-        wake(WEBHOOKS)
         done = "again" if is_inbox(row.subscription) else "retried"
         return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done={done}")
 
@@ -232,11 +237,6 @@ class SkipView(DeliveryPage):
 
     def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
         row = self.own_delivery(delivery_id)
-        with transaction.atomic():
-            changed = delivery_actions.apply(DeliveryAction.SKIP, [row.pk], announce=False)
-            if changed:
-                self.record("delivery.skip", row.pk, name=f"{row.event.type} to {row.subscription.url}")
-        if not changed:
+        if not self.take_action(DeliveryAction.SKIP, row):
             raise NotAllowed("It can't be skipped", words.why_not_skippable(self.own_delivery(delivery_id)))
-        wake(WEBHOOKS)
         return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done=skipped")

@@ -86,7 +86,7 @@ class BacklogSender:
         found = list(subscription_ids)
         if not found or self._closed:
             return
-        self._waiting_for_room.update(key for key in found if in_flight.has_of(key))
+        self._waiting_for_room.update(key for key in found if in_flight.has_any_of(key))
         self.start()
         self.wake()
 
@@ -95,7 +95,7 @@ class BacklogSender:
         recorded = self._waiting_for_room.intersection(subscription_ids)
         if recorded:
             self.wake()
-            self._waiting_for_room.difference_update([key for key in recorded if not in_flight.has_of(key)])
+            self._waiting_for_room.difference_update([key for key in recorded if not in_flight.has_any_of(key)])
 
     def wake(self) -> None:
         """Tell the process that something may be due."""

@@ -37,7 +37,7 @@ class InFlight:
     def __len__(self) -> int:
         return self._total
 
-    def has_of(self, subscription_id: uuid.UUID) -> bool:
+    def has_any_of(self, subscription_id: uuid.UUID) -> bool:
         """Tell whether deliveries of the subscription are in work."""
         return subscription_id in self._by_subscription
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from django.utils.safestring import SafeString
@@ -13,6 +13,8 @@ from webhooks.display.formatting import format_duration
 from webhooks.display.series import Period, Series, percentile
 from webhooks.models import Gauge
 from webhooks.rollups import DELIVERED
+
+Table = dict[str, object]
 
 
 def _seen(period: Period, value: float | None) -> float | None:
@@ -126,59 +128,57 @@ def failures_by_cause(total: Period) -> list[CauseRow]:
     ]
 
 
-TABLE_HEAD = (
-    "period (UTC)", "accepted", "attempts", "delivered", "failed attempts", "no attempts left", "success rate",
-    "response time p50", "response time p95", "accepted to received p50", "accepted to received p95", "due", "retrying",
-    "paused", "held", "in flight", "workers",
+_OF_ATTEMPTS = (
+    "attempts", "delivered", "failed attempts", "no attempts left", "success rate", "response time p50",
+    "response time p95", "accepted to received p50", "accepted to received p95",
 )  # fmt: skip
+_NO_WORKER = "no figures: no worker was running"
 
 
 def _ms(value: float | None) -> str:
     return "-" if value is None else format_duration(value)
 
 
-def table_rows(series: Series) -> list[Sequence[str]]:
-    """Return all figures as text, the newest period first: what the charts show, for those who can't see them."""
-    rows: list[Sequence[str]] = []
+def _attempt_cells(period: Period) -> list[str]:
+    """Return what _OF_ATTEMPTS names."""
+    rate = period.success_rate
+    return [
+        f"{period.attempts:,}", f"{period.delivered:,}", f"{period.failed:,}", f"{period.gave_up:,}",
+        "-" if rate is None else percent(rate),
+        *(_ms(percentile(of, share)) for of in (period.durations, period.latencies) for share in (0.5, 0.95)),
+    ]  # fmt: skip
+
+
+def _gauge_cells(period: Period) -> list[str]:
+    names = ("due", "retrying", "paused", "held", "in_flight", "workers")
+    values = [period.gauge and _reading(period.gauge, name) for name in names]
+    return ["-" if value is None else f"{value:,}" for value in values]
+
+
+def _table(series: Series, first: Sequence[str], cells: Callable[[Period], list[str]], head: Sequence[str]) -> Table:
+    """Return a table, the newest period first: what the charts show, for those who can't see them.
+
+    first: the cell beside the time, if there is one, which a gap has, too.  cells: the others, which head names.  span:
+    over how many columns a gap says why it is one.
+    """
+    rows: list[list[str]] = []
     for period in reversed(series.periods):
-        at = period.at.strftime("%Y-%m-%d %H:%M")
-        if not period.is_observed:
-            rows.append((at, f"{period.accepted:,}", "no figures: no worker was running"))
-            continue
-        rate = period.success_rate
-        gauges = (
-            period.gauge and _reading(period.gauge, name)
-            for name in ("due", "retrying", "paused", "held", "in_flight", "workers")
-        )
-        rows.append((
-            at, f"{period.accepted:,}", f"{period.attempts:,}", f"{period.delivered:,}", f"{period.failed:,}",
-            f"{period.gave_up:,}",
-            "-" if rate is None else percent(rate),
-            *(_ms(percentile(of, share)) for of in (period.durations, period.latencies) for share in (0.5, 0.95)),
-            *("-" if value is None else f"{value:,}" for value in gauges),
-        ))  # fmt: skip
-    return rows
+        begins = [period.at.strftime("%Y-%m-%d %H:%M"), *([f"{period.accepted:,}"] if first else [])]
+        rows.append(begins + (cells(period) if period.is_observed else [_NO_WORKER]))
+    return {"head": ["period (UTC)", *first, *head], "rows": rows, "span": len(head)}
 
 
-def table(series: Series) -> dict[str, object]:
-    """Return all figures as a table.  span: over how many columns a gap says why it is one."""
-    return {"head": TABLE_HEAD, "rows": table_rows(series), "span": len(TABLE_HEAD) - 2}
+def table(series: Series) -> Table:
+    """Return all figures of an organization, or of all, as a table."""
+    gauges = ("due", "retrying", "paused", "held", "in flight", "workers")
+    return _table(
+        series, ("accepted",), lambda period: _attempt_cells(period) + _gauge_cells(period), (*_OF_ATTEMPTS, *gauges)
+    )
 
 
-# Those that aren't about the whole organization.
-_OF_ENDPOINTS = (0, 2, 3, 4, 5, 6, 7, 8, 9, 10)
-
-
-def endpoint_table(series: Series) -> dict[str, object]:
-    """Return the figures of one endpoint as a table."""
-    return {
-        "head": [TABLE_HEAD[number] for number in _OF_ENDPOINTS],
-        "rows": [
-            [row[number] for number in _OF_ENDPOINTS] if len(row) > len(_OF_ENDPOINTS) else [row[0], row[-1]]
-            for row in table_rows(series)
-        ],
-        "span": len(_OF_ENDPOINTS) - 1,
-    }
+def endpoint_table(series: Series) -> Table:
+    """Return the figures of one endpoint as a table: without those that only an organization has."""
+    return _table(series, (), _attempt_cells, _OF_ATTEMPTS)
 
 
 def headline(series: Series) -> list[tuple[str, str, str]]:
