@@ -150,6 +150,22 @@ def test_an_organization_with_many_subscriptions_does_not_keep_another_one_waiti
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("rate", [None, 1.0])
+def test_a_queue_that_gave_all_it_had_has_no_backlog_however_little_it_was_allowed_to_give(
+    organization: Organization, rate: float | None
+) -> None:
+    subscription = _subscribe(organization)
+    Subscription.objects.update(deliveries_per_second=rate)
+    _accept(organization, 1)
+    claimed = claim(1, queues=QueueFilter.WITHOUT_BACKLOG)
+    assert (len(claimed.deliveries), claimed.backlog, claimed.more) == (1, frozenset(), False)
+    queue = SubscriptionQueue.objects.get(pk=subscription.pk)
+    assert not queue.has_backlog
+    # No claim looks at it again before something is due there.
+    assert queue.next_due_at is None or rate
+
+
+@pytest.mark.django_db
 def test_a_queue_has_a_backlog_while_a_claim_takes_all_that_it_might(organization: Organization) -> None:
     backlogged, quiet = _subscribe(organization), _subscribe(organization)
     _accept(organization, 5)

@@ -36,7 +36,7 @@ QUEUES_AT_A_TIME = 200
 class QueueFilter(Enum):
     """Which queues a claim looks at; the value is what `has_backlog` may be.
 
-    A queue has a backlog while each claim takes as much from it as it may: more may be due.
+    A queue has a backlog while each claim takes as much from it as it may, and more is due.
     """
 
     ALL = (False, True)
@@ -57,10 +57,10 @@ class Occupancy:
 class Claim:
     """The result of a claim.
 
-    more: another claim may find more at once. backlog: the subscriptions whose queues gave as many deliveries as they
-    were allowed to. rate_waits: for each of these that waits for its rate limit, the seconds until the next delivery is
-    allowed. skipped_locked: some due queues were skipped because others had locked them, which takes milliseconds.
-    clock: the database's time.  lease_ends: when the leases end, by this machine's monotonic clock.
+    more: another claim may find more at once. backlog: the subscriptions whose queues have a backlog now. rate_waits:
+    for each queue that waits for its rate limit, the seconds until the next delivery is allowed. skipped_locked: some
+    due queues were skipped because others had locked them, which takes milliseconds. clock: the database's time.
+    lease_ends: when the leases end, by this machine's monotonic clock.
     """
 
     deliveries: list[ClaimedDelivery] = field(default_factory=list)
@@ -186,27 +186,47 @@ class _LeasedDelivery(msgspec.Struct, frozen=True):
     ordering_key: str | None
 
 
-# A queue that gave its whole quota may have more that is due; only for one that gave less is the index read.  One with
+# Up to this quota, the index tells whether a queue that gave all of it has more that is due. A queue that gave more
+# counts as a backlog without a look, which would have to pass everything that was just taken.
+_LOOK_UP_TO = 16
+
+# A queue has a backlog if it gave its whole quota and more is due. With a small quota, that is often all there was: the
+# worker would leave a queue that needs nothing to the backlog sender, which may be busy with others. A queue with
 # ordering keys stays with the process that works off its backlog while anything waits: that process records the results
 # that free the next deliveries, and looks for them at once.
 _UPDATE_CLAIMED_QUEUES = """
 UPDATE webhooks_subscriptionqueue q
 SET in_flight = q.in_flight + v.taken,
     last_claimed_at = clock_timestamp(),
-    has_backlog = v.taken >= v.quota OR (q.has_ordered AND q.has_backlog AND EXISTS (
-        SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = q.subscription_id AND d.status = 'pending'
-    )),
+    has_backlog = v.taken >= v.quota AND (NOT v.looks OR coalesce(next.attempt_at <= clock_timestamp(), false))
+        OR q.has_ordered AND q.has_backlog AND EXISTS (
+            SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = q.subscription_id AND d.status = 'pending'
+        ),
     rate_reserved_until = to_timestamp(v.reserved_until),
     next_due_at = CASE
         WHEN v.wait_until IS NOT NULL THEN to_timestamp(v.wait_until)
-        WHEN v.taken >= v.quota THEN q.next_due_at
-        ELSE (SELECT min(d.next_attempt_at) FROM webhooks_delivery d
-              WHERE d.subscription_id = q.subscription_id AND d.status = 'pending')
+        WHEN v.looks THEN next.attempt_at
+        ELSE q.next_due_at
     END
-FROM unnest(%(queues)s::uuid[], %(taken)s::int[], %(quotas)s::int[], %(reserved)s::float8[], %(waits)s::float8[])
-     AS v(subscription_id, taken, quota, reserved_until, wait_until)
+FROM (
+    SELECT *, taken < quota OR quota <= %(look_up_to)s AS looks
+    FROM unnest(%(queues)s::uuid[], %(taken)s::int[], %(quotas)s::int[], %(reserved)s::float8[], %(waits)s::float8[])
+         AS u(subscription_id, taken, quota, reserved_until, wait_until)
+) AS v
+CROSS JOIN LATERAL (
+    SELECT min(d.next_attempt_at) AS attempt_at FROM webhooks_delivery d
+    WHERE v.looks AND d.subscription_id = v.subscription_id AND d.status = 'pending'
+) AS next
 WHERE q.subscription_id = v.subscription_id
+RETURNING q.subscription_id, q.has_backlog
 """
+
+
+class _QueueState(msgspec.Struct, frozen=True):
+    """A row of _UPDATE_CLAIMED_QUEUES."""
+
+    subscription_id: uuid.UUID
+    has_backlog: bool
 
 
 @dataclass(slots=True)
@@ -239,34 +259,74 @@ def claim(limit: int, occupancy: Occupancy | None = None, queues: QueueFilter = 
     occupancy: this worker's.  If it is given, no organization gets more than three times the places that stay free, no
     subscription more than stay free of its organization's, and no host more than MAX_CONNECTIONS_PER_HOST.
     """
-    return in_pipelined_transaction(lambda: _claim(limit, occupancy, queues))
+    done = in_pipelined_transaction(lambda: _claim(limit, occupancy, queues))
+    if not done.turns:
+        return Claim(skipped_locked=done.skipped_locked)
+    # The last statement's result arrived with that of the COMMIT.
+    backlog = frozenset(queue.subscription_id for queue in done.states.fetchall() if queue.has_backlog)
+    waits = [turn.wait_until for turn in done.turns if turn.wait_until is not None]
+    # Queues in which a claim of those without a backlog left something behind have one now, and belong to the backlog
+    # sender.
+    may_go_on = queues is not QueueFilter.WITHOUT_BACKLOG and any(
+        turn.wait_until is None and turn.subscription_id in backlog for turn in done.turns
+    )
+    return Claim(
+        done.deliveries,
+        more=may_go_on or len(done.turns) >= QUEUES_AT_A_TIME,
+        backlog=backlog,
+        rate_waits=tuple(wait - done.now for wait in waits),
+        skipped_locked=done.skipped_locked,
+        clock=DatabaseClock(done.now, done.started),
+        lease_ends=done.started + _lease_seconds(),
+    )
 
 
-def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Claim:
+@dataclass(frozen=True, slots=True)
+class _Transaction:
+    """What a claim's transaction did.
+
+    states: the cursor of _UPDATE_CLAIMED_QUEUES.  started: when it began, by this machine's monotonic clock.  now: the
+    database's time, in seconds since the epoch.
+    """
+
+    states: psycopg.Cursor[_QueueState]
+    started: float
+    turns: Sequence[_Turn] = ()
+    deliveries: list[ClaimedDelivery] = field(default_factory=list)
+    skipped_locked: bool = False
+    now: float = 0.0
+
+
+def _lease_seconds() -> float:
+    return settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN
+
+
+def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> _Transaction:
     """Lock queues, share the places out, lease deliveries, write the queues back: four statements, pipelined."""
     started = time.monotonic()
-    lease_seconds = settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN
     selection = {
         "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION,
         "has_backlog": list(queues.value),
         "queues": min(QUEUES_AT_A_TIME, limit),
     }
     locking, leasing = server_cursor(class_row(_DueQueue)), server_cursor(class_row(_LeasedDelivery))
-    other = server_cursor()
+    states, other = server_cursor(class_row(_QueueState)), server_cursor()
     # A crash that forgets this commit leaves the deliveries pending, which is what they then are.
     other.execute(KEEP_PLANS_WITHOUT_WAITING)
     rows = locking.execute(_LOCK_DUE_QUEUES, selection).fetchall()
     if not rows:
-        return Claim(skipped_locked=other.execute(_ANY_CLAIMABLE, selection).fetchone() is not None)
+        met_locks = other.execute(_ANY_CLAIMABLE, selection).fetchone() is not None
+        return _Transaction(states, started, skipped_locked=met_locks)
     now = rows[0].now
     turns = [_turn(row) for row in rows]
     _allocate(turns, limit, occupancy)
-    deliveries = _lease(turns, lease_seconds, leasing)
+    deliveries = _lease(turns, leasing)
     for turn in turns:
         _reserve_rate(turn, now)
-    other.execute(
+    states.execute(
         _UPDATE_CLAIMED_QUEUES,
         {
+            "look_up_to": _LOOK_UP_TO,
             "queues": [turn.subscription_id for turn in turns],
             "taken": [turn.taken for turn in turns],
             "quotas": [turn.quota for turn in turns],
@@ -274,19 +334,7 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> Clai
             "waits": [turn.wait_until for turn in turns],
         },
     )
-    exhausted = [turn for turn in turns if turn.is_exhausted]
-    # Queues in which a claim of those without a backlog left something behind have one now, and belong to the backlog
-    # sender.
-    may_go_on = queues is not QueueFilter.WITHOUT_BACKLOG and any(turn.wait_until is None for turn in exhausted)
-    return Claim(
-        deliveries,
-        more=may_go_on or len(rows) >= QUEUES_AT_A_TIME,
-        backlog=frozenset(turn.subscription_id for turn in exhausted),
-        rate_waits=tuple(turn.wait_until - now for turn in exhausted if turn.wait_until is not None),
-        skipped_locked=len(rows) < rows[0].due_queues,
-        clock=DatabaseClock(now, started),
-        lease_ends=started + lease_seconds,
-    )
+    return _Transaction(states, started, turns, deliveries, skipped_locked=len(rows) < rows[0].due_queues, now=now)
 
 
 def _turn(row: _DueQueue) -> _Turn:
@@ -329,9 +377,7 @@ def _allocate(turns: Sequence[_Turn], limit: int, occupancy: Occupancy | None) -
         turn.quota = quota
 
 
-def _lease(
-    turns: Sequence[_Turn], lease_seconds: float, cursor: psycopg.Cursor[_LeasedDelivery]
-) -> list[ClaimedDelivery]:
+def _lease(turns: Sequence[_Turn], cursor: psycopg.Cursor[_LeasedDelivery]) -> list[ClaimedDelivery]:
     """Lease each turn's due deliveries, up to its quota, and count them.
 
     Where deliveries have ordering keys, those that have to wait are parked first, and the statement leaves out others.
@@ -348,7 +394,7 @@ def _lease(
             "queues": list(served),
             "quotas": [turn.quota for turn in served.values()],
             "lease": lease_id,
-            "lease_seconds": lease_seconds,
+            "lease_seconds": _lease_seconds(),
             **({"blocks": [turn.blocks_on_failure for turn in served.values()]} if ordered else {}),
         },
     )

@@ -778,7 +778,7 @@ class Migration(migrations.Migration):
                     models.BooleanField(
                         db_default=False,
                         default=False,
-                        help_text="The last claim took as much as it was allowed to, so more may be due.",
+                        help_text="The last claim took as much as it was allowed to, and more was due.",
                     ),
                 ),
             ],

@@ -261,7 +261,7 @@ class SubscriptionQueue(models.Model):
     has_backlog = models.BooleanField(
         default=False,
         db_default=False,
-        help_text="The last claim took as much as it was allowed to, so more may be due.",
+        help_text="The last claim took as much as it was allowed to, and more was due.",
     )
 
     class Meta:
