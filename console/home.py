@@ -171,7 +171,7 @@ def _trouble(row: Any, waiting: int) -> dict[str, Any]:
         "since": format_time(row.state_since),
         "cause": cause or "-",
         "waiting": list_link("webhooks_delivery", bounded(waiting), subscription=row.pk, **status),
-        "failed": list_link("webhooks_delivery", "failed", subscription=row.pk, status="failed"),
+        "failed": list_link("webhooks_delivery", "show", subscription=row.pk, status="failed"),
         "next_attempt": "when it is enabled" if not row.is_active else format_time(row.next_attempt_at),
     }
 

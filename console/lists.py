@@ -75,6 +75,8 @@ class BoundedChangeList(ChangeList):
     search_note = ""
     # How many rows there are to look at, in words.
     found_words = ""
+    # The same below the list, with what they are.
+    listed_words = ""
     export_links: Sequence[tuple[str, str]] = ()
 
     def __init__(self, *arguments: Any) -> None:
@@ -106,7 +108,9 @@ class BoundedChangeList(ChangeList):
         super().get_results(request)
         self.search_note = getattr(request, "search_note", "")
         is_cut = getattr(self.paginator, "is_cut", False)
-        self.found_words = f"the first {self.result_count:,} of more" if is_cut else f"{self.result_count:,} found"
+        self.found_words = f"the first {self.result_count:,}" if is_cut else f"{self.result_count:,} found"
+        names = self.opts.verbose_name if self.result_count == 1 else self.opts.verbose_name_plural
+        self.listed_words = f"{'the first ' if is_cut else ''}{self.result_count:,} {names}"
         if getattr(self.model_admin, "export_columns", None):
             self.export_links = [
                 (name, self.get_query_string({"export": form}, ["p"]))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, TypeVar, overload
 
 import psycopg
@@ -35,6 +36,33 @@ MAX_ATTEMPTS = 5
 def is_transient(error: BaseException) -> bool:
     """Return whether the fault is one of the connection or the moment, and not of the data."""
     return isinstance(error, OperationalError | InterfaceError | psycopg.OperationalError | psycopg.InterfaceError)
+
+
+class DatabaseFault(Enum):
+    """Why the database didn't do what it was asked for, although nothing was wrong with that."""
+
+    AWAY = auto()  # it doesn't respond, refuses connections, or has closed this one
+    BUSY = auto()  # it waited for another transaction or worked for too long, and rolled back
+    FULL = auto()  # it responds, and has no disk or memory for this, or can't read or write a file
+
+
+# The first two characters of PostgreSQL's SQLSTATE: insufficient resources, system error.  Having too many connections
+# is one of the former, and means that this process has none.
+_FULL_CLASSES = {"53", "58"}
+# A statement timeout, too, is a QueryCanceled.
+_BUSY = (*TRY_AGAIN, psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+
+
+def fault_of(error: BaseException) -> DatabaseFault | None:
+    """Return what kind of fault a transient error is, None if it isn't transient."""
+    if not is_transient(error):
+        return None
+    cause = error if isinstance(error, psycopg.Error) else error.__cause__  # Django's errors wrap psycopg's
+    if isinstance(cause, _BUSY):
+        return DatabaseFault.BUSY
+    if not isinstance(cause, psycopg.Error) or isinstance(cause, psycopg.errors.TooManyConnections):
+        return DatabaseFault.AWAY
+    return DatabaseFault.FULL if (cause.sqlstate or "")[:2] in _FULL_CLASSES else DatabaseFault.AWAY
 
 
 def describe_database_fault(error: BaseException) -> str | None:

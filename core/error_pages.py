@@ -8,7 +8,7 @@ from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
 from django.urls import reverse
 
-from core.db import is_transient
+from core.db import DatabaseFault, fault_of
 from core.paths import below_api, nothing_at
 from core.problems import Problem, internal_error, problem_response
 
@@ -62,16 +62,33 @@ def handler404(request: HttpRequest, exception: Exception) -> HttpResponse:
     return _page(request, 404, "Not found", "There is no page at this address.")
 
 
+# What the page says of a fault of the database's: title and text.
+_DATABASE_FAULTS = {
+    DatabaseFault.AWAY: (
+        "The database is not responding",
+        "This page comes back with the database. What was accepted is safe, and is delivered then.",
+    ),
+    DatabaseFault.BUSY: (
+        "The database was busy",
+        "Another transaction held what this page needs, or this one took too long and was rolled back. "
+        "Load the page again.",
+    ),
+    DatabaseFault.FULL: (
+        "The database can't store or read this",
+        "It responds, but its disk or memory is full, or a file is damaged. PostgreSQL's log says which. "
+        "What was accepted is safe.",
+    ),
+}
+
+
 def handler500(request: HttpRequest) -> HttpResponse:
-    """Django's 500 page: a problem under /api/.  Without the database it is a 503, which says so."""
+    """Django's 500 page: a problem under /api/.  A fault of the database's is a 503, which says what kind of fault."""
     if _is_api(request):
         return problem_response(request, internal_error())
     error = sys.exception()  # Django calls this while the exception is being handled
-    if isinstance(error, Exception) and is_transient(error):
-        return _page(
-            request, 503, "The database is not responding",
-            "This page comes back with the database. What was accepted is safe, and is delivered then.",
-        )  # fmt: skip
+    fault = fault_of(error) if isinstance(error, Exception) else None
+    if fault is not None:
+        return _page(request, 503, *_DATABASE_FAULTS[fault])
     return _page(
         request, 500, "Something went wrong", "This is a fault of ours. The log of the web process says what happened."
     )

@@ -11,8 +11,17 @@ from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.http import Http404, HttpRequest, HttpResponse
 from rest_framework import exceptions
 
-from core.db import is_transient
-from core.problems import Problem, database_unavailable, internal_error, invalid, no_method, not_found, problem_response
+from core.db import DatabaseFault, fault_of
+from core.problems import (
+    Problem,
+    database_busy,
+    database_unavailable,
+    internal_error,
+    invalid,
+    no_method,
+    not_found,
+    problem_response,
+)
 
 log = structlog.get_logger()
 
@@ -45,9 +54,10 @@ def as_problem(error: BaseException) -> Problem | None:
         return Problem("too_large", "The request body is too large.")
     if isinstance(error, SuspiciousOperation):
         return Problem("bad_request", "The request can't be served as it is.")
-    if is_transient(error):
-        return database_unavailable()
-    return None
+    fault = fault_of(error)
+    if fault is None:
+        return None
+    return database_busy() if fault is DatabaseFault.BUSY else database_unavailable()
 
 
 def _of_drf(error: exceptions.APIException) -> Problem | None:

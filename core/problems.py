@@ -156,9 +156,15 @@ register(
         "An internal error occurred. It was logged with the request id.",
     ),
     ProblemType(
+        "database_busy",
+        503,
+        "Another transaction held what the request needs, or it took too long; retry after `Retry-After`.",
+        "The database was busy. Nothing was stored; try again.",
+    ),
+    ProblemType(
         "database_unavailable",
         503,
-        "The database can't be reached; retry after `Retry-After`.",
+        "The database can't be reached or can't store anything; retry after `Retry-After`.",
         "The database is not available. Nothing was stored; try again.",
     ),
 )
@@ -211,8 +217,15 @@ def internal_error() -> Problem:
     return Problem("internal_error", "An internal error occurred. It was logged with the request id.")
 
 
+def database_busy() -> Problem:
+    """Return the 503 for a transaction that waited or ran for too long and was rolled back: it can be sent at once."""
+    return Problem(
+        "database_busy", "The database was busy. Nothing was stored; try again.", headers={"Retry-After": "1"}
+    )
+
+
 def database_unavailable() -> Problem:
-    """Return the 503 for a database that can't be reached; nothing was stored."""
+    """Return the 503 for a database that can't be reached or can't store anything; nothing was stored."""
     return Problem(
         "database_unavailable",
         "The database is not available. Nothing was stored; try again.",

@@ -8,6 +8,7 @@ REMEDIES = {
     "backlog_full": "Send the request again after `Retry-After`. Operators: start more workers.",
     "bad_request": "Correct the request as `detail` says. An HTTP library normally doesn't send such a request.",
     "cursor_expired": "Begin again with an empty `cursor`.",
+    "database_busy": "Send the request again after `Retry-After`, with the same `dedup_id` or `Idempotency-Key`.",
     "database_unavailable": "Send the request again after `Retry-After`, with the same `dedup_id` or "
     "`Idempotency-Key`.",
     "dedup_conflict": "Use another `dedup_id` for another event, or the same content for the same event.",

@@ -146,6 +146,36 @@ def test_a_host_is_stopped_in_two_clicks_and_enabled_in_two(world: World, desk: 
     assert down().is_active
 
 
+def test_an_endpoint_is_disabled_for_a_reason_in_two_clicks_and_enabled_in_one(world: World, desk: Desk) -> None:
+    desk.open(page_url(down()))
+    desk.click("css=button[name=action][value=disable]")
+    asked = desk.look("disable")
+    assert "Nothing more is sent to 1 subscription; what waits for it is held until it is enabled again." in asked
+    desk.page.keyboard.type("they are moving")  # the field has the cursor already
+    desk.click("css=button >> text=Disable 1 subscription")
+    assert desk.clicks == 2
+    assert "Disabled by the operator: they are moving" in desk.look("disabled")
+    assert not down().is_active
+    desk.click("css=button[name=action][value=enable]")
+    assert desk.clicks == 3
+    assert down().is_active
+
+
+def test_what_waits_for_an_endpoint_is_held_for_a_reason_and_resumed(world: World, desk: Desk) -> None:
+    desk.open(list_url(Delivery, subscription=str(down().pk), status="retrying"))
+    desk.page.check("#action-toggle")
+    desk.page.select_option("select[name=action] >> nth=0", "hold")
+    desk.click("css=button[name=index] >> nth=0")
+    assert "Hold 13 deliveries? Nothing of 13 deliveries is sent until somebody resumes them." in desk.look("hold")
+    desk.page.keyboard.type("their audit")
+    desk.click("css=button >> text=Hold 13 deliveries")
+    assert desk.clicks == 2
+    assert "13 deliveries held" in desk.look("held")
+    assert Delivery.objects.filter(subscription=down(), status="held").count() == 13
+    desk.open(list_url(AuditEntry))
+    assert "their audit" in desk.look("audit")
+
+
 def test_who_revoked_a_key_and_why_is_two_clicks_away(world: World, desk: Desk) -> None:
     desk.open(page_url(world.key))
     desk.click("css=button[name=action][value=revoke]")

@@ -38,6 +38,7 @@ def log_in(client: Client, password: str, name: str = "olga", **extra: Any) -> A
 
 def test_log_in_log_out_and_failures_are_written_down(user: User) -> None:
     client = Client()
+    assert b"<h1>Log in</h1>" in client.get(reverse("admin:login")).content, "Django's page has no heading"
     assert b"Please enter the correct username" in log_in(client, "wrong").content
     assert log_in(client, PASSWORD).status_code == 302
     assert client.get(reverse("admin:index")).status_code == 200

@@ -9,11 +9,13 @@ from typing import Any
 import psycopg
 import pytest
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
-from django.db import InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.http import Http404, HttpRequest, HttpResponse
+from django.utils.html import escape
 from rest_framework import exceptions
 
 from core import error_pages, problems
+from core.db import server_cursor
 from core.exceptions import as_problem
 from core.problems import MEDIA_TYPE, Problem, ProblemType, problem_types, register
 from devstack.processes import ROOT
@@ -35,6 +37,9 @@ from devstack.processes import ROOT
         (OperationalError("gone"), 503, "database_unavailable"),
         (InterfaceError("closed"), 503, "database_unavailable"),
         (psycopg.OperationalError("gone"), 503, "database_unavailable"),
+        (psycopg.errors.TooManyConnections("gone"), 503, "database_unavailable"),
+        (psycopg.errors.DiskFull("full"), 503, "database_unavailable"),
+        (psycopg.errors.DeadlockDetected("busy"), 503, "database_busy"),
     ],
 )
 def test_an_exception_becomes_a_problem(error: Exception, status: int, code: str) -> None:
@@ -86,6 +91,43 @@ def test_django_s_own_pages_are_problems_under_api_and_html_elsewhere(respond: A
     page: HttpResponse = respond(request_for("/admin/x"))
     assert page.status_code == status
     assert page["Content-Type"].startswith("text/html")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("statement", "title", "code"),
+    [
+        ("SET LOCAL statement_timeout = 1; SELECT pg_sleep(10)", "The database was busy", "database_busy"),
+        ("DO $$ BEGIN RAISE deadlock_detected; END $$", "The database was busy", "database_busy"),
+        ("DO $$ BEGIN RAISE lock_not_available; END $$", "The database was busy", "database_busy"),
+        ("DO $$ BEGIN RAISE serialization_failure; END $$", "The database was busy", "database_busy"),
+        ("DO $$ BEGIN RAISE disk_full; END $$", "The database can't store or read this", "database_unavailable"),
+        ("DO $$ BEGIN RAISE too_many_connections; END $$", "The database is not responding", "database_unavailable"),
+        ("DO $$ BEGIN RAISE admin_shutdown; END $$", "The database is not responding", "database_unavailable"),
+    ],
+)
+def test_a_database_that_is_busy_or_full_is_told_from_one_that_is_away(statement: str, title: str, code: str) -> None:
+    for run in (_by_django, _by_psycopg):
+        try:
+            with transaction.atomic():
+                run(statement)
+        except (DatabaseError, psycopg.Error) as error:
+            page, problem = error_pages.handler500(request_for("/admin/x")), as_problem(error)
+        assert page.status_code == 503
+        assert f"<h1>{escape(title)}</h1>" in page.content.decode()
+        assert problem is not None
+        assert (problem.status_code, problem.code) == (503, code)
+        assert int(problem.headers["Retry-After"]) > 0
+
+
+def _by_django(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def _by_psycopg(statement: str) -> None:
+    for one in statement.split(";", 1) if statement.startswith("SET") else [statement]:
+        server_cursor().execute(one)
 
 
 def test_the_problem_has_its_members_and_those_on_top() -> None:

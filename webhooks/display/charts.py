@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from webhooks.display.series import Period, Span
+from webhooks.display.series import Period, Series
 
 WIDTH, HEIGHT = 400, 140
 LEFT, RIGHT, TOP, BOTTOM = 48, 6, 8, 20
@@ -42,8 +43,7 @@ def percent(value: float) -> str:
 
 def chart(
     title: str,
-    periods: Sequence[Period],
-    span: Span,
+    series: Series,
     lines: Sequence[Line],
     show: Callable[[float], str] = count,
     top: float | None = None,
@@ -52,6 +52,7 @@ def chart(
 
     show: a value as text.  top: the highest value of the axis, if that is fixed.
     """
+    periods = series.periods
     values = [[line.value(period) for period in periods] for line in lines]
     present = [value for column in values for value in column if value is not None]
     highest = top if top is not None else _round_up(max(present, default=0))
@@ -75,7 +76,7 @@ def chart(
     times = format_html_join(
         "",
         '<text class="time" x="{}" y="{}">{}</text>',
-        ((x[number], HEIGHT - 4, _clock(periods[number], span)) for number in _labelled(len(periods))),
+        ((x[number], HEIGHT - 4, series.times[number]) for number in _labelled(len(periods))),
     )
     drawn = format_html_join(
         "", "{}", ((_path(line.style, column, x, y),) for line, column in zip(lines, values, strict=True))
@@ -90,7 +91,7 @@ def chart(
         '<figure class="chart"><figcaption>{}<ul class="legend">{}</ul></figcaption>'
         '<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}{}{}{}{}</svg></figure>',
         title, legend, WIDTH, HEIGHT, f"{title}. {said}.", _gaps(periods, x), grid, times, drawn,
-        _strips(periods, span, lines, values, x, show),
+        _strips(series, lines, values, show),
     )  # fmt: skip
 
 
@@ -102,6 +103,7 @@ def _round_up(value: float) -> float:
     return next(size * step for step in (1, 2, 4, 5, 10) if size * step >= value)
 
 
+@lru_cache(maxsize=16)  # all charts of a page have as many periods
 def _positions(number: int) -> list[float]:
     width = (WIDTH - LEFT - RIGHT) / max(number, 1)
     return [round(LEFT + width * (position + 0.5), 1) for position in range(number)]
@@ -109,12 +111,6 @@ def _positions(number: int) -> list[float]:
 
 def _labelled(number: int) -> list[int]:
     return sorted({round((number - 1) * part / 4 + (number - 1) / 8) for part in range(4)}) if number else []
-
-
-def _clock(period: Period, span: Span) -> str:
-    if span.step >= 1440:
-        return period.at.strftime("%b %d")
-    return period.at.strftime("%b %d %H:%M" if span.minutes > 1440 else "%H:%M")
 
 
 def _path(style: str, column: Sequence[float | None], x: Sequence[float], y: Callable[[float], float]) -> SafeString:
@@ -150,32 +146,40 @@ def _gaps(periods: Sequence[Period], x: Sequence[float]) -> SafeString:
     )
 
 
+@lru_cache(maxsize=16)
+def _places_of_strips(number: int) -> list[tuple[range, SafeString]]:
+    """Return for each strip its periods, of `number` in all, and the tag that opens it."""
+    together = max(1, math.ceil(number / STRIPS))
+    width = (WIDTH - LEFT - RIGHT) / max(number, 1)
+    return [
+        (
+            range(first, min(first + together, number)),
+            format_html(
+                '<rect class="strip" x="{}" y="{}" width="{}" height="{}">',
+                round(at - width / 2, 1), TOP, round(width * together, 1), HEIGHT - TOP - BOTTOM,
+            ),
+        )
+        for first, at in list(enumerate(_positions(number)))[::together]
+    ]  # fmt: skip
+
+
 def _strips(
-    periods: Sequence[Period], span: Span, lines: Sequence[Line], values: Sequence[Sequence[float | None]],
-    x: Sequence[float], show: Callable[[float], str],
-) -> SafeString:  # fmt: skip
+    series: Series, lines: Sequence[Line], values: Sequence[Sequence[float | None]], show: Callable[[float], str]
+) -> SafeString:
     """Return invisible strips whose tooltips name the values."""
-    together = max(1, math.ceil(len(periods) / STRIPS))
-    width = (WIDTH - LEFT - RIGHT) / max(len(periods), 1)
+    named = list(zip((line.name for line in lines), values, strict=True))
 
     def text(number: int) -> str:
-        named = ", ".join(
-            f"{line.name} {'-' if column[number] is None else show(column[number])}"  # type: ignore[arg-type]
-            for line, column in zip(lines, values, strict=True)
-        )
-        return f"{_clock(periods[number], span)}: {named if periods[number].is_observed else 'no worker was running'}"
+        if not series.periods[number].is_observed:
+            return f"{series.times[number]}: no worker was running"
+        shown = [f"{name} {'-' if (value := column[number]) is None else show(value)}" for name, column in named]
+        return f"{series.times[number]}: {', '.join(shown)}"
 
     return format_html_join(
         "",
-        '<rect class="strip" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>',
-        (
-            (
-                round(x[first] - width / 2, 1), TOP, round(width * together, 1), HEIGHT - TOP - BOTTOM,
-                "\n".join(text(number) for number in range(first, min(first + together, len(periods)))),
-            )
-            for first in range(0, len(periods), together)
-        ),
-    )  # fmt: skip
+        "{}<title>{}</title></rect>",
+        ((tag, "\n".join(map(text, numbers))) for numbers, tag in _places_of_strips(len(series.periods))),
+    )
 
 
 def _last(column: Sequence[float | None], show: Callable[[float], str]) -> str:

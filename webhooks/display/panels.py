@@ -81,32 +81,30 @@ def _percentiles(of: str) -> list[Line]:
 
 def delivery_charts(series: Series) -> list[SafeString]:
     """Return what an endpoint's page shows over time: attempts, success rate, how long attempts took, latency."""
-    periods, span = series.periods, series.span
     return [
-        chart("Attempts per minute", periods, span, [_per_minute(series, "delivered"), *_failures(series)]),
-        chart("Success rate of attempts", periods, span, [_SUCCESS], percent, 100.0),
-        chart("Response time", periods, span, _percentiles("durations"), format_duration),
-        chart("From accepted to received", periods, span, _percentiles("latencies"), format_duration),
+        chart("Attempts per minute", series, [_per_minute(series, "delivered"), *_failures(series)]),
+        chart("Success rate of attempts", series, [_SUCCESS], percent, 100.0),
+        chart("Response time", series, _percentiles("durations"), format_duration),
+        chart("From accepted to received", series, _percentiles("latencies"), format_duration),
     ]
 
 
 def home_charts(series: Series, *, of_all: bool) -> list[SafeString]:
     """Return the home's charts.  of_all: whether they show all organizations, and so the workers, too."""
-    periods, span = series.periods, series.span
     deliveries = [_per_minute(series, name) for name in ("accepted", "delivered")]
     waiting = [_gauge(name) for name in ("due", "retrying", "paused", "held")]
     charts = [
-        chart("Deliveries per minute", periods, span, deliveries),
-        chart("Failures per minute", periods, span, _failures(series)),
-        chart("Success rate of attempts", periods, span, [_SUCCESS], percent, 100.0),
-        chart("From accepted to received", periods, span, _percentiles("latencies"), format_duration),
-        chart("Waiting deliveries", periods, span, waiting),
-        chart("Oldest delivery that is due", periods, span, [_OLDEST], format_duration),
-        chart("Requests in flight", periods, span, [_gauge("in_flight")]),
+        chart("Deliveries per minute", series, deliveries),
+        chart("Failures per minute", series, _failures(series)),
+        chart("Success rate of attempts", series, [_SUCCESS], percent, 100.0),
+        chart("From accepted to received", series, _percentiles("latencies"), format_duration),
+        chart("Waiting deliveries", series, waiting),
+        chart("Oldest delivery that is due", series, [_OLDEST], format_duration),
+        chart("Requests in flight", series, [_gauge("in_flight")]),
     ]
     if of_all:
-        charts.append(chart("Load of the workers", periods, span, [_LOAD], percent, 100.0))
-        charts.append(chart("Live workers", periods, span, [_gauge("workers")]))
+        charts.append(chart("Load of the workers", series, [_LOAD], percent, 100.0))
+        charts.append(chart("Live workers", series, [_gauge("workers")]))
     return charts
 
 
@@ -155,16 +153,28 @@ def _gauge_cells(period: Period) -> list[str]:
     return ["-" if value is None else f"{value:,}" for value in values]
 
 
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """A period's figures.  gap: why there are none where cells are missing."""
+
+    at: str
+    cells: list[str]
+    gap: str = ""
+
+
 def _table(series: Series, first: Sequence[str], cells: Callable[[Period], list[str]], head: Sequence[str]) -> Table:
     """Return a table, the newest period first: what the charts show, for those who can't see them.
 
     first: the cell beside the time, if there is one, which a gap has, too.  cells: the others, which head names.  span:
     over how many columns a gap says why it is one.
     """
-    rows: list[list[str]] = []
+    rows: list[TableRow] = []
     for period in reversed(series.periods):
-        begins = [period.at.strftime("%Y-%m-%d %H:%M"), *([f"{period.accepted:,}"] if first else [])]
-        rows.append(begins + (cells(period) if period.is_observed else [_NO_WORKER]))
+        at, begins = period.at.strftime("%Y-%m-%d %H:%M"), [f"{period.accepted:,}"] if first else []
+        if period.is_observed:
+            rows.append(TableRow(at, begins + cells(period)))
+        else:
+            rows.append(TableRow(at, begins, _NO_WORKER))
     return {"head": ["period (UTC)", *first, *head], "rows": rows, "span": len(head)}
 
 

@@ -6,6 +6,8 @@ import datetime
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import add
 
 from django.utils import timezone
 from psycopg.rows import class_row
@@ -27,6 +29,11 @@ class Span:
     minutes: int
     step: int
     ranking_step: int
+
+    @property
+    def last(self) -> str:
+        """What stands after "the last": `hour`, `6 hours`."""
+        return self.label.removeprefix("1 ")
 
 
 SPANS = {
@@ -75,12 +82,19 @@ class Period:
         return 100 * self.delivered / self.attempts if self.attempts else None
 
 
-@dataclass(slots=True)
+@dataclass
 class Series:
     """Numbers for everything, an organization, or a subscription over a span, in periods without gaps."""
 
     span: Span
     periods: list[Period]
+
+    @cached_property
+    def times(self) -> list[str]:
+        """When each period began, as short as the span allows."""
+        clock = "%b %d %H:%M" if self.span.minutes > 1440 else "%H:%M"
+        form = "%b %d" if self.span.step >= 1440 else clock
+        return [period.at.strftime(form) for period in self.periods]
 
     def total(self) -> Period:
         """Return all periods as one."""
@@ -90,8 +104,8 @@ class Series:
             whole.gave_up += period.gave_up
             for outcome, count in period.outcomes.items():
                 whole.outcomes[outcome] = whole.outcomes.get(outcome, 0) + count
-            whole.durations = [a + b for a, b in zip(whole.durations, period.durations, strict=True)]
-            whole.latencies = [a + b for a, b in zip(whole.latencies, period.latencies, strict=True)]
+            whole.durations = list(map(add, whole.durations, period.durations))
+            whole.latencies = list(map(add, whole.latencies, period.latencies))
         return whole
 
 
@@ -129,8 +143,8 @@ def read_series(span: Span, organization_id: uuid.UUID = NO_ID, subscription_id:
         period.is_observed = True
         period.gave_up += row.settled if row.outcome != DELIVERED else 0
         period.outcomes[row.outcome] = period.outcomes.get(row.outcome, 0) + row.attempts
-        period.durations = [a + b for a, b in zip(period.durations, row.durations, strict=True)]
-        period.latencies = [a + b for a, b in zip(period.latencies, row.latencies, strict=True)]
+        period.durations = list(map(add, period.durations, row.durations))
+        period.latencies = list(map(add, period.latencies, row.latencies))
     gauges = Gauge.objects.filter(
         step=span.step, organization_id__in={NO_ID, organization_id}, at__gte=start, at__lt=end
     )

@@ -3011,7 +3011,8 @@ export interface components {
          * @description The service can't handle the request now. Nothing was stored; try again.
          *
          *     - `backlog_full`: Too many accepted events are waiting to be processed, over all organizations; retry after `Retry-After`.
-         *     - `database_unavailable`: The database can't be reached; retry after `Retry-After`.
+         *     - `database_busy`: Another transaction held what the request needs, or it took too long; retry after `Retry-After`.
+         *     - `database_unavailable`: The database can't be reached or can't store anything; retry after `Retry-After`.
          */
         503: {
             headers: {
