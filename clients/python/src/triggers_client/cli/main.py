@@ -23,6 +23,7 @@ from triggers_client.client import Client
 from triggers_client.configuration import ConfigurationError
 from triggers_client.errors import AuthenticationError, ConnectionFailedError, TriggersError
 from triggers_client.json_text import characters
+from triggers_client.models import DeliveryWithAttempts
 from triggers_client.webhooks import new_secret, sign
 
 T = TypeVar("T")
@@ -245,7 +246,11 @@ def deliveries(
         delivery = client.deliveries.get(delivery_id)
     if as_json:
         print_json(delivery)
-        return
+    else:
+        _show_attempts(delivery)
+
+
+def _show_attempts(delivery: DeliveryWithAttempts) -> None:
     say(f"{delivery.id}  {delivery.status}  event {delivery.event_id}  subscription {delivery.subscription_id}")
     print_table(
         ["ATTEMPT", "STARTED", "MS", "STATUS", "ERROR"],
