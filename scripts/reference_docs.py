@@ -12,6 +12,7 @@ import datetime
 import json
 import os
 import re
+import sys
 import textwrap
 import uuid
 from collections.abc import Callable, Iterator
@@ -169,6 +170,57 @@ def commands() -> str:
             "stdout, and exits with 1 or 2. A worker is `python manage.py rqworker events webhooks`, and `python "
             "manage.py createsuperuser` creates the first user of the admin. See "
             "[Operations](../operations.md#commands) for how they are used."
+        )
+        + "\n".join(sections)
+    )
+
+
+# --- the command line -------------------------------------------------------------------------------
+
+
+def _command_line_section(name: str, command: Any) -> str:
+    """Return what `triggers NAME --help` says, as a section."""
+    usage, rows = [f"triggers {name}"], []
+    for parameter in command.params:
+        is_argument = parameter.param_type_name == "argument"
+        option = max(parameter.opts, key=len)
+        if option == "--help":
+            continue
+        value = parameter.metavar or ("" if parameter.is_flag else parameter.name.upper())
+        shown = f"{value}{'...' if parameter.nargs == -1 else ''}" if is_argument else f"{option} {value}".rstrip()
+        meaning = f"{parameter.help.rstrip('.')}."
+        if parameter.default not in (None, False, "", []) and not parameter.required:
+            meaning += f" Default: `{parameter.default}`."
+        if parameter.envvar:
+            meaning += f" `{parameter.envvar}` is the same."
+        usage.append(shown if parameter.required else f"[{shown}]")
+        rows.append((f"`{shown}`", meaning))
+    # Lines that a docstring breaks are one paragraph.
+    paragraphs = [" ".join(paragraph.split()) for paragraph in command.help.split("\n\n")]
+    text = "".join(_prose(paragraph) for paragraph in paragraphs)
+    section = f"## triggers {name}\n\n{text}```\n{' '.join(usage)}\n```\n"
+    return section + ("\n" + _table(("argument", "meaning"), rows) if rows else "")
+
+
+def command_line() -> str:
+    """Return the page of `triggers`, from its commands."""
+    import typer.main
+    from triggers_client.cli.main import app
+
+    sections = []
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        sections.append(_command_line_section(name, command))
+        sections += [
+            _command_line_section(f"{name} {below}", one) for below, one in getattr(command, "commands", {}).items()
+        ]
+    return (
+        "# Command line\n\n"
+        f"{NOTE}\n"
+        + _prose(
+            "`triggers` sends and receives events, and shows what became of them. [Clients and the command "
+            "line](../clients.md) says how to install it, and shows it at work. `TRIGGERS_URL` and "
+            "`TRIGGERS_API_KEY` take precedence over what `triggers login` has stored. When a command fails, it "
+            "prints the reason on stderr and exits with 1, or with 2 if its arguments are wrong."
         )
         + "\n".join(sections)
     )
@@ -422,6 +474,7 @@ def concepts() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "reference/api.md": api,
+    "reference/cli.md": command_line,
     "reference/commands.md": commands,
     "reference/metrics.md": metrics,
     "reference/problems.md": problems,
@@ -442,6 +495,7 @@ def stale() -> Iterator[str]:
 
 def main() -> None:
     """Write all pages."""
+    sys.path.insert(0, str(ROOT / "clients" / "python" / "src"))
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "devstack.typing_settings")
     import django
 

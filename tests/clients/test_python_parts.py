@@ -277,6 +277,9 @@ def test_a_client_wants_a_key_and_a_url(monkeypatch: pytest.MonkeyPatch) -> None
         Client()
     with pytest.raises(ValueError, match="http"):
         Client("key", "localhost:8000")
+    for key in ("trk_ü", "trk_a b", "trk_a\n"):
+        with pytest.raises(ValueError, match="ASCII"):
+            Client(key)
     monkeypatch.setenv("TRIGGERS_API_KEY", "key")
     Client().close()
 

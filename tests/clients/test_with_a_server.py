@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import io
 import json
+import math
 import os
 import pty
 import re
@@ -35,6 +36,7 @@ from triggers_client import (
     verify,
 )
 from triggers_client.cli.main import app, main
+from triggers_client.models import InboxEvent
 
 from devstack.http_receiver import Received, Receiver, Response
 from devstack.sockets import free_port
@@ -129,6 +131,28 @@ def test_lists_are_read_page_by_page(client: Client, event_type: str) -> None:
             return [event.data["n"] async for event in one.events.list(type=event_type, limit=2)]
 
     assert asyncio.run(read()) == [4, 3, 2, 1, 0]
+
+
+def test_an_event_that_json_libraries_refuse_hides_no_other(client: Client, shell: Shell, event_type: str) -> None:
+    """RFC 8259 allows numbers that no float can hold and half of a surrogate pair, so an event may have them."""
+    name = event_type.replace(".", "-")
+    made = client.subscriptions.create_inbox(name, [event_type])
+    data = '{"large": 1e400, "half": "\\ud83d", "pair": "\\ud83d\\ude00", "escaped": "\\\\ud83d", "total": 12.50}'
+    ids = [client.events.send(event_type, msgspec.Raw(text)).id for text in (b"1", data.encode(), b"3")]
+    value = {"large": math.inf, "half": "\ufffd", "pair": "\U0001f600", "escaped": "\\ud83d", "total": 12.5}
+    assert [one.data for one in client.events.list(type=event_type)] == [3, value, 1]
+    seen: list[InboxEvent] = []
+    while len(seen) < 3:
+        seen += client.inbox.fetch(name, wait=20).events
+    assert [(one.id, one.payload) for one in seen] == list(zip(ids, [1, value, 3], strict=True))
+    stream = client.inbox.stream("", inbox=name)
+    assert [next(stream).event.payload for _ in ids] == [1, value, 3]
+    shown = shell.ok("events", ids[1])
+    assert '"large": 1e400' in shown
+    assert '"total": 12.50' in shown
+    assert "deliveries" not in shell.json("events", "--type", event_type)[0]
+    assert "accepted" in shell.ok("send", event_type, data)
+    client.subscriptions.delete(made.id)
 
 
 def test_a_batch_says_what_came_of_each_event(client: Client, event_type: str) -> None:
@@ -282,7 +306,7 @@ def test_the_commands_show_and_do_what_the_api_does(
         shown = until(
             lambda: "delivered" in shell.ok("deliveries", failed[0]["id"]) and shell.ok("events", event_id), "none"
         )
-        assert '"total": 12.5' in shown
+        assert '"total": 12.50' in shown
         assert made["id"] in shown
         table = shell.ok("events", "--type", event_type)
         assert re.fullmatch(rf"ID +TYPE +STATUS +CREATED\n{event_id}  {event_type}  processed  [\d-]+ [\d:]+\n", table)
@@ -329,6 +353,7 @@ def test_login_keeps_the_key_for_its_owner_and_its_server(installation: Account,
     ("arguments", "env", "says"),
     [
         (["events"], {"TRIGGERS_API_KEY": "wrong"}, "refuses the API key"),
+        (["events"], {"TRIGGERS_API_KEY": "trk_ü"}, "An API key is ASCII text"),
         (["events"], {"TRIGGERS_URL": "http://127.0.0.1:1"}, "http://127.0.0.1:1 can't be reached"),
         (["events"], {"TRIGGERS_URL": "localhost"}, "http://"),
         (["events", "--status", "new"], {}, "?status"),
@@ -343,6 +368,7 @@ def test_login_keeps_the_key_for_its_owner_and_its_server(installation: Account,
         (["listen", "--forward-to", "ftp://localhost"], {}, "not an http or https URL"),
         (["listen", "--forward-to", "3000", "--types", "*.a"], {}, "/event_types"),
         (["listen", "--forward-to", "3000", "--secret", "short"], {}, "secret"),
+        (["listen", "--forward-to", "3000"], {"TRIGGERS_URL": "localhost"}, "begins with http:// or https://"),
         (["listen", "--forward-to", "3000"], {"TRIGGERS_API_KEY": "wrong"}, "refuses the API key"),
         (["listen", "--forward-to", "3000"], {"TRIGGERS_URL": "http://127.0.0.1:1"}, "can't be reached"),
     ],

@@ -15,6 +15,7 @@ import msgspec
 
 from triggers_client.deprecations import warn_if_deprecated
 from triggers_client.errors import ConnectionFailedError, TriggersError, read_problem
+from triggers_client.json_text import read
 from triggers_client.models import Page
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class Call(Generic[T]):
         if self.returns is None:
             return None  # type: ignore[return-value]
         try:
-            value: T = msgspec.json.decode(response.content, type=self.returns)
+            value: T = read(response.content, self.returns)
         except msgspec.MsgspecError as error:
             raise TriggersError(
                 "unexpected_response",

@@ -16,6 +16,10 @@ USER_AGENT = "triggers-client-python/1.0"
 DEFAULT_URL = "http://localhost:8000"
 
 
+class ConfigurationError(ValueError):
+    """A client can't be made of what is given."""
+
+
 @dataclass(frozen=True, slots=True)
 class Configuration:
     """base_url: without `/api`.  timeout: seconds for connecting, and between two parts of a response."""
@@ -27,13 +31,17 @@ class Configuration:
 
     @classmethod
     def of(cls, api_key: str | None, base_url: str | None, timeout: float, max_retries: int) -> Configuration:
-        """Return what is given, or what TRIGGERS_API_KEY and TRIGGERS_URL say.  Raises ValueError without a key."""
+        """Return what is given, or what TRIGGERS_API_KEY and TRIGGERS_URL say.  Raises ConfigurationError."""
         key = api_key or os.environ.get("TRIGGERS_API_KEY", "")
         url = base_url or os.environ.get("TRIGGERS_URL", "") or DEFAULT_URL
         if not key:
-            raise ValueError("An API key is needed: pass api_key, or set TRIGGERS_API_KEY.")
+            raise ConfigurationError("An API key is needed: pass api_key, or set TRIGGERS_API_KEY.")
+        if not (key.isascii() and key.isprintable() and " " not in key):
+            raise ConfigurationError(
+                "An API key is ASCII text without spaces, such as trk_…. This one has other characters."
+            )
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"A base URL begins with http:// or https://, which {url!r} doesn't.")
+            raise ConfigurationError(f"A base URL begins with http:// or https://, which {url!r} doesn't.")
         return cls(url.rstrip("/"), key, timeout, RetryPolicy(retries=max_retries))
 
     @property

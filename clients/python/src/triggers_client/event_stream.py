@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import httpx
-import msgspec
 
 from triggers_client.calls import Attempts, Call
 from triggers_client.deprecations import warn_if_deprecated
+from triggers_client.json_text import read
 from triggers_client.models import InboxEvent, StreamedEvent
 from triggers_client.operations import stream_inbox
 
@@ -80,4 +80,4 @@ class Following:
         data, self._data = "\n".join(self._data), []
         if not data:
             return None
-        return StreamedEvent(cursor=self._cursor, event=msgspec.json.decode(data, type=InboxEvent))
+        return StreamedEvent(cursor=self._cursor, event=read(data.encode(), InboxEvent))

@@ -7,6 +7,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from triggers_client.json_text import read
+
 T = TypeVar("T")
 
 
@@ -63,18 +65,28 @@ class EventDelivery(_Model, frozen=True, kw_only=True):
 
 
 class Event(_Model, frozen=True, kw_only=True):
-    """An event; deliveries: only of one that was read by its id."""
+    """An event.  raw_data: its data as it was sent, byte for byte."""
 
     id: str
     type: str
     status: str
     created_at: datetime
-    data: Any = None
+    raw_data: msgspec.Raw = msgspec.field(name="data", default=msgspec.Raw(b"null"))
     processed_at: datetime | None = None
     dedup_id: str | None = None
     request_id: str | None = None
     error: str | None = None
-    deliveries: list[EventDelivery] = []
+
+    @property
+    def data(self) -> Any:
+        """Return the value of the data."""
+        return read(bytes(self.raw_data), Any)
+
+
+class EventWithDeliveries(Event, frozen=True, kw_only=True):
+    """An event that was read by its id."""
+
+    deliveries: list[EventDelivery]
 
 
 class Subscription(_Model, frozen=True, kw_only=True):
@@ -184,10 +196,7 @@ class Attempt(_Model, frozen=True, kw_only=True):
 
 
 class Delivery(_Model, frozen=True, kw_only=True):
-    """A delivery; attempts, waits_for: only of one that was read by its id.
-
-    waits_for: the delivery of the same ordering key that has to be over first.
-    """
+    """A delivery."""
 
     id: str
     event_id: str
@@ -200,8 +209,16 @@ class Delivery(_Model, frozen=True, kw_only=True):
     last_error: str | None = None
     completed_at: datetime | None = None
     ordering_key: str | None = None
+
+
+class DeliveryWithAttempts(Delivery, frozen=True, kw_only=True):
+    """A delivery that was read by its id.
+
+    waits_for: the delivery of the same ordering key that has to be over first.
+    """
+
+    attempts: list[Attempt]
     waits_for: str | None = None
-    attempts: list[Attempt] = []
 
 
 class EventType(_Model, frozen=True, kw_only=True):
@@ -233,15 +250,23 @@ class ImportedEventType(_Model, frozen=True, kw_only=True):
 
 
 class InboxEvent(_Model, frozen=True, kw_only=True):
-    """An event of an inbox.  attempt: how often it was fetched; 0 in the log."""
+    """An event of an inbox.  attempt: how often it was fetched; 0 in the log.
+
+    raw_payload: the event's data as it was sent, byte for byte.
+    """
 
     id: str
     type: str
-    payload: Any
+    raw_payload: msgspec.Raw = msgspec.field(name="payload")
     created_at: datetime
     delivery_id: str
     delivery_status: str
     attempt: int = 0
+
+    @property
+    def payload(self) -> Any:
+        """Return the value of the payload."""
+        return read(bytes(self.raw_payload), Any)
 
 
 class Fetched(_Model, frozen=True, kw_only=True):

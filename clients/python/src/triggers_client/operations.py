@@ -103,9 +103,9 @@ def list_events(
     )
 
 
-def get_event(event_id: str) -> Call[models.Event]:
+def get_event(event_id: str) -> Call[models.EventWithDeliveries]:
     """Return an event with its deliveries."""
-    return _get(models.Event, "events", event_id)
+    return _get(models.EventWithDeliveries, "events", event_id)
 
 
 # --- subscriptions ----------------------------------------------------------------------------------
@@ -222,9 +222,9 @@ def list_deliveries(
     )  # fmt: skip
 
 
-def get_delivery(delivery_id: str) -> Call[models.Delivery]:
+def get_delivery(delivery_id: str) -> Call[models.DeliveryWithAttempts]:
     """Return a delivery with its attempts."""
-    return _get(models.Delivery, "deliveries", delivery_id)
+    return _get(models.DeliveryWithAttempts, "deliveries", delivery_id)
 
 
 def get_attempt(delivery_id: str, number: int) -> Call[models.Attempt]:

@@ -20,7 +20,7 @@ import typer
 from triggers_client.aio import AsyncClient
 from triggers_client.cli import keys
 from triggers_client.cli.login import RETRIES, Login
-from triggers_client.cli.output import printable, say
+from triggers_client.cli.output import indented, printable, say
 from triggers_client.errors import ConnectionFailedError, RateLimitedError, ServerError, TriggersError
 from triggers_client.models import RawInboxEvent
 from triggers_client.webhooks import sign
@@ -91,8 +91,7 @@ class Forwarder:
         at = datetime.now().astimezone().strftime("%H:%M:%S")
         body = body_of(event)
         if not self._wishes.forward_to:
-            text = msgspec.json.format(body, indent=2).decode()
-            say(f"{at}  {printable(event.type)}  {printable(event.id)}{note}\n{text}")
+            say(f"{at}  {printable(event.type)}  {printable(event.id)}{note}\n{indented(body)}")
             self._last = event
             return
         async with self._turn:

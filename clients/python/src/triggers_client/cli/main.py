@@ -18,9 +18,12 @@ from triggers_client.cli import login as logins
 from triggers_client.cli.listen import Wishes, endpoint
 from triggers_client.cli.listen import listen as listen_until_ended
 from triggers_client.cli.login import RETRIES, Login, NotLoggedInError
-from triggers_client.cli.output import complain, note, print_json, print_table, say
+from triggers_client.cli.output import complain, indented, note, print_json, print_table, say
 from triggers_client.client import Client
+from triggers_client.configuration import ConfigurationError
 from triggers_client.errors import AuthenticationError, ConnectionFailedError, TriggersError
+from triggers_client.json_text import characters
+from triggers_client.models import DeliveryWithAttempts
 from triggers_client.webhooks import new_secret, sign
 
 T = TypeVar("T")
@@ -32,7 +35,7 @@ subscriptions_app = typer.Typer(
 app.add_typer(subscriptions_app, name="subscriptions")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+Limit = Annotated[int, typer.Option(min=1, metavar="N", help="List at most this many.")]
 
 
 class UsageError(Exception):
@@ -45,12 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = lambda message, *_: note(f"{message}.")
     try:
         app(arguments)
-    except (NotLoggedInError, UsageError) as error:
+    except (NotLoggedInError, ConfigurationError, UsageError) as error:
         complain(str(error))
     except AuthenticationError as error:
         complain(f"{logins.default_url()} refuses the API key: {error.detail} Run `triggers login`.")
     except ConnectionFailedError as error:
-        complain(f"{logins.default_url()} can't be reached: {error.detail}. Is it the right URL, and does it run?")
+        complain(
+            f"{logins.default_url()} can't be reached: {error.detail}. Is the URL right, and is the server running?"
+        )
     except TriggersError as error:
         complain(str(error))
     except KeyboardInterrupt:
@@ -63,12 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def connect() -> Client:
-    """Return a client of the server that is logged in to.  Raises NotLoggedInError, UsageError."""
+    """Return a client of the server that is logged in to.  Raises NotLoggedInError, ConfigurationError."""
     login = logins.current()
-    try:
-        return Client(login.api_key, login.url, max_retries=RETRIES)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return Client(login.api_key, login.url, max_retries=RETRIES)
 
 
 def read_data(text: str) -> msgspec.Raw:
@@ -83,7 +85,7 @@ def read_data(text: str) -> msgspec.Raw:
     else:
         raw = text.encode()
     try:
-        msgspec.json.decode(raw)
+        msgspec.json.decode(characters(raw), type=msgspec.Raw)
     except (msgspec.MsgspecError, UnicodeError) as error:
         raise UsageError(f"The data isn't JSON: {error}.") from None
     return msgspec.Raw(raw.strip())
@@ -117,17 +119,20 @@ def triggers(
 
 @app.command()
 def login(
-    url: Annotated[str | None, typer.Option(help="The server's base URL, without /api.")] = None,
-    key: Annotated[str | None, typer.Option(help="The API key; without it, it is asked for.")] = None,
+    url: Annotated[str | None, typer.Option(metavar="URL", help="The server's base URL, without /api.")] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="KEY", help="The API key. Without it, you are asked for one.")
+    ] = None,
 ) -> None:
-    """Store the server's URL and an API key, in a file that only you can read."""
+    """Store a server's URL and an API key.
+
+    They are stored in a file that only you can read.
+    """
     url = (url or typer.prompt("URL", default=logins.default_url())).rstrip("/")
     key = key or typer.prompt("API key", hide_input=True)
     try:
         with Client(key, url, max_retries=RETRIES) as client:
             me = client.me()
-    except ValueError as error:
-        raise UsageError(str(error)) from None
     except AuthenticationError as error:
         raise UsageError(f"{url} refuses the API key: {error.detail} Nothing was stored.") from None
     except ConnectionFailedError as error:
@@ -140,9 +145,11 @@ def login(
 
 @app.command()
 def send(
-    type: Annotated[str, typer.Argument(help="The event's type, such as order.created.")],
-    data: Annotated[str, typer.Argument(metavar="JSON|@FILE|-", help="Its data; - reads standard input.")] = "null",
-    dedup_id: Annotated[str | None, typer.Option(help="What makes the event recognizable if it is sent again.")] = None,
+    type: Annotated[str, typer.Argument(metavar="TYPE", help="The event's type, such as order.created.")],
+    data: Annotated[str, typer.Argument(metavar="JSON|@FILE|-", help="Its data. - reads standard input.")] = "null",
+    dedup_id: Annotated[
+        str | None, typer.Option(metavar="ID", help="Identifies the event, so that sending it again is harmless.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Send an event."""
@@ -151,8 +158,8 @@ def send(
 
 @app.command()
 def trigger(
-    type: Annotated[str, typer.Argument(help="A type of the catalog.")],
-    example: Annotated[int, typer.Option(min=1, help="Which of its examples.")] = 1,
+    type: Annotated[str, typer.Argument(metavar="TYPE", help="An event type of the catalog.")],
+    example: Annotated[int, typer.Option(min=1, metavar="N", help="Which of its examples to send.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Send the catalog's example of a type."""
@@ -179,9 +186,9 @@ def _send(event_type: str, data: Any, dedup_id: str | None, as_json: bool) -> No
 
 @app.command()
 def events(
-    event_id: Annotated[str | None, typer.Argument(help="Show this one, with its deliveries.")] = None,
-    type: Annotated[str | None, typer.Option(help="A type, or a prefix such as order.*")] = None,
-    status: Annotated[str | None, typer.Option(help="accepted, processed, or error")] = None,
+    event_id: Annotated[str | None, typer.Argument(metavar="ID", help="Show this event, with its deliveries.")] = None,
+    type: Annotated[str | None, typer.Option(metavar="TYPE", help="A type, or a prefix such as order.*")] = None,
+    status: Annotated[str | None, typer.Option(metavar="STATUS", help="accepted, processed, or error")] = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -199,7 +206,7 @@ def events(
         print_json(event)
         return
     say(f"{event.id}  {event.type}  {event.status}")
-    say(msgspec.json.format(msgspec.json.encode(event.data), indent=2).decode())
+    say(indented(bytes(event.raw_data)))
     print_table(
         ["DELIVERY", "SUBSCRIPTION", "STATUS", "ATTEMPTS"],
         [[one.id, one.subscription_id, one.status, one.attempt_count] for one in event.deliveries],
@@ -209,11 +216,16 @@ def events(
 
 @app.command()
 def deliveries(
-    delivery_id: Annotated[str | None, typer.Argument(help="Show this one, with its attempts.")] = None,
-    event: Annotated[str | None, typer.Option(help="Those of this event.")] = None,
-    subscription: Annotated[str | None, typer.Option(help="Those of this subscription.")] = None,
+    delivery_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="Show this delivery, with its attempts.")
+    ] = None,
+    event: Annotated[str | None, typer.Option(metavar="ID", help="Only deliveries of this event.")] = None,
+    subscription: Annotated[
+        str | None, typer.Option(metavar="ID", help="Only deliveries to this subscription.")
+    ] = None,
     status: Annotated[
-        str | None, typer.Option(help="pending, retrying, delivering, delivered, failed, held, or cancelled")
+        str | None,
+        typer.Option(metavar="STATUS", help="pending, retrying, delivering, delivered, failed, held, or cancelled"),
     ] = None,
     limit: Limit = 20,
     as_json: AsJson = False,
@@ -234,7 +246,11 @@ def deliveries(
         delivery = client.deliveries.get(delivery_id)
     if as_json:
         print_json(delivery)
-        return
+    else:
+        _show_attempts(delivery)
+
+
+def _show_attempts(delivery: DeliveryWithAttempts) -> None:
     say(f"{delivery.id}  {delivery.status}  event {delivery.event_id}  subscription {delivery.subscription_id}")
     print_table(
         ["ATTEMPT", "STARTED", "MS", "STATUS", "ERROR"],
@@ -247,7 +263,9 @@ def deliveries(
 
 
 @app.command()
-def retry(delivery_ids: Annotated[list[str], typer.Argument(metavar="DELIVERY_ID...")]) -> None:
+def retry(
+    delivery_ids: Annotated[list[str], typer.Argument(metavar="DELIVERY_ID", help="The deliveries' ids.")],
+) -> None:
     """Make one more attempt of deliveries now."""
     failed = 0
     with connect() as client:
@@ -266,19 +284,26 @@ def retry(delivery_ids: Annotated[list[str], typer.Argument(metavar="DELIVERY_ID
 @app.command()
 def listen(
     forward_to: Annotated[
-        str, typer.Option(help="Where to, such as http://localhost:3000/hook; without it, events are only shown.")
+        str,
+        typer.Option(
+            metavar="URL", help="Your endpoint, such as http://localhost:3000/hook. Without it, events are only shown."
+        ),
     ] = "",
     types: Annotated[
-        list[str] | None, typer.Option(help="Only these types, such as order.* or a,b.*; can be given again.")
+        list[str] | None,
+        typer.Option(metavar="TYPES", help="Only these types, such as order.* or a,b.*. Can be repeated."),
     ] = None,
     secret: Annotated[
         str | None,
-        typer.Option(envvar="TRIGGERS_LISTEN_SECRET", help="Sign with this whsec_ secret instead of a new one."),
+        typer.Option(
+            metavar="SECRET", envvar="TRIGGERS_LISTEN_SECRET", help="Sign with this whsec_ secret instead of a new one."
+        ),
     ] = None,
 ) -> None:
-    """Forward events to an endpoint on this machine, signed as webhooks are, until you press q or Ctrl-C.
+    """Receive events on this machine.
 
-    The events come through an inbox that is made for it, and deleted at the end.
+    They are forwarded to your endpoint, signed as webhooks are, until you press q or Ctrl-C. They come through an
+    inbox that is created for this and deleted at the end.
     """
     wanted = [one.strip() for text in types or ["*"] for one in text.split(",") if one.strip()]
     try:
@@ -291,13 +316,13 @@ def listen(
 
 # --- subscriptions ----------------------------------------------------------------------------------
 
-SubscriptionId = Annotated[str, typer.Argument(metavar="ID")]
+SubscriptionId = Annotated[str, typer.Argument(metavar="ID", help="The subscription's id.")]
 
 
 @subscriptions_app.callback()
 def list_subscriptions(
     context: typer.Context,
-    state: Annotated[str | None, typer.Option(help="active, failing, paused, or disabled")] = None,
+    state: Annotated[str | None, typer.Option(metavar="STATE", help="active, failing, paused, or disabled")] = None,
     limit: Limit = 20,
     as_json: AsJson = False,
 ) -> None:
@@ -322,12 +347,18 @@ def show_subscription(subscription_id: SubscriptionId) -> None:
 
 @subscriptions_app.command("create")
 def create_subscription(
-    url: str,
-    types: Annotated[list[str] | None, typer.Option(help="Types, such as order.* or a,b.*")] = None,
-    description: str = "",
+    url: Annotated[str, typer.Argument(metavar="URL", help="The endpoint.")],
+    types: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TYPES", help="Only these types, such as order.* or a,b.*. Can be repeated."),
+    ] = None,
+    description: Annotated[str, typer.Option(metavar="TEXT", help="What it is for.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Subscribe an endpoint, and print its secret, which is shown only once."""
+    """Subscribe an endpoint, and print its signing secret.
+
+    The secret is shown only once.
+    """
     wanted = [one.strip() for text in types or ["*"] for one in text.split(",") if one.strip()]
     with connect() as client:
         made = client.subscriptions.create(url, wanted, description=description)
@@ -353,7 +384,10 @@ def enable_subscription(subscription_id: SubscriptionId) -> None:
 
 
 @subscriptions_app.command("disable")
-def disable_subscription(subscription_id: SubscriptionId, reason: str = "") -> None:
+def disable_subscription(
+    subscription_id: SubscriptionId,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why, for whoever looks at it later.")] = "",
+) -> None:
     """Disable a subscription; what comes for it is held."""
     with connect() as client:
         say(f"{subscription_id}  {client.subscriptions.disable(subscription_id, reason).state}")
@@ -361,7 +395,10 @@ def disable_subscription(subscription_id: SubscriptionId, reason: str = "") -> N
 
 @subscriptions_app.command("rotate-secret")
 def rotate_secret(subscription_id: SubscriptionId) -> None:
-    """Replace the secret; the old one signs, too, for the overlap."""
+    """Replace the signing secret.
+
+    For a day, the old one signs, too, so that receivers can change over.
+    """
     with connect() as client:
         say(f"Signing secret, shown only once: {client.subscriptions.rotate_secret(subscription_id).secret}")
 

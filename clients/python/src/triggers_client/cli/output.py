@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 import typer
 
+from triggers_client.json_text import characters
+
 _COLORS = {
     "delivered": "green", "active": "green", "processed": "green", "accepted": "green", "failed": "red",
     "failing": "red", "error": "red", "retrying": "yellow", "paused": "yellow", "held": "yellow", "disabled": "yellow",
@@ -34,7 +36,12 @@ def note(text: str) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as indented JSON."""
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
+    typer.echo(indented(msgspec.json.encode(value)))
+
+
+def indented(text: bytes) -> str:
+    """Return a JSON text with a line for each member; numbers stay as they were written."""
+    return msgspec.json.format(characters(text), indent=2).decode()
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]], nothing: str) -> None:
