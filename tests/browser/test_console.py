@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from django.urls import reverse
 from django.utils import timezone
 from django_redis import get_redis_connection
@@ -268,6 +269,18 @@ def test_no_page_is_wider_than_the_window(staff_tab: Watched, site: str, demo: D
             if folder := os.environ.get("SCREENSHOTS"):
                 name = re.sub(r"\W+", "-", path).strip("-")[:60] or "home"
                 page.screenshot(path=Path(folder) / f"{name}-{width}-{scheme}.png", full_page=True)
+
+
+def test_a_list_a_form_and_a_delivery_have_names_headings_and_contrast(
+    staff_tab: Watched, site: str, demo: Demo
+) -> None:
+    delivery = Delivery.objects.filter(status="failed", attempts__isnull=False).first()
+    assert delivery is not None
+    for path in (list_url(Delivery, status="failed"), reverse("admin:webhooks_subscription_add"), page_url(delivery)):
+        staff_tab.visit(site + path)
+        found = Axe().run(staff_tab.page).response["violations"]
+        staff_tab.alarms()  # of styles that axe-core itself tries, which the policy forbids
+        assert not [(path, one["id"], one["nodes"][0]["html"][:200]) for one in found]
 
 
 def test_no_table_of_the_home_is_wider_than_its_place(staff_tab: Watched, site: str, demo: Demo) -> None:

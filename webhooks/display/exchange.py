@@ -62,7 +62,7 @@ def _exchange_block(attempt: DeliveryAttempt, bodies: _Bodies, for_tenant: bool)
         '<div class="exchange"><p><button type="button" class="button" data-copy-from="{body_id} {command_id}">'
         'Copy as curl</button> <span class="help">{note}</span></p>{body_element}'
         '<pre id="{command_id}" hidden>{command}</pre>{facts}'
-        "<h4>Request</h4>{sent}{content}<h4>Response</h4>{received}{body}</div>",
+        "<h3>Request</h3>{sent}{content}<h3>Response</h3>{received}{body}</div>",
         body_id=body_id,
         body_element=body_element,
         content=SafeString("") if content is None else code_block(content),

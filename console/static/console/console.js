@@ -47,14 +47,17 @@ document.addEventListener('DOMContentLoaded', () => {
     }));
 });
 
-// Names for screen readers, which two of Django's widgets leave out.  They are made by scripts, so later than the page.
-window.addEventListener('load', () => {
+// Names for screen readers, which two of Django's widgets leave out.  They are made by scripts, so later than the page:
+// an autocomplete when jQuery calls back, which may be after `load`, and in the order in which scripts asked for it.
+window.django?.jQuery?.(() => {
     document.querySelectorAll('select.admin-autocomplete').forEach((picker) => {
         const name = picker.labels.length ? picker.labels[0].textContent.trim().replace(/:$/, '') : '';
         picker.parentElement.querySelectorAll('.select2-container [role]').forEach((part) => {
             part.setAttribute('aria-label', name);
         });
     });
+});
+window.addEventListener('load', () => {
     document.querySelectorAll('.help-tooltip[aria-label]').forEach((tip) => tip.setAttribute('role', 'img'));
 });
 
