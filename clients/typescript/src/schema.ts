@@ -899,7 +899,7 @@ export interface paths {
         put?: never;
         /**
          * Preview an event
-         * @description Tell whether an event would match the subscription, and what would be sent. Nothing is stored or sent.
+         * @description Return whether an event would match the subscription, and what would be sent. Nothing is stored or sent.
          *
          *     `format` and `transform` try another format or expression before it is saved. An expression that fails for the
          *     event is a 200 with an `error`; one that isn't JMESPath is a 400. The signature and the subscription's own
