@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse
 from console.confirmation import OptionalReasonForm, Question, ReasonForm, answer, question_page, reason_of
 from console.model_admin import BoundedAdmin
 from orgs import audit
-from webhooks import hosts, subscriptions
+from webhooks import hosts
 from webhooks.display.formatting import short, table
 from webhooks.models import Subscription
 
@@ -94,7 +94,7 @@ def _change(request: HttpRequest, host: str, organization_id: uuid.UUID | None, 
         )  # fmt: skip
 
     if stop:
-        by = f"Host {host} stopped {subscriptions.BY_OPERATOR}: {reason}"
+        by = f"Host {host} stopped by the operator: {reason}"
         return hosts.stop(host, organization_id, by, write)
     return hosts.enable(host, organization_id, write)
 

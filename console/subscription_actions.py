@@ -24,7 +24,7 @@ from console.runs import ask_and_run
 from webhooks import endpoint_test, probes, subscriptions
 from webhooks.display.formatting import short, table
 from webhooks.inboxes import is_inbox
-from webhooks.models import BulkRun, Subscription
+from webhooks.models import BulkRun, DisabledCause, Subscription
 
 SHOWN_ROWS = 20
 # A transaction disables or enables as many: an organization has at most MAX_SUBSCRIPTIONS, by default as many.
@@ -107,10 +107,10 @@ class SubscriptionActions(BoundedAdmin):
         done = 0
         if able:
             reason = reason_of(form)
-            by = f"Disabled {subscriptions.BY_OPERATOR}: {reason}"
+            cause, by = DisabledCause.BY_OPERATOR, f"Disabled by the operator: {reason}"
             write = partial(self.audit_many, request, "subscription.disable", detail={}, reason=reason)
             for ids in _by_organization(rows):
-                done += len(subscriptions.disable_many(ids, by, audit=lambda changed: write(rows=changed)))
+                done += len(subscriptions.disable_many(ids, cause, by, audit=lambda changed: write(rows=changed)))
         report(self, request, "disabled", done, dict(skipped))
         return None
 

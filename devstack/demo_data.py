@@ -234,7 +234,7 @@ def _make_subscriptions(
     First all of them alike, then what makes the first ones special, in their rows and in their queues.
     """
     from core.encryption import encrypt
-    from webhooks.models import Subscription, SubscriptionQueue
+    from webhooks.models import DisabledCause, Subscription, SubscriptionQueue
 
     secret = encrypt("whsec_" + "A" * 32)
     rows = Subscription.objects.bulk_create(
@@ -250,12 +250,13 @@ def _make_subscriptions(
     if hostile:
         rows[4].url = f"https://example.com/?q={HOSTILE}"
     disabled.is_active, disabled.disabled_at = False, now - datetime.timedelta(days=3)
-    disabled.disabled_reason = "The endpoint returned 410 Gone."
+    disabled.disabled_cause, disabled.disabled_reason = DisabledCause.GONE, "The endpoint returned 410 Gone."
     held = [row for n, row in enumerate(rows) if backlogs and n % 21 == 11]
     for row in held:
-        row.is_active, row.disabled_at, row.disabled_reason = False, disabled.disabled_at, "Under maintenance."
+        row.is_active, row.disabled_at = False, disabled.disabled_at
+        row.disabled_cause, row.disabled_reason = DisabledCause.BY_REQUEST, "Disabled by request: under maintenance"
     Subscription.objects.bulk_update(
-        [dead, slow, disabled, rows[4], *held], ["url", "is_active", "disabled_at", "disabled_reason"]
+        [dead, slow, disabled, rows[4], *held], ["url", "is_active", "disabled_at", "disabled_cause", "disabled_reason"]
     )
     SubscriptionQueue.objects.bulk_create(
         SubscriptionQueue(

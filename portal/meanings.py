@@ -17,9 +17,8 @@ from webhooks.destinations.outcome import Failure
 from webhooks.display.formatting import format_time
 from webhooks.display.standing import MOST_HELD_UP
 from webhooks.inboxes import is_inbox
-from webhooks.models import Delivery, OrderedOnFailure
+from webhooks.models import Delivery, DisabledCause, OrderedOnFailure
 from webhooks.states import Breaker, DeliveryState, SubscriptionState, next_attempt_at, state_of
-from webhooks.subscriptions import ALWAYS_FAILED, BY_OPERATOR, DISABLED_BY_REQUEST, GONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +42,17 @@ def of_endpoint(row: Any) -> Meaning:
     return Meaning(words.STATES.get(row.state, ""), "" if is_over else advice, "" if is_over else about)
 
 
-def reason_shown(row: Any) -> str:
-    """Return why an endpoint is disabled, as far as it is a tenant's business: older reasons name members of staff."""
-    reason = str(row.disabled_reason)
-    known = (DISABLED_BY_REQUEST[:-1], GONE, ALWAYS_FAILED)
-    return reason if reason.startswith(known) or BY_OPERATOR in reason else ""
-
-
 def _of_disabled(row: Any, advice: str, about: str) -> Meaning:
-    reason = str(row.disabled_reason)
-    if reason.startswith(DISABLED_BY_REQUEST[:-1]):
-        return Meaning(words.STATES["disabled"])
-    if reason == GONE:
-        return Meaning(words.DISABLED_GONE, words.advice(Failure.HTTP_STATUS, 410)[1], "410")
-    if reason.startswith(ALWAYS_FAILED):
-        return Meaning(words.DISABLED_ALWAYS_FAILED, f"{advice} Then enable the endpoint.".strip(), about)
-    if row.stopped_with_host:
-        return Meaning(words.DISABLED_WITH_HOST, words.ASK_OPERATOR_FIRST, "operator")
-    return Meaning(words.DISABLED_BY_OPERATOR, words.ASK_OPERATOR_FIRST, "operator")
+    match row.disabled_cause:
+        case DisabledCause.GONE:
+            return Meaning(words.DISABLED_GONE, words.advice(Failure.HTTP_STATUS, 410)[1], "410")
+        case DisabledCause.ALWAYS_FAILED:
+            return Meaning(words.DISABLED_ALWAYS_FAILED, f"{advice} Then enable the endpoint.".strip(), about)
+        case DisabledCause.WITH_HOST:
+            return Meaning(words.DISABLED_WITH_HOST, words.ASK_OPERATOR_FIRST, "operator")
+        case DisabledCause.BY_OPERATOR:
+            return Meaning(words.DISABLED_BY_OPERATOR, words.ASK_OPERATOR_FIRST, "operator")
+    return Meaning(words.STATES["disabled"])
 
 
 def of_delivery(row: Delivery, earlier: Delivery | None, holds_up: int) -> Meaning:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from django.db.models import Count, Q, QuerySet
 
 from webhooks import subscriptions
-from webhooks.models import Subscription
+from webhooks.models import DisabledCause, Subscription
 
 # The preview has the numbers of this many organizations.
 MOST_ORGANIZATIONS = 1000
+_STOPPED_WITH_IT = Q(is_active=False, disabled_cause=DisabledCause.WITH_HOST)
 
 # Writes one audit entry for the subscriptions of one organization.
 Audit = Callable[[uuid.UUID, list[Subscription]], None]
@@ -33,7 +34,7 @@ def host_use(host: str, organization_id: uuid.UUID | None = None) -> list[HostUs
     rows = (
         _of(host, organization_id)
         .values("organization_id", "organization__name")
-        .annotate(active=Count("pk", filter=Q(is_active=True)), stopped=Count("pk", filter=Q(stopped_with_host=True)))
+        .annotate(active=Count("pk", filter=Q(is_active=True)), stopped=Count("pk", filter=_STOPPED_WITH_IT))
         .order_by("-active", "organization__name")[:MOST_ORGANIZATIONS]
     )
     return [HostUse(row["organization_id"], row["organization__name"], row["active"], row["stopped"]) for row in rows]
@@ -46,7 +47,7 @@ def stop(host: str, organization_id: uuid.UUID | None, reason: str, audit: Audit
     """
     return _each_organization(
         _of(host, organization_id).filter(is_active=True),
-        lambda ids, entry: subscriptions.disable_many(ids, reason, audit=entry, with_host=True),
+        lambda ids, entry: subscriptions.disable_many(ids, DisabledCause.WITH_HOST, reason, audit=entry),
         audit,
     )
 
@@ -54,7 +55,7 @@ def stop(host: str, organization_id: uuid.UUID | None, reason: str, audit: Audit
 def enable(host: str, organization_id: uuid.UUID | None, audit: Audit) -> int:
     """Enable what `stop` disabled, and nothing that was disabled for another reason; return how many."""
     return _each_organization(
-        _of(host, organization_id).filter(stopped_with_host=True),
+        _of(host, organization_id).filter(_STOPPED_WITH_IT),
         lambda ids, entry: subscriptions.enable_many(ids, audit=entry),
         audit,
     )

@@ -17,7 +17,7 @@ import psycopg
 
 from core.db import server_cursor
 from events.payload import OPERATIONAL_PREFIX, matches
-from webhooks.models import Notice, NoticeKind
+from webhooks.models import DisabledCause, Notice, NoticeKind
 
 EVENT_TYPES = tuple(f"{OPERATIONAL_PREFIX}{kind}" for kind in NoticeKind.values)
 
@@ -93,9 +93,9 @@ def failed_delivery(
     }
 
 
-def note_disabled(organization_ids: Mapping[uuid.UUID, uuid.UUID], *, automatically: bool, reason: str) -> None:
+def note_disabled(organization_ids: Mapping[uuid.UUID, uuid.UUID], cause: DisabledCause, reason: str) -> None:
     """Note that subscriptions, given with their organizations, were disabled."""
-    detail = {"automatically": automatically, "reason": reason}
+    detail = {"automatically": cause.is_automatic, "reason": reason}
     note(NoticeKind.ENDPOINT_DISABLED, {one: Note(owner, detail=detail) for one, owner in organization_ids.items()})
 
 

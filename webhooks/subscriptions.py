@@ -27,7 +27,7 @@ from webhooks import notices
 from webhooks.credentials import Credentials, with_columns
 from webhooks.destinations.http.signing import SecretType, new_secret
 from webhooks.destinations.inbox.arrivals import announce_arrivals
-from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription, SubscriptionQueue
+from webhooks.models import Delivery, DeliveryStatus, DestinationKind, DisabledCause, Subscription, SubscriptionQueue
 from webhooks.order import PARKED_FROM, unpark_forgotten
 from webhooks.signing_secrets import (
     MAX_PREVIOUS_SECRETS,
@@ -48,12 +48,6 @@ _DUE_NOW = Case(When(is_fetched=False, then=Now()))
 RESYNC_AT_ONCE = 10
 # In the audit log, the actor is `system:` and this for what a worker does by itself.
 AUTOMATIC = "worker"
-# How the reasons begin for which subscriptions are disabled.  Tenants read them, so they name no member of staff: the
-# audit log does.
-DISABLED_BY_REQUEST = "Disabled by request."
-GONE = "The endpoint returned 410 Gone."
-ALWAYS_FAILED = "Every delivery failed for"
-BY_OPERATOR = "by the operator"
 
 
 class TooManySubscriptions(Exception):
@@ -178,7 +172,7 @@ def _reset_health(*subscription_ids: uuid.UUID, **more: Any) -> None:
 Audit = Callable[[], None]
 
 
-def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None, *, automatically: bool = False) -> bool:
+def _disable(subscription_id: uuid.UUID, cause: DisabledCause, reason: str, audit: Audit | None) -> bool:
     """Disable the subscription in the caller's transaction; return False if it isn't active.
 
     From the commit on no worker claims its deliveries.  Afterward call `resync`, or let the sweep do it: it marks the
@@ -187,28 +181,42 @@ def _disable(subscription_id: uuid.UUID, reason: str, audit: Audit | None, *, au
     # The queue first: everybody locks it before anything else of a subscription.
     SubscriptionQueue.objects.select_for_update().filter(pk=subscription_id).first()
     changed = Subscription.objects.filter(pk=subscription_id, is_active=True, deleted_at=None).update(
-        is_active=False, disabled_at=Now(), disabled_reason=reason[:500], updated_at=Now()
+        **_disabled(cause, reason)
     )
     SubscriptionQueue.objects.filter(pk=subscription_id).update(accepts_deliveries=False, needs_resync=True)
     if changed:
         _tell_consumers([subscription_id])
         organization_id = Subscription.objects.values_list("organization_id", flat=True).get(pk=subscription_id)
-        notices.note_disabled({subscription_id: organization_id}, automatically=automatically, reason=reason)
+        notices.note_disabled({subscription_id: organization_id}, cause, reason)
         if audit is not None:
             audit()
     return bool(changed)
 
 
-def disable_automatically(subscription_id: uuid.UUID, reason: str, *, is_gone: bool = False) -> bool:
+def _disabled(cause: DisabledCause, reason: str) -> dict[str, Any]:
+    """Return the columns of a subscription that is being disabled."""
+    return {
+        "is_active": False, "disabled_at": Now(), "disabled_cause": cause, "disabled_reason": reason[:500],
+        "updated_at": Now(),
+    }  # fmt: skip
+
+
+def _enabled() -> dict[str, Any]:
+    """Return the columns of a subscription that is being enabled."""
+    return {
+        "is_active": True, "disabled_at": None, "disabled_cause": "", "disabled_reason": "", "updated_at": Now()
+    }  # fmt: skip
+
+
+def disable_automatically(subscription_id: uuid.UUID, cause: DisabledCause, reason: str) -> bool:
     """Disable a subscription whose endpoint returned 410 or failed for too long, in the caller's transaction.
 
-    is_gone: the endpoint returned 410, with which an automation platform unsubscribes; that deletes a hook. Returns
-    False if that, or its audit entry, is refused: then the subscription stays as it is until the next failure, and the
-    rest of the transaction goes on.
+    With a 410, an automation platform unsubscribes, so that deletes a hook. Returns False if that, or its audit entry,
+    is refused: then the subscription stays as it is until the next failure, and the rest of the transaction goes on.
     """
     fields = ("organization_id", "url", "is_hook")
     organization_id, url, is_hook = Subscription.objects.values_list(*fields).get(pk=subscription_id)
-    unsubscribes = is_gone and is_hook
+    unsubscribes = cause == DisabledCause.GONE and is_hook
     action = "subscription.delete" if unsubscribes else "subscription.disable"
     entry = partial(
         record, action, actor=f"system:{AUTOMATIC}", organization_id=organization_id,
@@ -219,7 +227,7 @@ def disable_automatically(subscription_id: uuid.UUID, reason: str, *, is_gone: b
             if unsubscribes:
                 _delete(subscription_id, entry)
             else:
-                _disable(subscription_id, reason, entry, automatically=True)
+                _disable(subscription_id, cause, reason, entry)
     except DatabaseError as error:
         if is_transient(error):
             raise
@@ -228,14 +236,15 @@ def disable_automatically(subscription_id: uuid.UUID, reason: str, *, is_gone: b
     return True
 
 
-def disable(subscription: Subscription, reason: str = DISABLED_BY_REQUEST, *, audit: Audit | None = None) -> None:
-    """Stop sending to the subscription; its waiting and new deliveries are held until `enable`.
+def disable(subscription: Subscription, why: str = "", *, audit: Audit | None = None) -> None:
+    """Stop sending to the subscription, as its tenant asks; its waiting and new deliveries are held until `enable`.
 
-    audit: writes the audit entry; called in the transaction of the change, so that there is never one without the
-    other, and only if there is a change.
+    why: in the tenant's words, if there are any.  audit: writes the audit entry; called in the transaction of
+    the change, so that there is never one without the other, and only if there is a change.
     """
     with transaction.atomic():
-        _disable(subscription.pk, reason, audit)
+        reason = f"Disabled by request: {why}" if why else "Disabled by request."
+        _disable(subscription.pk, DisabledCause.BY_REQUEST, reason, audit)
     resync(subscription.pk)
     subscription.refresh_from_db()
 
@@ -248,9 +257,7 @@ def enable(subscription: Subscription, *, audit: Audit | None = None) -> None:
     with transaction.atomic():
         SubscriptionQueue.objects.select_for_update().filter(pk=subscription.pk).first()
         # Not if it was deleted meanwhile.  One that is active is enabled, too: that clears its record of failures.
-        enabled = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(
-            is_active=True, disabled_at=None, disabled_reason="", stopped_with_host=False, updated_at=Now()
-        )
+        enabled = Subscription.objects.filter(pk=subscription.pk, deleted_at=None).update(**_enabled())
         if enabled:
             _reset_health(subscription.pk, accepts_deliveries=True, needs_resync=True, next_due_at=_DUE_NOW)
             if audit is not None:
@@ -262,28 +269,24 @@ def enable(subscription: Subscription, *, audit: Audit | None = None) -> None:
 
 def disable_many(
     subscription_ids: Sequence[uuid.UUID],
+    cause: DisabledCause,
     reason: str,
     *,
     audit: Callable[[list[Subscription]], None],
-    with_host: bool = False,
 ) -> list[Subscription]:
     """Disable those of the subscriptions that are active, in one transaction; return them.
 
-    audit: writes one entry for all of them, in that transaction.  with_host: they are stopped because of their host,
-    and `hosts.enable` may enable them again.
+    audit: writes one entry for all of them, in that transaction.
     """
     with transaction.atomic():
         _lock(subscription_ids)
         rows = list(Subscription.objects.filter(pk__in=subscription_ids, is_active=True, deleted_at=None))
         ids = [row.pk for row in rows]
-        Subscription.objects.filter(pk__in=ids).update(
-            is_active=False, disabled_at=Now(), disabled_reason=reason[:500], stopped_with_host=with_host,
-            updated_at=Now(),
-        )  # fmt: skip
+        Subscription.objects.filter(pk__in=ids).update(**_disabled(cause, reason))
         SubscriptionQueue.objects.filter(pk__in=ids).update(accepts_deliveries=False, needs_resync=True)
         if rows:
             _tell_consumers(ids)
-            notices.note_disabled({row.pk: row.organization_id for row in rows}, automatically=False, reason=reason)
+            notices.note_disabled({row.pk: row.organization_id for row in rows}, cause, reason)
             audit(rows)
     _begin_resync(ids)
     return rows
@@ -297,9 +300,7 @@ def enable_many(
         _lock(subscription_ids)
         rows = list(Subscription.objects.filter(pk__in=subscription_ids, is_active=False, deleted_at=None))
         ids = [row.pk for row in rows]
-        Subscription.objects.filter(pk__in=ids).update(
-            is_active=True, disabled_at=None, disabled_reason="", stopped_with_host=False, updated_at=Now()
-        )
+        Subscription.objects.filter(pk__in=ids).update(**_enabled())
         _reset_health(*ids, accepts_deliveries=True, needs_resync=True, next_due_at=_DUE_NOW)
         if rows:
             audit(rows)

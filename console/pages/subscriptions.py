@@ -21,7 +21,7 @@ from core.ids import parse_id
 from webhooks import subscriptions
 from webhooks.display.formatting import short
 from webhooks.inboxes import is_inbox
-from webhooks.models import ENCRYPTED, Subscription
+from webhooks.models import ENCRYPTED, DisabledCause, Subscription
 from webhooks.states import DELETED, SubscriptionState, in_state, with_state
 
 
@@ -43,6 +43,20 @@ class SubscriptionStateFilter(admin.SimpleListFilter):
         return queryset.filter(in_state(value)) if value in offered else queryset.none()
 
 
+class DisabledCauseFilter(admin.SimpleListFilter):
+    """Subscriptions that are disabled for one cause."""
+
+    title = "disabled"
+    parameter_name = "disabled"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [(cause.value, cause.label) for cause in DisabledCause]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        value = self.value()
+        return queryset if value is None else queryset.filter(is_active=False, deleted_at=None, disabled_cause=value)
+
+
 @admin.register(Subscription)
 class SubscriptionAdmin(SubscriptionColumns, SubscriptionActions):
     """Subscriptions: their health, their settings, and the actions on them."""
@@ -59,11 +73,12 @@ class SubscriptionAdmin(SubscriptionColumns, SubscriptionActions):
         "event_types": "event_types", "operational": "is_operational",
         "channels": "channels", "filter": "filter", "description": "description", "uid": "uid", "metadata": "metadata",
         "is_active": "is_active",
-        "disabled_at": "disabled_at", "disabled_reason": "disabled_reason", "failing_since": "queue__failing_since",
+        "disabled_at": "disabled_at", "disabled_cause": "disabled_cause", "disabled_reason": "disabled_reason",
+        "failing_since": "queue__failing_since",
         "last_success_at": "queue__last_success_at", "deleted_at": "deleted_at",
     }  # fmt: skip
     list_select_related = ("organization", "queue")
-    list_filter = (SubscriptionStateFilter, OrganizationFilter)
+    list_filter = (SubscriptionStateFilter, DisabledCauseFilter, OrganizationFilter)
     search_fields = ("id",)
     search_help_text = "An id, a uid, part of a URL, or part of an organization's name."
     autocomplete_fields = ("organization",)

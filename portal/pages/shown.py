@@ -58,7 +58,7 @@ def _cause(row: Any, now: datetime.datetime) -> str:
     if row.state == SubscriptionState.PAUSED:
         error = error_words(row.last_error or "", row.last_status_code) or "the last attempt failed"
         return f"{error[:1].upper()}{error[1:]}. The next attempt is {distance(row.paused_until, now)}."
-    cause = meanings.reason_shown(row) if row.state == SubscriptionState.DISABLED else cause_of(row)
+    cause = cause_of(row)
     return cause[:1].upper() + cause[1:]
 
 

@@ -77,11 +77,7 @@ class DisableView(SwitchPage):
         if not form.is_valid():
             return self.page("disable.html", 422, row=row, form=form)
         reason = form.cleaned_data["reason"]
-        subscriptions.disable(
-            row,
-            f"{subscriptions.DISABLED_BY_REQUEST[:-1]}: {reason}" if reason else subscriptions.DISABLED_BY_REQUEST,
-            audit=self.auditor("subscription.disable", row, reason),
-        )
+        subscriptions.disable(row, reason, audit=self.auditor("subscription.disable", row, reason))
         return self.to_endpoint(row.pk, "disabled")
 
 

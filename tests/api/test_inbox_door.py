@@ -26,7 +26,7 @@ from tests.servers import postgres
 from tests.webhooks.helpers import fan_out
 from webhooks import subscriptions
 from webhooks.destinations.inbox.arrivals import CHANNEL, announced
-from webhooks.models import Delivery, Subscription
+from webhooks.models import Delivery, DisabledCause, Subscription
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -244,7 +244,7 @@ def test_all_web_processes_are_told_that_inboxes_are_closed(organization: Organi
         pubsub.subscribe(CHANNEL)
         subscriptions.disable(orders)
         subscriptions.delete(orders)
-        subscriptions.disable_many([other.pk], "Because.", audit=lambda rows: None)
+        subscriptions.disable_many([other.pk], DisabledCause.BY_OPERATOR, "Because.", audit=lambda rows: None)
         wait_until(lambda: hear() == 3)
     assert told == [orders.pk, orders.pk, other.pk]
 

@@ -50,10 +50,11 @@ def test_a_subscription_is_made_with_everything_that_was_given_and_a_secret(api:
         "id": shown["id"], "kind": "http", "inbox": None, "format": "standard", "transform": "",
         "uid": None, "metadata": {},
         "url": NEW["url"], "event_types": NEW["event_types"], "description": NEW["description"],
-        "header_names": ["Authorization", "X-Warehouse"], "status": "active", "disabled_reason": "",
-        "disabled_at": None, "max_in_flight": 7, "deliveries_per_second": 2.5, "state": "active", "breaker": "closed",
-        "paused_until": None, "last_success_at": None, "last_failure_at": None, "last_error": None,
-        "last_status_code": None, "next_attempt_at": None, "auth_type": None, "client_certificate": None,
+        "header_names": ["Authorization", "X-Warehouse"], "status": "active", "disabled_cause": None,
+        "disabled_reason": "", "disabled_at": None, "max_in_flight": 7, "deliveries_per_second": 2.5,
+        "state": "active", "breaker": "closed", "paused_until": None, "last_success_at": None,
+        "last_failure_at": None, "last_error": None, "last_status_code": None, "next_attempt_at": None,
+        "auth_type": None, "client_certificate": None,
         "signature_header": None, "public_key": None, "channels": [], "filter": None, "ordered": False,
         "ordered_attempts": None, "ordered_on_failure": "skip", "operational": False,
     }  # fmt: skip
@@ -174,6 +175,7 @@ def test_disabling_holds_what_waits_and_enabling_sends_it(api: Any) -> None:
     disabled = api.post(f"{path}/disable")
     assert disabled.status_code == 200
     assert (disabled.json()["status"], disabled.json()["disabled_reason"]) == ("disabled", "Disabled by request.")
+    assert disabled.json()["disabled_cause"] == "by_request"
     assert parse_datetime(disabled.json()["disabled_at"])
     api.post("/api/events", {"type": "a", "data": 2})
     fan_out_batch(10)
@@ -182,6 +184,7 @@ def test_disabling_holds_what_waits_and_enabling_sends_it(api: Any) -> None:
     assert again["disabled_at"] == disabled.json()["disabled_at"]  # since when stays true
     enabled = api.post(f"{path}/enable").json()
     assert (enabled["status"], enabled["disabled_reason"], enabled["disabled_at"]) == ("active", "", None)
+    assert enabled["disabled_cause"] is None
     assert [row["status"] for row in api.get("/api/deliveries").json()["data"]] == ["pending", "pending"]
     assert api.post(f"{path}/enable").json()["status"] == "active"
 

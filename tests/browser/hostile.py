@@ -22,7 +22,7 @@ from orgs.models import ApiKey, AuditEntry, Organization
 from portal.models import PortalSession
 from tests.console.rows import make_attempt, make_delivery, make_event
 from webhooks import subscriptions
-from webhooks.models import BulkRun, Delivery, Rollup, Subscription, SubscriptionQueue
+from webhooks.models import BulkRun, Delivery, DisabledCause, Rollup, Subscription, SubscriptionQueue
 from webhooks.rollups import NO_ID
 
 # `{c}` is the address that must get no request.  What has no script bears the class `hostile`.
@@ -110,6 +110,7 @@ def make_hostile_rows(canary: str, turn: int) -> list[Model]:
             "expires_at": "2026-01-01T00:00:00+00:00",
         },
         secret_details=[{"type": source.text(200), "public_key": source.text(200)}],
+        disabled_cause=DisabledCause.values[turn % len(DisabledCause.values)],
         disabled_reason=source.text(500),
         is_active=turn % 2 == 0,
         disabled_at=timezone.now(),

@@ -104,7 +104,8 @@ def test_the_life_of_a_subscription(client: Client, event_type: str) -> None:
         assert client.subscriptions.test(one.id).succeeded
         rotated = client.subscriptions.rotate_secret(one.id, overlap_seconds=60)
         assert rotated.secret not in {None, one.secret}
-        assert client.subscriptions.disable(one.id, "Moving").disabled_reason.endswith("Moving")
+        disabled = client.subscriptions.disable(one.id, "Moving")
+        assert (disabled.disabled_cause, disabled.disabled_reason) == ("by_request", "Disabled by request: Moving")
         assert one.id in {found.id for found in client.subscriptions.list(state="disabled")}
         assert client.subscriptions.enable(one.id).state == "active"
         recovery = client.subscriptions.recover(one.id, one.created_at)

@@ -117,6 +117,9 @@ def test_a_subscription_is_disabled_with_a_reason_and_enabled_again(world: World
     world.subscription.refresh_from_db()
     assert not world.subscription.is_active
     assert world.subscription.disabled_reason == "Disabled by the operator: their deploy"
+    for cause, listed in (("by_operator", True), ("gone", False), ("none_such", False)):
+        page = operator.get(reverse("admin:webhooks_subscription_changelist"), {"disabled": cause}).content.decode()
+        assert (str(world.subscription.pk) in page) is listed
     assert status_of(world.deliveries["pending"]) == "held"
     assert "their deploy" in operator.get(page_url(world.subscription)).content.decode()
     assert "their deploy" in operator.get(reverse("admin:index")).content.decode()

@@ -11,7 +11,7 @@ from orgs.models import AuditEntry, Organization
 from tests.console.rows import act, ask, make_delivery, make_event, page_url, said
 from tests.webhooks.helpers import subscribe
 from webhooks import hosts, subscriptions
-from webhooks.models import Delivery, Subscription
+from webhooks.models import Delivery, DisabledCause, Subscription
 
 pytestmark = pytest.mark.django_db
 
@@ -30,7 +30,7 @@ def ours(organization: Organization) -> Subscription:
     subscribe(organization, f"https://{HOST.upper()}:8443/b?x=1")
     subscribe(organization, f"https://{HOST}.evil.example/c")
     gone = subscribe(organization, f"http://{HOST}/gone")
-    subscriptions.disable(gone, "The endpoint returned 410 Gone.")
+    subscriptions.disable_automatically(gone.pk, DisabledCause.GONE, "The endpoint returned 410 Gone.")
     return first
 
 
@@ -63,6 +63,7 @@ def test_a_host_is_stopped_for_one_organization_and_enabled_again(
     assert {url for url, active in states().items() if not active} == {*stopped, f"http://{HOST}/gone"}
     ours.refresh_from_db()
     assert ours.disabled_reason == f"Host {HOST} stopped by the operator: they asked us to"
+    assert ours.disabled_cause == DisabledCause.WITH_HOST
     assert Delivery.objects.get().status == "held"
     entry = AuditEntry.objects.get(action="host.stop")
     assert (entry.organization_id, entry.target, entry.reason) == (ours.organization_id, HOST, "they asked us to")
@@ -94,7 +95,7 @@ def test_a_host_is_stopped_for_all_organizations_with_an_entry_in_the_log_of_eac
 def test_one_that_was_enabled_and_disabled_since_is_not_enabled_with_the_host(ours: Subscription) -> None:
     hosts.stop(HOST, None, "x", lambda owner, rows: None)
     subscriptions.enable(ours)
-    subscriptions.disable(ours, "The endpoint returned 410 Gone.")
+    subscriptions.disable_automatically(ours.pk, DisabledCause.GONE, "The endpoint returned 410 Gone.")
     hosts.enable(HOST, ours.organization_id, lambda owner, rows: None)
     assert not states()[ours.url]
 

@@ -37,7 +37,7 @@ from webhooks import signing_secrets, subscriptions
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.record import record_results
-from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
+from webhooks.models import Delivery, DeliveryAttempt, DisabledCause, Subscription, SubscriptionQueue
 
 PASSWORD = "correct horse battery staple"
 
@@ -153,7 +153,7 @@ def full(organization: Organization, root: Client) -> World:
     disabled, _ = subscriptions.create(organization.pk, url="http://127.0.0.1:8081/", event_types=["*"])
     subscriptions.disable(disabled)
     stopped, _ = subscriptions.create(organization.pk, url="http://192.0.2.1/", event_types=["*"])
-    subscriptions.disable_many([stopped.pk], "stopped", audit=lambda rows: None, with_host=True)
+    subscriptions.disable_many([stopped.pk], DisabledCause.WITH_HOST, "stopped", audit=lambda rows: None)
     make_delivery(world.event, stopped, "held", ordering_key="key", ordered_at=timezone.now())
     User.objects.create_user("somebody", password=PASSWORD)
     Group.objects.create(name="spare")  # the ones of the migration don't survive a test with real transactions

@@ -121,7 +121,7 @@ def test_what_has_to_wait_or_to_be_weighed_is_left_to_claims(
 
 def test_a_disabled_subscription_s_delivery_is_held(organization: Organization, sender: Sender) -> None:
     subscription = subscribe(organization)
-    subscriptions.disable(subscription, "by request")
+    subscriptions.disable(subscription)
     accept(organization)
     assert not run_round(sender).left_to_claims
     assert statuses() == ["held"]

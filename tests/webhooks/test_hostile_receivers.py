@@ -399,7 +399,7 @@ def test_410_disables_the_subscription_and_loses_nothing(organization: Organizat
         attempt = deliver(organization, receiver, f"http://127.0.0.1:{port}/")
     assert (attempt.error, attempt.status_code) == ("http_status", 410)
     subscription = Subscription.objects.get(is_active=False)
-    assert subscription.disabled_reason == "The endpoint returned 410 Gone."
+    assert (subscription.disabled_cause, subscription.disabled_reason) == ("gone", "The endpoint returned 410 Gone.")
     assert Delivery.objects.get(subscription=subscription).status == "held"
 
 

@@ -34,6 +34,7 @@ from webhooks.dispatch.record import record_results
 from webhooks.models import (
     Delivery,
     DeliveryAttempt,
+    DisabledCause,
     Notice,
     NoticeKind,
     OperatorMessage,
@@ -186,14 +187,15 @@ def test_a_disabled_subscription_is_told_with_the_reason(organization: Organizat
     if how == "gone":
         fail(broken, status=410)
     elif how == "by request":
-        subscriptions.disable(broken, "Disabled by request: moving")
+        subscriptions.disable(broken, "moving")
         subscriptions.disable(broken, "again")  # changes nothing
     else:
-        subscriptions.disable_many([broken.pk], "The host is down.", audit=lambda rows: None)
+        subscriptions.disable_many([broken.pk], DisabledCause.WITH_HOST, "It is down.", audit=lambda rows: None)
     assert (tell(), tell(), told()) == (1, 0, ["triggers.endpoint.disabled"])
     cause = last()["cause"]
     assert cause["automatically"] is (how == "gone")
-    assert cause["reason"] == Subscription.objects.get(pk=broken.pk).disabled_reason
+    row = Subscription.objects.get(pk=broken.pk)
+    assert (cause["disabled_cause"], cause["reason"]) == (row.disabled_cause, row.disabled_reason)
     assert last()["waiting_deliveries"] == 2
 
 

@@ -207,7 +207,9 @@ def test_failures_for_long_enough_disable_the_subscription_and_a_success_starts_
     record_results([result(taken[3], failure=Failure.TIMEOUT, status=None)])
     subscription.refresh_from_db()
     assert not subscription.is_active
-    assert subscription.disabled_reason == "Every delivery failed for 0.1 days."
+    assert (subscription.disabled_cause, subscription.disabled_reason) == (
+        "always_failed", "Every delivery failed for 0.1 days."
+    )  # fmt: skip
     assert not queue_of(subscription).accepts_deliveries
 
 

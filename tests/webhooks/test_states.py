@@ -107,6 +107,7 @@ def test_a_disabled_subscription_says_why_and_plans_nothing(api: Any, organizati
     assert answer.json() == shown(api, subscription)
     disabled = answer.json()
     assert (disabled["state"], disabled["disabled_reason"]) == ("disabled", "Disabled by request: moving house")
+    assert disabled["disabled_cause"] == "by_request"
     assert disabled["state_since"] == disabled["disabled_at"]
     assert disabled["next_attempt_at"] is disabled["paused_until"] is None
     assert disabled["last_error"] == "http_status"

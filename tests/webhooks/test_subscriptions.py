@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+from importlib import import_module
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.db.models.functions import Now
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -177,9 +179,10 @@ def test_disabling_twice_keeps_the_first_reason(organization: Organization) -> N
     subscription = subscribe(organization)
     subscriptions.disable(subscription, "first")
     subscriptions.disable(subscription, "second")
-    assert subscription.disabled_reason == "first"
+    assert (subscription.disabled_cause, subscription.disabled_reason) == ("by_request", "Disabled by request: first")
     subscriptions.enable(subscription)
-    assert (subscription.disabled_reason, subscription.disabled_at) == ("", None)
+    row = subscription
+    assert (row.disabled_cause, row.disabled_reason, row.disabled_at) == ("", "", None)
 
 
 @pytest.mark.django_db
@@ -196,3 +199,40 @@ def test_a_deleted_subscription_keeps_no_secret(organization: Organization) -> N
     subscriptions.delete(subscription)
     row = Subscription.objects.get(pk=subscription.pk)
     assert (row.encrypted_secret, row.encrypted_previous_secrets, row.encrypted_headers) == ("", [], "")
+
+
+@pytest.mark.django_db
+def test_what_earlier_versions_disabled_gets_its_cause_and_names_no_member_of_staff(organization: Organization) -> None:
+    expected = {
+        "Disabled by request.": ("by_request", "Disabled by request."),
+        "Disabled by request: Every delivery failed": ("by_request", "Disabled by request: Every delivery failed"),
+        "The endpoint returned 410 Gone.": ("gone", "The endpoint returned 410 Gone."),
+        "Every delivery failed for 5.0 days.": ("always_failed", "Every delivery failed for 5.0 days."),
+        "Disabled by the operator: ask olga": ("by_operator", "Disabled by the operator: ask olga"),
+        "Disabled by olga@acme.example: spam": ("by_operator", "Disabled by the operator: spam"),
+        "Disabled by requester: spam": ("by_operator", "Disabled by the operator: spam"),
+        "Disabled by olga.": ("by_operator", "Disabled by the operator."),
+        "olga wants it": ("by_operator", "Disabled by the operator."),
+        "Host a.example stopped by the operator: it is down": (
+            "with_host", "Host a.example stopped by the operator: it is down"
+        ),
+        "Host a.example stopped by olga: it is down": (
+            "with_host", "Host a.example stopped by the operator: it is down"
+        ),
+        "": ("by_operator", "Disabled by the operator."),
+    }  # fmt: skip
+    rows = {reason: subscribe(organization) for reason in expected}
+    active = subscribe(organization)
+    set_causes = import_module("webhooks.migrations.0005_earlier_causes").SET_CAUSES
+    with connection.cursor() as cursor:
+        for reason, row in rows.items():
+            cursor.execute(
+                "UPDATE webhooks_subscription SET is_active = false, disabled_reason = %s, stopped_with_host = %s"
+                " WHERE id = %s",
+                [reason, reason.startswith("Host"), row.pk],
+            )
+        cursor.execute(set_causes)
+    for row in (*rows.values(), active):
+        row.refresh_from_db()
+    assert {reason: (row.disabled_cause, row.disabled_reason) for reason, row in rows.items()} == expected
+    assert (active.disabled_cause, active.disabled_reason) == ("", "")

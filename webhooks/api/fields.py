@@ -169,14 +169,21 @@ def validate_inbox_name(value: str) -> None:
         raise serializers.ValidationError(INBOX_NAME_RULE)
 
 
-class FailureField(serializers.ChoiceField):
-    """An error class, which the database keeps as an empty text for none; shown as null."""
+class ChoiceOrNullField(serializers.ChoiceField):
+    """One of several words, for which the database keeps an empty text for none; shown as null."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(choices=[failure.value for failure in Failure], allow_null=True, **options)
+        super().__init__(allow_null=True, **options)
 
     def to_representation(self, value: Any) -> Any:
         return value or None
+
+
+class FailureField(ChoiceOrNullField):
+    """An error class."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(choices=[failure.value for failure in Failure], **options)
 
 
 class TextOrNullField(serializers.CharField):

@@ -31,6 +31,7 @@ from webhooks.api.credentials import (
 )
 from webhooks.api.fields import (
     ChannelsField,
+    ChoiceOrNullField,
     EndpointUrlField,
     EventTypesField,
     ExpressionField,
@@ -49,6 +50,7 @@ from webhooks.models import (
     FORMATS,
     BulkRun,
     DestinationKind,
+    DisabledCause,
     OrderedOnFailure,
     Subscription,
 )
@@ -305,7 +307,7 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
         choices=SubscriptionState.values,
         help_text=(
             "`failing`: the last attempt failed. `paused`: nothing is sent until `paused_until`, because the circuit "
-            "breaker is open or the endpoint asked for it with `Retry-After`. `disabled`: see `disabled_reason`."
+            "breaker is open or the endpoint asked for it with `Retry-After`. `disabled`: see `disabled_cause`."
         ),
     )
     state_since = serializers.DateTimeField(
@@ -325,7 +327,13 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
     next_attempt_at = serializers.DateTimeField(
         allow_null=True, help_text="When the next attempt is planned; null if nothing waits or it is disabled."
     )
-    disabled_reason = serializers.CharField()
+    disabled_cause = ChoiceOrNullField(
+        choices=DisabledCause.values,
+        help_text="`by_request`: with this API or in the portal. `by_operator`, `with_host`: whoever runs this service "
+        "has disabled it, or stopped sending to its host. `gone`: its endpoint returned 410. `always_failed`: every "
+        "delivery failed for days. Null while it isn't disabled.",
+    )
+    disabled_reason = serializers.CharField(help_text="The cause in a sentence; empty while it isn't disabled.")
     disabled_at = serializers.DateTimeField(allow_null=True)
     max_in_flight = serializers.IntegerField(allow_null=True)
     deliveries_per_second = serializers.FloatField(allow_null=True)

@@ -305,11 +305,8 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         serializer = ReasonSerializer(data=read_object(request))
         serializer.is_valid(raise_exception=True)
         reason = serializer.validated_data["reason"].strip()
-        subscriptions.disable(
-            subscription,
-            f"{subscriptions.DISABLED_BY_REQUEST[:-1]}: {reason}" if reason else subscriptions.DISABLED_BY_REQUEST,
-            audit=_auditor(request, "subscription.disable", subscription, reason=reason),
-        )
+        audit = _auditor(request, "subscription.disable", subscription, reason=reason)
+        subscriptions.disable(subscription, reason, audit=audit)
         return Response(render_subscription(self.own_row(request, subscription_id)))
 
     @extend_schema(

@@ -9,7 +9,7 @@ from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.queue_update import QueueUpdate
 from webhooks.models import Delivery, DeliveryStatus
 from webhooks.queues import mark_due
-from webhooks.subscriptions import GONE, disable_automatically
+from webhooks.subscriptions import disable_automatically
 
 
 def disable_unwanted(
@@ -18,9 +18,9 @@ def disable_unwanted(
     """Disable subscriptions because of their results; return those that were disabled, with the reasons."""
     disabled = {}
     for key, update in queues.items():
-        if update.disable_reason and update.queue.accepts_deliveries:
-            if disable_automatically(key, update.disable_reason, is_gone=update.disable_reason == GONE):
-                disabled[key] = update.disable_reason
+        if update.disabled_cause is not None and update.queue.accepts_deliveries:
+            if disable_automatically(key, update.disabled_cause, update.disabled_reason):
+                disabled[key] = update.disabled_reason
             else:
                 _go_on(key, by_queue[key])
     return disabled

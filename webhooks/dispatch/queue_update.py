@@ -12,8 +12,8 @@ from webhooks.destinations.outcome import Outcome
 from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failure, after_success
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.retry import retry_after_seconds
+from webhooks.models import DisabledCause
 from webhooks.queues import LockedQueue
-from webhooks.subscriptions import ALWAYS_FAILED, GONE
 
 UPDATE_QUEUES = """
 UPDATE webhooks_subscriptionqueue q SET
@@ -67,7 +67,9 @@ class QueueUpdate:
         self.finished = 0
         self.due: float | None = None
         self.last_failure: Outcome | None = None
-        self.disable_reason = ""
+        # Why the subscription is to be disabled.
+        self.disabled_cause: DisabledCause | None = None
+        self.disabled_reason = ""
 
     def count_delivery(self, due: float | None) -> None:
         """Count in a delivery that left the queue's hands or, if it is due again, comes back to it."""
@@ -94,12 +96,14 @@ class QueueUpdate:
             asked = retry_after_seconds(outcome, result.started_at, settings.RETRY_AFTER_MAX)
             self.retry_after = max(self.retry_after, asked or 0.0)
             if outcome.is_gone:
-                self.disable_reason = GONE
+                self.disabled_cause, self.disabled_reason = DisabledCause.GONE, "The endpoint returned 410 Gone."
         failing_for = self.failing_for or 0.0
         # After days without a request, the first failure doesn't disable an endpoint.
         is_persistent = self.failures_in_period >= len(settings.DELIVERY_RETRY_SCHEDULE)
-        if self.is_failing and is_persistent and failing_for >= settings.DISABLE_AFTER_FAILING_FOR:
-            self.disable_reason = self.disable_reason or f"{ALWAYS_FAILED} {failing_for / 86400:.1f} days."
+        is_too_long = self.is_failing and is_persistent and failing_for >= settings.DISABLE_AFTER_FAILING_FOR
+        if is_too_long and self.disabled_cause is None:
+            self.disabled_cause = DisabledCause.ALWAYS_FAILED
+            self.disabled_reason = f"Every delivery failed for {failing_for / 86400:.1f} days."
         self.health = replace(self.health, window=min(self.health.window, max(self.queue.max_in_flight, 1)))
 
 

@@ -39,6 +39,21 @@ ENCRYPTED = (
 )
 
 
+class DisabledCause(models.TextChoices):
+    """Why a subscription is disabled; `disabled_reason` says more, in a sentence for its tenant."""
+
+    BY_REQUEST = "by_request", "by request"
+    BY_OPERATOR = "by_operator", "by the operator"
+    WITH_HOST = "with_host", "together with its host"
+    GONE = "gone", "its endpoint is gone"
+    ALWAYS_FAILED = "always_failed", "every delivery failed"
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether a worker disables it because of the endpoint's responses."""
+        return self in {DisabledCause.GONE, DisabledCause.ALWAYS_FAILED}
+
+
 class OrderedOnFailure(models.TextChoices):
     """What a delivery that has failed means for the later ones of its ordering key."""
 
@@ -107,10 +122,11 @@ class Subscription(models.Model):
     )
     is_active = models.BooleanField(default=True)
     disabled_at = models.DateTimeField(null=True)
-    disabled_reason = models.CharField(max_length=500, blank=True, default="")
-    stopped_with_host = models.BooleanField(
-        default=False, db_default=False, editable=False, help_text="Disabled together with all others of its host."
+    disabled_cause = models.CharField(
+        max_length=20, choices=DisabledCause.choices, blank=True, default="", db_default="", editable=False
     )
+    # Tenants read it, so it names no member of staff: the audit log does.
+    disabled_reason = models.CharField(max_length=500, blank=True, default="")
     format = models.CharField(
         max_length=20,
         choices=[(one, one) for one in FORMATS],

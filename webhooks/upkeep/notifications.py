@@ -191,7 +191,8 @@ def _tell_noted(subject_id: uuid.UUID, kind: str) -> bool:
 def _publish_disabled(queue: SubscriptionQueue, notice: Notice) -> None:
     automatically, reason = notice.detail["automatically"], notice.detail["reason"]
     sentence = f"The subscription to {_name(queue.subscription)} was disabled. {reason}"
-    cause = {"automatically": automatically, "reason": reason, **_cause(queue)}
+    disabled_cause = queue.subscription.disabled_cause or None
+    cause = {"automatically": automatically, "disabled_cause": disabled_cause, "reason": reason, **_cause(queue)}
     since = queue.subscription.disabled_at or notice.since
     _publish_endpoint(NoticeKind.ENDPOINT_DISABLED, queue, sentence, {"since": since, "cause": cause})
 

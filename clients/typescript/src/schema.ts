@@ -899,7 +899,7 @@ export interface paths {
         put?: never;
         /**
          * Preview an event
-         * @description Tell whether an event would match the subscription, and what would be sent. Nothing is stored or sent.
+         * @description Return whether an event would match the subscription, and what would be sent. Nothing is stored or sent.
          *
          *     `format` and `transform` try another format or expression before it is saved. An expression that fails for the
          *     event is a 200 with an `error`; one that isn't JMESPath is a 400. The signature and the subscription's own
@@ -2104,7 +2104,7 @@ export interface components {
             header_names: string[];
             /** @description What you set with `enable` and `disable`, or an endpoint that is gone has set. `state` says more. */
             readonly status: components["schemas"]["SubscriptionSwitch"];
-            /** @description `failing`: the last attempt failed. `paused`: nothing is sent until `paused_until`, because the circuit breaker is open or the endpoint asked for it with `Retry-After`. `disabled`: see `disabled_reason`. */
+            /** @description `failing`: the last attempt failed. `paused`: nothing is sent until `paused_until`, because the circuit breaker is open or the endpoint asked for it with `Retry-After`. `disabled`: see `disabled_cause`. */
             state: components["schemas"]["SubscriptionState"];
             /**
              * Format: date-time
@@ -2131,6 +2131,12 @@ export interface components {
              * @description When the next attempt is planned; null if nothing waits or it is disabled.
              */
             next_attempt_at: string | null;
+            /**
+             * @description `by_request`: with this API or in the portal. `by_operator`, `with_host`: whoever runs this service has disabled it, or stopped sending to its host. `gone`: its endpoint returned 410. `always_failed`: every delivery failed for days. Null while it isn't disabled.
+             * @enum {string|null}
+             */
+            disabled_cause: "by_request" | "by_operator" | "with_host" | "gone" | "always_failed" | null;
+            /** @description The cause in a sentence; empty while it isn't disabled. */
             disabled_reason: string;
             /** Format: date-time */
             disabled_at: string | null;
@@ -2466,7 +2472,7 @@ export interface components {
             header_names: string[];
             /** @description What you set with `enable` and `disable`, or an endpoint that is gone has set. `state` says more. */
             readonly status: components["schemas"]["SubscriptionSwitch"];
-            /** @description `failing`: the last attempt failed. `paused`: nothing is sent until `paused_until`, because the circuit breaker is open or the endpoint asked for it with `Retry-After`. `disabled`: see `disabled_reason`. */
+            /** @description `failing`: the last attempt failed. `paused`: nothing is sent until `paused_until`, because the circuit breaker is open or the endpoint asked for it with `Retry-After`. `disabled`: see `disabled_cause`. */
             state: components["schemas"]["SubscriptionState"];
             /**
              * Format: date-time
@@ -2493,6 +2499,12 @@ export interface components {
              * @description When the next attempt is planned; null if nothing waits or it is disabled.
              */
             next_attempt_at: string | null;
+            /**
+             * @description `by_request`: with this API or in the portal. `by_operator`, `with_host`: whoever runs this service has disabled it, or stopped sending to its host. `gone`: its endpoint returned 410. `always_failed`: every delivery failed for days. Null while it isn't disabled.
+             * @enum {string|null}
+             */
+            disabled_cause: "by_request" | "by_operator" | "with_host" | "gone" | "always_failed" | null;
+            /** @description The cause in a sentence; empty while it isn't disabled. */
             disabled_reason: string;
             /** Format: date-time */
             disabled_at: string | null;
@@ -2651,7 +2663,7 @@ export interface components {
             header_names: string[];
             /** @description What you set with `enable` and `disable`, or an endpoint that is gone has set. `state` says more. */
             readonly status: components["schemas"]["SubscriptionSwitch"];
-            /** @description `failing`: the last attempt failed. `paused`: nothing is sent until `paused_until`, because the circuit breaker is open or the endpoint asked for it with `Retry-After`. `disabled`: see `disabled_reason`. */
+            /** @description `failing`: the last attempt failed. `paused`: nothing is sent until `paused_until`, because the circuit breaker is open or the endpoint asked for it with `Retry-After`. `disabled`: see `disabled_cause`. */
             state: components["schemas"]["SubscriptionState"];
             /**
              * Format: date-time
@@ -2678,6 +2690,12 @@ export interface components {
              * @description When the next attempt is planned; null if nothing waits or it is disabled.
              */
             next_attempt_at: string | null;
+            /**
+             * @description `by_request`: with this API or in the portal. `by_operator`, `with_host`: whoever runs this service has disabled it, or stopped sending to its host. `gone`: its endpoint returned 410. `always_failed`: every delivery failed for days. Null while it isn't disabled.
+             * @enum {string|null}
+             */
+            disabled_cause: "by_request" | "by_operator" | "with_host" | "gone" | "always_failed" | null;
+            /** @description The cause in a sentence; empty while it isn't disabled. */
             disabled_reason: string;
             /** Format: date-time */
             disabled_at: string | null;

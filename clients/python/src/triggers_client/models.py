@@ -98,6 +98,7 @@ class Subscription(_Model, frozen=True, kw_only=True):
     last_error: str | None = None
     last_status_code: int | None = None
     next_attempt_at: datetime | None = None
+    disabled_cause: str | None = None
     disabled_reason: str = ""
     disabled_at: datetime | None = None
     max_in_flight: int | None = None
