@@ -47,7 +47,9 @@ def _of_disabled(row: Any, advice: str, about: str) -> Meaning:
         case DisabledCause.GONE:
             return Meaning(words.DISABLED_GONE, words.advice(Failure.HTTP_STATUS, 410)[1], "410")
         case DisabledCause.ALWAYS_FAILED:
-            return Meaning(words.DISABLED_ALWAYS_FAILED, f"{advice} Then enable the endpoint.".strip(), about)
+            return Meaning(
+                words.DISABLED_ALWAYS_FAILED, f"{advice or words.CORRECT_IT} Then enable the endpoint.", about
+            )
         case DisabledCause.WITH_HOST:
             return Meaning(words.DISABLED_WITH_HOST, words.ASK_OPERATOR_FIRST, "operator")
         case DisabledCause.BY_OPERATOR:

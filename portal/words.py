@@ -57,7 +57,8 @@ WAITS_FOR_PAUSE = (
     "Its endpoint is paused {when}, because too many attempts failed in a row. It is sent as soon as the endpoint "
     "responds again."
 )
-WAITS_FOR_PAUSE_ADVICE = "Correct your endpoint. To try at once, press “Retry now”."
+CORRECT_IT = "Correct your endpoint."
+WAITS_FOR_PAUSE_ADVICE = f"{CORRECT_IT} To try at once, press “Retry now”."
 WAITS_FOR_ASKED_PAUSE = "Its endpoint asked us to wait {when}, with the header Retry-After. It is sent after that."
 WAITS_FOR_ASKED_PAUSE_ADVICE = "Nothing, if your endpoint meant it. To try at once, press “Retry now”."
 WAITS_FOR_RATE = "It waits its turn: its endpoint gets at most {limit} webhooks a second."

@@ -226,6 +226,8 @@ def test_what_is_cut_in_a_list_is_whole_on_its_page_and_no_figures_are_made_up(
     assert long_type in text_of(visitor.get(f"deliveries/{delivery.pk}"))
     assert long_type not in text_of(visitor.get("deliveries"))
     assert "No figures for the last 24 hours. They come about a minute after an attempt." in page
+    add_rollup(row, outcome="delivered", attempts=1)
+    assert "1 delivered 1 attempt 100 % success rate 0 failed attempts" in text_of(visitor.get(f"endpoints/{row.pk}"))
     add_rollup(row, outcome="timeout", attempts=2900)
     text = text_of(visitor.get(f"endpoints/{row.pk}"))
     assert "no figures in this time" in visitor.get(f"endpoints/{row.pk}").content.decode()
@@ -490,3 +492,14 @@ def test_what_the_portal_does_not_show_is_kept_when_an_endpoint_is_edited(
     after = Subscription.objects.filter(pk=row.pk).values().get()
     assert {name for name in before if before[name] != after[name]} == {"description", "updated_at"}
     assert AuditEntry.objects.get(action="subscription.change").detail["fields"] == ["description"]
+
+
+def test_the_edges_of_fields_and_buttons_are_visible_on_every_surface() -> None:
+    sheet = (project.BASE_DIR / "portal" / "static" / "portal" / "portal.css").read_text()
+    for scheme in sheet.split("prefers-color-scheme: dark")[:2]:
+        edge, *surfaces = (
+            branding.parse(re.findall(rf"--{name}: (#[0-9a-f]+)", scheme)[0])
+            for name in ("border-color", "page-bg", "darkened-bg")
+        )
+        for surface in surfaces:
+            assert branding.contrast(edge, surface) >= branding.VISIBLE

@@ -191,17 +191,22 @@ def endpoint_table(series: Series) -> Table:
     return _table(series, (), _attempt_cells, _OF_ATTEMPTS)
 
 
+def _number(count: int, one: str, several: str) -> str:
+    return f"{count:,} {one if count == 1 else several}"
+
+
 def headline(series: Series) -> list[tuple[str, str, str]]:
     """Return the figures of the whole span, each with a name and a note."""
     total = series.total()
     rate = total.success_rate
     return [
         (f"{total.accepted:,}", "events accepted", ""),
-        (f"{total.delivered:,}", "delivered", f"{total.attempts:,} attempts"),
+        (f"{total.delivered:,}", "delivered", _number(total.attempts, "attempt", "attempts")),
         (
             "-" if rate is None else percent(rate),
             "success rate",
-            f"{total.failed:,} failed attempts, {total.gave_up:,} deliveries without attempts left",
+            f"{_number(total.failed, 'failed attempt', 'failed attempts')},"
+            f" {_number(total.gave_up, 'delivery', 'deliveries')} without attempts left",
         ),
         (_ms(percentile(total.latencies, 0.5)), "accepted to received, p50", ""),
         (_ms(percentile(total.latencies, 0.95)), "accepted to received, p95", ""),
