@@ -16,7 +16,7 @@ from django.utils import timezone
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, in_threads, result, subscribe
 from webhooks import rollups, stats, subscriptions
-from webhooks.destinations.inbox import leases
+from webhooks.destinations.inbox import fetching
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.leases import expire
@@ -154,9 +154,9 @@ def test_gauges_tell_what_could_be_sent_from_what_waits_behind_something(
     due, paused, limited, disabled, busy, half_open = (subscribe(organization) for _ in range(6))
     inbox, _ = subscriptions.create(organization.id, inbox="orders", event_types=["*"])
     accept(organization, 2)
-    lease, [given_back] = leases.fetch(inbox.pk, 1, 60)
-    leases.give_back(inbox.pk, [given_back.delivery_id], lease_id=lease)
-    leases.fetch(inbox.pk, 1, 60)  # what a consumer has, and what waits in an inbox, is neither due nor retrying
+    lease, [given_back] = fetching.fetch(inbox.pk, 1, 60)
+    fetching.give_back(inbox.pk, [given_back.delivery_id], lease_id=lease)
+    fetching.fetch(inbox.pk, 1, 60)  # what a consumer has, and what waits in an inbox, is neither due nor retrying
     subscribe(other_organization)
     accept(other_organization)
     queues = SubscriptionQueue.objects

@@ -32,9 +32,9 @@ from orgs.keys import Caller, still_may
 from orgs.models import Scope
 from webhooks.api import inbox_requests as requests
 from webhooks.api.inbox_requests import InboxQuery
-from webhooks.destinations.inbox import leases
+from webhooks.destinations.inbox import fetching
 from webhooks.destinations.inbox.arrivals import CHANNEL, announced
-from webhooks.destinations.inbox.leases import FetchedEvent
+from webhooks.destinations.inbox.fetching import FetchedEvent
 from webhooks.inboxes import Inbox
 
 log = structlog.get_logger()
@@ -242,7 +242,7 @@ class WaitingRoom:
         if events and waiter.done.done():  # it has gone meanwhile
             ids = [event.delivery_id for event in events]
             with contextlib.suppress(KeyChanged, DatabaseError, psycopg.Error):  # else the lease ends by itself
-                await self.run(waiter.caller, lambda: leases.take_back(line.inbox_id, ids, lease_id))
+                await self.run(waiter.caller, lambda: fetching.take_back(line.inbox_id, ids, lease_id))
         elif events:
             waiter.done.set_result((lease_id, events))
         return bool(events)
@@ -267,7 +267,7 @@ class WaitingRoom:
             await asyncio.sleep(LOOK_SECONDS)
             inboxes = list({line.inbox_id for line in self._lines})
             for start in range(0, len(inboxes), LOOK_AT):
-                look = partial(leases.with_news, inboxes[start : start + LOOK_AT])
+                look = partial(fetching.with_news, inboxes[start : start + LOOK_AT])
                 try:
                     found = await asyncio.get_running_loop().run_in_executor(
                         self._executor, partial(borrow_connection, look)
