@@ -243,8 +243,8 @@ def _are(count: int) -> str:
 
 def _cause_table(found: Preview) -> Any:
     rows = [
-        (badge(state), error_words(error, code) or "-", f"{count:,}")
-        for state, error, code, count in found.by_cause[:SHOWN_ROWS]
+        (badge(cause.state), error_words(cause.error, cause.status_code) or "-", f"{count:,}")
+        for cause, count in found.by_cause[:SHOWN_ROWS]
     ]
     return table(("state", "last error", "deliveries"), rows)
 

@@ -180,13 +180,13 @@ class EventAdmin(ReadOnlyAdmin):
             return
         changed = 0
         skipped: dict[str, int] = defaultdict(int)
-        rows = list(Event.objects.filter(pk__in=chosen).order_by("pk").values_list("pk", "organization_id", "status"))
+        rows = Event.objects.filter(pk__in=chosen).order_by("pk").only("organization_id", "status")
         by_organization: dict[Any, list[str]] = defaultdict(list)
-        for event_id, organization_id, status in rows:
-            if status == EventStatus.ERROR:
-                by_organization[organization_id].append(str(event_id))
+        for row in rows:
+            if row.status == EventStatus.ERROR:
+                by_organization[row.organization_id].append(str(row.pk))
             else:
-                skipped[f"{status}, not in error"] += 1
+                skipped[f"{row.status}, not in error"] += 1
         in_error = [event_id for ids in by_organization.values() for event_id in ids]
         for number, part in enumerate(chunks(in_error)):
             with transaction.atomic():

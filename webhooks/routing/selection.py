@@ -7,7 +7,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from cachetools import LRUCache
 from psycopg.rows import scalar_row
@@ -134,20 +134,25 @@ def select(
     return _without_gaps(events, wanting)
 
 
-def wanted_events(
-    subscription: Subscription, events: Iterable[tuple[uuid.UUID, str, Sequence[str] | None]]
-) -> list[uuid.UUID]:
-    """Return those of stored events, given by id, type, and channels, that a subscription wants.
+class StoredEvent(Protocol):
+    """What decides whether a subscription wants an event, unless it has a filter."""
+
+    @property
+    def id(self) -> uuid.UUID: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def channels(self) -> Sequence[str] | None: ...
+
+
+def wanted_events(subscription: Subscription, events: Iterable[StoredEvent]) -> list[uuid.UUID]:
+    """Return the ids of those of stored events that a subscription wants.
 
     An event whose payload was erased is wanted by no subscription.
     """
     wanted = wanted_by(subscription)
     matcher = Matcher([wanted])
-    ids = [
-        event_id
-        for event_id, event_type, channels in events
-        if matcher.match(event_type) and wanted.wants_channels(channels or ())
-    ]
+    ids = [event.id for event in events if matcher.match(event.type) and wanted.wants_channels(event.channels or ())]
     ids = _not_erased(ids)
     if wanted.filter is None:
         return ids
