@@ -146,7 +146,7 @@ class EventAdmin(ReadOnlyAdmin):
         return queryset.filter(pk__in=found.ids)
 
     def _named(self, request: HttpRequest, term: str) -> list[uuid.UUID]:
-        """Return the events that a term names; both who redirects and who lists them ask."""
+        """Return the events that a term names, found once for a request."""
         known: dict[str, list[uuid.UUID]] = request.__dict__.setdefault("named_events", {})
         if term not in known:
             known[term] = search.events_named(term, search.Scope.of(request))
@@ -222,7 +222,7 @@ class EventAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Replay deliveries", permissions=["replay"])
     def replay(self, request: HttpRequest, queryset: QuerySet[Event]) -> HttpResponse | None:
-        """Send the failed and retrying deliveries of the selected events again and, if that is said, the others."""
+        """Send the failed and retrying deliveries of the selected events again and, if asked to, the others."""
         try:
             events = sorted(str(pk) for pk in selected_ids(queryset))
         except TooMany:

@@ -35,9 +35,9 @@ MAX_WAIT = 20.0
 DEFAULT_VISIBILITY = 30.0
 MAX_VISIBILITY = 43_200.0
 MAX_IDS = 1000
-# Room for many more ids, so that who sends them all is told how many a request may have.
+# Enough for far more ids than a request may have, so that a client that sends too many is told the limit.
 MAX_ITEMS_BYTES = 1_048_576
-# A stream reads so many at a time.
+# How many events a stream reads at a time.
 STREAM_EVENTS = 100
 LATEST = "latest"
 # Members that are a number of seconds: name, least, most, and default.
@@ -223,7 +223,7 @@ def resolve(request: Any, caller: Caller, name: str) -> Inbox:
 
 
 def check_still_open(inbox: Inbox) -> None:
-    """Raise the Problem that a new request would get, if the inbox was disabled or deleted while one waits at it."""
+    """Raise the Problem that a new request would get if the inbox was disabled or deleted while a request waited."""
     now = inboxes.find_again(inbox.id)
     if now is None:
         raise _not_found(inbox.name)
@@ -353,17 +353,17 @@ def show_logged(event: log.LoggedEvent) -> dict[str, Any]:
 
 
 def stream_begin(inbox: Inbox, place: log.Place) -> bytes:
-    """Return what a stream begins with: how soon, and from where, a client goes on that has received nothing yet."""
+    """Return the beginning of a stream: when, and from where, a client that has received nothing yet reconnects."""
     return b"retry: 1000\n" + stream_place(inbox, place)
 
 
 def stream_place(inbox: Inbox, place: log.Place) -> bytes:
-    """Return what tells a client where to go on, also behind events of types that it doesn't want."""
+    """Return a message with the place to continue at, which may be after events that the client doesn't want."""
     return b"id: %b\n\n" % log.encode(inbox.id, place).encode()
 
 
 def stream_event(inbox: Inbox, event: log.LoggedEvent) -> bytes:
-    """Return an event of a stream.  A payload that has line breaks becomes several lines, which are joined again."""
+    """Return an event of a stream.  A payload with line breaks becomes several `data` lines."""
     lines = b"\n".join(b"data: " + line for line in dumps(show_logged(event)).splitlines())
     return b"id: %b\n%b\n\n" % (log.encode(inbox.id, event.place).encode(), lines)
 

@@ -1,4 +1,4 @@
-"""Consumers that wait at inboxes, in one web process: each costs memory, and no thread.
+"""Consumers that wait for events in inboxes, in one web process: each costs memory, but no thread.
 
 Those that wait for the same (an inbox, and types) stand in one line.  When something may have come, one fetch is made
 at a time, for the first of the line, until one brings nothing.  So a thousand consumers that wait for an event cost
@@ -41,9 +41,9 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 THREADS = 4
-# Of these, one organization uses so many at a time.
+# How many of these one organization can use at a time.
 THREADS_OF_ONE = 2
-# How often to look whether a lease has ended, or an announcement was lost.
+# How often, in seconds, to check whether a lease has ended or an announcement was lost.
 LOOK_SECONDS = 1.0
 LOOK_AT = 1000
 MOST_WAITING = 2000
@@ -250,7 +250,7 @@ class WaitingRoom:
     # --- hearing that something has come -----------------------------------------------------------
 
     def _arrived(self, inbox_ids: set[uuid.UUID] | None) -> None:
-        """Something has come into these inboxes, or they are closed; None: perhaps into any."""
+        """Note that these inboxes (None: perhaps any) have new events, or are closed."""
         for line in list(self._lines):
             if inbox_ids is None or line.inbox_id in inbox_ids:
                 self._stir(line)
