@@ -12,9 +12,9 @@ from django.http import HttpRequest
 
 from console.model_admin import BoundedAdmin
 
-# An action, also one on all matching rows, takes at most this many.
+# The most rows that an action takes, even if all matching rows are selected.
 ACTION_BOUND = 10_000
-# They are changed in transactions of this many rows.
+# How many rows are changed in one transaction.
 ACTION_CHUNK = 500
 
 

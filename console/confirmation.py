@@ -25,7 +25,7 @@ CONFIRMED = "confirmed"
 
 
 class ConfirmationForm(forms.Form):
-    """What every confirmation holds: when the person saw what would happen."""
+    """What every confirmation form has: when the user saw what would happen."""
 
     seen_at = forms.DateTimeField(widget=forms.HiddenInput)
 
@@ -41,31 +41,31 @@ def _reason(*, required: bool, why: str) -> forms.CharField:
 
 
 class ReasonForm(ConfirmationForm):
-    """A confirmation of what people will ask about later."""
+    """A confirmation that requires a reason."""
 
     reason = _reason(required=True, why="Shown in the audit log, for those who ask later.")
 
 
 class OptionalReasonForm(ConfirmationForm):
-    """A confirmation with room for a reason."""
+    """A confirmation with an optional reason."""
 
     reason = _reason(required=False, why="Shown in the audit log.")
 
 
 @dataclass
 class Question:
-    """What a confirmation page says.  button: what the person agrees to.  tables: each with its heading."""
+    """What a confirmation page says.  button: what the user agrees to.  tables: each with its heading."""
 
     title: str
     button: str
     paragraphs: list[str] = field(default_factory=list)
     tables: list[tuple[str, SafeString]] = field(default_factory=list)
-    # Without anything to do there is nothing to confirm.
+    # The page then has no button.
     nothing_to_do: bool = False
 
 
 def answer(request: HttpRequest, form_class: type[F]) -> F:
-    """Return the form as it was sent, or empty if the person wasn't asked yet: `form.is_valid()` tells."""
+    """Return the form as it was sent, or empty if the user hasn't been asked yet: `form.is_valid()` tells."""
     if request.POST.get(CONFIRMED):
         return form_class(request.POST, auto_id="confirm_%s")
     return form_class(auto_id="confirm_%s", initial={"seen_at": timezone.now().isoformat()})
@@ -79,7 +79,7 @@ def reason_of(form: forms.Form) -> str:
 def question_page(
     model_admin: BoundedAdmin, request: HttpRequest, form: forms.Form, question: Question
 ) -> TemplateResponse:
-    """Return the page that asks."""
+    """Return the confirmation page."""
     repeated: list[tuple[str, str]] = [
         (name, value)
         for name in ("action", ACTION_CHECKBOX_NAME, "select_across", "index", "back")

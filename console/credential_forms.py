@@ -11,7 +11,7 @@ from webhooks.destinations.http.signing import SecretType
 
 
 class WriteOnlyTextarea(forms.Textarea):
-    """A text area that doesn't repeat what was entered, also not beside an error."""
+    """A text area that never repeats what was entered, not even beside an error."""
 
     def format_value(self, value: Any) -> str | None:
         return None
@@ -33,7 +33,7 @@ def _pem(label: str, note: str) -> forms.CharField:
 
 
 SECRET_TYPES = [(SecretType.HMAC.value, "HMAC-SHA256 (v1)"), (SecretType.ED25519.value, "ed25519 (v1a)")]
-# What is asked for only when a subscription is made; later, actions change it.
+# Only for new subscriptions; afterward, actions change these.
 ONLY_FOR_NEW = ("own_secret", "secret_type")
 FIELDS = (
     "own_secret", "secret_type", "auth_kind", "auth_username", "auth_password", "auth_token", "auth_token_url",
@@ -102,7 +102,7 @@ class CredentialFields(forms.Form):
 
 
 def credential_values(cleaned: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what was entered as the API takes it; nothing of what is to stay as it is."""
+    """Return what was entered, as the API takes it, without what stays as it is."""
     values: dict[str, Any] = {}
     kind = cleaned.get("auth_kind")
     if kind == "none":

@@ -1,4 +1,4 @@
-"""The numbers of this moment on the admin's first page."""
+"""The current numbers on the admin's first page."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from webhooks.stats import PauseReason
 
 # Counting stops here; `bounded` shows that there may be more.
 COUNT_TO = 10_000
-# Waiting longer than this is an alarm.
+# What waits longer than this, in seconds, needs attention.
 LATE_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """One number on the dashboard.  alarm: it needs somebody's attention."""
+    """One number on the dashboard.  alarm: it needs attention."""
 
     name: str
     value: str
@@ -60,7 +60,7 @@ def _by_reason(paused: dict[str, int]) -> str:
 
 
 def read_stats(redis: RedisHealth) -> list[Stat]:
-    """Return what waits, what failed and who works.  Each number is one cheap look at an index."""
+    """Return what is waiting, what failed, and which workers run.  Each number comes from one cheap index scan."""
     waiting = waiting_events(COUNT_TO)
     due, all_paused = stats.waiting_deliveries(COUNT_TO)
     event_age = oldest_waiting_seconds() if waiting else 0.0

@@ -22,7 +22,7 @@ from webhooks import delivery_actions
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import is_outcome
 from webhooks.models import Delivery
-from webhooks.states import STATE_COLUMNS, DeliveryState, delivery_state
+from webhooks.states import STATE_COLUMNS, DeliveryState, state_of
 from webhooks.upkeep import replay
 
 if TYPE_CHECKING:
@@ -94,26 +94,16 @@ def act(
     except TooMany:
         refuse_too_many(model_admin, request, "Narrow the list with filters.")
         return None
-    rows = list(
-        Delivery.objects.filter(pk__in=chosen).values_list(
-            "pk",
-            "organization_id",
-            "subscription__is_active",
-            "subscription__deleted_at",
-            "ordering_key",
-            *STATE_COLUMNS,
-        )
-    )
+    rows = Delivery.objects.filter(pk__in=chosen).select_related("subscription")
+    columns = ("organization_id", "ordering_key", "subscription__is_active", "subscription__deleted_at", *STATE_COLUMNS)
     skipped: Counter[str] = Counter()
     able: list[uuid.UUID] = []
     organizations: dict[uuid.UUID, list[uuid.UUID]] = defaultdict(list)
-    for pk, organization_id, is_active, deleted_at, key, *columns in rows:
-        why_not = _why_not(action, delivery_state(*columns), is_active, deleted_at is not None)
-        if why_not is None and action is DeliveryAction.SKIP and key is None:
-            why_not = "without an ordering key"
+    for row in rows.only(*columns):
+        why_not = _why_not(action, row)
         if why_not is None:
-            able.append(pk)
-            organizations[organization_id].append(pk)
+            able.append(row.pk)
+            organizations[row.organization_id].append(row.pk)
         else:
             skipped[why_not] += 1
     reason = ""
@@ -153,15 +143,18 @@ def _audit(
         )  # fmt: skip
 
 
-def _why_not(action: DeliveryAction, state: str, is_active: bool, deleted: bool) -> str | None:
+def _why_not(action: DeliveryAction, row: Delivery) -> str | None:
     """Return why the action skips a delivery, or None if it doesn't."""
+    state = state_of(row)
     if state not in action.states:
         return {
             "delivering": "being sent right now, or fetched by a consumer",
             "cancelled": "cancelled",
         }.get(state, f"{state} (can't {action.verb})")
-    if deleted:
+    if row.subscription.deleted_at is not None:
         return "for a deleted subscription"
-    if not is_active and action is DeliveryAction.RESUME:
+    if not row.subscription.is_active and action is DeliveryAction.RESUME:
         return "for a disabled subscription (enable it first)"
+    if action is DeliveryAction.SKIP and row.ordering_key is None:
+        return "without an ordering key"
     return None

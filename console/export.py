@@ -24,7 +24,7 @@ FORMATS = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
 ROWS_AT_A_TIME = 1000
 PAGE_TIMEOUT_MS = 15_000
 PROGRESS_SECONDS = 3600
-# A spreadsheet takes a cell that begins with one of these, the last ones in full width, for a formula (OWASP, CSV
+# Spreadsheets treat a cell that begins with one of these, the last ones in full width, as a formula (OWASP, CSV
 # Injection).
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -91,7 +91,7 @@ def _write_ndjson(names: Sequence[str], found: Iterable[list[tuple[Any, ...]]]) 
 
 
 def _noting(found: Iterable[list[tuple[Any, ...]]], progress: str) -> Iterator[list[tuple[Any, ...]]]:
-    """Yield the pages and note how many rows have gone out; whoever breaks off leaves that figure."""
+    """Yield the pages, and note how many rows have been sent; an export that is interrupted leaves the last number."""
     rows = 0
     for page in found:
         yield page
@@ -102,7 +102,7 @@ def _noting(found: Iterable[list[tuple[Any, ...]]], progress: str) -> Iterator[l
 
 def _note(progress: str, rows: int, *, is_complete: bool) -> None:
     text = orjson.dumps({"rows": rows, "is_complete": is_complete})
-    with contextlib.suppress(RedisUnavailable):  # the figure is a comfort: without Redis there is none
+    with contextlib.suppress(RedisUnavailable):  # only shown as progress: an export works without Redis
         call_redis(lambda redis: redis.set(progress, text, ex=PROGRESS_SECONDS))
 
 

@@ -27,8 +27,8 @@ from webhooks.rollups import NO_ID
 SHOWN_CAUSES = 8
 SHOWN_ORGANIZATIONS = 8
 
-# Each part looks at a bounded number of index entries, and at no rows (the indexes have the causes), so that a bad day
-# makes the page no slower.
+# Each part looks at a bounded number of index entries, and at no rows (the indexes have the causes), so the page is
+# no slower on a bad day.
 _COUNT_FAILED = """
 SELECT 'failed' AS state, organization_id, last_error, last_status_code, count(*) AS number FROM (
     SELECT organization_id, last_error, last_status_code FROM webhooks_delivery
@@ -57,7 +57,7 @@ class _Counted:
 
 @dataclass(frozen=True, slots=True)
 class FailedGroup:
-    """Deliveries in one state whose last attempt failed of one cause.  url: their list, to which `retry` is posted."""
+    """Deliveries in one state whose last attempts failed for one cause.  url: their list, which takes `retry`."""
 
     state: SafeString
     cause: str
@@ -71,7 +71,7 @@ class Failures:
 
     is_cut: counting stopped, so there are more deliveries.  more: how many groups aren't shown.
 
-    not_a_row: Django asks for a ticked row, also where all that match are meant.
+    not_a_row: Django requires a selected row, even if the action is for all that match.
     """
 
     groups: list[FailedGroup]

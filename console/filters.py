@@ -74,7 +74,7 @@ class DeliveryFilter(ExactFilter):
 
 
 class OutcomeOfLastFilter(admin.SimpleListFilter):
-    """Deliveries whose last attempt failed of one cause, which the home leads to; shown only while it is set."""
+    """Deliveries whose last attempt failed for one cause.  The home links to it; shown only while it is set."""
 
     title = "cause"
     parameter_name = "outcome"

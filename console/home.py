@@ -49,13 +49,13 @@ class Choice:
 
     @property
     def query(self) -> dict[str, str]:
-        """The choice as parameters of an address."""
+        """The choice as a query string."""
         chosen = {"organization": str(self.organization.pk)} if self.organization else {}
         return {"span": self.span.name, **chosen}
 
 
 def choice_of(request: HttpRequest) -> Choice:
-    """Return what the address asks for; what it doesn't say, or says wrong, is the default."""
+    """Return what the URL asks for, with defaults for what is missing or invalid."""
     organization_id = parse_id(request.GET.get("organization", ""))
     organization = Organization.objects.filter(pk=organization_id).first() if organization_id else None
     return Choice(SPANS.get(request.GET.get("span", ""), SPANS["1h"]), organization)
@@ -82,7 +82,7 @@ def home_context(request: HttpRequest) -> dict[str, Any]:
 
 
 def _lists(choice: Choice) -> dict[str, str]:
-    """Return the addresses of the lists, narrowed to the home's organization and, where they can be, time range."""
+    """Return the URLs of the lists, narrowed to the home's organization and, where they can be, time range."""
     owner = {"organization": str(choice.organization.pk)} if choice.organization else {}
     since = {"created": choice.span.name}
     narrowed = {
@@ -99,7 +99,7 @@ def _lists(choice: Choice) -> dict[str, str]:
 
 
 def live_context(request: HttpRequest, choice: Choice | None = None) -> dict[str, Any]:
-    """Return what refreshes itself."""
+    """Return the context of the part that refreshes itself."""
     choice = choice or choice_of(request)
     series = read_series(choice.span, choice.organization_id)
     rankings = rank_endpoints(choice.span, choice.organization_id)
@@ -142,7 +142,7 @@ SELECT s.id, (
 
 
 def endpoints_in_trouble(organization: Organization | None = None) -> list[dict[str, Any]]:
-    """Return the subscriptions that are failing, paused or disabled, those that have been so longest first."""
+    """Return the subscriptions that are failing, paused or disabled, longest first."""
     rows = Subscription.objects.filter(deleted_at=None)
     if organization is not None:
         rows = rows.filter(organization_id=organization.pk)

@@ -44,7 +44,7 @@ class EnableHostForm(_Scope, OptionalReasonForm):
 def stop_or_enable(
     model_admin: BoundedAdmin, request: HttpRequest, chosen: Iterable[tuple[str, uuid.UUID]], *, stop: bool
 ) -> HttpResponse | None:
-    """Find who uses the hosts, ask how far it should go, disable or enable there, and say how many were changed.
+    """Find the subscriptions to the hosts, ask which to change, disable or enable those, and say how many were changed.
 
     Disabling is for all subscriptions of a host; enabling is for those that were stopped with it.
 

@@ -68,12 +68,12 @@ def flipped(ordering: Sequence[str]) -> list[str]:
 class BoundedChangeList(ChangeList):
     """A list in the order of an index, read in the view, where a slow one can be stopped, and not in the template.
 
-    People may turn the order round, at the head of the column that `sortable_by` of the admin names; no other order
-    has an index.
+    Users can reverse the order, by the heading of the column that the admin's `sortable_by` names; no other order has
+    an index.
     """
 
     search_note = ""
-    # How many rows there are to look at, in words.
+    # How many rows there are, in words.
     found_words = ""
     # The same below the list, with what they are.
     listed_words = ""
@@ -81,11 +81,11 @@ class BoundedChangeList(ChangeList):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        if not self.is_popup:  # Django's words are those of a picker: "Select delivery to view"
+        if not self.is_popup:  # Django's own title is "Select delivery to view"
             self.title = capfirst(str(self.opts.verbose_name_plural))
 
     def get_ordering(self, request: HttpRequest, queryset: QuerySet[Any]) -> list[Any]:
-        """Return the order that an index has, turned round if the address says so."""
+        """Return the order that an index has, reversed if the URL says so."""
         ordering = [str(name) for name in self.model_admin.get_ordering(request)]
         return flipped(ordering) if self._is_turned(ordering) else ordering
 

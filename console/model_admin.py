@@ -62,7 +62,7 @@ class BoundedAdmin(_ModelAdmin):
     export_columns: ClassVar[Mapping[str, str]] = {}
     # The actions that the page of one object offers as buttons.
     object_actions: ClassVar[Sequence[str]] = ()
-    # Those of them that stop something, whose buttons look different.
+    # Those that stop something; their buttons look different.
     dangerous_actions: ClassVar[Sequence[str]] = ()
 
     # --- lists --------------------------------------------------------------------------------------
@@ -116,13 +116,13 @@ class BoundedAdmin(_ModelAdmin):
             return HttpResponseRedirect(request.path)
 
     def _require_permission(self, request: HttpRequest) -> None:
-        """Refuse an action that the user's groups don't allow, about which Django says that none was chosen."""
+        """Refuse an action that the user's groups don't allow.  Django would only say that no action was selected."""
         chosen = request.POST.get("action")
         if chosen in (self.actions or ()) and chosen not in self.get_actions(request):
             raise PermissionDenied
 
     def _export(self, request: HttpRequest) -> HttpResponseBase:
-        """Return all rows that the list's filters let through as a file, and write that to the audit log."""
+        """Return all rows that match the list's filters as a file, and write that to the audit log."""
         query: Any = request.GET.copy()
         form = query.pop("export")[-1]
         token = parse_id(query.pop("token", [""])[-1]) or new_id()
@@ -195,7 +195,7 @@ class BoundedAdmin(_ModelAdmin):
         return super().change_view(request, object_id, form_url, context)
 
     def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
-        """Return the row.  A page that only shows it reads it once, however many of its parts ask."""
+        """Return the row, which a page that only shows it reads once."""
         if request.method != "GET" or from_field is not None:
             return super().get_object(request, object_id, from_field)
         known: dict[str, Any] = request.__dict__.setdefault("shown_rows", {})

@@ -25,12 +25,12 @@ from webhooks.upkeep import replay
 from webhooks.upkeep.bulk_runs import CHUNK
 from webhooks.upkeep.preview import COUNT_TO, Expected, Fate, Preview, preview
 
-# What somebody types to have delivered webhooks sent a second time.
+# What a user types to have delivered webhooks sent a second time.
 SEND_AGAIN = "send again"
 # Runs up to this size are done before the next page is shown.
 DONE_AT_ONCE = CHUNK
 SHOWN_ROWS = 20
-# An act on more organizations than this is one entry of the installation's.
+# An action on more organizations than this gets one audit entry, without an organization.
 MOST_ENTRIES = 20
 
 _FATES = {
@@ -125,7 +125,7 @@ def _begin(
 
 
 def _write_audit(request: HttpRequest, run: BulkRun, found: Preview, reason: str) -> None:
-    """Write one entry for the act: one for each organization that it concerns, if those are few.
+    """Write one entry for each organization concerned, or a single one if there are many.
 
     An organization's entry names its own deliveries or events and no other's.
     """
@@ -243,8 +243,8 @@ def _are(count: int) -> str:
 
 def _cause_table(found: Preview) -> Any:
     rows = [
-        (badge(state), error_words(error, code) or "-", f"{count:,}")
-        for state, error, code, count in found.by_cause[:SHOWN_ROWS]
+        (badge(cause.state), error_words(cause.error, cause.status_code) or "-", f"{count:,}")
+        for cause, count in found.by_cause[:SHOWN_ROWS]
     ]
     return table(("state", "last error", "deliveries"), rows)
 

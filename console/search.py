@@ -1,4 +1,4 @@
-"""What a search finds: ids, names and addresses that people have at hand, and bounded looks at payloads.
+"""What a search finds: ids, names, URLs, and, within bounds, text in payloads.
 
 Each look is served by an index, or reads a table that is small (organizations, subscriptions), or is bounded.
 """
@@ -33,7 +33,7 @@ LONGEST = 300
 
 @dataclass(slots=True)
 class Found:
-    """The rows that a search names.  note: what people should know of how it was done."""
+    """The rows that a search names.  note: what users should know about how the search was done."""
 
     ids: list[uuid.UUID] = field(default_factory=list)
     note: str = ""

@@ -100,7 +100,7 @@ def secrets_table(stored: list[StoredSecret]) -> SafeString:
 def show_new(
     model_admin: BoundedAdmin, request: HttpRequest, row: Subscription, what: str, secret: str, *, own: bool
 ) -> HttpResponse | None:
-    """Show a new secret once; of one's own nothing, and of ed25519 the public key, in a message."""
+    """Show a generated secret once, in a message; of an ed25519 secret, its public key."""
     if secret.startswith("whsk_"):
         said = f"The {what} signs with ed25519. Its public key is {public_key(secret)}."
         model_admin.message_user(request, said, messages.SUCCESS)

@@ -23,7 +23,7 @@ class TriggersAdminSite(AdminSite):
     index_template = "console/home.html"
 
     def get_urls(self) -> list[Any]:
-        """Leave out the redirect to a row's page on the site: no row has one, and an invalid id would be an error."""
+        """Leave out Django's "view on site" redirect: no row has such a page, and an invalid id would be an error."""
         ours = [
             path("live/", self.admin_view(self.home_live), name="home_live"),
             path("export-progress/<uuid:token>/", self.admin_view(self.export_progress), name="export_progress"),

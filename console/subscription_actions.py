@@ -177,7 +177,7 @@ class SubscriptionActions(BoundedAdmin):
 
     @admin.action(description="Add a secret…", permissions=["rotate"])
     def add_secret(self, request: HttpRequest, queryset: QuerySet[Subscription]) -> HttpResponse | None:
-        """Let another signing secret sign beside those there are."""
+        """Add another signing secret."""
         row = self._only_endpoint(request, queryset)
         return secret_actions.ask_and_add(self, request, row) if row else None
 

@@ -58,7 +58,7 @@ class SubscriptionColumns:
 
     @admin.display(description="event types")
     def first_types_display(self, row: Subscription) -> SafeString:
-        """For the list: as many as don't make the row tall."""
+        """Only the first ones, so that the list's row stays one line."""
         some = (["operational events:"] if row.is_operational else []) + [short(one, 40) for one in row.event_types[:3]]
         more = len(row.event_types) - 3
         return lines(some + ([f"and {more} more"] if more > 0 else []))

@@ -162,7 +162,7 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         if cleaned.get("url") == "" and not cleaned.get("inbox_name"):
             self.add_error("url", "Enter a URL, or the name of an inbox." if adding else "This field is required.")
         wanted = self._values_for_api(cleaned)
-        if self.errors or not (adding or wanted):  # nothing to change is an error of the API's alone
+        if self.errors or not (adding or wanted):  # only the API refuses a request that changes nothing
             return cleaned
         serializer: serializers.Serializer[Any] = (
             SubscriptionCreateSerializer(data=wanted)
@@ -191,7 +191,7 @@ class SubscriptionForm(CredentialFields, _SubscriptionForm):
         }
         if adding and cleaned.get("is_operational"):
             wanted["operational"] = True
-        # A form without them, of a script, leaves them as they are.
+        # A script may post a form without these fields; they stay as they are.
         if cleaned.get("ordered_on_failure"):
             wanted["ordered_on_failure"] = cleaned["ordered_on_failure"]
         if cleaned.get("format"):

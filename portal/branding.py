@@ -13,7 +13,7 @@ WHITE: Color = (255, 255, 255)
 LIGHT_SURFACE: Color = (244, 246, 249)
 DARK_SURFACE: Color = (35, 41, 50)
 BLACK: Color = (17, 20, 24)
-# WCAG 2.2, 1.4.3 for text, and 1.4.11 for the edge of what is pressed.
+# WCAG 2.2, 1.4.3 for text, and 1.4.11 for the edges of buttons.
 READABLE, VISIBLE = 4.5, 3.0
 
 
@@ -54,7 +54,7 @@ def theme() -> str:
     brand = parse(settings.PORTAL_COLOR)
     on_brand = WHITE if contrast(brand, WHITE) >= READABLE else BLACK
     light, dark = readable(brand, LIGHT_SURFACE, BLACK), readable(brand, DARK_SURFACE, WHITE)
-    # A button in the color of the page would be text and nothing else.
+    # Without an edge, a button in the color of the page would look like text.
     light_edge = readable(brand, LIGHT_SURFACE, BLACK, VISIBLE)
     dark_edge = readable(brand, DARK_SURFACE, WHITE, VISIBLE)
     return (

@@ -21,7 +21,7 @@ from webhooks.form_values import error_texts, read_headers
 from webhooks.models import FORMATS, Subscription
 
 EVERYTHING = "*"
-# Types of the catalog that are offered one by one; the others can be written.
+# How many types of the catalog are offered as checkboxes; the others can be typed.
 MOST_TYPES = 200
 _FORM_FIELDS = {"event_types": "other_types", "headers": "headers_text"}
 _FORMATS = {
@@ -154,7 +154,7 @@ class EndpointForm(forms.Form):
         return read_headers(self.cleaned_data["headers_text"])
 
     def clean_transform(self) -> str:
-        """Return the expression with the ends of lines that it has where it is stored: browsers send others."""
+        """Return the expression with the line endings that are stored: browsers send CRLF."""
         return str(self.cleaned_data["transform"]).replace("\r\n", "\n")
 
     def clean(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class EndpointForm(forms.Form):
             chosen = [*cleaned.get("types", []), *cleaned.get("other_types", "").split()]
             if not chosen:
                 self.add_error("other_types", "Choose at least one event type, or all events.")
-            # What else is wrong is said in the same round.
+            # So that the other fields' errors are shown, too.
             wanted["event_types"] = chosen or [EVERYTHING]
         if cleaned.get("remove_headers"):
             wanted["headers"] = {}
@@ -222,7 +222,7 @@ OVERLAPS = {"0": "at once", "3600": "in 1 hour", "86400": "in 24 hours", "604800
 
 
 class RotateForm(forms.Form):
-    """How long the old secret goes on signing."""
+    """How long the old secret keeps signing."""
 
     overlap = forms.ChoiceField(
         label="The old secret stops working", choices=list(OVERLAPS.items()), initial="86400", widget=forms.RadioSelect

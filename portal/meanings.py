@@ -1,6 +1,6 @@
-"""How an endpoint or a delivery stands, for people who have never seen the API: what it means, and what to do about it.
+"""What the state of an endpoint or a delivery means, and what to do about it, for people who have never seen the API.
 
-The states are those of `webhooks.states`; what is said of one also depends on its cause.
+The states are those of `webhooks.states`; the text also depends on the cause of the state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from webhooks.states import Breaker, DeliveryState, SubscriptionState, next_atte
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What a state means, and what happens next; what to do, empty if nothing; the part of the help about that."""
+    """What a state means and what happens next; what to do (empty for nothing); the part of the help page about it."""
 
     text: str
     advice: str = ""
@@ -31,7 +31,7 @@ class Meaning:
 
 
 def of_endpoint(row: Any) -> Meaning:
-    """Return what the state of an endpoint means, which was read with its state."""
+    """Return what the state of an endpoint means.  row: from `states.with_state`."""
     about, advice = words.advice(row.last_error or "", row.last_status_code)
     if row.state == SubscriptionState.DISABLED:
         return _of_disabled(row, advice, about)
@@ -58,7 +58,7 @@ def _of_disabled(row: Any, advice: str, about: str) -> Meaning:
 
 
 def of_delivery(row: Delivery, earlier: Delivery | None, holds_up: int) -> Meaning:
-    """Return what the state of a delivery means, which was read with its event and its subscription.
+    """Return what the state of a delivery means.  row: with its event and its subscription.
 
     earlier: the one of the same ordering key that it waits for.  holds_up: how many of its key wait for it.
     """

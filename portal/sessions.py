@@ -28,7 +28,7 @@ PER_MINUTE = 120
 DEFAULT_LINK_SECONDS, MAX_LINK_SECONDS = 300, 86_400
 DEFAULT_SESSION_SECONDS, MAX_SESSION_SECONDS = 8 * 3600, 7 * 86_400
 MIN_SECONDS = 60
-# What is over is deleted after this time; until then its page can say what happened.
+# Links and sessions are deleted this long after their end; until then their page can say what happened.
 KEPT_AFTER_END = datetime.timedelta(days=7)
 MAX_DELETED_AT_ONCE = 100
 
@@ -44,7 +44,7 @@ class TooManyLinks(Exception):
 
 
 class Refusal(StrEnum):
-    """Why a link or a session isn't good, for the page that says so."""
+    """Why a link or a session is refused, for the page that says so."""
 
     FORGED = "forged"
     LINK_EXPIRED = "link_expired"
@@ -57,7 +57,7 @@ class Refusal(StrEnum):
 
 
 class Refused(Exception):
-    """The link or the session isn't good."""
+    """The link or the session is refused."""
 
     def __init__(self, reason: Refusal) -> None:
         super().__init__(reason)
@@ -95,7 +95,7 @@ def create_link(
 
 
 def _delete_old(caller: Caller) -> None:
-    """Delete some of the organization's rows that have been over for long: as many as it makes, and more."""
+    """Delete some of the organization's rows that ended long ago: more at a time than it creates."""
     past = Now() - KEPT_AFTER_END
     over = PortalSession.objects.filter(organization_id=caller.organization_id, link_expires_at__lt=past).filter(
         Q(expires_at=None) | Q(expires_at__lt=past)
@@ -105,7 +105,7 @@ def _delete_old(caller: Caller) -> None:
 
 
 def _with_owner() -> Any:
-    """Return rows with their organization and key, and what of their times is over by the database's clock."""
+    """Return rows with their organization and key, and which of their times are over by the database's clock."""
     return PortalSession.objects.select_related("organization", "key").annotate(
         is_link_over=Q(link_expires_at__lte=Now()),
         is_over=Q(expires_at__lte=Now()),

@@ -115,7 +115,7 @@ def message_page(request: HttpRequest, status: int, title: str, text: str) -> Ht
 
 
 def refusal_page(request: HttpRequest, reason: Refusal) -> HttpResponse:
-    """Return the page for a link or a session that isn't good."""
+    """Return the page for a link or a session that is refused."""
     status, title, text = REFUSALS[reason]
     return message_page(request, status, title, text)
 
@@ -140,9 +140,9 @@ class PortalView(View):
     portal: PortalSession
     # The part of the navigation that is shown as the current one.
     section = ""
-    # Whether the page is of no use to a session that can only look.
+    # Whether the page is refused to a read-only session.
     is_only_for_changes = False
-    # Whether every session may send the page's form.
+    # Whether even a read-only session may submit the page's form.
     is_harmless = False
     # What a session must be allowed for the page, and to change something with it.
     needs: Scope | None = None
@@ -166,7 +166,7 @@ class PortalView(View):
             return self._message(error.status, error.title, error.text)
 
     def _refuse(self, request: HttpRequest) -> HttpResponse | None:
-        """Return the page for what must not change anything; None if nothing speaks against it."""
+        """Return the page that refuses the request; None if the session may make it."""
         is_change = request.method not in _SAFE
         given = request.POST.get("form_token", "") if is_change else ""
         if is_change and (

@@ -41,7 +41,7 @@ DELIVERY_STATES = {
     "held": "Its endpoint is disabled. It is sent once you enable that.",
     "cancelled": "It won't be sent.",
 }
-# What else is said on the help page, which knows no cause.
+# What the help page, which isn't about a certain cause, says in addition.
 MORE_OF_STATES = {
     "pending": "Or it waits its turn: while the endpoint is paused, above the endpoint's limit, or in its order.",
     "held": "Or whoever runs this service holds it back for a while.",
@@ -152,7 +152,7 @@ def advice(error: str, status_code: int | None) -> tuple[str, str]:
 
 
 def of_an_error(text: str) -> str:
-    """Return the API's error at a field as a sentence begins, in a tenant's words."""
+    """Return the API's error at a field, capitalized and in a tenant's words."""
     return _OF_THE_API.get(text) or f"{text[:1].upper()}{text[1:]}"
 
 

@@ -83,7 +83,7 @@ def make_inbox(demo: Demo) -> str:
     from events.payload import NewEvent
     from orgs.models import Organization
     from webhooks import subscriptions
-    from webhooks.destinations.inbox import leases
+    from webhooks.destinations.inbox import fetching
     from webhooks.models import Subscription
     from webhooks.routing.fan_out import FanOut
 
@@ -95,10 +95,10 @@ def make_inbox(demo: Demo) -> str:
         ingest(organization.pk, NewEvent("stock.changed", f'{{"item": "P-{1000 + number}", "left": {number}}}', None))
     while FanOut().run_round(1000).seen:
         pass
-    lease, events = leases.fetch(inbox.pk, 40, 3600)
+    lease, events = fetching.fetch(inbox.pk, 40, 3600)
     ids = [event.delivery_id for event in events]
-    leases.acknowledge(inbox.pk, ids[:25], lease)
-    leases.give_back(inbox.pk, ids[25:28], 0, lease)
+    fetching.acknowledge(inbox.pk, ids[:25], lease)
+    fetching.give_back(inbox.pk, ids[25:28], 0, lease)
     return str(inbox.pk)
 
 

@@ -30,7 +30,7 @@ from core.problems import only_get
 from core.redis_health import check_redis
 from events.backlog import oldest_waiting_seconds, waiting_events
 from webhooks import stats
-from webhooks.destinations.inbox import leases
+from webhooks.destinations.inbox import fetching
 
 log = structlog.get_logger()
 
@@ -242,7 +242,7 @@ class MetricsService:
         for route in ("/api/events", "/api/events/batch"):
             for code in BACKLOG_CODES:
                 PROBLEMS.inc(route, code, by=0)
-        leases.CHANGES.inc(leases.ItemStatus.LEASE_EXPIRED.value, by=0)
+        fetching.CHANGES.inc(fetching.ItemStatus.LEASE_EXPIRED.value, by=0)
         self._task = asyncio.create_task(self._run(), name="metrics")
         return self
 

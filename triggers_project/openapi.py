@@ -7,7 +7,7 @@ from typing import Any
 from core.openapi import HEADERS, Schema, enums
 from events.models import EventStatus
 from orgs.models import Scope, Strictness
-from webhooks.destinations.inbox.leases import ItemStatus
+from webhooks.destinations.inbox.fetching import ItemStatus
 from webhooks.destinations.outcome import Failure
 from webhooks.models import FORMATS, BulkRun, Cause, DestinationKind
 from webhooks.states import Breaker, DeliveryState, SubscriptionState

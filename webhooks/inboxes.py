@@ -114,10 +114,10 @@ def _add_accepted(subscription: Subscription) -> None:
         organization_id=subscription.organization_id, status=EventStatus.ACCEPTED, due_at__lte=Now()
     )
     locked = waiting.order_by("created_at", "id").select_for_update(no_key=True, skip_locked=True, of=("self",))
-    rows = list(locked.values_list("id", "type", "channels")[:ACCEPTED_AT_ONCE])
+    events = list(locked.only("id", "type", "channels")[:ACCEPTED_AT_ONCE])
     deliveries = NewDeliveries()
-    types = {event_id: event_type for event_id, event_type, _ in rows}
-    for event_id in wanted_events(subscription, rows):
+    types = {event.id: event.type for event in events}
+    for event_id in wanted_events(subscription, events):
         deliveries.add(
             subscription.organization_id, event_id, [subscription.pk], DeliveryStatus.PENDING,
             inbox_type=types[event_id],

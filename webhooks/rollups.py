@@ -3,11 +3,12 @@
 Three kinds of rows, and who writes them:
 
 - *a minute of a subscription*: in the transaction that records the attempts, so the numbers are as exact as the
-attempts themselves: a crash neither loses nor repeats any.  That transaction holds the lock on the subscription's
-queue, so no two workers ever wait for each other on such a row.  The minute is that of the recording. - *a minute of an
-organization, of everything, and longer periods* (`STEPS`): the sweep computes them from the former, once a minute.  It
-replaces what is there, so doing it twice changes nothing. - *gauges*: the sweep samples once a minute what waits and
-what works.  They also distinguish a minute without deliveries from one without a worker: the latter has no gauge.
+  attempts themselves: a crash neither loses nor repeats any.  That transaction holds the lock on the subscription's
+  queue, so no two workers ever wait for each other on such a row.  The minute is that of the recording.
+- *a minute of an organization, of everything, and longer periods* (`STEPS`): the sweep computes them from the former,
+  once a minute.  It replaces what is there, so doing it twice changes nothing.
+- *gauges*: the sweep samples once a minute what is waiting and what is in flight.  They also tell a minute without
+  deliveries from one without a worker: the latter has no gauge.
 
 How long each step is kept is `STEPS`; the longest one, ROLLUP_RETENTION_DAYS.
 """

@@ -3,7 +3,7 @@ commands all use these.
 
 A delivery is *retrying* from its first failed attempt until it is sent or has failed for good; the database's `pending`
 covers that and what waits for its first attempt.  In an inbox, what a consumer has fetched is *delivering* until it is
-acknowledged or its lease ends, although the database has it as `pending` (`destinations.inbox.leases`).
+acknowledged or its lease ends, although the database has it as `pending` (`destinations.inbox.fetching`).
 
 A subscription is *disabled*, *paused* (its circuit breaker is open, or its endpoint asked for a pause), *failing* (its
 last attempt failed) or *active*, whichever applies first.  The conditions are defined once, as SQL.  The queries of
@@ -34,7 +34,7 @@ from django.db.models import (
 from django.db.models.functions import Coalesce, Greatest, Now
 from django.utils import timezone
 
-from webhooks.destinations.inbox.leases import GIVEN_BACK
+from webhooks.destinations.inbox.fetching import GIVEN_BACK
 from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription
 from webhooks.order import PARKED_FROM
 

@@ -12,7 +12,7 @@ import structlog
 
 from core import tracing
 from events.models import Event
-from webhooks.destinations.inbox.leases import FetchedEvent
+from webhooks.destinations.inbox.fetching import FetchedEvent
 from webhooks.destinations.outcome import Outcome
 from webhooks.dispatch.delivery import ClaimedDelivery
 

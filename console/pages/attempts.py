@@ -26,7 +26,8 @@ NEWEST_FIRST = ("-started_at", "-id")
 # The primary key, which is by the time of the event: the only order that any number of attempts can be read in.
 BY_DELIVERY = ("-delivery_id", "-number")
 # Ids are given out when attempts are recorded, so the newest attempts have the last ids, whichever partition they
-# are in, and an index leads to them.  Of so many ids the rows are read and sorted; the next number if they are too few.
+# are in, and an index leads to them.  The rows with this many of the last ids are read and sorted; if too
+# few of them match, with the next number.
 _WINDOWS = (1_500, 12_000, 100_000)
 
 
@@ -39,7 +40,7 @@ def last_id() -> int:
 
 
 class OutcomeFilter(admin.SimpleListFilter):
-    """Failed ones of the newest attempts.  There is no index by outcome, so older ones aren't looked at."""
+    """Failed attempts among the newest ones.  No index has the outcome, so older ones aren't searched."""
 
     title = "outcome"
     parameter_name = "outcome"
@@ -89,7 +90,7 @@ class AttemptChangeList(BoundedChangeList):
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
         """Return the list's rows, or those among which its first ones are."""
         rows: QuerySet[Any] = super().get_queryset(request, exclude_parameters)
-        # What is narrowed to a few deliveries can be sorted as it is.
+        # The attempts of a few deliveries can be sorted without a bound.
         if getattr(request, "is_export", False) or self.query or DeliveryFilter.parameter_name in request.GET:
             return rows
         ordering = self.get_ordering(request, self.root_queryset)

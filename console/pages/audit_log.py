@@ -54,7 +54,7 @@ def _page_of(row: AuditEntry) -> str | None:
 
 
 class TargetFilter(admin.SimpleListFilter):
-    """Entries about one thing, which its HISTORY leads to; shown only while it is set."""
+    """Entries about one object.  Its History button links to it; shown only while it is set."""
 
     title = "what it was done to"
     parameter_name = "target"

@@ -43,7 +43,7 @@ class RunStateFilter(ChoiceFilter):
     values = BulkRun.State.values
 
 
-# A page of a run that goes on asks for itself again after so many seconds.
+# After how many seconds the page of a running run reloads.
 REFRESH_SECONDS = 3
 
 
@@ -69,7 +69,7 @@ class BulkRunAdmin(ReadOnlyAdmin):
     dangerous_actions = ("cancel",)
 
     def fits(self, action: str, row: BulkRun) -> bool:
-        """Offer to cancel only what goes on."""
+        """Offer to cancel only runs that are running."""
         return row.state == BulkRun.State.RUNNING
 
     @admin.display(description="created at")
@@ -124,7 +124,7 @@ class BulkRunAdmin(ReadOnlyAdmin):
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show the run; while it goes on, the page comes again by itself."""
+        """Show the run; while it is running, the page reloads by itself."""
         response = super().change_view(request, object_id, form_url, extra_context)
         row_id = parse_id(object_id)
         if request.method == "GET" and row_id is not None and response.status_code == 200:
@@ -139,7 +139,7 @@ class BulkRunAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Cancel", permissions=["cancel"])
     def cancel(self, request: HttpRequest, queryset: QuerySet[BulkRun]) -> None:
-        """End the selected runs before they are done; what they did stays."""
+        """Stop the selected runs; what they have done isn't undone."""
         changed, runs = 0, list(queryset[:ACTION_BOUND])
         for run in runs:
             with transaction.atomic():

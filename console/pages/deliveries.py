@@ -146,7 +146,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
     dangerous_actions = ("stop_host",)
 
     def fits(self, action: str, row: Delivery) -> bool:
-        """Leave out what would leave the delivery alone, and stopping a host where there is none."""
+        """Leave out actions that wouldn't change the delivery, and those on hosts if it has none."""
         if action == "stop_host" and is_inbox(row.subscription):
             return False
         if action == "skip" and row.ordering_key is None:

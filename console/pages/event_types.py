@@ -115,7 +115,7 @@ class EventTypeAdmin(BoundedAdmin):
         return ("id", "version", "created_at", "updated_at") if obj is not None else ()
 
     def save_model(self, request: HttpRequest, obj: EventType, form: Any, change: bool) -> None:
-        """Save it as the API does, so that every process takes notice."""
+        """Save it as the API does, so that every process notices the change."""
         fields = ("description", "schema", "examples", "archived")
         values = {name: form.cleaned_data[name] for name in fields if name in form.cleaned_data}
         if change:

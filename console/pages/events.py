@@ -146,7 +146,7 @@ class EventAdmin(ReadOnlyAdmin):
         return queryset.filter(pk__in=found.ids)
 
     def _named(self, request: HttpRequest, term: str) -> list[uuid.UUID]:
-        """Return the events that a term names; both who redirects and who lists them ask."""
+        """Return the events that a term names, found once for a request."""
         known: dict[str, list[uuid.UUID]] = request.__dict__.setdefault("named_events", {})
         if term not in known:
             known[term] = search.events_named(term, search.Scope.of(request))
@@ -180,13 +180,13 @@ class EventAdmin(ReadOnlyAdmin):
             return
         changed = 0
         skipped: dict[str, int] = defaultdict(int)
-        rows = list(Event.objects.filter(pk__in=chosen).order_by("pk").values_list("pk", "organization_id", "status"))
+        rows = Event.objects.filter(pk__in=chosen).order_by("pk").only("organization_id", "status")
         by_organization: dict[Any, list[str]] = defaultdict(list)
-        for event_id, organization_id, status in rows:
-            if status == EventStatus.ERROR:
-                by_organization[organization_id].append(str(event_id))
+        for row in rows:
+            if row.status == EventStatus.ERROR:
+                by_organization[row.organization_id].append(str(row.pk))
             else:
-                skipped[f"{status}, not in error"] += 1
+                skipped[f"{row.status}, not in error"] += 1
         in_error = [event_id for ids in by_organization.values() for event_id in ids]
         for number, part in enumerate(chunks(in_error)):
             with transaction.atomic():
@@ -222,7 +222,7 @@ class EventAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Replay deliveries", permissions=["replay"])
     def replay(self, request: HttpRequest, queryset: QuerySet[Event]) -> HttpResponse | None:
-        """Send the failed and retrying deliveries of the selected events again and, if that is said, the others."""
+        """Send the failed and retrying deliveries of the selected events again and, if asked to, the others."""
         try:
             events = sorted(str(pk) for pk in selected_ids(queryset))
         except TooMany:

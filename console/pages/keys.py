@@ -57,7 +57,7 @@ class ApiKeyForm(_ApiKeyForm):
         return expires_at
 
     def clean(self) -> Any:
-        """Refuse a key too many, new or with its life prolonged."""
+        """Refuse a new or revived key above the organization's limit."""
         cleaned = super().clean() or {}
         organization = cleaned.get("organization") if self.instance._state.adding else self.instance.organization
         if organization is not None and (self.instance._state.adding or self._revives(cleaned)):

@@ -48,7 +48,7 @@ class OrganizationForm(_OrganizationForm):
             self.fields["event_type_strictness"].required = False
 
     def clean_event_type_strictness(self) -> str:
-        """Keep what it is if nothing was chosen."""
+        """Keep the current value if none was chosen."""
         return self.cleaned_data["event_type_strictness"] or self.instance.event_type_strictness
 
     def clean(self) -> Any:

@@ -27,14 +27,14 @@ from events.api.receipts import (
     Receipt,
     accepted_count,
     batch_receipt,
-    checked,
-    checked_batch,
     count_conflicts,
     count_events,
     failure_logged,
     log_result,
     receipt,
     validate_only,
+    validated_batch_receipt,
+    validated_receipt,
 )
 from events.cloudevents import MARKS
 from events.group_commit import Counted, GroupCommit, PendingResponse
@@ -117,7 +117,7 @@ class EventsDoor:
         if caller.strictness != Strictness.FREE and (errors := (await self._check(caller, [event]))[0]):
             raise event_types.refused(errors)
         if only_validate:
-            return Response(200, dumps(checked()))
+            return _response(_kept(validated_receipt(event)))
         return await self._store(request, EVENTS_ROUTE, caller, [event], started, lambda results: receipt(results[0]))
 
     async def _accept_batch(self, request: Request, caller: Caller) -> Response:
@@ -137,7 +137,7 @@ class EventsDoor:
             items = event_types.replace_refused(items, await self._check(caller, valid))
             valid = [item for item in items if isinstance(item, NewEvent)]
         if only_validate:
-            return Response(200, dumps(checked_batch(items)))
+            return _response(_kept(validated_batch_receipt(items)))
         invalid = len(items) - len(valid)
         return await self._store(
             request, route, caller, valid, started, lambda results: batch_receipt(items, results), invalid

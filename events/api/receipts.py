@@ -38,7 +38,8 @@ EVENTS = Counter(
 INVALID = "invalid"  # an item of a batch
 
 _receipt = shapes.EventReceipt()
-_item_receipt = shapes.BatchItemReceipt()
+_unstored_receipt = shapes.EventNotStored()
+_batch_receipt = shapes.BatchReceipt()
 
 
 @contextmanager
@@ -135,32 +136,26 @@ def batch_receipt(items: Sequence[NewEvent | shapes.FieldErrors], results: Seque
     remaining = iter(results)
     became = [next(remaining) if isinstance(item, NewEvent) else item for item in items]
     accepted = accepted_count(results)
-    document = {"accepted": accepted, "data": [_item_receipt.to_representation(one) for one in became]}
+    document = _batch_receipt.to_representation(shapes.BatchResult(accepted, became))
     return Receipt(202 if accepted else 200, document)
 
 
 def validate_only(request: Any) -> bool:
-    """Return whether a request wants its events only to be checked.  request: with `query_params`.
+    """Return whether a request wants its events only to be validated.  request: with `query_params`.
 
     Raises Problem 400 for any other parameter: one that is misspelled would store the events.
     """
     return bool(parse_parameters(request, {"validate_only": boolean}).get("validate_only", False))
 
 
-def checked() -> dict[str, Any]:
-    """Return the response to an event that is valid and was only to be checked."""
-    return {"id": None, "status": shapes.VALID, "message": "Event is valid; nothing was stored"}
+def validated_receipt(event: NewEvent) -> Receipt:
+    """Return the response to an event that is valid and was only to be validated."""
+    return Receipt(200, _unstored_receipt.to_representation(event))
 
 
-def checked_batch(items: Sequence[NewEvent | shapes.FieldErrors]) -> dict[str, Any]:
-    """Return the response to a batch that was only to be checked."""
-    return {
-        "accepted": 0,
-        "data": [
-            {"status": shapes.VALID} if isinstance(item, NewEvent) else _item_receipt.to_representation(item)
-            for item in items
-        ],
-    }
+def validated_batch_receipt(items: Sequence[NewEvent | shapes.FieldErrors]) -> Receipt:
+    """Return the response to a batch that was only to be validated."""
+    return Receipt(200, _batch_receipt.to_representation(shapes.BatchResult(0, items)))
 
 
 def accepted_count(results: Sequence[Ingested]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -10,7 +12,7 @@ from rest_framework import serializers
 
 from core.openapi import page_of
 from core.serializers import OutputSerializer, RawJSONField
-from events import cloudevents
+from events import cloudevents, payload
 from events.delivery_lookup import DELIVERY_STATUSES
 from events.ingest import Ingested, IngestStatus
 from events.models import Event, EventStatus
@@ -53,12 +55,29 @@ class EventNotStored(EventReceipt):
     id = serializers.UUIDField(allow_null=True, help_text="The first event's id for a duplicate; else null.")
     status = serializers.ChoiceField(choices=[IngestStatus.DUPLICATE.value, VALID])
 
+    def to_representation(self, instance: Ingested | payload.NewEvent) -> dict[str, Any]:
+        """Return what became of an event: a result, or the event itself if it was only to be validated."""
+        if isinstance(instance, Ingested):
+            return super().to_representation(instance)
+        return {"id": None, "status": VALID, "message": "Event is valid; nothing was stored"}
+
 
 class FieldError(OutputSerializer):
     """One thing that is wrong."""
 
     pointer = serializers.CharField(help_text="JSON pointer into the item (RFC 6901; empty for the whole).")
     detail = serializers.CharField()
+
+
+ItemResult = Ingested | payload.NewEvent | FieldErrors
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """What became of a batch, for BatchReceipt.  data: of each item, in the order of the request."""
+
+    accepted: int
+    data: Sequence[ItemResult]
 
 
 class BatchItemReceipt(OutputSerializer):
@@ -71,10 +90,12 @@ class BatchItemReceipt(OutputSerializer):
     )
     errors = FieldError(many=True, required=False, help_text="Only for `invalid`.")  # type: ignore[assignment]
 
-    def to_representation(self, instance: Ingested | FieldErrors) -> dict[str, Any]:
-        """Return what became of an item: a valid one's result, or an invalid one's errors."""
+    def to_representation(self, instance: ItemResult) -> dict[str, Any]:
+        """Return what became of an item: its result, its errors, or itself if it was valid and only to be validated."""
         if isinstance(instance, Ingested):
             return {"status": instance.status, "id": instance.event_id}
+        if isinstance(instance, payload.NewEvent):
+            return {"status": VALID}
         errors = [{"pointer": pointer, "detail": reason} for pointer, reason in instance]
         return {"status": "invalid", "errors": errors}
 

@@ -30,14 +30,14 @@ from events.api.reading import Reading, reading_of_batch, reading_of_event
 from events.api.receipts import (
     accepted_count,
     batch_receipt,
-    checked,
-    checked_batch,
     count_conflicts,
     count_events,
     failure_logged,
     log_result,
     receipt,
     validate_only,
+    validated_batch_receipt,
+    validated_receipt,
 )
 from events.api.serializers import FieldErrors
 from events.backlog import require_room
@@ -152,7 +152,7 @@ def _accept_items(request: Request, route: str, reading: Reading, started: float
     valid = _valid(items)
     caller = caller_of(request)
     if only_validate:
-        return Response(checked_batch(items))
+        return Response(validated_batch_receipt(items).document)
     decision = None
     results: list[Ingested] = []
     if valid:
@@ -227,7 +227,7 @@ class EventListView(APIView):
         event = _event(request, reading)
         caller = caller_of(request)
         if only_validate:
-            return Response(checked())
+            return Response(validated_receipt(event).document)
         decision = _admit(request, caller, 1)
         with (
             failure_logged(caller.organization_id, [event], started),

@@ -34,10 +34,10 @@ from webhooks.states import DeliveryState, state_of
 
 MAX_SHOWN = 25
 MAX_ATTEMPTS_SHOWN = 50
-# A filter by type looks at so many of the newest events of that type.
+# A filter by type finds the deliveries of this many of the newest events of that type.
 MAX_EVENTS_OF_TYPE = 2000
 MAX_ENDPOINTS_OFFERED = 200
-# What a page says after a change, by the word in its address.
+# What a page says after a change, by the parameter `done` of its URL.
 DONE = {
     "retried": "It is being tried again. What comes of it is shown here.",
     "again": "It can be fetched again.",
@@ -212,7 +212,7 @@ class DeliveryView(DeliveryPage):
 
 
 class RetryView(DeliveryPage):
-    """One more attempt, now."""
+    """Retrying a delivery now."""
 
     def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
         row = self.own_delivery(delivery_id)
@@ -225,7 +225,7 @@ class RetryView(DeliveryPage):
 
 
 class SkipView(DeliveryPage):
-    """Giving up a delivery that later ones of its ordering key wait for."""
+    """Skipping a delivery that later ones with its ordering key wait for."""
 
     is_only_for_changes = True
 

@@ -25,10 +25,10 @@ from webhooks.models import Delivery, DestinationKind, Subscription
 from webhooks.states import with_state
 
 SHOWN_ATTEMPTS = 10
-# More endpoints than this can be searched.
+# With more endpoints than this, the list has a search field.
 MOST_AT_A_GLANCE = 5
 LONGEST_TERM = 300
-# What a page says after a change, by the word in its address.
+# What a page says after a change, by the parameter `done` of its URL.
 DONE = {
     "saved": "The endpoint is saved.",
     "enabled": "The endpoint is enabled. What was held for it is being sent.",
@@ -69,7 +69,7 @@ class EndpointPage(PortalView):
         return True
 
     def to_endpoint(self, endpoint_id: uuid.UUID, done: str) -> HttpResponse:
-        """Lead to the endpoint's page, which says what was done."""
+        """Redirect to the endpoint's page, which says what was done."""
         return HttpResponseRedirect(f"{reverse('portal:endpoint', args=[endpoint_id])}?done={done}")
 
 
@@ -80,7 +80,7 @@ def public_key(row: Subscription) -> str:
 
 
 class EndpointListView(EndpointPage):
-    """All endpoints, with how they stand."""
+    """All endpoints, with their states."""
 
     def get(self, request: HttpRequest) -> HttpResponse:
         now = timezone.now()
@@ -101,7 +101,7 @@ class EndpointListView(EndpointPage):
 
 
 class EndpointView(EndpointPage):
-    """One endpoint: how it stands, what to do about it, and its health."""
+    """One endpoint: its state, what to do about it, and its health."""
 
     def get(self, request: HttpRequest, endpoint_id: uuid.UUID) -> HttpResponse:
         row = self.own_endpoint(endpoint_id)

@@ -46,7 +46,7 @@ class Place:
 
     @classmethod
     def read(cls, query: Any) -> Place:
-        """Return the place that a link of the page before names.  Raises ParameterError."""
+        """Return the place that a link on the previous page names.  Raises ParameterError."""
         attempt = delivery = None
         if given := query.get("attempt", ""):
             at, _, number = given.partition("~")
@@ -120,7 +120,7 @@ class LogsView(PortalView):
             deliveries = deliveries.filter(created_at__lte=place.attempt[0])
         looked_at = list(newest(deliveries.only("id", "created_at", "attempt_count"), MOST_DELIVERIES))
         ids = {row.pk for row in looked_at if row.attempt_count}
-        # Those that are being retried were on the pages before, however old they are.
+        # Those that are being retried were on the previous pages, however old they are.
         ids = ids - retried_ids if place.delivery else ids | retried_ids
         attempts = DeliveryAttempt.objects.filter(delivery_id__in=ids)
         if place.attempt:

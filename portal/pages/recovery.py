@@ -1,4 +1,4 @@
-"""Recovering what an endpoint has missed since a time: what that would send, and how far it is."""
+"""Recovering what an endpoint has missed since a time: what that would send, and its progress."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RecoverView(EndpointPage):
 
 
 class RecoveryView(EndpointPage):
-    """How far a recovery is."""
+    """The progress of a recovery."""
 
     def get(self, request: HttpRequest, endpoint_id: uuid.UUID, run_id: uuid.UUID) -> HttpResponse:
         row = self.own_endpoint(endpoint_id)

@@ -18,7 +18,7 @@ from webhooks.signing_secrets import MAX_PREVIOUS_SECRETS, TooManySecrets
 
 
 class RotateView(EndpointPage):
-    """Asks how long the old secret goes on, and rotates."""
+    """Asks how long the old secret keeps signing, and rotates it."""
 
     is_only_for_changes = True
 

@@ -1,4 +1,4 @@
-"""What one presses on an endpoint's page: a test event, enabling, disabling, deleting."""
+"""The buttons of an endpoint's page: sending a test event, enabling, disabling, deleting."""
 
 from __future__ import annotations
 

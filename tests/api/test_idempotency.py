@@ -210,6 +210,7 @@ def test_a_response_with_a_secret_is_encrypted_and_for_its_api_key_alone(
     owners = ApiKey.objects.values_list("pk", flat=True)
     plain = [fingerprint("POST", "/api/keys", b'{"name": "shop"}', owner.bytes) for owner in owners]
     assert bytes(IdempotencyKey.objects.get().fingerprint) not in plain
+    assert fingerprint("POST", "/api/keys", b"ab", b"c") != fingerprint("POST", "/api/keys", b"a", b"bc")
     lesser = client_of(create_api_key(organization, scopes=[Scope.KEYS_MANAGE.value])[1])
     assert_problem(once(lesser, "/api/keys", {"name": "shop"}), 422)
 
@@ -237,7 +238,10 @@ def test_of_requests_at_once_one_is_served(api: Any) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_request_that_is_still_served_is_a_409(api: Any, organization: Any) -> None:
+@pytest.mark.parametrize("events_per_minute", [0, 100])
+def test_a_request_that_is_still_served_is_a_409(api: Any, organization: Any, events_per_minute: int) -> None:
+    organization.events_per_minute = events_per_minute  # with a limit, the key is looked at before the transaction
+    organization.save()
     lock = Once(organization.id, "k-1", b"", uuid.uuid4(), "")
     with connection.cursor() as cursor:
         cursor.execute("BEGIN")
@@ -246,6 +250,7 @@ def test_a_request_that_is_still_served_is_a_409(api: Any, organization: Any) ->
 
         def send() -> None:
             answers.append(once(api, EVENTS, EVENT))
+            answers.append(once(api, "/api/keys", {"name": "another"}))
             answers.append(once(api, EVENTS, EVENT, "k-2"))
             connection.close()
 
@@ -253,8 +258,8 @@ def test_a_request_that_is_still_served_is_a_409(api: Any, organization: Any) ->
         thread.start()
         thread.join()
         cursor.execute("ROLLBACK")
-    assert assert_problem(answers[0], 409)["code"] == "idempotency_key_in_use"
-    assert answers[1].status_code == 202
+    assert [assert_problem(one, 409)["code"] for one in answers[:2]] == ["idempotency_key_in_use"] * 2
+    assert answers[2].status_code == 202
     assert once(api, EVENTS, EVENT).status_code == 202
 
 

@@ -31,7 +31,7 @@ from tests.servers import postgres
 from tests.webhooks.helpers import accept, result, subscribe
 from triggers_project import metrics
 from webhooks import stats, subscriptions
-from webhooks.destinations.inbox import leases
+from webhooks.destinations.inbox import fetching
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.leases import expire
 from webhooks.dispatch.record import record_results
@@ -174,7 +174,7 @@ def test_what_waits_in_inboxes_and_what_is_leased_is_counted(organization: Organ
     subscribe(organization)  # an endpoint's deliveries don't count
     accept(organization, 5)
     subscriptions.disable(disabled)
-    leases.fetch(inbox.pk, 2, 30)
+    fetching.fetch(inbox.pk, 2, 30)
     Delivery.objects.filter(subscription=inbox, lease_id=None).update(next_attempt_at="2020-01-01T00:00:00Z")
     counted, oldest = stats.inbox_events(100)
     assert counted == {"waiting": 3, "leased": 2}
@@ -209,13 +209,13 @@ def test_what_is_due_and_what_is_paused_is_counted_in_one_pass(organization: Org
 @pytest.mark.django_db
 def test_fetches_and_acknowledgements_of_inboxes_are_counted(organization: Organization) -> None:
     inbox = subscriptions.create(organization.id, inbox="orders", event_types=["*"])[0]
-    leases.fetch(inbox.pk, 10, 30)
+    fetching.fetch(inbox.pk, 10, 30)
     accept(organization, 3)
-    _, events = leases.fetch(inbox.pk, 10, 30)
+    _, events = fetching.fetch(inbox.pk, 10, 30)
     first, second, third = (one.delivery_id for one in events)
-    leases.acknowledge(inbox.pk, [first])
-    leases.acknowledge(inbox.pk, [first, second])
-    leases.give_back(inbox.pk, [third])
+    fetching.acknowledge(inbox.pk, [first])
+    fetching.acknowledge(inbox.pk, [first, second])
+    fetching.give_back(inbox.pk, [third])
     found = samples()
     assert (found["triggers_inbox_fetches_total", "events"], found["triggers_inbox_fetches_total", "none"]) == (1, 1)
     assert found[("triggers_inbox_events_fetched_total",)] == 3

@@ -12,7 +12,7 @@ from orgs.models import Organization
 from tests.console.rows import act, list_url, page_url, said
 from tests.webhooks.helpers import accept
 from webhooks import subscriptions
-from webhooks.destinations.inbox import leases
+from webhooks.destinations.inbox import fetching
 from webhooks.destinations.outcome import Failure
 from webhooks.display.causes import words_for
 from webhooks.display.formatting import format_time
@@ -45,8 +45,8 @@ def test_the_page_of_an_inbox_counts_what_consumers_have_fetched(
     owner: Client, inbox: Subscription, organization: Organization
 ) -> None:
     accept(organization, 6)
-    lease, events = leases.fetch(inbox.pk, 4, 60)
-    leases.give_back(inbox.pk, [events[0].delivery_id], 0, lease)
+    lease, events = fetching.fetch(inbox.pk, 4, 60)
+    fetching.give_back(inbox.pk, [events[0].delivery_id], 0, lease)
     page = " ".join(re.sub(r"<[^>]*>", " ", owner.get(page_url(inbox)).content.decode()).split())
     for line in ("waiting to be fetched 2", "fetched, and not acknowledged yet 3", "given back by a consumer 1"):
         assert line in page

@@ -26,7 +26,7 @@ from tests.portal.conftest import Visitor
 from tests.webhooks.helpers import accept
 from webhooks import subscriptions
 from webhooks.destinations.http.auth import Bearer
-from webhooks.destinations.inbox import leases
+from webhooks.destinations.inbox import fetching
 from webhooks.models import BulkRun, Delivery, Rollup, Subscription, SubscriptionQueue
 from webhooks.rollups import BUCKETS
 from webhooks.upkeep import preview
@@ -429,14 +429,14 @@ def test_a_delivery_in_an_inbox_is_described_in_its_words(visitor: Visitor, orga
     inbox, _ = subscriptions.create(organization.pk, inbox="orders", event_types=["*"])
     accept(organization)
     assert "/retry" not in visitor.get(f"deliveries/{Delivery.objects.get().pk}").content.decode()
-    lease, [event] = leases.fetch(inbox.pk, 1, 60)
+    lease, [event] = fetching.fetch(inbox.pk, 1, 60)
     path = f"deliveries/{event.delivery_id}"
     fetched = text_of(visitor.get(path))
     assert "delivering A consumer has fetched it" in " ".join(fetched.split())
     assert "Leased until" in fetched
     for of_an_endpoint in ("Next attempt", "Attempts", "webhook-id", "Retry now"):
         assert of_an_endpoint not in fetched
-    leases.acknowledge(inbox.pk, [event.delivery_id], lease)
+    fetching.acknowledge(inbox.pk, [event.delivery_id], lease)
     assert "A consumer has acknowledged it. Put into the inbox again" in text_of(visitor.get(path))
     again = visitor.post(f"{path}/retry")
     assert "It can be fetched again." in text_of(visitor.client.get(again["Location"]))

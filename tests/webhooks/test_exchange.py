@@ -153,6 +153,13 @@ def test_folded_and_repeated_headers_are_read_back() -> None:
 # --- sealing ---------------------------------------------------------------------------------------
 
 
+def test_a_derived_key_seals_a_bounded_number_of_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.encryption._MESSAGES_PER_KEY", 2)
+    sealer = Sealer()
+    first, second, third = (sealer.seal(b"secret")[:16] for _ in range(3))  # begins with the key's salt
+    assert first == second != third
+
+
 def test_a_sealed_message_needs_one_of_the_keys() -> None:
     sealer = Sealer()
     sealed = sealer.seal(b"secret")

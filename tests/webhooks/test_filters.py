@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from events.ingest import ingest
@@ -177,6 +177,8 @@ CONDITIONS = st.recursive(
 )
 
 
+@example({"a.b": 1}, {"a": {"b": 1}})
+@example({"$or": [{"a": 1}, {"b": 1}]}, {"b": 1})
 @given(CONDITIONS, VALUES)
 @settings(max_examples=200, deadline=None)
 def test_looking_up_leaves_out_nobody_who_matches(conditions: Any, data: Any) -> None:

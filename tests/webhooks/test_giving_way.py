@@ -9,7 +9,7 @@ import time
 import pytest
 
 from core.process import ProcessorTime, processor_time
-from webhooks.dispatch.giving_way import LOOK_SECONDS, MOST, MOST_SECONDS, OTHERS_SECONDS, Pace
+from webhooks.dispatch.giving_way import LOOK_SECONDS, MORE, MOST, MOST_SECONDS, OTHERS_SECONDS, Pace
 
 
 class Machine:
@@ -82,6 +82,8 @@ def test_it_does_not_rest_when_nobody_else_is_served(pace: Pace, machine: Machin
     for _ in range(10):
         pace.run(lambda: machine.pass_by(LOOK_SECONDS))
     assert machine.rests == []
+    # How busy the processors were until then doesn't count.
+    assert run(pace, machine, 1) == [pytest.approx(MORE * LOOK_SECONDS)]
 
 
 def test_it_does_not_rest_where_the_system_tells_nothing(pace: Pace, machine: Machine) -> None:

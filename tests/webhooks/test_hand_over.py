@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
@@ -103,7 +103,16 @@ def _limit_rate(subscription: Subscription) -> None:
     Subscription.objects.update(deliveries_per_second=1)
 
 
-@pytest.mark.parametrize("how", [_pause, _back_up, _be_due, _fill, _limit_rate])
+def _limit_requests(subscription: Subscription) -> None:
+    Subscription.objects.update(max_in_flight=4)
+    SubscriptionQueue.objects.update(in_flight=4, concurrency_window=100)
+
+
+def _close(subscription: Subscription) -> None:
+    SubscriptionQueue.objects.update(accepts_deliveries=False)
+
+
+@pytest.mark.parametrize("how", [_pause, _back_up, _be_due, _fill, _limit_rate, _limit_requests, _close])
 def test_what_has_to_wait_or_to_be_weighed_is_left_to_claims(
     organization: Organization, sender: Sender, how: Callable[[Subscription], None]
 ) -> None:
@@ -165,6 +174,31 @@ def test_the_window_and_the_sender_s_places_bound_what_is_handed_over(organizati
         finally:
             sender.stop(0)
     assert statuses() == ["pending"] * 35  # what was on the wire is given back
+
+
+def test_a_host_gets_no_more_requests_than_a_claim_would_give_it(
+    organization: Organization, sender: Sender, settings: Any
+) -> None:
+    settings.MAX_CONNECTIONS_PER_HOST = 3
+    both = [subscribe(organization, f"http://127.0.0.1:9/{number}").pk for number in range(2)]
+    hand_over = SenderHandOver(sender)
+    with transaction.atomic():
+        chosen = hand_over.choose(dict.fromkeys(both, 5), [])
+    hand_over.abandon()
+    assert sorted(chosen.values()) == [1, 2]
+
+
+def test_a_round_locks_the_queues_of_disabled_subscriptions_with_the_others(
+    organization: Organization, sender: Sender
+) -> None:
+    wanted, disabled = subscribe(organization), subscribe(organization)
+    hand_over = SenderHandOver(sender)
+    free = "SELECT subscription_id FROM webhooks_subscriptionqueue FOR UPDATE SKIP LOCKED"
+    with transaction.atomic():
+        assert hand_over.choose({wanted.pk: 1}, [disabled.pk]) == {wanted.pk: 1}
+        with psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": None}) as other:
+            assert other.execute(free).fetchall() == []
+    hand_over.abandon()
 
 
 def test_a_large_round_is_left_to_claims(organization: Organization, sender: Sender) -> None:

@@ -104,6 +104,8 @@ def test_what_is_about_to_be_released_is_left_alone(organization: Organization, 
     with connection.cursor() as cursor:  # also if it was enabled between the two statements
         cursor.execute(held_retention._CANCEL, [[delivery.pk]])
         assert cursor.rowcount == 0
+        cursor.execute(held_retention._CANCEL, [[hold(subscribe(organization), 100, "pending").pk]])
+        assert cursor.rowcount == 0
     subscriptions.resync(gone.pk)
     assert status_of(delivery) == "pending"
 

@@ -30,7 +30,7 @@ from orgs.models import Organization, Scope
 from tests.conftest import ApiClient
 from tests.webhooks.helpers import fan_out, in_threads
 from webhooks import inboxes, stats, subscriptions
-from webhooks.destinations.inbox import leases, log
+from webhooks.destinations.inbox import fetching, log
 from webhooks.dispatch.claim import claim
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 from webhooks.routing.fan_out import FanOut
@@ -248,7 +248,7 @@ def test_an_inbox_that_is_disabled_holds_what_comes_and_leases_survive_it(api: A
     assert refused.json()["code"] == "inbox_disabled"
     # Whoever has looked before it was disabled gets nothing either, whatever its events are like by then.
     Delivery.objects.filter(event_id=second).update(status="pending", next_attempt_at=Now())
-    assert leases.fetch(uuid.UUID(made["id"]), 10, 30)[1] == []
+    assert fetching.fetch(uuid.UUID(made["id"]), 10, 30)[1] == []
     api.post(f"/api/subscriptions/{made['id']}/enable")
     assert fetched(api, "inbox=orders") == [second]
     assert api.post("/api/inbox/ack", {"event_ids": [first], "inbox": "orders"}).json()["acknowledged"] == 1
@@ -348,9 +348,9 @@ def test_what_is_given_back_can_be_fetched_at_once_or_after_a_delay(api: ApiClie
 def test_what_reached_nobody_counts_as_not_fetched_and_comes_first_again(api: ApiClient) -> None:
     inbox_id = uuid.UUID(make(api)["id"])
     first, second = send(api, 1, 2)
-    lease_id, [got] = leases.fetch(inbox_id, 1, 30)
-    leases.take_back(inbox_id, [got.delivery_id], lease_id)
-    _, again = leases.fetch(inbox_id, 2, 30)
+    lease_id, [got] = fetching.fetch(inbox_id, 1, 30)
+    fetching.take_back(inbox_id, [got.delivery_id], lease_id)
+    _, again = fetching.fetch(inbox_id, 2, 30)
     assert [(str(event.event_id), event.attempt) for event in again] == [(first, 1), (second, 1)]
 
 
@@ -381,7 +381,7 @@ def test_consumers_that_race_lease_and_settle_each_event_once(api: ApiClient) ->
 
 def test_what_locks_deliveries_does_not_lease_them_by_the_same_statement() -> None:
     """PostgreSQL 18 crashed under ten consumers when one did: about once a minute, so no test can wait for it."""
-    locking = [text for text in vars(leases).values() if isinstance(text, str) and "SKIP LOCKED" in text]
+    locking = [text for text in vars(fetching).values() if isinstance(text, str) and "SKIP LOCKED" in text]
     assert len(locking) >= 3
     for text in locking:
         assert "UPDATE webhooks_delivery" not in text
@@ -638,7 +638,7 @@ def test_the_default_inbox_is_made_once_and_audited(api: ApiClient, organization
 
 
 def test_the_data_of_a_fetch_is_bounded(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("webhooks.destinations.inbox.leases.MAX_BYTES", 10)
+    monkeypatch.setattr("webhooks.destinations.inbox.fetching.MAX_BYTES", 10)
     monkeypatch.setattr("webhooks.destinations.inbox.log.MAX_BYTES", 10)
     make(api)
     ids = send(api, 1, 2, 3)

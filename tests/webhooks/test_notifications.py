@@ -132,6 +132,25 @@ def test_an_endpoint_that_comes_and_goes_is_told_once_an_hour(organization: Orga
     an_interval_later()
     assert tell() == 1
     assert told()[2:] == ["triggers.endpoint.failing"]
+    # That it works again is told once an hour, too, whenever that it fails was told.
+    Notice.objects.filter(kind="endpoint.recovered").update(told_at=Now())
+    succeed(flapping)
+    assert tell() == 0
+    an_interval_later()
+    assert tell() == 1
+    assert told()[3:] == ["triggers.endpoint.recovered"]
+
+
+@pytest.mark.django_db
+def test_an_endpoint_whose_failures_are_forgotten_has_not_recovered(organization: Organization) -> None:
+    watch(organization)
+    broken = subscribe(organization)
+    accept(organization, 1)
+    fail(broken)
+    assert tell() == 1
+    subscriptions.change(broken, {"url": "http://127.0.0.1:9/elsewhere"})
+    assert queue_of(broken).failing_since is None
+    assert (tell(), told()) == (0, ["triggers.endpoint.failing"])
 
 
 @pytest.mark.django_db
@@ -262,7 +281,7 @@ def test_no_event_is_stored_that_nobody_could_get(organization: Organization) ->
 
 
 @pytest.mark.django_db
-def test_a_key_that_expires_is_told_once(organization: Organization) -> None:
+def test_a_key_that_expires_is_told_once(organization: Organization, monkeypatch: pytest.MonkeyPatch) -> None:
     watch(organization)
     now = datetime.datetime.now(datetime.UTC)
     soon, later, revoked, over = (create_api_key(organization, name=name)[0] for name in ("soon", "b", "c", "d"))
@@ -275,6 +294,10 @@ def test_a_key_that_expires_is_told_once(organization: Organization) -> None:
     assert last()["link"] == f"/api/keys/{soon.pk}"
     an_interval_later()
     assert (tell_of_keys(), tell()) == (0, 0)
+    # Those that were told don't use up a round's number.
+    monkeypatch.setattr(notifications, "TOLD_AT_A_TIME", 1)
+    ApiKey.objects.filter(pk=later.pk).update(expires_at=now + datetime.timedelta(days=6, hours=1))
+    assert tell_of_keys() == 1
 
 
 @pytest.mark.django_db

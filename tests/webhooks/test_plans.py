@@ -29,7 +29,7 @@ from orgs.models import Organization
 from tests.webhooks.helpers import NOWHERE, fan_out, make_past_partitions, result, subscribe
 from triggers_project.health import COUNT_TO
 from webhooks import stats, subscriptions
-from webhooks.destinations.inbox import leases as inbox_leases
+from webhooks.destinations.inbox import fetching
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch import leases
 from webhooks.dispatch.claim import claim
@@ -403,7 +403,7 @@ def test_a_fetch_of_some_types_finds_them_behind_any_number_of_others(history: H
     indexes = ("webhooks_delivery_type_again", "webhooks_delivery_type_fresh")
     for wanted, limit, expected in (("user.created", 3, 3), ("user.*", 3, 2), ("order.*", 10, 10), ("none.*", 10, 0)):
         with _checked(history, *indexes):
-            _, events = inbox_leases.fetch(inbox.id, limit, 30, wanted)
+            _, events = fetching.fetch(inbox.id, limit, 30, wanted)
         assert len(events) == expected
 
 

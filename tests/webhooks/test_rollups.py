@@ -16,7 +16,7 @@ from django.utils import timezone
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, in_threads, result, subscribe
 from webhooks import rollups, stats, subscriptions
-from webhooks.destinations.inbox import leases
+from webhooks.destinations.inbox import fetching
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.leases import expire
@@ -146,6 +146,37 @@ def test_the_sweep_sums_up_minutes_for_organizations_for_all_and_for_longer_peri
     now = timezone.now()
     rollups.sum_up(now - datetime.timedelta(hours=3), now)
     assert counted(rollups.NO_ID, rollups.NO_ID, 60) == before, "summing up twice doubled something"
+    long_ago = now - datetime.timedelta(hours=8)
+    Rollup.objects.filter(step=1).update(at=long_ago)
+    Gauge.objects.filter(step=1).update(at=long_ago)
+    assert rollups.keep_rollups()
+    assert not Rollup.objects.filter(step=1, at=long_ago).exists()
+
+
+def _record(subscription: Subscription, at: datetime.datetime) -> None:
+    """Let an attempt have been recorded in a minute."""
+    nothing = [0] * rollups.BUCKETS
+    Rollup.objects.create(
+        step=1, organization_id=subscription.organization_id, subscription_id=subscription.pk, at=at,
+        outcome="delivered", attempts=1, settled=1, duration_ms=1, durations=nothing, latencies=nothing,
+    )  # fmt: skip
+
+
+def test_what_was_recorded_late_is_summed_up_with_all_of_its_period(organization: Organization) -> None:
+    subscription = subscribe(organization)
+    assert rollups.keep_rollups()
+    last = Gauge.objects.filter(step=1).latest("at").at
+    Gauge.objects.update(at=F("at") - datetime.timedelta(minutes=1))
+    _record(subscription, last - datetime.timedelta(minutes=2))
+    assert rollups.keep_rollups()
+    assert counted(rollups.NO_ID, organization.pk) == {"delivered": (1, 1)}
+    hour = last.replace(minute=0) - datetime.timedelta(hours=3)
+    for minutes in (1, 31):
+        _record(subscription, hour + datetime.timedelta(minutes=minutes))
+    rollups.sum_up(hour, hour + datetime.timedelta(hours=1))
+    rollups.sum_up(hour + datetime.timedelta(minutes=30), hour + datetime.timedelta(hours=1))
+    of_hour = Rollup.objects.get(step=60, subscription_id=subscription.pk, at=hour)
+    assert of_hour.attempts == 2
 
 
 def test_gauges_tell_what_could_be_sent_from_what_waits_behind_something(
@@ -154,9 +185,9 @@ def test_gauges_tell_what_could_be_sent_from_what_waits_behind_something(
     due, paused, limited, disabled, busy, half_open = (subscribe(organization) for _ in range(6))
     inbox, _ = subscriptions.create(organization.id, inbox="orders", event_types=["*"])
     accept(organization, 2)
-    lease, [given_back] = leases.fetch(inbox.pk, 1, 60)
-    leases.give_back(inbox.pk, [given_back.delivery_id], lease_id=lease)
-    leases.fetch(inbox.pk, 1, 60)  # what a consumer has, and what waits in an inbox, is neither due nor retrying
+    lease, [given_back] = fetching.fetch(inbox.pk, 1, 60)
+    fetching.give_back(inbox.pk, [given_back.delivery_id], lease_id=lease)
+    fetching.fetch(inbox.pk, 1, 60)  # what a consumer has, and what waits in an inbox, is neither due nor retrying
     subscribe(other_organization)
     accept(other_organization)
     queues = SubscriptionQueue.objects

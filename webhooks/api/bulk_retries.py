@@ -20,7 +20,7 @@ from webhooks.upkeep import replay
 
 EXAMPLE = {"subscription_id": "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91", "since": "2026-01-31T12:00:00Z"}
 MAX_IDS = 1000
-MAX_RUNNING = 20  # of an organization: they take turns
+MAX_RUNNING = 20  # for one organization: the runs take turns
 # The members by the names that `webhooks.delivery_filters` has for them.
 _FILTERS = {
     "delivery_ids": "deliveries",

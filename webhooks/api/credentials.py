@@ -28,7 +28,7 @@ from webhooks.signing_secrets import StoredSecret
 MAX_CREDENTIAL = 2_048
 # An access token may hold a whole JWT.
 MAX_TOKEN = 8_192
-# A secret that is to end in ten years is one that has no end.
+# The furthest time that `expires_at` may be.
 MAX_SECRET_DAYS = 3_660
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 _VISIBLE = re.compile(r"[^\x00-\x1f\x7f]*")
@@ -36,7 +36,7 @@ _CONFLICT = "conflicts with `auth`, which sets the header Authorization: use one
 
 
 class SecretField(StrictCharField):
-    """A signing secret of the caller's own.  What is wrong with it is said without quoting it."""
+    """A signing secret of the caller's own.  Errors never quote it."""
 
     def to_internal_value(self, data: Any) -> str:
         text = super().to_internal_value(data)
@@ -146,7 +146,7 @@ class NewSecretSerializer(SecretSerializer):
 
 
 def shown_once(secret: str, given: Mapping[str, Any]) -> str | None:
-    """Return what a response shows of a new secret: nothing of the caller's own, and no private key."""
+    """Return what a response shows of a new secret: neither one that the caller brought nor a private key."""
     return None if not secret or "secret" in given or secret.startswith("whsk_") else secret
 
 
@@ -354,9 +354,9 @@ def credential_fields() -> dict[str, serializers.Field[Any, Any, Any, Any]]:
 
 
 def check_together(attrs: Mapping[str, Any], current: Any) -> None:
-    """Refuse what is good alone and contradicts other fields.  current: the subscription that is changed, or None.
+    """Refuse values that are valid alone but contradict other fields.
 
-    Raises ValidationError.
+    current: the subscription that is changed, or None.  Raises ValidationError.
     """
     errors: dict[str, list[str]] = {}
     names = {name.lower() for name in attrs.get("headers", getattr(current, "header_names", ()))}

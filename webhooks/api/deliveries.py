@@ -242,8 +242,8 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
     def retry_many(self, request: Request) -> Response:
         """Make one more attempt of each delivery that matches all of what is given.
 
-        By default that is what failed or is retrying; `status` `delivered` sends again what was delivered. What is
-        asked for again while it is under way is the same run.
+        By default, those are the deliveries that failed or are retrying; with the `status` `delivered`, those that were
+        delivered are sent again. A request for the same while a run is under way returns that run.
         """
         run = bulk_retries.start(request, read_object(request))
         return Response(

@@ -142,7 +142,7 @@ def url_parameter(raw: str) -> str:
 
 
 class MetadataField(serializers.Field[dict[str, str], Any, dict[str, str], Any]):
-    """Names and values that mean something to the tenant only."""
+    """Names and values whose meaning is the tenant's."""
 
     def to_internal_value(self, data: Any) -> dict[str, str]:
         if not isinstance(data, dict):

@@ -57,7 +57,9 @@ class OneOrMoreTypesField(EventTypesField):
         try:
             return super().to_internal_value([data] if isinstance(data, str) else data)
         except serializers.ValidationError as error:
-            if isinstance(data, str) and isinstance(error.detail, Mapping):  # it is no array that has a first item
+            if isinstance(data, str) and isinstance(
+                error.detail, Mapping
+            ):  # without this, an error would point to a first item
                 raise serializers.ValidationError(error.detail["0"]) from None
             raise
 
@@ -120,7 +122,7 @@ class HookCreateSerializer(StrictSerializer):
 
 
 def _the_one(attrs: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    """Return what the names stand for, or None.  Raises ValidationError if they are given different values."""
+    """Return the value given under any of the names, or None.  Raises ValidationError if their values differ."""
     given = [name for name in names if name in attrs]
     for name in given[1:]:
         if attrs[name] != attrs[given[0]]:
@@ -183,7 +185,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
         responses=HookPage,
     )
     def list(self, request: Request) -> Response:
-        """List the hooks that are on, newest first. With `target_url`, tells whether a URL is subscribed."""
+        """List the active hooks, newest first. Use `target_url` to find out whether a URL is subscribed."""
         parameters = parse_parameters(request, {"target_url": url_parameter, **PAGE_PARAMETERS})
         # One that is disabled is left out: a platform that finds a hook doesn't subscribe.
         rows = self.own_rows(request).filter(is_active=True)
@@ -209,11 +211,10 @@ class HookViewSet(OrganizationViewSet[Subscription]):
     )
     @idempotent(beforehand=lambda view, request: view.confirm_endpoint(request))
     def create(self, request: Request) -> Response:
-        """Subscribe a URL to event types, to all of them without any. Again with the same: returns what there is.
+        """Subscribe a URL to event types, or to all of them if none are given.
 
-        The same are the URL, the types, `filter`, and `channels`.
-
-        A hook that was disabled is enabled again. When its endpoint returns a 410, a hook is deleted.
+        If there is a hook with the same URL, event types, `filter`, and `channels`, it is returned, and enabled if it
+        was disabled. A hook whose endpoint returns a 410 is deleted.
         """
         serializer = HookCreateSerializer(data=read_object(request))
         serializer.is_valid(raise_exception=True)
@@ -294,7 +295,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
     def sample(self, request: Request) -> Response:
         """Return the last events as a bare array, newest first, each exactly as it is delivered in the standard format.
 
-        Without any, the examples of the type in the catalog are returned, as events of this moment.
+        If there are none, the examples of the type in the catalog are returned, as if they had just been sent.
         """
         parsers: dict[str, Callable[[str], Any]] = {"event": type_pattern, "limit": _count}
         parameters = parse_parameters(request, parsers)

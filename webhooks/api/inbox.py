@@ -27,7 +27,7 @@ from orgs.models import Scope
 from webhooks.api import inbox_requests as requests
 from webhooks.api import inbox_serializers as shapes
 from webhooks.api.inbox_requests import MAX_VISIBILITY, MAX_WAIT, Items
-from webhooks.destinations.inbox import leases
+from webhooks.destinations.inbox import fetching
 from webhooks.states import DeliveryState
 
 # Here a request that waits holds a thread, so that at most a quarter of them may do so; others get what is there.
@@ -63,7 +63,7 @@ class InboxView(APIView):
             _INBOX,
             OpenApiParameter(
                 "limit",
-                {"type": "integer", "minimum": 1, "maximum": leases.MAX_EVENTS, "default": requests.DEFAULT_LIMIT},
+                {"type": "integer", "minimum": 1, "maximum": fetching.MAX_EVENTS, "default": requests.DEFAULT_LIMIT},
                 OpenApiParameter.QUERY,
                 description="Maximum number of events. A response also ends after about 8 MiB of payloads.",
             ),

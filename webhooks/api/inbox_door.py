@@ -22,9 +22,9 @@ from webhooks.api.inbox_waiting import WaitingRoom
 from webhooks.destinations.inbox import log
 from webhooks.inboxes import Inbox
 
-# How often a stream shows that it lives, and looks at the log although nothing was announced.
+# How often, in seconds, a stream sends a sign that it is alive, and reads the log even if nothing was announced.
 KEEP_ALIVE_SECONDS = 10.0
-# After that a client connects anew, which spreads them over the web processes.
+# After this many seconds, clients reconnect, which spreads them over the web processes.
 STREAM_SECONDS = 3600.0
 
 
@@ -99,7 +99,7 @@ class InboxDoor:
 
 
 async def _until(seconds: float, arrived: asyncio.Event, *others: asyncio.Future[None]) -> None:
-    """Wait until something has come, the server stops, one of the others is done, or the time is over."""
+    """Wait until something arrives, the server stops, one of the others is done, or the time is over."""
     waits: list[asyncio.Task[Any]] = [asyncio.create_task(arrived.wait()), asyncio.create_task(stopping.wait())]
     ends: set[asyncio.Future[Any]] = {*waits, *others}
     try:

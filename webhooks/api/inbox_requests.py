@@ -23,8 +23,8 @@ from events.queries import type_pattern
 from orgs import audit
 from orgs.keys import Caller
 from webhooks import inboxes, subscriptions
-from webhooks.destinations.inbox import leases, log
-from webhooks.destinations.inbox.leases import Changed, FetchedEvent, ItemStatus
+from webhooks.destinations.inbox import fetching, log
+from webhooks.destinations.inbox.fetching import Changed, FetchedEvent, ItemStatus
 from webhooks.inboxes import Inbox
 from webhooks.models import Subscription
 from webhooks.states import DeliveryState, delivery_state
@@ -35,9 +35,9 @@ MAX_WAIT = 20.0
 DEFAULT_VISIBILITY = 30.0
 MAX_VISIBILITY = 43_200.0
 MAX_IDS = 1000
-# Room for many more ids, so that who sends them all is told how many a request may have.
+# Enough for far more ids than a request may have, so that a client that sends too many is told the limit.
 MAX_ITEMS_BYTES = 1_048_576
-# A stream reads so many at a time.
+# How many events a stream reads at a time.
 STREAM_EVENTS = 100
 LATEST = "latest"
 # Members that are a number of seconds: name, least, most, and default.
@@ -54,8 +54,8 @@ def _name(raw: str) -> str:
 
 
 def _limit(raw: str) -> int:
-    if not raw.isascii() or not raw.isdigit() or len(raw) > 6 or not 1 <= int(raw) <= leases.MAX_EVENTS:
-        raise ParameterError(f"must be a whole number from 1 to {leases.MAX_EVENTS}")
+    if not raw.isascii() or not raw.isdigit() or len(raw) > 6 or not 1 <= int(raw) <= fetching.MAX_EVENTS:
+        raise ParameterError(f"must be a whole number from 1 to {fetching.MAX_EVENTS}")
     return int(raw)
 
 
@@ -190,7 +190,7 @@ def _parse_place(body: Mapping[str, Any], items: Items, errors: list[tuple[str, 
     lease = body.get("lease_id")
     if lease is not None:
         lease_id = parse_id(lease) if isinstance(lease, str) else None
-        if lease_id is None or lease_id == leases.GIVEN_BACK:
+        if lease_id is None or lease_id == fetching.GIVEN_BACK:
             errors.append(("/lease_id", "must be the `lease_id` that came with the events"))
         items.lease_id = lease_id
     if "inbox" in body:
@@ -223,7 +223,7 @@ def resolve(request: Any, caller: Caller, name: str) -> Inbox:
 
 
 def check_still_open(inbox: Inbox) -> None:
-    """Raise the Problem that a new request would get, if the inbox was disabled or deleted while one waits at it."""
+    """Raise the Problem that a new request would get if the inbox was disabled or deleted while a request waited."""
     now = inboxes.find_again(inbox.id)
     if now is None:
         raise _not_found(inbox.name)
@@ -269,7 +269,7 @@ def _note_default(request: Any, caller: Caller, made: Subscription) -> None:
 def fetch(inbox: Inbox, query: InboxQuery) -> tuple[uuid.UUID, list[FetchedEvent]]:
     """Lease what is asked for.  Raises Problem if the request could wait in vain: the inbox was disabled or deleted."""
     started = time.perf_counter()
-    lease_id, events = leases.fetch(inbox.id, query.limit, query.visibility, query.type)
+    lease_id, events = fetching.fetch(inbox.id, query.limit, query.visibility, query.type)
     trace_fetch(inbox.id, inbox.organization_id, events, started)
     if query.wait and not events:
         check_still_open(inbox)
@@ -353,17 +353,17 @@ def show_logged(event: log.LoggedEvent) -> dict[str, Any]:
 
 
 def stream_begin(inbox: Inbox, place: log.Place) -> bytes:
-    """Return what a stream begins with: how soon, and from where, a client goes on that has received nothing yet."""
+    """Return the beginning of a stream: when, and from where, a client that has received nothing yet reconnects."""
     return b"retry: 1000\n" + stream_place(inbox, place)
 
 
 def stream_place(inbox: Inbox, place: log.Place) -> bytes:
-    """Return what tells a client where to go on, also behind events of types that it doesn't want."""
+    """Return a message with the place to continue at, which may be after events that the client doesn't want."""
     return b"id: %b\n\n" % log.encode(inbox.id, place).encode()
 
 
 def stream_event(inbox: Inbox, event: log.LoggedEvent) -> bytes:
-    """Return an event of a stream.  A payload that has line breaks becomes several lines, which are joined again."""
+    """Return an event of a stream.  A payload with line breaks becomes several `data` lines."""
     lines = b"\n".join(b"data: " + line for line in dumps(show_logged(event)).splitlines())
     return b"id: %b\n%b\n\n" % (log.encode(inbox.id, event.place).encode(), lines)
 
@@ -420,19 +420,19 @@ def show_changed(verb: str, at: str, results: Sequence[tuple[str, str, Changed]]
 
 def acknowledge(caller: Caller, items: Items) -> dict[str, Any]:
     """Acknowledge what `items` names, and return the document."""
-    results = change(caller, items, lambda inbox, ids: leases.acknowledge(inbox, ids, items.lease_id))
+    results = change(caller, items, lambda inbox, ids: fetching.acknowledge(inbox, ids, items.lease_id))
     return show_changed("acknowledged", "acknowledged_at", results)
 
 
 def give_back(caller: Caller, items: Items) -> dict[str, Any]:
     """Give back what `items` names, and return the document."""
-    results = change(caller, items, lambda inbox, ids: leases.give_back(inbox, ids, items.seconds, items.lease_id))
+    results = change(caller, items, lambda inbox, ids: fetching.give_back(inbox, ids, items.seconds, items.lease_id))
     return show_changed("given_back", "available_at", results)
 
 
 def extend(caller: Caller, items: Items) -> dict[str, Any]:
     """Extend the leases of what `items` names, and return the document."""
-    results = change(caller, items, lambda inbox, ids: leases.extend(inbox, ids, items.seconds, items.lease_id))
+    results = change(caller, items, lambda inbox, ids: fetching.extend(inbox, ids, items.seconds, items.lease_id))
     return show_changed("extended", "lease_expires_at", results)
 
 
@@ -451,7 +451,7 @@ def acknowledge_one(caller: Caller, one: uuid.UUID, items: Items) -> dict[str, A
     Raises Problem 404 for an unknown one, and 409 for one that can't be acknowledged.
     """
     items.given = [("event_id", str(one)), ("delivery_id", str(one))]
-    results = change(caller, items, lambda inbox, ids: leases.acknowledge(inbox, ids, items.lease_id))
+    results = change(caller, items, lambda inbox, ids: fetching.acknowledge(inbox, ids, items.lease_id))
     changed = next((found for _, _, found in results if found.status is not ItemStatus.NOT_FOUND), None)
     if changed is None:
         raise no_such("event or delivery")

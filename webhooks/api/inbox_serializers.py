@@ -7,7 +7,7 @@ from rest_framework import serializers
 
 from core.serializers import OutputSerializer, StrictSerializer
 from webhooks.api.inbox_requests import DEFAULT_VISIBILITY, MAX_IDS, MAX_VISIBILITY
-from webhooks.destinations.inbox.leases import ItemStatus
+from webhooks.destinations.inbox.fetching import ItemStatus
 from webhooks.states import DeliveryState
 
 _INBOX_HELP = "The inbox's name; without one, the `default` inbox."

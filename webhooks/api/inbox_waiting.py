@@ -1,4 +1,4 @@
-"""Consumers that wait at inboxes, in one web process: each costs memory, and no thread.
+"""Consumers that wait for events in inboxes, in one web process: each costs memory, but no thread.
 
 Those that wait for the same (an inbox, and types) stand in one line.  When something may have come, one fetch is made
 at a time, for the first of the line, until one brings nothing.  So a thousand consumers that wait for an event cost
@@ -32,18 +32,18 @@ from orgs.keys import Caller, still_may
 from orgs.models import Scope
 from webhooks.api import inbox_requests as requests
 from webhooks.api.inbox_requests import InboxQuery
-from webhooks.destinations.inbox import leases
+from webhooks.destinations.inbox import fetching
 from webhooks.destinations.inbox.arrivals import CHANNEL, announced
-from webhooks.destinations.inbox.leases import FetchedEvent
+from webhooks.destinations.inbox.fetching import FetchedEvent
 from webhooks.inboxes import Inbox
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
 THREADS = 4
-# Of these, one organization uses so many at a time.
+# How many of these one organization can use at a time.
 THREADS_OF_ONE = 2
-# How often to look whether a lease has ended, or an announcement was lost.
+# How often, in seconds, to check whether a lease has ended or an announcement was lost.
 LOOK_SECONDS = 1.0
 LOOK_AT = 1000
 MOST_WAITING = 2000
@@ -242,7 +242,7 @@ class WaitingRoom:
         if events and waiter.done.done():  # it has gone meanwhile
             ids = [event.delivery_id for event in events]
             with contextlib.suppress(KeyChanged, DatabaseError, psycopg.Error):  # else the lease ends by itself
-                await self.run(waiter.caller, lambda: leases.take_back(line.inbox_id, ids, lease_id))
+                await self.run(waiter.caller, lambda: fetching.take_back(line.inbox_id, ids, lease_id))
         elif events:
             waiter.done.set_result((lease_id, events))
         return bool(events)
@@ -250,7 +250,7 @@ class WaitingRoom:
     # --- hearing that something has come -----------------------------------------------------------
 
     def _arrived(self, inbox_ids: set[uuid.UUID] | None) -> None:
-        """Something has come into these inboxes, or they are closed; None: perhaps into any."""
+        """Note that these inboxes (None: perhaps any) have new events, or are closed."""
         for line in list(self._lines):
             if inbox_ids is None or line.inbox_id in inbox_ids:
                 self._stir(line)
@@ -267,7 +267,7 @@ class WaitingRoom:
             await asyncio.sleep(LOOK_SECONDS)
             inboxes = list({line.inbox_id for line in self._lines})
             for start in range(0, len(inboxes), LOOK_AT):
-                look = partial(leases.with_news, inboxes[start : start + LOOK_AT])
+                look = partial(fetching.with_news, inboxes[start : start + LOOK_AT])
                 try:
                     found = await asyncio.get_running_loop().run_in_executor(
                         self._executor, partial(borrow_connection, look)

@@ -169,7 +169,7 @@ def _component(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-# One for each `format` of a subscription.  Settings name them.
+# One for each `format` of a subscription; the settings refer to them by name.
 event_webhook = _webhook(
     "event",
     "standard",

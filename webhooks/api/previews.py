@@ -78,7 +78,7 @@ class PreviewSerializer(serializers.Serializer[Any]):
 def make_preview(request: Request, subscription: Subscription) -> Preview:
     """Return the preview that a request asks for.  Raises Problem."""
     require_media_type(request.content_type, "application/json")
-    # The expression, which comes beside the event, has the room of any other object.
+    # The event's bytes, and as many for the expression as any other object may have.
     body = read_body(request._request, settings.MAX_EVENT_BYTES + MAX_OBJECT_BYTES)
     new, options = parse_with_options(body, ("event_id", "format", "transform", "filter"), instead="event_id")
     serializer = PreviewRequestSerializer(data=options)

@@ -64,7 +64,7 @@ def _too_many_secrets(ends_at: datetime.datetime | None) -> Problem:
             f"{signing_secrets.MAX_PREVIOUS_SECRETS} other secrets sign, all without an end. Remove one of them first.",
             extra={"next_rotation_at": None},
         )
-    # The next whole second: at the time that is shown, the rotation works.
+    # Rounded up to a whole second, so that the rotation works at the time that is shown.
     at = (ends_at + datetime.timedelta(seconds=1)).astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Problem(
         "too_many_previous_secrets",
@@ -299,7 +299,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
     def disable(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Disable the subscription. Its waiting and new deliveries are held until it is enabled again.
 
-        Deliveries that are held for a long time are cancelled, if the operator has set that.
+        If the operator has set a limit (`HELD_RETENTION_DAYS`), deliveries that are held for longer are cancelled.
         """
         subscription = self.own_row(request, subscription_id)
         serializer = ReasonSerializer(data=read_object(request))
@@ -366,7 +366,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         disabled, whatever its event types. It isn't stored and isn't sent again. The response is a 200 whether or not
         the endpoint accepted the event.
         """
-        if self.tested is None:  # what was kept under the key has expired since it was looked up
+        if self.tested is None:  # the response that was kept under the key has expired since it was looked up
             raise running()
         subscription, result = self.tested
         with transaction.atomic():

@@ -14,9 +14,9 @@ from django.conf import settings
 
 from webhooks.dispatch.backlog_sender import BacklogSender
 from webhooks.dispatch.claim import Claim, QueueFilter, claim
+from webhooks.dispatch.claim_state import ClaimProgress
 from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.dispatch.in_flight import InFlight
-from webhooks.dispatch.progress import ClaimProgress
 
 log = structlog.get_logger()
 

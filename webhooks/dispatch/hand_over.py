@@ -102,7 +102,7 @@ class _Inserted(msgspec.Struct, frozen=True):
 
 
 class SenderHandOver:
-    """A `webhooks.routing.hand_over.HandOver` to the sender of this process."""
+    """A `webhooks.routing.sender_interface.HandOver` to the sender of this process."""
 
     def __init__(self, sender: Sender) -> None:
         self._sender = sender

@@ -28,10 +28,10 @@ from webhooks.dispatch import leases
 from webhooks.dispatch.backlog_sender import BacklogSender
 from webhooks.dispatch.claim import Claim, Occupancy, QueueFilter
 from webhooks.dispatch.claim_loop import ClaimLoop
+from webhooks.dispatch.claim_state import ClaimProgress
 from webhooks.dispatch.delivery import AttemptResult, ClaimedDelivery
 from webhooks.dispatch.giving_way import Pace
 from webhooks.dispatch.in_flight import InFlight
-from webhooks.dispatch.progress import ClaimProgress
 from webhooks.dispatch.recorder import Recorder
 from webhooks.tracing import end_attempt, start_attempt
 

@@ -24,10 +24,10 @@ from core.db import KEEP_PLANS_WITHOUT_WAITING, in_pipelined_transaction, is_tra
 from core.metrics.kinds import Counter as CounterMetric
 from webhooks.destinations.inbox.arrivals import announce_arrivals
 from webhooks.routing.claim_events import CLAIM_AGAIN, AcceptedEvent, EventClaims, claiming_cursor
-from webhooks.routing.hand_over import HandOver
 from webhooks.routing.round_insert import Processed, RoundInsert
 from webhooks.routing.round_shares import choose_events
-from webhooks.routing.selection import Progress, Wanting, select
+from webhooks.routing.selection import RoundMemory, Wanting, select
+from webhooks.routing.sender_interface import HandOver
 from webhooks.routing.subscribers import Subscribers
 from webhooks.tracing import trace_fan_out
 
@@ -121,7 +121,7 @@ class FanOut:
         self._subscribers = Subscribers()
         # Organizations that the last round passed over: an event of theirs comes first in the next one.
         self._overdue: frozenset[uuid.UUID] = frozenset()
-        self._progress = Progress()
+        self._memory = RoundMemory()
         self._most_events = sys.maxsize
 
     def run_round(
@@ -209,7 +209,7 @@ class FanOut:
         if not events:
             return RoundInsert()
         matchers = self._subscribers.matchers({event.organization_id: event.fingerprint for event in events})
-        wanting = select(events, matchers, self._overdue, self._progress)
+        wanting = select(events, matchers, self._overdue, self._memory)
         candidates = [event for event in events if event.id in wanting]
         chosen = choose_events(
             candidates, {event_id: len(found) for event_id, found in wanting.items()}, deliveries, self._overdue

@@ -14,10 +14,10 @@ from core.arrays import plain_array
 from core.db import server_cursor
 from webhooks.models import DeliveryStatus
 from webhooks.routing.claim_events import AcceptedEvent
-from webhooks.routing.hand_over import HandOver
 from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.matching import SubscribedTypes
 from webhooks.routing.selection import Wanting
+from webhooks.routing.sender_interface import HandOver
 
 # SQL, because of the bounds: they leave out the partitions that have none of the ids.
 MARK_PROCESSED = """

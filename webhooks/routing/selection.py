@@ -7,7 +7,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, zip_longest
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from cachetools import LRUCache
 from psycopg.rows import scalar_row
@@ -52,8 +52,8 @@ _NOBODY = Candidates(())
 Wanting = dict[uuid.UUID, Sequence[SubscribedTypes]]
 
 
-class Progress:
-    """What a thread remembers of its last rounds."""
+class RoundMemory:
+    """What a thread remembers from round to round: unfinished filters, and whose turn comes next."""
 
     def __init__(self) -> None:
         # The results so far of events whose filters took longer than a round: the next round continues from there.
@@ -79,7 +79,7 @@ def select(
     events: Sequence[AcceptedEvent],
     matchers: Mapping[uuid.UUID, Matcher],
     overdue: Collection[uuid.UUID] = (),
-    progress: Progress | None = None,
+    memory: RoundMemory | None = None,
 ) -> Wanting:
     """Return for each event the subscriptions that want it.
 
@@ -87,10 +87,10 @@ def select(
     longer than its share, events are left out; of each organization, no event is in the result that comes after one
     that isn't.  The result may be empty: then at least one more filter was evaluated for one of them.
 
-    progress: kept from round to round by the caller.
+    memory: kept from round to round by the caller.
     """
-    progress = progress or Progress()
-    progress.begin()
+    memory = memory or RoundMemory()
+    memory.begin()
     wanting: Wanting = {}
     filtered: dict[uuid.UUID, list[tuple[AcceptedEvent, Candidates]]] = defaultdict(list)
     for event in events:
@@ -102,7 +102,7 @@ def select(
             wanting[event.id] = candidates.without_data(event.channels or ())
     if not filtered:
         return wanting
-    order = sorted(filtered, key=lambda key: (key not in overdue, progress.last_served(key)))
+    order = sorted(filtered, key=lambda key: (key not in overdue, memory.last_served(key)))
     turns = _in_turns([filtered[key] for key in order])
     left = dict.fromkeys(filtered, FILTER_SECONDS / min(len(filtered), SHARES))
     ended: set[uuid.UUID] = set()
@@ -119,13 +119,13 @@ def select(
             if evaluated and began > ends:
                 return _without_gaps(events, wanting)
             evaluated = True
-            progress.note(key)
-            judged = progress.judged.pop(event.id, {})
+            memory.note(key)
+            judged = memory.judged.pop(event.id, {})
             found = candidates.by_data(
                 event.channels or (), parse_data(data[event.id]), judged, min(ends, began + left[key])
             )
             if judged:
-                progress.judged[event.id] = judged  # also if it is complete: its turn may come in another round
+                memory.judged[event.id] = judged  # also if it is complete: its turn may come in another round
             if found is not None:
                 wanting[event.id] = found
             left[key] -= time.thread_time() - began
@@ -134,20 +134,25 @@ def select(
     return _without_gaps(events, wanting)
 
 
-def wanted_events(
-    subscription: Subscription, events: Iterable[tuple[uuid.UUID, str, Sequence[str] | None]]
-) -> list[uuid.UUID]:
-    """Return those of stored events, given by id, type, and channels, that a subscription wants.
+class StoredEvent(Protocol):
+    """What decides whether a subscription wants an event, unless it has a filter."""
+
+    @property
+    def id(self) -> uuid.UUID: ...
+    @property
+    def type(self) -> str: ...
+    @property
+    def channels(self) -> Sequence[str] | None: ...
+
+
+def wanted_events(subscription: Subscription, events: Iterable[StoredEvent]) -> list[uuid.UUID]:
+    """Return the ids of those of stored events that a subscription wants.
 
     An event whose payload was erased is wanted by no subscription.
     """
     wanted = wanted_by(subscription)
     matcher = Matcher([wanted])
-    ids = [
-        event_id
-        for event_id, event_type, channels in events
-        if matcher.match(event_type) and wanted.wants_channels(channels or ())
-    ]
+    ids = [event.id for event in events if matcher.match(event.type) and wanted.wants_channels(event.channels or ())]
     ids = _not_erased(ids)
     if wanted.filter is None:
         return ids

@@ -28,11 +28,7 @@ class Rekeyed:
 
 def _holding_secrets() -> QuerySet[Subscription]:
     return Subscription.objects.exclude(
-        encrypted_secret="",
-        encrypted_previous_secrets=[],
-        encrypted_headers="",
-        encrypted_auth="",
-        encrypted_client_certificate="",
+        **{name: Subscription._meta.get_field(name).get_default() for name in ENCRYPTED}
     )
 
 

@@ -59,11 +59,20 @@ class Expected:
     until: datetime.datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FailureCause:
+    """Why the last attempts of deliveries in one state failed."""
+
+    state: str
+    error: str
+    status_code: int | None
+
+
 @dataclass
 class Preview:
     """total: matching deliveries, counted to COUNT_TO.  is_cut: there are more than were counted.
 
-    by_cause: how many for each state, error class and status code, the most frequent first. delivered: how many more
+    by_cause: how many of each cause, the most frequent first. delivered: how many more
     match that were delivered, which a run doesn't take unless told to; None if it does. erased: how many more match and
     are left alone, because their events' payloads were erased. is_by_name: the deliveries were named one by one.
     others: how many of them are in which other state.
@@ -71,7 +80,7 @@ class Preview:
 
     total: int = 0
     is_cut: bool = False
-    by_cause: list[tuple[str, str, int | None, int]] = field(default_factory=list)
+    by_cause: list[tuple[FailureCause, int]] = field(default_factory=list)
     expected: list[Expected] = field(default_factory=list)
     by_organization: dict[uuid.UUID | None, int] = field(default_factory=dict)
     delivered: int | None = None
@@ -93,24 +102,24 @@ def preview(filters: Mapping[str, Any]) -> Preview:
     """Return what a retry or replay of what `filters` match would do."""
     states = replay.states_in(filters)
     found = Preview()
-    causes: Counter[tuple[str, str, int | None]] = Counter()
+    causes: Counter[FailureCause] = Counter()
     by_subscription: Counter[uuid.UUID] = Counter()
     organizations: Counter[uuid.UUID | None] = Counter()
     columns = ("event_id", "subscription_id", "organization_id", "last_error", "last_status_code")
     for state in states:
         room = COUNT_TO - found.seen
-        rows = list(replay.matching(filters, state).values_list(*columns)[: room + 1])
+        rows: list[Any] = list(replay.matching(filters, state).values_list(*columns, named=True)[: room + 1])
         found.is_cut = found.is_cut or len(rows) > room
-        erased = erased_among({event_id for event_id, *_ in rows[:room]})
-        for event_id, subscription_id, organization_id, error, code in rows[:room]:
-            if event_id in erased:
+        erased = erased_among({row.event_id for row in rows[:room]})
+        for row in rows[:room]:
+            if row.event_id in erased:
                 found.erased += 1
                 continue
             found.total += 1
-            causes[state, error, code] += 1
-            by_subscription[subscription_id] += 1
-            organizations[organization_id] += 1
-    found.by_cause = [(*cause, count) for cause, count in causes.most_common()]
+            causes[FailureCause(state, row.last_error, row.last_status_code)] += 1
+            by_subscription[row.subscription_id] += 1
+            organizations[row.organization_id] += 1
+    found.by_cause = causes.most_common()
     found.by_organization = dict(organizations)
     found.expected = expect(by_subscription)
     # If the filter is about failures, nothing that was delivered matches.
@@ -176,7 +185,7 @@ def preview_recovery(subscription: Subscription, since: datetime.datetime) -> Re
         organization_id=subscription.organization_id, created_at__gte=since, status=EventStatus.PROCESSED
     ).exclude(data=ERASED)
     most = COUNT_TO if subscription.filter is None else COUNT_TO_FILTERED
-    seen = list(rows.order_by("created_at", "id").values_list("id", "type", "channels")[: most + 1])
+    seen = list(rows.order_by("created_at", "id").only("id", "type", "channels")[: most + 1])
     found.is_cut = len(seen) > most
     seen = seen[:most]
     wanted = wanted_events(subscription, seen)

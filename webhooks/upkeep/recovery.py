@@ -85,7 +85,7 @@ def _step(run: BulkRun, rows: int) -> None:
         status=EventStatus.PROCESSED,
     )
     seen = list(bulk_runs.from_place(run, events).only("id", "created_at", "type", "channels")[:rows])
-    wanted = wanted_events(subscription, ((event.id, event.type, event.channels) for event in seen))
+    wanted = wanted_events(subscription, seen)
     if run.filters.get("undelivered"):
         wanted = _undelivered(wanted, subscription)
     # Locked, because retention may be about to delete them: no delivery must outlive its event.

@@ -155,8 +155,8 @@ export interface paths {
          * Retry many deliveries
          * @description Make one more attempt of each delivery that matches all of what is given.
          *
-         *     By default that is what failed or is retrying; `status` `delivered` sends again what was delivered. What is
-         *     asked for again while it is under way is the same run.
+         *     By default, those are the deliveries that failed or are retrying; with the `status` `delivered`, those that were
+         *     delivered are sent again. A request for the same while a run is under way returns that run.
          *
          *     Needs the scope `deliveries:retry`.
          */
@@ -402,7 +402,7 @@ export interface paths {
         };
         /**
          * List hooks
-         * @description List the hooks that are on, newest first. With `target_url`, tells whether a URL is subscribed.
+         * @description List the active hooks, newest first. Use `target_url` to find out whether a URL is subscribed.
          *
          *     Needs the scope `subscriptions:manage`.
          */
@@ -410,11 +410,10 @@ export interface paths {
         put?: never;
         /**
          * Subscribe a hook
-         * @description Subscribe a URL to event types, to all of them without any. Again with the same: returns what there is.
+         * @description Subscribe a URL to event types, or to all of them if none are given.
          *
-         *     The same are the URL, the types, `filter`, and `channels`.
-         *
-         *     A hook that was disabled is enabled again. When its endpoint returns a 410, a hook is deleted.
+         *     If there is a hook with the same URL, event types, `filter`, and `channels`, it is returned, and enabled if it
+         *     was disabled. A hook whose endpoint returns a 410 is deleted.
          *
          *     Needs the scope `subscriptions:manage`.
          */
@@ -458,7 +457,7 @@ export interface paths {
          * Get sample events
          * @description Return the last events as a bare array, newest first, each exactly as it is delivered in the standard format.
          *
-         *     Without any, the examples of the type in the catalog are returned, as events of this moment.
+         *     If there are none, the examples of the type in the catalog are returned, as if they had just been sent.
          *
          *     Needs the scope `events:read`.
          */
@@ -855,7 +854,7 @@ export interface paths {
          * Disable a subscription
          * @description Disable the subscription. Its waiting and new deliveries are held until it is enabled again.
          *
-         *     Deliveries that are held for a long time are cancelled, if the operator has set that.
+         *     If the operator has set a limit (`HELD_RETENTION_DAYS`), deliveries that are held for longer are cancelled.
          *
          *     Needs the scope `subscriptions:manage`.
          */

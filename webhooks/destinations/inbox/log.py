@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from psycopg.rows import class_row, scalar_row
 
 from core.db import server_cursor
-from webhooks.destinations.inbox.leases import MAX_BYTES
+from webhooks.destinations.inbox.fetching import MAX_BYTES
 
 # A place behind everything moves on with the time, so that one in a quiet inbox doesn't become too old.  By so much
 # less than now: no transaction takes that long.

@@ -153,8 +153,8 @@ class Command(BaseCommand):
         more = "more than " if found.is_cut else ""
         to_send = found.total - found.of_fate(Fate.LEFT_ALONE)
         self.stdout.write(f"{more}{to_send} deliveries would be replayed.")
-        for state, error, code, count in found.by_cause:
-            self.stdout.write(f"  {count} {state} {error} {code or ''}".rstrip())
+        for cause, count in found.by_cause:
+            self.stdout.write(f"  {count} {cause.state} {cause.error} {cause.status_code or ''}".rstrip())
         for one in found.expected[:SHOWN_SUBSCRIPTIONS]:
             until = f" (nothing is sent before {one.until.isoformat(timespec='seconds')})" if one.until else ""
             self.stdout.write(f"  {one.count} {_FATES[one.fate]}{until}: {one.subscription.url}")
