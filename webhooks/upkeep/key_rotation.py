@@ -27,9 +27,8 @@ class Rekeyed:
 
 
 def _holding_secrets() -> QuerySet[Subscription]:
-    return Subscription.objects.exclude(
-        **{name: Subscription._meta.get_field(name).get_default() for name in ENCRYPTED}
-    )
+    without = Subscription()
+    return Subscription.objects.exclude(**{name: getattr(without, name) for name in ENCRYPTED})
 
 
 def count() -> int:
