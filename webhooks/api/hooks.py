@@ -57,9 +57,8 @@ class OneOrMoreTypesField(EventTypesField):
         try:
             return super().to_internal_value([data] if isinstance(data, str) else data)
         except serializers.ValidationError as error:
-            if isinstance(data, str) and isinstance(
-                error.detail, Mapping
-            ):  # without this, an error would point to a first item
+            # The one type of a text isn't the first of a list: the error is the field's own.
+            if isinstance(data, str) and isinstance(error.detail, Mapping):
                 raise serializers.ValidationError(error.detail["0"]) from None
             raise
 
