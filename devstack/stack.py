@@ -120,7 +120,7 @@ class Stack:
             processes.manage("migrate", "--verbosity", "0", env=self.environment())
             return False
         migrations = {f"{path.parts[-3]}/{path.stem}": _digest(path) for path in ROOT.glob("*/migrations/0*.py")}
-        is_stale = self._is_older_than(migrations)
+        is_stale = self.is_older_than(migrations)
         if is_stale:
             self.make_database_again()
         direct = {**self.env, "DATABASE_URL": self.postgres.url()}
@@ -145,8 +145,11 @@ class Stack:
             if not self.sql("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)):
                 self.sql(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER").format(sql.Identifier(role)))
 
-    def _is_older_than(self, migrations: Mapping[str, str]) -> bool:
-        """Return whether a migration that made the schema has changed since, or is gone."""
+    def is_older_than(self, migrations: Mapping[str, str]) -> bool:
+        """Return whether a migration that made the schema has changed since, or is gone.
+
+        migrations: digests by app and name, such as `orgs/0001_initial`.
+        """
         ((has_schema, comment),) = self.sql(
             "SELECT to_regclass('django_migrations') IS NOT NULL, shobj_description(oid, 'pg_database')"
             " FROM pg_database WHERE datname = current_database()"

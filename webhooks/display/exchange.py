@@ -78,7 +78,8 @@ def _exchange_block(attempt: DeliveryAttempt, bodies: _Bodies, for_tenant: bool)
 
 def _note(exchange: Exchange, content: str | None) -> str:
     hidden = [name for name, value in exchange.request_headers if value is None] + secret_parameters(exchange.url)
-    note = f"Put the values of {', '.join(short(name, 60) for name in hidden)} in." if hidden else ""
+    names = ", ".join(short(name, 60) for name in hidden)
+    note = f"Before you run it, fill in what isn't shown: {names}." if hidden else ""
     if content is None:
         note += f" The body can't be made again; put it into {BODY_FILE}."
     elif exchange.body_bytes > MAX_BODY_CHARACTERS:
