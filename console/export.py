@@ -40,6 +40,7 @@ def pages(rows: QuerySet[Any], ordering: Sequence[str], paths: Sequence[str]) ->
     while True:
         after = rows if place is None else rows.filter(_after(names, place, descending))
         with transaction.atomic(), connection.cursor() as cursor:
+            # SQL, because the ORM doesn't know settings of a transaction.
             cursor.execute(f"SET LOCAL statement_timeout TO {PAGE_TIMEOUT_MS}")
             found: list[Any] = list(newest(after.values_list(*names, *paths), ROWS_AT_A_TIME, ordering))
         yield [row[len(names) :] for row in found]

@@ -27,8 +27,8 @@ from webhooks.rollups import NO_ID
 SHOWN_CAUSES = 8
 SHOWN_ORGANIZATIONS = 8
 
-# Each part looks at a bounded number of index entries, and at no rows (the indexes have the causes), so the page is
-# no slower on a bad day.
+# SQL, because the ORM can't group what a LIMIT has cut off.  Each part looks at a bounded number of index entries, and
+# at no rows (the indexes have the causes), so the page is no slower on a bad day.
 _COUNT_FAILED = """
 SELECT 'failed' AS state, organization_id, last_error, last_status_code, count(*) AS number FROM (
     SELECT organization_id, last_error, last_status_code FROM webhooks_delivery

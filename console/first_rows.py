@@ -1,4 +1,7 @@
-"""The first rows over all organizations, from indexes that have a part for each organization."""
+"""The first rows over all organizations, from indexes that have a part for each organization.
+
+It is SQL, because the ORM has no LATERAL joins.
+"""
 
 from __future__ import annotations
 

@@ -290,7 +290,7 @@ def _organization_id_of(row: Model) -> uuid.UUID | None:
 
 
 def _set_timeout(value: str) -> None:
-    with connection.cursor() as cursor:
+    with connection.cursor() as cursor:  # SQL, because the ORM doesn't know settings of a transaction
         cursor.execute(f"SET LOCAL statement_timeout TO {'DEFAULT' if value == 'DEFAULT' else repr(value)}")
 
 

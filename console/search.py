@@ -67,6 +67,8 @@ def is_part(term: str) -> bool:
     return SHORTEST_PART <= len(term) <= LONGEST
 
 
+# SQL, here and below, because the ORM has no LATERAL joins, and can't filter what a LIMIT has cut off.
+
 # The newest events of a type.  Types are indexed by organization.  What is accepted waits for milliseconds, or in a
 # backlog, of which the newest are looked at.
 _OF_TYPE = "type = %(type)s AND status IN ('processed', 'error')"

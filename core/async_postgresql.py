@@ -1,4 +1,7 @@
-"""A PostgreSQL connection for an event loop, with Django's settings for the database."""
+"""A PostgreSQL connection for an event loop, with Django's settings for the database.
+
+It takes SQL, because the ORM needs a thread for each query, even if it is called from a coroutine.
+"""
 
 from __future__ import annotations
 

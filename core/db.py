@@ -1,4 +1,14 @@
-"""Helpers for handwritten SQL: cursors that bind on the server, and transactions that are repeated after a deadlock."""
+"""Helpers for handwritten SQL: cursors that bind on the server, and transactions that are repeated after a deadlock.
+
+What the ORM says as well, the ORM says.  What stays SQL has one of two reasons, and says which next to it:
+
+- *The ORM can't say it:* rows from arrays (`unnest`), UPDATE … FROM, RETURNING, writes to several tables in one
+  statement; ON CONFLICT with a condition, or with what the existing row has; LATERAL joins, recursion,
+  `(a, b) > (x, y)`, a filter or GROUP BY on rows that a LIMIT has cut off; advisory locks, settings of a transaction,
+  and catalogs.
+- *It would cost too much:* building a query takes the ORM longer than PostgreSQL needs for a look-up, and Django's
+  cursor writes the parameters into the text, however long the arrays are, so that no plan is kept.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ from django.db import NotSupportedError, OperationalError
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.migrations.state import ProjectState
 
-# The partitions of a table, each with the name of its part of an index, and whether that part exists.
+# SQL, because the ORM knows neither partitions nor catalogs.  The partitions of a table, each with the name of its part
+# of an index, and whether that part exists.
 _PARTITIONS = """
 SELECT c.relname, 'p' || i.inhrelid || '_' || %(name)s, to_regclass('p' || i.inhrelid || '_' || %(name)s) IS NOT NULL
 FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = %(table)s::regclass ORDER BY c.relname

@@ -34,9 +34,9 @@ STOPPED_SECONDS = 1.0
 ORGANIZATIONS_AT_A_TIME = 100
 NOBODY = uuid.UUID(int=0)
 
-# Jumps from one organization to the next, as `webhooks.routing.claim_events` does: the cost depends on how many
-# organizations wait, not on how many events.  The oldest is the one that a claim takes first: in the order of that
-# index, and due.
+# SQL, because the ORM has no recursion.  Jumps from one organization to the next, as `webhooks.routing.claim_events`
+# does: the cost depends on how many organizations wait, not on how many events.  The oldest is the one that a claim
+# takes first: in the order of that index, and due.
 _OLDEST = """
 WITH RECURSIVE oldest AS (
     (SELECT organization_id, due_at, 1 AS number FROM events_event

@@ -44,8 +44,9 @@ REUSED, RUNNING = "idempotency_key_reused", "idempotency_key_in_use"
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"[ \t]*(;.*)?')
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
-# The three statements, each for many requests at once.  Whoever holds the lock of a key reads afterward what was
-# committed before.
+# The three statements, each for many requests at once.  SQL, because of the advisory locks and the arrays, and because
+# the event loop of the front door runs them, too (`core.async_postgresql`).  Whoever holds the lock of a key reads
+# afterward what was committed before.
 LOCK = """
 SELECT number, pg_try_advisory_xact_lock(lock) AS is_locked
 FROM unnest(%(numbers)s::int[], %(locks)s::bigint[]) AS t(number, lock)

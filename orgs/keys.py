@@ -237,7 +237,7 @@ def require_no_longer(wanted: datetime.datetime | None, held: datetime.datetime 
         raise ExpiryError(f"a key can't create one that expires later than itself, at {held.isoformat()}")
 
 
-# By the same condition as _FIND_KEY.
+# SQL, because it is the same condition as that of _FIND_KEY.
 _MAY = f"""
 SELECT true FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
 WHERE k.id = %s AND {USABLE} AND %s = ANY (k.scopes)

@@ -34,7 +34,7 @@ _LASTING = re.compile(
 # The tests run on these and on every newer one.  Django refuses an older PostgreSQL by itself.
 OLDEST_POSTGRES = 14
 OLDEST_REDIS = 7
-# A table that isn't there or that the role may not read, if there is one.
+# SQL, because it asks PostgreSQL's catalogs.  A table that isn't there or that the role may not read, if there is one.
 _UNREADABLE = """
 SELECT name FROM unnest(%s::text[]) AS name
 WHERE to_regclass(name) IS NULL OR NOT has_table_privilege(name, 'SELECT') LIMIT 1

@@ -21,8 +21,8 @@ from webhooks.models import DisabledCause, Notice, NoticeKind
 
 EVENT_TYPES = tuple(f"{OPERATIONAL_PREFIX}{kind}" for kind in NoticeKind.values)
 
-# A row keeps when it first happened, how often, and the details of the last time.  The caller has locked the queues, so
-# two transactions never wait for each other here.
+# SQL, because what ON CONFLICT sets depends on what the row has.  A row keeps when it first happened, how often, and
+# the details of the last time.  The caller has locked the queues, so two transactions never wait for each other here.
 _NOTE = """
 INSERT INTO webhooks_notice AS n (subject_id, kind, organization_id, since, number, detail)
 SELECT subject_id, %(kind)s, organization_id, clock_timestamp(), number, detail::jsonb

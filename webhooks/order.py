@@ -20,6 +20,7 @@ from psycopg.rows import scalar_row
 from core.arrays import plain_array, text_array
 from core.db import in_transaction, server_cursor
 from webhooks.destinations.outcome import Failure
+from webhooks.models import SubscriptionQueue
 from webhooks.queues import lock_queues, mark_due
 
 log = structlog.get_logger()
@@ -33,6 +34,9 @@ UNFINISHED = "('pending', 'delivering', 'held')"
 PARKED_AT_A_TIME = 1000
 # How many keys of one subscription a statement looks at.
 KEYS_AT_A_TIME = 1000
+
+# All of this is SQL, because a place in the order is two columns that are compared together, and because the ORM has
+# neither LATERAL joins nor recursion.
 
 # The rule, for a delivery `d` and others `b` of its key.  Three kinds make it wait: an earlier one that is unfinished;
 # any that is on its way, while somebody retries this one; and an earlier one that failed, if the subscription blocks on
@@ -247,11 +251,10 @@ def _unpark_forgotten(subscription_id: uuid.UUID, keys: Sequence[str]) -> int:
 
 def repair_order() -> int:
     """Unpark forgotten deliveries of every queue that has deliveries with keys; return of how many keys."""
-    with server_cursor() as cursor:
-        queues = cursor.execute(
-            "SELECT subscription_id FROM webhooks_subscriptionqueue WHERE has_ordered AND accepts_deliveries"
-        ).fetchall()
-    repaired = sum(unpark_forgotten(subscription_id) for (subscription_id,) in queues)
+    queues = list(
+        SubscriptionQueue.objects.filter(has_ordered=True, accepts_deliveries=True).values_list("pk", flat=True)
+    )
+    repaired = sum(map(unpark_forgotten, queues))
     if repaired:
         log.warning("order_repaired", keys=repaired)
     return repaired

@@ -38,7 +38,8 @@ class LockedQueue:
     is_full: bool
 
 
-# Everything that is decided under the lock comes with it.  SQL, because the order of the locks and the clock matter.
+# SQL, here and below, because these run in pipelines with plans that are kept, and because an UPDATE has to take its
+# locks in order.  Everything that is decided under the lock comes with it.
 _LOCK_QUEUES = """
 SELECT q.subscription_id, q.accepts_deliveries, s.deleted_at IS NOT NULL AS is_deleted, q.concurrency_window,
        q.consecutive_failures, q.breaker_trips,

@@ -200,7 +200,8 @@ def count_lost_attempts(delivery_ids: list[uuid.UUID]) -> None:
 
 # --- what the sweep does once a minute --------------------------------------------------------------------------------
 
-# The last minute that is over, by the database's clock, and the last one that was sampled.
+# The last minute that is over, by the database's clock, and the last one that was sampled.  SQL, because the ORM reads
+# the clock only beside a row.
 _FIND_MINUTE = f"""
 SELECT date_trunc('minute', statement_timestamp() - make_interval(secs => {CLOSED_AFTER_SECONDS})) AS minute,
        (SELECT max(at) FROM webhooks_gauge WHERE step = 1 AND organization_id = %s) AS last
@@ -303,7 +304,7 @@ FROM webhooks_gauge WHERE step = %(from_step)s AND at >= date_bin(%(length)s, %(
 GROUP BY 2, 3
 ON CONFLICT (step, organization_id, at) DO UPDATE SET {", ".join(f"{name} = excluded.{name}" for name in _GAUGE_NAMES)}
 """  # noqa: S608
-# A bounded number at a time, so that no transaction becomes long.
+# SQL, because the ORM's DELETE has no LIMIT: a bounded number at a time, so that no transaction becomes long.
 _DELETE_OLD = """
 DELETE FROM {table} WHERE ctid = ANY (ARRAY (
     SELECT ctid FROM {table} WHERE step = %s AND at < statement_timestamp() - %s::interval LIMIT %s

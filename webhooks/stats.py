@@ -12,9 +12,12 @@ from enum import StrEnum
 from typing import Any
 
 from django.conf import settings
+from django.db.models import Count, DurationField, ExpressionWrapper, F, Q, Sum
+from django.db.models.functions import Now
 from psycopg.rows import dict_row, scalar_row
 
 from core.db import server_cursor
+from webhooks.models import SubscriptionQueue, TaskLease
 from webhooks.routing.fan_out import FAN_OUT_LOCK
 
 
@@ -29,7 +32,8 @@ class PauseReason(StrEnum):
     SENDING_DISABLED = "sending_disabled"  # DISABLE_WEBHOOK_DELIVERY
 
 
-# Conditions on a queue `q` of a subscription `s`.  The first that holds is the reason.
+# Conditions on a queue `q` of a subscription `s`.  The first that holds is the reason.  SQL, because they are shared by
+# the counts below, which are LATERAL joins to a LIMIT, and by the sample of `webhooks.rollups`.
 PAUSES = {
     PauseReason.CIRCUIT_BREAKER: "q.breaker_trips > 0",
     PauseReason.RETRY_AFTER: "coalesce(q.paused_until > statement_timestamp(), false)",
@@ -45,20 +49,6 @@ PAUSES = {
 }
 _PAUSED = " OR ".join(f"({condition})" for condition in PAUSES.values())
 _QUEUES = """webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id"""
-
-
-def _count(queues: str) -> str:
-    """Return the statement that counts deliveries whose time has come in queues that meet the condition `queues`."""
-    return f"""
-SELECT count(*) FROM (
-    SELECT 1 FROM {_QUEUES} CROSS JOIN LATERAL (
-        SELECT 1 FROM webhooks_delivery d
-        WHERE d.subscription_id = q.subscription_id AND d.status = 'pending'
-          AND d.next_attempt_at <= statement_timestamp() LIMIT %(most)s
-    ) AS waiting
-    WHERE q.accepts_deliveries AND {queues} LIMIT %(most)s
-) AS counted"""  # noqa: S608 - constants of ours
-
 
 # What a queue's deliveries wait for if the queue isn't paused.
 DUE = "due"
@@ -110,8 +100,6 @@ SELECT count(*) FROM (
     ) AS retrying LIMIT %(most)s
 ) AS counted
 """
-# From the queues, which are few.
-COUNT_DELIVERING = "SELECT coalesce(sum(in_flight), 0) FROM webhooks_subscriptionqueue WHERE in_flight > 0"
 # Since when it could be sent: not before the queue last waited for its endpoint or for its rate limit.  A queue's own
 # `next_due_at` may be that of a delivery that has been sent since, so the first of those that wait is looked up.
 OLDEST_DUE = f"""
@@ -137,18 +125,8 @@ WHERE locktype = 'advisory' AND classid = {FAN_OUT_LOCK} AND objsubid = 2 AND gr
   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """  # noqa: S608 - a constant of ours
 
-# A queue whose breaker isn't closed has been failing since some time, which an index knows.
-COUNT_BREAKERS = """
-SELECT count(*) FILTER (WHERE coalesce(paused_until > statement_timestamp(), false)) AS open,
-       count(*) FILTER (WHERE NOT coalesce(paused_until > statement_timestamp(), false)) AS half_open
-FROM webhooks_subscriptionqueue WHERE failing_since IS NOT NULL AND breaker_trips > 0
-"""
 # To a LIMIT, as above.
 COUNT_QUEUES = "SELECT count(*) FROM (SELECT 1 FROM webhooks_subscriptionqueue LIMIT %(most)s) AS queues"
-# While a round runs, the lease on it ends in the future.
-SWEEP_AGE = """
-SELECT greatest(0, extract(epoch FROM clock_timestamp() - expires_at)) FROM webhooks_tasklease WHERE task = 'sweep'
-"""
 
 
 def _one(statement: str, parameters: dict[str, Any] | None = None) -> float | None:
@@ -185,7 +163,8 @@ def retrying_deliveries(most: int) -> int:
 
 def deliveries_in_flight() -> int:
     """Return how many deliveries are claimed by a worker."""
-    return int(_one(COUNT_DELIVERING) or 0)
+    counted = SubscriptionQueue.objects.filter(in_flight__gt=0).aggregate(number=Sum("in_flight"))
+    return int(counted["number"] or 0)
 
 
 def events_in_fan_out() -> int:
@@ -202,15 +181,21 @@ def oldest_due_seconds() -> float:
 
 def breaker_states(most: int) -> dict[str, int]:
     """Return how many subscriptions' circuit breakers are in each state; of those that are closed, up to `most`."""
-    with server_cursor(dict_row) as cursor:
-        (states,) = cursor.execute(COUNT_BREAKERS).fetchall()
+    # A queue whose breaker isn't closed has been failing since some time, which an index knows.
+    tripped = SubscriptionQueue.objects.filter(failing_since__isnull=False, breaker_trips__gt=0).aggregate(
+        number=Count("pk"), open=Count("pk", filter=Q(paused_until__gt=Now()))
+    )
+    number, are_open = tripped["number"], tripped["open"]
     queues = int(_one(COUNT_QUEUES, {"most": most}) or 0)
-    return {**states, "closed": max(0, queues - sum(states.values()))}
+    return {"open": are_open, "half_open": number - are_open, "closed": max(0, queues - number)}
 
 
 def sweep_age_seconds() -> float | None:
     """Return how long ago a worker's last sweep ended, in seconds; 0 during one, None if there has been none."""
-    return _one(SWEEP_AGE)
+    age = ExpressionWrapper(Now() - F("expires_at"), output_field=DurationField())
+    found = TaskLease.objects.filter(task="sweep").annotate(age=age).values_list("age", flat=True).first()
+    # While a round runs, the lease on it ends in the future.
+    return None if found is None else max(0.0, found.total_seconds())
 
 
 # The end of a certificate is text in the one form that `client_certificates` writes, so it needs no parsing here.

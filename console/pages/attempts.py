@@ -33,7 +33,7 @@ _WINDOWS = (1_500, 12_000, 100_000)
 
 def last_id() -> int:
     """Return the id that was given out last; 0 if there was none."""
-    with connection.cursor() as cursor:
+    with connection.cursor() as cursor:  # SQL, because the ORM doesn't read sequences
         cursor.execute("SELECT pg_sequence_last_value(pg_get_serial_sequence('webhooks_deliveryattempt', 'id'))")
         ((last,),) = cursor.fetchall()
     return last or 0

@@ -21,7 +21,8 @@ from orgs.models import AuditEntry
 from webhooks.display.formatting import code_block, format_time, short
 
 _RECENT_ENTRIES = 50_000
-# The newest entries, read by their index; among these, what the term names.  An OR over the table would read all of it.
+# SQL, because the ORM can't filter what a LIMIT has cut off.  The newest entries, read by their index; among these,
+# what the term names.  An OR over the table would read all of it.
 _FIND_RECENT = """
 SELECT id FROM (
     SELECT id, actor, action, target, target_name FROM orgs_auditentry

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 import subprocess
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,10 +38,16 @@ def _upward(layer: str) -> set[str]:
 
 def _texts(path: Path) -> Iterator[str]:
     """Yield the strings of a module that aren't docstrings, or a template."""
-    if path.suffix != ".py":
-        yield path.read_text()
-        return
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+    text = path.read_text()
+    if path.suffix == ".py":
+        yield from _strings(text)
+    else:
+        yield text
+
+
+def _strings(code: str) -> Iterator[str]:
+    """Yield the strings of Python code that aren't docstrings."""
+    nodes = list(ast.walk(ast.parse(code)))
     docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
     for node in nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
@@ -81,6 +89,37 @@ def test_what_points_upward_is_seen() -> None:
                 "admin:webhooks_delivery_change", "webhooks:list"]  # fmt: skip
     assert [text for text in examples if not _named(text, _upward("events"))] == []
     assert not _named("webhooks are sent. The scope events:read, events_per_minute", _upward("orgs"))
+
+
+_STATEMENT = re.compile(r"\s*\(?(SELECT|INSERT INTO|UPDATE|DELETE FROM|WITH|SET LOCAL)\s")
+_REASON = re.compile(r"\bSQL\b[^.]*\bbecause\b|\bORM\b")
+
+
+def _prose(code: str) -> str:
+    """Return the docstrings and comments of Python code, without line breaks."""
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    parts = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(code)) if isinstance(node, documented)]
+    for token in tokenize.generate_tokens(io.StringIO(code).readline):
+        if token.type == tokenize.COMMENT:
+            parts.append(token.string.lstrip("# "))
+    return " ".join(" ".join(parts).split())
+
+
+def _lacks_a_reason(code: str) -> bool:
+    """Return whether code has an SQL statement, and doesn't say why it isn't the ORM's."""
+    return any(map(_STATEMENT.match, _strings(code))) and not _REASON.search(_prose(code))
+
+
+def test_a_module_with_sql_says_why_it_is_not_the_orms() -> None:
+    """`core.db` has the reasons that there are."""
+    modules = [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py") if "migrations" not in path.parts]
+    assert not [str(path.relative_to(ROOT)) for path in sorted(modules) if _lacks_a_reason(path.read_text())]
+
+
+def test_sql_without_a_reason_is_seen() -> None:
+    assert _lacks_a_reason('_FIND = f"SELECT id FROM {table}"  # the newest')
+    assert not _lacks_a_reason('# SQL, because of the\n# LATERAL join.\n_FIND = "SELECT id FROM t"')
+    assert not _lacks_a_reason('"""Select one."""\nNAME = "Select one"')
 
 
 def test_the_product_does_not_import_what_only_runs_and_tests_need() -> None:

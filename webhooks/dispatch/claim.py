@@ -1,7 +1,8 @@
 """Claiming due deliveries: fair between organizations and subscriptions, bounded, under a lease.
 
 A claim is one transaction of three steps: lock the queues whose turn it is, lease due deliveries of each of them, and
-write the state of each queue back.
+write the state of each queue back.  They are SQL, because each takes many queues at once, from arrays and with LATERAL
+joins, and all go through one pipeline, with plans that are kept.
 """
 
 from __future__ import annotations

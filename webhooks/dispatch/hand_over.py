@@ -31,8 +31,8 @@ from webhooks.routing.insert import NewDeliveries
 # Deliveries of larger rounds are claimed, many at a time.
 MOST_DELIVERIES = 256
 
-# Locks every queue that the round has deliveries for, in the order of their ids, as everywhere: the round waits for no
-# other lock while it holds these.
+# SQL, because it is sent in the round's pipeline, and its plan is kept.  Locks every queue that the round has
+# deliveries for, in the order of their ids, as everywhere: the round waits for no other lock while it holds these.
 _LOCK_QUEUES = f"""
 SELECT q.subscription_id, q.organization_id,
        q.accepts_deliveries AND NOT q.has_backlog
@@ -61,7 +61,8 @@ class _Queue(SealedEndpoint):
     keeps_exchanges: bool
 
 
-# A delivery that exists, from an earlier fan-out of the same event, is neither inserted nor counted.
+# SQL, because one statement inserts from arrays, counts in the queues, and reads the events.  A delivery that exists,
+# from an earlier fan-out of the same event, is neither inserted nor counted.
 INSERT_LEASED = """
 WITH inserted AS (
     INSERT INTO webhooks_delivery (

@@ -8,12 +8,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
+from django.db.models import Q
+from django.db.models.functions import Now
 from psycopg.rows import class_row
 
 from core.db import in_transaction, server_cursor
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch.attempt_log import LoggedAttempt, count_attempts, log_attempt
-from webhooks.models import DeliveryStatus, NoticeKind
+from webhooks.models import Delivery, DeliveryStatus, NoticeKind
 from webhooks.notices import Note, failed_delivery, note
 from webhooks.queues import lock_queues
 from webhooks.rollups import count_lost_attempts
@@ -32,15 +34,7 @@ class _Leased:
     subscription_id: uuid.UUID
 
 
-# Without a lock: their queues have to be locked first, so both are checked again where the lease ends.
-_FIND_EXPIRED = """
-SELECT id, subscription_id FROM webhooks_delivery
-WHERE status = 'delivering' AND lease_expires_at <= statement_timestamp() LIMIT %s
-"""
-# The same for a worker that gives its own leases back.
-_FIND_LEASED = """
-SELECT id, subscription_id FROM webhooks_delivery WHERE status = 'delivering' AND lease_id = ANY(%s::uuid[])
-"""
+# SQL, here and below, because of UPDATE … FROM, RETURNING, and the INSERT of what an UPDATE returns.
 
 # leases: those that may be ended, or NULL for those that have expired.
 _END_LEASES = """
@@ -121,14 +115,21 @@ WHERE d.id = v.id AND d.status IN ('pending', 'held')
 """
 
 
+def _find(condition: Q, limit: int | None = None) -> list[_Leased]:
+    """Return leased deliveries, without a lock: their queues have to be locked first.
+
+    So `_return` checks again whether the lease may be ended.
+    """
+    leased = Delivery.objects.filter(condition, status=DeliveryStatus.DELIVERING)
+    return [_Leased(*row) for row in leased.values_list("id", "subscription_id")[:limit]]
+
+
 def release(lease_ids: Iterable[uuid.UUID]) -> int:
     """Give back what is still claimed under these leases, at once; return how many deliveries."""
     leases = list(lease_ids)
 
     def work() -> int:
-        with server_cursor(class_row(_Leased)) as cursor:
-            found = cursor.execute(_FIND_LEASED, (leases,)).fetchall()
-        return len(_return(found, leases))
+        return len(_return(_find(Q(lease_id__in=leases)), leases))
 
     return in_transaction(work) if leases else 0
 
@@ -137,9 +138,7 @@ def expire(limit: int = 1000) -> int:
     """Take back deliveries whose lease has ended, because their worker died.  Return how many."""
 
     def work() -> list[_LostDelivery]:
-        with server_cursor(class_row(_Leased)) as cursor:
-            found = cursor.execute(_FIND_EXPIRED, (limit,)).fetchall()
-        returned = _return(found, None)
+        returned = _return(_find(Q(lease_expires_at__lte=Now()), limit), None)
         return _note_lost(returned) if returned else []
 
     lost = in_transaction(work)

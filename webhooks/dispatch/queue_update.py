@@ -15,6 +15,7 @@ from webhooks.dispatch.retry import retry_after_seconds
 from webhooks.models import DisabledCause
 from webhooks.queues import LockedQueue
 
+# SQL, because each queue gets its own values, from arrays.
 UPDATE_QUEUES = """
 UPDATE webhooks_subscriptionqueue q SET
     in_flight = q.in_flight - v.finished,

@@ -32,7 +32,8 @@ log = structlog.get_logger()
 # Only the thread that records uses it.
 _sealer = Sealer()
 
-# Every attempt is kept.  The delivery changes only if the worker still holds the lease.
+# SQL, because the ORM can't insert what an UPDATE from arrays returns.  Every attempt is kept.  The delivery changes
+# only if the worker still holds the lease.
 RECORD_ATTEMPTS = """
 WITH result AS (
     SELECT * FROM unnest(

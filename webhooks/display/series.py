@@ -189,8 +189,9 @@ class EndpointStats:
     p95_ms: float | None
 
 
-# One pass over the rows of the span without their histograms; those are read for the few that are shown.  The periods
-# are listed because PostgreSQL takes step and time for independent, and would expect a range to hold much more.
+# SQL, because the ORM can't rank the result of one pass twice.  One pass over the rows of the span without their
+# histograms; those are read for the few that are shown.  The periods are listed because PostgreSQL takes step and time
+# for independent, and would expect a range to hold much more.
 _RANK = f"""
 WITH ranked AS MATERIALIZED (
     SELECT organization_id, subscription_id, sum(attempts) AS attempts,

@@ -17,9 +17,10 @@ from webhooks.routing.subscribers import FINGERPRINT
 ORGANIZATIONS_AT_A_TIME = 50
 NOBODY = uuid.UUID(int=0)
 
-# Jumps from one organization to the next through the index of accepted events, so that the cost depends on how many
-# organizations have events waiting, not on how many events wait.  Each gives the same number of events, the oldest
-# first, with the fingerprint of its subscriptions, which saves a round trip.
+# SQL, because the ORM has neither recursion nor locks in a LATERAL join.  Jumps from one organization to the next
+# through the index of accepted events, so that the cost depends on how many organizations have events waiting, not on
+# how many events wait.  Each gives the same number of events, the oldest first, with the fingerprint of its
+# subscriptions, which saves a round trip.
 CLAIM_ACCEPTED = f"""
 WITH RECURSIVE waiting AS (
     (SELECT organization_id, 1 AS number FROM events_event

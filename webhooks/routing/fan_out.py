@@ -45,6 +45,9 @@ BACKLOG_DELIVERIES_AT_A_TIME = 5_000
 CLAIM_AHEAD = 2
 FEWEST_EVENTS = 8
 
+# The statements of a round are SQL, because the ORM has no advisory locks, no UPDATE that returns rows, and no LATERAL
+# joins.
+
 # Each running fan-out takes a shared advisory lock whose second key is the number of events that it has claimed
 # (`webhooks.stats` adds them up).  The number is always true, because the lock ends with the transaction.  A round
 # takes one with 0 before it reads which subscriptions there are, so that a recovery can wait for the rounds that don't

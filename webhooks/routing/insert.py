@@ -59,6 +59,7 @@ SELECT id, organization_id, event_id, subscription_id, status,
        'schedule', 0, 0, '', t, ordering_key, ordered_at
 FROM new AS d, clock_timestamp() AS t
 """  # noqa: S608 - a constant of ours
+# SQL, because it is sent in the same pipeline.
 HAS_ORDERED = """
 UPDATE webhooks_subscriptionqueue SET has_ordered = true WHERE subscription_id = ANY(%s::uuid[]) AND NOT has_ordered
 """

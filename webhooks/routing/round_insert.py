@@ -19,7 +19,8 @@ from webhooks.routing.matching import SubscribedTypes
 from webhooks.routing.selection import Wanting
 from webhooks.routing.sender_interface import HandOver
 
-# SQL, because of the bounds: they leave out the partitions that have none of the ids.
+# SQL, because it is sent in the round's pipeline, and its plan is kept.  The bounds leave out the partitions that have
+# none of the ids.
 MARK_PROCESSED = """
 UPDATE events_event SET status = 'processed', processed_at = clock_timestamp(), last_error = ''
 WHERE id = ANY(%(ids)s::uuid[]) AND id >= %(least)s AND id <= %(greatest)s

@@ -19,9 +19,10 @@ log = structlog.get_logger()
 
 REMEMBERED_ORGANIZATIONS = 1_000
 
-# The fingerprint of the subscriptions of the organization in scope, NULL if it has none.  Each change of a subscription
-# makes a row version with another xmin, whatever the clocks say and in whichever order transactions commit.  So the
-# fingerprint changes whenever a subscription is added, changed, disabled, or deleted.
+# SQL, here and below, because the ORM doesn't know `xmin`.  The fingerprint of the subscriptions of the organization in
+# scope, NULL if it has none.  Each change of a subscription makes a row version with another xmin, whatever the clocks
+# say and in whichever order transactions commit.  So the fingerprint changes whenever a subscription is added, changed,
+# disabled, or deleted.
 FINGERPRINT = """(
     SELECT md5(string_agg(s.id::text || s.xmin::text, ',' ORDER BY s.id))
     FROM webhooks_subscription s WHERE s.organization_id = {organization_id} AND s.deleted_at IS NULL

@@ -18,6 +18,9 @@ from core.db import in_transaction, server_cursor
 
 BATCH = 500
 
+# All of this is SQL, because of the LATERAL join, of places that are two columns, compared together, and of
+# `= ANY (ARRAY (...))`.
+
 # Organizations that may have any, found with one look at the index by state for each.
 _FIND_ORGANIZATIONS = """
 SELECT o.id FROM orgs_organization o CROSS JOIN LATERAL (

@@ -13,6 +13,8 @@ from collections import deque
 from core.db import in_transaction, server_cursor
 from webhooks.upkeep.held_retention import BATCH, Cancelled
 
+# SQL, for the same reasons as in `held_retention`: because of the LATERAL join, and `= ANY (ARRAY (...))` below.
+
 # Inboxes that have any, found with one look at the index of what is pending for each.
 _FIND_INBOXES = """
 SELECT s.id, o.retention_days FROM webhooks_subscription s JOIN orgs_organization o ON o.id = s.organization_id

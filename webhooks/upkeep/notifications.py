@@ -42,8 +42,8 @@ log = structlog.get_logger()
 TOLD_AT_A_TIME = 100
 COUNT_WAITING_TO = 10_000
 
-# Endpoints that fail and of which nobody was told, or that have recovered and fail again.  SQL, because joins with a
-# notice that may not exist, and intervals of the database's clock, are easier to read so.
+# Endpoints that fail and of which nobody was told, or that have recovered and fail again.  SQL, because the ORM joins
+# only along relations, and a notice has none.
 FIND_FAILING = """
 SELECT q.subscription_id FROM webhooks_subscriptionqueue q
 LEFT JOIN webhooks_notice n ON n.subject_id = q.subscription_id AND n.kind = 'endpoint.failing'

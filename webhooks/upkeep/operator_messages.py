@@ -7,6 +7,7 @@ another; it may arrive twice, and is dropped only after MAX_ATTEMPTS.
 
 from __future__ import annotations
 
+import datetime
 import threading
 import time
 import uuid
@@ -19,10 +20,10 @@ import orjson
 import structlog
 from django.conf import settings
 from django.core.mail import EmailMessage
+from django.db.models.functions import Now
 from psycopg.rows import class_row
 
 from core.db import borrow_connection, in_transaction, server_cursor
-from core.ids import new_id
 from webhooks.destinations.http.destination import USER_AGENT
 from webhooks.destinations.http.signing import secret_key, sign
 from webhooks.models import OperatorMessage
@@ -40,12 +41,7 @@ REQUEST_SECONDS = 10.0
 # With waits of 1, 2, 4, … minutes, and then of an hour: a day and a half.
 MAX_ATTEMPTS = 40
 
-# SQL, because the message is due by the database's clock.
-_STORE = """
-INSERT INTO webhooks_operatormessage (id, channel, content, attempts, due_at, created_at)
-VALUES (%s, %s, %s::jsonb, 0, clock_timestamp() + make_interval(secs => %s), clock_timestamp())
-"""
-# Those that are due, and with them those that wait for others.
+# SQL, because the ORM's update returns no rows.  Those that are due, and with them those that wait for others.
 CLAIM_MESSAGES = """
 UPDATE webhooks_operatormessage SET
     attempts = attempts + 1, due_at = clock_timestamp() + make_interval(secs => least(3600, 60 * power(2, attempts)))
@@ -85,8 +81,8 @@ def send_to_operator(content: Mapping[str, Any]) -> None:
     """Store a message for each channel, in the caller's transaction."""
     for channel in channels():
         gather = GATHER_SECONDS if channel == Channel.EMAIL else 0.0
-        with server_cursor() as cursor:
-            cursor.execute(_STORE, (new_id(), channel.value, orjson.dumps(content).decode(), gather))
+        due_at = Now() + datetime.timedelta(seconds=gather)
+        OperatorMessage.objects.create(channel=channel, content=dict(content), due_at=due_at)
 
 
 def send_due() -> int:

@@ -2,7 +2,8 @@
 old.
 
 The functions in the database do it, with the rights of the role that owns the tables (webhooks/migrations).  They wait
-only a moment for locks, because everybody else waits behind them; the next round of the sweep repeats that.
+only a moment for locks, because everybody else waits behind them; the next round of the sweep repeats that.  SQL calls
+them, because the ORM knows no functions that return rows.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ WHERE q.accepts_deliveries AND NOT q.is_fetched AND (
 )
 """
 
-# Queues whose `in_flight` differs from what is claimed would stay closed, or let too many through.
+# SQL, here and below, because the ORM can't join what is counted by queue.  Queues whose `in_flight` differs from what
+# is claimed would stay closed, or let too many through.
 _FIND_MISCOUNTED_QUEUES = """
 SELECT q.subscription_id FROM webhooks_subscriptionqueue q LEFT JOIN (
     SELECT subscription_id, count(*) AS claimed FROM webhooks_delivery WHERE status = 'delivering' GROUP BY 1

@@ -101,7 +101,8 @@ def _step(run: BulkRun, rows: int) -> None:
     bulk_runs.move_on(run, seen, rows)
 
 
-# The transactions of the fan-outs that are processing events (`routing.fan_out`).
+# SQL, because `pg_locks` is a catalog.  The transactions of the fan-outs that are processing events
+# (`routing.fan_out`).
 _ROUNDS = f"""
 SELECT DISTINCT virtualtransaction FROM pg_locks
 WHERE locktype = 'advisory' AND classid = {FAN_OUT_LOCK} AND objsubid = 2 AND granted AND pid <> pg_backend_pid()
@@ -129,7 +130,8 @@ def _may_begin(run: BulkRun) -> bool:
     return not left
 
 
-# By two indexes in one statement: a delivery is always in one of them.
+# By two indexes in one statement: a delivery is always in one of them.  SQL, because both parts take the ids as one
+# array.
 _FIND_STATUSES = """
 SELECT event_id, status FROM webhooks_delivery
 WHERE event_id = ANY(%(events)s::uuid[]) AND subscription_id <> %(subscription)s

@@ -98,7 +98,7 @@ def start_in_background(
     """
     fingerprint = hashlib.sha256(json.dumps([kind.value, asked], sort_keys=True, default=str).encode()).hexdigest()
     with transaction.atomic():
-        with connection.cursor() as cursor:
+        with connection.cursor() as cursor:  # SQL, because the ORM has no advisory locks
             cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [fingerprint])
         same = BulkRun.objects.filter(fingerprint=fingerprint)
         found = same.filter(Q(state=BulkRun.State.RUNNING) | Q(created_at__gte=seen_at)).order_by("-created_at").first()

@@ -36,8 +36,9 @@ DELETE FROM events_dedupkey WHERE ctid = ANY (ARRAY (
 
 _DELETE_EXPIRED_IDEMPOTENCY_KEYS = _DELETE_EXPIRED_DEDUP_KEYS.replace("events_dedupkey", "orgs_idempotencykey")
 
-# Organizations that have anything old enough, and their days, found with one look at the list index for each.  The
-# organizations that keep events longest wait some days more, so that partitions can be dropped instead.
+# SQL, because of the LATERAL join.  Organizations that have anything old enough, and their days, found with one look at
+# the list index for each.  The organizations that keep events longest wait some days more, so that partitions can be
+# dropped instead.
 _FIND_ORGANIZATIONS_WITH_EXPIRED = """
 SELECT o.id, o.days FROM (
     SELECT id, CASE WHEN retention_days < max(retention_days) OVER () THEN retention_days
@@ -52,8 +53,8 @@ CROSS JOIN LATERAL (
 ORDER BY o.id
 """
 
-# The next events of one organization that are old enough, settled or not, after a place: a pass looks only once at what
-# has to stay, however much that is.
+# SQL, because a place is two columns that are compared together.  The next events of one organization that are old
+# enough, settled or not, after a place: a pass looks only once at what has to stay, however much that is.
 _FIND_EXPIRED_EVENTS = """
 SELECT e.id, e.created_at,
        e.status = 'processed' AND NOT EXISTS (
@@ -81,6 +82,8 @@ class _ExpiredEvent:
     deliveries: int
 
 
+# SQL, here and below, because the ORM would write up to thousands of ids into the text of each statement.
+
 # An event that is locked is in use, and stays until the next pass.
 _LOCK_EVENTS = """
 SELECT id FROM events_event WHERE id = ANY(%s::uuid[]) AND status = 'processed' ORDER BY id FOR UPDATE SKIP LOCKED
@@ -95,10 +98,11 @@ UNION ALL SELECT id FROM webhooks_delivery WHERE event_id = ANY(%(events)s::uuid
 _LOCK_DELIVERIES = (
     "SELECT id, event_id, status FROM webhooks_delivery WHERE id = ANY(%s::uuid[]) ORDER BY id FOR UPDATE"
 )
-# SQL, because the ORM would first read what it deletes.
+# And because the ORM would first read what it deletes.
 _DELETE_ATTEMPTS = "DELETE FROM webhooks_deliveryattempt WHERE delivery_id = ANY(%s::uuid[])"
 _DELETE_DELIVERIES = "DELETE FROM webhooks_delivery WHERE id = ANY(%s::uuid[])"
-# Runs are kept as long as the events of their organization; without one, for RUNS_KEPT_DAYS.
+# SQL, because the ORM's DELETE has no LIMIT.  Runs are kept as long as the events of their organization; without one,
+# for RUNS_KEPT_DAYS.
 _DELETE_FINISHED_RUNS = """
 DELETE FROM webhooks_bulkrun WHERE id IN (
     SELECT r.id FROM webhooks_bulkrun r LEFT JOIN orgs_organization o ON o.id = r.organization_id

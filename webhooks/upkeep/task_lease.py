@@ -11,7 +11,8 @@ from core.db import server_cursor
 
 LEASE_SECONDS = 10.0
 
-# One statement, so that only one of two processes gets an expired lease.
+# SQL, because the ORM's ON CONFLICT has no condition.  One statement, so that only one of two processes gets an expired
+# lease.
 _TAKE = """
 INSERT INTO webhooks_tasklease AS l (task, holder, expires_at)
 VALUES (%(task)s, %(holder)s, clock_timestamp() + make_interval(secs => %(seconds)s))

@@ -4,6 +4,9 @@ A delivery in an inbox is `pending` until it is acknowledged.  What is fetched s
 `next_attempt_at` is the end of the lease: from then on it can be fetched again, and no process has to end the lease.
 Consumers never wait for each other, because each takes the rows that no other has locked, and none of them locks the
 queue.  The clock is the database's.
+
+The statements are SQL, because the ORM has neither LATERAL joins nor one statement that locks, changes, and returns
+rows, and because plans are kept.
 """
 
 from __future__ import annotations

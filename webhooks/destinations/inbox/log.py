@@ -16,6 +16,7 @@ from psycopg.rows import class_row, scalar_row
 
 from core.db import server_cursor
 from webhooks.destinations.inbox.fetching import MAX_BYTES
+from webhooks.models import Delivery
 
 # A place behind everything moves on with the time, so that one in a quiet inbox doesn't become too old.  By so much
 # less than now: no transaction takes that long.
@@ -75,7 +76,8 @@ class Page:
     has_more: bool
 
 
-# The five statuses that an inbox's delivery may have are those of the index webhooks_delivery_sub_list.
+# SQL, because of the LATERAL join, and because a place is two columns that are compared together.  The five statuses
+# that an inbox's delivery may have are those of the index webhooks_delivery_sub_list.
 _READ = """
 SELECT d.id AS delivery_id, d.created_at AS place_at, d.status, d.last_error, d.lease_id, d.next_attempt_at,
        e.id AS event_id, e.type AS event_type, e.data AS event_data, e.created_at AS event_created_at,
@@ -89,7 +91,7 @@ FROM (
 ) AS d CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = d.event_id LIMIT 1) AS e
 ORDER BY d.created_at, d.id
 """
-# The database's clock decides what is recent.
+# The database's clock decides what is recent.  The ORM reads it only beside a row.
 _NOW = "SELECT statement_timestamp()"
 
 
@@ -108,19 +110,11 @@ def read(inbox_id: uuid.UUID, place: Place, limit: int) -> Page:
     return Page(shown, following, has_more)
 
 
-# In the order of the log, with the five statuses of its index.
-_LAST = """
-SELECT created_at, id FROM webhooks_delivery
-WHERE subscription_id = %s AND status IN ('pending', 'delivered', 'failed', 'held', 'cancelled')
-ORDER BY created_at DESC, id DESC LIMIT 1
-"""
-
-
 def end_of(inbox_id: uuid.UUID) -> Place:
     """Return the place behind all that is in the inbox now."""
-    with server_cursor() as cursor:
-        row = cursor.execute(_LAST, (inbox_id,)).fetchone()
-    return Place(*row) if row else START
+    log = Delivery.objects.filter(Delivery.LIST_PARTS[0], subscription_id=inbox_id)
+    last = log.order_by("-created_at", "-id").values_list("created_at", "id").first()
+    return Place(*last) if last else START
 
 
 def encode(inbox_id: uuid.UUID, place: Place) -> str:
