@@ -48,6 +48,12 @@ def main() -> int:
         return 2
     chosen = options.scenario or list(SCENARIOS)
     if options.against is not None:
+        if not (options.against / "bench" / "__main__.py").is_file():
+            print(
+                f"--against (AGAINST): {options.against} is not a checkout; make one with git worktree.",
+                file=sys.stderr,
+            )
+            return 2
         return compare_with(options.against.absolute(), chosen, options.rounds, options.tiny)
     if options.tiny is not None:
         scale.shrink()
