@@ -83,10 +83,23 @@ def test_a_checkout_is_compared_with_another_one_round_by_round(tmp_path: Path) 
     assert not metrics["missing, 1 subscription"][4], "nothing to divide by"
 
 
-def test_a_comparison_with_what_is_no_checkout_ends_with_one_line(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bench", "fanout", "--against", str(tmp_path)],
+def _compare_with(other: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", "fanout", "--against", str(other)],
         cwd=ROOT, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
+
+
+def test_a_comparison_with_what_is_no_checkout_ends_with_one_line(tmp_path: Path) -> None:
+    for other in (tmp_path, tmp_path / "missing"):
+        done = _compare_with(other)
+        assert done.returncode == 2
+        assert done.stderr == f"--against (AGAINST): {other} is not a checkout; make one with git worktree.\n"
+
+
+def test_a_comparison_with_a_checkout_that_fails_says_where(tmp_path: Path) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "__main__.py").write_text("raise SystemExit('it is broken')\n")
+    done = _compare_with(tmp_path)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"The benchmark failed in {tmp_path}")

@@ -112,8 +112,8 @@ def read(inbox_id: uuid.UUID, place: Place, limit: int) -> Page:
 
 def end_of(inbox_id: uuid.UUID) -> Place:
     """Return the place behind all that is in the inbox now."""
-    log = Delivery.objects.filter(Delivery.LIST_PARTS[0], subscription_id=inbox_id)
-    last = log.order_by("-created_at", "-id").values_list("created_at", "id").first()
+    events = Delivery.objects.filter(Delivery.LIST_PARTS[0], subscription_id=inbox_id)
+    last = events.order_by("-created_at", "-id").values_list("created_at", "id").first()
     return Place(*last) if last else START
 
 
