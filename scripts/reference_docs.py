@@ -208,7 +208,7 @@ def command_line() -> str:
     from triggers_client.cli.main import app
 
     sections = []
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in typer.main.get_command(app).commands.items():
         sections.append(_command_line_section(name, command))
         sections += [
             _command_line_section(f"{name} {below}", one) for below, one in getattr(command, "commands", {}).items()

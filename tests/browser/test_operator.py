@@ -161,7 +161,7 @@ def test_an_endpoint_is_disabled_for_a_reason_in_two_clicks_and_enabled_in_one(w
     assert down().is_active
 
 
-def test_what_waits_for_an_endpoint_is_held_for_a_reason_and_resumed(world: World, desk: Desk) -> None:
+def test_what_waits_for_an_endpoint_is_held_for_a_reason_which_the_audit_log_keeps(world: World, desk: Desk) -> None:
     desk.open(list_url(Delivery, subscription=str(down().pk), status="retrying"))
     desk.page.check("#action-toggle")
     desk.page.select_option("select[name=action] >> nth=0", "hold")

@@ -188,7 +188,8 @@ class _LeasedDelivery(msgspec.Struct, frozen=True):
 
 
 # Up to this quota, the index tells whether a queue that gave all of it has more that is due. A queue that gave more
-# counts as a backlog without a look, which would have to pass everything that was just taken.
+# counts as a backlog without a look, which would have to pass everything that was just taken. So does one that might
+# give nothing: it was due, and still is.
 _LOOK_UP_TO = 16
 
 # A queue has a backlog if it gave its whole quota and more is due. With a small quota, that is often all there was: the
@@ -210,7 +211,7 @@ SET in_flight = q.in_flight + v.taken,
         ELSE q.next_due_at
     END
 FROM (
-    SELECT *, taken < quota OR quota <= %(look_up_to)s AS looks
+    SELECT *, taken < quota OR quota BETWEEN 1 AND %(look_up_to)s AS looks
     FROM unnest(%(queues)s::uuid[], %(taken)s::int[], %(quotas)s::int[], %(reserved)s::float8[], %(waits)s::float8[])
          AS u(subscription_id, taken, quota, reserved_until, wait_until)
 ) AS v

@@ -79,7 +79,7 @@ class Event(_Model, frozen=True, kw_only=True):
 
     @property
     def data(self) -> Any:
-        """Return the value of the data."""
+        """Return the value of the data, which each call reads from `raw_data` again."""
         return read(bytes(self.raw_data), Any)
 
 
@@ -266,7 +266,7 @@ class InboxEvent(_Model, frozen=True, kw_only=True):
 
     @property
     def payload(self) -> Any:
-        """Return the value of the payload."""
+        """Return the value of the payload, which each call reads from `raw_payload` again."""
         return read(bytes(self.raw_payload), Any)
 
 
