@@ -54,6 +54,8 @@ _REASONS = {
     PauseReason.SENDING_DISABLED: "because DISABLE_WEBHOOK_DELIVERY is set",
 }
 
+_PAUSES_OF_ENDPOINTS = {PauseReason.CIRCUIT_BREAKER.value, PauseReason.RETRY_AFTER.value}
+
 
 def _by_reason(paused: dict[str, int]) -> str:
     return ", ".join(f"{bounded(count)} {_REASONS[PauseReason(reason)]}" for reason, count in paused.items())
@@ -81,7 +83,9 @@ def read_stats(redis: RedisHealth) -> list[Stat]:
         Stat("events in fan-out", str(stats.events_in_fan_out())),
         Stat("deliveries due", bounded(due), _age(due_age) or "could be sent now",
                _list("webhooks_delivery", status="pending"), due_age > LATE_SECONDS),
-        Stat("deliveries paused", bounded(sum(paused.values())), _by_reason(paused)),
+        # To the endpoints, which say why and until when; what waits for a limit is sent without a pause of its endpoint.
+        Stat("deliveries paused", bounded(sum(paused.values())), _by_reason(paused),
+               _list("webhooks_subscription", state="paused") if paused.keys() & _PAUSES_OF_ENDPOINTS else ""),
         Stat("deliveries held", bounded(held), "for disabled subscriptions, or by somebody",
                _list("webhooks_delivery", status="held")),
         Stat("retrying", bounded(retrying), "failed or given back, and will be attempted again",

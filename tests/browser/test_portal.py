@@ -121,7 +121,7 @@ def test_a_tenant_repairs_an_endpoint_with_the_keyboard_alone(tab: Watched, site
         assert secret.startswith("whsec_")
         look(tab, "added")
         press(page, "Send test event")
-        assert "responds with 500" in page.inner_text("main")
+        assert "HTTP 500" in page.inner_text("main")
         assert "no such table" in page.inner_text("pre.hostile")
         look(tab, "test-failed")
         press(page, "Edit endpoint")

@@ -76,8 +76,8 @@ def test_figures_causes_attempts_and_the_queue_are_there(world: World, viewer: C
     make_attempt(world.deliveries["delivered"], status_code=418, response_body="I'm a <b>teapot</b>")
     page = viewer.get(page_url(row) + "?span=1h").content.decode()
     assert "75.0 %" in page
-    assert "responds with 503" in page
-    assert "responds with 418" in page
+    assert "HTTP 503" in page
+    assert "HTTP 418" in page
     assert "&lt;b&gt;teapot" in page
     assert 'role="img"' in page
     table = viewer.get(page_url(row) + "?span=1h&table=1").content.decode()

@@ -60,7 +60,7 @@ def test_the_home_counts_failed_deliveries_by_cause_in_its_time_and_organization
     assert groups(viewer, organization=organization.pk) == [
         ("failed", "no response in time", "5"),
         ("retrying", "connection refused", "4"),
-        ("failed", "responds with 503", "3"),
+        ("failed", "HTTP 503", "3"),
     ]
     assert ("failed", "host name not found", "2") in groups(viewer, organization=organization.pk, span="6h")
     assert ("failed", "no response in time", "12") in groups(viewer)
@@ -74,7 +74,7 @@ def test_a_group_s_list_has_just_its_deliveries(failed: None, organization: Orga
     found = [{row.last_error for row in viewer.get(url).context["cl"].result_list} for url in lists]
     assert found == [{"timeout"}, {"connection_refused"}, {"http_status"}]
     assert [len(viewer.get(url).context["cl"].result_list) for url in lists] == [5, 4, 3]
-    assert "cause: <b>responds with 503" in viewer.get(lists[2]).content.decode()
+    assert "cause: <b>HTTP 503" in viewer.get(lists[2]).content.decode()
 
 
 @pytest.mark.parametrize("outcome", ["x'y", "timeout 99999", "timeout 1é", "\x00", "timeout -1"])

@@ -49,6 +49,11 @@ def test_paused_and_retrying_are_one_number_in_figures_chart_and_table(
     page = viewer.get(HOME).content.decode()
     text = text_of(viewer.get(HOME))
     assert "11 deliveries paused 7 behind circuit breakers, 4 at their rate limit" in text
+    paused_endpoints = list_url(Subscription, state="paused")
+    assert f'href="{paused_endpoints}"' in page
+    listed = text_of(viewer.get(paused_endpoints))
+    assert "/dead" in listed
+    assert "/limited" not in listed
     assert "3 deliveries held" in text
     assert "2 retrying" in text
     (chart,) = re.findall(r'aria-label="(Waiting deliveries[^"]*)"', page)

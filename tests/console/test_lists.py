@@ -135,7 +135,7 @@ def test_a_list_names_the_endpoint_by_host_and_offers_the_whole_id(world: World,
     assert f'data-copy="{failed.pk}"' in page
     assert f"…{str(failed.pk)[-8:]}" in page
     assert ">127.0.0.1:9</a>" in page
-    assert "responds with 500" in page
+    assert "HTTP 500" in page
 
 
 # --- exports ----------------------------------------------------------------------------------------------------------

@@ -161,9 +161,9 @@ def test_a_subscription_s_page_shows_times_to_the_second_and_a_dash_for_none(wor
 
 def test_why_a_delivery_failed_stands_in_the_list_and_on_its_page(world: World, viewer: Client) -> None:
     listed = viewer.get(list_url(Delivery, status="failed")).content.decode()
-    assert "responds with 500" in listed
+    assert "HTTP 500" in listed
     page = viewer.get(page_url(world.deliveries["failed"])).content.decode()
-    assert "responds with 500" in page
+    assert "HTTP 500" in page
     assert "answered 500 Internal Server Error" in page
     assert "out of order" in page
     error = viewer.get(list_url(type(world.event), status="error")).content.decode()

@@ -190,7 +190,7 @@ def test_a_test_event_shows_the_response_and_what_to_do(
         row, _ = subscriptions.create(organization.pk, url=receiver.url("/hook"), event_types=["*"])
         text = text_of(visitor.post(f"endpoints/{row.pk}/test"))
         assert "The test event failed" in text
-        assert "responds with 500" in text
+        assert "HTTP 500" in text
         assert "no table" in text
         assert "Your code failed." in text
         answer = Response(204, {}, b"")

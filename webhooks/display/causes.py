@@ -33,7 +33,7 @@ def words_for(outcome: str) -> str:
     """Return the words for an outcome of the rollups, such as `http_status 503`."""
     name, _, status = outcome.partition(" ")
     if name == "http_status":
-        return f"responds with {status}"
+        return f"HTTP {status}"
     if name == "redirect":
-        return f"redirects ({status})"
+        return f"HTTP {status} (redirect)"
     return f"{_WORDS.get(name, name)} ({status})" if status else _WORDS.get(name, name)
