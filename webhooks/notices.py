@@ -95,7 +95,7 @@ def failed_delivery(
 
 def note_disabled(organization_ids: Mapping[uuid.UUID, uuid.UUID], cause: DisabledCause, reason: str) -> None:
     """Note that subscriptions, given with their organizations, were disabled."""
-    detail = {"automatically": cause.is_automatic, "reason": reason}
+    detail = {"automatically": cause.is_automatic, "disabled_cause": cause.value, "reason": reason}
     note(NoticeKind.ENDPOINT_DISABLED, {one: Note(owner, detail=detail) for one, owner in organization_ids.items()})
 
 

@@ -327,6 +327,22 @@ def test_the_commands_show_and_do_what_the_api_does(
     assert "deleted" in shell.ok("subscriptions", "delete", made["id"])
 
 
+def test_output_that_cannot_be_written_is_one_line(installation: Account, tmp_path: Path) -> None:
+    shell = Shell(tmp_path, installation.url, installation.key)
+    for arguments in (["--version"], ["events", "--json"]):
+        with open("/dev/full", "wb") as full:
+            ran = subprocess.run(
+                [*shell.command, *arguments], env=shell.env, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+                check=False,
+            )  # fmt: skip
+        assert (ran.returncode, ran.stderr) == (1, "Error: The output can't be written: No space left on device.\n")
+    (tmp_path / "blocked").write_text("a file, where a directory must be")
+    blocked = shell.run("login", "--url", installation.url, "--key", installation.key,
+                        XDG_CONFIG_HOME=str(tmp_path / "blocked"))  # fmt: skip
+    assert (blocked.returncode, "Traceback" in blocked.stderr) == (1, False)
+    assert str(tmp_path / "blocked") in blocked.stderr
+
+
 def test_login_keeps_the_key_for_its_owner_and_its_server(installation: Account, tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     assert "triggers login" in shell.run("events").stderr

@@ -219,6 +219,29 @@ def test_a_disabled_subscription_is_told_with_the_reason(organization: Organizat
 
 
 @pytest.mark.django_db
+def test_all_that_is_told_of_a_disabled_subscription_is_of_the_same_time(organization: Organization) -> None:
+    watch(organization)
+    broken = subscribe(organization)
+    subscriptions.disable(broken, "moving")
+    # As if it had been enabled and disabled again before this is told.
+    Subscription.objects.filter(pk=broken.pk).update(disabled_cause=DisabledCause.GONE, disabled_reason="It is gone.")
+    assert tell() == 1
+    cause = last()["cause"]
+    told_of = cause["automatically"], cause["disabled_cause"], cause["reason"]
+    assert told_of == (False, "by_request", "Disabled by request: moving")
+
+
+@pytest.mark.django_db
+def test_a_notice_of_the_version_before_is_told_without_a_cause(organization: Organization) -> None:
+    watch(organization)
+    broken = subscribe(organization)
+    subscriptions.disable(broken, "moving")
+    Notice.objects.update(detail={"automatically": False, "reason": "Disabled by request: moving"})
+    assert tell() == 1
+    assert (last()["cause"]["disabled_cause"], last()["cause"]["reason"]) == (None, "Disabled by request: moving")
+
+
+@pytest.mark.django_db
 def test_what_is_over_before_it_may_be_told_is_not_told(organization: Organization) -> None:
     watch(organization)
     one = subscribe(organization)

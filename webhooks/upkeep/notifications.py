@@ -189,10 +189,15 @@ def _tell_noted(subject_id: uuid.UUID, kind: str) -> bool:
 
 
 def _publish_disabled(queue: SubscriptionQueue, notice: Notice) -> None:
-    automatically, reason = notice.detail["automatically"], notice.detail["reason"]
-    sentence = f"The subscription to {_name(queue.subscription)} was disabled. {reason}"
-    disabled_cause = queue.subscription.disabled_cause or None
-    cause = {"automatically": automatically, "disabled_cause": disabled_cause, "reason": reason, **_cause(queue)}
+    detail = notice.detail
+    sentence = f"The subscription to {_name(queue.subscription)} was disabled. {detail['reason']}"
+    cause = {
+        "automatically": detail["automatically"],
+        # A process of the version before this one, during an upgrade, notes none.
+        "disabled_cause": detail.get("disabled_cause"),
+        "reason": detail["reason"],
+        **_cause(queue),
+    }
     since = queue.subscription.disabled_at or notice.since
     _publish_endpoint(NoticeKind.ENDPOINT_DISABLED, queue, sentence, {"since": since, "cause": cause})
 

@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except TriggersError as error:
         complain(str(error))
+    except OSError as error:  # a full disk, or a directory without permission
+        complain(f"{error.filename or 'The output'} can't be written: {error.strerror}.")
     except KeyboardInterrupt:
         return 130
     except SystemExit as ended:
