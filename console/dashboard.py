@@ -83,7 +83,7 @@ def read_stats(redis: RedisHealth) -> list[Stat]:
         Stat("events in fan-out", str(stats.events_in_fan_out())),
         Stat("deliveries due", bounded(due), _age(due_age) or "could be sent now",
                _list("webhooks_delivery", status="pending"), due_age > LATE_SECONDS),
-        # To the endpoints, which say why and until when; what waits for a limit is sent without a pause of its endpoint.
+        # To the endpoints, which say why and until when.  What waits for a limit isn't behind a paused endpoint.
         Stat("deliveries paused", bounded(sum(paused.values())), _by_reason(paused),
                _list("webhooks_subscription", state="paused") if paused.keys() & _PAUSES_OF_ENDPOINTS else ""),
         Stat("deliveries held", bounded(held), "for disabled subscriptions, or by somebody",
