@@ -23,6 +23,7 @@ class Load:
     """What to send.  requests: how many; rate: a second, 0 for flat out; batch: events a request, 0 for single ones.
 
     seconds: end after so long even if fewer were sent.  keep_times: remember when each event's response came.
+    repeated: the method, path, and body of a request that is sent each time in place of events.
     """
 
     url: str
@@ -35,6 +36,7 @@ class Load:
     with_dedup_id: bool = False
     seconds: float = 0.0
     keep_times: bool = False
+    repeated: tuple[str, str, str] | None = None
 
 
 def _events(load: Load) -> Iterator[str]:
@@ -49,7 +51,10 @@ def requests_of(load: Load, api: Api) -> Iterator[bytes]:
     """Yield the bytes of each request."""
     events = _events(load)
     for _ in range(load.requests):
-        if load.batch:
+        if load.repeated:
+            method, path, body = load.repeated
+            yield api.build(method, path, body.encode())
+        elif load.batch:
             body = "[" + ",".join(next(events) for _ in range(load.batch)) + "]"
             yield api.build("POST", "/api/events/batch", body.encode())
         else:
@@ -94,6 +99,7 @@ def main() -> None:
     """Read the load from stdin."""
     given = json.load(sys.stdin)
     given["types"] = tuple(given["types"])
+    given["repeated"] = tuple(given["repeated"]) if given["repeated"] else None
     outcome = asyncio.run(run(Load(**given)))
     json.dump(vars(outcome), sys.stdout)
 

@@ -238,6 +238,12 @@ def _commit_in_pipeline(work: Callable[[], T]) -> T:
     return result
 
 
+def wait_for_results() -> None:
+    """Wait until the server has run what was sent in the pipeline of this thread's connection."""
+    with server_cursor() as cursor:
+        cursor.execute("SELECT 1").fetchone()
+
+
 def borrow_connection(work: Callable[[], T]) -> T:
     """Run `work` on a thread of our own and give its database connection back to the pool afterward.
 

@@ -26,18 +26,21 @@ DRAIN_SECONDS = 10.0
 
 _fanned_out_at = float("-inf")
 LEFT_TO_BACKLOG_SECONDS = 1.0
+BACKLOGGED_SECONDS = 10.0
 
 
 class _FanOutState(threading.local):
     """A thread's fan-out: the job loop has one, and so has the housekeeping thread, which steps in without Redis.
 
     left_to_backlog: organizations whose events the backlog sender's process fans out; this process looks at them
-    again after a while.
+    again after a while.  backlogged: those that were left to it lately, which get small rounds here: one event for a
+    thousand subscriptions once a second would delay everybody's events by its round.
     """
 
     def __init__(self) -> None:
         self.fan_out = FanOut()
         self.left_to_backlog: TTLCache[uuid.UUID, bool] = TTLCache(maxsize=1_000, ttl=LEFT_TO_BACKLOG_SECONDS)
+        self.backlogged: TTLCache[uuid.UUID, bool] = TTLCache(maxsize=1_000, ttl=BACKLOGGED_SECONDS)
         self._hand_over: tuple[Sender, SenderHandOver] | None = None
 
     def hand_over_to(self, sender: Sender | None) -> SenderHandOver | None:
@@ -123,10 +126,16 @@ def fan_out_for(seconds: float) -> bool:
         _fanned_out_at = time.monotonic()
         sender = current_sender()
         result = _state.fan_out.run_round(
-            settings.MAX_CONCURRENT_EVENTS, list(_state.left_to_backlog), _state.hand_over_to(sender)
+            settings.MAX_CONCURRENT_EVENTS,
+            list(_state.left_to_backlog),
+            _state.hand_over_to(sender),
+            backlogged=list(_state.backlogged),
         )
         if result.left_behind and sender is not None and sender.take_over_fan_out():
             _state.left_to_backlog.update(dict.fromkeys(result.left_behind, True))
+            _state.backlogged.update(dict.fromkeys(result.left_behind, True))
+        elif result.left_behind:
+            _state.backlogged.clear()  # nobody else takes them
         if result.left_to_claims and sender is not None:
             sender.wake(backlog=False)
         if result.left_to_claims and (sender is None or not sender.has_room()):

@@ -45,6 +45,7 @@ SCENARIOS: dict[str, Callable[[BenchStack], list[Figure]]] = {
     "half-hanging": fairness.half_hanging,
     "backlog": fairness.backlog,
     "greedy-neighbor": neighbors.greedy_neighbor,
+    "greedy-requests": neighbors.greedy_requests,
     "inbox": inbox.inbox,
     "big-tables": bigtables.big_tables,
     "history": history.history,

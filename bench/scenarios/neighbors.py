@@ -7,6 +7,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 from bench.client import Outcome
 from bench.figures import Figure
@@ -19,6 +21,10 @@ BATCHES = 5
 BATCH_EVENTS = 1_000
 RATE = 50.0
 SECONDS = 20
+# What another organization's requests, flat out, cost: on how many connections, and the deliveries that it lists.
+CONNECTIONS = 8
+DELIVERIES = 2_000
+REQUEST_SECONDS = 10
 # The first batch makes the worker start its second process; what is measured is life beside the neighbor.
 SETTLE_SECONDS = 4.0
 
@@ -63,6 +69,67 @@ def greedy_neighbor(stack: BenchStack) -> list[Figure]:
         Figure(name, "batches of the greedy one that were accepted", sum(status == 202 for status in answers), ""),
         Figure(name, "its events and deliveries that still wait", sum(left), "", "> 0"),
     ]
+
+
+def greedy_requests(stack: BenchStack) -> list[Figure]:
+    """Requests of one organization, flat out on 8 connections, beside another's 50 events/s."""
+    stack.reset()
+    greedy, quiet = stack.tenant("Greedy"), stack.tenant("Quiet")
+    name = "greedy-requests"
+    figures: list[Figure] = []
+    with stack.receiver() as receiver, stack.running_web(), stack.running_worker():
+        own = stack.subscribe(greedy, receiver.url("/ok/greedy"), ["greedy.event"])
+        stack.subscribe(quiet, receiver.url("/ok/quiet"), ["quiet.event"])
+        stack.make_due(greedy, [own], DELIVERIES)
+        stack.announce([own])
+        _wait_until_quiet(stack, greedy)
+        stack.settle_tables()
+        load = Load(stack.url, quiet.key, int(RATE * REQUEST_SECONDS), 50, RATE, types=("quiet.event",))
+
+        def p95() -> float:
+            receiver.take()
+            outcome = send(load)
+            if outcome.share(202) < 1:
+                raise RuntimeError(f"the quiet organization's events got {outcome.statuses}")
+            _wait_until_quiet(stack, quiet)
+            return percentile(stack.arrival_times(receiver.take(), "/ok/quiet"), 0.95)
+
+        p95()
+        for what, repeated in _requests(own).items():
+            alone = p95()
+            flood = Load(
+                stack.url, greedy.key, 1_000_000, CONNECTIONS, seconds=REQUEST_SECONDS + 2.0, repeated=repeated
+            )
+            with ThreadPoolExecutor(1) as flooding:
+                flooded = flooding.submit(send, flood)
+                time.sleep(1.0)
+                beside = p95()
+                outcome = flooded.result()
+            figures += [
+                Figure(name, f"{what}: ratio of the p95 beside it to the one alone", beside / alone, "", "<= 2"),
+                Figure(name, f"{what}: p95 alone", alone, "ms"),
+                Figure(name, f"{what}: requests with a response", outcome.requests / outcome.seconds, "/s"),
+                Figure(name, f"{what}: share that failed", 1 - outcome.share(200, 201, 202, 429), "", "= 0"),
+            ]
+    return figures
+
+
+def _requests(subscription_id: uuid.UUID) -> dict[str, tuple[str, str, str]]:
+    """Return what is asked for, by name: method, path, and body."""
+    schema = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(20)}}
+    content = {"application/json": {"schema": schema}}
+    webhooks = {f"kind.{number}": {"post": {"requestBody": {"content": content}}} for number in range(50)}
+    document = {"openapi": "3.1.0", "info": {"title": "Catalog", "version": "1"}, "webhooks": webhooks}
+    preview = {"type": "greedy.event", "data": {"number": 1}}
+    subscription = f"/api/subscriptions/{subscription_id}"
+    return {
+        "lists": ("GET", "/api/deliveries?limit=100", ""),
+        "changes": ("PATCH", subscription, json.dumps({"description": "changed"})),
+        "previews": ("POST", f"{subscription}/preview", json.dumps(preview)),
+        "imports": ("POST", "/api/event-types/import", json.dumps(document)),
+        "portal links": ("POST", "/api/portal-links", "{}"),
+        "fetches": ("GET", "/api/inbox", ""),
+    }
 
 
 def _refused(*outcomes: Outcome) -> int:

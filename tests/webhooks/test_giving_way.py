@@ -100,6 +100,24 @@ def test_a_transaction_that_fails_is_followed_by_a_rest_and_keeps_nobody_out(pac
     assert run(pace, machine, 1)
 
 
+def test_a_long_transaction_rests_between_its_pieces(pace: Pace, machine: Machine) -> None:
+    pace.between_pieces()  # outside of a transaction, and while nobody has to wait
+    pace.run(pace.between_pieces)
+    assert machine.rests == []
+    run(pace, machine, 40)
+    machine.rests.clear()
+
+    def in_three_pieces() -> None:
+        for seconds in (0.01, 0.02):
+            machine.pass_by(seconds)
+            pace.between_pieces()
+        machine.pass_by(0.03)
+
+    pace.others_are_served()
+    pace.run(in_three_pieces)
+    assert machine.rests == pytest.approx([0.01 * MOST, 0.02 * MOST, 0.03 * MOST])
+
+
 def test_while_it_gives_way_its_transactions_run_one_at_a_time(pace: Pace, machine: Machine) -> None:
     run(pace, machine, 10)
     running = threading.Semaphore(1)

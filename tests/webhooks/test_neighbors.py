@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
+from core.db import borrow_connection
 from core.ids import new_id
 from devstack.http_receiver import Receiver, Response
 from devstack.waiting import wait_until
@@ -17,12 +20,14 @@ from events.models import Event
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, sending, statuses, subscribe
+from triggers_project import jobs
 from webhooks import subscriptions
 from webhooks.dispatch.allocation import share_between_organizations
 from webhooks.dispatch.claim import Occupancy, claim
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.routing.claim_events import ORGANIZATIONS_AT_A_TIME, AcceptedEvent
 from webhooks.routing.fan_out import CLAIM_AHEAD, DELIVERIES_AT_A_TIME, FanOut
+from webhooks.routing.insert import PIECE
 from webhooks.routing.round_shares import SHARED_ROUND, choose_events
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -83,6 +88,62 @@ def test_what_is_left_to_another_process_is_skipped(
     assert result.seen == 5
     assert set(Delivery.objects.values_list("organization_id", flat=True)) == {other_organization.id}
     assert FanOut(waited=3600.0).run_round(1000).seen == 0  # too young for the process that works off backlogs
+
+
+def test_what_does_not_fit_a_small_round_is_left_to_the_process_that_works_off_backlogs(
+    organization: Organization,
+) -> None:
+    for _ in range(DELIVERIES_AT_A_TIME // SHARED_ROUND + 1):
+        subscribe(organization, event_types=["big.*"])
+    subscribe(organization, event_types=["small.*"])
+    ingest(organization.id, NewEvent("small.one", "{}", None))
+    ingest(organization.id, NewEvent("big.one", "{}", None))
+    fan_out = FanOut()
+    result = fan_out.run_round(1000, backlogged=[organization.id])
+    assert result.left_behind == {organization.id}
+    assert list(Event.objects.filter(status="processed").values_list("type", flat=True)) == ["small.one"]
+    result = fan_out.run_round(1000, backlogged=[organization.id])
+    assert (result.seen, result.passed_over) == (1, {organization.id})
+    # One that wasn't left to another process may have a whole round.
+    assert fan_out.run_round(1000).left_behind == frozenset()
+    assert not Event.objects.filter(status="accepted").exists()
+
+
+def test_a_worker_whose_backlog_process_is_gone_does_everything_again(organization: Organization) -> None:
+    for _ in range(DELIVERIES_AT_A_TIME // SHARED_ROUND + 1):
+        subscribe(organization)
+    ingest(organization.id, NewEvent("a.b", "{}", None))
+    jobs._state.backlogged[organization.id] = True
+    with sending():  # without a backlog process, as after its end
+        jobs.fan_out_for(0)  # leaves the event behind, and learns that nobody takes it
+        wait_until(lambda: not jobs.fan_out_for(0), "events are left")
+    assert not jobs._state.backlogged
+    assert not Event.objects.filter(status="accepted").exists()
+
+
+def test_a_large_insertion_in_pieces_is_the_same_with_pauses(
+    organization: Organization, other_organization: Organization
+) -> None:
+    for _ in range(2 * PIECE + 1):
+        subscribe(organization)
+    subscribe(other_organization)
+    ingest(organization.id, NewEvent("a.b", "{}", None))
+    seen_by_others: list[int] = []
+
+    def pause() -> None:
+        # From a thread, and so from another transaction: nothing is visible before all of it is.
+        thread = threading.Thread(target=lambda: seen_by_others.append(borrow_connection(Delivery.objects.all().count)))
+        thread.start()
+        thread.join()
+
+    FanOut(between_pieces=pause).run_round(1000)
+    assert seen_by_others == [0, 0]
+    assert Delivery.objects.count() == 2 * PIECE + 1
+    # Processed again, as after a crash of the database, it makes none a second time and knows that it was known.
+    Event.objects.update(status="accepted")
+    with capture_logs() as lines:
+        FanOut(between_pieces=pause).run_round(1000)
+    assert [line["outcome"] for line in lines if line["event"] == "event_processed"] == ["already_exists"]
 
 
 def test_more_organizations_than_a_round_looks_at_take_turns(organization: Organization) -> None:

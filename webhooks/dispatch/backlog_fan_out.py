@@ -36,7 +36,7 @@ class BacklogFanOut:
         self._pace = pace
         self._on_due = on_due
         self._has_room = has_room
-        self._fan_out = FanOut(BACKLOG_AGE_SECONDS)
+        self._fan_out = FanOut(BACKLOG_AGE_SECONDS, pace.between_pieces)
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fan-out", daemon=True)

@@ -27,8 +27,8 @@ LOOK_SECONDS = 0.2
 BUSY_SHARE = 0.2
 # A rest lasts this many times as long as the transaction before it. The factor grows at each check that finds the
 # processors busy, and shrinks at every other one.
-MORE, LESS, MOST = 0.5, 0.25, 4.0
-MOST_SECONDS = 0.25
+MORE, LESS, MOST = 1.0, 0.5, 8.0
+MOST_SECONDS = 0.5
 # How often it is logged.
 LOG_SECONDS = 60.0
 
@@ -49,6 +49,7 @@ class Pace:
         self._now = now
         self._sleep = sleep
         self._one_at_a_time = threading.Lock()
+        self._piece_began: float | None = None
         self._others_until = float("-inf")
         self._looked_at = float("-inf")
         self._before: ProcessorTime | None = None
@@ -70,11 +71,25 @@ class Pace:
         if not self.gives_way:
             return work()
         with self._one_at_a_time:
-            started = self._now()
+            self._piece_began = self._now()
             try:
                 return work()
             finally:
-                self._sleep(min(MOST_SECONDS, self._rest * (self._now() - started)))
+                self._rest_after_piece(self._piece_began)
+                self._piece_began = None
+
+    def between_pieces(self) -> None:
+        """Rest in the middle of a transaction that `run` runs, if it is time to give way.
+
+        For one that takes long and holds no lock yet that others wait for: while it keeps a processor busy, what should
+        take some milliseconds waits for the other one.
+        """
+        if self._piece_began is not None:
+            self._rest_after_piece(self._piece_began)
+            self._piece_began = self._now()
+
+    def _rest_after_piece(self, began: float) -> None:
+        self._sleep(min(MOST_SECONDS, self._rest * (self._now() - began)))
 
     def _look(self) -> None:
         """Check whether the processors are busy, unless that was done a moment ago."""

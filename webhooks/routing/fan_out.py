@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -117,9 +117,11 @@ class FanOut:
     """Fans accepted events out, round by round, for one thread.
 
     waited: only events that have been due for so many seconds, for a process that leaves the newer ones to another.
+    between_pieces: called in the middle of a large insertion, which is divided for it.
     """
 
-    def __init__(self, waited: float = 0.0) -> None:
+    def __init__(self, waited: float = 0.0, between_pieces: Callable[[], None] | None = None) -> None:
+        self._between_pieces = between_pieces
         self._claims = EventClaims(waited)
         self._subscribers = Subscribers()
         # Organizations that the last round passed over: an event of theirs comes first in the next one.
@@ -133,6 +135,7 @@ class FanOut:
         skip: Collection[uuid.UUID] = (),
         hand_over: HandOver | None = None,
         deliveries: int = DELIVERIES_AT_A_TIME,
+        backlogged: Collection[uuid.UUID] = (),
     ) -> Round:
         """Process up to `limit` accepted events that are due, and none of organizations in `skip`.
 
@@ -141,7 +144,7 @@ class FanOut:
         events the next one claims.
 
         hand_over: takes the deliveries that can be sent at once.  deliveries: most that the round makes, unless a
-        single event has more.
+        single event has more.  backlogged: organizations whose events another process takes if they don't fit.
         """
         started = time.perf_counter()
         limit = min(limit, self._most_events)
@@ -152,7 +155,7 @@ class FanOut:
                 hand_over.abandon()  # prepared by an attempt that was rolled back
             events.clear()
             events.extend(self._claim(limit, skip))
-            return self._process(events, deliveries, hand_over)
+            return self._process(events, deliveries, hand_over, backlogged)
 
         try:
             done = in_pipelined_transaction(claim_and_process)
@@ -206,7 +209,11 @@ class FanOut:
         )
 
     def _process(
-        self, events: Sequence[AcceptedEvent], deliveries: int, hand_over: HandOver | None = None
+        self,
+        events: Sequence[AcceptedEvent],
+        deliveries: int,
+        hand_over: HandOver | None = None,
+        backlogged: Collection[uuid.UUID] = (),
     ) -> RoundInsert:
         """Insert the deliveries of locked events, as many as a round may; the other events stay accepted."""
         if not events:
@@ -214,13 +221,12 @@ class FanOut:
         matchers = self._subscribers.matchers({event.organization_id: event.fingerprint for event in events})
         wanting = select(events, matchers, self._overdue, self._memory)
         candidates = [event for event in events if event.id in wanting]
-        chosen = choose_events(
-            candidates, {event_id: len(found) for event_id, found in wanting.items()}, deliveries, self._overdue
-        )
+        wanted = {event_id: len(found) for event_id, found in wanting.items()}
+        chosen = choose_events(candidates, wanted, deliveries, self._overdue, backlogged)
         put_off = self._put_off(chosen, wanting)
         if put_off:
             chosen = [event for event in chosen if event.id not in put_off]
-        insertion = RoundInsert(chosen, wanting, put_off, hand_over)
+        insertion = RoundInsert(chosen, wanting, put_off, hand_over, self._between_pieces)
         insertion.insert()
         return insertion
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import psycopg
 
 from core.arrays import plain_array, text_array
+from core.db import wait_for_results
 from core.ids import derive_ids
 from webhooks.models import DeliveryStatus
 from webhooks.order import EARLIER_IS_UNFINISHED, PARKED_UNTIL
@@ -30,6 +31,8 @@ FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(su
      clock_timestamp() AS t
 WHERE (SELECT true FROM webhooks_delivery AS existing WHERE existing.id = d.id LIMIT 1) IS NULL
 """
+# Where an insertion is divided, each piece has so many deliveries: they take some milliseconds.
+PIECE = 100
 _IN_TIME = "t + make_interval(secs => %(delay)s)"
 INSERT_DELIVERIES = _INSERT.format(due=_IN_TIME, and_type="", types="")
 # The delay before the first attempt is for endpoints.  What an inbox has can be fetched at once.
@@ -105,6 +108,7 @@ class NewDeliveries:
     has_inbox: bool = False  # also one that is disabled
     held: set[uuid.UUID] = field(default_factory=set)
     ordered: _Ordered = field(default_factory=_Ordered)
+    inserted_before: int = 0  # by all pieces but the last one
 
     def __len__(self) -> int:
         return len(self.ids) + len(self.ordered.keys)
@@ -156,25 +160,35 @@ class NewDeliveries:
         rows.times.append(accepted_at.isoformat())
         (self.due if status == DeliveryStatus.PENDING else self.held).add(subscription_id)
 
-    def columns(self) -> dict[str, str]:
+    def columns(self, piece: slice = slice(None)) -> dict[str, str]:
         """Return the arrays that a statement inserts them from."""
         return {
-            "ids": plain_array(self.ids),
-            "organizations": plain_array(self.organizations),
-            "events": plain_array(self.events),
-            "subscriptions": plain_array(self.subscriptions),
+            "ids": plain_array(self.ids[piece]),
+            "organizations": plain_array(self.organizations[piece]),
+            "events": plain_array(self.events[piece]),
+            "subscriptions": plain_array(self.subscriptions[piece]),
         }
 
-    def insert(self, delay: float, cursor: psycopg.Cursor[object], ordering: psycopg.Cursor[object]) -> None:
+    def insert(
+        self,
+        delay: float,
+        cursor: psycopg.Cursor[object],
+        ordering: psycopg.Cursor[object],
+        between_pieces: Callable[[], None] | None = None,
+    ) -> None:
         """Insert the deliveries, due in `delay` seconds; `inserted` of the cursors then returns how many didn't exist.
 
         Those for inboxes are due at once.
+
+        between_pieces: called after each PIECE of them, unless a lock is held meanwhile.
         """
         if self.has_inbox or self.ordered.keys:
             # An inbox is read as a log, by `created_at`.  What is inserted under this lock becomes visible in that
             # order, so a reader never gets ahead of a delivery that isn't committed yet.
             lock_only(self.inboxes | self.due | self.held, cursor)
-        if self.ids:
+        if between_pieces is not None and not self.has_inbox and not self.ordered.keys:
+            self._insert_in_pieces(delay, cursor, between_pieces)
+        elif self.ids:
             columns = {**self.columns(), "statuses": plain_array(self.statuses)}
             if self.has_inbox:
                 inboxes, types = plain_array(self.inboxes), text_array(self.inbox_types)
@@ -182,14 +196,26 @@ class NewDeliveries:
                 cursor.execute(_INSERT_ALSO_FOR_INBOXES, parameters)
             else:
                 cursor.execute(INSERT_DELIVERIES, {**columns, "delay": delay})
-
         if self.ordered.keys:
             ordering.execute(HAS_ORDERED, (list(set(self.ordered.subscriptions)),))
             ordering.execute(INSERT_ORDERED, {**self.ordered.columns(), "delay": delay, "until": PARKED_UNTIL})
 
+    def _insert_in_pieces(
+        self, delay: float, cursor: psycopg.Cursor[object], between_pieces: Callable[[], None]
+    ) -> None:
+        for first in range(0, len(self.ids), PIECE):
+            if first:
+                wait_for_results()
+                self.inserted_before += cursor.rowcount
+                between_pieces()
+            piece = slice(first, first + PIECE)
+            columns = {**self.columns(piece), "statuses": plain_array(self.statuses[piece])}
+            cursor.execute(INSERT_DELIVERIES, {**columns, "delay": delay})
+
     def inserted(self, cursor: psycopg.Cursor[object], ordering: psycopg.Cursor[object]) -> int:
         """Return how many deliveries `insert` made."""
-        return (cursor.rowcount if self.ids else 0) + (ordering.rowcount if self.ordered.keys else 0)
+        last = cursor.rowcount if self.ids else 0
+        return self.inserted_before + last + (ordering.rowcount if self.ordered.keys else 0)
 
     def mark_queues(self, delay: float, cursor: psycopg.Cursor[object]) -> None:
         """Mark the queues as due or held.  Do this last in the transaction: claims wait for the locks that it takes."""

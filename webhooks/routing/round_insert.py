@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,12 +44,14 @@ class RoundInsert:
         wanting: Wanting | None = None,
         put_off: Collection[uuid.UUID] = (),
         hand_over: HandOver | None = None,
+        between_pieces: Callable[[], None] | None = None,
     ) -> None:
         self.chosen = chosen
         self.put_off = put_off
         self.pending = NewDeliveries()
         self._wanting: Wanting = wanting or {}
         self._hand_over = hand_over
+        self._between_pieces = between_pieces
         self._inserting, self._ordering = server_cursor(), server_cursor()
 
     def insert(self) -> None:
@@ -62,7 +64,7 @@ class RoundInsert:
             self._hand_over = None
         if self._hand_over is not None:
             self._hand_over.insert(handed_over)
-        self.pending.insert(delay, self._inserting, self._ordering)
+        self.pending.insert(delay, self._inserting, self._ordering, self._between_pieces)
         ids = [event.id for event in self.chosen]
         other = server_cursor()
         other.execute(MARK_PROCESSED, {"ids": plain_array(ids), "least": min(ids), "greatest": max(ids)})
