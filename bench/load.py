@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import takewhile
+from itertools import repeat, takewhile
 
 from bench.client import Api, Outcome, flat_out, paced
 from devstack.processes import ROOT
@@ -49,12 +49,13 @@ def _events(load: Load) -> Iterator[str]:
 
 def requests_of(load: Load, api: Api) -> Iterator[bytes]:
     """Yield the bytes of each request."""
+    if load.repeated:
+        method, path, body = load.repeated
+        yield from repeat(api.build(method, path, body.encode()), load.requests)
+        return
     events = _events(load)
     for _ in range(load.requests):
-        if load.repeated:
-            method, path, body = load.repeated
-            yield api.build(method, path, body.encode())
-        elif load.batch:
+        if load.batch:
             body = "[" + ",".join(next(events) for _ in range(load.batch)) + "]"
             yield api.build("POST", "/api/events/batch", body.encode())
         else:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
+
+
+class Turn:
+    """A held place.  rest: for how many seconds after it whoever held it counts as if they still did."""
+
+    __slots__ = ("rest",)
+
+    def __init__(self) -> None:
+        self.rest = 0.0
 
 
 class Turns:
@@ -13,19 +22,23 @@ class Turns:
 
     None may hold more than three quarters of the places, so that one that keeps them for long leaves some to the
     others. For one event loop.
+
+    gives_way: returns whether somebody may hold a single place only, for now.
     """
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, gives_way: Callable[[Hashable], bool] = lambda who: False) -> None:
         self._free = places
         self._most = max(1, places * 3 // 4)
+        self._gives_way = gives_way
+        # Also of those who have left their places and rest.
         self._held: Counter[Hashable] = Counter()
         # By who waits, whose turn is next first.
         self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
 
     @asynccontextmanager
-    async def turn(self, who: Hashable) -> AsyncIterator[None]:
+    async def turn(self, who: Hashable) -> AsyncIterator[Turn]:
         """Hold a place while the block runs."""
-        if self._free and self._held[who] < self._most:
+        if self._free and self._may_enter(who):
             self._free -= 1
             self._held[who] += 1
         else:
@@ -37,16 +50,30 @@ class Turns:
                 if not admitted.cancelled():
                     self._leave(who)
                 raise
+        turn = Turn()
         try:
-            yield
+            yield turn
         finally:
-            self._leave(who)
+            self._leave(who, turn.rest)
 
-    def _leave(self, who: Hashable) -> None:
+    def _may_enter(self, who: Hashable) -> bool:
+        return self._held[who] < (1 if self._gives_way(who) else self._most)
+
+    def _leave(self, who: Hashable, rest: float = 0.0) -> None:
         self._free += 1
+        if rest > 0:
+            self._admit_waiting()
+            asyncio.get_running_loop().call_later(rest, self._end_rest, who)
+        else:
+            self._end_rest(who)
+
+    def _end_rest(self, who: Hashable) -> None:
         self._held[who] -= 1
         if not self._held[who]:
             del self._held[who]
+        self._admit_waiting()
+
+    def _admit_waiting(self) -> None:
         for waiting in list(self._waiting):
             if not self._free:
                 break
@@ -57,7 +84,7 @@ class Turns:
         futures = self._waiting[who]
         while futures and futures[0].done():  # cancelled
             futures.popleft()
-        if futures and self._held[who] < self._most:
+        if futures and self._may_enter(who):
             futures.popleft().set_result(None)
             self._free -= 1
             self._held[who] += 1

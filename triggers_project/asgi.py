@@ -12,6 +12,7 @@ from core.garbage_collection import freeze_gc
 from events.api.front_door import EventsDoor
 from orgs.front_door import whose
 from triggers_project.metrics import MetricsService
+from triggers_project.served_lately import served_lately
 from webhooks.api.inbox_door import InboxDoor
 
 events_door = EventsDoor()
@@ -22,6 +23,7 @@ application = FrontDoor(
     settings.WEB_THREADS,
     [*events_door.services, inbox_door.room, MetricsService()],
     whose,
+    served_lately,
 )
 
 freeze_gc()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import sys
 import uuid
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
@@ -16,6 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
 from triggers_project.request_parser import RequestParser
+from triggers_project.served_lately import served_lately
 from triggers_project.web_loop import counts
 
 log = structlog.get_logger()
@@ -209,6 +211,9 @@ class WebWorker(UvicornWorker):  # type: ignore[misc]
     def init_process(self) -> None:
         """Let the process have as many connections as the system allows it, and its share of them."""
         counts.choose_place(self.age)
+        served_lately.choose_place(self.age)
+        # Threads share the interpreter: switching more often keeps the event loop responsive beside Django's.
+        sys.setswitchinterval(0.001)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         logging.getLogger("uvicorn.error").addFilter(_is_not_malformed_request)

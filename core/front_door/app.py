@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import cast
+from typing import Protocol, cast
 
 import orjson
 import structlog
@@ -24,6 +24,7 @@ from core.deprecations import deprecation_headers, registry
 from core.exceptions import problem_for
 from core.front_door.http import ASGIScope, ClientGone, Receive, Request, Response, Send, Stream
 from core.front_door.wsgi_bridge import WSGIApplication, WSGIBridge
+from core.giving_way import Rests
 from core.metrics.requests import OTHER, PROBLEMS, count_request
 from core.middleware import MAX_URL_CHARACTERS, REQUEST_ID
 from core.problems import MEDIA_TYPE, Problem, document
@@ -37,6 +38,16 @@ Handler = Callable[[Request], Awaitable[Response | Stream]]
 MAX_SITE_BODY_BYTES = 1_048_576
 
 
+class Served(Protocol):
+    """Remembers whose requests are served, for all web processes."""
+
+    def note(self, who: Hashable) -> None:
+        """Note that somebody is served."""
+
+    def another_than(self, who: Hashable) -> bool:
+        """Return whether somebody else was served lately."""
+
+
 class FrontDoor:
     """Serves `routes`, by method and path, on the event loop, and everything else with Django.
 
@@ -45,7 +56,8 @@ class FrontDoor:
     Django.
 
     services: entered when the server starts and left when it stops, such as connections. whose: returns who makes a
-    request; those who wait for one of Django's threads take turns.
+    request; those who wait for one of Django's threads take turns. served: remembers whose requests the routes serve;
+    Django's give way to those of others, with `rests`.
     """
 
     def __init__(
@@ -55,9 +67,19 @@ class FrontDoor:
         threads: int,
         services: Sequence[AbstractAsyncContextManager[object]] = (),
         whose: Callable[[Request], Hashable] = lambda request: None,
+        served: Served | None = None,
+        rests: Rests | None = None,
     ) -> None:
         self._routes = routes
-        self._site = WSGIBridge(site, threads, whose)
+        self._whose = whose
+        self._served = served
+        self._site = WSGIBridge(
+            site,
+            threads,
+            whose,
+            served.another_than if served else lambda who: False,
+            rests or Rests("site"),
+        )
         self._services = services
         self._allowed_hosts: LRUCache[bytes, bool] = LRUCache(1000)
         self._security_headers = _security_headers()
@@ -90,6 +112,8 @@ class FrontDoor:
         request = Request(scope, receive, given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4()))
         try:
             if handler is not None and self._is_ordinary(request):
+                if self._served is not None:
+                    self._served.note(self._whose(request))
                 await self._handle(handler, path, request, send)
             else:
                 await self._pass_on(request, send)

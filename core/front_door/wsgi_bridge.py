@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import io
 import sys
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from core.front_door.http import Request, Send
+from core.giving_way import Rests
 from core.turns import Turns
 
 R = TypeVar("R")
@@ -105,13 +107,24 @@ class _Reply:
 class WSGIBridge:
     """Calls a WSGI application in one of `threads` threads and sends its response.
 
-    whose: returns who makes a request; those who wait for a thread take turns.
+    whose: returns who makes a request; those who wait for a thread take turns.  others_are_served: returns whether
+    somebody else's requests were served lately that must not wait.  While they are and the processors are busy,
+    everybody has one thread at a time, and rests after each use of it (`core.giving_way`).
     """
 
-    def __init__(self, application: WSGIApplication, threads: int, whose: Callable[[Request], Hashable]) -> None:
+    def __init__(
+        self,
+        application: WSGIApplication,
+        threads: int,
+        whose: Callable[[Request], Hashable],
+        others_are_served: Callable[[Hashable], bool],
+        rests: Rests,
+    ) -> None:
         self._application = application
         self._whose = whose
-        self._turns = Turns(threads)
+        self._others_are_served = others_are_served
+        self._rests = rests
+        self._turns = Turns(threads, self._gives_way)
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="django")
 
     async def __call__(self, request: Request, body: bytes, send: Send) -> None:
@@ -125,8 +138,14 @@ class WSGIBridge:
         who = self._whose(request)
 
         async def run(function: Callable[[], R]) -> R:
-            async with self._turns.turn(who):
-                return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+            self._rests.look()
+            async with self._turns.turn(who) as turn:
+                started = time.monotonic()
+                try:
+                    return await asyncio.get_running_loop().run_in_executor(self._executor, function)
+                finally:
+                    if self._gives_way(who):
+                        turn.rest = self._rests.after(time.monotonic() - started)
 
         reply, piece, more = await run(begin)
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
@@ -138,6 +157,9 @@ class WSGIBridge:
         finally:
             if more:
                 await run(reply.close)
+
+    def _gives_way(self, who: Hashable) -> bool:
+        return self._rests.are_due and self._others_are_served(who)
 
     def shutdown(self) -> None:
         """Wait for the threads to finish."""

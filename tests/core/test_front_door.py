@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 import pytest
 
 from core.front_door.app import MAX_SITE_BODY_BYTES, FrontDoor
 from core.front_door.http import Message, Request, Response
+from core.giving_way import Rests
 from core.middleware import MAX_URL_CHARACTERS
 from core.problems import Problem
+from core.process import ProcessorTime
 
 OWN, SITE = 200, 299
 PATH = "/api/events"
@@ -128,3 +132,81 @@ def test_no_more_of_a_body_is_read_than_shows_that_it_is_too_large() -> None:
         asyncio.run(Request({"headers": []}, receive, "id").read(10))
     assert refused.value.code == "too_large"
     assert waiting == [b"never read"]
+
+
+class Busy:
+    """A machine whose processors are busy, with a clock of its own."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+
+    def now(self) -> float:
+        self.time += 1.0
+        return self.time
+
+    def read(self) -> ProcessorTime:
+        return ProcessorTime(ran=self.time, waited=self.time)
+
+
+class Everybody:
+    """Remembers everybody who was served."""
+
+    def __init__(self) -> None:
+        self.served: set[Hashable] = set()
+
+    def note(self, who: Hashable) -> None:
+        self.served.add(who)
+
+    def another_than(self, who: Hashable) -> bool:
+        return bool(self.served - {who})
+
+
+@pytest.mark.parametrize(("rival", "at_once"), [(b"other", 1), (b"greedy", 3)])
+def test_on_busy_processors_the_site_serves_one_request_of_each_at_a_time_beside_events_of_others(
+    rival: bytes, at_once: int
+) -> None:
+    inside: list[int] = [0, 0]
+    lock = threading.Lock()
+
+    def slow_site(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        with lock:
+            inside[0] += 1
+            inside[1] = max(inside)
+        time.sleep(0.05)
+        with lock:
+            inside[0] -= 1
+        return site(environ, start_response)
+
+    async def run() -> None:
+        busy = Busy()
+        door = FrontDoor(
+            {("POST", PATH): own}, slow_site, 4, whose=lambda request: request.header(b"x-who"),
+            served=Everybody(), rests=Rests("site", busy.read, busy.now),
+        )  # fmt: skip
+
+        async def post(who: bytes, path: str) -> int:
+            sent: list[Message] = []
+
+            async def receive() -> Message:
+                return {"type": "http.request", "body": b"", "more_body": False}
+
+            async def send(message: Message) -> None:
+                sent.append(message)
+
+            scope = {
+                "type": "http", "http_version": "1.1", "method": "POST", "scheme": "http", "path": path,
+                "raw_path": path.encode(), "query_string": b"", "client": ("127.0.0.1", 1), "server": ("localhost", 80),
+                "headers": [(b"host", b"localhost"), (b"x-who", who)],
+            }  # fmt: skip
+            await door(scope, receive, send)
+            status: int = sent[0]["status"]
+            return status
+
+        assert await post(rival, PATH) == OWN
+        await post(b"greedy", "/api/lists")  # the first two looks tell how busy the processors are
+        await post(b"greedy", "/api/lists")
+        inside[1] = 0
+        assert await asyncio.gather(*(post(b"greedy", "/api/lists") for _ in range(3))) == [SITE] * 3
+
+    asyncio.run(run())
+    assert inside[1] == at_once

@@ -60,3 +60,31 @@ def test_nobody_holds_all_places_and_a_cancelled_wait_takes_none() -> None:
                 pass
 
     asyncio.run(run())
+
+
+def test_whoever_gives_way_holds_one_place_and_none_while_they_rest() -> None:
+    async def run() -> None:
+        giving_way = {"greedy"}
+        turns = Turns(8, gives_way=giving_way.__contains__)
+        inside: Counter[str] = Counter()
+        most: Counter[str] = Counter()
+        entered: list[float] = []
+        loop = asyncio.get_running_loop()
+
+        async def work(who: str, rest: float) -> None:
+            async with turns.turn(who) as turn:
+                entered.append(loop.time())
+                inside[who] += 1
+                most[who] = max(most[who], inside[who])
+                await asyncio.sleep(0.001)
+                inside[who] -= 1
+                turn.rest = rest
+
+        await asyncio.gather(*(work("greedy", 0.05) for _ in range(3)), *(work("other", 0.0) for _ in range(4)))
+        assert (most["greedy"], most["other"]) == (1, 4)
+        assert max(entered) - min(entered) >= 0.1  # the third one waited for two rests
+        giving_way.clear()
+        await asyncio.gather(*(work("greedy", 0.0) for _ in range(4)))
+        assert most["greedy"] == 4
+
+    asyncio.run(run())

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from core.giving_way import LOOK_SECONDS, MORE, MOST, MOST_SECONDS
 from core.process import ProcessorTime, processor_time
-from webhooks.dispatch.giving_way import LOOK_SECONDS, MORE, MOST, MOST_SECONDS, OTHERS_SECONDS, Pace
+from webhooks.dispatch.giving_way import OTHERS_SECONDS, Pace
 
 
 class Machine:
