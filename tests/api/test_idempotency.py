@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
@@ -21,6 +22,7 @@ from orgs.keys import create_api_key, revoke
 from orgs.models import ApiKey, AuditEntry, IdempotencyKey, Scope
 from tests.api.helpers import assert_problem, rows
 from tests.conftest import ApiClient
+from tests.webhooks.transactions import another_transaction, wait_until_held_up
 from webhooks.models import Subscription
 from webhooks.upkeep.retention import Purge
 
@@ -261,6 +263,24 @@ def test_a_request_that_is_still_served_is_a_409(api: Any, organization: Any, ev
     assert [assert_problem(one, 409)["code"] for one in answers[:2]] == ["idempotency_key_in_use"] * 2
     assert answers[2].status_code == 202
     assert once(api, EVENTS, EVENT).status_code == 202
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_key_is_in_use_until_the_first_request_is_committed(api: Any) -> None:
+    def send() -> Any:
+        try:
+            return once(api, "/api/keys", {"name": "shop"})
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(2) as pool, another_transaction() as other:
+        other.execute("SELECT 1 FROM orgs_organization FOR UPDATE")  # to which a new API key refers
+        first = pool.submit(send)
+        wait_until_held_up(other)
+        second = pool.submit(send).result(60)
+        assert assert_problem(second, 409)["code"] == "idempotency_key_in_use"
+        other.rollback()
+        assert first.result(60).status_code == 201
 
 
 @pytest.mark.django_db(transaction=True)

@@ -286,6 +286,46 @@ def test_no_transaction_waits_for_redis_and_what_a_key_refuses_uses_up_no_limit(
     assert Event.objects.count() == 3
 
 
+def test_what_was_not_counted_because_its_key_was_in_use_is_not_stored_once_the_key_is_free(
+    organization: Organization,
+) -> None:
+    organization.events_per_minute = 3
+    organization.save()
+    caller = caller_of(organization)
+
+    def pending(key: str) -> PendingResponse:
+        once = Once(organization.id, key, b"f", caller.key_id, "events:write")
+        return PendingResponse(once, lambda _: Kept(202, "", b""))
+
+    async def offer() -> list[Any]:
+        parameters = {**connection.get_connection_params(), "cursor_factory": psycopg.AsyncCursor}
+        async with IdempotentCommit() as commits, await psycopg.AsyncConnection.connect(**parameters) as other:
+
+            class Releasing(AsyncRedis):
+                """Lets go of the key while the other request's event is counted."""
+
+                async def run(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+                    await other.rollback()
+                    return await super().run(commands)
+
+            await commits.redis.close()
+            commits.redis = Releasing()
+            await other.execute("SELECT pg_advisory_xact_lock(%s)", (pending("used").once.lock,))
+            return await asyncio.gather(
+                *(
+                    commits.accept(caller, [event(number)], Counted(), pending_response=pending(key))
+                    for number, key in enumerate(("used", "free"))
+                ),
+                return_exceptions=True,
+            )
+
+    refused, accepted = asyncio.run(offer())
+    assert isinstance(refused, Problem)
+    assert refused.code == "idempotency_key_in_use"
+    assert statuses(accepted[0]) == [ACCEPTED]
+    assert transactions() == [["1"]]
+
+
 def test_a_request_that_is_cancelled_while_it_is_stored_keeps_its_answer(organization: Organization) -> None:
     """Else its events would be stored a second time when it is sent again with its key."""
     caller = caller_of(organization)

@@ -68,6 +68,14 @@ def statuses(**filters: Any) -> list[str]:
     return sorted(Delivery.objects.filter(**filters).values_list("status", flat=True))
 
 
+def database_time() -> datetime.datetime:
+    """Return the time by the database's clock, which decides what is due."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        found: datetime.datetime = cursor.fetchone()[0]
+    return found
+
+
 @contextlib.contextmanager
 def sending(capacity: int = 200, poll_seconds: float = 0.05, grace_seconds: float = 0.0) -> Iterator[Sender]:
     """Run a sender as a worker does."""

@@ -239,6 +239,9 @@ def test_what_an_evaluation_does_with_arrays_is_bounded() -> None:
     assert Filter({"lines": {"sku": "B", "count": {"$gt": 2}}}).matches(
         {"lines": [{}] * 999 + [{"sku": "B", "count": 3}]}
     )
+    # A path counts the conditions at its end for each item that it goes through.
+    assert Filter({"lines.x": every}).matches({"lines": [{}] * 100})
+    assert "10000 comparisons" in str(Filter({"lines.x": every}).why_not({"lines": [{}] * 999}))
     # An $in with more values than an index takes is evaluated.
     assert required({"a": {"$in": list(range(MAX_INDEXED_VALUES + 1))}}) is None
 

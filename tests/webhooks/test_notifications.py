@@ -24,7 +24,18 @@ from events.models import Event
 from orgs.keys import create_api_key
 from orgs.models import ApiKey, Organization
 from tests.conftest import ApiClient
-from tests.webhooks.helpers import accept, fan_out, in_threads, queue_of, result, sending, statuses, subscribe
+from tests.webhooks.helpers import (
+    accept,
+    database_time,
+    fan_out,
+    in_threads,
+    queue_of,
+    result,
+    sending,
+    statuses,
+    subscribe,
+)
+from tests.webhooks.transactions import another_transaction, wait_until_held_up
 from webhooks import subscriptions
 from webhooks.destinations.http.signing import new_secret
 from webhooks.destinations.outcome import Failure
@@ -323,6 +334,28 @@ def test_a_key_that_expires_is_told_once(organization: Organization, monkeypatch
     assert tell_of_keys() == 1
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_key_of_which_another_worker_has_told_meanwhile_is_not_told_again(organization: Organization) -> None:
+    watch(organization)
+    key = create_api_key(organization)[0]
+    ApiKey.objects.filter(pk=key.pk).update(expires_at=Now() + HOUR)
+    with another_transaction() as other:
+        other.execute(
+            "INSERT INTO webhooks_notice (subject_id, kind, organization_id, told_at) VALUES (%s, %s, %s, now())",
+            (key.pk, NoticeKind.KEY_EXPIRING.value, organization.pk),
+        )
+
+        def work(number: int) -> int | None:
+            if number == 0:
+                return tell_of_keys()
+            wait_until_held_up(other)
+            other.commit()
+            return None
+
+        counts = [count for count in in_threads(2, work) if count is not None]
+    assert (counts, told()) == ([0], [])
+
+
 @pytest.mark.django_db
 def test_neither_a_success_nor_a_failure_that_is_tried_again_writes_a_notice(organization: Organization) -> None:
     subscribe(organization)
@@ -493,6 +526,46 @@ def test_the_operator_gets_what_happens_together_in_one_email(
     assert operator_messages.send_due() == 1
     assert mail_server.mails[1]["Subject"].strip().startswith("Triggers API: endpoint.disabled (Évil Bcc:")
     assert mail_server.mails[1]["Bcc"] is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_operator_s_messages_wait_twice_as_long_after_each_attempt_and_an_hour_at_most(
+    organization: Organization, operator: Receiver, settings: Any
+) -> None:
+    operator.behavior = lambda request, number: Response(503)
+    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 9  # where nobody listens
+    settings.OPERATOR_EMAILS = ["ops@example.com"]
+    subscriptions.disable(subscribe(organization))
+    tell()
+    for earlier, minutes in ((0, 1), (1, 2), (2, 4), (5, 32), (6, 60), (38, 60)):
+        wait = datetime.timedelta(minutes=minutes)
+        OperatorMessage.objects.update(attempts=earlier, due_at=Now())
+        began = database_time()
+        assert operator_messages.send_due() == 0
+        ended = database_time()
+        messages = list(OperatorMessage.objects.all())
+        assert [message.attempts for message in messages] == [earlier + 1] * 2, "one of each channel"
+        for message in messages:
+            assert began + wait <= message.due_at <= ended + wait, earlier
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_message_that_is_tried_again_keeps_its_time_whatever_else_is_sent(
+    organization: Organization, operator: Receiver
+) -> None:
+    operator.behavior = lambda request, number: Response(503)
+    subscriptions.disable(subscribe(organization))
+    tell()
+    assert operator_messages.send_due() == 0
+    OperatorMessage.objects.update(due_at=Now() + HOUR)
+    operator.behavior = lambda request, number: Response(200)
+    subscriptions.disable(subscribe(organization))
+    tell()
+    assert operator_messages.send_due() == 1
+    first, second = operator.requests
+    assert second.headers["webhook-id"] != first.headers["webhook-id"]
+    assert str(OperatorMessage.objects.get().pk) == first.headers["webhook-id"]
 
 
 @pytest.mark.django_db(transaction=True)
