@@ -28,7 +28,7 @@ from webhooks.display.exchange import exchange_blocks
 from webhooks.display.formatting import format_time, host_of_url, short
 from webhooks.display.standing import count_held_up
 from webhooks.inboxes import is_inbox
-from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
+from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus, DestinationKind
 from webhooks.order import waits_for
 from webhooks.states import DeliveryState, state_of
 
@@ -205,7 +205,7 @@ class DeliveryView(DeliveryPage):
             attempts=[{**attempt_row(one), "exchange": block} for one, block in zip(attempts, blocks, strict=True)],
             left_out=row.attempt_count > MAX_ATTEMPTS_SHOWN,
             is_retryable=is_retryable,
-            has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == "http",
+            has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == DestinationKind.HTTP,
             done=DONE.get(request.GET.get("done", "")) if earlier is None else None,
             is_under_way=_is_under_way(row),
         )

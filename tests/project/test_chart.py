@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from triggers_project.options import OPTIONS
-from webhooks.destinations.http.addresses import is_allowed
+from webhooks.destinations.http.addresses import IPV6_GLOBAL_UNICAST, REFUSED, is_allowed
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "triggers-api"
@@ -174,6 +174,13 @@ def test_nothing_but_the_internet_is_left_to_webhooks(everything: dict[tuple[str
     assert [address for address in inside if is_allowed(ipaddress.ip_address(address))] == []
     for address in ("93.184.216.34", "2606:2800:220:1::1"):
         assert reachable(address)
+
+
+def test_the_network_policy_refuses_the_ranges_that_the_application_refuses() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())["networkPolicy"]
+    outside = ipaddress.IPv6Network("::/0").address_exclude(IPV6_GLOBAL_UNICAST)
+    assert set(values["refusedIPv4"]) == {str(network) for network in REFUSED if network.version == 4}
+    assert set(values["refusedIPv6"]) == {str(network) for network in (*outside, *REFUSED) if network.version == 6}
 
 
 def test_the_mail_server_s_port_is_open_if_there_is_a_mail_server() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from orgs.models import Organization
 from tests.webhooks.helpers import fan_out_batch
 from webhooks import subscriptions
 from webhooks.destinations.http.endpoint import host_of
-from webhooks.dispatch.allocation import keep_room_for_others, limit_hosts, share_out
+from webhooks.dispatch.allocation import keep_room_for_others, limit_hosts, share_between_organizations, share_out
 from webhooks.dispatch.claim import QueueFilter, claim
 from webhooks.dispatch.rate_limit import allowed_now, burst, next_allowed_at, reserve
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
@@ -48,12 +50,28 @@ def test_no_queue_that_holds_something_gets_more_places_than_stay_free(
         assert quota or has or not room or not left
 
 
-def test_a_queue_alone_gets_half_of_the_places_and_each_further_one_finds_some() -> None:
+def test_a_queue_alone_gets_half_of_its_organizations_places_and_each_further_one_finds_some() -> None:
     assert keep_room_for_others([1000], [0], 512) == [256]
     assert keep_room_for_others([1000], [256], 256) == [0]
     assert keep_room_for_others([1000, 1000, 1000], [0, 0, 0], 512) == [128, 128, 128]
     assert keep_room_for_others([1000, 1000, 1000, 1000], [128, 128, 128, 0], 128) == [0, 0, 0, 64]
     assert keep_room_for_others([1000, 3], [0, 0], 1) == [1, 1]
+
+
+def test_an_organization_alone_gets_three_quarters_of_a_worker_and_its_queues_share_that_alike() -> None:
+    def shares(organizations: str, held: list[int], free: int) -> list[int]:
+        occupied: Counter[str] = Counter()
+        for organization, has in zip(organizations, held, strict=True):
+            occupied[organization] += has
+        return share_between_organizations([1000] * len(held), organizations, held, occupied, free)
+
+    assert shares("a", [0], 512) == [192]  # half of 384
+    assert shares("aaa", [0, 0, 0], 512) == [96, 96, 96]  # a quarter of 384 each
+    assert shares("ab", [0, 0], 512) == [109, 109]  # half of 219 each
+    # One that has its share gets no more, and another queue or organization finds places.
+    assert shares("a", [192], 320) == [0]
+    assert shares("aa", [192, 0], 320) == [0, 96]
+    assert shares("ab", [192, 0], 320) == [0, 109]
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.sampled_from("abc")), max_size=50), st.integers(0, 400))

@@ -50,7 +50,7 @@ def fair_limit(rooms: Sequence[int], in_flight: Sequence[int], free: int, times_
     """Return how many places of the worker each may occupy at most: `times_free` times what then stays free.
 
     in_flight: places of this worker that each occupies.  free: places that aren't occupied.  The limit adapts to each
-    claim (a "dynamic threshold"): with times_free 1, one queue with a backlog gets half of the worker, three get a
+    claim (a "dynamic threshold"): with times_free 1, one that could fill them all gets half of the places, three get a
     quarter each, and there is always a place for the next one.
     """
     low, high = 0, free * times_free
@@ -65,7 +65,7 @@ def fair_limit(rooms: Sequence[int], in_flight: Sequence[int], free: int, times_
 
 
 def keep_room_for_others(rooms: Sequence[int], in_flight: Sequence[int], free: int) -> list[int]:
-    """Return the rooms that are left when no queue may occupy more of the worker than stays free (`fair_limit`).
+    """Return the rooms that are left when no queue may occupy more of these places than stays free (`fair_limit`).
 
     A queue with nothing in flight may have one place in any case.
     """
@@ -84,7 +84,8 @@ def share_between_organizations(
 
     in_flight: places of this worker that each queue occupies.  No organization may occupy more than three times what
     stays free, so that one with a thousand slow endpoints leaves places for the others: alone it gets three quarters
-    of the worker.  Of what its organization may still get, no queue may occupy more than stays free.
+    of the worker.  Of what its organization may still get, no queue may occupy more than stays free: alone it gets half
+    of that, three eighths of the worker.
     """
     positions_of: dict[K, list[int]] = defaultdict(list)
     for position, organization in enumerate(organizations):

@@ -21,8 +21,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAX_URL_CHARACTERS = 2048
 NOT_ALLOWED = "address not allowed: it must be a public one, or one that the operator has allowed"
 
-# Written out, because the result of `is_global` depends on the version of Python.
-_REFUSED: tuple[Network, ...] = tuple(
+# Written out, because the result of `is_global` depends on the version of Python.  The chart's NetworkPolicy refuses
+# the same ranges (deploy/helm/triggers-api/values.yaml).
+REFUSED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
     for text in (
         "0.0.0.0/8",  # "this network"; Linux takes 0.0.0.0 for itself
@@ -51,7 +52,7 @@ _REFUSED: tuple[Network, ...] = tuple(
 # All that IANA has given out as global unicast (RFC 4291 §2.4).  Outside are loopback, IPv4-compatible
 # `::/96`, NAT64 `64:ff9b::/96` and `64:ff9b:1::/48`, `5f00::/16`, unique local `fc00::/7` (with EC2's
 # `fd00:ec2::254`), link-local, site-local `fec0::/10` and multicast.
-_IPV6_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+IPV6_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 
 # The Fetch standard's list of ports that speak other protocols, and the usual databases.
 REFUSED_PORTS = frozenset(
@@ -84,9 +85,9 @@ def is_allowed(address: Address, allowed: Sequence[Network] = ()) -> bool:
             address = address.ipv4_mapped
     if any(address.version == network.version and address in network for network in allowed):
         return True
-    if any(address.version == network.version and address in network for network in _REFUSED):
+    if any(address.version == network.version and address in network for network in REFUSED):
         return False
-    if isinstance(address, ipaddress.IPv6Address) and address not in _IPV6_GLOBAL_UNICAST:
+    if isinstance(address, ipaddress.IPv6Address) and address not in IPV6_GLOBAL_UNICAST:
         return False
     return address.is_global and not (
         address.is_multicast
