@@ -8,6 +8,10 @@ from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 
 
+# How long somebody who gives way waits for the one place, which may be held by a request that waits for something.
+MOST_WAIT_SECONDS = 0.5
+
+
 class Turn:
     """A held place.  rest: for how many seconds after it whoever held it counts as if they still did."""
 
@@ -23,7 +27,8 @@ class Turns:
     None may hold more than three quarters of the places, so that one that keeps them for long leaves some to the
     others. For one event loop.
 
-    gives_way: returns whether somebody may hold a single place only, for now.
+    gives_way: returns whether somebody should hold a single place only, for now; they wait MOST_WAIT_SECONDS for it, and
+    enter then if a place is free.
     """
 
     def __init__(self, places: int, gives_way: Callable[[Hashable], bool] = lambda who: False) -> None:
@@ -44,12 +49,15 @@ class Turns:
         else:
             admitted = asyncio.get_running_loop().create_future()
             self._waiting.setdefault(who, deque()).append(admitted)
+            late = asyncio.get_running_loop().call_later(MOST_WAIT_SECONDS, self._admit, who, self._most)
             try:
                 await admitted
             except asyncio.CancelledError:
                 if not admitted.cancelled():
                     self._leave(who)
                 raise
+            finally:
+                late.cancel()
         turn = Turn()
         try:
             yield turn
@@ -79,12 +87,17 @@ class Turns:
                 break
             self._admit(waiting)
 
-    def _admit(self, who: Hashable) -> None:
-        """Let the first of those in who wait as `who`, and send the others to the end of the line."""
-        futures = self._waiting[who]
+    def _admit(self, who: Hashable, most: int = 0) -> None:
+        """Let the first of those in who wait as `who`, and send the others to the end of the line.
+
+        most: how many places they may hold, if that doesn't depend on whether they give way.
+        """
+        futures = self._waiting.get(who)
+        if futures is None:
+            return
         while futures and futures[0].done():  # cancelled
             futures.popleft()
-        if futures and self._may_enter(who):
+        if futures and self._free and (self._held[who] < most or self._may_enter(who)):
             futures.popleft().set_result(None)
             self._free -= 1
             self._held[who] += 1

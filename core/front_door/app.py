@@ -115,8 +115,8 @@ class FrontDoor:
         request = Request(scope, receive, given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4()))
         try:
             if handler is not None and self._is_ordinary(request):
-                self._note(request)
                 await self._handle(handler, path, request, send)
+                self._note(request)  # now that its key has been checked
             else:
                 await self._pass_on(request, send)
         except ClientGone:

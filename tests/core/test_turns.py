@@ -88,3 +88,22 @@ def test_whoever_gives_way_holds_one_place_and_none_while_they_rest() -> None:
         assert most["greedy"] == 4
 
     asyncio.run(run())
+
+
+def test_a_request_that_waits_for_something_keeps_the_others_of_whoever_gives_way_only_for_a_moment() -> None:
+    async def run() -> None:
+        turns = Turns(4, gives_way=lambda who: True)
+        end = asyncio.Event()
+
+        async def hold() -> None:
+            async with turns.turn("greedy"):
+                await end.wait()
+
+        holder = asyncio.create_task(hold())
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30), turns.turn("greedy"):
+            assert not holder.done()
+        end.set()
+        await holder
+
+    asyncio.run(run())

@@ -206,7 +206,7 @@ def test_an_endpoint_that_is_paused_says_why_and_what_to_do(visitor: Visitor, or
     )  # fmt: skip
     text = text_of(visitor.get(f"endpoints/{row.pk}"))
     assert words.STATES["paused"] in text
-    assert "Responds with 401. The next attempt is in 2 h." in text
+    assert "HTTP 401. The next attempt is in 2 h." in text
     assert "What to do: Your endpoint rejected us." in text
     assert "paused" in text_of(visitor.get())
 
