@@ -118,6 +118,12 @@ def test_a_consumer_that_waits_is_woken_by_an_event(consumer: Consumer, path: st
     assert consumer.places() == 0
 
 
+@pytest.mark.parametrize("query", ["", "&type=a", "&cursor=latest"])
+def test_a_wait_ends_without_an_event(consumer: Consumer, query: str) -> None:
+    assert consumer.get(f"/api/inbox?inbox=orders&wait=0.3{query}").json()["events"] == []
+    assert consumer.places() == 0
+
+
 def test_an_arrival_is_announced_so_that_nobody_has_to_look(consumer: Consumer, orders: Subscription) -> None:
     pubsub = get_redis_connection("default").pubsub(ignore_subscribe_messages=True)
     with contextlib.closing(pubsub):

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from django.test import Client
 
+from events import event_types
 from orgs.models import AuditEntry, Organization, Scope
 from portal import web
 from portal.models import PORTAL_SCOPES, PortalSession
+from portal.pages import deliveries
 from tests.browser.hostile import PAYLOADS, make_hostile_rows
+from tests.console.rows import make_attempt, make_delivery, make_event
 from tests.portal.conftest import Visitor, link_for, path_in
 from tests.portal.routes import CHANGES, NEEDS, ONLY_FOR_CHANGES, PAGES, PORTAL
 from tests.security.test_audit_transactions import everything
@@ -56,6 +59,31 @@ def test_filters_by_another_organization_s_ids_find_nothing(
         text = visitor.get("deliveries", **query).content.decode()
         assert "No delivery fits" in text
         assert str(rows["delivery_id"]) not in text
+
+
+def test_another_organization_s_rows_are_in_no_list_and_take_no_place_in_one(
+    visitor: Visitor, organization: Organization, other_organization: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A page, and what a filter looks at, would be full with one of theirs, which are newer.
+    monkeypatch.setattr(deliveries, "MAX_SHOWN", 1)
+    monkeypatch.setattr(deliveries, "MAX_EVENTS_OF_TYPE", 1)
+    made = []
+    for owner, name in ((organization, "mine"), (other_organization, "theirs")):
+        endpoint, _ = subscriptions.create(owner.pk, url=f"https://{name}.example/", event_types=["*"])
+        made.append(make_delivery(make_event(owner, type="order.paid"), endpoint, "failed", attempt_count=1))
+        make_attempt(made[-1])
+        event_types.create(owner.pk, name=f"{name}.happened")
+        AuditEntry.objects.create(
+            organization=owner, actor="system", action="subscription.disable", target_name=endpoint.url
+        )
+    for path, shown in (
+        ("", "mine.example"), ("deliveries", str(made[0].pk)), ("deliveries?type=order.paid", str(made[0].pk)),
+        ("logs", "mine.example"), ("logs?show=changes", "mine.example"), ("event-types", "mine.happened"),
+        ("endpoints/new", "mine.happened"),
+    ):  # fmt: skip
+        text = visitor.client.get(f"/portal/{path}").content.decode()
+        assert shown in text, path
+        assert "theirs" not in text, path
 
 
 def test_a_recovery_is_found_under_its_own_endpoint_only(

@@ -54,6 +54,12 @@ def test_a_link_says_what_it_is_and_only_hashes_are_kept(api: ApiClient, organiz
     assert token not in kept
     assert visitor.token
     assert visitor.token not in kept
+    assert visitor.token != token
+    opened = PortalSession.objects.get()
+    assert opened.expires_at - opened.opened_at == datetime.timedelta(seconds=600)
+    audited = str(list(AuditEntry.objects.values()))
+    assert token not in audited
+    assert visitor.token not in audited
     entry = AuditEntry.objects.get(action="portal.open")
     assert (entry.actor, entry.organization_id) == (f"portal:{row.pk}", organization.pk)
     assert entry.detail == {"portal_user": "ana@shop.example"}

@@ -6,10 +6,12 @@ import datetime
 import itertools
 import json
 import threading
+import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,7 +30,8 @@ from events.payload import NewEvent
 from orgs.keys import create_api_key
 from orgs.models import Organization, Scope
 from tests.conftest import ApiClient
-from tests.webhooks.helpers import fan_out, in_threads
+from tests.webhooks.helpers import database_time, fan_out, in_threads
+from tests.webhooks.transactions import another_transaction, wait_until_held_up
 from webhooks import inboxes, stats, subscriptions
 from webhooks.destinations.inbox import fetching, log
 from webhooks.dispatch.claim import claim
@@ -199,12 +202,31 @@ def test_events_of_a_type_come_in_order_those_that_were_fetched_before_first(api
     send(api, *range(3))
     after = send(api, 3, type="user.created")
     send(api, 4, type="user")
-    send(api, 5, type="user.created-late" if wanted == "user.created" else "users.created")
+    for other in ["user.created-late"] if wanted == "user.created" else ["users.created", "user-x.created"]:
+        send(api, 5, type=other)
     assert fetched(api, f"type={wanted}&limit=1") == before[:1]
     assert fetched(api, f"type={wanted}&limit=1") == before[1:]
     expire(before[1:])
     assert fetched(api, f"type={wanted}&limit=2") == [before[1], *after]
     assert fetched(api, f"type={wanted}") == []
+
+
+@pytest.mark.parametrize("wanted", ["*", "order.created", "order.*"])
+def test_what_was_given_back_comes_before_what_has_waited_for_longer(api: ApiClient, wanted: str) -> None:
+    make(api, "default")
+    first, second, *_ = send(api, *range(4))
+    assert fetched(api, "limit=2") == [first, second]
+    for given_back in ([second], [second, first]):  # of these, too, the one that has waited for longer is the first
+        for one in given_back:
+            assert api.post("/api/inbox/nack", {"event_ids": [one]}).json()["given_back"] == 1
+        assert fetched(api, f"type={wanted}&limit=1") == [second]
+
+
+@pytest.mark.parametrize("wanted", ["user.created", "user.*"])
+def test_what_others_have_fetched_leaves_room_for_the_rest_of_a_type(api: ApiClient, wanted: str) -> None:
+    make(api, "default")
+    ids = send(api, *range(4), type="user.created")
+    assert [fetched(api, f"type={wanted}&limit=1") for _ in ids] == [[one] for one in ids]
 
 
 def test_what_a_recovery_or_a_disabled_inbox_brings_is_found_by_its_type(api: ApiClient) -> None:
@@ -364,6 +386,37 @@ def test_an_extended_lease_ends_later(api: ApiClient) -> None:
     assert fetched(api) == []
 
 
+def test_a_lease_that_has_ended_is_extended_unless_another_consumer_has_the_event(api: ApiClient) -> None:
+    taken, late = send(api, 1, 2)
+    lease_id = api.get("/api/inbox").json()["lease_id"]
+    expire([taken, late])
+    assert fetched(api, "limit=1") == [taken]
+    body = {"event_ids": [taken, late], "lease_id": lease_id, "visibility": 600}
+    result = api.post("/api/inbox/extend", body).json()
+    assert [item["status"] for item in result["results"]] == ["lease_expired", "extended"]
+    assert fetched(api) == []
+
+
+@pytest.mark.parametrize("seconds", [1, 45, 43_200])
+def test_a_time_lasts_as_long_as_was_asked_for_up_to_the_bounds(api: ApiClient, seconds: int) -> None:
+    [event_id] = send(api, 1)
+    length = datetime.timedelta(seconds=seconds)
+
+    def check(ask: Callable[[], str]) -> None:
+        began = database_time()
+        ends = datetime.datetime.fromisoformat(ask())
+        assert began + length <= ends <= database_time() + length
+
+    def change(verb: str, member: str) -> Callable[[], str]:
+        at = "available_at" if verb == "nack" else "lease_expires_at"
+        body = {"event_ids": [event_id], member: seconds}
+        return lambda: str(api.post(f"/api/inbox/{verb}", body).json()["results"][0][at])
+
+    check(lambda: str(api.get(f"/api/inbox?visibility={seconds}").json()["lease_expires_at"]))
+    check(change("extend", "visibility"))
+    check(change("nack", "delay"))
+
+
 @pytest.mark.django_db(transaction=True)
 def test_consumers_that_race_lease_and_settle_each_event_once(api: ApiClient) -> None:
     ids = send(api, *range(20))
@@ -377,6 +430,26 @@ def test_consumers_that_race_lease_and_settle_each_event_once(api: ApiClient) ->
 
     statuses = Counter(itertools.chain(*in_threads(4, acknowledge)))
     assert statuses == {"acknowledged": 20, "already_acknowledged": 60}
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_another_consumer_has_leased_since_a_prefix_found_it_is_not_fetched(api: ApiClient) -> None:
+    make(api)
+    send(api, 1)
+    with another_transaction() as other:
+        other.execute("LOCK TABLE webhooks_delivery IN EXCLUSIVE MODE")  # others may read rows, but not lock them
+
+        def work(number: int) -> list[str] | None:
+            if number == 0:
+                return fetched(api, "inbox=orders&type=order.*")
+            wait_until_held_up(other)
+            other.execute(
+                "UPDATE webhooks_delivery SET lease_id = gen_random_uuid(), next_attempt_at = now() + interval '1 hour'"
+            )
+            other.commit()
+            return None
+
+        assert [found for found in in_threads(2, work) if found is not None] == [[]]
 
 
 def test_what_locks_deliveries_does_not_lease_them_by_the_same_statement() -> None:
@@ -394,6 +467,7 @@ def test_what_locks_deliveries_does_not_lease_them_by_the_same_statement() -> No
 def test_the_log_goes_on_where_a_reader_stopped_and_leases_nothing(api: ApiClient) -> None:
     make(api)
     ids = send(api, *range(5))
+    assert fetched(api, "inbox=orders&cursor=latest") == []
     page = api.get("/api/inbox?inbox=orders&cursor=&limit=3").json()
     assert [event["id"] for event in page["events"]] == ids[:3]
     assert page["has_more"]
@@ -559,6 +633,20 @@ def test_a_time_out_of_range_is_refused(api: ApiClient, verb: str, body: dict[st
     refused = api.post(f"/api/inbox/{verb}", {"event_ids": [str(new_id())], **body})
     assert refused.status_code == 400
     assert refused.json()["errors"][0]["pointer"] == f"/{next(iter(body))}"
+
+
+@pytest.mark.parametrize("query", ["", "&cursor=latest"])
+def test_without_the_front_door_a_wait_ends_with_what_comes_or_at_its_end(
+    api: ApiClient, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    make(api)
+    assert fetched(api, f"inbox=orders&wait=0.3{query}") == []
+    came: list[str] = []
+    # Something comes during the first pause.
+    pausing = SimpleNamespace(monotonic=time.monotonic, sleep=lambda seconds: came.extend(send(api, 1)))
+    monkeypatch.setattr("webhooks.api.inbox.time", pausing)
+    assert fetched(api, f"inbox=orders&wait=20{query}") == came
+    assert len(came) == 1
 
 
 def test_a_head_request_leases_nothing(api: ApiClient) -> None:
