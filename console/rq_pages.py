@@ -46,6 +46,12 @@ _INLINE = re.compile(
     r'<script type="text/javascript">.*?</script>|<style>.*?</style>| (?:onclick|style)="[^"]*"', re.DOTALL
 )
 
+# The names that the checkboxes of the lists lack.
+_LABELS = (
+    ('id="action-toggle"', 'id="action-toggle" aria-label="Select all jobs on this page"'),
+    ('class="action-select"', 'class="action-select" aria-label="Select this job"'),
+)
+
 # Views that change something, whatever the method.
 _CHANGING = frozenset(
     {"confirm_action", "actions", "clear_queue", "requeue_all", "delete_failed_jobs", "delete_job", "requeue_job_view",
@@ -54,7 +60,7 @@ _CHANGING = frozenset(
 
 
 def guard(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Return the view for staff with the permission it needs, without inline scripts."""
+    """Return the view for staff with the permission it needs, without inline scripts, its checkboxes named."""
 
     @wraps(view)
     def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -74,7 +80,10 @@ def guard(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
             return HttpResponseRedirect(reverse("admin:index"))
         if not response.streaming and response.headers.get("Content-Type", "").startswith("text/html"):
             page = _INLINE.sub("", response.content.decode())
-            response.content = page.replace(static("admin/js/actions.js"), static("console/select_all.js")).encode()
+            page = page.replace(static("admin/js/actions.js"), static("console/select_all.js"))
+            for bare, labeled in _LABELS:
+                page = page.replace(bare, labeled)
+            response.content = page.encode()
         return response
 
     return admin.site.admin_view(guarded)

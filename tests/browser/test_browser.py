@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from django.contrib import admin
 from django.contrib.auth.models import User
 from django.urls import reverse
@@ -218,9 +219,26 @@ def test_the_box_above_a_list_ticks_all_of_it(staff_tab: Watched, site: str) -> 
     staff_tab.check()
 
 
+def serious_faults(tab: Watched) -> list[tuple[str, str]]:
+    """Return what axe-core finds on a page that keeps somebody from using it."""
+    found = Axe().run(tab.page).response["violations"]
+    tab.alarms()  # of styles that axe-core itself tries, and of the 404 that is looked at
+    return [(one["id"], one["nodes"][0]["html"][:200]) for one in found if one["impact"] in {"serious", "critical"}]
+
+
 def test_an_empty_installation_says_how_to_begin(staff_tab: Watched, site: str) -> None:
     staff_tab.visit(site + reverse("admin:index"))
     assert "Nothing here yet" in staff_tab.page.inner_text("#content")
+    assert not serious_faults(staff_tab)
+    for path in (
+        list_url(Delivery, q="nothing.such"), reverse("django_rq:jobs", args=[0]), reverse("django_rq:clear", args=[0]),
+    ):  # fmt: skip
+        staff_tab.visit(site + path)
+        assert not serious_faults(staff_tab), path
+    staff_tab.page.emulate_media(color_scheme="dark")
+    staff_tab.page.goto(f"{site}{reverse('admin:index')}nowhere/")
+    assert not serious_faults(staff_tab)
+    staff_tab.page.emulate_media(color_scheme="light")
     for model in (Delivery, Subscription, DeliveryAttempt):
         staff_tab.visit(site + list_url(model))
     staff_tab.visit(site + reverse("admin:index"))

@@ -73,6 +73,12 @@ def test_what_changes_needs_the_permission_to_repair(job: Any, staff: Staff) -> 
     assert get_queue(EVENTS).count == 1
 
 
+def test_each_checkbox_of_a_list_has_a_name(job: Any, operator: Client) -> None:
+    boxes = re.findall('<input[^>]*type="checkbox"[^>]*>', operator.get(url("jobs", (0,), job)).content.decode())
+    assert len(boxes) == 2  # for all jobs, and for the one
+    assert all("aria-label=" in box for box in boxes), boxes
+
+
 def test_pages_that_ask_again_have_nothing_inline(job: Any, operator: Client) -> None:
     for name in ("clear", "requeue_all", "delete_failed_jobs", "delete_job", "requeue_job"):
         page = operator.get(url(name, CHANGES[name], job)).content.decode()
