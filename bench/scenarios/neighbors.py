@@ -97,9 +97,7 @@ def greedy_requests(stack: BenchStack) -> list[Figure]:
         p95()
         for what, repeated in _requests(own).items():
             alone = p95()
-            flood = Load(
-                stack.url, greedy.key, 100_000, CONNECTIONS, seconds=REQUEST_SECONDS + 2.0, repeated=repeated
-            )
+            flood = Load(stack.url, greedy.key, 100_000, CONNECTIONS, seconds=REQUEST_SECONDS + 2.0, repeated=repeated)
             with ThreadPoolExecutor(1) as flooding:
                 flooded = flooding.submit(send, flood)
                 time.sleep(1.0)
