@@ -7,7 +7,6 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 
-
 # How long somebody who gives way waits for the one place, which may be held by a request that waits for something.
 MOST_WAIT_SECONDS = 0.5
 
@@ -27,8 +26,8 @@ class Turns:
     None may hold more than three quarters of the places, so that one that keeps them for long leaves some to the
     others. For one event loop.
 
-    gives_way: returns whether somebody should hold a single place only, for now; they wait MOST_WAIT_SECONDS for it, and
-    enter then if a place is free.
+    gives_way: returns whether somebody should hold a single place only, for now; they wait MOST_WAIT_SECONDS for it,
+    and enter then if a place is free.
     """
 
     def __init__(self, places: int, gives_way: Callable[[Hashable], bool] = lambda who: False) -> None:
