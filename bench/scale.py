@@ -16,6 +16,7 @@ from bench.scenarios import (
     ingestion,
     latency,
     memory,
+    neighbors,
     ordering,
     plainrq,
     scaling,
@@ -41,6 +42,15 @@ _SMALL: dict[object, dict[str, object]] = {
     delivery: {"WARM_UP": 20, "DELIVERIES": 500, "COMPARED": 100, "ROUNDS": 1, "CLIENT_REQUESTS": 100},
     plainrq: {"EVENTS": 50, "SAMPLES": {"SimpleWorker": 10, "Worker": 3}},
     fairness: {"WARM_UP": 20, "SUBSCRIPTIONS": 6, "SECONDS": 1, "ROUNDS": 1, "BACKLOG": 1000},
+    neighbors: {
+        "SUBSCRIPTIONS": 20,
+        "BATCHES": 1,
+        "BATCH_EVENTS": 50,
+        "SECONDS": 1,
+        "SETTLE_SECONDS": 0.1,
+        "DELIVERIES": 50,
+        "REQUEST_SECONDS": 1,
+    },
     inbox: {"EVENTS": 400, "PUSH_SECONDS": 1, "WARM_UP": 5},
     bigtables: {"GETS": 1, "WARM_UP": 20, "SETTLED": 4000, "PARKED": 400, "DELIVERIES": 200},
     history: {

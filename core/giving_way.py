@@ -41,6 +41,7 @@ class Rests:
         self._now = now
         self._looked_at = float("-inf")
         self._before: ProcessorTime | None = None
+        self._waited_share = 0.0
         self._factor = 0.0
         self._logged_at = float("-inf")
 
@@ -50,7 +51,11 @@ class Rests:
         return self._factor > 0
 
     def after(self, seconds: float) -> float:
-        """Return how long to rest after work of so many seconds."""
+        """Return how long to rest after work of so many seconds, and log now and then that there are rests."""
+        now = self._now()
+        if self._factor > 0 and now - self._logged_at >= LOG_SECONDS:
+            self._logged_at = now
+            log.info("gives_way", part=self._part, waited_share=round(self._waited_share, 2))
         return min(MOST_SECONDS, self._factor * seconds)
 
     def forget(self) -> None:
@@ -68,10 +73,8 @@ class Rests:
             return
         waited = self._before.waited - before.waited
         wanted = waited + self._before.ran - before.ran
-        if wanted > 0 and waited > BUSY_SHARE * wanted:
-            if now - self._logged_at >= LOG_SECONDS:
-                self._logged_at = now
-                log.info("gives_way", part=self._part, waited_share=round(waited / wanted, 2))
+        self._waited_share = waited / wanted if wanted > 0 else 0.0
+        if self._waited_share > BUSY_SHARE:
             self._factor = min(MOST, self._factor + MORE)
         else:
             self._factor = max(0.0, self._factor - LESS)

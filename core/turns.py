@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 # How long somebody who gives way waits for the one place, which may be held by a request that waits for something.
 MOST_WAIT_SECONDS = 0.5
@@ -20,6 +21,13 @@ class Turn:
         self.rest = 0.0
 
 
+class _Waiting(NamedTuple):
+    """Somebody who waits.  late_at: when they no longer give way, by the loop's clock."""
+
+    admitted: asyncio.Future[None]
+    late_at: float
+
+
 class Turns:
     """Lets `places` in at a time; those who wait take turns, however many requests each has.
 
@@ -27,7 +35,7 @@ class Turns:
     others. For one event loop.
 
     gives_way: returns whether somebody should hold a single place only, for now; they wait MOST_WAIT_SECONDS for it,
-    and enter then if a place is free.
+    and take any free one from then on.
     """
 
     def __init__(self, places: int, gives_way: Callable[[Hashable], bool] = lambda who: False) -> None:
@@ -37,7 +45,7 @@ class Turns:
         # Also of those who have left their places and rest.
         self._held: Counter[Hashable] = Counter()
         # By who waits, whose turn is next first.
-        self._waiting: OrderedDict[Hashable, deque[asyncio.Future[None]]] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, deque[_Waiting]] = OrderedDict()
 
     @asynccontextmanager
     async def turn(self, who: Hashable) -> AsyncIterator[Turn]:
@@ -46,9 +54,10 @@ class Turns:
             self._free -= 1
             self._held[who] += 1
         else:
-            admitted = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(who, deque()).append(admitted)
-            late = asyncio.get_running_loop().call_later(MOST_WAIT_SECONDS, self._admit, who, self._most)
+            loop = asyncio.get_running_loop()
+            admitted = loop.create_future()
+            self._waiting.setdefault(who, deque()).append(_Waiting(admitted, loop.time() + MOST_WAIT_SECONDS))
+            late = loop.call_later(MOST_WAIT_SECONDS, self._admit, who)
             try:
                 await admitted
             except asyncio.CancelledError:
@@ -63,8 +72,8 @@ class Turns:
         finally:
             self._leave(who, turn.rest)
 
-    def _may_enter(self, who: Hashable) -> bool:
-        return self._held[who] < (1 if self._gives_way(who) else self._most)
+    def _may_enter(self, who: Hashable, is_late: bool = False) -> bool:
+        return self._held[who] < (1 if not is_late and self._gives_way(who) else self._most)
 
     def _leave(self, who: Hashable, rest: float = 0.0) -> None:
         self._free += 1
@@ -86,20 +95,18 @@ class Turns:
                 break
             self._admit(waiting)
 
-    def _admit(self, who: Hashable, most: int = 0) -> None:
-        """Let the first of those in who wait as `who`, and send the others to the end of the line.
-
-        most: how many places they may hold, if that doesn't depend on whether they give way.
-        """
-        futures = self._waiting.get(who)
-        if futures is None:
+    def _admit(self, who: Hashable) -> None:
+        """Let the first of those in who wait as `who`, and send the others to the end of the line."""
+        waiting = self._waiting.get(who)
+        if waiting is None:  # admitted in the moment in which it would have been late
             return
-        while futures and futures[0].done():  # cancelled
-            futures.popleft()
-        if futures and self._free and (self._held[who] < most or self._may_enter(who)):
-            futures.popleft().set_result(None)
+        while waiting and waiting[0].admitted.done():  # cancelled
+            waiting.popleft()
+        is_late = bool(waiting) and asyncio.get_running_loop().time() >= waiting[0].late_at
+        if waiting and self._free and self._may_enter(who, is_late):
+            waiting.popleft().admitted.set_result(None)
             self._free -= 1
             self._held[who] += 1
             self._waiting.move_to_end(who)
-        if not futures:
+        if not waiting:
             del self._waiting[who]

@@ -116,7 +116,6 @@ class FrontDoor:
         try:
             if handler is not None and self._is_ordinary(request):
                 await self._handle(handler, path, request, send)
-                self._note(request)  # now that its key has been checked
             else:
                 await self._pass_on(request, send)
         except ClientGone:
@@ -134,6 +133,7 @@ class FrontDoor:
         response: Response | Stream
         try:
             response = await handler(request)
+            self._note(request)  # whose key has been found to work
         except ClientGone:
             raise
         except Exception as error:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from core import turns
 from core.front_door.app import MAX_SITE_BODY_BYTES, FrontDoor
 from core.front_door.http import Message, Request, Response
 from core.giving_way import Rests
@@ -163,8 +164,9 @@ class Everybody:
 
 @pytest.mark.parametrize(("rival", "at_once"), [(b"other", 1), (b"greedy", 3)])
 def test_on_busy_processors_the_site_serves_one_request_of_each_at_a_time_beside_events_of_others(
-    rival: bytes, at_once: int
+    rival: bytes, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(turns, "MOST_WAIT_SECONDS", 60.0)
     inside: list[int] = [0, 0]
     lock = threading.Lock()
 

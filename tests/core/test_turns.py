@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
+import pytest
+
+from core import turns as turns_module
 from core.turns import Turns
 
 
@@ -62,7 +65,9 @@ def test_nobody_holds_all_places_and_a_cancelled_wait_takes_none() -> None:
     asyncio.run(run())
 
 
-def test_whoever_gives_way_holds_one_place_and_none_while_they_rest() -> None:
+def test_whoever_gives_way_holds_one_place_and_none_while_they_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns_module, "MOST_WAIT_SECONDS", 60.0)
+
     async def run() -> None:
         giving_way = {"greedy"}
         turns = Turns(8, gives_way=giving_way.__contains__)
@@ -93,17 +98,27 @@ def test_whoever_gives_way_holds_one_place_and_none_while_they_rest() -> None:
 def test_a_request_that_waits_for_something_keeps_the_others_of_whoever_gives_way_only_for_a_moment() -> None:
     async def run() -> None:
         turns = Turns(4, gives_way=lambda who: True)
-        end = asyncio.Event()
+        hang, end = asyncio.Event(), asyncio.Event()
 
-        async def hold() -> None:
-            async with turns.turn("greedy"):
-                await end.wait()
+        async def hold(who: str, until: asyncio.Event) -> None:
+            async with turns.turn(who):
+                await until.wait()
 
-        holder = asyncio.create_task(hold())
+        hanging = asyncio.create_task(hold("greedy", hang))
         await asyncio.sleep(0)
         async with asyncio.timeout(30), turns.turn("greedy"):
-            assert not holder.done()
+            assert not hanging.done()
+        # The same if no place is free in the moment in which it has waited for long enough.
+        others = [asyncio.create_task(hold(who, end)) for who in "abc"]
+        await asyncio.sleep(0)
+        late = asyncio.create_task(hold("greedy", hang))
+        await asyncio.sleep(2 * turns_module.MOST_WAIT_SECONDS)
         end.set()
-        await holder
+        hang_after = asyncio.get_running_loop().call_later(0.2, hang.set)
+        await asyncio.gather(*others)
+        await asyncio.sleep(0)
+        assert turns._held["greedy"] == 2
+        await asyncio.gather(hanging, late)
+        hang_after.cancel()
 
     asyncio.run(run())

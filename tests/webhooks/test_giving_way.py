@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from structlog.testing import capture_logs
 
 from core.giving_way import LOOK_SECONDS, MORE, MOST, MOST_SECONDS
 from core.process import ProcessorTime, processor_time
@@ -74,9 +75,10 @@ def test_it_goes_on_at_full_speed_when_the_processors_are_free_again(pace: Pace,
 
 
 def test_it_does_not_rest_when_nobody_else_is_served(pace: Pace, machine: Machine) -> None:
-    for _ in range(10):
-        pace.run(lambda: machine.pass_by(LOOK_SECONDS))
-    assert machine.rests == []
+    with capture_logs() as lines:
+        for _ in range(10):
+            pace.run(lambda: machine.pass_by(LOOK_SECONDS))
+    assert (machine.rests, lines) == ([], [])
     assert run(pace, machine, 10)
     machine.pass_by(OTHERS_SECONDS)
     machine.rests.clear()

@@ -136,13 +136,13 @@ def test_a_large_insertion_in_pieces_is_the_same_with_pauses(
         thread.start()
         thread.join()
 
-    FanOut(between_pieces=pause).run_round(1000)
+    FanOut().run_round(1000, between_pieces=pause)
     assert seen_by_others == [0, 0]
     assert Delivery.objects.count() == 2 * PIECE + 1
     # Processed again, as after a crash of the database, it makes none a second time and knows that it was known.
     Event.objects.update(status="accepted")
     with capture_logs() as lines:
-        FanOut(between_pieces=pause).run_round(1000)
+        FanOut().run_round(1000, between_pieces=pause)
     assert [line["outcome"] for line in lines if line["event"] == "event_processed"] == ["already_exists"]
 
 

@@ -36,7 +36,7 @@ class BacklogFanOut:
         self._pace = pace
         self._on_due = on_due
         self._has_room = has_room
-        self._fan_out = FanOut(BACKLOG_AGE_SECONDS, pace.between_pieces)
+        self._fan_out = FanOut(BACKLOG_AGE_SECONDS)
         self._woken = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="fan-out", daemon=True)
@@ -72,10 +72,16 @@ class BacklogFanOut:
                     self._stopping.wait(RETRY_SECONDS)
 
     def _run_round(self) -> tuple[Round, float]:
-        """Run a round, a small one while this process gives way; return what it did, and how many seconds it took."""
-        most = DELIVERIES_AT_A_TIME if self._pace.gives_way else BACKLOG_DELIVERIES_AT_A_TIME
+        """Run a round, a small one in pieces while this process gives way; return what it did and how long it took."""
+        gives_way = self._pace.gives_way
         started = time.monotonic()
-        result = borrow_connection(lambda: self._fan_out.run_round(settings.MAX_CONCURRENT_EVENTS, deliveries=most))
+        result = borrow_connection(
+            lambda: self._fan_out.run_round(
+                settings.MAX_CONCURRENT_EVENTS,
+                deliveries=DELIVERIES_AT_A_TIME if gives_way else BACKLOG_DELIVERIES_AT_A_TIME,
+                between_pieces=self._pace.between_pieces if gives_way else None,
+            )
+        )
         return result, time.monotonic() - started
 
     def _work_off(self) -> bool:

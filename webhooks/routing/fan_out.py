@@ -117,11 +117,9 @@ class FanOut:
     """Fans accepted events out, round by round, for one thread.
 
     waited: only events that have been due for so many seconds, for a process that leaves the newer ones to another.
-    between_pieces: called in the middle of a large insertion, which is divided for it.
     """
 
-    def __init__(self, waited: float = 0.0, between_pieces: Callable[[], None] | None = None) -> None:
-        self._between_pieces = between_pieces
+    def __init__(self, waited: float = 0.0) -> None:
         self._claims = EventClaims(waited)
         self._subscribers = Subscribers()
         # Organizations that the last round passed over: an event of theirs comes first in the next one.
@@ -136,6 +134,7 @@ class FanOut:
         hand_over: HandOver | None = None,
         deliveries: int = DELIVERIES_AT_A_TIME,
         backlogged: Collection[uuid.UUID] = (),
+        between_pieces: Callable[[], None] | None = None,
     ) -> Round:
         """Process up to `limit` accepted events that are due, and none of organizations in `skip`.
 
@@ -145,6 +144,7 @@ class FanOut:
 
         hand_over: takes the deliveries that can be sent at once.  deliveries: most that the round makes, unless a
         single event has more.  backlogged: organizations whose events another process takes if they don't fit.
+        between_pieces: called in the middle of a large insertion, which is divided for it.
         """
         started = time.perf_counter()
         limit = min(limit, self._most_events)
@@ -155,7 +155,7 @@ class FanOut:
                 hand_over.abandon()  # prepared by an attempt that was rolled back
             events.clear()
             events.extend(self._claim(limit, skip))
-            return self._process(events, deliveries, hand_over, backlogged)
+            return self._process(events, deliveries, hand_over, backlogged, between_pieces)
 
         try:
             done = in_pipelined_transaction(claim_and_process)
@@ -214,6 +214,7 @@ class FanOut:
         deliveries: int,
         hand_over: HandOver | None = None,
         backlogged: Collection[uuid.UUID] = (),
+        between_pieces: Callable[[], None] | None = None,
     ) -> RoundInsert:
         """Insert the deliveries of locked events, as many as a round may; the other events stay accepted."""
         if not events:
@@ -226,7 +227,7 @@ class FanOut:
         put_off = self._put_off(chosen, wanting)
         if put_off:
             chosen = [event for event in chosen if event.id not in put_off]
-        insertion = RoundInsert(chosen, wanting, put_off, hand_over, self._between_pieces)
+        insertion = RoundInsert(chosen, wanting, put_off, hand_over, between_pieces)
         insertion.insert()
         return insertion
 
