@@ -12,7 +12,7 @@ import time
 
 from devstack.processes import ROOT
 from webhooks.destinations.http.client import HttpClient
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 
 HEADERS = [
     ("content-type", "application/json"),

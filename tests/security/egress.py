@@ -11,7 +11,7 @@ from django.conf import settings
 
 from tests.webhooks.helpers import fan_out_batch
 from webhooks.destinations.http.client import HttpClient
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.outcome import Outcome
 from webhooks.dispatch.sender import Sender
 

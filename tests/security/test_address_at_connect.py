@@ -17,7 +17,7 @@ import pytest
 from tests.security.egress import STRICT
 from tests.security.listeners import Listener, Names, listen
 from webhooks.destinations.http.client import HttpClient
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.outcome import Failure, Outcome
 
 INSIDE = "127.0.0.1"

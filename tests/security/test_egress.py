@@ -27,7 +27,7 @@ from tests.security.listeners import Listener, Names, listen, proxy, serve
 from tests.security.test_addresses import LOOPBACK_SPELLINGS, METADATA, METADATA_SPELLINGS, REFUSED_RANGES
 from webhooks.destinations.http.addresses import NOT_ALLOWED
 from webhooks.destinations.http.client import HttpClient
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.outcome import Failure
 
 PUBLIC, INSIDE = "127.0.0.2", "127.0.0.1"

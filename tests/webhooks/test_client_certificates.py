@@ -39,7 +39,7 @@ from webhooks.destinations.http.client_certificates import (
     seal_client_certificate,
 )
 from webhooks.destinations.http.destination import HttpDestination
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.endpoint import open_endpoint
 from webhooks.destinations.outcome import Failure, Outcome
 from webhooks.outgoing import SingleOutgoing

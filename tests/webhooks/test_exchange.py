@@ -33,7 +33,7 @@ from webhooks.destinations.exchange import (
 )
 from webhooks.destinations.http.client import HttpClient
 from webhooks.destinations.http.curl import body_command, curl_command, quote
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.query_secrets import mask_query, secret_parameters
 from webhooks.destinations.outcome import Failure, Outcome
 from webhooks.models import DeliveryAttempt

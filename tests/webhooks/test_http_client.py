@@ -14,7 +14,7 @@ import pytest
 from devstack.http_receiver import Receiver, Response
 from tests.webhooks.helpers import raw_server, read_request
 from webhooks.destinations.http.client import HttpClient
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.errors import ConnectFailed, ConnectionLost, DnsFailed, InvalidResponse
 from webhooks.destinations.http.failures import explain
 from webhooks.destinations.http.resolver import SystemResolver

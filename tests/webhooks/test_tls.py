@@ -20,7 +20,7 @@ from devstack.waiting import wait_until
 from tests.security.listeners import proxy
 from tests.webhooks.helpers import raw_server, read_request
 from webhooks.destinations.http.client import HttpClient
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.tls import (
     MAX_AGE_SECONDS,
     MAX_CERTIFICATES_BYTES,

@@ -24,7 +24,7 @@ from tests.security.listeners import Listener, Names, listen, proxy
 from tests.webhooks.helpers import raw_server, read_request
 from webhooks.destinations.http.client import HttpClient
 from webhooks.destinations.http.connect import open_socket
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.errors import ConnectFailed
 from webhooks.destinations.http.resolver import MAX_ADDRESSES
 from webhooks.destinations.outcome import Failure, Outcome

@@ -21,7 +21,7 @@ from webhooks.destinations.http.addresses import (
     literal_address,
 )
 from webhooks.destinations.http.connection import Connection, peer
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.errors import ConnectFailed
 from webhooks.destinations.http.resolver import MAX_ADDRESSES, make_resolver
 from webhooks.destinations.http.target import Target

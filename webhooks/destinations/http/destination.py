@@ -20,7 +20,7 @@ from webhooks.destinations.exchange import Exchange
 from webhooks.destinations.formats import Body, Format, render, standard_envelope
 from webhooks.destinations.http.auth import ClientCredentials
 from webhooks.destinations.http.client import HttpClient, Identity
-from webhooks.destinations.http.egress import egress_from_settings
+from webhooks.destinations.http.egress_settings import egress_from_settings
 from webhooks.destinations.http.endpoint import Endpoint
 from webhooks.destinations.http.failures import explain
 from webhooks.destinations.http.oauth import TokenFailed, TokenStore

@@ -20,7 +20,7 @@ from cachetools import LRUCache
 
 from webhooks.destinations.http.auth import ClientCredentials
 from webhooks.destinations.http.client import HttpClient
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.outcome import Failure, Outcome
 
 # How long a token request may take, and never more than half of an attempt.

@@ -14,7 +14,7 @@ import aiodns
 import pycares
 
 from webhooks.destinations.http.addresses import NOT_ALLOWED, Address, AddressNotAllowed, Network, is_allowed
-from webhooks.destinations.http.egress import Egress
+from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.errors import DnsFailed
 
 MAX_CACHED_NAMES = 10_000
