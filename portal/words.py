@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from webhooks import delivery_actions
-from webhooks.destinations.http.addresses import NOT_ALLOWED
+from webhooks.destinations.http.egress_policy import NOT_ALLOWED
 from webhooks.destinations.outcome import Failure
 from webhooks.models import Delivery, DeliveryStatus
 

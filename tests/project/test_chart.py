@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from triggers_project.options import OPTIONS
-from webhooks.destinations.http.addresses import IPV6_GLOBAL_UNICAST, REFUSED, is_allowed
+from webhooks.destinations.http.egress_policy import IPV6_GLOBAL_UNICAST, REFUSED, is_allowed
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "deploy" / "helm" / "triggers-api"

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from webhooks.destinations.http.addresses import NOT_ALLOWED, UrlError, check_url, is_allowed, literal_address
+from webhooks.destinations.http.egress_policy import NOT_ALLOWED, UrlError, check_url, is_allowed, literal_address
 
 # IANA IPv4 and IPv6 Special-Purpose Address Registries: every entry that is not globally reachable, and of
 # those that are, or are N/A, each that leads elsewhere than it says; then what is no unicast at all.

@@ -25,8 +25,8 @@ from orgs.models import Organization
 from tests.security.egress import STRICT, allowing, deliver, send
 from tests.security.listeners import Listener, Names, listen, proxy, serve
 from tests.security.test_addresses import LOOPBACK_SPELLINGS, METADATA, METADATA_SPELLINGS, REFUSED_RANGES
-from webhooks.destinations.http.addresses import NOT_ALLOWED
 from webhooks.destinations.http.client import HttpClient
+from webhooks.destinations.http.egress_policy import NOT_ALLOWED
 from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.outcome import Failure
 

@@ -14,7 +14,6 @@ from rest_framework import serializers
 
 from core.serializers import StrictCharField, StrictChoiceField, StrictSerializer
 from webhooks.api.header_rules import HEADER_NAME, name_error
-from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
 from webhooks.destinations.http.auth import AUTH_TYPES, Auth, Basic, Bearer, ClientCredentials
 from webhooks.destinations.http.client_certificates import (
     MAX_PEM_CHARACTERS,
@@ -22,6 +21,7 @@ from webhooks.destinations.http.client_certificates import (
     ClientCertificate,
     check_client_certificate,
 )
+from webhooks.destinations.http.egress_policy import UrlError, check_url, normalize_url
 from webhooks.destinations.http.signing import SecretType, secret_key
 from webhooks.signing_secrets import StoredSecret
 

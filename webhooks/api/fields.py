@@ -16,7 +16,7 @@ from core.serializers import (
 from events.channels import MAX_CHANNELS, channels_error
 from events.payload import pattern_error
 from webhooks.api.header_rules import HEADER_VALUE, name_error
-from webhooks.destinations.http.addresses import UrlError, check_url, normalize_url
+from webhooks.destinations.http.egress_policy import UrlError, check_url, normalize_url
 from webhooks.destinations.outcome import Failure
 from webhooks.destinations.transform import TransformError, check_expression
 from webhooks.inboxes import NAME as INBOX_NAME

@@ -16,10 +16,10 @@ import httpx
 from cachetools import LRUCache
 
 from webhooks.destinations.exchange import Exchange
-from webhooks.destinations.http.addresses import UrlError, check_url
 from webhooks.destinations.http.client_certificates import ClientCertificate, load_into
 from webhooks.destinations.http.connect import DirectRoute, Route
 from webhooks.destinations.http.connection import Connection
+from webhooks.destinations.http.egress_policy import UrlError, check_url
 from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.errors import ConnectionLost
 from webhooks.destinations.http.failures import explain

@@ -12,7 +12,8 @@ from typing import Protocol
 import aiohappyeyeballs
 
 from webhooks.destinations.exchange import Exchange
-from webhooks.destinations.http.addresses import (
+from webhooks.destinations.http.connection import Connection, peer
+from webhooks.destinations.http.egress_policy import (
     NOT_ALLOWED,
     Address,
     AddressNotAllowed,
@@ -20,7 +21,6 @@ from webhooks.destinations.http.addresses import (
     is_port_allowed,
     literal_address,
 )
-from webhooks.destinations.http.connection import Connection, peer
 from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.errors import ConnectFailed
 from webhooks.destinations.http.resolver import MAX_ADDRESSES, make_resolver

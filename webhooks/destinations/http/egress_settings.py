@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
-from webhooks.destinations.http.addresses import Network
+from webhooks.destinations.http.egress_policy import Network
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import ssl
 import traceback
 from pathlib import Path
 
-from webhooks.destinations.http.addresses import NOT_ALLOWED, AddressNotAllowed
+from webhooks.destinations.http.egress_policy import NOT_ALLOWED, AddressNotAllowed
 from webhooks.destinations.http.errors import (
     ConnectFailed,
     ConnectionLost,

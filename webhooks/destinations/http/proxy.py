@@ -12,9 +12,9 @@ import ssl
 import httpx
 
 from webhooks.destinations.exchange import Exchange
-from webhooks.destinations.http.addresses import literal_address
 from webhooks.destinations.http.connect import open_socket, start, tls_name
 from webhooks.destinations.http.connection import Connection, peer
+from webhooks.destinations.http.egress_policy import literal_address
 from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.errors import ConnectFailed, ConnectionLost, InvalidResponse, ProxyFailed
 from webhooks.destinations.http.resolver import CachingResolver, SystemResolver

@@ -13,7 +13,7 @@ from typing import Protocol
 import aiodns
 import pycares
 
-from webhooks.destinations.http.addresses import NOT_ALLOWED, Address, AddressNotAllowed, Network, is_allowed
+from webhooks.destinations.http.egress_policy import NOT_ALLOWED, Address, AddressNotAllowed, Network, is_allowed
 from webhooks.destinations.http.egress_settings import Egress
 from webhooks.destinations.http.errors import DnsFailed
 
