@@ -29,7 +29,7 @@ from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
 from orgs.models import Scope
-from webhooks import hooks, subscriptions
+from webhooks import rest_hooks, subscriptions
 from webhooks.api.fields import ChannelsField, EventTypesField, FilterField, UrlField, url_parameter
 from webhooks.api.handshakes import handshake_field, require_handshake
 from webhooks.api.subscription_serializers import URL_HELP
@@ -107,7 +107,7 @@ class HookCreateSerializer(StrictSerializer):
         return super().to_internal_value(data)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """Return the members by the names that `hooks.subscribe` has for them."""
+        """Return the members by the names that `rest_hooks.subscribe` has for them."""
         url = _the_one(attrs, URL_NAMES)
         types = _the_one(attrs, TYPE_NAMES)
         return {
@@ -174,7 +174,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
     }
 
     def own_rows(self, request: Request) -> QuerySet[Subscription]:
-        return with_state(hooks.of_organization(caller_of(request).organization_id))
+        return with_state(rest_hooks.of_organization(caller_of(request).organization_id))
 
     @extend_schema(
         operation_id="listHooks",
@@ -244,7 +244,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
     def _subscribe(request: Request, wanted: dict[str, Any]) -> tuple[Subscription, str]:
         handshaken = {"handshake": True} if wanted.pop("handshake") else {}
         try:
-            return hooks.subscribe(
+            return rest_hooks.subscribe(
                 caller_of(request).organization_id,
                 **wanted,
                 audit=lambda made: audit.record_for_caller(
@@ -255,7 +255,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
             raise Problem(
                 "too_many_subscriptions", "The organization has reached its limit of subscriptions."
             ) from None
-        except hooks.AlreadySubscribed as error:
+        except rest_hooks.AlreadySubscribed as error:
             raise _hook_exists(error.subscription) from None
 
     @extend_schema(
@@ -268,7 +268,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
         """Delete the hook and cancel its waiting deliveries. Deleting it again is a 204, too."""
         subscription = self.own_rows(request).filter(pk=hook_id).first()
         if subscription is None:
-            if hooks.was_deleted(caller_of(request).organization_id, hook_id):
+            if rest_hooks.was_deleted(caller_of(request).organization_id, hook_id):
                 return Response(status=204)
             raise no_such(self.what)
         subscriptions.delete(
@@ -299,7 +299,9 @@ class HookViewSet(OrganizationViewSet[Subscription]):
         parsers: dict[str, Callable[[str], Any]] = {"event": type_pattern, "limit": _count}
         parameters = parse_parameters(request, parsers)
         pattern, most = parameters.get("event", EVERYTHING), parameters.get("limit", DEFAULT_SAMPLES)
-        return Response([Fragment(body) for body in hooks.samples(caller_of(request).organization_id, pattern, most)])
+        return Response(
+            [Fragment(body) for body in rest_hooks.samples(caller_of(request).organization_id, pattern, most)]
+        )
 
 
 def _hook_exists(existing: Subscription) -> Problem:
