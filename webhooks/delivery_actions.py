@@ -16,7 +16,7 @@ from psycopg.rows import scalar_row
 from core.db import after_transaction, in_transaction, server_cursor
 from core.wakeups import WEBHOOKS, wake
 from webhooks.models import Cause, Delivery, DeliveryStatus, SubscriptionQueue
-from webhooks.order import unpark
+from webhooks.ordering_keys import unpark
 from webhooks.queues import lock_queues, mark_due
 from webhooks.routing.selection import erased_among
 from webhooks.states import in_delivery_states, is_leased

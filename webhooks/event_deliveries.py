@@ -15,7 +15,7 @@ from core.query import newest
 from events.delivery_lookup import DeliveryLine
 from webhooks.destinations.outcome import Failure
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus
-from webhooks.order import unpark
+from webhooks.ordering_keys import unpark
 from webhooks.queues import lock_queues, mark_due
 from webhooks.states import next_attempt_at, state_of
 

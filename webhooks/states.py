@@ -36,7 +36,7 @@ from django.utils import timezone
 
 from webhooks.destinations.inbox.fetching import GIVEN_BACK
 from webhooks.models import Delivery, DeliveryStatus, DestinationKind, Subscription
-from webhooks.order import PARKED_FROM
+from webhooks.ordering_keys import PARKED_FROM
 
 # --- deliveries -------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from webhooks.credentials import Credentials, with_columns
 from webhooks.destinations.http.signing import SecretType, new_secret
 from webhooks.destinations.inbox.arrivals import announce_arrivals
 from webhooks.models import Delivery, DeliveryStatus, DestinationKind, DisabledCause, Subscription, SubscriptionQueue
-from webhooks.order import PARKED_FROM, unpark_forgotten
+from webhooks.ordering_keys import PARKED_FROM, unpark_forgotten
 from webhooks.signing_secrets import (
     MAX_PREVIOUS_SECRETS,
     SecretExists,

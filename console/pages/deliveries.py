@@ -48,7 +48,7 @@ from webhooks.display.formatting import (
 from webhooks.display.standing import MOST_HELD_UP, count_held_up
 from webhooks.inboxes import is_inbox
 from webhooks.models import ENCRYPTED, BulkRun, Delivery, DeliveryStatus, SubscriptionQueue
-from webhooks.order import PARKED_FROM, waits_for
+from webhooks.ordering_keys import PARKED_FROM, waits_for
 from webhooks.states import NOT_LEASED, DeliveryState, in_delivery_state, is_leased, state_of
 
 SHOWN_ATTEMPTS = 100

@@ -29,7 +29,7 @@ from webhooks.display.formatting import format_time, host_of_url, short
 from webhooks.display.standing import count_held_up
 from webhooks.inboxes import is_inbox
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus, DestinationKind
-from webhooks.order import waits_for
+from webhooks.ordering_keys import waits_for
 from webhooks.states import DeliveryState, state_of
 
 MAX_SHOWN = 25

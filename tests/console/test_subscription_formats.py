@@ -13,7 +13,7 @@ from django.urls import reverse
 from tests.console.rows import World
 from tests.console.test_lists import rows_of
 from webhooks.models import Delivery, Subscription
-from webhooks.order import PARKED_UNTIL
+from webhooks.ordering_keys import PARKED_UNTIL
 
 pytestmark = pytest.mark.django_db
 

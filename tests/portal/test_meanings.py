@@ -21,7 +21,7 @@ from webhooks.destinations.outcome import Failure
 from webhooks.display.causes import error_words
 from webhooks.display.standing import count_held_up
 from webhooks.models import Delivery, DisabledCause, Subscription, SubscriptionQueue
-from webhooks.order import PARKED_UNTIL
+from webhooks.ordering_keys import PARKED_UNTIL
 from webhooks.states import DeliveryState, SubscriptionState, with_state
 
 NOW = timezone.now()

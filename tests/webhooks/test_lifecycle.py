@@ -35,7 +35,7 @@ from webhooks.dispatch.claim import claim
 from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.dispatch.record import record_each
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
-from webhooks.order import repair_order
+from webhooks.ordering_keys import repair_order
 from webhooks.upkeep import recovery
 from webhooks.upkeep.queue_repair import recount_in_flight, repair_next_due_at
 

@@ -18,7 +18,7 @@ from orgs.models import Organization
 from tests.conftest import ApiClient
 from tests.webhooks.helpers import fan_out, queue_of, result, sending, statuses, subscribe
 from tests.webhooks.test_recovery import LONG_AGO
-from webhooks import delivery_actions, order, subscriptions
+from webhooks import delivery_actions, ordering_keys, subscriptions
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch import leases
@@ -27,7 +27,7 @@ from webhooks.dispatch.hand_over import SenderHandOver
 from webhooks.dispatch.record import record_results
 from webhooks.display.standing import recent_attempts
 from webhooks.models import Delivery, Subscription
-from webhooks.order import PARKED_FROM, repair_order
+from webhooks.ordering_keys import PARKED_FROM, repair_order
 from webhooks.routing.fan_out import FanOut
 from webhooks.upkeep import recovery
 from webhooks.upkeep.held_retention import cancel_expired
@@ -112,7 +112,7 @@ def test_a_key_is_blocked_until_somebody_decides(organization: Organization, api
     for waiting in (second, third):
         assert api.get(f"/api/deliveries/{waiting.pk}").json()["waits_for"] == str(failed.pk)
     assert api.get(f"/api/deliveries/{failed.pk}").json()["waits_for"] is None
-    assert order.count_waiting(failed, 10) == 2
+    assert ordering_keys.count_waiting(failed, 10) == 2
     skipped = api.post(f"/api/deliveries/{failed.pk}/skip")
     assert (skipped.status_code, skipped.json()["status"]) == (200, "cancelled")
     problem = api.post(f"/api/deliveries/{failed.pk}/skip").json()
@@ -140,7 +140,7 @@ def test_only_what_has_a_key_is_skipped_also_while_it_waits(organization: Organi
     subscriptions.enable(ordered)
     assert numbers(claimed()) == [2, 3]
     assert statuses(subscription=ordered).count("cancelled") == 2
-    assert order.waits_for(third) is None
+    assert ordering_keys.waits_for(third) is None
 
 
 def test_one_that_is_retried_waits_for_a_later_one_on_its_way(organization: Organization) -> None:
@@ -309,11 +309,11 @@ def test_what_waits_for_a_key_is_held_since_its_subscription_was_disabled(
 
 
 def test_the_sweep_looks_at_every_key(organization: Organization, monkeypatch: Any) -> None:
-    monkeypatch.setattr(order, "_WAITING_KEYS", order._WAITING_KEYS.replace("1000)", "2)"))
-    monkeypatch.setattr(order, "KEYS_AT_A_TIME", 2)
+    monkeypatch.setattr(ordering_keys, "_WAITING_KEYS", ordering_keys._WAITING_KEYS.replace("1000)", "2)"))
+    monkeypatch.setattr(ordering_keys, "KEYS_AT_A_TIME", 2)
     subscribe(organization, ordered=True)
     send(organization, *"abcde")
-    Delivery.objects.filter(ordering_key__in=["b", "e"]).update(next_attempt_at=order.PARKED_UNTIL)
+    Delivery.objects.filter(ordering_key__in=["b", "e"]).update(next_attempt_at=ordering_keys.PARKED_UNTIL)
     assert repair_order() == 2
 
 

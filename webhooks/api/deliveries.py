@@ -38,7 +38,7 @@ from webhooks.attempts import describe_exchange, exchange_of, request_body
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.models import Delivery, DeliveryAttempt
-from webhooks.order import waits_for
+from webhooks.ordering_keys import waits_for
 from webhooks.states import DeliveryState, state_of
 
 MAX_ATTEMPTS_SHOWN = 1000

@@ -22,13 +22,13 @@ from psycopg.rows import class_row
 
 from core.db import KEEP_PLANS_WITHOUT_WAITING, in_pipelined_transaction, server_cursor
 from core.ids import new_id
-from webhooks import order
+from webhooks import ordering_keys
 from webhooks.destinations.http.endpoint import Endpoint
 from webhooks.destinations.kinds import ENDPOINT_COLUMNS, SealedEndpoint
 from webhooks.dispatch import rate_limit
 from webhooks.dispatch.allocation import limit_hosts, share_between_organizations, share_out
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
-from webhooks.order import MUST_WAIT
+from webhooks.ordering_keys import MUST_WAIT
 
 # The most queues that a claim looks at; the next claim continues with the others.
 QUEUES_AT_A_TIME = 200
@@ -389,7 +389,7 @@ def _lease(turns: Sequence[_Turn], cursor: psycopg.Cursor[_LeasedDelivery]) -> l
     ordered = [turn for turn in served.values() if turn.has_ordered]
     if ordered:
         queues = [turn.subscription_id for turn in ordered]
-        order.park(queues, [turn.blocks_on_failure for turn in ordered], cursor)
+        ordering_keys.park(queues, [turn.blocks_on_failure for turn in ordered], cursor)
     cursor.execute(
         LEASE_IN_ORDER if ordered else LEASE_DELIVERIES,
         {

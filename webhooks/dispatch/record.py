@@ -15,7 +15,7 @@ from psycopg.rows import class_row, scalar_row
 from core.arrays import number_array, plain_array, text_array
 from core.db import KEEP_PLANS, in_transaction, is_transient, pipelined, server_cursor
 from core.encryption import Sealer
-from webhooks import order
+from webhooks import ordering_keys
 from webhooks.destinations.exchange import seal_exchange
 from webhooks.dispatch.attempt_log import LATE, LoggedAttempt, count_attempts, log_attempt
 from webhooks.dispatch.delivery import AttemptResult
@@ -211,7 +211,7 @@ def _record(results: Sequence[AttemptResult]) -> Recorded:
                 )
         _count_outcomes(queues, by_queue, recorded.in_time)
         other.execute(UPDATE_QUEUES, queue_columns(queues))
-        following = order.unpark(recorded.keys, ordering) if recorded.keys else set()
+        following = ordering_keys.unpark(recorded.keys, ordering) if recorded.keys else set()
         if following:
             mark_due(following, cursor=other)
         other.execute(ADD_ATTEMPTS, attempt_columns(by_queue, recorded.late, recorded.failed))

@@ -14,8 +14,8 @@ from core.query import newest
 from webhooks.destinations.outcome import Failure
 from webhooks.display.formatting import format_duration, format_time
 from webhooks.models import Delivery, DeliveryAttempt, DeliveryStatus, OrderedOnFailure
-from webhooks.order import PARKED_FROM
-from webhooks.order import count_waiting as count_later
+from webhooks.ordering_keys import PARKED_FROM
+from webhooks.ordering_keys import count_waiting as count_later
 from webhooks.states import NOT_LEASED
 
 # Recent attempts are those of so many of the newest deliveries, and of those that wait for their next attempt longest.

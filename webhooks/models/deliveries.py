@@ -57,7 +57,8 @@ class Delivery(models.Model):
     subscription = models.ForeignKey(
         Subscription, on_delete=models.PROTECT, related_name="deliveries", db_index=False, db_constraint=False
     )
-    # Of an ordered subscription, if the event has a key: `webhooks.order`.  ordered_at: when the event was accepted.
+    # Of an ordered subscription, if the event has a key: `webhooks.ordering_keys`.  ordered_at: when the event was
+    # accepted.
     ordering_key = models.CharField(max_length=255, null=True, editable=False)
     ordered_at = models.DateTimeField(null=True, editable=False)
     # Of a delivery to an inbox: the event's type, so that what waits of a type is found behind any number of others.

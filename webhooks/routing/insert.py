@@ -14,7 +14,7 @@ from core.arrays import plain_array, text_array
 from core.db import wait_for_results
 from core.ids import derive_ids
 from webhooks.models import DeliveryStatus
-from webhooks.order import EARLIER_IS_UNFINISHED, PARKED_UNTIL
+from webhooks.ordering_keys import EARLIER_IS_UNFINISHED, PARKED_UNTIL
 from webhooks.queues import lock_only, mark_due, mark_held
 
 # The ORM can't insert from arrays, which is what makes a thousand deliveries one cheap statement.  A delivery that
@@ -43,7 +43,8 @@ _INSERT_ALSO_FOR_INBOXES = _INSERT.format(
 )
 
 
-# For those with an ordering key, under the locks of their queues: one that has to wait is parked (`webhooks.order`).
+# For those with an ordering key, under the locks of their queues: one that has to wait is parked
+# (`webhooks.ordering_keys`).
 INSERT_ORDERED = f"""
 WITH new AS (
     SELECT d.*, row_number() OVER (PARTITION BY subscription_id, ordering_key ORDER BY ordered_at, event_id) AS number

@@ -19,7 +19,7 @@ from core.db import is_transient
 from events.backlog import waiting_events
 from webhooks.dispatch import leases
 from webhooks.models import SubscriptionQueue
-from webhooks.order import repair_order
+from webhooks.ordering_keys import repair_order
 from webhooks.rollups import keep_rollups
 from webhooks.subscriptions import resync
 from webhooks.upkeep import background_runs, notifications, partitions
