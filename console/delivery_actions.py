@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from console.actions import TooMany, chunks, refuse_too_many, report, selected_ids
 from console.confirmation import Question, ReasonForm, answer, question_page, reason_of
-from console.spans import FAILED_SINCE, SPANS
+from console.time_ranges import FAILED_SINCE, SPANS
 from core.ids import parse_id
 from core.wakeups import WEBHOOKS, wake
 from orgs import audit

@@ -15,7 +15,7 @@ from psycopg.rows import class_row
 
 from console.dashboard import COUNT_TO, bounded
 from console.formatting import list_link
-from console.spans import SPANS
+from console.time_ranges import SPANS
 from core.db import server_cursor
 from orgs.models import Organization
 from webhooks.delivery_filters import outcome_name

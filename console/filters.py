@@ -10,7 +10,7 @@ from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.utils import timezone
 
-from console.spans import SPANS
+from console.time_ranges import SPANS
 from core.ids import first_id_since, parse_id
 from events.models import Event
 from orgs.models import Organization

@@ -17,7 +17,7 @@ from django.utils import timezone
 
 from console.first_rows import first_rows
 from console.lists import LIST_BOUND
-from console.spans import SPANS
+from console.time_ranges import SPANS
 from core.ids import first_id_since, parse_id
 from events.models import Event
 from orgs.models import Organization

@@ -26,7 +26,7 @@ from console.host_actions import stop_or_enable
 from console.lists import LIST_BOUND
 from console.model_admin import ReadOnlyAdmin
 from console.runs import ask_and_run
-from console.spans import FAILED_SINCE
+from console.time_ranges import FAILED_SINCE
 from core.ids import parse_id
 from webhooks.delivery_actions import DeliveryAction
 from webhooks.delivery_filters import is_outcome, split_outcome

@@ -116,7 +116,7 @@ def test_the_home_s_links_keep_the_organization_and_the_time(
 
 
 def test_every_time_range_of_the_home_is_one_of_the_lists(db: None, viewer: Client) -> None:
-    from console.spans import FAILED_SINCE, SPANS
+    from console.time_ranges import FAILED_SINCE, SPANS
     from webhooks.display.series import SPANS as RANGES
 
     for name, span in RANGES.items():
