@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from core.ids import new_id
-from core.pretty import visible
+from core.safe_text import visible
 from events.origin import split_trace, unpack_request_id
 from orgs.models import Organization
 

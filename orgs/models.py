@@ -12,7 +12,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from core.ids import new_id
-from core.pretty import visible
+from core.safe_text import visible
 
 
 def default_events_per_minute() -> int:

@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from core.ids import new_id
-from core.pretty import visible
+from core.safe_text import visible
 from orgs.models import ApiKey, Organization, Scope
 
 # What a session can be allowed, besides looking at the endpoints.

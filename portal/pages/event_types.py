@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 from django.http import HttpRequest, HttpResponse
 
-from core.pretty import visible
+from core.safe_text import visible
 from events import event_types
 from events.models import EventType
 from orgs.models import Scope

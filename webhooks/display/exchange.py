@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from core.pretty import excerpt, visible
+from core.safe_text import excerpt, visible
 from webhooks.attempts import exchange_of, request_body, request_head
 from webhooks.destinations.exchange import Exchange, response_headers, status_line
 from webhooks.destinations.http.curl import BODY_FILE, MAX_BODY_CHARACTERS, body_command, curl_command

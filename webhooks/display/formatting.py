@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
-from core.pretty import excerpt, pretty_json, visible
+from core.safe_text import excerpt, pretty_json, visible
 from webhooks.display.causes import error_words
 from webhooks.models import Delivery, DeliveryAttempt
 from webhooks.states import Breaker, SubscriptionState, next_attempt_at, state_of

@@ -12,7 +12,7 @@ from django.db.models import F, Func, Q, Value
 from django.db.models.functions import Coalesce, Lower, Now
 
 from core.ids import new_id
-from core.pretty import visible
+from core.safe_text import visible
 from orgs.models import Organization
 from webhooks.destinations.formats import Format
 
