@@ -19,7 +19,7 @@ from core.wakeups import WEBHOOKS, wake
 from events.models import Event
 from orgs.models import Scope
 from portal import meanings, words
-from portal.pages.shown import attempt_row, delivery_row
+from portal.pages.rows import attempt_row, delivery_row
 from portal.web import NotAllowed, PortalView
 from webhooks import delivery_actions, subscriptions
 from webhooks.delivery_actions import DeliveryAction

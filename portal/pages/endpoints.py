@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from orgs.models import Scope
 from portal.forms import EndpointForm
-from portal.pages.shown import attempt_row, endpoint_row
+from portal.pages.rows import attempt_row, endpoint_row
 from portal.web import NotAllowed, PortalView
 from webhooks import handshake, probes, subscriptions
 from webhooks.display import panels

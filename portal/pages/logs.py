@@ -15,7 +15,7 @@ from django.utils import timezone
 from core.ids import parse_id
 from core.query import PAGE_PARAMETERS, ParameterError, moment, newest, page
 from orgs.models import AuditEntry, Scope
-from portal.pages.shown import attempt_row
+from portal.pages.rows import attempt_row
 from portal.web import PortalView
 from webhooks.delivery_filters import matching_deliveries
 from webhooks.display.formatting import format_time, host_of_url, short
