@@ -2,7 +2,17 @@
 
 from django.urls import path
 
-from portal.pages import access, deliveries, endpoints, event_types, help_page, logs, recovery, secrets, switches
+from portal.pages import (
+    access,
+    deliveries,
+    endpoint_actions,
+    endpoints,
+    event_types,
+    help_page,
+    logs,
+    recovery,
+    secrets,
+)
 
 app_name = "portal"
 _one = "endpoints/<uuid:endpoint_id>"
@@ -15,10 +25,10 @@ urlpatterns = [
     path("endpoints/new", endpoints.NewEndpointView.as_view(), name="new-endpoint"),
     path(_one, endpoints.EndpointView.as_view(), name="endpoint"),
     path(f"{_one}/edit", endpoints.EditEndpointView.as_view(), name="edit-endpoint"),
-    path(f"{_one}/test", switches.TestView.as_view(), name="test-endpoint"),
-    path(f"{_one}/enable", switches.EnableView.as_view(), name="enable-endpoint"),
-    path(f"{_one}/disable", switches.DisableView.as_view(), name="disable-endpoint"),
-    path(f"{_one}/delete", switches.DeleteView.as_view(), name="delete-endpoint"),
+    path(f"{_one}/test", endpoint_actions.TestView.as_view(), name="test-endpoint"),
+    path(f"{_one}/enable", endpoint_actions.EnableView.as_view(), name="enable-endpoint"),
+    path(f"{_one}/disable", endpoint_actions.DisableView.as_view(), name="disable-endpoint"),
+    path(f"{_one}/delete", endpoint_actions.DeleteView.as_view(), name="delete-endpoint"),
     path(f"{_one}/secret", secrets.RotateView.as_view(), name="rotate-secret"),
     path(f"{_one}/recover", recovery.RecoverView.as_view(), name="recover"),
     path(f"{_one}/recoveries/<uuid:run_id>", recovery.RecoveryView.as_view(), name="recovery"),

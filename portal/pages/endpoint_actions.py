@@ -20,7 +20,7 @@ from webhooks.display.formatting import code_block, format_duration
 from webhooks.models import Subscription
 
 
-class SwitchPage(EndpointPage):
+class EndpointActionPage(EndpointPage):
     """A page whose POST does something to an endpoint."""
 
     is_only_for_changes = True
@@ -30,7 +30,7 @@ class SwitchPage(EndpointPage):
         return partial(self.record, action, row.id, name=row.url, reason=reason)
 
 
-class TestView(SwitchPage):
+class TestView(EndpointActionPage):
     """A test event, whose outcome is shown at once."""
 
     def post(self, request: HttpRequest, endpoint_id: uuid.UUID) -> HttpResponse:
@@ -56,7 +56,7 @@ class TestView(SwitchPage):
         )
 
 
-class EnableView(SwitchPage):
+class EnableView(EndpointActionPage):
     """Enabling an endpoint."""
 
     def post(self, request: HttpRequest, endpoint_id: uuid.UUID) -> HttpResponse:
@@ -65,7 +65,7 @@ class EnableView(SwitchPage):
         return self.to_endpoint(row.pk, "enabled")
 
 
-class DisableView(SwitchPage):
+class DisableView(EndpointActionPage):
     """Disabling an endpoint, with a reason."""
 
     def get(self, request: HttpRequest, endpoint_id: uuid.UUID) -> HttpResponse:
@@ -81,7 +81,7 @@ class DisableView(SwitchPage):
         return self.to_endpoint(row.pk, "disabled")
 
 
-class DeleteView(SwitchPage):
+class DeleteView(EndpointActionPage):
     """Deleting an endpoint."""
 
     def get(self, request: HttpRequest, endpoint_id: uuid.UUID) -> HttpResponse:
