@@ -22,7 +22,7 @@ from core.redis import RedisUnavailable
 from core.url_prefix import path_below
 from core.wakeups import EVENTS, SIGNAL, wake_soon
 from events import backlog, event_types, rate
-from events.api.reading import Reading, reading_of_batch, reading_of_event
+from events.api.body_formats import Reading, reading_of_batch, reading_of_event
 from events.api.receipts import (
     Receipt,
     accepted_count,

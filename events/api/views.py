@@ -26,7 +26,7 @@ from core.wakeups import EVENTS, wake_soon
 from events import cloudevents, event_types, rate
 from events.api import openapi
 from events.api import serializers as shapes
-from events.api.reading import Reading, reading_of_batch, reading_of_event
+from events.api.body_formats import Reading, reading_of_batch, reading_of_event
 from events.api.receipts import (
     accepted_count,
     batch_receipt,
