@@ -44,8 +44,8 @@ MOST_BYTES = 4_000_000
 
 # SQL, as `ingest._INSERT_BATCH`, for events of many organizations, each inserted only if its key may still send it, and
 # if the organization's rate limit and catalog of event types are still those that were remembered with the key
-# (`orgs.key_cache`) and checked against.  Returns what was not stored; `permitted` distinguishes a key that has changed
-# from a dedup id that is taken.  Claiming the dedup ids in their order keeps two statements from deadlocking.
+# (`orgs.caller_cache`) and checked against.  Returns what was not stored; `permitted` distinguishes a key that has
+# changed from a dedup id that is taken.  Claiming the dedup ids in their order keeps two statements from deadlocking.
 _INSERT = f"""
 WITH item AS (
     SELECT * FROM unnest(

@@ -12,7 +12,7 @@ from core.db import borrow_connection
 from core.front_door.http import Request, Response, Stream
 from core.problems import Problem
 from orgs.authentication import authenticate_key, key_in
-from orgs.key_cache import KeyCache
+from orgs.caller_cache import CallerCache
 from orgs.keys import Caller
 from orgs.models import Scope
 from orgs.permissions import require_scope
@@ -46,7 +46,7 @@ class Authenticator:
     """Looks up keys in separate threads, and remembers them for some seconds."""
 
     def __init__(self) -> None:
-        self.cache = KeyCache()
+        self.cache = CallerCache()
         self._executor = ThreadPoolExecutor(LOOKUP_THREADS, thread_name_prefix="keys")
 
     def requires(

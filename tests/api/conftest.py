@@ -29,7 +29,7 @@ BOTH_DOORS = {
     "test_event_types",
     "test_events",
     "test_idempotency",
-    "test_key_cache",
+    "test_caller_cache",
     "test_limits",
     "test_daily_needs",
     "test_manners",

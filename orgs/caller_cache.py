@@ -16,7 +16,7 @@ MOST_CALLERS = 10_000
 SECONDS = 10.0
 
 
-class KeyCache:
+class CallerCache:
     """The callers that were looked up in the last `seconds`.  For use by one thread."""
 
     def __init__(self, seconds: float = SECONDS) -> None:

@@ -11,8 +11,8 @@ from django.db.models.functions import Now
 
 from core.front_door.http import Message, Request, Response
 from events.models import Event
+from orgs.caller_cache import CallerCache
 from orgs.front_door import MOST_CHANGES, Authenticator, KeyChanged
-from orgs.key_cache import KeyCache
 from orgs.keys import Caller, create_api_key
 from orgs.models import ApiKey, Organization, Scope
 from tests.api.helpers import assert_problem
@@ -117,7 +117,7 @@ def test_a_key_is_looked_up_again_after_seconds_and_its_last_use_is_noted_on(
     ApiKey.objects.update(last_used_at=None)
     assert remembered.post("/api/events", GOOD).status_code == 202
     assert (ApiKey.objects.get().last_used_at is None) == (door is not None)
-    monkeypatch.setattr(events_door.authenticator, "cache", KeyCache(seconds=0))
+    monkeypatch.setattr(events_door.authenticator, "cache", CallerCache(seconds=0))
     for _ in range(2):
         assert remembered.post("/api/events", GOOD).status_code == 202
     assert ApiKey.objects.get().last_used_at is not None
