@@ -34,7 +34,7 @@ from orgs import keys
 from orgs.front_door import KeyChanged
 from orgs.idempotency import Kept, Once
 from orgs.keys import Caller
-from orgs.models import Scope
+from orgs.scopes import Scope
 
 log = structlog.get_logger()
 

@@ -14,8 +14,8 @@ from core.problems import Problem
 from orgs.authentication import authenticate_key, key_in
 from orgs.caller_cache import CallerCache
 from orgs.keys import Caller
-from orgs.models import Scope
 from orgs.permissions import require_scope
+from orgs.scopes import Scope
 from orgs.verified_keys import verified_keys
 
 # Threads that look up keys; a key that is in use is looked up once in ten seconds.

@@ -21,7 +21,8 @@ from django.db.models.functions import Now
 from psycopg.rows import class_row
 
 from core.db import server_cursor
-from orgs.models import ApiKey, Organization, Strictness, all_scopes
+from orgs.models import ApiKey, Organization, Strictness
+from orgs.scopes import all_scopes
 
 _ALPHABET = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789"
 _PREFIX_CHARACTERS = 12

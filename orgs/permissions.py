@@ -10,7 +10,7 @@ from rest_framework.request import Request
 from core.problems import Problem
 from orgs.authentication import caller_of
 from orgs.keys import Caller
-from orgs.models import Scope
+from orgs.scopes import Scope
 
 
 def require_scope(caller: Caller, scope: Scope) -> None:

@@ -11,7 +11,8 @@ from django.db.models.functions import Now
 
 from core.ids import new_id
 from core.safe_text import visible
-from orgs.models import ApiKey, Organization, Scope
+from orgs.models import ApiKey, Organization
+from orgs.scopes import Scope
 
 # What a session can be allowed, besides looking at the endpoints.
 PORTAL_SCOPES = (Scope.SUBSCRIPTIONS_MANAGE, Scope.DELIVERIES_READ, Scope.DELIVERIES_RETRY, Scope.EVENTS_READ)

@@ -21,7 +21,7 @@ from django.http import HttpRequest
 from core import ratelimits
 from orgs import audit
 from orgs.keys import Caller
-from orgs.models import Scope
+from orgs.scopes import Scope
 from portal.models import PortalSession
 
 PER_MINUTE = 120

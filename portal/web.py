@@ -19,7 +19,7 @@ from django.utils.decorators import method_decorator
 from django.views import View
 from django.views.decorators.csrf import csrf_exempt
 
-from orgs.models import Scope
+from orgs.scopes import Scope
 from portal import branding, sessions
 from portal.models import PortalSession
 from portal.sessions import Refusal, Refused

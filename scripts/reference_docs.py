@@ -458,13 +458,13 @@ def receive() -> str:
     return f"{before}{SAMPLES_BEGIN}\n{''.join(parts)}{SAMPLES_END}{after}"
 
 
-SCOPES_BEGIN = "<!-- Written by `python -m scripts.reference_docs` from orgs/models.py. -->\n"
+SCOPES_BEGIN = "<!-- Written by `python -m scripts.reference_docs` from orgs/scopes.py. -->\n"
 SCOPES_END = "<!-- The end of the scopes. -->\n"
 
 
 def concepts() -> str:
     """Return concepts.md with the table of the scopes."""
-    from orgs.models import SCOPE_ALLOWS, Scope
+    from orgs.scopes import SCOPE_ALLOWS, Scope
 
     before, rest = (DOCS / "concepts.md").read_text().split(SCOPES_BEGIN)
     _, after = rest.split(SCOPES_END)

@@ -6,7 +6,8 @@ from typing import Any
 
 from core.openapi import HEADERS, Schema, enums
 from events.models import EventStatus
-from orgs.models import Scope, Strictness
+from orgs.models import Strictness
+from orgs.scopes import Scope
 from webhooks.destinations.inbox.fetching import ItemStatus
 from webhooks.destinations.outcome import Failure
 from webhooks.models import FORMATS, BulkRun, Cause, DestinationKind

@@ -20,7 +20,8 @@ from console.formatting import object_link
 from console.model_admin import BoundedAdmin, new_secret_page
 from core.ids import parse_id
 from orgs import keys
-from orgs.models import ApiKey, AuditEntry, Scope, all_scopes
+from orgs.models import ApiKey, AuditEntry
+from orgs.scopes import Scope, all_scopes
 from webhooks.display.formatting import badge, format_time, lines, short, table
 
 if TYPE_CHECKING:

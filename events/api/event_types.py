@@ -24,7 +24,8 @@ from events.openapi_import import ImportFailed, read_webhooks
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
-from orgs.models import Organization, Scope
+from orgs.models import Organization
+from orgs.scopes import Scope
 
 EXAMPLE = {
     "name": "order.created",

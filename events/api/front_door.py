@@ -47,7 +47,8 @@ from events.tracing import traced
 from orgs.front_door import Authenticator
 from orgs.idempotency import REPLAYED, REUSED, RUNNING, Kept, Once, fingerprint, parse_key
 from orgs.keys import Caller
-from orgs.models import Scope, Strictness
+from orgs.models import Strictness
+from orgs.scopes import Scope
 
 EVENTS_ROUTE = "/api/events"
 BATCH_ROUTE = "/api/events/batch"

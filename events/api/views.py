@@ -53,7 +53,8 @@ from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import HEADER, idempotent
 from orgs.keys import Caller
-from orgs.models import Scope, Strictness
+from orgs.models import Strictness
+from orgs.scopes import Scope
 
 MOST_DELIVERIES = 1000  # of an event, in one response
 _PARSED = "triggers.parsed"

@@ -17,7 +17,8 @@ from core.serializers import (
     StrictSerializer,
     validate_plain_text,
 )
-from orgs.models import ApiKey, Scope
+from orgs.models import ApiKey
+from orgs.scopes import Scope
 
 
 class ApiKeyCreate(StrictSerializer):

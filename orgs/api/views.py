@@ -33,7 +33,8 @@ from orgs.api.serializers import (
 )
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
-from orgs.models import ApiKey, AuditEntry, Scope
+from orgs.models import ApiKey, AuditEntry
+from orgs.scopes import Scope
 
 KEY_EXAMPLE = {"name": "shop backend", "scopes": ["events:write"], "expires_at": "2027-01-31T12:00:00Z"}
 

@@ -9,6 +9,7 @@ from django.db import migrations, models
 
 import core.ids
 import orgs.models
+import orgs.scopes
 
 
 class Migration(migrations.Migration):
@@ -210,7 +211,7 @@ class Migration(migrations.Migration):
                             ],
                             max_length=40,
                         ),
-                        default=orgs.models.all_scopes,
+                        default=orgs.scopes.all_scopes,
                         size=None,
                     ),
                 ),

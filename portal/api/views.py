@@ -17,7 +17,7 @@ from core.problems import Problem
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
-from orgs.models import Scope
+from orgs.scopes import Scope
 from portal import sessions
 from portal.api.serializers import PortalLinkCreate, PortalLinkOut
 from portal.models import all_portal_scopes

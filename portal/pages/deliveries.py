@@ -17,7 +17,7 @@ from core.ids import parse_id
 from core.query import PAGE_PARAMETERS, ParameterError, moment, page
 from core.wakeups import WEBHOOKS, wake
 from events.models import Event
-from orgs.models import Scope
+from orgs.scopes import Scope
 from portal import meanings, words
 from portal.pages.rows import attempt_row, delivery_row
 from portal.web import NotAllowed, PortalView

@@ -12,7 +12,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 
-from orgs.models import Scope
+from orgs.scopes import Scope
 from portal.forms import EndpointForm
 from portal.pages.rows import attempt_row, endpoint_row
 from portal.web import NotAllowed, PortalView

@@ -11,7 +11,7 @@ from django.http import HttpRequest, HttpResponse
 from core.safe_text import visible
 from events import event_types
 from events.models import EventType
-from orgs.models import Scope
+from orgs.scopes import Scope
 from portal.web import PortalView
 from webhooks.display.formatting import code_block
 

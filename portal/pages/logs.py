@@ -14,7 +14,8 @@ from django.utils import timezone
 
 from core.ids import parse_id
 from core.query import PAGE_PARAMETERS, ParameterError, moment, newest, page
-from orgs.models import AuditEntry, Scope
+from orgs.models import AuditEntry
+from orgs.scopes import Scope
 from portal.pages.rows import attempt_row
 from portal.web import PortalView
 from webhooks.delivery_filters import matching_deliveries

@@ -14,7 +14,8 @@ from events.models import Event
 from orgs.caller_cache import CallerCache
 from orgs.front_door import MOST_CHANGES, Authenticator, KeyChanged
 from orgs.keys import Caller, create_api_key
-from orgs.models import ApiKey, Organization, Scope
+from orgs.models import ApiKey, Organization
+from orgs.scopes import Scope
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
 from triggers_project.asgi import events_door

@@ -16,7 +16,8 @@ from devstack.waiting import wait_until
 from events.models import ERASED, Event
 from events.payload import parse_event
 from orgs.keys import create_api_key
-from orgs.models import AuditEntry, Organization, Scope
+from orgs.models import AuditEntry, Organization
+from orgs.scopes import Scope
 from tests.api.helpers import assert_problem, rows
 from tests.webhooks.helpers import fan_out_batch, result, sending
 from webhooks.destinations.exchange import Exchange

@@ -19,7 +19,8 @@ from events.api import views
 from events.models import DedupKey, Event
 from orgs.idempotency import LOCK, Once, fingerprint, lock_parameters, parse_key
 from orgs.keys import create_api_key, revoke
-from orgs.models import ApiKey, AuditEntry, IdempotencyKey, Scope
+from orgs.models import ApiKey, AuditEntry, IdempotencyKey
+from orgs.scopes import Scope
 from tests.api.helpers import assert_problem, rows
 from tests.conftest import ApiClient
 from tests.webhooks.transactions import another_transaction, wait_until_held_up

@@ -11,7 +11,8 @@ import pytest
 from devstack.http_receiver import Receiver
 from events.models import Event
 from orgs.keys import create_api_key
-from orgs.models import Organization, Scope
+from orgs.models import Organization
+from orgs.scopes import Scope
 from tests.api.helpers import assert_problem, rows
 from tests.conftest import ApiClient
 from tests.webhooks.helpers import accept

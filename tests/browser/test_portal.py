@@ -24,7 +24,8 @@ from devstack.http_receiver import Receiver, Response
 from devstack.processes import web
 from events import event_types
 from orgs.keys import create_api_key
-from orgs.models import Organization, Scope
+from orgs.models import Organization
+from orgs.scopes import Scope
 from tests.browser.conftest import Watched
 from tests.browser.hostile import make_hostile_rows
 from tests.console.rows import make_attempt, make_delivery, make_event

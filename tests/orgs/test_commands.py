@@ -16,7 +16,8 @@ from django.db import connection
 from django.utils import timezone
 
 from orgs.keys import authenticate
-from orgs.models import ApiKey, AuditEntry, Organization, Scope
+from orgs.models import ApiKey, AuditEntry, Organization
+from orgs.scopes import Scope
 from tests.servers import postgres
 
 ROOT = Path(__file__).resolve().parents[2]

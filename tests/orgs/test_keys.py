@@ -13,7 +13,8 @@ from django.utils import timezone
 
 from orgs import audit, keys
 from orgs.keys import ScopeError, authenticate, create_api_key, require_within, revoke, rotate
-from orgs.models import ApiKey, AuditEntry, Organization, Scope
+from orgs.models import ApiKey, AuditEntry, Organization
+from orgs.scopes import Scope
 
 HOUR = datetime.timedelta(hours=1)
 

@@ -11,8 +11,9 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from orgs.keys import authenticate, create_api_key
-from orgs.models import Organization, Scope
+from orgs.models import Organization
 from orgs.permissions import HasScope
+from orgs.scopes import Scope
 
 
 class Forgetful(APIView):

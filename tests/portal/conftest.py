@@ -12,7 +12,8 @@ from django.utils import timezone
 
 from core import wakeups
 from orgs.keys import create_api_key
-from orgs.models import Organization, Scope
+from orgs.models import Organization
+from orgs.scopes import Scope
 from portal import web
 from tests.conftest import ApiClient
 from tests.security.conftest import ids as ids  # a fixture

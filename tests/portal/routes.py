@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from orgs.models import Scope
+from orgs.scopes import Scope
 
 ENDPOINT = {"url": "https://new.example/hook", "which": "all"}
 _ONE = "portal/endpoints/<uuid:endpoint_id>"

@@ -11,7 +11,8 @@ import pytest
 from django.test import Client
 
 from events import event_types
-from orgs.models import AuditEntry, Organization, Scope
+from orgs.models import AuditEntry, Organization
+from orgs.scopes import Scope
 from portal import web
 from portal.models import PORTAL_SCOPES, PortalSession
 from portal.pages import deliveries

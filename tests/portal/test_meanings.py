@@ -10,7 +10,8 @@ import pytest
 from django.utils import timezone
 
 from events.erasure import erase
-from orgs.models import AuditEntry, Organization, Scope
+from orgs.models import AuditEntry, Organization
+from orgs.scopes import Scope
 from portal import meanings, words
 from portal.pages.help_page import LANGUAGES
 from tests.console.rows import make_delivery, make_event

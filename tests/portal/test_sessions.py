@@ -16,7 +16,8 @@ from structlog.testing import capture_logs
 from core import ratelimits
 from devstack.waiting import wait_until
 from orgs.keys import create_api_key, revoke
-from orgs.models import ApiKey, AuditEntry, Organization, Scope
+from orgs.models import ApiKey, AuditEntry, Organization
+from orgs.scopes import Scope
 from portal import sessions, web
 from portal.models import PortalSession
 from portal.sessions import Refusal

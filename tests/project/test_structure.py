@@ -14,7 +14,7 @@ import pytest
 from django.apps import apps
 from django.core.management import call_command
 
-from orgs.models import Scope
+from orgs.scopes import Scope
 
 ROOT = Path(__file__).resolve().parents[2]
 # Of `portal` and `console`, which are beside each other, neither imports the other.

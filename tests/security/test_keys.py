@@ -16,7 +16,8 @@ from django.utils import timezone
 
 from orgs import keys
 from orgs.keys import authenticate, create_api_key
-from orgs.models import ApiKey, AuditEntry, Organization, Scope
+from orgs.models import ApiKey, AuditEntry, Organization
+from orgs.scopes import Scope
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
 

@@ -14,7 +14,8 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils import timezone
 
 from orgs.keys import create_api_key
-from orgs.models import ApiKey, Organization, Scope
+from orgs.models import ApiKey, Organization
+from orgs.scopes import Scope
 from tests.api.helpers import assert_problem, case
 from tests.conftest import ApiClient
 from tests.portal.routes import PORTAL, PORTAL_OPEN

@@ -15,7 +15,8 @@ import pytest
 from devstack.http_receiver import Receiver
 from devstack.waiting import wait_until
 from orgs.keys import create_api_key
-from orgs.models import Organization, Scope
+from orgs.models import Organization
+from orgs.scopes import Scope
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
 from tests.webhooks.helpers import accept, queue_of, result, sending, statuses, subscribe

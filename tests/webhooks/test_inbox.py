@@ -28,7 +28,8 @@ from events.ingest import ingest
 from events.models import Event
 from events.payload import NewEvent
 from orgs.keys import create_api_key
-from orgs.models import Organization, Scope
+from orgs.models import Organization
+from orgs.scopes import Scope
 from tests.conftest import ApiClient
 from tests.webhooks.helpers import database_time, fan_out, in_threads
 from tests.webhooks.transactions import another_transaction, wait_until_held_up

@@ -23,7 +23,7 @@ from events.models import ERASED, Event
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
-from orgs.models import Scope
+from orgs.scopes import Scope
 from webhooks import delivery_actions
 from webhooks.api import bulk_retries, openapi
 from webhooks.api.delivery_serializers import (

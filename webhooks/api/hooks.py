@@ -28,7 +28,7 @@ from events.queries import type_pattern
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
-from orgs.models import Scope
+from orgs.scopes import Scope
 from webhooks import rest_hooks, subscriptions
 from webhooks.api.fields import ChannelsField, EventTypesField, FilterField, UrlField, url_parameter
 from webhooks.api.handshakes import handshake_field, require_handshake

@@ -23,7 +23,7 @@ from rest_framework.views import APIView
 from core.json_body import read_object
 from core.openapi import conflict, query, refusals
 from orgs.authentication import caller_of
-from orgs.models import Scope
+from orgs.scopes import Scope
 from webhooks.api import inbox_requests as requests
 from webhooks.api import inbox_serializers as shapes
 from webhooks.api.inbox_requests import MAX_VISIBILITY, MAX_WAIT, Items

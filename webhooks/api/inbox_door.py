@@ -15,7 +15,7 @@ from core.json_response import dumps
 from core.problems import Problem
 from orgs.front_door import Authenticator, KeyChanged
 from orgs.keys import Caller
-from orgs.models import Scope
+from orgs.scopes import Scope
 from webhooks.api import inbox_requests as requests
 from webhooks.api.inbox_requests import InboxQuery
 from webhooks.api.inbox_waiting import WaitingRoom

@@ -29,7 +29,7 @@ from core.front_door.stopping import stopping
 from core.problems import Problem
 from orgs.front_door import KeyChanged
 from orgs.keys import Caller, still_may
-from orgs.models import Scope
+from orgs.scopes import Scope
 from webhooks.api import inbox_requests as requests
 from webhooks.api.inbox_requests import InboxQuery
 from webhooks.destinations.inbox import fetching

@@ -16,7 +16,7 @@ from core.serializers import StrictCharField, StrictChoiceField, StrictSerialize
 from events.models import Event
 from events.payload import parse_with_options
 from orgs.authentication import caller_of
-from orgs.models import Scope
+from orgs.scopes import Scope
 from webhooks.api.delivery_serializers import HeaderSerializer
 from webhooks.api.fields import ChannelsField, ExpressionField, FailureField, FilterField
 from webhooks.event_preview import MISMATCHES, Preview, PreviewedEvent, TooManyPreviews, preview

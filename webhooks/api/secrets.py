@@ -18,7 +18,7 @@ from core.problems import Problem, no_such
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
-from orgs.models import Scope
+from orgs.scopes import Scope
 from webhooks import signing_secrets, subscriptions
 from webhooks.api.credentials import (
     NewSecretSerializer,

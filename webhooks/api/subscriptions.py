@@ -23,7 +23,7 @@ from core.url_prefix import full_path
 from orgs import audit
 from orgs.authentication import caller_of
 from orgs.idempotency import idempotent, running
-from orgs.models import Scope
+from orgs.scopes import Scope
 from webhooks import endpoint_test, inboxes, probes, signing_secrets, subscriptions
 from webhooks.api import openapi, previews
 from webhooks.api.credentials import shown_once

@@ -12,7 +12,7 @@ from rest_framework.request import Request
 from rest_framework.viewsets import ViewSet
 
 from core.problems import no_such
-from orgs.models import Scope
+from orgs.scopes import Scope
 
 M = TypeVar("M", bound=Model)
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from core.serializers import is_plain_text
 from orgs import audit, keys
 from orgs.lookups import find_organization
-from orgs.models import Scope
+from orgs.scopes import Scope
 
 
 class Command(BaseCommand):
