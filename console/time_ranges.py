@@ -1,17 +1,15 @@
-"""The time spans that lists can be narrowed to.  The home's time ranges (`display.series`) have the same names."""
+"""The time spans that lists can be narrowed to: the home's time ranges, and one that is shorter."""
 
 from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass
 
+from webhooks.display.series import SPANS as RANGES
+
 SPANS = {
     "15m": ("Last 15 minutes", datetime.timedelta(minutes=15)),
-    "1h": ("Last hour", datetime.timedelta(hours=1)),
-    "6h": ("Last 6 hours", datetime.timedelta(hours=6)),
-    "24h": ("Last 24 hours", datetime.timedelta(hours=24)),
-    "7d": ("Last 7 days", datetime.timedelta(days=7)),
-    "30d": ("Last 30 days", datetime.timedelta(days=30)),
+    **{name: (f"Last {span.last}", datetime.timedelta(minutes=span.minutes)) for name, span in RANGES.items()},
 }
 
 
