@@ -16,7 +16,7 @@ from triggers_project.served_lately import served_lately
 from webhooks.api.inbox_door import InboxDoor
 
 events_door = EventsDoor()
-inbox_door = InboxDoor(events_door.authenticator)
+inbox_door = InboxDoor(events_door.authenticator, served_lately.another_than)
 application = FrontDoor(
     {**events_door.routes(), **inbox_door.routes()},
     site,

@@ -28,6 +28,7 @@ from core.giving_way import Rests
 from core.metrics.requests import OTHER, PROBLEMS, count_request
 from core.middleware import MAX_URL_CHARACTERS, REQUEST_ID
 from core.problems import MEDIA_TYPE, Problem, document
+from core.shared_threads import SharedThreads
 from core.url_prefix import path_below
 
 log = structlog.get_logger()
@@ -78,10 +79,8 @@ class FrontDoor:
         self._next_note_at = 0.0
         self._site = WSGIBridge(
             site,
-            threads,
+            SharedThreads(threads, "site", served.another_than if served else lambda who: False, rests),
             whose,
-            served.another_than if served else lambda who: False,
-            rests or Rests("site"),
         )
         self._services = services
         self._allowed_hosts: LRUCache[bytes, bool] = LRUCache(1000)

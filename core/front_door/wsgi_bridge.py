@@ -7,19 +7,14 @@ takes no SCRIPT_NAME from a header or from the process's environment.
 
 from __future__ import annotations
 
-import asyncio
 import io
 import sys
-import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from core.front_door.http import Request, Send
-from core.giving_way import Rests
-from core.turns import Turns
+from core.shared_threads import SharedThreads
 
-R = TypeVar("R")
 Environ = dict[str, Any]
 WSGIApplication = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
@@ -105,27 +100,17 @@ class _Reply:
 
 
 class WSGIBridge:
-    """Calls a WSGI application in one of `threads` threads and sends its response.
+    """Calls a WSGI application in one of `threads` and sends its response.
 
-    whose: returns who makes a request; those who wait for a thread take turns.  others_are_served: returns whether
-    somebody else's requests were served lately that must not wait.  While they are and the processors are busy,
-    everybody has one thread at a time, and rests after each use of it (`core.giving_way`).
+    whose: returns who makes a request, for the turns.
     """
 
     def __init__(
-        self,
-        application: WSGIApplication,
-        threads: int,
-        whose: Callable[[Request], Hashable],
-        others_are_served: Callable[[Hashable], bool],
-        rests: Rests,
+        self, application: WSGIApplication, threads: SharedThreads, whose: Callable[[Request], Hashable]
     ) -> None:
         self._application = application
+        self._threads = threads
         self._whose = whose
-        self._others_are_served = others_are_served
-        self._rests = rests
-        self._turns = Turns(threads, self._gives_way)
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="django")
 
     async def __call__(self, request: Request, body: bytes, send: Send) -> None:
         """Serve a request whose body has been read."""
@@ -136,31 +121,17 @@ class WSGIBridge:
             return reply, *reply.read()
 
         who = self._whose(request)
-
-        async def run(function: Callable[[], R]) -> R:
-            self._rests.look()
-            async with self._turns.turn(who) as turn:
-                started = time.monotonic()
-                try:
-                    return await asyncio.get_running_loop().run_in_executor(self._executor, function)
-                finally:
-                    if self._gives_way(who):
-                        turn.rest = self._rests.after(time.monotonic() - started)
-
-        reply, piece, more = await run(begin)
+        reply, piece, more = await self._threads.run(who, begin)
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headers})
         await send({"type": "http.response.body", "body": piece, "more_body": more})
         try:
             while more:
-                piece, more = await run(reply.read)
+                piece, more = await self._threads.run(who, reply.read)
                 await send({"type": "http.response.body", "body": piece, "more_body": more})
         finally:
             if more:
-                await run(reply.close)
-
-    def _gives_way(self, who: Hashable) -> bool:
-        return self._rests.are_due and self._others_are_served(who)
+                await self._threads.run(who, reply.close)
 
     def shutdown(self) -> None:
-        """Wait for the threads to finish."""
-        self._executor.shutdown(wait=True)
+        """Wait for the threads to finish.  Blocks."""
+        self._threads.shutdown()

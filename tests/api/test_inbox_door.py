@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -9,6 +10,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,23 @@ import pytest
 from django.db import connection
 from django_redis import get_redis_connection
 
+from core.shared_threads import always
 from devstack import processes
 from devstack.waiting import wait_until
 from orgs import keys
 from orgs.keys import create_api_key
 from orgs.models import Organization
 from tests.api.conftest import DoorClient
+from tests.busy import busy_rests, long_rests
 from tests.servers import postgres
 from tests.webhooks.helpers import fan_out
-from webhooks import subscriptions
+from webhooks import inboxes, subscriptions
+from webhooks.api.inbox_requests import InboxQuery
+from webhooks.api.inbox_waiting import WaitingRoom
 from webhooks.destinations.inbox.arrivals import CHANNEL, announced
 from webhooks.models import Delivery, DisabledCause, Subscription
+
+__all__ = ["long_rests"]
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -130,6 +138,36 @@ def test_an_arrival_is_announced_so_that_nobody_has_to_look(consumer: Consumer, 
         pubsub.subscribe(CHANNEL)
         consumer.send(1)
         wait_until(lambda: (message := pubsub.get_message(timeout=1)) and announced(message["data"]) == [orders.pk])
+
+
+@pytest.mark.usefixtures("long_rests")
+@pytest.mark.parametrize("there_are_events", [True, False])
+def test_on_busy_processors_a_consumer_rests_after_a_fetch_that_finds_nothing(
+    consumer: Consumer, orders: Subscription, there_are_events: bool
+) -> None:
+    if there_are_events:
+        consumer.send(1, 2, 3)
+    inbox = inboxes.find(consumer.organization.pk, "orders")
+    caller = keys.authenticate(consumer.key)
+    assert inbox is not None
+    assert caller is not None
+
+    async def run() -> bool:
+        room = WaitingRoom(lambda who: True, busy_rests())
+        query, gone = InboxQuery(limit=1), asyncio.get_running_loop().create_future()
+        for _ in range(2):  # the first two looks tell how busy the processors are
+            await room.run(caller, lambda: None, is_urgent=always)
+        assert bool((await room.fetch(caller, inbox, query, gone))[1]) is there_are_events
+        following = asyncio.create_task(room.fetch(caller, inbox, query, gone))
+        while there_are_events and not following.done():
+            await asyncio.sleep(0.01)
+        another = replace(caller, organization_id=uuid.uuid4())
+        assert await room.run(another, lambda: "served") == "served"
+        served = following.done()
+        following.cancel()
+        return served
+
+    assert asyncio.run(asyncio.wait_for(run(), 60)) is there_are_events
 
 
 def test_consumers_that_wait_get_an_event_each(consumer: Consumer) -> None:

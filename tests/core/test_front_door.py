@@ -13,10 +13,9 @@ import pytest
 from core import turns
 from core.front_door.app import MAX_SITE_BODY_BYTES, FrontDoor
 from core.front_door.http import Message, Request, Response
-from core.giving_way import Rests
 from core.middleware import MAX_URL_CHARACTERS
 from core.problems import Problem
-from core.process import ProcessorTime
+from tests.busy import busy_rests
 
 OWN, SITE = 200, 299
 PATH = "/api/events"
@@ -135,20 +134,6 @@ def test_no_more_of_a_body_is_read_than_shows_that_it_is_too_large() -> None:
     assert waiting == [b"never read"]
 
 
-class Busy:
-    """A machine whose processors are busy, with a clock of its own."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def now(self) -> float:
-        self.time += 1.0
-        return self.time
-
-    def read(self) -> ProcessorTime:
-        return ProcessorTime(ran=self.time, waited=self.time)
-
-
 class Everybody:
     """Remembers everybody who was served."""
 
@@ -180,10 +165,9 @@ def test_on_busy_processors_the_site_serves_one_request_of_each_at_a_time_beside
         return site(environ, start_response)
 
     async def run() -> None:
-        busy = Busy()
         door = FrontDoor(
             {("POST", PATH): own}, slow_site, 4, whose=lambda request: request.header(b"x-who"),
-            served=Everybody(), rests=Rests("site", busy.read, busy.now),
+            served=Everybody(), rests=busy_rests(),
         )  # fmt: skip
 
         async def post(who: bytes, path: str) -> int:

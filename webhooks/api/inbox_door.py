@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Hashable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from core.front_door.http import Request, Response, Stream
 from core.front_door.stopping import stopping
 from core.json_response import dumps
 from core.problems import Problem
+from core.shared_threads import always
 from orgs.front_door import Authenticator, KeyChanged
 from orgs.keys import Caller
 from orgs.scopes import Scope
@@ -29,10 +30,15 @@ STREAM_SECONDS = 3600.0
 
 
 class InboxDoor:
-    """The two routes.  room: a service that has to run while requests are served."""
+    """The two routes.  room: a service that has to run while requests are served.
 
-    def __init__(self, authenticator: Authenticator) -> None:
-        self.room = WaitingRoom()
+    others_are_served: as for `WaitingRoom`.
+    """
+
+    def __init__(
+        self, authenticator: Authenticator, others_are_served: Callable[[Hashable], bool] = lambda who: False
+    ) -> None:
+        self.room = WaitingRoom(others_are_served)
         self._authenticator = authenticator
 
     def routes(self) -> dict[tuple[str, str], Handler]:
@@ -45,7 +51,7 @@ class InboxDoor:
 
     async def _fetch(self, request: Request, caller: Caller) -> Response:
         query = requests.parse_query(request)
-        inbox = await self.room.run(caller, lambda: requests.resolve(request, caller, query.inbox))
+        inbox = await self.room.run(caller, lambda: requests.resolve(request, caller, query.inbox), is_urgent=always)
         if request.input_has_ended:  # a client like `nc` gets what is there; one that has gone needn't wait, either
             query = replace(query, wait=0.0)
         gone = asyncio.ensure_future(request.gone())
@@ -74,7 +80,7 @@ class InboxDoor:
     async def _stream(self, request: Request, caller: Caller) -> Stream:
         query = requests.parse_stream_query(request)
         last = request.header(b"last-event-id")
-        inbox = await self.room.run(caller, lambda: requests.resolve(request, caller, query.inbox))
+        inbox = await self.room.run(caller, lambda: requests.resolve(request, caller, query.inbox), is_urgent=always)
         place = await self.room.run(caller, lambda: requests.begin_log(inbox, last or query.cursor or ""))
         return Stream(self._chunks(caller, inbox, query, place))
 
@@ -86,7 +92,8 @@ class InboxDoor:
             while not stopping.has_begun and loop.time() < ends:
                 arrived.clear()
                 try:
-                    page = await self.room.run(caller, partial(requests.read_log, inbox, query, place))
+                    read = partial(requests.read_log, inbox, query, place)
+                    page = await self.room.run(caller, read, is_urgent=lambda found: bool(found.events))
                 except (KeyChanged, Problem):
                     return  # the next request says why
                 if page.events:

@@ -11,13 +11,11 @@ import asyncio
 import contextlib
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakValueDictionary
 
 import psycopg
 import structlog
@@ -26,7 +24,9 @@ from django.db import Error as DatabaseError
 from core.async_redis import AsyncRedis
 from core.db import borrow_connection
 from core.front_door.stopping import stopping
+from core.giving_way import Rests
 from core.problems import Problem
+from core.shared_threads import SharedThreads, always
 from orgs.front_door import KeyChanged
 from orgs.keys import Caller, still_may
 from orgs.scopes import Scope
@@ -41,8 +41,6 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 THREADS = 4
-# How many of these one organization can use at a time.
-THREADS_OF_ONE = 2
 # How often, in seconds, to check whether a lease has ended or an announcement was lost.
 LOOK_SECONDS = 1.0
 LOOK_AT = 1000
@@ -69,11 +67,16 @@ class _Waiter:
 
 
 class WaitingRoom:
-    """Fetches for consumers, at once or when there is something.  A service of the front door."""
+    """Fetches for consumers, at once or when there is something.  A service of the front door.
 
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="inbox")
-        self._turns: WeakValueDictionary[uuid.UUID, asyncio.Semaphore] = WeakValueDictionary()
+    others_are_served: returns whether requests of others than this organization were served lately.  While they are and
+    the processors are busy, an organization rests after each fetch that found nothing (`core.shared_threads`).
+    """
+
+    def __init__(
+        self, others_are_served: Callable[[Hashable], bool] = lambda who: False, rests: Rests | None = None
+    ) -> None:
+        self._threads = SharedThreads(THREADS, "inbox", others_are_served, rests)
         self._redis = AsyncRedis()
         self._lines: dict[Line, deque[_Waiter]] = {}
         self._stirred: set[Line] = set()  # lines for which something may have come since their last fetch began
@@ -94,22 +97,22 @@ class WaitingRoom:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self._redis.close()
-        await asyncio.to_thread(self._executor.shutdown)
+        await asyncio.to_thread(self._threads.shutdown)
 
-    async def run(self, caller: Caller, work: Callable[[], T]) -> T:
-        """Return what `work` returns in a thread, if the caller's key still permits it.  Raises KeyChanged."""
+    async def run(
+        self, caller: Caller, work: Callable[[], T], is_urgent: Callable[[T], bool] = lambda found: False
+    ) -> T:
+        """Return what `work` returns in a thread, if the caller's key still permits it.  Raises KeyChanged.
+
+        is_urgent: returns, from what was found, whether the organization needn't rest after it.
+        """
 
         def checked() -> T:
             if not still_may(caller.key_id, Scope.INBOX_CONSUME):
                 raise KeyChanged
             return work()
 
-        # Of one organization, few at a time: its requests don't fill the line of the threads.
-        turn = self._turns.get(caller.organization_id)
-        if turn is None:
-            turn = self._turns[caller.organization_id] = asyncio.Semaphore(THREADS_OF_ONE)
-        async with turn:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, lambda: borrow_connection(checked))
+        return await self._threads.run(caller.organization_id, lambda: borrow_connection(checked), is_urgent)
 
     async def fetch(self, caller: Caller, inbox: Inbox, query: InboxQuery, gone: asyncio.Future[None]) -> Lease:
         """Lease events as soon as there are any, within `query.wait` seconds; return none if there aren't.
@@ -226,7 +229,8 @@ class WaitingRoom:
     async def _serve_one(self, line: Line, waiter: _Waiter) -> bool:
         """Fetch for a consumer; return whether there was anything.  A failure is its own."""
         try:
-            lease_id, events = await self.run(waiter.caller, partial(requests.fetch, waiter.inbox, waiter.query))
+            fetch = partial(requests.fetch, waiter.inbox, waiter.query)
+            lease_id, events = await self.run(waiter.caller, fetch, is_urgent=lambda lease: bool(lease[1]))
         except asyncio.CancelledError:
             waiter.done.cancel()
             raise
@@ -242,7 +246,8 @@ class WaitingRoom:
         if events and waiter.done.done():  # it has gone meanwhile
             ids = [event.delivery_id for event in events]
             with contextlib.suppress(KeyChanged, DatabaseError, psycopg.Error):  # else the lease ends by itself
-                await self.run(waiter.caller, lambda: fetching.take_back(line.inbox_id, ids, lease_id))
+                take_back = partial(fetching.take_back, line.inbox_id, ids, lease_id)
+                await self.run(waiter.caller, take_back, is_urgent=always)
         elif events:
             waiter.done.set_result((lease_id, events))
         return bool(events)
@@ -269,9 +274,7 @@ class WaitingRoom:
             for start in range(0, len(inboxes), LOOK_AT):
                 look = partial(fetching.with_news, inboxes[start : start + LOOK_AT])
                 try:
-                    found = await asyncio.get_running_loop().run_in_executor(
-                        self._executor, partial(borrow_connection, look)
-                    )
+                    found = await self._threads.run(None, partial(borrow_connection, look), is_urgent=always)
                 except Exception as error:
                     log.warning("inbox_look_failed", error=repr(error)[:300])
                     break
