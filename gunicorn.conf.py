@@ -8,9 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from core.garbage_collection import collect_seldom
+
 _CHECK = """
 import os
 import sys
+from core.garbage_collection import collect_seldom
+collect_seldom()
 import django
 from django.core.exceptions import ImproperlyConfigured
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "triggers_project.settings")
@@ -21,6 +25,8 @@ try:
 except ImproperlyConfigured as error:
     sys.exit(str(error))
 """
+
+collect_seldom()  # which its workers inherit
 
 # As a container's first process, gunicorn would not notice SIGTERM before it installs its own handler.  (This file is
 # read again for a reload, when that is in place.)

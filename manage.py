@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 
+from core.garbage_collection import collect_seldom
+
 
 def main() -> None:
     """Run the command; a wrong setting or a database that can't be used is one line, not a traceback."""
@@ -12,6 +14,7 @@ def main() -> None:
         # As a container's first process, a worker that has no handler yet would not notice SIGTERM.  Until it
         # installs its own there is nothing to finish.
         signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(0))
+    collect_seldom()
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "triggers_project.settings")
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line

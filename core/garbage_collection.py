@@ -1,4 +1,4 @@
-"""Less work for Python's garbage collector in a long-running process."""
+"""Less work for Python's garbage collector, at the start of a process and in one that runs for long."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import gc
 YOUNG_OBJECTS = 10_000
 
 
+def collect_seldom() -> None:
+    """Let the garbage collector run less often.
+
+    Call it first in a process: what is loaded stays, so looking for garbage among it costs a tenth of the start.
+    """
+    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+
+
 def freeze_gc() -> None:
     """Exempt everything loaded so far from garbage collection, and collect less often.
 
@@ -17,4 +25,4 @@ def freeze_gc() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
+    collect_seldom()
