@@ -127,6 +127,7 @@ def _requests(subscription_id: uuid.UUID) -> dict[str, tuple[str, str, str]]:
         "imports": ("POST", "/api/event-types/import", json.dumps(document)),
         "portal links": ("POST", "/api/portal-links", "{}"),
         "fetches": ("GET", "/api/inbox", ""),
+        "reads of the log": ("GET", "/api/inbox?cursor=latest", ""),
     }
 
 
