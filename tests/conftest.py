@@ -14,6 +14,7 @@ from django_redis import get_redis_connection
 
 from core import ratelimits, wakeups
 from core import redis as core_redis
+from core.garbage_collection import freeze_gc
 from devstack.http_receiver import Receiver
 from devstack.stack import Stack
 from events import backlog
@@ -38,6 +39,11 @@ hypothesis.settings.load_profile("tests")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the file that takes longest, so that no process is left alone with it at the end."""
     items.sort(key=lambda item: "tests/soak/" not in item.nodeid)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what is loaded, as a web process does."""
+    freeze_gc()
 
 
 @pytest.fixture(scope="session")
