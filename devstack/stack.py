@@ -103,6 +103,11 @@ class Stack:
         self.start_servers()
         self.migrate()
 
+    @property
+    def servers(self) -> list[Postgres | Valkey]:
+        """Return the servers that are our own."""
+        return [*([self.postgres] if self._owns_database else []), *([] if "REDIS_URL" in self.env else [self.valkey])]
+
     def start_servers(self) -> None:
         """Start PostgreSQL and Valkey."""
         if self._owns_database:
