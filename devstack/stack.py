@@ -346,8 +346,8 @@ class Stack:
         key = f"trk_{prefix}_{uuid.uuid4().hex}"
         self.sql(
             "INSERT INTO orgs_apikey (id, organization_id, name, prefix, secret_hash, scopes)"
-            " VALUES (uuidv7(), %s, '', %s, %s, %s)",
-            (organization, prefix, hashlib.sha256(key.encode()).digest(), list(SCOPES)),
+            " VALUES (%s, %s, '', %s, %s, %s)",
+            (uuid.uuid4(), organization, prefix, hashlib.sha256(key.encode()).digest(), list(SCOPES)),
         )
         return key
 
