@@ -136,6 +136,23 @@ def test_every_parameter_has_a_description_and_every_member_a_type(schema: dict[
             assert part, (name, member)
 
 
+def undescribed(schema: dict[str, Any], part: dict[str, Any], where: str) -> Iterator[str]:
+    """Yield where a schema has members without a description."""
+    part = resolve(schema, part)
+    for name, member in part.get("properties", {}).items():
+        if not (member.get("description") or resolve(schema, member).get("description")):
+            yield f"{where} {name}"
+        yield from undescribed(schema, member, f"{where} {name}")
+    for inner in (*part.get("oneOf", []), *part.get("anyOf", []), *([part["items"]] if "items" in part else [])):
+        yield from undescribed(schema, inner, where)
+
+
+def test_every_member_that_a_request_may_have_is_described(schema: dict[str, Any]) -> None:
+    for path, method, operation in operations(schema):
+        for media_type, media in resolve(schema, operation.get("requestBody", {})).get("content", {}).items():
+            assert not list(undescribed(schema, media["schema"], f"{method} {path} {media_type}"))
+
+
 def examples(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
     """Yield where each example stands, the schema that it is of, and the example."""
 
