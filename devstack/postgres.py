@@ -59,6 +59,8 @@ class Postgres:
     fsync off, for tests that never lose power.  settings: more of postgresql.conf's, by name.
     """
 
+    name = "PostgreSQL"
+
     def __init__(self, home: Path, *, durable: bool = True, settings: Mapping[str, str] | None = None) -> None:
         self.home = home.absolute()
         self._durable = durable
@@ -73,6 +75,16 @@ class Postgres:
             self._as = {"user": self._owner.pw_uid, "group": self._owner.pw_gid, "extra_groups": []}
 
     # --- what is there --------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Return whether the postmaster lives."""
+        return self.pid is not None if self._process is None else self._process.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """Return the exit code of the postmaster, if it has ended and this process had started it."""
+        return None if self._process is None else self._process.poll()
 
     @property
     def log(self) -> Path:

@@ -21,15 +21,17 @@ from typing import Any
 from devstack.errors import DevstackError
 from devstack.http_receiver import OK, Received, Receiver, Response, verify
 from devstack.locks import locked
-from devstack.processes import ROOT, Process, manage
+from devstack.processes import ROOT, manage
 from devstack.sockets import why_port_is_not_free
 from devstack.stack import ENVIRONMENT, Stack
+from devstack.supervisor import Child, how_it_ended
 from devstack.waiting import wait_until
 
 LOCAL = ROOT / ".local"
 ENV_FILE = LOCAL / "env"
 DEMO_FILE = LOCAL / "demo.json"
 DELIVERY_SECONDS = 60
+LOOK_SECONDS = 0.5
 ADMIN_USER = "admin"
 
 # What the demo needs beside the defaults; anything set in the environment wins.
@@ -100,7 +102,7 @@ class Run:
         self.announced = False
         self.stack = Stack(LOCAL, choose_environment(), port)
         self._stops: list[tuple[str, Callable[[], object]]] = []
-        self.watched: list[Process] = []
+        self.watched: list[Child] = []
         self.ended = threading.Event()
         self._arrived: dict[str, Received] = {}
 
@@ -136,10 +138,12 @@ class Run:
 
     def start_processes(self) -> str:
         """Start web and worker; return the API's base URL."""
-        for process in (self.stack.make_web(), self.stack.make_worker()):
+        web, worker = self.stack.make_web(), self.stack.make_worker()
+        for process in (web, worker):
             self._stops.append((process.name, process.start().stop))
-            self.watched.append(process)
-        self.watched[0].wait_for_url(f"{self.stack.url}/api/health")
+        web.wait_for_url(f"{self.stack.url}/api/health")
+        # The servers first: what they take down with them is not the reason.
+        self.watched = [*self.stack.servers, web, worker]
         return self.stack.url
 
     # --- the first webhook ----------------------------------------------------------------------------
@@ -151,11 +155,11 @@ class Run:
     # --- staying and stopping -------------------------------------------------------------------------
 
     def stay(self) -> int:
-        """Wait for Ctrl-C (0) or the death of a process (1)."""
-        while not self.ended.wait(0.5):
-            for process in self.watched:
-                if not process.alive:
-                    say(f"The {process.name} process exited ({process.log}): {process.last_line()}")
+        """Wait for Ctrl-C (0) or the end of a server or a process (1)."""
+        while not self.ended.wait(LOOK_SECONDS):
+            for child in self.watched:
+                if not child.alive:
+                    say(how_it_ended(child))
                     return 1
         return 0
 

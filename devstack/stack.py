@@ -103,6 +103,11 @@ class Stack:
         self.start_servers()
         self.migrate()
 
+    @property
+    def servers(self) -> list[Postgres | Valkey]:
+        """Return the servers that are our own."""
+        return [*([self.postgres] if self._owns_database else []), *([] if "REDIS_URL" in self.env else [self.valkey])]
+
     def start_servers(self) -> None:
         """Start PostgreSQL and Valkey."""
         if self._owns_database:
@@ -341,8 +346,8 @@ class Stack:
         key = f"trk_{prefix}_{uuid.uuid4().hex}"
         self.sql(
             "INSERT INTO orgs_apikey (id, organization_id, name, prefix, secret_hash, scopes)"
-            " VALUES (uuidv7(), %s, '', %s, %s, %s)",
-            (organization, prefix, hashlib.sha256(key.encode()).digest(), list(SCOPES)),
+            " VALUES (%s, %s, '', %s, %s, %s)",
+            (uuid.uuid4(), organization, prefix, hashlib.sha256(key.encode()).digest(), list(SCOPES)),
         )
         return key
 

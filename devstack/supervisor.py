@@ -1,4 +1,4 @@
-"""Restarts what was killed, as systemd or compose would."""
+"""Restarts what was killed, as systemd or compose would, or tells what has ended."""
 
 from __future__ import annotations
 
@@ -8,14 +8,42 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
 
 from devstack import pids
+from devstack.errors import last_line_of
 from devstack.processes import Process
 
 LOOK_SECONDS = 0.05
 # What is left of a service whose main process died gets SIGTERM, and after this long SIGKILL.
 LEFTOVER_SECONDS = 5.0
 RESTART_SECONDS = 0.2
+
+
+class Child(Protocol):
+    """A process or a server.  returncode: None while it lives, and where another process had started it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def log(self) -> Path: ...
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def returncode(self) -> int | None: ...
+
+
+def how_it_ended(child: Child) -> str:
+    """Return in one line which child has ended, how, and where its log is."""
+    code = child.returncode
+    if code is None:
+        how = ""
+    elif code < 0:
+        how = f" (killed by {signal.Signals(-code).name})"
+    else:
+        how = f" (exit status {code})"
+    return f"{child.name} has ended{how}. The last line of its log, {child.log}: {last_line_of(child.log)}"
 
 
 class Supervised:

@@ -29,11 +29,23 @@ class Valkey:
     home: its folder; the same home is the same server, also for another process.
     """
 
+    name = "Valkey"
+
     def __init__(self, home: Path) -> None:
         self.home = home.absolute()
         self._process: subprocess.Popen[bytes] | None = None
 
     # --- what is there --------------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Return whether the server lives."""
+        return self.pid is not None if self._process is None else self._process.poll() is None
+
+    @property
+    def returncode(self) -> int | None:
+        """Return the exit code of the server, if it has ended and this process had started it."""
+        return None if self._process is None else self._process.poll()
 
     @property
     def log(self) -> Path:

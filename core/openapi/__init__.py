@@ -6,10 +6,11 @@ of this package.  The error responses that any operation may give, and the heade
 """
 
 from core.openapi.pages import page_of
-from core.openapi.parameters import PAGE, SINCE, UNTIL, location, query, rate_limit
+from core.openapi.parameters import PAGE, SINCE, UNTIL, location, path_id, query, rate_limit
 from core.openapi.responses import HEADERS, conflict, refusals
 from core.openapi.types import Schema
 
 __all__ = [
-    "HEADERS", "PAGE", "SINCE", "UNTIL", "Schema", "conflict", "location", "page_of", "query", "rate_limit", "refusals",
+    "HEADERS", "PAGE", "SINCE", "UNTIL", "Schema", "conflict", "location", "page_of", "path_id", "query", "rate_limit",
+    "refusals",
 ]  # fmt: skip

@@ -35,7 +35,10 @@ class ApiSchema(AutoSchema):
             if "$ref" not in response:
                 response["description"] = response["description"] or "Done."
                 response["headers"] = {**response.get("headers", {}), **header_refs(*EVERY_RESPONSE)}
-        operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/X-Request-Id"})
+        for parameter in operation.setdefault("parameters", []):
+            if parameter["in"] == "path":
+                parameter.setdefault("description", _describe_id(parameter["name"]))
+        operation["parameters"].append({"$ref": "#/components/parameters/X-Request-Id"})
         if self._is_idempotent():
             self._add_idempotency_key(operation)
         if (scope := self._scope()) is not None:
@@ -100,6 +103,11 @@ class StrictSerializerSchema(OpenApiSerializerExtension):  # type: ignore[no-unt
                 if shown:
                     member["description"] = f"{member.get('description', '')} Default: {shown}.".strip()
         return {**schema, "additionalProperties": False}
+
+
+def _describe_id(name: str) -> str:
+    """Return the description of a parameter in a path that has none of its own, such as `event_type_id`."""
+    return f"The id of the {name.removesuffix('_id').replace('_', ' ')}."
 
 
 def _drop_enum_ids(part: Any) -> None:

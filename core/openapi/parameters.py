@@ -18,6 +18,11 @@ def query(
     return OpenApiParameter(name, type_, OpenApiParameter.QUERY, description=description, enum=enum)
 
 
+def path_id(name: str, description: str) -> OpenApiParameter:
+    """Return an id in a path. Without it, the description of `event_id` is "The id of the event."."""
+    return OpenApiParameter(name, OpenApiTypes.UUID, OpenApiParameter.PATH, description=description)
+
+
 PAGE = [
     OpenApiParameter(
         "limit",

@@ -25,7 +25,12 @@ class ApiKeyCreate(StrictSerializer):
     """What `POST /api/keys` takes."""
 
     name = StrictCharField(
-        max_length=200, required=False, default="", allow_blank=True, validators=[validate_plain_text]
+        max_length=200,
+        required=False,
+        default="",
+        allow_blank=True,
+        validators=[validate_plain_text],
+        help_text="What the key is for, in your own words.",
     )
     scopes = serializers.ListField(
         child=StrictChoiceField(choices=Scope.choices),

@@ -4,7 +4,7 @@
 function is_genuine(string $secret, array $headers, string $body): bool
 {
     $timestamp = $headers['webhook-timestamp'] ?? '';
-    if (!ctype_digit($timestamp) || abs(time() - (int) $timestamp) > 300) {
+    if (!preg_match('/\A\d+\z/', $timestamp) || abs(time() - (int) $timestamp) > 300) {
         return false;
     }
     $key = base64_decode(preg_replace('/^whsec_/', '', $secret));

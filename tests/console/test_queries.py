@@ -18,6 +18,7 @@ from django.utils import timezone
 from console import failures, search
 from console.lists import LIST_BOUND
 from console.pages.attempts import OutcomeFilter
+from devstack.sql import uuid7
 from events.models import Event
 from orgs.models import AuditEntry, Organization
 from tests.console.conftest import Staff
@@ -29,18 +30,18 @@ BIG = ("events_event", "webhooks_delivery", "webhooks_deliveryattempt", "orgs_au
 # A page may look at this many rows of a big table: what the list's bound allows, and what a filter passes over.
 MAY_LOOK_AT = 5 * LIST_BOUND
 
-FILL = """
+FILL = f"""
 INSERT INTO events_event (
     id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at
 )
-SELECT uuidv7(-i * interval '1 second'), o.ids[1 + i %% 3], 'type.' || i %% 50, '{"n": 1}',
+SELECT {uuid7("-i * interval '1 second'")}, o.ids[1 + i %% 3], 'type.' || i %% 50, '{{"n": 1}}',
        CASE WHEN i %% 10 = 0 THEN 'dedup-' || i END,
        CASE WHEN i %% 400 = 1 THEN 'error' WHEN i %% 400 = 2 THEN 'accepted' ELSE 'processed' END, 0, '',
        now(), now() - i * interval '1 second'
 FROM generate_series(1, %(rows)s) AS i, (SELECT array_agg(id ORDER BY id) AS ids FROM orgs_organization) AS o;
 INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, cause, attempts_used,
                                attempt_count, last_error, created_at, completed_at, next_attempt_at, lease_expires_at)
-SELECT uuidv7(created_at - now()), organization_id, id, s.ids[1 + n %% 5],
+SELECT {uuid7("created_at - now()")}, organization_id, id, s.ids[1 + n %% 5],
        status, 'schedule', 1, 1, '', created_at, CASE WHEN status IN ('delivered', 'failed') THEN created_at END,
        CASE WHEN status = 'pending' THEN now() + interval '1 day' END,
        CASE WHEN status = 'delivering' THEN now() END
@@ -55,7 +56,7 @@ INSERT INTO webhooks_deliveryattempt (delivery_id, number, cause, started_at, du
 SELECT id, 1, 'schedule', created_at, 5, 500, CASE WHEN status = 'delivered' THEN '' ELSE 'http_status' END, '', ''
 FROM webhooks_delivery ORDER BY id;
 INSERT INTO orgs_auditentry (id, organization_id, actor, action, target, detail, address, request_id, created_at)
-SELECT uuidv7(-i * interval '1 second'), o.ids[1 + i %% 3], 'key:' || i %% 20, 'delivery.retry', '', '{}', '', '',
+SELECT {uuid7("-i * interval '1 second'")}, o.ids[1 + i %% 3], 'key:' || i %% 20, 'delivery.retry', '', '{{}}', '', '',
        now() - i * interval '1 second'
 FROM generate_series(1, %(rows)s) AS i, (SELECT array_agg(id ORDER BY id) AS ids FROM orgs_organization) AS o;
 """
@@ -224,7 +225,7 @@ def test_the_newest_events_of_a_type_are_found_without_reading_as_many_of_each_o
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error,"
-            " created_at) SELECT uuidv7(-ago), o, 'of.many', '{}',"
+            f" created_at) SELECT {uuid7('-ago')}, o, 'of.many', '{{}}',"
             " CASE WHEN n = 1 AND o = %(one)s THEN 'accepted' ELSE 'processed' END, 0, '', now() - ago"
             " FROM unnest(%(owners)s::uuid[]) AS o, generate_series(1, 40) AS n, LATERAL ("
             " SELECT make_interval(secs => CASE WHEN o = %(one)s THEN n ELSE 60 + n * 7 + ascii(o::text) END) AS ago"

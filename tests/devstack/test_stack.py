@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from psycopg import sql
 
-from devstack.binaries import valkey_program
+from devstack.binaries import copy_postgres, valkey_program
+from devstack.errors import DevstackError
 from devstack.postgres import DATABASE
+from devstack.sql import uuid7
 from devstack.stack import Stack
 
 
@@ -72,3 +75,21 @@ def test_a_redis_of_the_machine_is_run_by_the_name_that_it_has(tmp_path: Path, m
     link.symlink_to(program.name)
     monkeypatch.setenv("DEVSTACK_REDIS", str(link))
     assert valkey_program() == link
+
+
+def test_another_postgresql_than_the_one_that_was_asked_for_is_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEVSTACK_POSTGRES", "/root/postgresql-17/bin")
+    with pytest.raises(DevstackError, match=r"^DEVSTACK_POSTGRES: /root/postgresql-17/bin isn't open to every user"):
+        copy_postgres(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_ids_made_by_sql_are_in_the_order_of_their_times(old: Stack) -> None:
+    ids = [old.value(f"SELECT {uuid7(shift)}") for shift in ("interval '-1 day'", "interval '0'", "interval '1 day'")]
+    assert sorted(ids) == ids
+    assert [one.version for one in ids] == [7, 7, 7]
+    assert {one.variant for one in ids} == {uuid.RFC_4122}
+    times = [one.int >> 80 for one in ids]
+    assert [round((at - times[1]) / 86_400_000, 3) for at in times] == [-1, 0, 1]

@@ -81,8 +81,9 @@ LANGUAGES = {
     "go": Language("go", "webhooks/verify.go", "receiver.go", "send.go", ["./receiver"], ["./send"],
                    (["go", "mod", "init", "receiver"], ["go", "build", "receiver.go"], ["go", "build", "send.go"]),
                    known=go),
+    # Without extensions of PHP that may not be there.
     "php": Language("php", "verify.php", "receiver.php", "send.php",
-                    [RUN, "-S", "localhost:{port}", "receiver.php"], [RUN, "send.php"]),
+                    [RUN, "-n", "-S", "localhost:{port}", "receiver.php"], [RUN, "-n", "send.php"]),
     "ruby": Language("ruby", "verify.rb", "receiver.rb", "send.rb", [RUN, "receiver.rb"], [RUN, "send.rb"]),
     "java": Language("java", "Webhooks.java", "Receiver.java", "Send.java", [RUN, "Receiver"], [RUN, "Send"],
                      (["javac", "Webhooks.java", "Receiver.java", "Send.java"],)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.cookiejar
 import os
 import re
@@ -77,6 +78,17 @@ class Clone:
                 found.append(command)
         return found
 
+    def worker(self) -> int | None:
+        """Return the process id of the worker, which is in a session of its own."""
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                works_here = os.readlink(entry / "cwd") == str(self.folder)
+                if works_here and b"manage.py\0rqworker" in (entry / "cmdline").read_bytes():
+                    pid = int(entry.name)
+                    if os.getsid(pid) == pid:
+                        return pid
+        return None
+
     def servers_run(self) -> bool:
         """Return whether the clone's PostgreSQL or Valkey runs, wherever its data is."""
         local = self.folder / ".local"
@@ -128,6 +140,10 @@ class Running:
     def interrupt(self) -> int:
         """Press Ctrl-C: SIGINT to the whole group in the foreground; return the exit code."""
         os.killpg(self._process.pid, signal.SIGINT)
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait until it ends; return the exit code."""
         code = self._process.wait(90)
         self._reader.join(10)
         return code
@@ -261,6 +277,44 @@ def test_make_run_shows_a_first_webhook_stays_up_and_leaves_nothing_behind(clone
         first.end()
         if beside is not None:
             beside.end()
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Iterator[Clone]:
+    """Return a clone."""
+    made = Clone(tmp_path / "triggers")
+    yield made
+    made.clean()
+
+
+@pytest.mark.parametrize(
+    ("name", "log"), [("PostgreSQL", "postgres.log"), ("Valkey", "valkey.log"), ("worker_1", "worker_1.log")]
+)
+def test_when_a_part_of_it_ends_make_run_says_which_one_and_stops_the_others(clone: Clone, name: str, log: str) -> None:
+    running = Running(clone, free_port())
+    try:
+        running.wait_for(r"^Ctrl-C stops everything\.$")
+        local = clone.folder / ".local"
+        pids = {
+            "PostgreSQL": lambda: Postgres(local / "postgres").pid,
+            "Valkey": lambda: Valkey(local / "valkey").pid,
+            "worker_1": clone.worker,
+        }
+        pid = pids[name]()
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        told = running.wait_for(
+            rf"^{name} has ended \(killed by SIGKILL\)\. The last line of its log, (\S+): \S.*$", 10
+        )
+        assert Path(told[1]).name == log
+        assert Path(told[1]).exists()
+        assert running.wait() == 1
+        after = running.text[running.text.index(told[0]) :].splitlines()
+        assert after == [told[0], "Stopping ..."]
+        assert clone.processes() == []
+        assert not clone.servers_run()
+    finally:
+        running.end()
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ def test_one_undelivered_event_behind_a_long_history_is_found_without_walking_it
     lost = accept(organization, 2)
     _add_many(organization, subscription.pk, "delivered")
     found: list[str] = []
-    assert 0 < _rows_read(lambda: found.extend(listed(api))) < 200
+    assert 0 < _rows_read(lambda: found.extend(listed(api))) < 500  # of 40,000
     assert found == text(*reversed(lost))
 
 

@@ -140,7 +140,8 @@ def test_while_indexes_are_built_the_old_code_goes_on_writing(stack: Stack, env:
     url = stack.postgres.url(DATABASE)
     insert = (
         "INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, cause, attempts_used,"
-        " attempt_count, last_error) VALUES (uuidv7(), uuidv7(), uuidv7(), uuidv7(), 'pending', 'schedule', 0, 0, '')"
+        " attempt_count, last_error) SELECT id, id, id, id, 'pending', 'schedule', 0, 0, ''"
+        " FROM gen_random_uuid() AS id"
     )
     with psycopg.connect(url, autocommit=True) as old, psycopg.connect(url, autocommit=True) as other:
         old.execute("BEGIN")

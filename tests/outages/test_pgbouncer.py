@@ -13,6 +13,7 @@ from devstack.errors import DevstackError
 from devstack.http_receiver import Receiver
 from devstack.pgbouncer import PgBouncer, find
 from devstack.processes import ROOT
+from devstack.sql import uuid7
 from devstack.stack import ROLES, Stack
 from devstack.waiting import wait_until
 from tests.servers import HOME
@@ -102,7 +103,7 @@ def test_a_killed_worker_s_leases_come_back_through_the_pooler_and_the_sweep_goe
         # No wake-up tells of this one: the sweep finds it.
         stack.sql(
             "INSERT INTO events_event (id, organization_id, type, data, status, failed_attempts, last_error)"
-            " SELECT uuidv7(), organization_id, type, data, 'accepted', 0, '' FROM events_event LIMIT 1"
+            f" SELECT {uuid7()}, organization_id, type, data, 'accepted', 0, '' FROM events_event LIMIT 1"
         )
         receiver.wait_for(3, timeout=60)
         wait_until_settled(stack)

@@ -124,16 +124,33 @@ def test_every_error_that_an_operation_can_give_is_described(schema: dict[str, A
     }  # fmt: skip
 
 
-def test_every_parameter_and_member_has_a_type(schema: dict[str, Any]) -> None:
+def test_every_parameter_has_a_description_and_every_member_a_type(schema: dict[str, Any]) -> None:
     for path, _, operation in operations(schema):
         parameters = [resolve(schema, one) for one in operation.get("parameters", [])]
         assert {one["name"] for one in parameters if one["in"] == "path"} == set(re.findall(r"{(\w+)}", path))
         for one in parameters:
             assert one["schema"], (path, one["name"])
-            assert one["in"] == "path" or one["description"], (path, one["name"])
+            assert one["description"], (path, one["name"])
     for name, component in schema["components"]["schemas"].items():
         for member, part in component.get("properties", {}).items():
             assert part, (name, member)
+
+
+def undescribed(schema: dict[str, Any], part: dict[str, Any], where: str) -> Iterator[str]:
+    """Yield where a schema has members without a description."""
+    part = resolve(schema, part)
+    for name, member in part.get("properties", {}).items():
+        if not (member.get("description") or resolve(schema, member).get("description")):
+            yield f"{where} {name}"
+        yield from undescribed(schema, member, f"{where} {name}")
+    for inner in (*part.get("oneOf", []), *part.get("anyOf", []), *([part["items"]] if "items" in part else [])):
+        yield from undescribed(schema, inner, where)
+
+
+def test_every_member_that_a_request_may_have_is_described(schema: dict[str, Any]) -> None:
+    for path, method, operation in operations(schema):
+        for media_type, media in resolve(schema, operation.get("requestBody", {})).get("content", {}).items():
+            assert not list(undescribed(schema, media["schema"], f"{method} {path} {media_type}"))
 
 
 def examples(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:

@@ -16,12 +16,22 @@ from core.db import describe_database_fault
 from devstack.processes import ROOT
 from triggers_project.start_checks import OLDEST_POSTGRES, OLDEST_REDIS, is_too_old
 
-CI: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
-RELEASE: dict[str, Any] = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+WORKFLOWS: dict[str, dict[str, Any]] = {
+    path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")
+}
+CI, RELEASE, WEEKLY = (WORKFLOWS[name] for name in ("ci", "release", "weekly"))
+# What somebody runs while working on the code, and what measures rather than checks.
+NOT_CHECKS = {"help", "run", "coverage", "format", "clients", "docs-serve", "bench", "soak", "clean"}
 
 
 def _commands(job: str) -> list[str]:
     return [step["run"] for step in CI["jobs"][job]["steps"] if "run" in step]
+
+
+def _made(workflow: dict[str, Any]) -> set[str]:
+    """Return the targets of the Makefile that a workflow runs."""
+    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    return {target for command in commands for target in re.findall(r"\bmake ([a-z-]+)", command)}
 
 
 def test_every_test_job_runs_the_gate() -> None:
@@ -30,17 +40,15 @@ def test_every_test_job_runs_the_gate() -> None:
         assert _commands(job)[-1] == ".ci/run"
 
 
-def test_every_make_target_exists() -> None:
+def test_every_check_runs_somewhere() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    used = {
-        target
-        for job in CI["jobs"] for command in _commands(job) for target in re.findall(r"\bmake ([a-z-]+)", command)
+    assert _made(CI) == {
+        "lint", "chart-check", "docs", "image", "bench-check", "clients-check", "upgrade-check", "workflows-check",
     }  # fmt: skip
-    assert used == {"lint", "chart-check", "docs", "image", "bench-check", "clients-check", "upgrade-check",
-                    "workflows-check"}  # fmt: skip
-    assert used <= targets
-    released = [step["run"] for step in RELEASE["jobs"]["image"]["steps"] if "run" in step]
-    assert {word for run in released for word in re.findall(r"\bmake ([a-z-]+)", run)} == {"sbom"} <= targets
+    assert _made(RELEASE) == {"sbom"}
+    assert _made(WEEKLY) == {"integrations", "monitoring-check"}
+    run = set().union(*(_made(workflow) for workflow in WORKFLOWS.values()))
+    assert run | {"test"} == targets - NOT_CHECKS  # `make test` is .ci/run
 
 
 def test_the_versions_are_those_of_the_documentation() -> None:
@@ -82,3 +90,9 @@ def test_one_version_is_named_everywhere() -> None:
 def test_releases_come_from_version_tags_only() -> None:
     # YAML reads `on` as true.
     assert RELEASE[True] == {"push": {"tags": ["v*"]}}
+
+
+def test_what_others_can_break_is_tried_every_week_and_on_request() -> None:
+    assert set(WEEKLY[True]) == {"schedule", "workflow_dispatch"}
+    (schedule,) = WEEKLY[True]["schedule"]
+    assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", schedule["cron"])

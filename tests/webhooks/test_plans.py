@@ -20,6 +20,7 @@ from django.utils import timezone
 
 from core.db import server_cursor
 from core.ids import new_id
+from devstack.sql import uuid7
 from events import backlog, group_commit, ingest, pacing
 from events.models import Event
 from events.payload import NewEvent
@@ -61,21 +62,21 @@ def _run(statement: str, *parameters: Any) -> None:
         cursor.execute(statement, parameters)
 
 
-_EVENTS = """
+_EVENTS = f"""
 INSERT INTO events_event
     (id, organization_id, type, data, dedup_id, status, failed_attempts, last_error, due_at, created_at, processed_at)
-SELECT uuidv7(t - now()), %s, 'order.' || n %% 20, '{"n": 1}', 'd-' || n, 'processed', 0, '', t, t, t
-FROM (SELECT n, now() - interval '20 days' + n * interval '20 days' / %s AS t FROM generate_series(1, %s) AS n)
+SELECT {uuid7("t - now()")}, %s, 'order.' || n %% 20, '{{"n": 1}}', 'd-' || n, 'processed', 0, '', t, t, t
+FROM (SELECT n, now() - interval '20 days' + n * interval '20 days' / %s AS t FROM generate_series(1, %s) AS n) AS e
 """
 _KEYS = """
 INSERT INTO events_dedupkey (organization_id, dedup_id, event_id, fingerprint, expires_at)
 SELECT organization_id, dedup_id, id, '\\x00', now() + interval '1 day' FROM events_event
 """
-_DELIVERIES = """
+_DELIVERIES = f"""
 INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
     attempts_used, attempt_count, last_status_code, last_error, completed_at, created_at)
-SELECT uuidv7(e.created_at - now()), e.organization_id, e.id, s, 'delivered', e.created_at, 'schedule', 1, 1, 200, '',
-    e.created_at, e.created_at FROM events_event e, unnest(%s::uuid[]) AS s
+SELECT {uuid7("e.created_at - now()")}, e.organization_id, e.id, s, 'delivered', e.created_at, 'schedule', 1, 1,
+    200, '', e.created_at, e.created_at FROM events_event e, unnest(%s::uuid[]) AS s
 """
 _ATTEMPTS = """
 INSERT INTO webhooks_deliveryattempt

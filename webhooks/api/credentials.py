@@ -216,29 +216,35 @@ _KINDS: dict[str, tuple[type[StrictSerializer], type[Auth]]] = {
 
 
 def _object(name: str, required: list[str], **properties: Any) -> dict[str, Any]:
+    kind = {"type": "string", "enum": [name], "description": "The kind of authorization."}
     return {
         "type": "object",
         "required": ["type", *required],
-        "properties": {"type": {"type": "string", "enum": [name]}, **properties},
+        "properties": {"type": kind, **properties},
         "additionalProperties": False,
     }
 
 
-def _string(description: str = "", most: int = MAX_CREDENTIAL, **more: Any) -> dict[str, Any]:
-    return {"type": "string", "maxLength": most, **({"description": description} if description else {}), **more}
+def _string(description: str, most: int = MAX_CREDENTIAL, **more: Any) -> dict[str, Any]:
+    return {"type": "string", "maxLength": most, "description": description, **more}
 
 
 @extend_schema_field(
     {
         "oneOf": [
-            _object("basic", ["username", "password"], username=_string(), password=_string()),
-            _object("bearer", ["token"], token=_string(most=MAX_TOKEN)),
+            _object(
+                "basic",
+                ["username", "password"],
+                username=_string("The user's name."),
+                password=_string("The user's password."),
+            ),
+            _object("bearer", ["token"], token=_string("Sent as `Authorization: Bearer`.", MAX_TOKEN)),
             _object(
                 "oauth2",
                 ["token_url", "client_id", "client_secret"],
                 token_url=_string("Where tokens are asked for.", 2048, format="uri"),
-                client_id=_string(minLength=1),
-                client_secret=_string(minLength=1),
+                client_id=_string("The client's id.", minLength=1),
+                client_secret=_string("The client's secret.", minLength=1),
                 scope=_string("Scopes, separated by spaces."),
                 audience=_string("For authorization servers that ask for it."),
                 client_authentication=_string(

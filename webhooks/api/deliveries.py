@@ -14,7 +14,7 @@ from rest_framework.response import Response
 
 from core.db import after_transaction
 from core.json_body import read_object
-from core.openapi import PAGE, SINCE, UNTIL, conflict, location, query
+from core.openapi import PAGE, SINCE, UNTIL, conflict, location, path_id, query
 from core.problems import Problem, invalid, no_such, not_found
 from core.query import PAGE_PARAMETERS, identifier, moment, one_of, page, parse_parameters
 from core.url_prefix import full_path
@@ -256,6 +256,7 @@ class DeliveryViewSet(OrganizationViewSet[Delivery]):
         operation_id="getRetryRun",
         tags=["Deliveries"],
         summary="Get the progress of a retry of many",
+        parameters=[path_id("retry_id", "The id that `POST /api/deliveries/retry` returned.")],
         responses=bulk_retries.RetryRunSerializer,
     )
     def retry_run(self, request: Request, retry_id: uuid.UUID) -> Response:

@@ -93,7 +93,13 @@ class HookCreateSerializer(StrictSerializer):
     event_types = OneOrMoreTypesField(required=False)
     # Zapier may repeat the URL under this name, for a protocol that is older than its REST hooks.
     subscription_url = serializers.JSONField(required=False, help_text="Ignored.")
-    description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
+    description = StrictCharField(
+        max_length=500,
+        required=False,
+        allow_blank=True,
+        validators=[validate_plain_text],
+        help_text="What it is for, in your own words.",
+    )
     filter = FilterField(required=False, allow_null=True, help_text="As of a subscription.")
     channels = ChannelsField(required=False, help_text="As of a subscription.")
     handshake = handshake_field()

@@ -21,7 +21,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from core.json_body import read_object
-from core.openapi import conflict, query, refusals
+from core.openapi import conflict, path_id, query, refusals
 from orgs.authentication import caller_of
 from orgs.scopes import Scope
 from webhooks.api import inbox_requests as requests
@@ -36,6 +36,7 @@ _waiting_places = threading.BoundedSemaphore(max(1, settings.WEB_THREADS // 4))
 
 _INBOX = query("inbox", "The inbox's name; without one, the `default` inbox, which is made at its first use.")
 _TYPE = query("type", "Only events of this type, or of types with this prefix (`order.*`).")
+_ITEM_ID = path_id("item_id", "The id of the event, or of its delivery.")
 _EVENT_ID = "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"
 _LEASE_ID = "0198f2d1-0a00-7c10-8f00-5d3b2c1a0f9e"
 _ACK = OpenApiExample("by event", {"lease_id": _LEASE_ID, "event_ids": [_EVENT_ID]}, request_only=True)
@@ -240,6 +241,7 @@ class InboxEventAckView(APIView):
         operation_id="acknowledgeEvent",
         tags=["Inbox"],
         summary="Acknowledge an event",
+        parameters=[_ITEM_ID],
         request=shapes.SingleIn,
         responses={200: shapes.AcknowledgedOne, **conflict("not_acknowledged")},
         examples=[_SINGLE],
@@ -257,6 +259,7 @@ class InboxAckEventView(InboxEventAckView):
         operation_id="acknowledgeEventAlias",
         tags=["Inbox"],
         summary="Acknowledge an event",
+        parameters=[_ITEM_ID],
         request=shapes.SingleIn,
         responses={200: shapes.AcknowledgedOne, **conflict("not_acknowledged")},
         examples=[_SINGLE],

@@ -10,6 +10,7 @@ from webhooks.api.inbox_requests import DEFAULT_VISIBILITY, MAX_IDS, MAX_VISIBIL
 from webhooks.destinations.inbox.fetching import ItemStatus
 from webhooks.states import DeliveryState
 
+_FAILED_HELP = "How many were not found, or not under the lease."
 _INBOX_HELP = "The inbox's name; without one, the `default` inbox."
 
 
@@ -46,8 +47,12 @@ class InboxPage(OutputSerializer):
 
 
 class _IdsIn(StrictSerializer):
-    event_ids = serializers.ListField(child=serializers.CharField(), required=False, max_length=MAX_IDS)
-    delivery_ids = serializers.ListField(child=serializers.CharField(), required=False, max_length=MAX_IDS)
+    event_ids = serializers.ListField(
+        child=serializers.CharField(), required=False, max_length=MAX_IDS, help_text="The `id` of each event."
+    )
+    delivery_ids = serializers.ListField(
+        child=serializers.CharField(), required=False, max_length=MAX_IDS, help_text="The `delivery_id` of each event."
+    )
     lease_id = serializers.UUIDField(
         required=False, allow_null=True, help_text="Only events that are still under this lease."
     )
@@ -91,7 +96,7 @@ class SingleIn(StrictSerializer):
 
 class _Result(OutputSerializer):
     event_id = serializers.CharField(required=False, help_text="As it was given; or `delivery_id`.")
-    delivery_id = serializers.CharField(required=False)
+    delivery_id = serializers.CharField(required=False, help_text="As it was given; or `event_id`.")
     status = serializers.ChoiceField(
         choices=[status.value for status in ItemStatus],
         help_text="`lease_expired`: another consumer has fetched it since, or it was given back. `not_found`: it "
@@ -110,7 +115,7 @@ class AcknowledgedItem(_Result):
 class GivenBackItem(_Result):
     """What became of one item."""
 
-    available_at = serializers.DateTimeField(allow_null=True)
+    available_at = serializers.DateTimeField(allow_null=True, help_text="When it can be fetched again.")
 
 
 @extend_schema_serializer(component_name="ExtendedItem")
@@ -125,7 +130,7 @@ class Acknowledged(OutputSerializer):
     """What became of each item, in the order of the request."""
 
     acknowledged = serializers.IntegerField(help_text="Also those that were acknowledged before.")
-    failed = serializers.IntegerField()
+    failed = serializers.IntegerField(help_text=_FAILED_HELP)
     results = AcknowledgedItem(many=True)
 
 
@@ -134,7 +139,7 @@ class GivenBack(OutputSerializer):
     """What became of each item, in the order of the request."""
 
     given_back = serializers.IntegerField()
-    failed = serializers.IntegerField()
+    failed = serializers.IntegerField(help_text=_FAILED_HELP)
     results = GivenBackItem(many=True)
 
 
@@ -143,7 +148,7 @@ class Extended(OutputSerializer):
     """What became of each item, in the order of the request."""
 
     extended = serializers.IntegerField()
-    failed = serializers.IntegerField()
+    failed = serializers.IntegerField(help_text=_FAILED_HELP)
     results = ExtendedItem(many=True)
 
 

@@ -129,7 +129,13 @@ class SubscriptionChangeSerializer(StrictSerializer):
         help_text="When a delivery with an ordering key has failed: `skip` continues with the next one, `block` keeps "
         "the key waiting until the failed one is retried successfully.",
     )
-    description = StrictCharField(max_length=500, required=False, allow_blank=True, validators=[validate_plain_text])
+    description = StrictCharField(
+        max_length=500,
+        required=False,
+        allow_blank=True,
+        validators=[validate_plain_text],
+        help_text="What it is for, in your own words.",
+    )
     uid = StrictCharField(
         max_length=255,
         required=False,
@@ -139,8 +145,20 @@ class SubscriptionChangeSerializer(StrictSerializer):
     )
     metadata = MetadataField(required=False)
     headers = HeadersField(required=False)
-    max_in_flight = StrictIntegerField(min_value=1, max_value=10_000, required=False, allow_null=True)
-    deliveries_per_second = StrictFloatField(min_value=0.01, max_value=100_000, required=False, allow_null=True)
+    max_in_flight = StrictIntegerField(
+        min_value=1,
+        max_value=10_000,
+        required=False,
+        allow_null=True,
+        help_text="At most so many requests at the same time. Null for the limit of this installation.",
+    )
+    deliveries_per_second = StrictFloatField(
+        min_value=0.01,
+        max_value=100_000,
+        required=False,
+        allow_null=True,
+        help_text="At most so many requests per second, on average. Null for no limit.",
+    )
     format = StrictChoiceField(
         choices=list(FORMATS),
         required=False,

@@ -15,7 +15,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from core.json_body import read_object
-from core.openapi import PAGE, conflict, location, query, refusals
+from core.openapi import PAGE, conflict, location, path_id, query, refusals
 from core.problems import Problem, invalid, no_such
 from core.query import PAGE_PARAMETERS, one_of, page, parse_parameters, text
 from core.serializers import StrictSerializer
@@ -441,6 +441,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         operation_id="getRecovery",
         tags=["Subscriptions"],
         summary="Get a recovery's progress",
+        parameters=[path_id("run_id", "The id that `POST /api/subscriptions/{subscription_id}/recover` returned.")],
         responses=RecoverySerializer,
     )
     def recovery(self, request: Request, subscription_id: uuid.UUID, run_id: uuid.UUID) -> Response:

@@ -1237,6 +1237,7 @@ export interface components {
         AcknowledgedItem: {
             /** @description As it was given; or `delivery_id`. */
             event_id?: string;
+            /** @description As it was given; or `event_id`. */
             delivery_id?: string;
             /** @description `lease_expired`: another consumer has fetched it since, or it was given back. `not_found`: it isn't in the inbox. */
             status: components["schemas"]["InboxItemStatus"];
@@ -1245,6 +1246,7 @@ export interface components {
         };
         /** @description What `POST /api/keys` takes. */
         ApiKeyCreateRequest: {
+            /** @description What the key is for, in your own words. */
             name?: string;
             /** @description Defaults to the scopes of the calling key, and can't go beyond them. */
             scopes?: components["schemas"]["Scope"][];
@@ -1778,6 +1780,7 @@ export interface components {
         ExtendedItem: {
             /** @description As it was given; or `delivery_id`. */
             event_id?: string;
+            /** @description As it was given; or `event_id`. */
             delivery_id?: string;
             /** @description `lease_expired`: another consumer has fetched it since, or it was given back. `not_found`: it isn't in the inbox. */
             status: components["schemas"]["InboxItemStatus"];
@@ -1796,10 +1799,14 @@ export interface components {
         GivenBackItem: {
             /** @description As it was given; or `delivery_id`. */
             event_id?: string;
+            /** @description As it was given; or `event_id`. */
             delivery_id?: string;
             /** @description `lease_expired`: another consumer has fetched it since, or it was given back. `not_found`: it isn't in the inbox. */
             status: components["schemas"]["InboxItemStatus"];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it can be fetched again.
+             */
             available_at: string | null;
         };
         /** @description One header. */
@@ -1852,6 +1859,7 @@ export interface components {
             event_types?: string[];
             /** @description Ignored. */
             subscription_url?: unknown;
+            /** @description What it is for, in your own words. */
             description?: string;
             /** @description As of a subscription. */
             filter?: {
@@ -1880,6 +1888,7 @@ export interface components {
         InboxAcknowledged: {
             /** @description Also those that were acknowledged before. */
             acknowledged: number;
+            /** @description How many were not found, or not under the lease. */
             failed: number;
             results: components["schemas"]["AcknowledgedItem"][];
         };
@@ -1921,12 +1930,15 @@ export interface components {
         /** @description What became of each item, in the order of the request. */
         InboxExtended: {
             extended: number;
+            /** @description How many were not found, or not under the lease. */
             failed: number;
             results: components["schemas"]["ExtendedItem"][];
         };
         /** @description Events whose leases to extend. */
         InboxExtensionRequest: {
+            /** @description The `id` of each event. */
             event_ids?: string[];
+            /** @description The `delivery_id` of each event. */
             delivery_ids?: string[];
             /**
              * Format: uuid
@@ -1944,6 +1956,7 @@ export interface components {
         /** @description What became of each item, in the order of the request. */
         InboxGivenBack: {
             given_back: number;
+            /** @description How many were not found, or not under the lease. */
             failed: number;
             results: components["schemas"]["GivenBackItem"][];
         };
@@ -1961,7 +1974,9 @@ export interface components {
         InboxItemStatus: "acknowledged" | "already_acknowledged" | "given_back" | "extended" | "lease_expired" | "not_leased" | "cancelled" | "not_found";
         /** @description Events, by their ids or those of their deliveries; 1 to 1,000 in all. */
         InboxItemsRequest: {
+            /** @description The `id` of each event. */
             event_ids?: string[];
+            /** @description The `delivery_id` of each event. */
             delivery_ids?: string[];
             /**
              * Format: uuid
@@ -1973,7 +1988,9 @@ export interface components {
         };
         /** @description Events to give back. */
         InboxNackRequest: {
+            /** @description The `id` of each event. */
             event_ids?: string[];
+            /** @description The `delivery_id` of each event. */
             delivery_ids?: string[];
             /**
              * Format: uuid
@@ -2203,6 +2220,7 @@ export interface components {
              * @enum {string}
              */
             ordered_on_failure?: "skip" | "block";
+            /** @description What it is for, in your own words. */
             description?: string;
             /** @description An id of your own for it, unique in the organization; null for none. */
             uid?: string | null;
@@ -2214,8 +2232,12 @@ export interface components {
             headers?: {
                 [key: string]: string;
             };
+            /** @description At most so many requests at the same time. Null for the limit of this installation. */
             max_in_flight?: number | null;
-            /** Format: double */
+            /**
+             * Format: double
+             * @description At most so many requests per second, on average. Null for no limit.
+             */
             deliveries_per_second?: number | null;
             /** @description What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, `cloudevents-binary`: CloudEvents 1.0, structured or binary. `legacy`: `event_id`, `event_type`, `payload`, and `created_at`. `raw`: the data alone. `transform`: what the expression `transform` makes of the standard body. All are signed in the same way. */
             format?: components["schemas"]["DeliveryFormat"];
@@ -2223,23 +2245,37 @@ export interface components {
             transform?: string;
             /** @description What authorizes each request to the endpoint: `basic`, `bearer`, or `oauth2` (client credentials; the token is kept until it expires). Encrypted at rest and never shown again: `auth_type` says which it is. Null for none. */
             auth?: {
-                /** @enum {string} */
+                /**
+                 * @description The kind of authorization.
+                 * @enum {string}
+                 */
                 type: "basic";
+                /** @description The user's name. */
                 username: string;
+                /** @description The user's password. */
                 password: string;
             } | {
-                /** @enum {string} */
+                /**
+                 * @description The kind of authorization.
+                 * @enum {string}
+                 */
                 type: "bearer";
+                /** @description Sent as `Authorization: Bearer`. */
                 token: string;
             } | {
-                /** @enum {string} */
+                /**
+                 * @description The kind of authorization.
+                 * @enum {string}
+                 */
                 type: "oauth2";
                 /**
                  * Format: uri
                  * @description Where tokens are asked for.
                  */
                 token_url: string;
+                /** @description The client's id. */
                 client_id: string;
+                /** @description The client's secret. */
                 client_secret: string;
                 /** @description Scopes, separated by spaces. */
                 scope?: string;
@@ -2734,6 +2770,7 @@ export interface components {
              * @enum {string}
              */
             ordered_on_failure?: "skip" | "block";
+            /** @description What it is for, in your own words. */
             description?: string;
             /** @description An id of your own for it, unique in the organization; null for none. */
             uid?: string | null;
@@ -2745,8 +2782,12 @@ export interface components {
             headers?: {
                 [key: string]: string;
             };
+            /** @description At most so many requests at the same time. Null for the limit of this installation. */
             max_in_flight?: number | null;
-            /** Format: double */
+            /**
+             * Format: double
+             * @description At most so many requests per second, on average. Null for no limit.
+             */
             deliveries_per_second?: number | null;
             /** @description What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, `cloudevents-binary`: CloudEvents 1.0, structured or binary. `legacy`: `event_id`, `event_type`, `payload`, and `created_at`. `raw`: the data alone. `transform`: what the expression `transform` makes of the standard body. All are signed in the same way. */
             format?: components["schemas"]["DeliveryFormat"];
@@ -2760,23 +2801,37 @@ export interface components {
             operational?: boolean;
             /** @description What authorizes each request to the endpoint: `basic`, `bearer`, or `oauth2` (client credentials; the token is kept until it expires). Encrypted at rest and never shown again: `auth_type` says which it is. Null for none. */
             auth?: {
-                /** @enum {string} */
+                /**
+                 * @description The kind of authorization.
+                 * @enum {string}
+                 */
                 type: "basic";
+                /** @description The user's name. */
                 username: string;
+                /** @description The user's password. */
                 password: string;
             } | {
-                /** @enum {string} */
+                /**
+                 * @description The kind of authorization.
+                 * @enum {string}
+                 */
                 type: "bearer";
+                /** @description Sent as `Authorization: Bearer`. */
                 token: string;
             } | {
-                /** @enum {string} */
+                /**
+                 * @description The kind of authorization.
+                 * @enum {string}
+                 */
                 type: "oauth2";
                 /**
                  * Format: uri
                  * @description Where tokens are asked for.
                  */
                 token_url: string;
+                /** @description The client's id. */
                 client_id: string;
+                /** @description The client's secret. */
                 client_secret: string;
                 /** @description Scopes, separated by spaces. */
                 scope?: string;
@@ -3202,6 +3257,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the delivery. */
                 delivery_id: string;
             };
             cookie?: never;
@@ -3237,6 +3293,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the delivery. */
                 delivery_id: string;
                 /** @description 1 is the first. */
                 number: number;
@@ -3279,6 +3336,7 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
+                /** @description The id of the delivery. */
                 delivery_id: string;
             };
             cookie?: never;
@@ -3336,6 +3394,7 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
+                /** @description The id of the delivery. */
                 delivery_id: string;
             };
             cookie?: never;
@@ -3557,6 +3616,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the event type. */
                 event_type_id: string;
             };
             cookie?: never;
@@ -3592,6 +3652,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the event type. */
                 event_type_id: string;
             };
             cookie?: never;
@@ -3625,6 +3686,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the event type. */
                 event_type_id: string;
             };
             cookie?: never;
@@ -3873,19 +3935,33 @@ export interface operations {
             content: {
                 "application/json": components["schemas"]["NewEventRequest"];
                 "application/cloudevents+json": {
-                    /** @constant */
+                    /**
+                     * @description The version of CloudEvents.
+                     * @constant
+                     */
                     specversion: "1.0";
+                    /** @description Unique for the `source`. */
                     id: string;
-                    /** Format: uri-reference */
+                    /**
+                     * Format: uri-reference
+                     * @description Where it happened.
+                     */
                     source: string;
                     /** @description The event's type. */
                     type: string;
+                    /** @description What it happened to, within the `source`. */
                     subject?: string;
-                    /** Format: date-time */
+                    /**
+                     * Format: date-time
+                     * @description When it happened.
+                     */
                     time?: string;
                     /** @description `application/json` if it isn't given. */
                     datacontenttype?: string;
-                    /** Format: uri */
+                    /**
+                     * Format: uri
+                     * @description The schema of `data`.
+                     */
                     dataschema?: string;
                     /** @description Any JSON value, stored and delivered byte for byte. */
                     data?: unknown;
@@ -3968,6 +4044,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the event. */
                 event_id: string;
             };
             cookie?: never;
@@ -4003,6 +4080,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the event. */
                 event_id: string;
             };
             cookie?: never;
@@ -4055,19 +4133,33 @@ export interface operations {
                 "application/json": components["schemas"]["NewEventRequest"][];
                 "application/x-ndjson": string;
                 "application/cloudevents-batch+json": ({
-                    /** @constant */
+                    /**
+                     * @description The version of CloudEvents.
+                     * @constant
+                     */
                     specversion: "1.0";
+                    /** @description Unique for the `source`. */
                     id: string;
-                    /** Format: uri-reference */
+                    /**
+                     * Format: uri-reference
+                     * @description Where it happened.
+                     */
                     source: string;
                     /** @description The event's type. */
                     type: string;
+                    /** @description What it happened to, within the `source`. */
                     subject?: string;
-                    /** Format: date-time */
+                    /**
+                     * Format: date-time
+                     * @description When it happened.
+                     */
                     time?: string;
                     /** @description `application/json` if it isn't given. */
                     datacontenttype?: string;
-                    /** Format: uri */
+                    /**
+                     * Format: uri
+                     * @description The schema of `data`.
+                     */
                     dataschema?: string;
                     /** @description Any JSON value, stored and delivered byte for byte. */
                     data?: unknown;
@@ -4276,6 +4368,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the hook. */
                 hook_id: string;
             };
             cookie?: never;
@@ -4431,6 +4524,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the event, or of its delivery. */
                 item_id: string;
             };
             cookie?: never;
@@ -4532,6 +4626,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the event, or of its delivery. */
                 item_id: string;
             };
             cookie?: never;
@@ -4860,6 +4955,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the key. */
                 key_id: string;
             };
             cookie?: never;
@@ -4898,6 +4994,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the key. */
                 key_id: string;
             };
             cookie?: never;
@@ -4936,6 +5033,7 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
+                /** @description The id of the key. */
                 key_id: string;
             };
             cookie?: never;
@@ -5088,6 +5186,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id that `POST /api/deliveries/retry` returned. */
                 retry_id: string;
             };
             cookie?: never;
@@ -5247,6 +5346,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
@@ -5282,6 +5382,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
@@ -5315,6 +5416,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
@@ -5378,6 +5480,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
@@ -5419,6 +5522,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
@@ -5454,6 +5558,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
@@ -5500,6 +5605,7 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
@@ -5559,7 +5665,9 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
+                /** @description The id that `POST /api/subscriptions/{subscription_id}/recover` returned. */
                 run_id: string;
             };
             cookie?: never;
@@ -5600,6 +5708,7 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
@@ -5660,6 +5769,7 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
@@ -5711,6 +5821,7 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
@@ -5771,7 +5882,9 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
+                /** @description The id of the secret. */
                 secret_id: string;
             };
             cookie?: never;
@@ -5819,7 +5932,9 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["X-Request-Id"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
+                /** @description The id of the secret. */
                 secret_id: string;
             };
             cookie?: never;
@@ -5880,6 +5995,7 @@ export interface operations {
                 "Idempotency-Key"?: components["parameters"]["Idempotency-Key"];
             };
             path: {
+                /** @description The id of the subscription. */
                 subscription_id: string;
             };
             cookie?: never;
