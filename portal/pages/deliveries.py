@@ -39,11 +39,11 @@ MAX_EVENTS_OF_TYPE = 2000
 MAX_ENDPOINTS_OFFERED = 200
 # What a page says after a change, by the parameter `done` of its URL.
 DONE = {
-    "retried": "It is being tried again. What comes of it is shown here.",
+    "retried": "We're trying again. The result will appear on this page.",
     "again": "It can be fetched again.",
-    "skipped": "It was skipped. What waited for it goes on.",
+    "skipped": "The webhook was skipped. The ones that waited for it can be sent now.",
 }
-AGES = {"1h": ("the last hour", 1), "24h": ("the last 24 hours", 24), "7d": ("the last 7 days", 24 * 7)}
+AGES = {"1h": ("last hour", 1), "24h": ("last 24 hours", 24), "7d": ("last 7 days", 24 * 7)}
 
 
 class DeliveryPage(PortalView):
@@ -102,7 +102,7 @@ class DeliveryListView(DeliveryPage):
                 rows = matching_deliveries({**filters, "org": self.portal.organization_id})
                 found = page(rows, parameters, lambda row: {"id": row.pk})
             except ParameterError:
-                errors = ["This page isn't there any more. Begin with the first one."]
+                errors = ["This page no longer exists. Start from the first one."]
         ids = [row["id"] for row in found["data"]]
         by_id = {row.pk: row for row in self.own_deliveries().filter(pk__in=ids)}
         chosen = {name: value for name, value in given.items() if value}
