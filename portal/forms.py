@@ -25,7 +25,7 @@ EVERYTHING = "*"
 MOST_TYPES = 200
 _FORM_FIELDS = {"event_types": "other_types", "headers": "headers_text"}
 _FORMATS = {
-    "standard": "Standard Webhooks (recommended)",
+    "standard": "Standard Webhooks",
     "cloudevents": "CloudEvents 1.0",
     "cloudevents-binary": "CloudEvents 1.0, binary",
     "legacy": "Legacy: event_id, event_type, payload, created_at",
@@ -80,7 +80,8 @@ class EndpointForm(forms.Form):
     format = forms.ChoiceField(
         label="Format of the body", choices=[(name, _FORMATS.get(name, name)) for name in FORMATS], required=False,
         initial="standard",
-        help_text="How an event looks in the request. Your code reads it, so change both at the same time.",
+        help_text="How an event looks in the request; we recommend Standard Webhooks. Your code reads it, so change "
+        "both at the same time.",
     )  # fmt: skip
     transform = forms.CharField(
         label="Expression", required=False, max_length=4096,

@@ -199,7 +199,7 @@ class PortalView(View):
             "This address only works with the button that leads to it. Go to the page with that button, and press it "
             "again.",
         )  # fmt: skip
-        response.headers["Allow"] = ", ".join(self._allowed_methods())
+        response.headers["Allow"] = ", ".join(name.upper() for name in self.http_method_names if hasattr(self, name))
         return response
 
     def _message(self, status: int, title: str, text: str) -> HttpResponse:

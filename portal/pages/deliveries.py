@@ -40,6 +40,7 @@ MAX_ENDPOINTS_OFFERED = 200
 # What a page says after a change, by the parameter `done` of its URL.
 DONE = {
     "retried": "We're trying again. The result will appear on this page.",
+    "tried": "We tried again. This is the result.",
     "again": "It can be fetched again.",
     "skipped": "The webhook was skipped. The ones that waited for it can be sent now.",
 }
@@ -193,6 +194,9 @@ class DeliveryView(DeliveryPage):
             and not (is_inbox(row.subscription) and state_of(row) == DeliveryState.PENDING)  # it is there already
         )
         holds_up = count_held_up(row)
+        done, is_under_way = request.GET.get("done", ""), _is_under_way(row)
+        if done == "retried" and not is_under_way:
+            done = "tried"
         return self.page(
             "delivery.html",
             delivery=delivery_row(row),
@@ -206,8 +210,8 @@ class DeliveryView(DeliveryPage):
             left_out=row.attempt_count > MAX_ATTEMPTS_SHOWN,
             is_retryable=is_retryable,
             has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == DestinationKind.HTTP,
-            done=DONE.get(request.GET.get("done", "")) if earlier is None else None,
-            is_under_way=_is_under_way(row),
+            done=DONE.get(done) if earlier is None else None,
+            is_under_way=is_under_way,
         )
 
 

@@ -180,6 +180,7 @@ def test_a_tenant_repairs_an_endpoint_with_the_keyboard_alone(tab: Watched, site
         page.wait_for_selector("#standing.standing-delivered:not([data-follow])")
         page.wait_for_selector("text=Attempt 2")
         assert page.inner_text("#actions button") == "Send again"
+        assert page.inner_text("#done") == "We tried again. This is the result."
         assert page.evaluate("document.activeElement.id") == "standing"  # what had it is gone
         look(tab, "delivered")
     for name in ("Event types", "Logs", "Help"):

@@ -61,7 +61,8 @@ async function follow(box, others, turn) {
     its.slice(theirs.length).forEach((child) => child.remove());
     for (const id of goesOn ? [] : others) {
         const [old, other] = [document.getElementById(id), page.getElementById(id)];
-        if (old && other && !old.contains(document.activeElement)) {
+        // The focus isn't taken away from what is inside.
+        if (old && other && (old === document.activeElement || !old.contains(document.activeElement))) {
             old.replaceChildren(...other.childNodes);
         }
     }
