@@ -25,12 +25,12 @@ EVERYTHING = "*"
 MOST_TYPES = 200
 _FORM_FIELDS = {"event_types": "other_types", "headers": "headers_text"}
 _FORMATS = {
-    "standard": "Standard Webhooks (recommended)",
+    "standard": "Standard Webhooks",
     "cloudevents": "CloudEvents 1.0",
     "cloudevents-binary": "CloudEvents 1.0, binary",
     "legacy": "Legacy: event_id, event_type, payload, created_at",
     "raw": "Only the event's data",
-    "transform": "Made by an expression",
+    "transform": "Custom expression",
 }
 
 
@@ -44,15 +44,22 @@ class EndpointForm(forms.Form):
         error_messages={"required": "Enter the URL of your endpoint."},
     )  # fmt: skip
     description = forms.CharField(
-        label="Description", required=False, max_length=500, help_text="For yourself: what the endpoint is for."
+        label="Description",
+        required=False,
+        max_length=500,
+        help_text="A note for yourself, such as what the endpoint is for.",
     )
     which = forms.ChoiceField(
-        label="Events", choices=[("all", "All events"), ("some", "Only some")], widget=forms.RadioSelect, initial="all"
+        label="Events",
+        choices=[("all", "All events"), ("some", "Selected events")],
+        widget=forms.RadioSelect,
+        initial="all",
     )
     types = forms.MultipleChoiceField(label="Event types", required=False, widget=forms.CheckboxSelectMultiple)
     other_types = forms.CharField(
         label="Event types by name", required=False, widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false"}),
-        help_text="One per line: a type such as order.created, or all that begin alike, such as order.*",
+        help_text="One per line: a type such as order.created, or a beginning, such as order.*, for all types that "
+        "start with it.",
     )  # fmt: skip
     headers_text = forms.CharField(
         label="Headers", required=False, widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false"}),
@@ -61,30 +68,31 @@ class EndpointForm(forms.Form):
     )  # fmt: skip
     remove_headers = forms.BooleanField(label="Remove all headers", required=False)
     deliveries_per_second = forms.FloatField(
-        label="Most webhooks per second",
+        label="Maximum webhooks per second",
         required=False,
-        help_text="More than that wait their turn. Leave this empty for no limit.",
+        help_text="Any more wait their turn. Leave this empty for no limit.",
     )
     max_in_flight = forms.IntegerField(
-        label="Most requests at a time",
+        label="Maximum requests at a time",
         required=False,
-        help_text="How many may be on their way to you at once. Leave this empty for the usual limit.",
+        help_text="How many requests we send at the same time. Leave this empty for the default.",
     )
     format = forms.ChoiceField(
         label="Format of the body", choices=[(name, _FORMATS.get(name, name)) for name in FORMATS], required=False,
         initial="standard",
-        help_text="How an event is written into a request. Your code reads it, so change both at the same time.",
+        help_text="How an event looks in the request; we recommend Standard Webhooks. Your code reads it, so change "
+        "both at the same time.",
     )  # fmt: skip
     transform = forms.CharField(
         label="Expression", required=False, max_length=4096,
         widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false"}),
-        help_text="For a body “made by an expression”: JMESPath over the standard body, such as "
+        help_text="For the format “Custom expression”: JMESPath over the standard body, such as "
         "{text: join(' ', [type, data.total])}.",
     )  # fmt: skip
     handshake = forms.BooleanField(
-        label="Ask the endpoint first", required=False,
-        help_text="It gets a POST with a random X-Hook-Secret, and must respond with a 2xx that repeats this header. "
-        "Otherwise nothing is saved.",
+        label="Confirm with the endpoint first", required=False,
+        help_text="We send a POST with a random X-Hook-Secret header. The endpoint must respond with a 2xx status and "
+        "repeat that header. Otherwise, nothing is saved.",
     )  # fmt: skip
 
     def __init__(self, portal: PortalSession, subscription: Subscription | None = None, data: Any = None) -> None:
@@ -207,7 +215,10 @@ class DisableForm(forms.Form):
     """Why an endpoint is disabled."""
 
     reason = forms.CharField(
-        label="Reason", required=False, max_length=300, help_text="For those who ask later. You can leave it empty."
+        label="Reason",
+        required=False,
+        max_length=300,
+        help_text="For anybody who wonders later. You can leave it empty.",
     )
 
     def clean_reason(self) -> str:
@@ -218,7 +229,7 @@ class DisableForm(forms.Form):
         return str(serializer.validated_data["reason"]).strip()
 
 
-OVERLAPS = {"0": "at once", "3600": "in 1 hour", "86400": "in 24 hours", "604800": "in 7 days"}
+OVERLAPS = {"0": "immediately", "3600": "in 1 hour", "86400": "in 24 hours", "604800": "in 7 days"}
 
 
 class RotateForm(forms.Form):
@@ -228,7 +239,9 @@ class RotateForm(forms.Form):
         label="The old secret stops working", choices=list(OVERLAPS.items()), initial="86400", widget=forms.RadioSelect
     )
     end_earlier = forms.BooleanField(
-        label="Also end secrets of earlier rotations now", required=False, help_text="For when a secret has leaked."
+        label="Also end secrets from earlier rotations now",
+        required=False,
+        help_text="Use this if a secret has leaked.",
     )
 
 
@@ -239,7 +252,7 @@ class SinceForm(forms.Form):
         label="Since (UTC)",
         input_formats=["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"],
         widget=forms.DateTimeInput(attrs={"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"),
-        help_text="A time before the first webhook that you miss.",
+        help_text="A time before the first webhook that you're missing.",
         error_messages={"required": "Enter a time.", "invalid": "Enter a time such as 2026-01-31T12:00."},
     )
 

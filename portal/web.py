@@ -49,7 +49,7 @@ REFUSALS: dict[Refusal, tuple[int, str, str]] = {
     ),
     Refusal.SESSION_EXPIRED: (
         403, "Your session has expired",
-        "What you saved is saved. Open the portal again from where you got its link.",
+        "Everything that you saved is kept. Open the portal again from where you got its link.",
     ),
     Refusal.ENDED: (
         403, "This session has ended",
@@ -61,7 +61,7 @@ REFUSALS: dict[Refusal, tuple[int, str, str]] = {
     ),
     Refusal.ACCESS_ENDED: (
         403, "Your access has ended",
-        "It was ended by whoever gave you the link. Ask them if that is a surprise.",
+        "Whoever gave you the link has ended it. If that surprises you, ask them.",
     ),
 }  # fmt: skip
 
@@ -179,7 +179,7 @@ class PortalView(View):
         changes = self.is_only_for_changes or (is_change and not self.is_harmless)
         if changes and self.portal.is_read_only:
             return self._message(
-                403, "You can only look",
+                403, "You have read-only access",
                 "Your link is read-only, so nothing was changed. Ask whoever gave it to you for one that can change "
                 "things.",
             )  # fmt: skip
@@ -191,6 +191,16 @@ class PortalView(View):
                 "Nothing was changed. Ask whoever gave you the link for one that allows more.",
             )  # fmt: skip
         return None
+
+    def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        """Say so on a page: browsers open the address of a result again, such as that of a test event."""
+        response = self._message(
+            405, "Nothing was done",
+            "This address only works with the button that leads to it. Go to the page with that button, and press it "
+            "again.",
+        )  # fmt: skip
+        response.headers["Allow"] = ", ".join(name.upper() for name in self.http_method_names if hasattr(self, name))
+        return response
 
     def _message(self, status: int, title: str, text: str) -> HttpResponse:
         """Return a page that says what happened, with the navigation."""

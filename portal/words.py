@@ -9,16 +9,16 @@ from webhooks.models import Delivery, DeliveryStatus
 
 STATES = {
     "active": "Webhooks are being sent.",
-    "failing": "The last attempt failed. We try again automatically, after longer and longer delays.",
+    "failing": "The last attempt failed. We retry automatically and wait longer each time.",
     "paused": "Too many attempts failed in a row, so we only try now and then. Nothing is lost: what is waiting is "
     "sent as soon as your endpoint responds.",
     "disabled": "Nothing is sent. New webhooks are held and sent once you enable the endpoint.",
 }
 ASKED_FOR_PAUSE = (
-    "Your endpoint asked us to wait, with the header Retry-After. Nothing is lost: what is waiting is sent after that."
+    "Your endpoint asked us to wait, with a Retry-After header. Nothing is lost: what is waiting is sent after that."
 )
 ASKED_FOR_PAUSE_ADVICE = (
-    "Nothing, if your endpoint meant it. To try at once, open a delivery that waits, and press “Retry now”."
+    "Nothing, if that is what you want. To try right away, open a waiting delivery and press “Retry now”."
 )
 DISABLED_GONE = (
     "Your endpoint responded with 410, which says that it doesn't want webhooks anymore. So nothing is sent, and new "
@@ -43,31 +43,30 @@ DELIVERY_STATES = {
 }
 # What the help page, which isn't about a certain cause, says in addition.
 MORE_OF_STATES = {
-    "pending": "Or it waits its turn: while the endpoint is paused, above the endpoint's limit, or in its order.",
-    "held": "Or whoever runs this service holds it back for a while.",
+    "pending": "Or it is waiting its turn because the endpoint is paused, is at its limit, or gets webhooks in order.",
+    "held": "Or whoever runs this service is holding it back for a while.",
     "cancelled": "Its endpoint was deleted, its data was erased, it was held for too long, or somebody skipped it.",
 }
 AGAIN = "It has been sent before, and somebody has asked for another attempt."
-DUE = "It is sent as soon as it is its turn, which is usually at once."
+DUE = "It is sent when its turn comes, which is usually right away."
 SENDING_DISABLED = (
-    "Nothing is sent to anybody at the moment, which is up to whoever runs this service. Nothing is lost: it is sent "
-    "afterward."
+    "Whoever runs this service has stopped all sending for now. Nothing is lost: it is sent once they resume."
 )
 WAITS_FOR_PAUSE = (
     "Its endpoint is paused {when}, because too many attempts failed in a row. It is sent as soon as the endpoint "
     "responds again."
 )
-CORRECT_IT = "Correct your endpoint."
-WAITS_FOR_PAUSE_ADVICE = f"{CORRECT_IT} To try at once, press “Retry now”."
-WAITS_FOR_ASKED_PAUSE = "Its endpoint asked us to wait {when}, with the header Retry-After. It is sent after that."
-WAITS_FOR_ASKED_PAUSE_ADVICE = "Nothing, if your endpoint meant it. To try at once, press “Retry now”."
-WAITS_FOR_RATE = "It waits its turn: its endpoint gets at most {limit} webhooks a second."
+CORRECT_IT = "Fix your endpoint."
+WAITS_FOR_PAUSE_ADVICE = f"{CORRECT_IT} To try right away, press “Retry now”."
+WAITS_FOR_ASKED_PAUSE = "Its endpoint asked us to wait {when}, with a Retry-After header. It is sent after that."
+WAITS_FOR_ASKED_PAUSE_ADVICE = "Nothing, if that is what you want. To try right away, press “Retry now”."
+WAITS_FOR_RATE = "It is waiting its turn: its endpoint gets at most {limit} webhooks a second."
 WAITS_FOR_RATE_ADVICE = "Nothing. To get webhooks faster, raise the limit: edit the endpoint, under “Advanced”."
 WAITS_IN_ORDER = (
-    "It waits for an earlier webhook with the same ordering key, because its endpoint gets those one at a time and in "
-    "order."
+    "It is waiting for an earlier webhook with the same ordering key, because its endpoint gets those one at a time "
+    "and in order."
 )
-EARLIER_PENDING = "It is sent as soon as that one is over."
+EARLIER_PENDING = "It is sent as soon as that one is finished."
 EARLIER_RETRYING = (
     "An attempt of that one failed, and it is being retried. This one is sent once that one is delivered, or all its "
     "attempts have failed."
@@ -76,28 +75,28 @@ EARLIER_RETRYING_BLOCKS = (
     "An attempt of that one failed, and it is being retried. This one is sent once that one is delivered."
 )
 EARLIER_RETRYING_ADVICE = (
-    "Open the earlier one: it says why it fails. If it isn't worth waiting for, skip it; it is never sent then."
+    "Open the earlier one to see why it fails. If it isn't worth waiting for, skip it; then it is never sent."
 )
 EARLIER_FAILED = "All attempts of that one have failed, and the endpoint is set to wait until it is delivered."
-EARLIER_FAILED_ADVICE = "Open the earlier one. Retry it once its cause is corrected, or skip it to go on without it."
-EARLIER_HELD = "That one is held back."
-HELD_BY_OPERATOR = "Whoever runs this service holds it back. It is sent once they let it go."
-HELD_ADVICE = "Open its endpoint, which says why it is disabled, and enable it."
+EARLIER_FAILED_ADVICE = "Open the earlier one. Retry it once the cause is fixed, or skip it to go on without it."
+EARLIER_HELD = "That one is being held back."
+HELD_BY_OPERATOR = "Whoever runs this service is holding it back. It is sent once they release it."
+HELD_ADVICE = "Open its endpoint to see why it is disabled, and enable it."
 FAILED_AT_ONCE = "It couldn't be sent, and another attempt would fail in the same way. It is only sent if you retry it."
 FAILED_ERASED = "It was never accepted, and can't be sent again."
-FAILED_DELETED = "All attempts have failed, and its endpoint was deleted since. It can't be sent again."
+FAILED_DELETED = "All attempts have failed, and its endpoint has since been deleted. It can't be sent again."
 FAILED_DISABLED = "All attempts have failed. Its endpoint is disabled: enable that first, and then retry it."
 # By `last_error`.
 CANCELLED_BECAUSE: dict[str, str] = {
     Failure.PAYLOAD_ERASED: "It won't be sent: somebody erased the event's data permanently.",
-    Failure.HELD_TOO_LONG: "It won't be sent: its endpoint was disabled for so long that it was given up.",
+    Failure.HELD_TOO_LONG: "It won't be sent: its endpoint was disabled for too long.",
     Failure.NOT_FETCHED: "It can't be fetched anymore: no consumer fetched it in time.",
 }
 CANCELLED_DELETED = "It won't be sent: its {what} was deleted."
-CANCELLED_SKIPPED = "It won't be sent: somebody skipped it, so that those behind it could go on."
+CANCELLED_SKIPPED = "It won't be sent: somebody skipped it, so that the ones behind it could be sent."
 # The same in an inbox, where nothing is sent.
 INBOX_STATES = {
-    "pending": "It waits in the inbox until a consumer fetches it.",
+    "pending": "It is waiting in the inbox until a consumer fetches it.",
     "retrying": "A consumer gave it back. It can be fetched again.",
     "delivering": "A consumer has fetched it, and hasn't acknowledged it yet.",
     "delivered": "A consumer has acknowledged it.",
@@ -110,13 +109,13 @@ _OF_THE_API = {
     "tunnel.",
     "must not hold a user name or password: give them in `auth`": "Must not hold a user name or password. If your "
     "server requires them, add the header Authorization under “Advanced”.",
-    "is required for the format transform": "Enter the expression that makes the body.",
-    "goes with `format` `transform`": "An expression needs the format “Made by an expression”.",
+    "is required for the format transform": "Enter the expression that builds the body.",
+    "goes with `format` `transform`": "An expression needs the format “Custom expression”.",
 }
 _BY_FAILURE = {
     Failure.REDIRECT: ("redirect", "Your endpoint redirects elsewhere, which we don't follow. Enter the final URL."),
     Failure.TIMEOUT: (
-        "timeout", "Your endpoint took too long. Return a 200 first, and do the work afterward.",
+        "timeout", "Your endpoint took too long. Return a 200 first and do the work afterward.",
     ),
     Failure.DNS_FAILED: ("connection", "The host name in the URL doesn't exist, or its name server doesn't respond."),
     Failure.CONNECTION_REFUSED: ("connection", "Nothing is listening at this address and port. Is your server up?"),
@@ -132,10 +131,12 @@ _BY_FAILURE = {
         "and the client secret.",
     ),
     Failure.PAYLOAD_ERASED: ("erased", "The event's payload was erased, so there is nothing left to send."),
-    Failure.PROXY_FAILED: ("ours", "The problem is on our side. We try again automatically."),
-    Failure.INTERNAL_ERROR: ("ours", "The problem is on our side. We try again automatically."),
-    Failure.WORKER_LOST: ("ours", "The problem is on our side. We try again automatically."),
-    Failure.TRANSFORM_FAILED: ("transform", "The endpoint's expression doesn't fit this event. Change the expression."),
+    Failure.PROXY_FAILED: ("ours", "The problem is on our side. We retry automatically."),
+    Failure.INTERNAL_ERROR: ("ours", "The problem is on our side. We retry automatically."),
+    Failure.WORKER_LOST: ("ours", "The problem is on our side. We retry automatically."),
+    Failure.TRANSFORM_FAILED: (
+        "transform", "The endpoint's expression doesn't work for this event. Change the expression.",
+    ),
 }  # fmt: skip
 
 

@@ -74,10 +74,10 @@ def prepare(demo: Demo) -> str:
 
     Organization.objects.filter(pk=demo.organization).update(name="Acme Shop")
     endpoints = {
-        demo.dead: ("https://erp.acme.example/webhooks", "Orders into the ERP"),
-        demo.slow: ("https://mail.acme.example/hooks/orders", "Mails to customers"),
-        demo.disabled: ("https://old.acme.example/hook", "The old shop"),
-        demo.healthy: ("https://shop.acme.example/api/webhooks", "The shop"),
+        demo.dead: ("https://erp.acme.example/webhooks", "Syncs orders to the ERP"),
+        demo.slow: ("https://mail.acme.example/hooks/orders", "Emails customers"),
+        demo.disabled: ("https://old.acme.example/hook", "The old store"),
+        demo.healthy: ("https://shop.acme.example/api/webhooks", "The online store"),
     }
     for pk, (url, description) in endpoints.items():
         # Workers run: with its own types, none of them is sent anything while the pictures are taken.
@@ -87,9 +87,9 @@ def prepare(demo: Demo) -> str:
     others.update(deleted_at=timezone.now(), is_active=False)
     SubscriptionQueue.objects.filter(pk=demo.healthy).update(last_success_at=timezone.now())
     for name, text, example in (
-        ("order.created", "Somebody has placed an order.", {"id": "A-1041", "total": "59.90", "currency": "EUR"}),
-        ("order.paid", "An order is paid in full.", {"id": "A-1041", "paid_at": "2026-01-31T12:00:00Z"}),
-        ("invoice.sent", "An invoice went to the customer.", {"number": "2026-118", "order": "A-1041"}),
+        ("order.created", "A customer placed an order.", {"id": "A-1041", "total": "59.90", "currency": "EUR"}),
+        ("order.paid", "An order was paid in full.", {"id": "A-1041", "paid_at": "2026-01-31T12:00:00Z"}),
+        ("invoice.sent", "An invoice was sent to the customer.", {"number": "2026-118", "order": "A-1041"}),
     ):
         event_types.create(demo.organization, name=name, description=text, examples=[example])
     return create_api_key(demo.organization, name="screenshots")[1]
@@ -183,7 +183,7 @@ def main() -> int:
         body = {
             "url": receiver.url("/webhooks/parcels"),
             "event_types": ["parcel.*"],
-            "description": "Parcels into the warehouse",
+            "description": "Updates the warehouse",
         }
         made = call(stack.url, key, "/api/subscriptions", body)
         event = {"type": "parcel.shipped", "data": {"id": "A-1041", "customer": "C-17", "carrier": "DHL"}}

@@ -39,11 +39,12 @@ MAX_EVENTS_OF_TYPE = 2000
 MAX_ENDPOINTS_OFFERED = 200
 # What a page says after a change, by the parameter `done` of its URL.
 DONE = {
-    "retried": "It is being tried again. What comes of it is shown here.",
+    "retried": "We're trying again. The result will appear on this page.",
+    "tried": "We tried again. This is the result.",
     "again": "It can be fetched again.",
-    "skipped": "It was skipped. What waited for it goes on.",
+    "skipped": "The webhook was skipped. The ones that waited for it can be sent now.",
 }
-AGES = {"1h": ("the last hour", 1), "24h": ("the last 24 hours", 24), "7d": ("the last 7 days", 24 * 7)}
+AGES = {"1h": ("last hour", 1), "24h": ("last 24 hours", 24), "7d": ("last 7 days", 24 * 7)}
 
 
 class DeliveryPage(PortalView):
@@ -102,7 +103,7 @@ class DeliveryListView(DeliveryPage):
                 rows = matching_deliveries({**filters, "org": self.portal.organization_id})
                 found = page(rows, parameters, lambda row: {"id": row.pk})
             except ParameterError:
-                errors = ["This page isn't there any more. Begin with the first one."]
+                errors = ["This page no longer exists. Start from the first one."]
         ids = [row["id"] for row in found["data"]]
         by_id = {row.pk: row for row in self.own_deliveries().filter(pk__in=ids)}
         chosen = {name: value for name, value in given.items() if value}
@@ -193,6 +194,9 @@ class DeliveryView(DeliveryPage):
             and not (is_inbox(row.subscription) and state_of(row) == DeliveryState.PENDING)  # it is there already
         )
         holds_up = count_held_up(row)
+        done, is_under_way = request.GET.get("done", ""), _is_under_way(row)
+        if done == "retried" and not is_under_way:
+            done = "tried"
         return self.page(
             "delivery.html",
             delivery=delivery_row(row),
@@ -206,8 +210,8 @@ class DeliveryView(DeliveryPage):
             left_out=row.attempt_count > MAX_ATTEMPTS_SHOWN,
             is_retryable=is_retryable,
             has_endpoint=row.subscription.deleted_at is None and row.subscription.kind == DestinationKind.HTTP,
-            done=DONE.get(request.GET.get("done", "")) if earlier is None else None,
-            is_under_way=_is_under_way(row),
+            done=DONE.get(done) if earlier is None else None,
+            is_under_way=is_under_way,
         )
 
 

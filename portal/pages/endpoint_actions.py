@@ -50,7 +50,7 @@ class TestView(EndpointActionPage):
             sentence=result.summary,
             words=error_words(outcome.failure.value if outcome.failure else "", outcome.status_code),
             duration=format_duration(result.duration_ms),
-            body=code_block(outcome.body) if outcome.body else "",
+            body=code_block(outcome.body, "Response body") if outcome.body else "",
             advice=advice,
             about=about,
         )

@@ -30,10 +30,10 @@ MOST_AT_A_GLANCE = 5
 LONGEST_TERM = 300
 # What a page says after a change, by the parameter `done` of its URL.
 DONE = {
-    "saved": "The endpoint is saved.",
-    "enabled": "The endpoint is enabled. What was held for it is being sent.",
-    "disabled": "The endpoint is disabled. New webhooks are held until you enable it.",
-    "deleted": "The endpoint is deleted.",
+    "saved": "The endpoint was saved.",
+    "enabled": "The endpoint was enabled. Webhooks that were held for it are being sent.",
+    "disabled": "The endpoint was disabled. New webhooks are held until you enable it.",
+    "deleted": "The endpoint was deleted.",
 }
 
 
@@ -41,6 +41,12 @@ class EndpointPage(PortalView):
     """A page about one endpoint of the session's organization."""
 
     section = "endpoints"
+
+    def page(self, template: str, status: int = 200, **context: Any) -> HttpResponse:
+        """Render a page; `url` is that of `row`, as it can be shown."""
+        if row := context.get("row"):
+            context = {"url": short(row.url, 2048), **context}
+        return super().page(template, status, **context)
 
     def own_endpoints(self) -> Any:
         """Return the organization's endpoints, with their states.  Inboxes have no endpoint."""
@@ -117,7 +123,7 @@ class EndpointView(EndpointPage):
             "endpoint.html",
             endpoint=endpoint_row(row, now),
             row=row,
-            filter=code_block(orjson.dumps(row.filter).decode()) if row.filter else "",
+            filter=code_block(orjson.dumps(row.filter).decode(), "Filter") if row.filter else "",
             channels=", ".join(short(one, 128) for one in row.channels),
             public_key=public_key(row),
             metadata=[(short(name, 100), short(value, 500)) for name, value in sorted(row.metadata.items())],
@@ -154,7 +160,7 @@ class NewEndpointView(EndpointPage):
                 self.record("subscription.create", row.id, form.handshake_done, name=row.url)
         except subscriptions.TooManySubscriptions:
             raise NotAllowed(
-                "There are too many endpoints", "You have as many as you may have. Delete one that you don't need."
+                "There are too many endpoints", "You have reached the limit. Delete one that you don't need."
             ) from None
         return self.page("secret.html", row=row, secret=secret, is_new=True, public_key=public_key(row))
 

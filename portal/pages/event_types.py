@@ -38,8 +38,8 @@ class EventTypesView(PortalView):
             {
                 "name": visible(row.name),
                 "description": visible(row.description),
-                "example": code_block(example_of(row)),
-                "schema": code_block(orjson.dumps(row.schema).decode()) if row.schema else "",
+                "example": code_block(example_of(row), "Example"),
+                "schema": code_block(orjson.dumps(row.schema).decode(), "Schema") if row.schema else "",
             }
             for row in rows[:MAX_SHOWN]
         ]

@@ -85,7 +85,7 @@ class LogsView(PortalView):
         try:
             found |= self._changes(since) if shows_changes else self._attempts(since, only_failed)
         except ParameterError:
-            error = "This page isn't there any more. Begin with the newest one."
+            error = "This page no longer exists. Start from the newest one."
 
         def link(**more: str) -> str:
             return f"?{urlencode({'days': days, **kept} | more)}"

@@ -47,5 +47,6 @@ class RotateView(EndpointPage):
         except Subscription.DoesNotExist:
             raise Http404 from None
         return self.page(
-            "secret.html", row=row, secret=secret, is_new=False, old_stops=OVERLAPS[overlap], public_key=public_key(row)
-        )
+            "secret.html", row=row, secret=secret, is_new=False, public_key=public_key(row),
+            has_overlap=overlap != "0", old_stops=OVERLAPS[overlap],
+        )  # fmt: skip

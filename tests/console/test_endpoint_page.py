@@ -75,7 +75,7 @@ def test_figures_causes_attempts_and_the_queue_are_there(world: World, viewer: C
     Delivery.objects.update(attempt_count=1)
     make_attempt(world.deliveries["delivered"], status_code=418, response_body="I'm a <b>teapot</b>")
     page = viewer.get(page_url(row) + "?span=1h").content.decode()
-    assert "75.0 %" in page
+    assert "75.0%" in page
     assert "HTTP 503" in page
     assert "HTTP 418" in page
     assert "&lt;b&gt;teapot" in page

@@ -58,7 +58,7 @@ def test_filters_by_another_organization_s_ids_find_nothing(
     visitor = open_portal(other_organization)
     for query in ({"endpoint": str(rows["endpoint_id"])}, {"type": "a.b"}):
         text = visitor.get("deliveries", **query).content.decode()
-        assert "No delivery fits" in text
+        assert "No matching deliveries" in text
         assert str(rows["delivery_id"]) not in text
 
 
@@ -109,7 +109,7 @@ def test_a_session_that_can_only_look_changes_nothing(looker: Visitor, rows: dic
     for route, fields in CHANGES:
         response = looker.post(path_in(route, rows), **(fields or {}))
         assert response.status_code == 403, route
-        assert "You can only look" in response.content.decode()
+        assert "You have read-only access" in response.content.decode()
     assert everything() == before
 
 

@@ -179,7 +179,7 @@ def test_a_webhook_that_waits_in_its_order_says_for_what_and_can_go_on(
     assert "Ordering key order-1" in text
     assert "Next attempt" not in text
     assert "Retry now" not in text  # which would change nothing
-    assert "being tried again" not in text_of(visitor.get(f"deliveries/{second.pk}?done=retried"))
+    assert "We're trying again" not in text_of(visitor.get(f"deliveries/{second.pk}?done=retried"))
     retrying = {"status": "pending", "next_attempt_at": LATER}
     for change, words_then in (
         ({**retrying, "last_error": "timeout"}, words.EARLIER_RETRYING_BLOCKS),
@@ -194,7 +194,7 @@ def test_a_webhook_that_waits_in_its_order_says_for_what_and_can_go_on(
     assert "Retry now Skip" in about_first
     only_reads = open_portal(scopes=[Scope.DELIVERIES_READ.value]).get(f"deliveries/{first.pk}")
     assert "/skip" not in only_reads.content.decode()
-    assert "1 waits for it. This can't be undone." in text_of(visitor.get(f"deliveries/{first.pk}/skip"))
+    assert "1 is waiting for it. This can't be undone." in text_of(visitor.get(f"deliveries/{first.pk}/skip"))
     answer = visitor.post(f"deliveries/{first.pk}/skip")
     assert answer["Location"] == f"/portal/deliveries/{first.pk}?done=skipped"
     assert words.CANCELLED_SKIPPED in text_of(visitor.client.get(answer["Location"]))

@@ -22,7 +22,9 @@ from orgs.models import AuditEntry, Organization
 from portal import branding, words
 from portal.pages import logs
 from tests.console.rows import make_attempt, make_delivery, make_event
-from tests.portal.conftest import Visitor
+from tests.portal.conftest import Visitor, path_in
+from tests.portal.routes import PORTAL
+from tests.security.test_audit_transactions import everything
 from tests.webhooks.helpers import accept
 from webhooks import subscriptions
 from webhooks.destinations.http.auth import Bearer
@@ -64,7 +66,7 @@ def test_endpoints_are_found_by_their_uid_and_show_what_is_kept_with_them(
     one = visitor.get("?q=CRM-3")
     assert "shop.example/3" in text_of(one)
     assert "shop.example/5" not in text_of(one)
-    assert "No endpoint fits" in text_of(visitor.get("?q=%00crm-99"))
+    assert "No matching endpoints" in text_of(visitor.get("?q=%00crm-99"))
     row = Subscription.objects.get(organization=organization, uid="crm-3")
     shown = visitor.get(f"endpoints/{row.pk}")
     assert "&lt;b&gt;gold&lt;/b&gt;" in shown.content.decode()
@@ -127,16 +129,14 @@ def test_an_endpoint_is_added_and_its_secret_shown_once(visitor: Visitor, organi
     ],
 )
 def test_a_url_that_the_egress_policy_refuses_says_so_at_its_field(visitor: Visitor, url: str, reason: str) -> None:
-    page = visitor.post("endpoints/new", url=url, which="all")
-    assert page.status_code == 422
-    assert reason in error_at(page, "url")
-    assert not Subscription.objects.exists()
     row, _ = subscriptions.create(Organization.objects.get().pk, url="https://a.example/", event_types=["*"])
-    page = visitor.post(f"endpoints/{row.pk}/edit", url=url, which="all")
-    assert page.status_code == 422
-    error_at(page, "url")
-    row.refresh_from_db()
-    assert row.url == "https://a.example/"
+    before = everything()
+    for path in ("endpoints/new", f"endpoints/{row.pk}/edit"):
+        page = visitor.post(path, url=url, which="all", description="new")
+        assert page.status_code == 422
+        assert "Nothing has been saved." in text_of(page)
+        assert reason in error_at(page, "url")
+    assert everything() == before
 
 
 def test_every_fault_of_a_form_is_said_in_one_round(visitor: Visitor) -> None:
@@ -149,7 +149,7 @@ def test_every_fault_of_a_form_is_said_in_one_round(visitor: Visitor) -> None:
         assert error_at(page, field)
     assert "<details open>" in page.content.decode()
     page = visitor.post("endpoints/new", url="https://a.example/", which="all", format="raw", transform="type")
-    assert "An expression needs the format “Made by an expression”." in error_at(page, "transform")
+    assert "An expression needs the format “Custom expression”." in error_at(page, "transform")
 
 
 def test_editing_changes_what_was_changed(visitor: Visitor, organization: Organization) -> None:
@@ -197,6 +197,57 @@ def test_a_test_event_shows_the_response_and_what_to_do(
         assert "The test event arrived" in text_of(visitor.post(f"endpoints/{row.pk}/test"))
 
 
+def test_the_title_of_a_result_is_the_result(visitor: Visitor, organization: Organization, receiver: Receiver) -> None:
+    """Screen readers speak it first."""
+    receiver.behavior = lambda request, number: Response(500)
+    row, _ = subscriptions.create(organization.pk, url=receiver.url("/hook"), event_types=["*"])
+    assert "<title>The test event failed |" in visitor.post(f"endpoints/{row.pk}/test").content.decode()
+    receiver.behavior = lambda request, number: Response()
+    assert "<title>The test event arrived |" in visitor.post(f"endpoints/{row.pk}/test").content.decode()
+    assert "<title>Secret rotated |" in visitor.post(f"endpoints/{row.pk}/secret", overlap="0").content.decode()
+    assert "<title>Error: Edit endpoint |" in visitor.post(f"endpoints/{row.pk}/edit", url="x").content.decode()
+    assert "<title>Failed attempts |" in visitor.get("logs", failed="").content.decode()
+
+
+def test_the_address_of_an_action_opens_a_page_that_says_nothing_was_done(
+    visitor: Visitor, rows: dict[str, Any], organization: Organization
+) -> None:
+    """A browser that restores its tabs asks for it with GET."""
+    before = everything()
+    for route, methods in PORTAL.items():
+        if methods[0][0] == "POST":
+            page = visitor.get(path_in(route, rows))
+            assert page.status_code == 405, route
+            assert page["Allow"] == "POST, OPTIONS"
+            assert "Nothing was done" in text_of(page)
+            assert 'href="/portal/"' in page.content.decode()
+    assert everything() == before
+
+
+def test_what_is_said_of_the_old_secret_is_true(visitor: Visitor, organization: Organization) -> None:
+    row, _ = subscriptions.create(organization.pk, url="https://a.example/", event_types=["*"])
+    text = text_of(visitor.post(f"endpoints/{row.pk}/secret", overlap="3600"))
+    assert "The old secret stops working in 1 hour. Until then, each webhook carries both signatures" in text
+    text = text_of(visitor.post(f"endpoints/{row.pk}/secret", overlap="0"))
+    assert "The old secret no longer works." in text
+    assert "both signatures" not in text
+    assert "https://a.example/" in text
+
+
+def test_links_say_where_they_lead_without_what_stands_around_them(
+    visitor: Visitor, organization: Organization
+) -> None:
+    row, _ = subscriptions.create(organization.pk, url="https://a.example/", event_types=["*"])
+    make_attempt(make_delivery(make_event(organization), row, "failed", attempt_count=1))
+    page = visitor.get(f"endpoints/{row.pk}").content.decode()
+    for name in ("Retrying: 0", "Held: 0", "Show deliveries that failed for good", "Show all deliveries"):
+        assert f'aria-label="{name}"' in page
+    for path in (f"endpoints/{row.pk}", "deliveries", "logs", "logs?show=changes"):
+        tables = re.findall("<table[^>]*>", visitor.client.get(f"/portal/{path}").content.decode())
+        assert tables, path
+        assert all("aria-label" in table for table in tables), path
+
+
 def test_an_endpoint_that_is_paused_says_why_and_what_to_do(visitor: Visitor, organization: Organization) -> None:
     row, _ = subscriptions.create(organization.pk, url="https://a.example/", event_types=["*"])
     now = timezone.now()
@@ -225,13 +276,13 @@ def test_what_is_cut_in_a_list_is_whole_on_its_page_and_no_figures_are_made_up(
     assert about.strip() not in listed
     assert long_type in text_of(visitor.get(f"deliveries/{delivery.pk}"))
     assert long_type not in text_of(visitor.get("deliveries"))
-    assert "No figures for the last 24 hours. They come about a minute after an attempt." in page
+    assert "No figures for the last 24 hours. They appear about a minute after an attempt." in page
     add_rollup(row, outcome="delivered", attempts=1)
-    assert "1 delivered 1 attempt 100 % success rate 0 failed attempts" in text_of(visitor.get(f"endpoints/{row.pk}"))
+    assert "1 delivered 1 attempt 100% success rate 0 failed attempts" in text_of(visitor.get(f"endpoints/{row.pk}"))
     add_rollup(row, outcome="timeout", attempts=2900)
     text = text_of(visitor.get(f"endpoints/{row.pk}"))
     assert "no figures in this time" in visitor.get(f"endpoints/{row.pk}").content.decode()
-    assert "no response in time 2,900 100 %" in text
+    assert "no response in time 2,900 100%" in text
     table = text_of(visitor.get(f"endpoints/{row.pk}", table="1"))
     assert "period (UTC) attempts delivered failed attempts no attempts left success rate response time p50" in table
 
@@ -312,11 +363,11 @@ def test_missed_webhooks_are_recovered_after_a_look(visitor: Visitor, organizati
     run = BulkRun.objects.get()
     assert run.actor.startswith("portal:")
     assert response["Location"] == f"/portal/endpoints/{row.pk}/recoveries/{run.pk}"
-    assert "This goes on by itself" in text_of(visitor.client.get(response["Location"]))
+    assert "This continues on its own" in text_of(visitor.client.get(response["Location"]))
     BulkRun.objects.update(state="cancelled", visited=12_345)
     cancelled = text_of(visitor.client.get(response["Location"]))
     assert "Somebody stopped it." in cancelled
-    assert "Events looked at 12,345" in cancelled
+    assert "Events checked 12,345" in cancelled
 
 
 def test_event_types_are_shown_with_an_example(visitor: Visitor, organization: Organization) -> None:
@@ -392,7 +443,7 @@ def test_the_log_leads_through_everything_a_page_at_a_time(
     ):
         refused = visitor.client.get(f"/portal/logs?{query}")
         assert refused.status_code == 422
-        assert "isn&#x27;t there any more" in refused.content.decode()
+        assert "no longer exists" in refused.content.decode()
 
 
 def test_a_preview_of_a_recovery_says_how_many_events_it_has_looked_at(
@@ -437,7 +488,7 @@ def test_a_delivery_in_an_inbox_is_described_in_its_words(visitor: Visitor, orga
     for of_an_endpoint in ("Next attempt", "Attempts", "webhook-id", "Retry now"):
         assert of_an_endpoint not in fetched
     fetching.acknowledge(inbox.pk, [event.delivery_id], lease)
-    assert "A consumer has acknowledged it. Put into the inbox again" in text_of(visitor.get(path))
+    assert "A consumer has acknowledged it. Put back into the inbox" in text_of(visitor.get(path))
     again = visitor.post(f"{path}/retry")
     assert "It can be fetched again." in text_of(visitor.client.get(again["Location"]))
 

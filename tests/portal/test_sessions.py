@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.core import signing
 from django.db import connection, transaction
+from django.test import Client
 from django.utils import timezone
 from structlog.testing import capture_logs
 
@@ -24,6 +25,7 @@ from portal.sessions import Refusal
 from tests.api.helpers import assert_problem
 from tests.conftest import ApiClient
 from tests.portal.conftest import Visitor, link_for
+from tests.security.test_audit_transactions import everything
 
 PAST = timezone.now() - datetime.timedelta(days=1)
 
@@ -102,6 +104,28 @@ def test_looking_at_a_link_does_not_use_it_up(organization: Organization) -> Non
     assert visitor.get().status_code == 200
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {}, {"Sec-Purpose": "prefetch"}, {"Sec-Purpose": "prefetch;prerender"}, {"Purpose": "prefetch"},
+        {"User-Agent": "Slackbot-LinkExpanding 1.0"},
+    ],
+)  # fmt: skip
+def test_what_only_looks_at_a_link_does_not_open_it(organization: Organization, headers: dict[str, str]) -> None:
+    """Previews of chats, scanners of mail, and browsers that fetch ahead: with whatever they do but a POST."""
+    url = link_for(organization)
+    path, _, token = url.partition("#")
+    before = everything()
+    for method in ("get", "head", "options"):
+        # Some keep the fragment, some make a query of it.
+        for target in (path, f"{path}?link", f"{path}?token={token}", f"{path}%23{token}"):
+            response = getattr(Client(), method)(target, headers=headers)
+            assert "Set-Cookie" not in response.headers
+            assert response.status_code in {200, 404}
+    assert everything() == before
+    assert Visitor().open(url).status_code == 302
+
+
 def test_a_link_opens_once(organization: Organization) -> None:
     url = link_for(organization)
     assert Visitor().open(url).status_code == 302
@@ -128,6 +152,55 @@ def test_a_forged_link_is_refused_without_a_look_at_the_database(
         with django_assert_num_queries(0):
             refused(Visitor().open(f"#{token}"), Refusal.FORGED)
     assert Visitor().open(url).status_code == 302
+
+
+def _forged(url: str, organization: Organization) -> str:
+    return url[:-1] + ("A" if url[-1] != "A" else "B")
+
+
+def _used(url: str, organization: Organization) -> str:
+    assert Visitor().open(url).status_code == 302
+    return url
+
+
+def _expired(url: str, organization: Organization) -> str:
+    PortalSession.objects.filter(organization=organization).update(link_expires_at=PAST)
+    return url
+
+
+def _ended(url: str, organization: Organization) -> str:
+    PortalSession.objects.filter(organization=organization).update(ended_at=timezone.now())
+    return url
+
+
+def _deactivated(url: str, organization: Organization) -> str:
+    _deactivate(organization)
+    return url
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_forged, Refusal.FORGED), (_used, Refusal.LINK_USED), (_expired, Refusal.LINK_EXPIRED),
+        (_ended, Refusal.ACCESS_ENDED), (_deactivated, Refusal.ACCESS_ENDED),
+    ],
+)  # fmt: skip
+def test_a_link_that_is_refused_says_why_and_changes_nothing(
+    organization: Organization, other_organization: Organization, spoil: Callable[..., str], reason: Refusal
+) -> None:
+    """Neither a row nor the session that the browser has, of whatever organization."""
+    visitor = Visitor()
+    visitor.open(link_for(other_organization))
+    mine = visitor.token
+    url = spoil(link_for(organization), organization)
+    before = everything()
+    response = visitor.open(url)
+    refused(response, reason)
+    assert web.REFUSALS[reason][2] in response.content.decode().replace("&#x27;", "'")
+    assert everything() == before
+    assert organization.name not in response.content.decode()
+    assert visitor.token == mine
+    assert visitor.get().status_code == 200
 
 
 def _deactivate(organization: Organization) -> None:

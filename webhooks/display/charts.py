@@ -35,10 +35,10 @@ def count(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """Return a percentage; only what is really all of it is 100 %."""
+    """Return a percentage; only what is really all of it is 100%."""
     if 0 < value < 0.1:
-        return "< 0.1 %"
-    return f"{value:.0f} %" if value in {0, 50, 100} else f"{math.floor(value * 10) / 10:.1f} %"
+        return "< 0.1%"
+    return f"{value:.0f}%" if value in {0, 50, 100} else f"{math.floor(value * 10) / 10:.1f}%"
 
 
 def chart(

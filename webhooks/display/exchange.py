@@ -12,7 +12,7 @@ from webhooks.attempts import exchange_of, request_body, request_head
 from webhooks.destinations.exchange import Exchange, response_headers, status_line
 from webhooks.destinations.http.curl import BODY_FILE, MAX_BODY_CHARACTERS, body_command, curl_command
 from webhooks.destinations.http.query_secrets import secret_parameters
-from webhooks.display.formatting import SHOWN_CHARACTERS, code_block, format_duration, short
+from webhooks.display.formatting import SHOWN_CHARACTERS, box, code_block, format_duration, short
 from webhooks.models import Delivery, DeliveryAttempt
 
 # Of the page: the beginning of the name of an element that writes a body.
@@ -43,7 +43,7 @@ def exchange_blocks(
 ) -> list[SafeString]:
     """Return the whole exchange of each of the delivery's attempts, escaped, for one page.
 
-    for_tenant: without the address of the operator's proxy.
+    for_tenant: without the address of the operator's proxy, and with the headings one level lower, below the attempt's.
     """
     bodies = _Bodies(delivery)
     return [_exchange_block(attempt, bodies, for_tenant) for attempt in attempts]
@@ -52,7 +52,7 @@ def exchange_blocks(
 def _exchange_block(attempt: DeliveryAttempt, bodies: _Bodies, for_tenant: bool) -> SafeString:
     exchange = exchange_of(attempt)
     if exchange is None:
-        response = code_block(attempt.response_body) if attempt.response_body else SafeString("")
+        response = code_block(attempt.response_body, "Response body") if attempt.response_body else SafeString("")
         return format_html('<p class="help">{}</p>{}', _NOT_KEPT, response)
     body_id, content, body_element = bodies.of(exchange)
     path, request = request_head(exchange)
@@ -62,17 +62,18 @@ def _exchange_block(attempt: DeliveryAttempt, bodies: _Bodies, for_tenant: bool)
         '<div class="exchange"><p><button type="button" class="button" data-copy-from="{body_id} {command_id}">'
         'Copy as curl</button> <span class="help">{note}</span></p>{body_element}'
         '<pre id="{command_id}" hidden>{command}</pre>{facts}'
-        "<h3>Request</h3>{sent}{content}<h3>Response</h3>{received}{body}</div>",
+        "<{heading}>Request</{heading}>{sent}{content}<{heading}>Response</{heading}>{received}{body}</div>",
         body_id=body_id,
+        heading="h4" if for_tenant else "h3",
         body_element=body_element,
-        content=SafeString("") if content is None else code_block(content),
+        content=SafeString("") if content is None else code_block(content, "Request body"),
         command_id=command_id,
         note=_note(exchange, content),
         command=curl_command(exchange),
         facts=_facts(attempt, exchange, for_tenant),
-        sent=_block(sent),
+        sent=_block(sent, "Request headers"),
         received=_response(exchange),
-        body=code_block(attempt.response_body) if attempt.response_body else "",
+        body=code_block(attempt.response_body, "Response body") if attempt.response_body else "",
     )
 
 
@@ -114,8 +115,8 @@ def _response(exchange: Exchange) -> SafeString:
         *(f"{name}: {value}" if name else value for name, value in response_headers(exchange)),
     ]
     cut = SafeString('<p class="help">Further headers are not kept.</p>') if exchange.is_head_cut else SafeString("")
-    return _block("\n".join(lines)) + cut
+    return _block("\n".join(lines), "Response headers") + cut
 
 
-def _block(text: str) -> SafeString:
-    return format_html('<pre class="hostile" tabindex="0">{}</pre>', excerpt(visible(text), SHOWN_CHARACTERS)[0])
+def _block(text: str, label: str) -> SafeString:
+    return box(excerpt(visible(text), SHOWN_CHARACTERS)[0], label)

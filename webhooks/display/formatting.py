@@ -18,15 +18,24 @@ from webhooks.states import Breaker, SubscriptionState, next_attempt_at, state_o
 SHOWN_CHARACTERS = 65_536
 
 
-def code_block(text: str) -> SafeString:
-    """Return text that others sent, escaped, in a box of bounded length; JSON is indented."""
+def box(text: str, label: str = "") -> SafeString:
+    """Return text in a box that scrolls, for which the keyboard reaches it.  label: its name for screen readers."""
+    named = format_html(' role="group" aria-label="{}"', label) if label else SafeString("")
+    return format_html('<pre class="hostile" tabindex="0"{}>{}</pre>', named, text)
+
+
+def code_block(text: str, label: str = "") -> SafeString:
+    """Return text that others sent, escaped, in a box of bounded length; JSON is indented.
+
+    label: the box's name for screen readers.
+    """
     if not text:
         return SafeString("-")
     shown, left_out = excerpt(visible(pretty_json(text)), SHOWN_CHARACTERS)
-    box = format_html('<pre class="hostile" tabindex="0">{}</pre>', shown)
+    shown_box = box(shown, label)
     if left_out:
-        box += format_html('<p class="help">{} further characters are not shown.</p>', left_out)
-    return box
+        shown_box += format_html('<p class="help">{} further characters are not shown.</p>', left_out)
+    return shown_box
 
 
 def short(text: str, most: int = 80) -> str:

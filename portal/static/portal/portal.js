@@ -16,7 +16,29 @@ if (opening) {
     }
 }
 
-// A page about something that goes on asks for itself again, and replaces that part; once it is over, the parts that its
+// Changes what differs from a fresh copy and leaves the rest alone: the focus stays where it is, and screen readers
+// speak only of what is new.
+function renew(old, fresh) {
+    if (old.isEqualNode(fresh)) {
+        return;
+    }
+    const [its, theirs] = [[...old.childNodes], [...fresh.childNodes]];
+    const isAlike = old.nodeType === Node.ELEMENT_NODE && old.nodeName === fresh.nodeName && its.length === theirs.length;
+    if (!isAlike || !its.every((node, number) => node.nodeName === theirs[number].nodeName)) {
+        old.replaceWith(fresh);
+        return;
+    }
+    for (const name of new Set([...old.getAttributeNames(), ...fresh.getAttributeNames()])) {
+        if (fresh.hasAttribute(name)) {
+            old.setAttribute(name, fresh.getAttribute(name));
+        } else {
+            old.removeAttribute(name);
+        }
+    }
+    its.forEach((node, number) => renew(node, theirs[number]));
+}
+
+// A page about something that goes on asks for itself again, and renews that part; once it is over, the parts that its
 // `data-follow` names, too.  After a while it leaves that to a reload.
 async function follow(box, others, turn) {
     let page;
@@ -31,14 +53,23 @@ async function follow(box, others, turn) {
         return;
     }
     const goesOn = 'follow' in fresh.dataset;
+    const hadFocus = box.contains(document.activeElement);
     box.className = fresh.className;
+    // A live region has to stay the same element, or what it says next isn't spoken.
+    const [its, theirs] = [[...box.children], [...fresh.children]];
+    theirs.forEach((child, number) => (number < its.length ? renew(its[number], child) : box.append(child)));
+    its.slice(theirs.length).forEach((child) => child.remove());
     for (const id of goesOn ? [] : others) {
-        const [old, its] = [document.getElementById(id), page.getElementById(id)];
-        if (old && its && !old.contains(document.activeElement)) {
-            old.replaceChildren(...its.childNodes);
+        const [old, other] = [document.getElementById(id), page.getElementById(id)];
+        // The focus isn't taken away from what is inside.
+        if (old && other && (old === document.activeElement || !old.contains(document.activeElement))) {
+            old.replaceChildren(...other.childNodes);
         }
     }
-    box.replaceChildren(...fresh.childNodes);
+    if (hadFocus && !box.contains(document.activeElement)) {
+        box.tabIndex = -1;
+        box.focus();
+    }
     if (!goesOn) {
         box.removeAttribute('data-follow');
     } else if (turn < 300) {
