@@ -10,7 +10,7 @@ from django.utils import timezone
 from rest_framework import serializers
 
 from events import event_types
-from portal import words
+from portal import texts
 from portal.models import PortalSession
 from webhooks.api.subscription_serializers import (
     ReasonSerializer,
@@ -199,8 +199,8 @@ class EndpointForm(forms.Form):
             for name, reasons in serializer.errors.items():
                 field = _FORM_FIELDS.get(name, name)
                 if field not in self.errors:
-                    texts = [words.of_an_error(text) for text in error_texts(reasons)]
-                    self.add_error(field if field in self.fields else None, texts)
+                    messages = [texts.of_an_error(text) for text in error_texts(reasons)]
+                    self.add_error(field if field in self.fields else None, messages)
             return cleaned
         self.values = dict(serializer.validated_data)
         return cleaned

@@ -18,7 +18,7 @@ from core.query import PAGE_PARAMETERS, ParameterError, moment, page
 from core.wakeups import WEBHOOKS, wake
 from events.models import Event
 from orgs.scopes import Scope
-from portal import meanings, words
+from portal import meanings, texts
 from portal.pages.rows import attempt_row, delivery_row
 from portal.web import NotAllowed, PortalView
 from webhooks import delivery_actions, subscriptions
@@ -221,9 +221,9 @@ class RetryView(DeliveryPage):
     def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
         row = self.own_delivery(delivery_id)
         if row.event.is_erased:
-            raise NotAllowed("It can't be retried", words.why_not_retryable(row))
+            raise NotAllowed("It can't be retried", texts.why_not_retryable(row))
         if not self.take_action(DeliveryAction.RETRY, row):
-            raise NotAllowed("It can't be retried now", words.why_not_retryable(self.own_delivery(delivery_id)))
+            raise NotAllowed("It can't be retried now", texts.why_not_retryable(self.own_delivery(delivery_id)))
         done = "again" if is_inbox(row.subscription) else "retried"
         return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done={done}")
 
@@ -236,11 +236,11 @@ class SkipView(DeliveryPage):
     def get(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
         row = self.own_delivery(delivery_id)
         if not self.is_skippable(row):
-            raise NotAllowed("It can't be skipped", words.why_not_skippable(row))
+            raise NotAllowed("It can't be skipped", texts.why_not_skippable(row))
         return self.page("skip.html", delivery=delivery_row(row), holds_up=count_held_up(row))
 
     def post(self, request: HttpRequest, delivery_id: uuid.UUID) -> HttpResponse:
         row = self.own_delivery(delivery_id)
         if not self.take_action(DeliveryAction.SKIP, row):
-            raise NotAllowed("It can't be skipped", words.why_not_skippable(self.own_delivery(delivery_id)))
+            raise NotAllowed("It can't be skipped", texts.why_not_skippable(self.own_delivery(delivery_id)))
         return HttpResponseRedirect(f"{reverse('portal:delivery', args=[row.pk])}?done=skipped")

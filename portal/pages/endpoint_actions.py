@@ -10,7 +10,7 @@ from django.db import transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 
-from portal import words
+from portal import texts
 from portal.forms import DisableForm
 from portal.pages.endpoints import EndpointPage
 from portal.web import NotAllowed
@@ -42,7 +42,7 @@ class TestView(EndpointActionPage):
         with transaction.atomic():
             self.record("subscription.test", row.id, result.for_audit(), name=row.url)
         outcome = result.outcome
-        about, advice = words.advice(outcome.failure.value if outcome.failure else "", outcome.status_code)
+        about, advice = texts.advice(outcome.failure.value if outcome.failure else "", outcome.status_code)
         return self.page(
             "test_result.html",
             row=row,

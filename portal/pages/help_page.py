@@ -7,7 +7,7 @@ from pathlib import Path
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 
-from portal import words
+from portal import texts
 from portal.web import PortalView
 
 # The files in `samples`, whose code the tests run.
@@ -33,12 +33,12 @@ class HelpView(PortalView):
         language = language if language in LANGUAGES else "python"
         return self.page(
             "help.html",
-            states=words.STATES,
+            states=texts.STATES,
             delivery_states={
-                name: f"{meaning} {words.MORE_OF_STATES.get(name, '')}".strip()
-                for name, meaning in words.DELIVERY_STATES.items()
+                name: f"{meaning} {texts.MORE_OF_STATES.get(name, '')}".strip()
+                for name, meaning in texts.DELIVERY_STATES.items()
             },
-            inbox_states=words.INBOX_STATES,
+            inbox_states=texts.INBOX_STATES,
             languages=[(name, label) for name, (label, _) in LANGUAGES.items()],
             language=language,
             language_label=LANGUAGES[language][0],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from portal import meanings, words
+from portal import meanings, texts
 from webhooks.display.causes import error_words
 from webhooks.display.formatting import cause_of, format_duration, format_time, host_of_url, short
 from webhooks.display.standing import distance
@@ -80,7 +80,7 @@ def delivery_row(row: Delivery) -> dict[str, Any]:
 
 def attempt_row(attempt: DeliveryAttempt) -> dict[str, Any]:
     """Return an attempt, read with its delivery and event."""
-    about, advice = words.advice(attempt.error, attempt.status_code)
+    about, advice = texts.advice(attempt.error, attempt.status_code)
     result = error_words(attempt.error, attempt.status_code) or f"accepted with {attempt.status_code}"
     return {
         "delivery_id": attempt.delivery_id,

@@ -12,7 +12,7 @@ from django.utils import timezone
 from events.erasure import erase
 from orgs.models import AuditEntry, Organization
 from orgs.scopes import Scope
-from portal import meanings, words
+from portal import meanings, texts
 from portal.pages.help_page import LANGUAGES
 from tests.console.rows import make_delivery, make_event
 from tests.portal.conftest import Visitor
@@ -51,10 +51,10 @@ def test_a_pause_says_who_wanted_it(endpoint: Subscription) -> None:
     queue = SubscriptionQueue.objects.filter(pk=endpoint.pk)
     waiting = deliver(endpoint, "pending", last_error="http_status", last_status_code=503)
     queue.update(failing_since=BEFORE, last_error="http_status", last_status_code=503, paused_until=LATER)
-    assert asked(endpoint).text == words.ASKED_FOR_PAUSE
+    assert asked(endpoint).text == texts.ASKED_FOR_PAUSE
     assert "asked us to wait until" in meaning(waiting).text
     queue.update(breaker_trips=2)
-    assert asked(endpoint).text == words.STATES["paused"]
+    assert asked(endpoint).text == texts.STATES["paused"]
     assert "Your code failed." in asked(endpoint).advice
     assert "is paused until" in meaning(waiting).text
     assert (
@@ -65,11 +65,11 @@ def test_a_pause_says_who_wanted_it(endpoint: Subscription) -> None:
 @pytest.mark.parametrize(
     ("cause", "text"),
     [
-        (DisabledCause.BY_REQUEST, words.STATES["disabled"]),
-        (DisabledCause.GONE, words.DISABLED_GONE),
-        (DisabledCause.ALWAYS_FAILED, words.DISABLED_ALWAYS_FAILED),
-        (DisabledCause.WITH_HOST, words.DISABLED_WITH_HOST),
-        (DisabledCause.BY_OPERATOR, words.DISABLED_BY_OPERATOR),
+        (DisabledCause.BY_REQUEST, texts.STATES["disabled"]),
+        (DisabledCause.GONE, texts.DISABLED_GONE),
+        (DisabledCause.ALWAYS_FAILED, texts.DISABLED_ALWAYS_FAILED),
+        (DisabledCause.WITH_HOST, texts.DISABLED_WITH_HOST),
+        (DisabledCause.BY_OPERATOR, texts.DISABLED_BY_OPERATOR),
     ],
 )
 def test_an_endpoint_says_why_it_is_disabled_whatever_the_reason_begins_with(
@@ -84,64 +84,64 @@ def test_an_endpoint_says_why_it_is_disabled_whatever_the_reason_begins_with(
     assert text in text_of(page)
     assert ("What to do:" in text_of(page)) is (cause != DisabledCause.BY_REQUEST)
     held.refresh_from_db()
-    assert words.DELIVERY_STATES["held"] in text_of(visitor.get(f"deliveries/{held.pk}"))
+    assert texts.DELIVERY_STATES["held"] in text_of(visitor.get(f"deliveries/{held.pk}"))
 
 
 def test_what_waits_says_for_what(endpoint: Subscription, settings: Any) -> None:
     due = {"next_attempt_at": BEFORE}
     row = deliver(endpoint, "pending")
-    assert meaning(row).text == words.DELIVERY_STATES["pending"]
-    assert meaning(deliver(endpoint, "pending", last_error="timeout")).text == words.DELIVERY_STATES["retrying"]
-    assert meaning(deliver(endpoint, "pending", attempt_count=1)).text == words.AGAIN
+    assert meaning(row).text == texts.DELIVERY_STATES["pending"]
+    assert meaning(deliver(endpoint, "pending", last_error="timeout")).text == texts.DELIVERY_STATES["retrying"]
+    assert meaning(deliver(endpoint, "pending", attempt_count=1)).text == texts.AGAIN
     row = deliver(endpoint, "pending", **due)
-    assert meaning(row).text == words.DUE
+    assert meaning(row).text == texts.DUE
     Subscription.objects.update(deliveries_per_second=0.5)
     SubscriptionQueue.objects.update(next_due_at=LATER)
     assert "at most 0.5 webhooks a second" in meaning(row).text
     settings.DISABLE_WEBHOOK_DELIVERY = True
-    assert meaning(row).text == words.SENDING_DISABLED
+    assert meaning(row).text == texts.SENDING_DISABLED
     by_operator = deliver(endpoint, "held")
-    assert meaning(by_operator).text == words.why_not_retryable(by_operator) == words.HELD_BY_OPERATOR
+    assert meaning(by_operator).text == texts.why_not_retryable(by_operator) == texts.HELD_BY_OPERATOR
     subscriptions.disable(endpoint)
     settings.HELD_RETENTION_DAYS = 30
     assert "held for more than 30 days" in meaning(deliver(endpoint, "held")).text
 
 
 def test_what_is_over_says_why(endpoint: Subscription, organization: Organization) -> None:
-    for error, text in words.CANCELLED_BECAUSE.items():
+    for error, text in texts.CANCELLED_BECAUSE.items():
         assert meaning(deliver(endpoint, "cancelled", last_error=error)).text == text
-    assert meaning(deliver(endpoint, "cancelled", last_error="timeout")).text == words.CANCELLED_SKIPPED
+    assert meaning(deliver(endpoint, "cancelled", last_error="timeout")).text == texts.CANCELLED_SKIPPED
     failed = deliver(endpoint, "failed", last_error=Failure.TRANSFORM_FAILED)
-    assert meaning(failed).text == words.FAILED_AT_ONCE
+    assert meaning(failed).text == texts.FAILED_AT_ONCE
     Delivery.objects.filter(pk=failed.pk).update(last_error="timeout")
-    assert meaning(failed).text == words.DELIVERY_STATES["failed"]
+    assert meaning(failed).text == texts.DELIVERY_STATES["failed"]
     subscriptions.disable(endpoint)
-    assert meaning(failed).text == words.FAILED_DISABLED
+    assert meaning(failed).text == texts.FAILED_DISABLED
     waiting = deliver(endpoint, "pending")
     subscriptions.delete(endpoint)
-    assert meaning(failed).text == words.FAILED_DELETED
+    assert meaning(failed).text == texts.FAILED_DELETED
     SubscriptionQueue.objects.filter(pk=endpoint.pk).update(needs_resync=True)
     subscriptions.resync(endpoint.pk)
     waiting.refresh_from_db()
     assert "its endpoint was deleted" in meaning(waiting).text
     erase(organization.pk, failed.event_id)
-    assert meaning(failed).text == words.FAILED_ERASED
+    assert meaning(failed).text == texts.FAILED_ERASED
 
 
 def test_the_help_explains_every_state_and_every_failure(visitor: Visitor) -> None:
     page = visitor.get("help").content.decode()
     text = text_of(visitor.get("help"))
     for name, known in (
-        *((state, words.STATES) for state in SubscriptionState.values),
-        *((state, words.DELIVERY_STATES) for state in DeliveryState.values),
+        *((state, texts.STATES) for state in SubscriptionState.values),
+        *((state, texts.DELIVERY_STATES) for state in DeliveryState.values),
     ):
         assert known[name] in text
-    assert set(words.INBOX_STATES) == set(DeliveryState.values) - {DeliveryState.FAILED, DeliveryState.CANCELLED}
+    assert set(texts.INBOX_STATES) == set(DeliveryState.values) - {DeliveryState.FAILED, DeliveryState.CANCELLED}
     for failure in Failure:
         if failure in {Failure.HELD_TOO_LONG, Failure.NOT_FETCHED, Failure.GIVEN_BACK}:
             continue  # no attempt's
         for status in (400, 401, 403, 404, 405, 410, 413, 429, 500, 503) if failure is Failure.HTTP_STATUS else (302,):
-            about, advice = words.advice(failure, status)
+            about, advice = texts.advice(failure, status)
             assert advice
             assert "_" not in error_words(failure, status)
             assert f'id="error-{about}"' in page, failure
@@ -173,8 +173,8 @@ def test_a_webhook_that_waits_in_its_order_says_for_what_and_can_go_on(
     first, second = queue_of_two
     page = visitor.get(f"deliveries/{second.pk}")
     text = text_of(page)
-    assert f"{words.WAITS_IN_ORDER} {words.EARLIER_FAILED}" in text
-    assert words.EARLIER_FAILED_ADVICE in text
+    assert f"{texts.WAITS_IN_ORDER} {texts.EARLIER_FAILED}" in text
+    assert texts.EARLIER_FAILED_ADVICE in text
     assert f'href="/portal/deliveries/{first.pk}"' in page.content.decode()
     assert "Ordering key order-1" in text
     assert "Next attempt" not in text
@@ -182,9 +182,9 @@ def test_a_webhook_that_waits_in_its_order_says_for_what_and_can_go_on(
     assert "We're trying again" not in text_of(visitor.get(f"deliveries/{second.pk}?done=retried"))
     retrying = {"status": "pending", "next_attempt_at": LATER}
     for change, words_then in (
-        ({**retrying, "last_error": "timeout"}, words.EARLIER_RETRYING_BLOCKS),
-        ({**retrying, "last_error": ""}, words.EARLIER_PENDING),
-        ({"status": "held"}, words.EARLIER_HELD),
+        ({**retrying, "last_error": "timeout"}, texts.EARLIER_RETRYING_BLOCKS),
+        ({**retrying, "last_error": ""}, texts.EARLIER_PENDING),
+        ({"status": "held"}, texts.EARLIER_HELD),
         ({"status": "failed", "last_error": "timeout"}, ""),
     ):
         Delivery.objects.filter(pk=first.pk).update(**change)
@@ -197,7 +197,7 @@ def test_a_webhook_that_waits_in_its_order_says_for_what_and_can_go_on(
     assert "1 is waiting for it. This can't be undone." in text_of(visitor.get(f"deliveries/{first.pk}/skip"))
     answer = visitor.post(f"deliveries/{first.pk}/skip")
     assert answer["Location"] == f"/portal/deliveries/{first.pk}?done=skipped"
-    assert words.CANCELLED_SKIPPED in text_of(visitor.client.get(answer["Location"]))
+    assert texts.CANCELLED_SKIPPED in text_of(visitor.client.get(answer["Location"]))
     second.refresh_from_db()
     assert second.next_attempt_at
     assert second.next_attempt_at < LATER

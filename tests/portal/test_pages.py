@@ -19,7 +19,7 @@ from events import event_types
 from events.erasure import erase
 from events.models import Event
 from orgs.models import AuditEntry, Organization
-from portal import branding, words
+from portal import branding, texts
 from portal.pages import logs
 from tests.console.rows import make_attempt, make_delivery, make_event
 from tests.portal.conftest import Visitor, path_in
@@ -256,7 +256,7 @@ def test_an_endpoint_that_is_paused_says_why_and_what_to_do(visitor: Visitor, or
         last_error="http_status", last_status_code=401, last_failure_at=now,
     )  # fmt: skip
     text = text_of(visitor.get(f"endpoints/{row.pk}"))
-    assert words.STATES["paused"] in text
+    assert texts.STATES["paused"] in text
     assert "HTTP 401. The next attempt is in 2 h." in text
     assert "What to do: Your endpoint rejected us." in text
     assert "paused" in text_of(visitor.get())

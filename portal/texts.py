@@ -1,4 +1,4 @@
-"""What states and failures mean, and what to do about them, for people who have never seen the API."""
+"""The sentences about states and failures, for people who have never seen the API; `meanings.py` chooses among them."""
 
 from __future__ import annotations
 
