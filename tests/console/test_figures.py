@@ -107,7 +107,11 @@ def test_no_rule_of_the_style_sheet_is_for_nothing() -> None:
     sheet = re.sub(r"/\*.*?\*/|\{[^}]*\}", " ", "".join(one.read_text() for one in sheets), flags=re.S)
     sources = [
         path.read_text()
-        for root in (CONSOLE, WEBHOOKS / "display", WEBHOOKS / "templates", Path(django_admin).parent)
+        for root in (
+            CONSOLE,
+            *(WEBHOOKS / name for name in ("display", "static", "templates")),
+            Path(django_admin).parent,
+        )
         for path in root.rglob("*")
         if path.suffix in {".py", ".html", ".js"}
     ]
