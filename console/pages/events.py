@@ -72,6 +72,10 @@ class EventAdmin(ReadOnlyAdmin):
     actions = ("reprocess", "replay")
     object_actions = ("reprocess", "replay")
 
+    def fits(self, action: str, row: Event) -> bool:
+        """Offer to reprocess only an event that is in error."""
+        return action != "reprocess" or row.status == EventStatus.ERROR
+
     def get_ordering(self, request: HttpRequest) -> tuple[str, ...]:
         """Newest first, in the order of the index that serves the filters."""
         return ("-created_at", "-id") if "organization" in request.GET else ("-id",)

@@ -117,6 +117,10 @@ class ApiKeyAdmin(BoundedAdmin):
     dangerous_actions = ("revoke",)
     _facts = ("id", "prefix", "state", "revoked_at", "revoked_by", "last_used_at", "created_at")
 
+    def fits(self, action: str, row: ApiKey) -> bool:
+        """Offer to revoke only a key that isn't revoked."""
+        return row.revoked_at is None
+
     def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
         """Return the fields of the form and, for an existing key, what is known about it."""
         return ("organization", "name", "scopes", "expires_at", *(self._facts if obj else ()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -13,11 +14,12 @@ from django.test import Client
 from django.urls import reverse
 
 from console import actions
+from events.models import Event
 from orgs.keys import authenticate
 from orgs.models import ApiKey, AuditEntry
 from tests.api.helpers import refuse_audit_entries
 from tests.console.conftest import Staff
-from tests.console.rows import World, act, ask, list_url, make_delivery, page_url, said
+from tests.console.rows import World, act, ask, list_url, make_delivery, make_event, page_url, said
 from webhooks import subscriptions
 from webhooks.models import BulkRun, Delivery, Subscription, SubscriptionQueue
 
@@ -298,6 +300,19 @@ def test_an_act_on_many_is_one_entry_that_the_history_of_each_leads_to(world: Wo
         "the data center moves"
         not in operator.get(page_url(world.subscription, "history"), follow=True).content.decode()
     )
+
+
+def test_the_page_of_a_key_or_an_event_offers_only_what_would_change_it(world: World, owner: Client) -> None:
+    def offered(row: Any) -> list[str]:
+        return re.findall(r'name="action" value="(\w+)"', owner.get(page_url(row)).content.decode())
+
+    assert offered(world.key) == ["revoke"]
+    act(owner, "revoke", [world.key])
+    assert offered(world.key) == []
+    event = make_event(world.organization)
+    assert offered(event) == ["replay"]
+    Event.objects.filter(pk=event.pk).update(status="error")
+    assert offered(event) == ["reprocess", "replay"]
 
 
 def test_who_revoked_a_key_and_why_stands_on_its_page(world: World, owner: Client) -> None:
