@@ -114,6 +114,17 @@ def looked_at(node: dict[str, Any]) -> float:
     return float((node["Actual Rows"] + passed_over) * node["Actual Loops"])
 
 
+@pytest.fixture
+def tables_are_big_enough(big_tables: None, db: None) -> None:
+    """Skip where the planner takes the tables for small.
+
+    Before PostgreSQL 17, it expects a page from the index for each id of a list, which costs more than to read a few
+    ten thousand rows.
+    """
+    if connection.pg_version < 170000:  # type: ignore[attr-defined]
+        pytest.skip("before PostgreSQL 17, rows with many ids are read from an index only if a table is larger")
+
+
 def faults_of(client: Client, url: str) -> list[str]:
     """Return what is wrong with the statements that a page runs."""
     with CaptureQueriesContext(connection) as captured:
@@ -139,7 +150,7 @@ def test_the_check_sees_a_scan_and_a_count(big_tables: None, db: None) -> None:
     assert "Seq Scan" in kinds
 
 
-def test_no_list_counts_or_scans_a_big_table(big_tables: None, staff: Staff) -> None:
+def test_no_list_counts_or_scans_a_big_table(tables_are_big_enough: None, staff: Staff) -> None:
     client = staff("operator")
     organization = Organization.objects.get(name="Org 1").pk
     subscription = Subscription.objects.get(url="http://h1/").pk
@@ -175,7 +186,7 @@ def test_the_failed_attempts_are_looked_for_among_the_newest_only(
     assert all('"webhooks_deliveryattempt"."id" > ' in sql for sql in bounded)
 
 
-def test_no_search_scans_a_big_table(big_tables: None, staff: Staff) -> None:
+def test_no_search_scans_a_big_table(tables_are_big_enough: None, staff: Staff) -> None:
     client = staff("operator")
     event, delivery = Event.objects.order_by("id")[100], Delivery.objects.order_by("id")[100]
     attempt = delivery.attempts.get()
