@@ -12,7 +12,7 @@ YOUNG_OBJECTS = 10_000
 def collect_seldom() -> None:
     """Let the garbage collector run less often.
 
-    Call it first in a process: what is loaded stays, so looking for garbage among it costs a tenth of the start.
+    Call it first in a process: what is loaded stays, so looking for garbage among it costs a seventh of the start.
     """
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
 

@@ -26,6 +26,7 @@ from devstack.binaries import copy_postgres, postgres_programs, reachable_by_all
 from devstack.errors import DevstackError, last_line, last_line_of, tail_of
 from devstack.locks import locked
 from devstack.logfiles import open_log
+from devstack.own_server import OwnServer
 from devstack.sockets import make_private_folder, short_digest, socket_folder
 from devstack.waiting import wait_until
 
@@ -52,7 +53,7 @@ _MODES = {"smart": signal.SIGTERM, "fast": signal.SIGINT, "immediate": signal.SI
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 
 
-class Postgres:
+class Postgres(OwnServer):
     """One server.
 
     home: its folder; the same home is the same server, also for another process.  durable: False turns
@@ -68,23 +69,12 @@ class Postgres:
         self._owner: pwd.struct_passwd | None = None
         self._base = self.home
         self._as: dict[str, Any] = {}
-        self._process: subprocess.Popen[bytes] | None = None
         if os.geteuid() == 0:
             self._owner = pwd.getpwnam("nobody")
             self._base = NEUTRAL / short_digest(self.home)
             self._as = {"user": self._owner.pw_uid, "group": self._owner.pw_gid, "extra_groups": []}
 
     # --- what is there --------------------------------------------------------------------------
-
-    @property
-    def alive(self) -> bool:
-        """Return whether the postmaster lives."""
-        return self.pid is not None if self._process is None else self._process.poll() is None
-
-    @property
-    def returncode(self) -> int | None:
-        """Return the exit code of the postmaster, if it has ended and this process had started it."""
-        return None if self._process is None else self._process.poll()
 
     @property
     def log(self) -> Path:

@@ -16,6 +16,7 @@ from devstack.binaries import valkey_program
 from devstack.errors import DevstackError, last_line_of
 from devstack.locks import locked
 from devstack.logfiles import open_log
+from devstack.own_server import OwnServer
 from devstack.sockets import make_private_folder, socket_folder
 from devstack.waiting import wait_until
 
@@ -23,7 +24,7 @@ START_SECONDS = 20.0
 STOP_SECONDS = 20.0
 
 
-class Valkey:
+class Valkey(OwnServer):
     """One server on a Unix socket, without persistence: it holds nothing that can't be lost.
 
     home: its folder; the same home is the same server, also for another process.
@@ -33,19 +34,8 @@ class Valkey:
 
     def __init__(self, home: Path) -> None:
         self.home = home.absolute()
-        self._process: subprocess.Popen[bytes] | None = None
 
     # --- what is there --------------------------------------------------------------------------
-
-    @property
-    def alive(self) -> bool:
-        """Return whether the server lives."""
-        return self.pid is not None if self._process is None else self._process.poll() is None
-
-    @property
-    def returncode(self) -> int | None:
-        """Return the exit code of the server, if it has ended and this process had started it."""
-        return None if self._process is None else self._process.poll()
 
     @property
     def log(self) -> Path:

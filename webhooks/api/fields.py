@@ -10,9 +10,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from core.query import ParameterError
-from core.serializers import (
-    StrictCharField,
-)
+from core.serializers import StrictCharField, validate_plain_text
 from events.channels import MAX_CHANNELS, channels_error
 from events.payload import pattern_error
 from webhooks.api.header_rules import HEADER_VALUE, name_error
@@ -87,6 +85,20 @@ class ChannelsField(serializers.ListField):
             position, reason = wrong
             raise serializers.ValidationError([reason] if position is None else {str(position): [reason]})
         return list(dict.fromkeys(data))
+
+
+class DescriptionField(StrictCharField):
+    """What a subscription is for, which may be left out."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(
+            max_length=500,
+            required=False,
+            allow_blank=True,
+            validators=[validate_plain_text],
+            help_text="What it is for, in your own words.",
+            **more,
+        )
 
 
 class ExpressionField(StrictCharField):

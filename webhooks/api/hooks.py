@@ -21,7 +21,7 @@ from core.openapi import PAGE, location, page_of, query, refusals
 from core.problems import Problem, no_such
 from core.query import PAGE_PARAMETERS, ParameterError, page, parse_parameters
 from core.row_rendering import row_renderer
-from core.serializers import StrictCharField, StrictSerializer, validate_plain_text
+from core.serializers import StrictSerializer
 from core.url_prefix import full_path
 from events.payload import EVERYTHING
 from events.queries import type_pattern
@@ -30,7 +30,7 @@ from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
 from orgs.scopes import Scope
 from webhooks import rest_hooks, subscriptions
-from webhooks.api.fields import ChannelsField, EventTypesField, FilterField, UrlField, url_parameter
+from webhooks.api.fields import ChannelsField, DescriptionField, EventTypesField, FilterField, UrlField, url_parameter
 from webhooks.api.handshakes import handshake_field, require_handshake
 from webhooks.api.subscription_serializers import URL_HELP
 from webhooks.api.viewsets import OrganizationViewSet
@@ -93,13 +93,7 @@ class HookCreateSerializer(StrictSerializer):
     event_types = OneOrMoreTypesField(required=False)
     # Zapier may repeat the URL under this name, for a protocol that is older than its REST hooks.
     subscription_url = serializers.JSONField(required=False, help_text="Ignored.")
-    description = StrictCharField(
-        max_length=500,
-        required=False,
-        allow_blank=True,
-        validators=[validate_plain_text],
-        help_text="What it is for, in your own words.",
-    )
+    description = DescriptionField()
     filter = FilterField(required=False, allow_null=True, help_text="As of a subscription.")
     channels = ChannelsField(required=False, help_text="As of a subscription.")
     handshake = handshake_field()

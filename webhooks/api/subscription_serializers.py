@@ -32,6 +32,7 @@ from webhooks.api.credentials import (
 from webhooks.api.fields import (
     ChannelsField,
     ChoiceOrNullField,
+    DescriptionField,
     EndpointUrlField,
     EventTypesField,
     ExpressionField,
@@ -129,13 +130,7 @@ class SubscriptionChangeSerializer(StrictSerializer):
         help_text="When a delivery with an ordering key has failed: `skip` continues with the next one, `block` keeps "
         "the key waiting until the failed one is retried successfully.",
     )
-    description = StrictCharField(
-        max_length=500,
-        required=False,
-        allow_blank=True,
-        validators=[validate_plain_text],
-        help_text="What it is for, in your own words.",
-    )
+    description = DescriptionField()
     uid = StrictCharField(
         max_length=255,
         required=False,
