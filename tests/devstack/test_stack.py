@@ -81,9 +81,7 @@ def test_another_postgresql_than_the_one_that_was_asked_for_is_never_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DEVSTACK_POSTGRES", "/srv/closed/pg17/bin")
-    with pytest.raises(
-        DevstackError, match=r"^DEVSTACK_POSTGRES: /srv/closed/pg17/bin isn't open to every user"
-    ):
+    with pytest.raises(DevstackError, match=r"^DEVSTACK_POSTGRES: /srv/closed/pg17/bin isn't open to every user"):
         copy_postgres(tmp_path)
     assert not list(tmp_path.iterdir())
 
