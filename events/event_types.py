@@ -8,6 +8,7 @@ key.  The statement with which the front door stores events checks the version a
 
 from __future__ import annotations
 
+import json
 import threading
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -124,13 +125,28 @@ def import_types(organization_id: uuid.UUID, wanted: Sequence[ImportedType]) -> 
         fields = {"description": one.description, "examples": one.examples, "schema": one.schema}
         row = existing.get(one.name)
         if row is None:
-            done.append(Imported(create(organization_id, name=one.name, **fields), "created"))
-        elif all(getattr(row, name) == value for name, value in fields.items()):
+            done.append(Imported(EventType(organization_id=organization_id, name=one.name, **fields), "created"))
+        elif all(_is_same(getattr(row, name), value) for name, value in fields.items()):
             done.append(Imported(row, "unchanged"))
         else:
-            change(row, fields)
+            row.version += not _is_same(row.schema, one.schema)
+            for name, value in (fields | {"updated_at": Now()}).items():
+                setattr(row, name, value)
             done.append(Imported(row, "changed"))
+    created = [one.row for one in done if one.status == "created"]
+    if created and len(existing) + len(created) > int(settings.MAX_EVENT_TYPES):
+        raise TooManyEventTypes
+    EventType.objects.bulk_create(created)
+    EventType.objects.bulk_update(
+        [one.row for one in done if one.status == "changed"],
+        ["description", "examples", "schema", "version", "updated_at"],
+    )
     return done
+
+
+def _is_same(stored: Any, given: Any) -> bool:
+    """Return whether two JSON values are the same; for Python, `true` equals 1."""
+    return json.dumps(stored, sort_keys=True) == json.dumps(given, sort_keys=True)
 
 
 # --- checking events ------------------------------------------------------------------------------

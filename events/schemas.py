@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jsonschema_rs
@@ -90,7 +89,7 @@ def _reason(error: jsonschema_rs.ValidationError) -> str:
     return message if len(message) <= 300 else f"{message[:100]} … {message[-180:]}"
 
 
-def pointer_of(path: list[str | int]) -> str:
+def pointer_of(path: Iterable[str | int]) -> str:
     """Return a JSON pointer (RFC 6901)."""
     return "".join("/" + str(step).replace("~", "~0").replace("/", "~1") for step in path)
 
@@ -115,29 +114,45 @@ def check_schema(schema: Any) -> None:
     Validator(schema)
 
 
+# How often each schema may apply to one value, by the schema's number.
+_Times = dict[int, int]
+
+
+def _add(total: _Times, more: _Times, times: int) -> None:
+    """Add `times` times `more` to the total."""
+    for schema, number in more.items():
+        total[schema] = total.get(schema, 0) + number * times
+
+
+def _is_leaf(schema: dict[str, Any]) -> bool:
+    """Return whether a schema holds neither another schema nor a list, nor refers to one."""
+    return "$ref" not in schema and not any(isinstance(value, dict | list) for value in schema.values())
+
+
 class _Cost:
     """Counts how often a validator may have to check one value, in the worst case.
 
     At one value, a schema leads to others by `$ref`, `anyOf`, and the like.  Each of those may have schemas for the
     same member or item, and so on, level by level: the product is what grows.  Data is at most MAX_JSON_DEPTH levels
-    deep.
+    deep.  Schemas that hold no others and say the same, such as `{"type": "string"}`, are looked at once.
     """
 
     def __init__(self, schema: Any) -> None:
         self._root = schema
         self._anchors: dict[str, Any] = {}
         self._schemas: dict[int, Any] = {}
-        self._here: dict[int, Counter[int]] = {}
+        self._leaves: dict[tuple[Any, ...], int] = {}
+        self._here: dict[int, _Times] = {}
         self._steps = 0
 
     def check(self) -> None:
         """Raise SchemaError for a schema that refers outside, or that is too costly."""
-        self._collect(self._root, "")
-        at: Counter[int] = Counter({self._note(self._root): 1})
+        self._collect(self._root)
+        at = {self._note(self._root): 1}
         seen: set[frozenset[tuple[int, int]]] = set()
         levels = [at]
         for _ in range(settings.MAX_JSON_DEPTH):
-            following: list[Counter[int]] = []
+            following: list[_Times] = []
             for schemas in levels:
                 for below in self._below(self._expand(schemas)):
                     key = frozenset(below.items())
@@ -148,29 +163,40 @@ class _Cost:
                 return
             levels = following
 
-    def _collect(self, part: Any, pointer: str) -> None:
+    def _collect(self, part: Any, path: tuple[str | int, ...] = ()) -> None:
         """Look for references everywhere, also where no schema belongs: a reference may lead there."""
         if isinstance(part, list):
             for position, inner in enumerate(part):
-                self._collect(inner, f"{pointer}/{position}")
+                self._collect(inner, (*path, position))
         if not isinstance(part, dict):
             return
         for name, inner in part.items():
-            here = pointer + pointer_of([name])
-            is_keyword = isinstance(inner, str)
-            if name in _REFUSED and is_keyword:
-                raise SchemaError(_REFUSED[name], here)
-            if name == "$id" and is_keyword and pointer:
-                raise SchemaError("is only supported at the top", here)
-            if name == "$ref" and is_keyword and not inner.startswith("#"):
-                raise SchemaError("must begin with #: a schema can't refer to anything outside of itself", here)
-            if name == "$anchor" and is_keyword:
-                self._anchors[inner] = part
-            self._collect(inner, here)
+            if isinstance(inner, dict | list):
+                self._collect(inner, (*path, name))
+            elif isinstance(inner, str) and name.startswith("$"):
+                if reason := self._refusal(name, inner, is_top=not path):
+                    raise SchemaError(reason, pointer_of([*path, name]))
+                if name == "$anchor":
+                    self._anchors[inner] = part
+
+    @staticmethod
+    def _refusal(name: str, value: str, *, is_top: bool) -> str | None:
+        """Return why a schema can't have this member; None if it can."""
+        if name in _REFUSED:
+            return _REFUSED[name]
+        if name == "$id" and not is_top:
+            return "is only supported at the top"
+        if name == "$ref" and not value.startswith("#"):
+            return "must begin with #: a schema can't refer to anything outside of itself"
+        return None
 
     def _note(self, schema: Any) -> int:
-        self._schemas[id(schema)] = schema
-        return id(schema)
+        """Return a number for a schema."""
+        number = id(schema)
+        if number not in self._schemas and isinstance(schema, dict) and _is_leaf(schema):
+            number = self._leaves.setdefault(tuple(schema.items()), number)
+        self._schemas[number] = schema
+        return number
 
     def _count(self, number: int) -> None:
         self._steps += number
@@ -194,12 +220,11 @@ class _Cost:
                 raise SchemaError(f"has a $ref to {ref}, which isn't there") from None
         return found
 
-    def _expand(self, schemas: Mapping[int, int]) -> Counter[int]:
+    def _expand(self, schemas: _Times) -> _Times:
         """Return every schema that applies to a value, and how often, if these do.  Raises SchemaError for too many."""
-        total: Counter[int] = Counter()
+        total: _Times = {}
         for schema, times in schemas.items():
-            for one, number in self._closure(schema, ()).items():
-                total[one] += number * times
+            _add(total, self._closure(schema, ()), times)
         checks = sum(number * self._weight(self._schemas[one]) for one, number in total.items())
         if checks > MOST_CHECKS:
             raise SchemaError(
@@ -207,16 +232,15 @@ class _Cost:
             )
         return total
 
-    def _closure(self, schema: int, above: tuple[int, ...]) -> Counter[int]:
+    def _closure(self, schema: int, above: tuple[int, ...]) -> _Times:
         if schema in above:
             raise SchemaError("has a $ref that leads back to itself")
         if len(above) >= MOST_CHECKS:  # so many that the recursion could be too deep for Python
             raise SchemaError(f"may check one value more than {MOST_CHECKS} times; use fewer levels of $ref")
         if schema not in self._here:
-            found: Counter[int] = Counter({schema: 1})
+            found = {schema: 1}
             for inner in self._applied_here(self._schemas[schema]):
-                for one, number in self._closure(self._note(inner), (*above, schema)).items():
-                    found[one] += number
+                _add(found, self._closure(self._note(inner), (*above, schema)), 1)
                 if sum(found.values()) > MOST_CHECKS:
                     raise SchemaError(f"may check one value more than {MOST_CHECKS} times; use fewer alternatives")
             self._here[schema] = found
@@ -236,27 +260,27 @@ class _Cost:
         lists = sum(len(schema[name]) for name in ("enum", "required") if isinstance(schema.get(name), list))
         return 1 + lists // 20
 
-    def _below(self, schemas: Mapping[int, int]) -> Iterator[Counter[int]]:
+    def _below(self, schemas: _Times) -> Iterator[_Times]:
         """Yield the schemas that may apply together to one member or item of a value that these apply to."""
-        any_member: Counter[int] = Counter()
-        any_item: Counter[int] = Counter()
-        named: dict[str, Counter[int]] = {}
-        placed: dict[int, Counter[int]] = {}
+        any_member: _Times = {}
+        any_item: _Times = {}
+        named: dict[str, _Times] = {}
+        placed: dict[int, _Times] = {}
         for one, times in schemas.items():
             schema = self._schemas[one]
             if not isinstance(schema, dict):
                 continue
             for inner in _held(schema, _ANY_MEMBER):
-                any_member[self._note(inner)] += times
+                _add(any_member, {self._note(inner): 1}, times)
             for inner in _held(schema, _ANY_ITEM):
-                any_item[self._note(inner)] += times
+                _add(any_item, {self._note(inner): 1}, times)
             for name, inner in (schema.get("properties") or {}).items():
-                named.setdefault(name, Counter())[self._note(inner)] += times
+                _add(named.setdefault(name, {}), {self._note(inner): 1}, times)
             for position, inner in enumerate(schema.get("prefixItems") or []):
-                placed.setdefault(position, Counter())[self._note(inner)] += times
+                _add(placed.setdefault(position, {}), {self._note(inner): 1}, times)
         for some, everywhere in ((named.values(), any_member), (placed.values(), any_item)):
-            for together in (*some, Counter[int]()):
-                together = together + everywhere
+            for together in (*some, {}):
+                _add(together, everywhere, 1)
                 if together:
                     self._count(len(together))
                     yield together

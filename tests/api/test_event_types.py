@@ -320,6 +320,25 @@ def test_the_webhooks_of_an_openapi_document_become_event_types(api: Any) -> Non
     assert send(api, "order.sent", {"inner": {"inner": 1}}).status_code == 202
 
 
+def test_an_import_changes_what_differs_also_where_python_sees_no_difference(api: Any) -> None:
+    def importing(schema: Any) -> str:
+        media = {} if schema is None else {"schema": schema}
+        content = {"application/json": media}
+        document = {"openapi": "3.1.0", "webhooks": {"order.paid": {"post": {"requestBody": {"content": content}}}}}
+        (done,) = api.post("/api/event-types/import", document).json()["data"]
+        return str(done["status"])
+
+    assert importing({"const": 1}) == "created"
+    first = EventType.objects.get()
+    assert importing({"const": True}) == "changed"
+    assert importing({"const": True}) == "unchanged"
+    assert importing(None) == "changed"
+    assert importing(None) == "unchanged"
+    row = EventType.objects.get()
+    assert row.schema is None and EventType.objects.filter(schema__isnull=True).exists()
+    assert (row.version, row.created_at) == (3, first.created_at) and row.updated_at > first.updated_at
+
+
 BAD_DOCUMENTS: list[tuple[Any, str]] = [
     ({}, "/webhooks"),
     ({"webhooks": []}, "/webhooks"),
