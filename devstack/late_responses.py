@@ -1,4 +1,4 @@
-"""Which webhooks a receiver may have answered when the sender had given up."""
+"""Which webhooks came twice without a worker having been killed: the sender was too late for its own deadline."""
 
 from __future__ import annotations
 
@@ -17,3 +17,13 @@ def late_responses(requests: list[Received], errors: Counter[str]) -> int:
     unanswered = sum(not request.status for request in requests)
     cut = sum(request.cut for request in requests)
     return max(errors["timeout"] + errors["connection_lost"] - unanswered, errors["timeout"] - cut)
+
+
+def outlived_leases(errors: Counter[str]) -> int:
+    """Return how many of a delivery's successes a live worker recorded after its lease had ended.
+
+    A worker that gets too little of a processor can use up a lease: the delivery is given to another one, with an
+    attempt that says `worker_lost`, and sent again.  Unlike a worker that was killed, it still records its success, so
+    there are several.
+    """
+    return min(errors["worker_lost"], max(0, errors[""] - 1))

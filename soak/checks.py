@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from devstack.http_receiver import Received, verify
-from devstack.late_responses import late_responses
+from devstack.late_responses import late_responses, outlived_leases
 from devstack.stack import Stack
 from soak.consumers import Consumed
 from soak.endpoints import token_of
@@ -33,6 +33,7 @@ class Report:
     duplicates: int = 0
     in_flight_at_kills: int = 0
     late_responses: int = 0
+    outlived_leases: int = 0
     attempts_lost_with_the_worker: int = 0
     repeated_keys: int = 0
     served_late: int = 0
@@ -217,10 +218,12 @@ def _check_attempts(
         errors = recorded.get(row, Counter())
         if again > 0:
             late = min(again, late_responses(requests, errors))
+            outlived = min(again - late, outlived_leases(errors))
             if row in in_flight:
                 report.duplicates += again
-            elif late == again:
-                report.late_responses += again
+            elif late + outlived == again:
+                report.late_responses += late
+                report.outlived_leases += outlived
             else:
                 report.duplicates += again
                 unexplained.append((row, dict(errors)))

@@ -10,7 +10,7 @@ import pytest
 
 from devstack.errors import DevstackError
 from devstack.http_receiver import Received
-from devstack.late_responses import late_responses
+from devstack.late_responses import late_responses, outlived_leases
 from devstack.versions import new_migrations, previous
 
 
@@ -99,3 +99,18 @@ def test_late_responses_are_told_from_repeated_requests(requests: str, errors: d
         for kind in requests.split()
     ]
     assert late_responses(received, Counter(errors)) == late
+
+
+@pytest.mark.parametrize(
+    ("errors", "outlived"),
+    [
+        ({"": 2, "worker_lost": 1}, 1),
+        # The killed worker's success is nowhere.
+        ({"": 1, "worker_lost": 1}, 0),
+        # Nobody had lost a lease when it was sent twice.
+        ({"": 2}, 0),
+        ({"": 3, "worker_lost": 1}, 1),
+    ],
+)
+def test_outlived_leases_are_told_from_killed_workers(errors: dict[str, int], outlived: int) -> None:
+    assert outlived_leases(Counter(errors)) == outlived
