@@ -19,7 +19,7 @@ from prometheus_client.core import GaugeMetricFamily
 from psycopg import Error as PsycopgError
 
 # For the metrics that they declare: each process shows those of all.
-import events.api.receipts  # noqa: F401
+import events.ingest_log  # noqa: F401
 import webhooks.dispatch.attempt_log
 import webhooks.routing.fan_out  # noqa: F401
 from core.db import borrow_connection

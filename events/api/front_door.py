@@ -27,10 +27,6 @@ from events.api.receipts import (
     Receipt,
     accepted_count,
     batch_receipt,
-    count_conflicts,
-    count_events,
-    failure_logged,
-    log_result,
     receipt,
     validate_only,
     validated_batch_receipt,
@@ -40,6 +36,7 @@ from events.cloudevents import MARKS
 from events.group_commit import Counted, GroupCommit, PendingResponse
 from events.idempotent_commit import IdempotentCommit
 from events.ingest import Ingested
+from events.ingest_log import count_conflicts, count_events, failure_logged, log_result
 from events.origin import origin_of
 from events.pacing import Pacing
 from events.payload import NewEvent

@@ -30,10 +30,6 @@ from events.api.body_formats import Reading, reading_of_batch, reading_of_event
 from events.api.receipts import (
     accepted_count,
     batch_receipt,
-    count_conflicts,
-    count_events,
-    failure_logged,
-    log_result,
     receipt,
     validate_only,
     validated_batch_receipt,
@@ -44,6 +40,7 @@ from events.backlog import require_room
 from events.delivery_lookup import delivery_lookup
 from events.erasure import erase
 from events.ingest import Ingested, IngestStatus, ingest, ingest_batch
+from events.ingest_log import count_conflicts, count_events, failure_logged, log_result
 from events.models import Event, EventStatus
 from events.origin import Origin, origin_of
 from events.payload import NewEvent

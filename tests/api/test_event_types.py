@@ -335,8 +335,10 @@ def test_an_import_changes_what_differs_also_where_python_sees_no_difference(api
     assert importing(None) == "changed"
     assert importing(None) == "unchanged"
     row = EventType.objects.get()
-    assert row.schema is None and EventType.objects.filter(schema__isnull=True).exists()
-    assert (row.version, row.created_at) == (3, first.created_at) and row.updated_at > first.updated_at
+    assert row.schema is None
+    assert EventType.objects.filter(schema__isnull=True).exists()
+    assert (row.version, row.created_at) == (3, first.created_at)
+    assert row.updated_at > first.updated_at
 
 
 BAD_DOCUMENTS: list[tuple[Any, str]] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from rq.serializers import JSONSerializer
 from core.wakeups import EVENTS, WEBHOOKS, WakeUp, wake
 from core.workers import count_live_workers
 from devstack.http_receiver import Receiver
+from devstack.processes import ROOT
 from devstack.waiting import wait_until
 from events.models import Event
 from orgs.models import Organization
@@ -53,6 +55,18 @@ def posted(api: Any, organization: Organization, receiver: Receiver) -> list[str
     """Return the ids of events that were posted for one subscription to `receiver`."""
     subscriptions.create(organization.id, url=receiver.url(), event_types=["*"])
     return [api.post("/api/events", {"type": "a", "data": number}).json()["id"] for number in range(30)]
+
+
+def test_a_worker_starts_without_what_serves_requests() -> None:
+    code = """
+import django, sys
+django.setup()
+import triggers_project.worker
+from core.management.commands import rqworker
+print([name for name in ("rest_framework.views", "drf_spectacular.utils", "uvicorn") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_the_plain_command_gets_our_worker_with_json_jobs_and_both_queues() -> None:
