@@ -83,7 +83,9 @@ class Connection(asyncio.Protocol):
             return
         body = self._buffer[end + 4 : end + 4 + length]
         self._buffer = self._buffer[end + 4 + length :]
-        if b"connection: close" in head and self._transport is not None:
+        # A stream has begun, which is all that is asked of it.
+        is_stream = b"content-type: text/event-stream" in head
+        if (is_stream or b"connection: close" in head) and self._transport is not None:
             self._transport.close()
         self._finish(int(head[9:12]), body)
 

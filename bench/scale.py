@@ -50,6 +50,7 @@ _SMALL: dict[object, dict[str, object]] = {
         "SETTLE_SECONDS": 0.1,
         "DELIVERIES": 50,
         "REQUEST_SECONDS": 1,
+        "RUN_DELIVERIES": 200,
     },
     inbox: {"EVENTS": 400, "PUSH_SECONDS": 1, "WARM_UP": 5},
     bigtables: {"GETS": 1, "WARM_UP": 20, "SETTLED": 4000, "PARKED": 400, "DELIVERIES": 200},

@@ -46,6 +46,7 @@ SCENARIOS: dict[str, Callable[[BenchStack], list[Figure]]] = {
     "backlog": fairness.backlog,
     "greedy-neighbor": neighbors.greedy_neighbor,
     "greedy-requests": neighbors.greedy_requests,
+    "greedy-runs": neighbors.greedy_runs,
     "inbox": inbox.inbox,
     "big-tables": bigtables.big_tables,
     "history": history.history,

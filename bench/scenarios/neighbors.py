@@ -27,6 +27,8 @@ DELIVERIES = 2_000
 REQUEST_SECONDS = 6
 # The first batch makes the worker start its second process; what is measured is life beside the neighbor.
 SETTLE_SECONDS = 4.0
+# What one organization sends again, or has queued for a new endpoint, at once.
+RUN_DELIVERIES = 200_000
 
 
 def greedy_neighbor(stack: BenchStack) -> list[Figure]:
@@ -112,6 +114,61 @@ def greedy_requests(stack: BenchStack) -> list[Figure]:
     return figures
 
 
+def greedy_runs(stack: BenchStack) -> list[Figure]:
+    """A retry of 200,000 deliveries and a recovery of 200,000 events, beside another's 50 events/s."""
+    name = "greedy-runs"
+    figures: list[Figure] = []
+    for what in ("retry", "recovery"):
+        stack.reset()
+        greedy, quiet = stack.tenant("Greedy"), stack.tenant("Quiet")
+        with stack.receiver() as receiver, stack.running_web(), stack.running_worker():
+            own = stack.subscribe(greedy, receiver.url("/slow/100/greedy"), ["order.created"])
+            stack.subscribe(quiet, receiver.url("/ok/quiet"), ["quiet.event"])
+            _make_failed(stack, greedy, own, RUN_DELIVERIES)
+            load = Load(stack.url, quiet.key, int(RATE * SECONDS), 50, RATE, types=("quiet.event",))
+            send(load)
+            _wait_until_quiet(stack, quiet)
+            receiver.take()
+            send(load)
+            _wait_until_quiet(stack, quiet)
+            alone = percentile(stack.arrival_times(receiver.take(), "/ok/quiet"), 0.95)
+            if what == "retry":
+                path, body = "/api/deliveries/retry", {"status": "failed"}
+            else:
+                own = stack.subscribe(greedy, receiver.url("/slow/100/greedy-2"), ["order.created"])
+                path, body = f"/api/subscriptions/{own}/recover", {"since": "2000-01-01T00:00:00Z"}
+            _post(stack.url, greedy, path, body)
+            refused = _refused(send(load))
+            queued = stack.value("SELECT coalesce(sum(queued), 0) FROM webhooks_bulkrun")
+            _wait_until_quiet(stack, quiet)
+            times = stack.arrival_times(receiver.take(), "/ok/quiet")
+        figures += [
+            Figure(name, f"accept to received p95, alone ({what})", alone, "ms"),
+            Figure(
+                name,
+                f"ratio of the p95 beside it to the one alone ({what})",
+                percentile(times, 0.95) / alone,
+                "",
+                "<= 2",
+            ),
+            Figure(name, f"the slowest beside it ({what})", max(times), "ms"),
+            Figure(name, f"POSTs of the quiet one that were not accepted ({what})", refused, "", "= 0"),
+            Figure(name, f"queued by the run meanwhile ({what})", queued, "deliveries", "> 0"),
+        ]
+    return figures
+
+
+def _make_failed(stack: BenchStack, tenant: Tenant, subscription_id: uuid.UUID, number: int) -> None:
+    """Insert events whose deliveries to the subscription have failed for good."""
+    stack.make_due(tenant, [subscription_id], number)
+    stack.sql(
+        "UPDATE webhooks_delivery SET status = 'failed', next_attempt_at = NULL, completed_at = clock_timestamp(),"
+        " last_error = 'timeout' WHERE subscription_id = %s",
+        (subscription_id,),
+    )
+    stack.settle_tables()
+
+
 def _requests(subscription_id: uuid.UUID) -> dict[str, tuple[str, str, str]]:
     """Return what is asked for, by name: method, path, and body."""
     schema = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(20)}}
@@ -128,6 +185,8 @@ def _requests(subscription_id: uuid.UUID) -> dict[str, tuple[str, str, str]]:
         "portal links": ("POST", "/api/portal-links", "{}"),
         "fetches": ("GET", "/api/inbox", ""),
         "reads of the log": ("GET", "/api/inbox?cursor=latest", ""),
+        "streams that are left at once": ("GET", "/api/inbox/stream", ""),
+        "retries of all deliveries": ("POST", "/api/deliveries/retry", json.dumps({"status": "delivered"})),
     }
 
 
@@ -142,6 +201,11 @@ def _wait_until_quiet(stack: BenchStack, tenant: Tenant) -> None:
         " AND status IN ('pending', 'delivering'))",
         (tenant.id, tenant.id),
     )
+
+
+def _post(url: str, tenant: Tenant, path: str, body: object) -> None:
+    headers = {"X-API-Key": tenant.key, "Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(url + path, json.dumps(body).encode(), headers), timeout=60).close()
 
 
 def _post_batches(url: str, tenant: Tenant, answers: list[int]) -> None:
