@@ -30,28 +30,36 @@ SHOWN_ORGANIZATIONS = 8
 # SQL, because the ORM can't group what a LIMIT has cut off.  Each part looks at a bounded number of index entries, and
 # at no rows (the indexes have the causes), so the page is no slower on a bad day.
 _COUNT_FAILED = """
-SELECT 'failed' AS state, organization_id, last_error, last_status_code, count(*) AS number FROM (
-    SELECT organization_id, last_error, last_status_code FROM webhooks_delivery
-    WHERE status = 'failed' AND completed_at >= statement_timestamp() - %(age)s::interval {narrowed} LIMIT %(most)s
-) AS failed GROUP BY organization_id, last_error, last_status_code
-UNION ALL
-SELECT 'retrying', id, last_error, last_status_code, count(*) FROM (
-    SELECT o.id, d.last_error, d.last_status_code FROM orgs_organization o CROSS JOIN LATERAL (
-        SELECT last_error, last_status_code FROM webhooks_delivery
-        WHERE organization_id = o.id AND status = 'pending' AND NOT last_error = '' LIMIT %(most)s
-    ) AS d WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s LIMIT %(most)s
-) AS retrying GROUP BY id, last_error, last_status_code
+WITH counted AS MATERIALIZED (
+    SELECT 'failed' AS state, organization_id, last_error, last_status_code, count(*) AS number FROM (
+        SELECT organization_id, last_error, last_status_code FROM webhooks_delivery
+        WHERE status = 'failed' AND completed_at >= statement_timestamp() - %(age)s::interval {narrowed} LIMIT %(most)s
+    ) AS failed GROUP BY organization_id, last_error, last_status_code
+    UNION ALL
+    SELECT 'retrying', id, last_error, last_status_code, count(*) FROM (
+        SELECT o.id, d.last_error, d.last_status_code FROM orgs_organization o CROSS JOIN LATERAL (
+            SELECT last_error, last_status_code FROM webhooks_delivery
+            WHERE organization_id = o.id AND status = 'pending' AND NOT last_error = '' LIMIT %(most)s
+        ) AS d WHERE %(organization)s::uuid IS NULL OR o.id = %(organization)s LIMIT %(most)s
+    ) AS retrying GROUP BY id, last_error, last_status_code
+)
+SELECT state, last_error, last_status_code, NULL::uuid AS organization_id, sum(number)::bigint AS number FROM counted
+GROUP BY state, last_error, last_status_code
+UNION ALL (
+    SELECT NULL, NULL, NULL, organization_id, sum(number)::bigint FROM counted
+    GROUP BY organization_id ORDER BY sum(number) DESC, organization_id LIMIT %(organizations)s
+)
 """
 
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """A row of _COUNT_FAILED."""
+    """A row of _COUNT_FAILED: of a state and a cause, or of an organization."""
 
-    state: str
-    organization_id: uuid.UUID
+    state: str | None
     last_error: str
     last_status_code: int | None
+    organization_id: uuid.UUID | None
     number: int
 
 
@@ -84,17 +92,22 @@ class Failures:
 def read_failures(span: Span, organization_id: uuid.UUID | None) -> Failures:
     """Return what failed for good in the span, and what is retrying now, of an organization or of all."""
     statement = _COUNT_FAILED.format(narrowed="AND organization_id = %(organization)s" if organization_id else "")
-    values: dict[str, Any] = {"age": SPANS[span.name][1], "organization": organization_id, "most": COUNT_TO}
+    values: dict[str, Any] = {
+        "age": SPANS[span.name][1], "organization": organization_id, "most": COUNT_TO,
+        "organizations": SHOWN_ORGANIZATIONS,
+    }  # fmt: skip
     with server_cursor(class_row(_Counted)) as cursor:
         # Not prepared: the plan depends on how long the span is.
         rows = cursor.execute(statement, values, prepare=False).fetchall()
     states: Counter[str] = Counter()
     causes: Counter[tuple[str, str]] = Counter()
-    owners: Counter[uuid.UUID] = Counter()
+    owners: dict[uuid.UUID, int] = {}
     for row in rows:
-        states[row.state] += row.number
-        causes[row.state, outcome_name(row.last_error, row.last_status_code)] += row.number
-        owners[row.organization_id] += row.number
+        if row.organization_id is not None:
+            owners[row.organization_id] = row.number
+        elif row.state is not None:
+            states[row.state] += row.number
+            causes[row.state, outcome_name(row.last_error, row.last_status_code)] += row.number
     chosen = {"organization": str(organization_id)} if organization_id else {}
     largest = sorted(causes.items(), key=lambda item: (-item[1], item[0]))
     return Failures(
@@ -105,10 +118,9 @@ def read_failures(span: Span, organization_id: uuid.UUID | None) -> Failures:
     )
 
 
-def _links(owners: Counter[uuid.UUID], span: Span) -> list[SafeString]:
-    """Return links to the home of the organizations with the most deliveries."""
-    shown = owners.most_common(SHOWN_ORGANIZATIONS)
-    names = Organization.objects.only("name").in_bulk([owner for owner, _ in shown])
+def _links(owners: Mapping[uuid.UUID, int], span: Span) -> list[SafeString]:
+    """Return links to the home of organizations, each with its number of deliveries."""
+    names = Organization.objects.only("name").in_bulk(list(owners))
     return [
         format_html(
             '<a href="{}">{}</a> {}',
@@ -116,7 +128,7 @@ def _links(owners: Counter[uuid.UUID], span: Span) -> list[SafeString]:
             short(names[owner].name, 40),
             bounded(number),
         )
-        for owner, number in shown
+        for owner, number in owners.items()
         if owner in names
     ]
 

@@ -24,7 +24,7 @@ from core.workers import LiveWorker, list_live_workers
 from orgs.models import Organization
 from webhooks.display import panels
 from webhooks.display.charts import percent
-from webhooks.display.formatting import badge, cause_of, format_duration, format_time, host_of_url, short
+from webhooks.display.formatting import badge, cause_of, escape_each, format_duration, format_time, host_of_url, short
 from webhooks.display.series import SPANS, EndpointStats, Span, rank_endpoints, read_series
 from webhooks.models import ENCRYPTED, Subscription
 from webhooks.rollups import NO_ID
@@ -71,7 +71,7 @@ def home_context(request: HttpRequest) -> dict[str, Any]:
         "lists": _lists(choice),
         "choice": choice,
         "spans": SPANS.values(),
-        "organizations": [(row.pk, short(row.name, 60)) for row in organizations],
+        "organizations": _options(organizations, choice.organization),
         "as_table": "table" in request.GET,
         "live_url": reverse("admin:home_live", query=choice.query),
         "table_url": reverse("admin:index", query={**choice.query, "table": "1"}),
@@ -79,6 +79,17 @@ def home_context(request: HttpRequest) -> dict[str, Any]:
         "is_empty": not organizations,
         **live_context(request, choice),
     }
+
+
+def _options(organizations: list[Organization], chosen: Organization | None) -> SafeString:
+    """Return the options of a select; built here, because a template takes several times as long for hundreds."""
+    names = escape_each([short(row.name, 60) for row in organizations])
+    return SafeString(
+        "".join(
+            f'<option value="{row.pk}"{" selected" if row == chosen else ""}>{name}</option>'
+            for row, name in zip(organizations, names, strict=True)
+        )
+    )
 
 
 def _lists(choice: Choice) -> dict[str, str]:

@@ -221,4 +221,4 @@ class DeliveryAttemptAdmin(ReadOnlyAdmin):
             return queryset.filter(pk=int(term))
         found = search.find_deliveries(term, search.Scope.of(request))
         request.search_note = found.note  # type: ignore[attr-defined]
-        return queryset.filter(delivery_id__in=found.ids)
+        return search.with_ids(queryset, found.ids, "delivery_id")

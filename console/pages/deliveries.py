@@ -103,7 +103,7 @@ class DeliveryStatusFilter(admin.SimpleListFilter):
             and not getattr(request, "is_export", False)
             and EventFilter.parameter_name not in request.GET
         ):
-            return queryset.filter(pk__in=_waiting_ids(request, value))
+            return search.with_ids(queryset, _waiting_ids(request, value))
         if value in FAILED_SINCE:
             since = timezone.now() - FAILED_SINCE[value].age
             return queryset.filter(status=DeliveryStatus.FAILED, completed_at__gte=since)
@@ -273,7 +273,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
             return queryset.filter(pk=row_id)
         found = search.find_deliveries(term, search.Scope.of(request))
         request.search_note = found.note  # type: ignore[attr-defined]
-        return queryset.filter(pk__in=found.ids)
+        return search.with_ids(queryset, found.ids)
 
     def export_querysets(self, request: HttpRequest, rows: ChangeList) -> Iterable[tuple[QuerySet[Any], list[str]]]:
         """Read what waits for an attempt of each organization in turn: no index has that of all in an order."""

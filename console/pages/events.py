@@ -144,10 +144,10 @@ class EventAdmin(ReadOnlyAdmin):
         if len(named) >= LIST_BOUND and scope.organization and not Event.objects.filter(dedup_id=term).exists():
             return queryset.filter(type=term)  # an index has all of them in order, not only the newest
         if named:
-            return queryset.filter(pk__in=named)
+            return search.with_ids(queryset, named)
         found = search.events_with_payload(term, scope)
         request.search_note = found.note  # type: ignore[attr-defined]
-        return queryset.filter(pk__in=found.ids)
+        return search.with_ids(queryset, found.ids)
 
     def _named(self, request: HttpRequest, term: str) -> list[uuid.UUID]:
         """Return the events that a term names, found once for a request."""

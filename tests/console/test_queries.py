@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import uuid
@@ -219,7 +220,12 @@ def test_causes_of_failures_are_counted_in_indexes_and_of_no_other_organization(
 ) -> None:
     organization = Organization.objects.get(name="Org 1").pk
     statement = failures._COUNT_FAILED.format(narrowed="AND organization_id = %(organization)s" if is_narrowed else "")
-    values = {"age": "'7 days'", "organization": f"'{organization}'" if is_narrowed else "NULL", "most": 10_000}
+    values = {
+        "age": "'7 days'",
+        "organization": f"'{organization}'" if is_narrowed else "NULL",
+        "most": 10_000,
+        "organizations": 8,
+    }
     plan = plan_of(statement % values)
     read = [node for node in nodes(plan) if "webhooks_delivery" in node.get("Relation Name", "") and looked_at(node)]
     assert read
@@ -244,13 +250,15 @@ def test_the_newest_events_of_a_type_are_found_without_reading_as_many_of_each_o
             {"owners": [owner.pk for owner in owners], "one": owners[7].pk},
         )
         cursor.execute("ANALYZE events_event")
+    # Of the chosen one, all are as recent as that; of the others, few are.
+    monkeypatch.setattr(search, "RECENT", datetime.timedelta(seconds=200))
     for most in (10, 40, 200, 1000):
         monkeypatch.setattr(search, "LIST_BOUND", most)
         times = Event.objects.filter(type="of.many").order_by("-created_at", "-id").values_list("pk", flat=True)
         assert search.events_of_type("of.many", search.Scope()) == list(times[:most])
         mine = times.filter(organization=owners[7])
         assert search.events_of_type("of.many", search.Scope(owners[7].pk)) == list(mine[:most])
-    values = {"type": "'of.many'", "organization": "NULL", "most": 40}
+    values = {"type": "'of.many'", "organization": "NULL", "since": "'-infinity'", "most": 40}
     with connection.cursor() as cursor:  # as in a table that isn't as small as this one
         cursor.execute("SET enable_bitmapscan = off; SET enable_seqscan = off")
         plan = plan_of(search._BY_TYPE % values)

@@ -10,6 +10,7 @@ from functools import lru_cache
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from webhooks.display.formatting import escape_each
 from webhooks.display.series import Period, Series
 
 WIDTH, HEIGHT = 400, 140
@@ -175,10 +176,10 @@ def _strips(
         shown = [f"{name} {'-' if (value := column[number]) is None else show(value)}" for name, column in named]
         return f"{series.times[number]}: {', '.join(shown)}"
 
-    return format_html_join(
-        "",
-        "{}<title>{}</title></rect>",
-        ((tag, "\n".join(map(text, numbers))) for numbers, tag in _places_of_strips(len(series.periods))),
+    places = _places_of_strips(len(series.periods))
+    titles = escape_each(["\n".join(map(text, numbers)) for numbers, _ in places])
+    return SafeString(
+        "".join(f"{tag}<title>{title}</title></rect>" for (_, tag), title in zip(places, titles, strict=True))
     )
 
 

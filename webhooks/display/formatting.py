@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from django.utils.html import format_html, format_html_join
+from django.utils.html import escape, format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from core.safe_text import excerpt, pretty_json, visible
@@ -94,6 +94,11 @@ def cause_of(subscription: Any) -> str:
     if subscription.state == SubscriptionState.FAILING:
         return error or "unknown error"
     return ""
+
+
+def escape_each(texts: Sequence[str]) -> list[SafeString]:
+    """Return texts without U+0000, escaped: all at once, which is much faster than one by one."""
+    return [SafeString(text) for text in escape("\0".join(texts)).split("\0")] if texts else []
 
 
 def lines(parts: Iterable[str]) -> SafeString:

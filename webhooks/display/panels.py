@@ -9,7 +9,7 @@ from django.utils.safestring import SafeString
 
 from webhooks.display.causes import words_for
 from webhooks.display.charts import Line, chart, percent
-from webhooks.display.formatting import format_duration
+from webhooks.display.formatting import escape_each, format_duration
 from webhooks.display.series import Period, Series, percentile
 from webhooks.models import Gauge
 from webhooks.rollups import DELIVERED
@@ -155,10 +155,10 @@ def _gauge_cells(period: Period) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """A period's figures.  gap: why there are none where cells are missing."""
+    """A period's figures, as cells of a table.  gap: why there are none where cells are missing."""
 
     at: str
-    cells: list[str]
+    cells: SafeString
     gap: str = ""
 
 
@@ -171,10 +171,9 @@ def _table(series: Series, first: Sequence[str], cells: Callable[[Period], list[
     rows: list[TableRow] = []
     for period in reversed(series.periods):
         at, begins = period.at.strftime("%Y-%m-%d %H:%M"), [f"{period.accepted:,}"] if first else []
-        if period.is_observed:
-            rows.append(TableRow(at, begins + cells(period)))
-        else:
-            rows.append(TableRow(at, begins, _NO_WORKER))
+        shown = escape_each(begins + cells(period) if period.is_observed else begins)
+        in_cells = SafeString("".join(f"<td>{text}</td>" for text in shown))
+        rows.append(TableRow(at, in_cells, "" if period.is_observed else _NO_WORKER))
     return {"head": ["period (UTC)", *first, *head], "rows": rows, "span": len(head)}
 
 

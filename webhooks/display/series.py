@@ -13,7 +13,7 @@ from django.utils import timezone
 from psycopg.rows import class_row
 
 from core.db import server_cursor
-from webhooks.models import Gauge, Rollup
+from webhooks.models import Gauge
 from webhooks.rollups import ACCEPTED, BOUNDS_MS, BUCKET_SUMS, BUCKETS, DELIVERED, NO_ID
 
 # The sweep sums up a minute some seconds after its end; until then the minute isn't shown.
@@ -125,6 +125,28 @@ def _each_period(start: datetime.datetime, end: datetime.datetime, step: int) ->
         start += datetime.timedelta(minutes=step)
 
 
+# SQL, because the ORM reads times, of which Python would parse thousands, and the histograms of what has no latencies.
+_READ = f"""
+SELECT ((extract(epoch FROM at) - extract(epoch FROM %(start)s::timestamptz)) / %(seconds)s)::int AS position,
+       outcome, attempts, settled, durations, CASE WHEN outcome = '{DELIVERED}' THEN latencies END AS latencies
+FROM webhooks_rollup
+WHERE step = %(step)s AND organization_id = %(organization)s AND subscription_id = %(subscription)s
+  AND at >= %(start)s AND at < %(end)s
+"""  # noqa: S608 - constants of ours
+
+
+@dataclass(frozen=True, slots=True)
+class _RolledUp:
+    """A row of _READ.  position: of its period.  latencies: None but for what was delivered."""
+
+    position: int
+    outcome: str
+    attempts: int
+    settled: int
+    durations: list[int]
+    latencies: list[int] | None
+
+
 def read_series(span: Span, organization_id: uuid.UUID = NO_ID, subscription_id: uuid.UUID = NO_ID) -> Series:
     """Return the numbers of a subscription, of an organization if none is given, or else of everything.
 
@@ -132,19 +154,23 @@ def read_series(span: Span, organization_id: uuid.UUID = NO_ID, subscription_id:
     """
     start, end = _bounds(span, span.step)
     periods = {at: Period(at) for at in _each_period(start, end, span.step)}
-    rows = Rollup.objects.filter(
-        step=span.step, organization_id=organization_id, subscription_id=subscription_id, at__gte=start, at__lt=end
-    ).values_list("at", "outcome", "attempts", "settled", "durations", "latencies", named=True)
-    for row in rows:
-        period = periods[row.at]
-        if row.outcome == ACCEPTED:
-            period.accepted += row.attempts
-            continue
-        period.is_observed = True
-        period.gave_up += row.settled if row.outcome != DELIVERED else 0
-        period.outcomes[row.outcome] = period.outcomes.get(row.outcome, 0) + row.attempts
-        period.durations = list(map(add, period.durations, row.durations))
-        period.latencies = list(map(add, period.latencies, row.latencies))
+    listed = list(periods.values())
+    window = {
+        "step": span.step, "organization": organization_id, "subscription": subscription_id, "start": start, "end": end,
+        "seconds": span.step * 60,
+    }  # fmt: skip
+    with server_cursor(class_row(_RolledUp)) as cursor:
+        for row in cursor.execute(_READ, window):
+            period = listed[row.position]
+            if row.outcome == ACCEPTED:
+                period.accepted += row.attempts
+                continue
+            period.is_observed = True
+            period.gave_up += row.settled if row.outcome != DELIVERED else 0
+            period.outcomes[row.outcome] = period.outcomes.get(row.outcome, 0) + row.attempts
+            period.durations = list(map(add, period.durations, row.durations))
+            if row.latencies is not None:
+                period.latencies = list(map(add, period.latencies, row.latencies))
     gauges = Gauge.objects.filter(
         step=span.step, organization_id__in={NO_ID, organization_id}, at__gte=start, at__lt=end
     )
@@ -156,7 +182,7 @@ def read_series(span: Span, organization_id: uuid.UUID = NO_ID, subscription_id:
             period.gauge = gauge
         elif period.gauge is None and gauge.due is not None:
             period.gauge = Gauge(due=0, retrying=0, paused=0, rate_limited=0, held=0, in_flight=0)
-    return Series(span, list(periods.values()))
+    return Series(span, listed)
 
 
 def percentile(buckets: Sequence[int], share: float) -> float | None:
@@ -191,16 +217,17 @@ class EndpointStats:
 
 # SQL, because the ORM can't rank the result of one pass twice.  One pass over the rows of the span without their
 # histograms; those are read for the few that are shown.  The periods are listed because PostgreSQL takes step and time
-# for independent, and would expect a range to hold much more.
+# for independent, and would expect a range to hold much more.  It does so with organizations and subscriptions, too,
+# and would sort all rows on the disk if they were grouped by both.
 _RANK = f"""
 WITH ranked AS MATERIALIZED (
-    SELECT organization_id, subscription_id, sum(attempts) AS attempts,
+    SELECT subscription_id, sum(attempts) AS attempts,
            coalesce(sum(attempts) FILTER (WHERE outcome <> '{DELIVERED}'), 0) AS failed,
            sum(duration_ms) / sum(attempts) AS mean_ms
     FROM webhooks_rollup
     WHERE step = %(step)s AND at = ANY(%(periods)s::timestamptz[]) AND subscription_id <> %(no_id)s
       AND (%(organization)s::uuid = %(no_id)s OR organization_id = %(organization)s)
-    GROUP BY organization_id, subscription_id
+    GROUP BY subscription_id
 ), shown AS (
     (SELECT 'slowest' AS ranking, * FROM ranked ORDER BY mean_ms DESC LIMIT %(most)s)
     UNION ALL
@@ -208,9 +235,9 @@ WITH ranked AS MATERIALIZED (
 )
 SELECT ranking, subscription_id, attempts::bigint AS attempts, failed::bigint AS failed, mean_ms, (
     SELECT {BUCKET_SUMS} FROM webhooks_rollup r
-    WHERE r.step = %(step)s AND r.organization_id = shown.organization_id
+    WHERE r.step = %(step)s AND r.organization_id = s.organization_id
       AND r.subscription_id = shown.subscription_id AND r.at = ANY(%(periods)s::timestamptz[])
-) AS durations FROM shown
+) AS durations FROM shown JOIN webhooks_subscription s ON s.id = subscription_id
 """  # noqa: S608 - constants of ours
 
 
@@ -248,4 +275,6 @@ def rank_endpoints(span: Span, organization_id: uuid.UUID = NO_ID, most: int = 5
             p95_ms = percentile(row.durations, 0.95)
             stats = EndpointStats(row.subscription_id, row.attempts, row.failed, row.mean_ms, p95_ms)
             (rankings.slowest if row.ranking == "slowest" else rankings.failing).append(stats)
+    rankings.slowest.sort(key=lambda stats: -stats.mean_ms)
+    rankings.failing.sort(key=lambda stats: -stats.failed)
     return rankings
