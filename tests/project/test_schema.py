@@ -153,6 +153,11 @@ def test_every_member_that_a_request_may_have_is_described(schema: dict[str, Any
             assert not list(undescribed(schema, media["schema"], f"{method} {path} {media_type}"))
 
 
+def test_every_member_of_every_component_is_described(schema: dict[str, Any]) -> None:
+    found = {text for name, part in schema["components"]["schemas"].items() for text in undescribed(schema, part, name)}
+    assert not sorted(found)
+
+
 def examples(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
     """Yield where each example stands, the schema that it is of, and the example."""
 

@@ -9,6 +9,7 @@ from drf_spectacular.extensions import OpenApiSerializerFieldExtension
 from drf_spectacular.utils import OpenApiWebhook, extend_schema_serializer
 
 from core.openapi import Schema, page_of
+from events.api.descriptions import ACCEPTED_AT, EVENT_ID, EVENT_TYPE
 from events.payload import PATTERN
 from webhooks.api.delivery_serializers import DeliverySerializer
 from webhooks.api.fields import (
@@ -231,9 +232,9 @@ _WEBHOOK_BODY: Schema = {
     "type": "object",
     "required": ["id", "type", "timestamp", "data"],
     "properties": {
-        "id": {"type": "string", "format": "uuid", "description": "The event's id."},
-        "type": {"type": "string"},
-        "timestamp": {"type": "string", "format": "date-time", "description": "When the event was accepted."},
+        "id": {"type": "string", "format": "uuid", "description": EVENT_ID},
+        "type": {"type": "string", "description": EVENT_TYPE},
+        "timestamp": {"type": "string", "format": "date-time", "description": ACCEPTED_AT},
         "data": _DATA_SCHEMA,
     },
     "additionalProperties": False,
@@ -242,12 +243,12 @@ _CLOUD_EVENT_BODY: Schema = {
     "type": "object",
     "required": ["specversion", "id", "source", "type", "time", "datacontenttype", "data"],
     "properties": {
-        "specversion": {"const": "1.0"},
-        "id": {"type": "string", "format": "uuid", "description": "The event's id."},
+        "specversion": {"const": "1.0", "description": "The version of CloudEvents."},
+        "id": {"type": "string", "format": "uuid", "description": EVENT_ID},
         "source": {"type": "string", "format": "uri-reference", "description": "`/organizations/{organization_id}`"},
-        "type": {"type": "string"},
-        "time": {"type": "string", "format": "date-time", "description": "When the event was accepted."},
-        "datacontenttype": {"const": "application/json"},
+        "type": {"type": "string", "description": EVENT_TYPE},
+        "time": {"type": "string", "format": "date-time", "description": ACCEPTED_AT},
+        "datacontenttype": {"const": "application/json", "description": "The media type of `data`."},
         "data": _DATA_SCHEMA,
     },
     "additionalProperties": False,
@@ -256,10 +257,10 @@ _LEGACY_BODY: Schema = {
     "type": "object",
     "required": ["event_id", "event_type", "payload", "created_at"],
     "properties": {
-        "event_id": {"type": "string", "format": "uuid", "description": "The event's id."},
-        "event_type": {"type": "string"},
+        "event_id": {"type": "string", "format": "uuid", "description": EVENT_ID},
+        "event_type": {"type": "string", "description": EVENT_TYPE},
         "payload": _DATA_SCHEMA,
-        "created_at": {"type": "string", "format": "date-time", "description": "When the event was accepted."},
+        "created_at": {"type": "string", "format": "date-time", "description": ACCEPTED_AT},
     },
     "additionalProperties": False,
 }
