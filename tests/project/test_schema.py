@@ -22,6 +22,7 @@ from triggers_client import NewEvent
 from triggers_client import operations as client_operations
 from triggers_client.calls import Call, ListCall
 
+from events import cloudevents
 from orgs.models import Organization
 from tests.api.helpers import beat
 from tests.conftest import ApiClient
@@ -218,6 +219,18 @@ def test_every_format_has_its_webhook(schema: dict[str, Any]) -> None:
             assert not list(validator(schema, content["schema"]).iter_errors(value)), form
         described = {one["name"] for one in operation["parameters"] if one["name"].startswith("ce-")}
         assert described == {header for header, _ in body.headers}
+
+
+def test_an_event_that_came_as_a_cloudevent_fits_its_webhook(schema: dict[str, Any]) -> None:
+    kept = {"id": "order-4711", "source": "/shop", "datacontenttype": "image/png", "priority": 1}
+    [(_, content)] = schema["webhooks"]["eventAsCloudEvent"]["post"]["requestBody"]["content"].items()
+    for kind, data in (("", "{}"), (cloudevents.BASE64, '"AA=="'), (cloudevents.NO_DATA, "null")):
+        event = SingleOutgoing(
+            uuid.uuid4(), "order.created", datetime.datetime.now(datetime.UTC), data, Endpoint("", "", (), ()),
+            uuid.uuid4(), None, json.dumps({**kept, cloudevents.DATA: kind} if kind else kept),
+        )  # fmt: skip
+        sent = json.loads(render(event, event.organization_id, "cloudevents").content)
+        assert not list(validator(schema, content["schema"]).iter_errors(sent)), kind
 
 
 ANSWERS = [

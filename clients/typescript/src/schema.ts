@@ -1141,7 +1141,7 @@ export interface webhooks {
         put?: never;
         /**
          * The request that your endpoint receives in the format cloudevents
-         * @description CloudEvents 1.0 in structured mode. Verify the signature over the raw bytes of the body, before you parse it, and reject a `webhook-timestamp` that is more than five minutes away from your clock. You may receive an event more than once, always with the same `webhook-id`, and events may arrive in any order. The subscription's custom headers are sent as well.
+         * @description CloudEvents 1.0 in structured mode. An event that came as a CloudEvent keeps its attributes and extensions, and its data may be something else than JSON. Verify the signature over the raw bytes of the body, before you parse it, and reject a `webhook-timestamp` that is more than five minutes away from your clock. You may receive an event more than once, always with the same `webhook-id`, and events may arrive in any order. The subscription's custom headers are sent as well.
          */
         post: operations["receiveEventAsCloudEvent"];
         delete?: never;
@@ -1161,7 +1161,7 @@ export interface webhooks {
         put?: never;
         /**
          * The request that your endpoint receives in the format cloudevents-binary
-         * @description CloudEvents 1.0 in binary mode: the attributes are headers. Verify the signature over the raw bytes of the body, before you parse it, and reject a `webhook-timestamp` that is more than five minutes away from your clock. You may receive an event more than once, always with the same `webhook-id`, and events may arrive in any order. The subscription's custom headers are sent as well.
+         * @description CloudEvents 1.0 in binary mode: the attributes are headers. An event that came as a CloudEvent keeps its attributes and extensions, and its data may be something else than JSON. Verify the signature over the raw bytes of the body, before you parse it, and reject a `webhook-timestamp` that is more than five minutes away from your clock. You may receive an event more than once, always with the same `webhook-id`, and events may arrive in any order. The subscription's custom headers are sent as well.
          */
         post: operations["receiveEventAsBinaryCloudEvent"];
         delete?: never;
@@ -1516,30 +1516,28 @@ export interface components {
              * @constant
              */
             specversion: "1.0";
-            /**
-             * Format: uuid
-             * @description The event's id.
-             */
+            /** @description The event's id, the same as `webhook-id`; its own `id` if it came as a CloudEvent. */
             id: string;
             /**
              * Format: uri-reference
-             * @description `/organizations/{organization_id}`
+             * @description `/organizations/{organization_id}`; its own `source` if it came as a CloudEvent.
              */
             source: string;
             /** @description The event's type, such as `order.created`. */
             type: string;
             /**
              * Format: date-time
-             * @description When the event was accepted.
+             * @description When the event was accepted; its own `time` if it came as a CloudEvent that has one.
              */
             time: string;
-            /**
-             * @description The media type of `data`.
-             * @constant
-             */
-            datacontenttype: "application/json";
+            /** @description The media type of the data: `application/json`; its own, or absent, if the event came as a CloudEvent. */
+            datacontenttype?: string;
             /** @description The event's data exactly as the producer sent it, byte for byte. */
-            data: unknown;
+            data?: unknown;
+            /** @description In place of `data`, if the event came as a CloudEvent with binary data. */
+            data_base64?: string;
+        } & {
+            [key: string]: unknown;
         };
         /** @description The connection that an attempt used. */
         Connection: {
@@ -6746,12 +6744,12 @@ export interface operations {
                  */
                 "ce-specversion": string;
                 /**
-                 * @description The event's id, the same as `webhook-id`.
+                 * @description The event's id, the same as `webhook-id`; its own `id` if it came as a CloudEvent. Percent-encoded as the HTTP binding asks.
                  * @example 0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91
                  */
                 "ce-id": string;
                 /**
-                 * @description The organization that the event belongs to.
+                 * @description `/organizations/{organization_id}`; its own `source` if it came as a CloudEvent. Percent-encoded as the HTTP binding asks.
                  * @example /organizations/0198f2d0-0000-7000-8000-000000000001
                  */
                 "ce-source": string;
@@ -6761,7 +6759,7 @@ export interface operations {
                  */
                 "ce-type": string;
                 /**
-                 * @description When the event was accepted.
+                 * @description When the event was accepted; its own `time` if it came as a CloudEvent that has one.
                  * @example 2026-01-01T00:00:00.000000Z
                  */
                 "ce-time": string;
