@@ -17,6 +17,7 @@ from webhooks.stats import PauseReason
 _HEADERS: Schema = {name: {"$ref": f"#/components/headers/{name}"} for name in HEADERS if name.startswith("X-")}
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _SECONDS: Schema = {"type": "number", "minimum": 0}
+_SERVICE = "The name of the service."
 
 
 def _object(**properties: Schema) -> Schema:
@@ -24,9 +25,9 @@ def _object(**properties: Schema) -> Schema:
 
 
 _HEALTH = _object(
-    status={"type": "string", "enum": ["healthy"]}, service={"type": "string", "enum": ["Zapier Triggers API"]}
+    status={"type": "string", "enum": ["healthy"], "description": "Always this: the process responds."},
+    service={"type": "string", "enum": ["Zapier Triggers API"], "description": _SERVICE},
 )
-_PART: Schema = {"type": "string", "enum": ["up", "down"]}
 _DETAILED: Schema = {
     "type": "object",
     "required": ["status", "service", "redis", "database", "workers", "config"],
@@ -36,13 +37,13 @@ _DETAILED: Schema = {
             "enum": ["healthy", "degraded", "unhealthy"],
             "description": "`degraded`: events are accepted and stored, but something is slower or missing.",
         },
-        "service": {"type": "string"},
+        "service": {"type": "string", "description": _SERVICE},
         "redis": {
             "type": "string",
             "enum": ["up", "down", "refuses_writes"],
             "description": "`refuses_writes`: it responds, but is full, read-only, or can't save.",
         },
-        "database": _PART,
+        "database": {"type": "string", "enum": ["up", "down"], "description": "`down`: it doesn't respond."},
         "queues": {
             **_object(
                 event_queue_length={**_COUNT, "description": "Accepted events that are waiting for their fan-out."},
@@ -54,11 +55,17 @@ _DETAILED: Schema = {
                     "description": "Where counting stops; a number with this value means at least this many.",
                 },
             ),
-            "description": "Absent while the database is down.",
+            "description": "What is waiting and in work. Absent while the database is down.",
         },
         "oldest_waiting_seconds": {
-            **_object(event=_SECONDS, webhook=_SECONDS),
-            "description": "Absent while the database is down.",
+            **_object(
+                event={**_SECONDS, "description": "How long the oldest accepted event has waited for its fan-out."},
+                webhook={
+                    **_SECONDS,
+                    "description": "How long the delivery that is due longest has waited to be sent.",
+                },
+            ),
+            "description": "In seconds; 0 if nothing waits. Absent while the database is down.",
         },
         "paused_deliveries": {
             **_object(

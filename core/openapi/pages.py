@@ -6,6 +6,8 @@ from typing import Any
 
 from rest_framework import serializers
 
+from core.openapi.descriptions import PAGE_DATA
+
 Shape = type[serializers.Serializer[Any]]
 
 
@@ -16,7 +18,7 @@ def page_of(item: Shape, name: str) -> Shape:
     """
     members: dict[str, Any] = {
         "__doc__": "One page.",
-        "data": item(many=True),
+        "data": item(many=True, help_text=PAGE_DATA),
         "next_cursor": serializers.CharField(
             allow_null=True, help_text="Send it as `cursor` to get the next page; null on the last page."
         ),

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from drf_spectacular.utils import OpenApiExample, OpenApiResponse
 
+from core.openapi.descriptions import ERROR_DETAIL
 from core.openapi.types import Schema
 from core.problems import MEDIA_TYPE, ProblemType, problem_type, problem_types
 
@@ -78,7 +79,12 @@ PROBLEM_SCHEMA: Schema = {
             "description": "Where `code` is documented: a page of this server.",
         },
         "title": {"type": "string", "description": "The code in words."},
-        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "status": {
+            "type": "integer",
+            "minimum": 400,
+            "maximum": 599,
+            "description": "The HTTP status of the response.",
+        },
         "detail": {"type": "string", "description": "What is wrong, in a sentence."},
         "code": {"type": "string", "description": "What is wrong, as a stable identifier."},
         "request_id": {"type": ["string", "null"], "description": "As in `X-Request-Id`; quote it in a bug report."},
@@ -94,7 +100,7 @@ PROBLEM_SCHEMA: Schema = {
                         "description": "JSON pointer into the body (RFC 6901; empty for the whole body), "
                         "`?name` for a query parameter, `#Name` for a header.",
                     },
-                    "detail": {"type": "string"},
+                    "detail": {"type": "string", "description": ERROR_DETAIL},
                 },
             },
         },

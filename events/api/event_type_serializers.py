@@ -8,6 +8,7 @@ from drf_spectacular.utils import extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 
 from core.openapi import page_of
+from core.openapi.descriptions import CREATED_AT
 from core.serializers import (
     OutputSerializer,
     StrictBooleanField,
@@ -15,11 +16,13 @@ from core.serializers import (
     StrictChoiceField,
     StrictSerializer,
 )
+from events.api.descriptions import TYPE_ARCHIVED, TYPE_DESCRIPTION, TYPE_NAME
 from events.payload import MAX_TYPE_CHARACTERS, event_type_error
 from events.schemas import SchemaError, check_schema
 from orgs.models import Strictness
 
 MAX_EXAMPLES = 20
+_ID = "The event type's id, for `/api/event-types/{event_type_id}`."
 _SCHEMA_HELP = (
     "JSON Schema (2020-12) of an event's data; null for none. A `$ref` may only lead to a place in the same schema, "
     "and `pattern` takes regular expressions without look-around and back references. `format` isn't checked."
@@ -69,18 +72,16 @@ class ExamplesField(serializers.Field[Any, Any, Any, Any]):
 class EventTypeChange(StrictSerializer):
     """The body of `PATCH /api/event-types/{event_type_id}`."""
 
-    description = StrictCharField(
-        max_length=2000, required=False, allow_blank=True, help_text="What happened when there is such an event."
-    )
+    description = StrictCharField(max_length=2000, required=False, allow_blank=True, help_text=TYPE_DESCRIPTION)
     examples = ExamplesField(required=False)
     schema = SchemaField(required=False, allow_null=True)
-    archived = StrictBooleanField(required=False, help_text="Whether new events shouldn't have this type any more.")
+    archived = StrictBooleanField(required=False, help_text=TYPE_ARCHIVED)
 
 
 class EventTypeCreate(EventTypeChange):
     """The body of `POST /api/event-types`."""
 
-    name = EventTypeNameField(max_length=MAX_TYPE_CHARACTERS, help_text="The `type` of the events, `order.created`.")
+    name = EventTypeNameField(max_length=MAX_TYPE_CHARACTERS, help_text=TYPE_NAME)
 
 
 class EventTypeSettings(StrictSerializer):
@@ -97,36 +98,41 @@ class EventTypeSettings(StrictSerializer):
 class EventTypeOut(OutputSerializer):
     """A type of events."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    description = serializers.CharField()
+    id = serializers.UUIDField(help_text=_ID)
+    name = serializers.CharField(help_text=TYPE_NAME)
+    description = serializers.CharField(help_text=TYPE_DESCRIPTION)
     examples = ExamplesField()
     schema = SchemaField(allow_null=True)
     version = serializers.IntegerField(help_text="Counts the changes of the schema.")
-    archived = serializers.BooleanField()
-    created_at = serializers.DateTimeField()
-    updated_at = serializers.DateTimeField()
+    archived = serializers.BooleanField(help_text=TYPE_ARCHIVED)
+    created_at = serializers.DateTimeField(help_text=CREATED_AT)
+    updated_at = serializers.DateTimeField(help_text="When it was last changed.")
 
 
 class EventTypeChoice(OutputSerializer):
     """An entry of a dropdown."""
 
-    id = serializers.CharField(source="name", help_text="The `type` of the events.")
-    name = serializers.CharField()
+    id = serializers.CharField(source="name", help_text=TYPE_NAME)
+    name = serializers.CharField(help_text="What the dropdown shows: the same as `id`.")
 
 
 class ImportedEventType(OutputSerializer):
     """What the import did with one webhook of the document."""
 
-    id = serializers.UUIDField(source="row.id")
-    name = serializers.CharField(source="row.name")
-    status = serializers.ChoiceField(choices=["created", "changed", "unchanged"])
+    id = serializers.UUIDField(source="row.id", help_text=_ID)
+    name = serializers.CharField(source="row.name", help_text=TYPE_NAME)
+    status = serializers.ChoiceField(
+        choices=["created", "changed", "unchanged"],
+        help_text="What became of the type: `unchanged` if the catalog already had it like this.",
+    )
 
 
 class EventTypeImport(OutputSerializer):
     """What the import did, in the order of the document."""
 
-    data = ImportedEventType(many=True)  # type: ignore[assignment]
+    data = ImportedEventType(  # type: ignore[assignment]
+        many=True, help_text="An entry for each webhook of the document."
+    )
 
 
 EventTypePage = page_of(EventTypeOut, "EventTypePage")

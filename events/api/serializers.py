@@ -11,8 +11,10 @@ from drf_spectacular.utils import extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 
 from core.openapi import page_of
+from core.openapi.descriptions import ERROR_DETAIL
 from core.serializers import OutputSerializer, RawJSONField
 from events import cloudevents, payload
+from events.api import descriptions
 from events.delivery_lookup import DELIVERY_STATUSES
 from events.ingest import Ingested, IngestStatus
 from events.models import Event, EventStatus
@@ -34,14 +36,19 @@ _MESSAGES = {
     IngestStatus.ACCEPTED: "Event queued for processing",
     IngestStatus.DUPLICATE: "Event was accepted before",
 }
+_ACCEPTED = "`accepted`: it is stored, and its deliveries follow."
+_DUPLICATE = "`duplicate`: an event with the same `dedup_id` and content was accepted before, so this one isn't stored."
+_VALID = "`valid`: nothing is wrong with it, and `validate_only` stores nothing."
 
 
 class EventReceipt(OutputSerializer):
     """What became of an event that was offered."""
 
     id = serializers.UUIDField(help_text="The event's id; for a duplicate, the first event's.")
-    status = serializers.ChoiceField(choices=[IngestStatus.ACCEPTED.value, IngestStatus.DUPLICATE.value])
-    message = serializers.CharField()
+    status = serializers.ChoiceField(
+        choices=[IngestStatus.ACCEPTED.value, IngestStatus.DUPLICATE.value], help_text=f"{_ACCEPTED} {_DUPLICATE}"
+    )
+    message = serializers.CharField(help_text="The status in words, for people.")
 
     def to_representation(self, instance: Ingested) -> dict[str, Any]:
         """Return what became of an event that is stored."""
@@ -53,7 +60,7 @@ class EventNotStored(EventReceipt):
     """What became of an event that wasn't stored, because it was before or because it was only to be validated."""
 
     id = serializers.UUIDField(allow_null=True, help_text="The first event's id for a duplicate; else null.")
-    status = serializers.ChoiceField(choices=[IngestStatus.DUPLICATE.value, VALID])
+    status = serializers.ChoiceField(choices=[IngestStatus.DUPLICATE.value, VALID], help_text=f"{_DUPLICATE} {_VALID}")
 
     def to_representation(self, instance: Ingested | payload.NewEvent) -> dict[str, Any]:
         """Return what became of an event: a result, or the event itself if it was only to be validated."""
@@ -66,7 +73,7 @@ class FieldError(OutputSerializer):
     """One thing that is wrong."""
 
     pointer = serializers.CharField(help_text="JSON pointer into the item (RFC 6901; empty for the whole).")
-    detail = serializers.CharField()
+    detail = serializers.CharField(help_text=ERROR_DETAIL)
 
 
 ItemResult = Ingested | payload.NewEvent | FieldErrors
@@ -83,7 +90,11 @@ class BatchResult:
 class BatchItemReceipt(OutputSerializer):
     """What became of one item."""
 
-    status = serializers.ChoiceField(choices=[*(status.value for status in IngestStatus), VALID, "invalid"])
+    status = serializers.ChoiceField(
+        choices=[*(status.value for status in IngestStatus), VALID, "invalid"],
+        help_text=f"{_ACCEPTED} {_DUPLICATE} `conflict`: one with the same `dedup_id` and different content was "
+        f"accepted before. {_VALID} `invalid`: see `errors`.",
+    )
     id = serializers.UUIDField(
         required=False,
         help_text="The event's id; for a duplicate or a conflict, the first event's. Not for `invalid` and `valid`.",
@@ -104,7 +115,9 @@ class BatchReceipt(OutputSerializer):
     """What became of each item, in the order of the request."""
 
     accepted = serializers.IntegerField(help_text="How many items were accepted.")
-    data = BatchItemReceipt(many=True)  # type: ignore[assignment]
+    data = BatchItemReceipt(  # type: ignore[assignment]
+        many=True, help_text="What became of each item, in the order of the request."
+    )
 
 
 @extend_schema_field({"type": "object", "additionalProperties": {"type": ["string", "boolean", "integer"]}})
@@ -121,13 +134,24 @@ class CloudEventField(serializers.Field[Any, Any, Any, Any]):
 class EventOut(OutputSerializer):
     """An event."""
 
-    id = serializers.UUIDField()
-    type = serializers.CharField()
-    status = serializers.ChoiceField(choices=EventStatus.values)
-    created_at = serializers.DateTimeField()
-    processed_at = serializers.DateTimeField(allow_null=True)
-    dedup_id = serializers.CharField(allow_null=True)
-    ordering_key = serializers.CharField(allow_null=True)
+    id = serializers.UUIDField(help_text="The event's id, which receivers get as `webhook-id`.")
+    type = serializers.CharField(help_text=descriptions.EVENT_TYPE)
+    status = serializers.ChoiceField(
+        choices=EventStatus.values,
+        help_text="`accepted`: it is stored and waits for its fan-out. `processed`: its deliveries exist. `error`: the "
+        "fan-out failed repeatedly, and an operator can have it done again.",
+    )
+    created_at = serializers.DateTimeField(help_text=descriptions.ACCEPTED_AT)
+    processed_at = serializers.DateTimeField(allow_null=True, help_text="When it became `processed`; null before that.")
+    dedup_id = serializers.CharField(
+        allow_null=True,
+        help_text="The producer's id for it, which makes a retry safe; null for none. A CloudEvent's is made of its "
+        "`source` and `id`.",
+    )
+    ordering_key = serializers.CharField(
+        allow_null=True,
+        help_text="Subscriptions that are `ordered` get the events of a key one at a time; null for none.",
+    )
     channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for none.")
     request_id = serializers.CharField(allow_null=True, help_text="The `X-Request-Id` of the request that sent it.")
     traceparent = serializers.CharField(
@@ -158,19 +182,19 @@ class EventOut(OutputSerializer):
 class EventDelivery(OutputSerializer):
     """A line about one of the event's deliveries."""
 
-    id = serializers.UUIDField()
-    subscription_id = serializers.UUIDField()
-    status = serializers.ChoiceField(choices=DELIVERY_STATUSES)
-    attempt_count = serializers.IntegerField()
-    next_attempt_at = serializers.DateTimeField(allow_null=True)
-    completed_at = serializers.DateTimeField(allow_null=True)
+    id = serializers.UUIDField(help_text=descriptions.DELIVERY_ID)
+    subscription_id = serializers.UUIDField(help_text=descriptions.SUBSCRIPTION_ID)
+    status = serializers.ChoiceField(choices=DELIVERY_STATUSES, help_text=descriptions.DELIVERY_STATUS)
+    attempt_count = serializers.IntegerField(help_text=descriptions.ATTEMPT_COUNT)
+    next_attempt_at = serializers.DateTimeField(allow_null=True, help_text=descriptions.NEXT_ATTEMPT_AT)
+    completed_at = serializers.DateTimeField(allow_null=True, help_text=descriptions.COMPLETED_AT)
 
 
 @extend_schema_serializer(component_name="EventWithDeliveries")
 class EventWithDeliveries(EventOut):
     """An event with its deliveries, the oldest first, at most 1,000 of them."""
 
-    deliveries = EventDelivery(many=True)
+    deliveries = EventDelivery(many=True, help_text="Its deliveries, the oldest first; at most 1,000.")
 
     def to_representation(self, instance: Any) -> dict[str, Any]:
         """Return the members of an event and its deliveries, given as a pair."""

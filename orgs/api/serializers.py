@@ -9,6 +9,7 @@ from django.utils import timezone
 from rest_framework import serializers
 
 from core.openapi import page_of
+from core.openapi.descriptions import CREATED_AT
 from core.serializers import (
     OutputSerializer,
     StrictCharField,
@@ -20,6 +21,11 @@ from core.serializers import (
 from orgs.models import ApiKey
 from orgs.scopes import Scope
 
+_KEY_NAME = "What the key is for, in your own words."
+_KEY_ID = "The key's id, for `/api/keys/{key_id}`."
+_KEY_PREFIX = "The public part of the key, `trk_<prefix>_…`; the audit log names the key by it."
+_KEY_SCOPES = "What the key may do."
+
 
 class ApiKeyCreate(StrictSerializer):
     """What `POST /api/keys` takes."""
@@ -30,7 +36,7 @@ class ApiKeyCreate(StrictSerializer):
         default="",
         allow_blank=True,
         validators=[validate_plain_text],
-        help_text="What the key is for, in your own words.",
+        help_text=_KEY_NAME,
     )
     scopes = serializers.ListField(
         child=StrictChoiceField(choices=Scope.choices),
@@ -66,14 +72,16 @@ class ApiKeyRotate(StrictSerializer):
 class ApiKeyOut(OutputSerializer):
     """A key without its secret."""
 
-    id = serializers.UUIDField()
-    name = serializers.CharField()
-    prefix = serializers.CharField()
-    scopes = serializers.ListField(child=serializers.CharField())
-    expires_at = serializers.DateTimeField(allow_null=True)
-    revoked_at = serializers.DateTimeField(allow_null=True)
-    last_used_at = serializers.DateTimeField(allow_null=True)
-    created_at = serializers.DateTimeField()
+    id = serializers.UUIDField(help_text=_KEY_ID)
+    name = serializers.CharField(help_text=_KEY_NAME)
+    prefix = serializers.CharField(help_text=_KEY_PREFIX)
+    scopes = serializers.ListField(child=serializers.CharField(), help_text=_KEY_SCOPES)
+    expires_at = serializers.DateTimeField(allow_null=True, help_text="When the key stops working; null: never.")
+    revoked_at = serializers.DateTimeField(allow_null=True, help_text="When the key was revoked; null if it wasn't.")
+    last_used_at = serializers.DateTimeField(
+        allow_null=True, help_text="When the key was last used, to the minute; null if it never was."
+    )
+    created_at = serializers.DateTimeField(help_text=CREATED_AT)
 
 
 class ApiKeyWithSecret(ApiKeyOut):
@@ -90,30 +98,37 @@ class ApiKeyWithSecret(ApiKeyOut):
 class AuditEntryOut(OutputSerializer):
     """One entry of the audit log."""
 
-    id = serializers.UUIDField()
-    actor = serializers.CharField()
-    action = serializers.CharField()
+    id = serializers.UUIDField(help_text="The entry's id.")
+    actor = serializers.CharField(
+        help_text="Who did it: `key:<prefix>`, `user:<name>`, `portal:<session>`, `command:<name>`, or "
+        "`system:worker` for what happens automatically."
+    )
+    action = serializers.CharField(help_text="What was done, such as `key.create`.")
     target = serializers.CharField(help_text="The id of what it was done to.")
     target_name = serializers.CharField(help_text="The name that it had then, such as a subscription's URL.")
     reason = serializers.CharField(help_text="Why, in the words of who did it; may be empty.")
-    detail = serializers.DictField()
-    request_id = serializers.CharField()
-    created_at = serializers.DateTimeField()
+    detail = serializers.DictField(help_text="More about it; the members depend on the action.")
+    request_id = serializers.CharField(
+        help_text="The `X-Request-Id` of the request that did it; empty if it wasn't a request."
+    )
+    created_at = serializers.DateTimeField(help_text="When it was done.")
 
 
 class CallerOrganization(OutputSerializer):
     """The organization that the key speaks for."""
 
-    id = serializers.UUIDField(source="organization_id")
-    name = serializers.CharField(source="organization_name")
+    id = serializers.UUIDField(source="organization_id", help_text="The organization's id.")
+    name = serializers.CharField(source="organization_name", help_text="The organization's name, for people.")
 
 
 class CallerKey(OutputSerializer):
     """The key that the request bears."""
 
-    id = serializers.UUIDField(source="key_id")
-    prefix = serializers.CharField(help_text="The public part of the key.")
-    scopes = serializers.ListField(child=serializers.ChoiceField(choices=Scope.values), source="sorted_scopes")
+    id = serializers.UUIDField(source="key_id", help_text=_KEY_ID)
+    prefix = serializers.CharField(help_text=_KEY_PREFIX)
+    scopes = serializers.ListField(
+        child=serializers.ChoiceField(choices=Scope.values), source="sorted_scopes", help_text=_KEY_SCOPES
+    )
 
 
 class Me(OutputSerializer):

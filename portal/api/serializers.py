@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rest_framework import serializers
 
+from core.openapi.descriptions import CREATED_AT
 from core.serializers import (
     OutputSerializer,
     StrictBooleanField,
@@ -16,6 +17,10 @@ from core.serializers import (
 from portal import sessions
 from portal.models import PORTAL_SCOPES, all_portal_scopes
 
+_NAME = "Who the link is for, such as an email address: shown in the portal and in the audit log."
+_READ_ONLY = "Whether the session can only look."
+_SESSION_SECONDS = "How long the session lasts once the link is opened, in seconds."
+
 
 class PortalLinkCreate(StrictSerializer):
     """The body of `POST /api/portal-links`, which may be empty."""
@@ -26,10 +31,10 @@ class PortalLinkCreate(StrictSerializer):
         default="",
         allow_blank=True,
         validators=[validate_plain_text],
-        help_text="Who the link is for, such as an email address: shown in the portal and in the audit log.",
+        help_text=_NAME,
     )
     read_only = StrictBooleanField(  # type: ignore[assignment]
-        required=False, default=False, help_text="Whether the session can only look."
+        required=False, default=False, help_text=_READ_ONLY
     )
     scopes = serializers.ListField(
         child=StrictChoiceField(choices=[scope.value for scope in PORTAL_SCOPES]),
@@ -43,14 +48,14 @@ class PortalLinkCreate(StrictSerializer):
         max_value=sessions.MAX_LINK_SECONDS,
         required=False,
         default=sessions.DEFAULT_LINK_SECONDS,
-        help_text="How long the link can be opened.",
+        help_text="How long the link can be opened, in seconds.",
     )
     session_seconds = StrictIntegerField(
         min_value=sessions.MIN_SECONDS,
         max_value=sessions.MAX_SESSION_SECONDS,
         required=False,
         default=sessions.DEFAULT_SESSION_SECONDS,
-        help_text="How long the session lasts from then on.",
+        help_text=_SESSION_SECONDS,
     )
 
 
@@ -61,12 +66,18 @@ class PortalLinkOut(OutputSerializer):
     url = serializers.SerializerMethodField(
         help_text="Opens the portal, once. Send the tenant's browser there, or load it in a frame."
     )
-    name = serializers.CharField()
-    read_only = serializers.BooleanField(source="is_read_only")  # type: ignore[assignment]
-    scopes = serializers.ListField(child=serializers.CharField())
+    name = serializers.CharField(help_text=_NAME)
+    read_only = serializers.BooleanField(  # type: ignore[assignment]
+        source="is_read_only", help_text=_READ_ONLY
+    )
+    scopes = serializers.ListField(
+        child=serializers.CharField(),
+        help_text="What the session may do besides looking at endpoints; with `read_only`, without the scopes that "
+        "change something.",
+    )
     link_expires_at = serializers.DateTimeField(help_text="When the link can't be opened any more.")
-    session_seconds = serializers.IntegerField()
-    created_at = serializers.DateTimeField()
+    session_seconds = serializers.IntegerField(help_text=_SESSION_SECONDS)
+    created_at = serializers.DateTimeField(help_text=CREATED_AT)
 
     def get_url(self, row: object) -> str:
         return str(self.context["url"])

@@ -22,6 +22,7 @@ from triggers_client import NewEvent
 from triggers_client import operations as client_operations
 from triggers_client.calls import Call, ListCall
 
+from events import cloudevents
 from orgs.models import Organization
 from tests.api.helpers import beat
 from tests.conftest import ApiClient
@@ -153,6 +154,11 @@ def test_every_member_that_a_request_may_have_is_described(schema: dict[str, Any
             assert not list(undescribed(schema, media["schema"], f"{method} {path} {media_type}"))
 
 
+def test_every_member_of_every_component_is_described(schema: dict[str, Any]) -> None:
+    found = {text for name, part in schema["components"]["schemas"].items() for text in undescribed(schema, part, name)}
+    assert not sorted(found)
+
+
 def examples(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], Any]]:
     """Yield where each example stands, the schema that it is of, and the example."""
 
@@ -213,6 +219,18 @@ def test_every_format_has_its_webhook(schema: dict[str, Any]) -> None:
             assert not list(validator(schema, content["schema"]).iter_errors(value)), form
         described = {one["name"] for one in operation["parameters"] if one["name"].startswith("ce-")}
         assert described == {header for header, _ in body.headers}
+
+
+def test_an_event_that_came_as_a_cloudevent_fits_its_webhook(schema: dict[str, Any]) -> None:
+    kept = {"id": "order-4711", "source": "/shop", "datacontenttype": "image/png", "priority": 1}
+    [(_, content)] = schema["webhooks"]["eventAsCloudEvent"]["post"]["requestBody"]["content"].items()
+    for kind, data in (("", "{}"), (cloudevents.BASE64, '"AA=="'), (cloudevents.NO_DATA, "null")):
+        event = SingleOutgoing(
+            uuid.uuid4(), "order.created", datetime.datetime.now(datetime.UTC), data, Endpoint("", "", (), ()),
+            uuid.uuid4(), None, json.dumps({**kept, cloudevents.DATA: kind} if kind else kept),
+        )  # fmt: skip
+        sent = json.loads(render(event, event.organization_id, "cloudevents").content)
+        assert not list(validator(schema, content["schema"]).iter_errors(sent)), kind
 
 
 ANSWERS = [

@@ -15,6 +15,7 @@ from core.problems import Problem
 from core.serializers import StrictChoiceField, StrictSerializer
 from orgs import audit
 from orgs.authentication import caller_of
+from webhooks.api import descriptions
 from webhooks.models import BulkRun
 from webhooks.upkeep import replay
 
@@ -62,15 +63,15 @@ class BulkRetrySerializer(StrictSerializer):
 class RetryRunSerializer(serializers.Serializer[BulkRun]):
     """The progress of a retry of many deliveries."""
 
-    id = serializers.UUIDField()
-    status = serializers.ChoiceField(choices=BulkRun.State.values, source="state")
+    id = serializers.UUIDField(help_text="The run's id, for `/api/retries/{retry_id}`.")
+    status = serializers.ChoiceField(choices=BulkRun.State.values, source="state", help_text=descriptions.RUN_STATUS)
     seen = serializers.IntegerField(source="visited", help_text="Matching deliveries looked at so far.")
     queued = serializers.IntegerField(
         help_text="Deliveries that are due now, or held. Those of erased events are only seen."
     )
     held = serializers.IntegerField(help_text="Of those: held, because their subscription is disabled.")
-    created_at = serializers.DateTimeField()
-    finished_at = serializers.DateTimeField(allow_null=True)
+    created_at = serializers.DateTimeField(help_text=descriptions.RUN_CREATED_AT)
+    finished_at = serializers.DateTimeField(allow_null=True, help_text=descriptions.RUN_FINISHED_AT)
 
 
 def start(request: Request, body: Mapping[str, Any]) -> BulkRun:

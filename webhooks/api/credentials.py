@@ -115,20 +115,27 @@ class SecretChangeSerializer(StrictSerializer):
 class SecretSerializer(serializers.Serializer[StoredSecret]):
     """A signing secret, masked."""
 
-    id = serializers.UUIDField()
-    type = serializers.ChoiceField(choices=[one.value for one in SecretType])
-    masked = serializers.CharField(help_text="What the secret begins with.")
+    id = serializers.UUIDField(
+        help_text="The secret's id, for `/api/subscriptions/{subscription_id}/secrets/{secret_id}`."
+    )
+    type = serializers.ChoiceField(
+        choices=[one.value for one in SecretType],
+        help_text="What it signs with: `hmac-sha256` makes `v1` signatures, `ed25519` makes `v1a` ones.",
+    )
+    masked = serializers.CharField(help_text="What stands for the secret: `whsec_***`, or `whsk_***` for ed25519.")
     public_key = serializers.CharField(
         allow_null=True, help_text="`whpk_…`: what receivers verify `v1a` signatures with; null for `hmac-sha256`."
     )
-    created_at = serializers.DateTimeField()
+    created_at = serializers.DateTimeField(help_text="When it was added.")
     expires_at = serializers.DateTimeField(allow_null=True, help_text="When it stops signing; null: never.")
 
 
 class SecretListSerializer(serializers.Serializer[Any]):
     """The secrets that sign, the current one first."""
 
-    data = SecretSerializer(many=True)  # type: ignore[assignment]
+    data = SecretSerializer(  # type: ignore[assignment]
+        many=True, help_text="The secrets, the current one first."
+    )
 
 
 class NewSecretSerializer(SecretSerializer):
@@ -319,10 +326,10 @@ class _CertificateSerializer(StrictSerializer):
 class ShownCertificateSerializer(serializers.Serializer[Any]):
     """What is shown of a client certificate."""
 
-    subject = serializers.CharField()
-    issuer = serializers.CharField()
+    subject = serializers.CharField(help_text="Whose it is, as a distinguished name (RFC 4514).")
+    issuer = serializers.CharField(help_text="Who issued it, as a distinguished name (RFC 4514).")
     fingerprint_sha256 = serializers.CharField(help_text="Of the certificate in DER, in hexadecimal.")
-    not_before = serializers.DateTimeField()
+    not_before = serializers.DateTimeField(help_text="From when on it is valid.")
     expires_at = serializers.DateTimeField(
         help_text="The end of the first certificate of the chain that ends. From then on deliveries fail with "
         "`tls_failed`; give another one before."

@@ -13,6 +13,7 @@ from core.query import ParameterError
 from core.serializers import StrictCharField, validate_plain_text
 from events.channels import MAX_CHANNELS, channels_error
 from events.payload import pattern_error
+from webhooks.api.descriptions import DESCRIPTION
 from webhooks.api.header_rules import HEADER_VALUE, name_error
 from webhooks.destinations.http.egress_policy import UrlError, check_url, normalize_url
 from webhooks.destinations.outcome import Failure
@@ -96,7 +97,7 @@ class DescriptionField(StrictCharField):
             required=False,
             allow_blank=True,
             validators=[validate_plain_text],
-            help_text="What it is for, in your own words.",
+            help_text=DESCRIPTION,
             **more,
         )
 

@@ -18,6 +18,7 @@ from rest_framework.response import Response
 from core.json_body import read_object
 from core.json_response import Fragment
 from core.openapi import PAGE, location, page_of, query, refusals
+from core.openapi.descriptions import CREATED_AT
 from core.problems import Problem, no_such
 from core.query import PAGE_PARAMETERS, ParameterError, page, parse_parameters
 from core.row_rendering import row_renderer
@@ -30,6 +31,7 @@ from orgs.authentication import caller_of
 from orgs.idempotency import idempotent
 from orgs.scopes import Scope
 from webhooks import rest_hooks, subscriptions
+from webhooks.api.descriptions import EVENT_TYPES
 from webhooks.api.fields import ChannelsField, DescriptionField, EventTypesField, FilterField, UrlField, url_parameter
 from webhooks.api.handshakes import handshake_field, require_handshake
 from webhooks.api.subscription_serializers import URL_HELP
@@ -133,12 +135,12 @@ class HookSerializer(serializers.Serializer[Subscription]):
     """A subscription to an endpoint, as automation platforms see it."""
 
     id = serializers.UUIDField(help_text="The subscription's id, too.")
-    target_url = serializers.CharField(source="url")
-    event_types = serializers.ListField(child=serializers.CharField())
+    target_url = serializers.CharField(source="url", help_text="Where webhooks are sent.")
+    event_types = serializers.ListField(child=serializers.CharField(), help_text=EVENT_TYPES)
     filter = FilterField(allow_null=True, help_text="Null for all events of these types.")
     channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for all events.")
     state = serializers.ChoiceField(choices=SubscriptionState.values, help_text="As of the subscription.")
-    created_at = serializers.DateTimeField()
+    created_at = serializers.DateTimeField(help_text=CREATED_AT)
 
 
 class SubscribedHookSerializer(HookSerializer):

@@ -6,26 +6,31 @@ from drf_spectacular.utils import extend_schema_serializer
 from rest_framework import serializers
 
 from core.serializers import OutputSerializer, StrictSerializer
+from events.api import descriptions
 from webhooks.api.inbox_requests import DEFAULT_VISIBILITY, MAX_IDS, MAX_VISIBILITY
 from webhooks.destinations.inbox.fetching import ItemStatus
 from webhooks.states import DeliveryState
 
-_FAILED_HELP = "How many were not found, or not under the lease."
+_FAILED_HELP = "How many were not found, were cancelled, or are not under the lease."
+_COUNTS_HELP = "what was acknowledged before counts, too"
+_AT_HELP = "of one that is `already_acknowledged`, when that was; null for a failure"
+_ACKNOWLEDGED_AT_HELP = "When it was acknowledged"
+_RESULTS_HELP = "What became of each item, in the order of the request: first `event_ids`, then `delivery_ids`."
 _INBOX_HELP = "The inbox's name; without one, the `default` inbox."
 
 
 class InboxEvent(OutputSerializer):
     """An event in an inbox."""
 
-    id = serializers.UUIDField(help_text="The event's id.")
-    type = serializers.CharField()
+    id = serializers.UUIDField(help_text=descriptions.EVENT_ID)
+    type = serializers.CharField(help_text=descriptions.EVENT_TYPE)
     payload = serializers.JSONField(help_text="The data as the producer sent it, byte for byte.")
-    created_at = serializers.DateTimeField(help_text="When the event was accepted.")
+    created_at = serializers.DateTimeField(help_text=descriptions.ACCEPTED_AT)
     delivery_status = serializers.ChoiceField(
         choices=DeliveryState.values,
         help_text="`delivering` while somebody has fetched it, `delivered` when it is acknowledged.",
     )
-    delivery_id = serializers.UUIDField()
+    delivery_id = serializers.UUIDField(help_text="The id of its delivery, by which it can be acknowledged, too.")
     attempt = serializers.IntegerField(required=False, help_text="How often it has been fetched. Not in the log.")
 
 
@@ -33,7 +38,7 @@ class InboxEvent(OutputSerializer):
 class InboxPage(OutputSerializer):
     """Events, and how to go on."""
 
-    events = InboxEvent(many=True)
+    events = InboxEvent(many=True, help_text="The events, the oldest first; empty if there are none.")
     next_cursor = serializers.CharField(
         allow_null=True, help_text="Of the log: where to go on, also if nothing follows yet. Null without `cursor`."
     )
@@ -108,48 +113,50 @@ class _Result(OutputSerializer):
 class AcknowledgedItem(_Result):
     """What became of one item."""
 
-    acknowledged_at = serializers.DateTimeField(allow_null=True)
+    acknowledged_at = serializers.DateTimeField(
+        allow_null=True, help_text=f"{_ACKNOWLEDGED_AT_HELP}; null for a failure."
+    )
 
 
 @extend_schema_serializer(component_name="GivenBackItem")
 class GivenBackItem(_Result):
     """What became of one item."""
 
-    available_at = serializers.DateTimeField(allow_null=True, help_text="When it can be fetched again.")
+    available_at = serializers.DateTimeField(allow_null=True, help_text=f"When it can be fetched again; {_AT_HELP}.")
 
 
 @extend_schema_serializer(component_name="ExtendedItem")
 class ExtendedItem(_Result):
     """What became of one item."""
 
-    lease_expires_at = serializers.DateTimeField(allow_null=True)
+    lease_expires_at = serializers.DateTimeField(allow_null=True, help_text=f"When its lease ends; {_AT_HELP}.")
 
 
 @extend_schema_serializer(component_name="InboxAcknowledged")
 class Acknowledged(OutputSerializer):
     """What became of each item, in the order of the request."""
 
-    acknowledged = serializers.IntegerField(help_text="Also those that were acknowledged before.")
+    acknowledged = serializers.IntegerField(help_text=f"How many are acknowledged; {_COUNTS_HELP}.")
     failed = serializers.IntegerField(help_text=_FAILED_HELP)
-    results = AcknowledgedItem(many=True)
+    results = AcknowledgedItem(many=True, help_text=_RESULTS_HELP)
 
 
 @extend_schema_serializer(component_name="InboxGivenBack")
 class GivenBack(OutputSerializer):
     """What became of each item, in the order of the request."""
 
-    given_back = serializers.IntegerField()
+    given_back = serializers.IntegerField(help_text=f"How many were given back; {_COUNTS_HELP}.")
     failed = serializers.IntegerField(help_text=_FAILED_HELP)
-    results = GivenBackItem(many=True)
+    results = GivenBackItem(many=True, help_text=_RESULTS_HELP)
 
 
 @extend_schema_serializer(component_name="InboxExtended")
 class Extended(OutputSerializer):
     """What became of each item, in the order of the request."""
 
-    extended = serializers.IntegerField()
+    extended = serializers.IntegerField(help_text=f"How many leases were extended; {_COUNTS_HELP}.")
     failed = serializers.IntegerField(help_text=_FAILED_HELP)
-    results = ExtendedItem(many=True)
+    results = ExtendedItem(many=True, help_text=_RESULTS_HELP)
 
 
 @extend_schema_serializer(component_name="InboxAcknowledgedEvent")
@@ -157,6 +164,6 @@ class AcknowledgedOne(OutputSerializer):
     """An event that is acknowledged."""
 
     id = serializers.UUIDField(help_text="As it was given.")
-    status = serializers.ChoiceField(choices=["acknowledged"])
-    acknowledged_at = serializers.DateTimeField()
-    message = serializers.CharField()
+    status = serializers.ChoiceField(choices=["acknowledged"], help_text="Always this: anything else is an error.")
+    acknowledged_at = serializers.DateTimeField(help_text=f"{_ACKNOWLEDGED_AT_HELP}.")
+    message = serializers.CharField(help_text="A sentence for people: whether it was acknowledged now or before.")

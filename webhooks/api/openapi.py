@@ -9,6 +9,7 @@ from drf_spectacular.extensions import OpenApiSerializerFieldExtension
 from drf_spectacular.utils import OpenApiWebhook, extend_schema_serializer
 
 from core.openapi import Schema, page_of
+from events.api.descriptions import ACCEPTED_AT, EVENT_ID, EVENT_TYPE
 from events.payload import PATTERN
 from webhooks.api.delivery_serializers import DeliverySerializer
 from webhooks.api.fields import (
@@ -133,6 +134,14 @@ _EVENT_ID = "0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91"
 _TIME = "2026-01-01T00:00:00.000000Z"
 _DATA = {"order": 4711, "total": "19.90"}
 _SOURCE = "/organizations/0198f2d0-0000-7000-8000-000000000001"
+# Of an event that came as a CloudEvent, these are its producer's.
+_CLOUD_EVENT_ID = "The event's id, the same as `webhook-id`; its own `id` if it came as a CloudEvent."
+_CLOUD_EVENT_SOURCE = "`/organizations/{organization_id}`; its own `source` if it came as a CloudEvent."
+_CLOUD_EVENT_TIME = "When the event was accepted; its own `time` if it came as a CloudEvent that has one."
+_CAME_AS_ONE = (
+    "An event that came as a CloudEvent keeps its attributes and extensions, and its data may be something else than "
+    "JSON."
+)
 
 
 def _webhook(
@@ -181,7 +190,7 @@ event_webhook = _webhook(
 cloud_event_webhook = _webhook(
     "eventAsCloudEvent",
     "cloudevents",
-    "CloudEvents 1.0 in structured mode.",
+    f"CloudEvents 1.0 in structured mode. {_CAME_AS_ONE}",
     "application/cloudevents+json",
     _component("CloudEventBody"),
     {
@@ -197,16 +206,16 @@ cloud_event_webhook = _webhook(
 binary_cloud_event_webhook = _webhook(
     "eventAsBinaryCloudEvent",
     "cloudevents-binary",
-    "CloudEvents 1.0 in binary mode: the attributes are headers.",
+    f"CloudEvents 1.0 in binary mode: the attributes are headers. {_CAME_AS_ONE}",
     "application/json",
     _DATA_SCHEMA,
     _DATA,
     [
         _sent_header("ce-specversion", "The version of CloudEvents.", "1.0"),
-        _sent_header("ce-id", "The event's id, the same as `webhook-id`.", _EVENT_ID),
-        _sent_header("ce-source", "The organization that the event belongs to.", _SOURCE),
+        _sent_header("ce-id", f"{_CLOUD_EVENT_ID} Percent-encoded as the HTTP binding asks.", _EVENT_ID),
+        _sent_header("ce-source", f"{_CLOUD_EVENT_SOURCE} Percent-encoded as the HTTP binding asks.", _SOURCE),
         _sent_header("ce-type", "The event's type, percent-encoded as the HTTP binding asks.", "order.created"),
-        _sent_header("ce-time", "When the event was accepted.", _TIME),
+        _sent_header("ce-time", _CLOUD_EVENT_TIME, _TIME),
     ],
 )
 legacy_webhook = _webhook(
@@ -231,35 +240,44 @@ _WEBHOOK_BODY: Schema = {
     "type": "object",
     "required": ["id", "type", "timestamp", "data"],
     "properties": {
-        "id": {"type": "string", "format": "uuid", "description": "The event's id."},
-        "type": {"type": "string"},
-        "timestamp": {"type": "string", "format": "date-time", "description": "When the event was accepted."},
+        "id": {"type": "string", "format": "uuid", "description": EVENT_ID},
+        "type": {"type": "string", "description": EVENT_TYPE},
+        "timestamp": {"type": "string", "format": "date-time", "description": ACCEPTED_AT},
         "data": _DATA_SCHEMA,
     },
     "additionalProperties": False,
 }
 _CLOUD_EVENT_BODY: Schema = {
     "type": "object",
-    "required": ["specversion", "id", "source", "type", "time", "datacontenttype", "data"],
+    "required": ["specversion", "id", "source", "type", "time"],
     "properties": {
-        "specversion": {"const": "1.0"},
-        "id": {"type": "string", "format": "uuid", "description": "The event's id."},
-        "source": {"type": "string", "format": "uri-reference", "description": "`/organizations/{organization_id}`"},
-        "type": {"type": "string"},
-        "time": {"type": "string", "format": "date-time", "description": "When the event was accepted."},
-        "datacontenttype": {"const": "application/json"},
+        "specversion": {"const": "1.0", "description": "The version of CloudEvents."},
+        "id": {"type": "string", "description": _CLOUD_EVENT_ID},
+        "source": {"type": "string", "format": "uri-reference", "description": _CLOUD_EVENT_SOURCE},
+        "type": {"type": "string", "description": EVENT_TYPE},
+        "time": {"type": "string", "format": "date-time", "description": _CLOUD_EVENT_TIME},
+        "datacontenttype": {
+            "type": "string",
+            "description": "The media type of the data: `application/json`; its own, or absent, if the event came as a "
+            "CloudEvent.",
+        },
         "data": _DATA_SCHEMA,
+        "data_base64": {
+            "type": "string",
+            "contentEncoding": "base64",
+            "description": "In place of `data`, if the event came as a CloudEvent with binary data.",
+        },
     },
-    "additionalProperties": False,
+    "additionalProperties": True,  # further attributes, and extensions
 }
 _LEGACY_BODY: Schema = {
     "type": "object",
     "required": ["event_id", "event_type", "payload", "created_at"],
     "properties": {
-        "event_id": {"type": "string", "format": "uuid", "description": "The event's id."},
-        "event_type": {"type": "string"},
+        "event_id": {"type": "string", "format": "uuid", "description": EVENT_ID},
+        "event_type": {"type": "string", "description": EVENT_TYPE},
         "payload": _DATA_SCHEMA,
-        "created_at": {"type": "string", "format": "date-time", "description": "When the event was accepted."},
+        "created_at": {"type": "string", "format": "date-time", "description": ACCEPTED_AT},
     },
     "additionalProperties": False,
 }

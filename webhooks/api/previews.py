@@ -17,6 +17,7 @@ from events.models import Event
 from events.payload import parse_with_options
 from orgs.authentication import caller_of
 from orgs.scopes import Scope
+from webhooks.api import descriptions
 from webhooks.api.delivery_serializers import HeaderSerializer
 from webhooks.api.fields import ChannelsField, ExpressionField, FailureField, FilterField
 from webhooks.event_preview import MISMATCHES, Preview, PreviewedEvent, TooManyPreviews, preview
@@ -54,11 +55,11 @@ class PreviewRequestSerializer(StrictSerializer):
 class PreviewedRequestSerializer(serializers.Serializer[Any]):
     """The request that would be made, but for `Host` and `Content-Length`."""
 
-    method = serializers.CharField()
-    url = serializers.CharField()
-    headers = HeaderSerializer(many=True)
+    method = serializers.CharField(help_text=descriptions.METHOD)
+    url = serializers.CharField(help_text="The subscription's URL.")
+    headers = HeaderSerializer(many=True, help_text=descriptions.REQUEST_HEADERS)
     body = serializers.CharField(help_text="The body as it would be sent.")
-    body_bytes = serializers.IntegerField(help_text="Its length.")
+    body_bytes = serializers.IntegerField(help_text=descriptions.BODY_BYTES)
 
 
 class PreviewSerializer(serializers.Serializer[Any]):
@@ -68,11 +69,11 @@ class PreviewSerializer(serializers.Serializer[Any]):
     mismatch = serializers.ChoiceField(
         choices=MISMATCHES, allow_null=True, help_text="Which of them doesn't want it, the first one; null for a match."
     )
-    mismatch_detail = serializers.CharField()
+    mismatch_detail = serializers.CharField(help_text="Why it doesn't, in a sentence; empty for a match.")
     format = serializers.ChoiceField(choices=list(FORMATS), help_text="The format that was tried.")
     request = PreviewedRequestSerializer(allow_null=True, help_text="Null if `error` would keep it from being made.")
     error = FailureField(help_text="`transform_failed` if the expression fails for this event; null for a success.")
-    error_detail = serializers.CharField()
+    error_detail = serializers.CharField(help_text="The error in a sentence; empty for a success.")
 
 
 def make_preview(request: Request, subscription: Subscription) -> Preview:

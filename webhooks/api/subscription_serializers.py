@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from rest_framework import serializers
 
+from core.openapi.descriptions import CREATED_AT
 from core.row_rendering import row_renderer
 from core.serializers import (
     StrictBooleanField,
@@ -22,6 +23,7 @@ from core.serializers import (
     validate_plain_text,
 )
 from webhooks import endpoint_test, subscriptions
+from webhooks.api import descriptions
 from webhooks.api.credentials import (
     ShownCertificateSerializer,
     check_secret_type,
@@ -122,13 +124,12 @@ class SubscriptionChangeSerializer(StrictSerializer):
         max_value=100,
         required=False,
         allow_null=True,
-        help_text="After so many attempts, a delivery with an ordering key is `failed`. Null for the retry schedule's.",
+        help_text=descriptions.ORDERED_ATTEMPTS,
     )
     ordered_on_failure = StrictChoiceField(
         choices=OrderedOnFailure.values,
         required=False,
-        help_text="When a delivery with an ordering key has failed: `skip` continues with the next one, `block` keeps "
-        "the key waiting until the failed one is retried successfully.",
+        help_text=descriptions.ORDERED_ON_FAILURE,
     )
     description = DescriptionField()
     uid = StrictCharField(
@@ -145,29 +146,25 @@ class SubscriptionChangeSerializer(StrictSerializer):
         max_value=10_000,
         required=False,
         allow_null=True,
-        help_text="At most so many requests at the same time. Null for the limit of this installation.",
+        help_text=descriptions.MAX_IN_FLIGHT,
     )
     deliveries_per_second = StrictFloatField(
         min_value=0.01,
         max_value=100_000,
         required=False,
         allow_null=True,
-        help_text="At most so many requests per second, on average. Null for no limit.",
+        help_text=descriptions.DELIVERIES_PER_SECOND,
     )
     format = StrictChoiceField(
         choices=list(FORMATS),
         required=False,
-        help_text="What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, "
-        "`cloudevents-binary`: CloudEvents 1.0, structured or binary. `legacy`: `event_id`, `event_type`, `payload`, "
-        "and `created_at`. `raw`: the data alone. `transform`: what the expression `transform` makes of the standard "
-        "body. All are signed in the same way.",
+        help_text=descriptions.FORMAT,
     )
     transform = ExpressionField(
         max_length=4096,
         required=False,
         allow_blank=True,
-        help_text="A JMESPath expression over the standard body, such as `{text: join(' ', [type, data.total])}`, "
-        "for the format `transform`. A delivery for which it fails is `transform_failed`.",
+        help_text=descriptions.TRANSFORM,
     )
 
     def get_fields(self) -> dict[str, Any]:
@@ -296,23 +293,27 @@ class RecoverSerializer(StrictSerializer):
 class SubscriptionSerializer(serializers.Serializer[Subscription]):
     """A subscription; its secret and the values of its headers are never shown again."""
 
-    id = serializers.UUIDField()
+    id = serializers.UUIDField(help_text="The subscription's id, for `/api/subscriptions/{subscription_id}`.")
     kind = serializers.ChoiceField(choices=DestinationKind.values, help_text="`inbox`: events wait to be fetched.")
     inbox = TextOrNullField(help_text="The inbox's name; null for an endpoint.")
-    url = EndpointUrlField(help_text="Null for an inbox.")
-    event_types = serializers.ListField(child=serializers.CharField())
+    url = EndpointUrlField(help_text="Where webhooks are sent; null for an inbox.")
+    event_types = serializers.ListField(child=serializers.CharField(), help_text=descriptions.EVENT_TYPES)
     channels = serializers.ListField(child=serializers.CharField(), help_text="Empty for all events.")
     operational = serializers.BooleanField(
         source="is_operational", help_text="Whether it receives operational events, and no others."
     )
     ordered = serializers.BooleanField(help_text="Whether events with an ordering key are sent in order.")
-    ordered_attempts = serializers.IntegerField(allow_null=True)
-    ordered_on_failure = serializers.ChoiceField(choices=OrderedOnFailure.values)
+    ordered_attempts = serializers.IntegerField(allow_null=True, help_text=descriptions.ORDERED_ATTEMPTS)
+    ordered_on_failure = serializers.ChoiceField(
+        choices=OrderedOnFailure.values, help_text=descriptions.ORDERED_ON_FAILURE
+    )
     filter = FilterField(allow_null=True, help_text="Null for all events of these types.")
-    description = serializers.CharField()
+    description = serializers.CharField(help_text=descriptions.DESCRIPTION)
     uid = serializers.CharField(allow_null=True, help_text="Your own id for it; null if it has none.")
     metadata = MetadataField(help_text="What you keep with it.")
-    header_names = serializers.ListField(child=serializers.CharField())
+    header_names = serializers.ListField(
+        child=serializers.CharField(), help_text="The names of its custom headers, whose values are never shown."
+    )
     status = serializers.SerializerMethodField(
         help_text="What you set with `enable` and `disable`, or an endpoint that is gone has set. `state` says more."
     )
@@ -331,11 +332,18 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
         help_text="The circuit breaker. `half-open`: one request at a time is sent, until one succeeds.",
     )
     paused_until = serializers.DateTimeField(allow_null=True, help_text="The end of the pause; null if there is none.")
-    last_success_at = serializers.DateTimeField(allow_null=True)
-    last_failure_at = serializers.DateTimeField(allow_null=True)
-    last_error = FailureField(help_text="Error class of the last failed attempt; null if there was none at this URL.")
+    last_success_at = serializers.DateTimeField(
+        allow_null=True, help_text="When an attempt last succeeded; null if none has."
+    )
+    last_failure_at = serializers.DateTimeField(
+        allow_null=True,
+        help_text="When an attempt last failed; null if none has since the URL was changed or the subscription was "
+        "enabled.",
+    )
+    last_error = FailureField(help_text="Error class of the attempt at `last_failure_at`; null if there was none.")
     last_status_code = serializers.IntegerField(
-        allow_null=True, help_text="The status of the endpoint's response to that attempt; null if there was none."
+        allow_null=True,
+        help_text="The status of the response to the attempt at `last_failure_at`; null if there was none.",
     )
     next_attempt_at = serializers.DateTimeField(
         allow_null=True, help_text="When the next attempt is planned; null if nothing waits or it is disabled."
@@ -347,16 +355,24 @@ class SubscriptionSerializer(serializers.Serializer[Subscription]):
         "delivery failed for days. Null while it isn't disabled.",
     )
     disabled_reason = serializers.CharField(help_text="The cause in a sentence; empty while it isn't disabled.")
-    disabled_at = serializers.DateTimeField(allow_null=True)
-    max_in_flight = serializers.IntegerField(allow_null=True)
-    deliveries_per_second = serializers.FloatField(allow_null=True)
-    format = serializers.ChoiceField(choices=list(FORMATS))
-    transform = serializers.CharField()
+    disabled_at = serializers.DateTimeField(
+        allow_null=True, help_text="When it was disabled; null while it isn't disabled."
+    )
+    max_in_flight = serializers.IntegerField(allow_null=True, help_text=descriptions.MAX_IN_FLIGHT)
+    deliveries_per_second = serializers.FloatField(allow_null=True, help_text=descriptions.DELIVERIES_PER_SECOND)
+    format = serializers.ChoiceField(choices=list(FORMATS), help_text=descriptions.FORMAT)
+    transform = serializers.CharField(help_text=descriptions.TRANSFORM)
     auth_type = TextOrNullField(help_text="`basic`, `bearer`, or `oauth2`; null if requests are only signed.")
-    client_certificate = ShownCertificateSerializer(source="client_certificate_details", allow_null=True)
+    client_certificate = ShownCertificateSerializer(
+        source="client_certificate_details",
+        allow_null=True,
+        help_text="The certificate that connections to the endpoint present (mTLS); null for none.",
+    )
     signature_header = TextOrNullField(help_text="A header that repeats `webhook-signature`; null for none.")
-    created_at = serializers.DateTimeField()
-    updated_at = serializers.DateTimeField()
+    created_at = serializers.DateTimeField(help_text=CREATED_AT)
+    updated_at = serializers.DateTimeField(
+        help_text="When it was last changed, enabled, or disabled, or its secrets were."
+    )
 
     def get_status(self, subscription: Subscription) -> Literal["active", "disabled"]:
         return "active" if subscription.is_active else "disabled"
@@ -403,27 +419,36 @@ class EndpointTestSerializer(serializers.Serializer[EndpointTest]):
     """What came of a test event."""
 
     event_id = serializers.UUIDField(help_text="The `webhook-id` that the endpoint received.")
-    type = serializers.ChoiceField(choices=[endpoint_test.TYPE], default=endpoint_test.TYPE, read_only=True)
-    sent_at = serializers.DateTimeField()
-    duration_ms = serializers.FloatField()
+    type = serializers.ChoiceField(
+        choices=[endpoint_test.TYPE],
+        default=endpoint_test.TYPE,
+        read_only=True,
+        help_text="The type of the event that was sent.",
+    )
+    sent_at = serializers.DateTimeField(help_text="When it was sent.")
+    duration_ms = serializers.FloatField(help_text=descriptions.DURATION_MS)
     succeeded = serializers.BooleanField(source="outcome.succeeded", help_text="Whether the endpoint returned a 2xx.")
-    status_code = serializers.IntegerField(source="outcome.status_code", allow_null=True)
-    error = FailureField(source="outcome.failure")
-    error_detail = serializers.CharField(source="outcome.detail")
-    response_body = serializers.CharField(source="outcome.body", help_text="The first bytes of the response.")
+    status_code = serializers.IntegerField(
+        source="outcome.status_code", allow_null=True, help_text=descriptions.STATUS_CODE
+    )
+    error = FailureField(source="outcome.failure", help_text=descriptions.ERROR)
+    error_detail = serializers.CharField(source="outcome.detail", help_text=descriptions.ERROR_DETAIL)
+    response_body = serializers.CharField(source="outcome.body", help_text=descriptions.RESPONSE_BODY)
 
 
 class RecoverySerializer(serializers.Serializer[BulkRun]):
     """The progress of a recovery."""
 
-    id = serializers.UUIDField()
-    kind = serializers.ChoiceField(choices=[BulkRun.Kind.RECOVER.value])
-    status = serializers.ChoiceField(choices=BulkRun.State.values, source="state")
+    id = serializers.UUIDField(
+        help_text="The run's id, for `/api/subscriptions/{subscription_id}/recoveries/{run_id}`."
+    )
+    kind = serializers.ChoiceField(choices=[BulkRun.Kind.RECOVER.value], help_text="Always this.")
+    status = serializers.ChoiceField(choices=BulkRun.State.values, source="state", help_text=descriptions.RUN_STATUS)
     events_seen = serializers.IntegerField(source="visited", help_text="Events looked at so far.")
     queued = serializers.IntegerField(help_text="Deliveries queued so far.")
     held = serializers.IntegerField(help_text="Of those queued: held, because the subscription is disabled.")
-    created_at = serializers.DateTimeField()
-    finished_at = serializers.DateTimeField(allow_null=True)
+    created_at = serializers.DateTimeField(help_text=descriptions.RUN_CREATED_AT)
+    finished_at = serializers.DateTimeField(allow_null=True, help_text=descriptions.RUN_FINISHED_AT)
 
 
 render_subscription = row_renderer(SubscriptionSerializer())

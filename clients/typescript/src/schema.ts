@@ -1141,7 +1141,7 @@ export interface webhooks {
         put?: never;
         /**
          * The request that your endpoint receives in the format cloudevents
-         * @description CloudEvents 1.0 in structured mode. Verify the signature over the raw bytes of the body, before you parse it, and reject a `webhook-timestamp` that is more than five minutes away from your clock. You may receive an event more than once, always with the same `webhook-id`, and events may arrive in any order. The subscription's custom headers are sent as well.
+         * @description CloudEvents 1.0 in structured mode. An event that came as a CloudEvent keeps its attributes and extensions, and its data may be something else than JSON. Verify the signature over the raw bytes of the body, before you parse it, and reject a `webhook-timestamp` that is more than five minutes away from your clock. You may receive an event more than once, always with the same `webhook-id`, and events may arrive in any order. The subscription's custom headers are sent as well.
          */
         post: operations["receiveEventAsCloudEvent"];
         delete?: never;
@@ -1161,7 +1161,7 @@ export interface webhooks {
         put?: never;
         /**
          * The request that your endpoint receives in the format cloudevents-binary
-         * @description CloudEvents 1.0 in binary mode: the attributes are headers. Verify the signature over the raw bytes of the body, before you parse it, and reject a `webhook-timestamp` that is more than five minutes away from your clock. You may receive an event more than once, always with the same `webhook-id`, and events may arrive in any order. The subscription's custom headers are sent as well.
+         * @description CloudEvents 1.0 in binary mode: the attributes are headers. An event that came as a CloudEvent keeps its attributes and extensions, and its data may be something else than JSON. Verify the signature over the raw bytes of the body, before you parse it, and reject a `webhook-timestamp` that is more than five minutes away from your clock. You may receive an event more than once, always with the same `webhook-id`, and events may arrive in any order. The subscription's custom headers are sent as well.
          */
         post: operations["receiveEventAsBinaryCloudEvent"];
         delete?: never;
@@ -1241,7 +1241,10 @@ export interface components {
             delivery_id?: string;
             /** @description `lease_expired`: another consumer has fetched it since, or it was given back. `not_found`: it isn't in the inbox. */
             status: components["schemas"]["InboxItemStatus"];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was acknowledged; null for a failure.
+             */
             acknowledged_at: string | null;
         };
         /** @description What `POST /api/keys` takes. */
@@ -1258,18 +1261,36 @@ export interface components {
         };
         /** @description A key without its secret. */
         ApiKeyOut: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The key's id, for `/api/keys/{key_id}`.
+             */
             id: string;
+            /** @description What the key is for, in your own words. */
             name: string;
+            /** @description The public part of the key, `trk_<prefix>_…`; the audit log names the key by it. */
             prefix: string;
+            /** @description What the key may do. */
             scopes: string[];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the key stops working; null: never.
+             */
             expires_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the key was revoked; null if it wasn't.
+             */
             revoked_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the key was last used, to the minute; null if it never was.
+             */
             last_used_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
         };
         /** @description What `POST /api/keys/{id}/rotate` takes. */
@@ -1279,18 +1300,36 @@ export interface components {
         };
         /** @description A key as it is shown once. */
         ApiKeyWithSecret: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The key's id, for `/api/keys/{key_id}`.
+             */
             id: string;
+            /** @description What the key is for, in your own words. */
             name: string;
+            /** @description The public part of the key, `trk_<prefix>_…`; the audit log names the key by it. */
             prefix: string;
+            /** @description What the key may do. */
             scopes: string[];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the key stops working; null: never.
+             */
             expires_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the key was revoked; null if it wasn't.
+             */
             revoked_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the key was last used, to the minute; null if it never was.
+             */
             last_used_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
             /** @description The key itself. Shown once; it is not stored. */
             key: string;
@@ -1299,15 +1338,23 @@ export interface components {
         Attempt: {
             /** @description 1 is the first. */
             number: number;
+            /** @description Why it was made. `schedule`: by the retry schedule. `manual`: somebody retried the delivery. `replay`: the delivery was queued again, with a fresh set of attempts. */
             cause: components["schemas"]["AttemptCause"];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it began; for `worker_lost`, when that was noticed.
+             */
             started_at: string;
-            /** Format: double */
+            /**
+             * Format: double
+             * @description How long it took in all, in milliseconds.
+             */
             duration_ms: number;
             /** @description The status of the endpoint's response; null if there was none. */
             status_code: number | null;
             /** @description Error class; null for a success. */
             error: components["schemas"]["FailureClass"] | null;
+            /** @description The error in a sentence; for a success, empty or a remark about the response's body. */
             error_detail: string;
             /** @description The beginning of the response's body. */
             response_body: string;
@@ -1318,30 +1365,49 @@ export interface components {
         AttemptWithExchange: {
             /** @description 1 is the first. */
             number: number;
+            /** @description Why it was made. `schedule`: by the retry schedule. `manual`: somebody retried the delivery. `replay`: the delivery was queued again, with a fresh set of attempts. */
             cause: components["schemas"]["AttemptCause"];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it began; for `worker_lost`, when that was noticed.
+             */
             started_at: string;
-            /** Format: double */
+            /**
+             * Format: double
+             * @description How long it took in all, in milliseconds.
+             */
             duration_ms: number;
             /** @description The status of the endpoint's response; null if there was none. */
             status_code: number | null;
             /** @description Error class; null for a success. */
             error: components["schemas"]["FailureClass"] | null;
+            /** @description The error in a sentence; for a success, empty or a remark about the response's body. */
             error_detail: string;
             /** @description The beginning of the response's body. */
             response_body: string;
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The delivery's id, for `/api/deliveries/{delivery_id}`.
+             */
             delivery_id: string;
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The id of the event that is delivered.
+             */
             event_id: string;
             /** @description Null if it wasn't kept: the organization doesn't want it, or no request was made. */
             exchange: components["schemas"]["Exchange"] | null;
         };
         /** @description One entry of the audit log. */
         AuditEntryOut: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The entry's id.
+             */
             id: string;
+            /** @description Who did it: `key:<prefix>`, `user:<name>`, `portal:<session>`, `command:<name>`, or `system:worker` for what happens automatically. */
             actor: string;
+            /** @description What was done, such as `key.create`. */
             action: string;
             /** @description The id of what it was done to. */
             target: string;
@@ -1349,22 +1415,31 @@ export interface components {
             target_name: string;
             /** @description Why, in the words of who did it; may be empty. */
             reason: string;
+            /** @description More about it; the members depend on the action. */
             detail: {
                 [key: string]: unknown;
             };
+            /** @description The `X-Request-Id` of the request that did it; empty if it wasn't a request. */
             request_id: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was done.
+             */
             created_at: string;
         };
         /** @description One page. */
         AuditPage: {
+            /** @description What is on the page, newest first unless `order` is `asc`. */
             data: components["schemas"]["AuditEntryOut"][];
             /** @description Send it as `cursor` to get the next page; null on the last page. */
             next_cursor: string | null;
         };
         /** @description What became of one item. */
         BatchItemReceipt: {
-            /** @enum {string} */
+            /**
+             * @description `accepted`: it is stored, and its deliveries follow. `duplicate`: an event with the same `dedup_id` and content was accepted before, so this one isn't stored. `conflict`: one with the same `dedup_id` and different content was accepted before. `valid`: nothing is wrong with it, and `validate_only` stores nothing. `invalid`: see `errors`.
+             * @enum {string}
+             */
             status: "accepted" | "duplicate" | "conflict" | "valid" | "invalid";
             /**
              * Format: uuid
@@ -1378,6 +1453,7 @@ export interface components {
         BatchReceipt: {
             /** @description How many items were accepted. */
             accepted: number;
+            /** @description What became of each item, in the order of the request. */
             data: components["schemas"]["BatchItemReceipt"][];
         };
         /** @enum {string} */
@@ -1414,46 +1490,60 @@ export interface components {
         };
         /** @description The key that the request bears. */
         CallerKey: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The key's id, for `/api/keys/{key_id}`.
+             */
             id: string;
-            /** @description The public part of the key. */
+            /** @description The public part of the key, `trk_<prefix>_…`; the audit log names the key by it. */
             prefix: string;
+            /** @description What the key may do. */
             scopes: components["schemas"]["Scope"][];
         };
         /** @description The organization that the key speaks for. */
         CallerOrganization: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The organization's id.
+             */
             id: string;
+            /** @description The organization's name, for people. */
             name: string;
         };
         CloudEventBody: {
-            /** @constant */
-            specversion: "1.0";
             /**
-             * Format: uuid
-             * @description The event's id.
+             * @description The version of CloudEvents.
+             * @constant
              */
+            specversion: "1.0";
+            /** @description The event's id, the same as `webhook-id`; its own `id` if it came as a CloudEvent. */
             id: string;
             /**
              * Format: uri-reference
-             * @description `/organizations/{organization_id}`
+             * @description `/organizations/{organization_id}`; its own `source` if it came as a CloudEvent.
              */
             source: string;
+            /** @description The event's type, such as `order.created`. */
             type: string;
             /**
              * Format: date-time
-             * @description When the event was accepted.
+             * @description When the event was accepted; its own `time` if it came as a CloudEvent that has one.
              */
             time: string;
-            /** @constant */
-            datacontenttype: "application/json";
+            /** @description The media type of the data: `application/json`; its own, or absent, if the event came as a CloudEvent. */
+            datacontenttype?: string;
             /** @description The event's data exactly as the producer sent it, byte for byte. */
-            data: unknown;
+            data?: unknown;
+            /** @description In place of `data`, if the event came as a CloudEvent with binary data. */
+            data_base64?: string;
+        } & {
+            [key: string]: unknown;
         };
         /** @description The connection that an attempt used. */
         Connection: {
             /** @description IP address and port; null if there was no connection, or a proxy. */
             remote_address: string | null;
+            /** @description Whether the operator's proxy made it; then `dns_ms` and `connect_ms` are those of the proxy. */
             via_proxy: boolean;
             /** @description Whether it had carried a request before. */
             reused: boolean;
@@ -1462,14 +1552,24 @@ export interface components {
         };
         /** @description A delivery: one event for one subscription. */
         Delivery: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The delivery's id, for `/api/deliveries/{delivery_id}`.
+             */
             id: string;
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The id of the event that is delivered.
+             */
             event_id: string;
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The id of the subscription that it is delivered to.
+             */
             subscription_id: string;
             /** @description `pending` waits for its first attempt, `retrying` failed and waits for another one. In an inbox, `pending` can be fetched, `delivering` is with a consumer that has fetched it, and `retrying` was given back. */
             status: components["schemas"]["DeliveryStatus"];
+            /** @description How many attempts were made; for an inbox, how often it was fetched. */
             attempt_count: number;
             /**
              * Format: date-time
@@ -1478,17 +1578,26 @@ export interface components {
             next_attempt_at: string | null;
             /** @description The event's, if the subscription is `ordered`. */
             ordering_key: string | null;
+            /** @description The status of the response to the last attempt; null if there was none. */
             last_status_code: number | null;
+            /** @description Error class of the last attempt; null if there was none, or if it succeeded. Also why the delivery was cancelled (`held_too_long`, `not_fetched`, `payload_erased`), or `given_back` for one that was given back to its inbox. */
             last_error: components["schemas"]["FailureClass"] | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it became `delivered`, `failed`, or `cancelled`; null before that.
+             */
             completed_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
         };
         /** @enum {string} */
         DeliveryFormat: "standard" | "cloudevents" | "cloudevents-binary" | "legacy" | "raw" | "transform";
         /** @description One page. */
         DeliveryPage: {
+            /** @description What is on the page, newest first unless `order` is `asc`. */
             data: components["schemas"]["Delivery"][];
             /** @description Send it as `cursor` to get the next page; null on the last page. */
             next_cursor: string | null;
@@ -1497,14 +1606,24 @@ export interface components {
         DeliveryStatus: "pending" | "retrying" | "delivering" | "delivered" | "failed" | "held" | "cancelled";
         /** @description A delivery with its attempts, the oldest first, at most 1,000 of them. */
         DeliveryWithAttempts: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The delivery's id, for `/api/deliveries/{delivery_id}`.
+             */
             id: string;
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The id of the event that is delivered.
+             */
             event_id: string;
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The id of the subscription that it is delivered to.
+             */
             subscription_id: string;
             /** @description `pending` waits for its first attempt, `retrying` failed and waits for another one. In an inbox, `pending` can be fetched, `delivering` is with a consumer that has fetched it, and `retrying` was given back. */
             status: components["schemas"]["DeliveryStatus"];
+            /** @description How many attempts were made; for an inbox, how often it was fetched. */
             attempt_count: number;
             /**
              * Format: date-time
@@ -1513,17 +1632,26 @@ export interface components {
             next_attempt_at: string | null;
             /** @description The event's, if the subscription is `ordered`. */
             ordering_key: string | null;
+            /** @description The status of the response to the last attempt; null if there was none. */
             last_status_code: number | null;
+            /** @description Error class of the last attempt; null if there was none, or if it succeeded. Also why the delivery was cancelled (`held_too_long`, `not_fetched`, `payload_erased`), or `given_back` for one that was given back to its inbox. */
             last_error: components["schemas"]["FailureClass"] | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it became `delivered`, `failed`, or `cancelled`; null before that.
+             */
             completed_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
             /**
              * Format: uuid
              * @description The delivery of the same ordering key that has to be over before this one is sent: it is on its way, waits, is held, or is `failed` and `ordered_on_failure` is `block`. Null for one that waits for none.
              */
             waits_for: string | null;
+            /** @description Its attempts, the oldest first; at most 1,000. */
             attempts: components["schemas"]["Attempt"][];
         };
         /** @enum {string} */
@@ -1534,15 +1662,19 @@ export interface components {
              * @enum {string}
              */
             status: "healthy" | "degraded" | "unhealthy";
+            /** @description The name of the service. */
             service: string;
             /**
              * @description `refuses_writes`: it responds, but is full, read-only, or can't save.
              * @enum {string}
              */
             redis: "up" | "down" | "refuses_writes";
-            /** @enum {string} */
+            /**
+             * @description `down`: it doesn't respond.
+             * @enum {string}
+             */
             database: "up" | "down";
-            /** @description Absent while the database is down. */
+            /** @description What is waiting and in work. Absent while the database is down. */
             queues?: {
                 /** @description Accepted events that are waiting for their fan-out. */
                 event_queue_length: number;
@@ -1555,9 +1687,11 @@ export interface components {
                 /** @description Where counting stops; a number with this value means at least this many. */
                 counted_up_to: number;
             };
-            /** @description Absent while the database is down. */
+            /** @description In seconds; 0 if nothing waits. Absent while the database is down. */
             oldest_waiting_seconds?: {
+                /** @description How long the oldest accepted event has waited for its fan-out. */
                 event: number;
+                /** @description How long the delivery that is due longest has waited to be sent. */
                 webhook: number;
             };
             /** @description Deliveries whose time has come and that can't be sent now, by reason, each counted up to `queues.counted_up_to`. Absent while the database is down. */
@@ -1590,33 +1724,56 @@ export interface components {
              */
             event_id: string;
             /**
+             * @description The type of the event that was sent.
              * @default triggers.test
              * @enum {string}
              */
             readonly type: "triggers.test";
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was sent.
+             */
             sent_at: string;
-            /** Format: double */
+            /**
+             * Format: double
+             * @description How long it took in all, in milliseconds.
+             */
             duration_ms: number;
             /** @description Whether the endpoint returned a 2xx. */
             succeeded: boolean;
+            /** @description The status of the endpoint's response; null if there was none. */
             status_code: number | null;
+            /** @description Error class; null for a success. */
             error: components["schemas"]["FailureClass"] | null;
+            /** @description The error in a sentence; for a success, empty or a remark about the response's body. */
             error_detail: string;
-            /** @description The first bytes of the response. */
+            /** @description The beginning of the response's body. */
             response_body: string;
         };
         /** @description An event. */
         Event: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The event's id, which receivers get as `webhook-id`.
+             */
             id: string;
+            /** @description The event's type, such as `order.created`. */
             type: string;
+            /** @description `accepted`: it is stored and waits for its fan-out. `processed`: its deliveries exist. `error`: the fan-out failed repeatedly, and an operator can have it done again. */
             status: components["schemas"]["EventStatus"];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the event was accepted.
+             */
             created_at: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it became `processed`; null before that.
+             */
             processed_at: string | null;
+            /** @description The producer's id for it, which makes a retry safe; null for none. A CloudEvent's is made of its `source` and `id`. */
             dedup_id: string | null;
+            /** @description Subscriptions that are `ordered` get the events of a key one at a time; null for none. */
             ordering_key: string | null;
             /** @description Empty for none. */
             channels: string[];
@@ -1641,15 +1798,29 @@ export interface components {
         };
         /** @description A line about one of the event's deliveries. */
         EventDelivery: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The delivery's id, for `/api/deliveries/{delivery_id}`.
+             */
             id: string;
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The id of the subscription that it is delivered to.
+             */
             subscription_id: string;
+            /** @description `pending` waits for its first attempt, `retrying` failed and waits for another one. In an inbox, `pending` can be fetched, `delivering` is with a consumer that has fetched it, and `retrying` was given back. */
             status: components["schemas"]["DeliveryStatus"];
+            /** @description How many attempts were made; for an inbox, how often it was fetched. */
             attempt_count: number;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the next attempt is due; null if none is planned, or if it waits for an earlier delivery of its ordering key. Of an inbox: when it can be fetched; while it is `delivering`, that is the end of the lease.
+             */
             next_attempt_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it became `delivered`, `failed`, or `cancelled`; null before that.
+             */
             completed_at: string | null;
         };
         /** @description What became of an event that wasn't stored, because it was before or because it was only to be validated. */
@@ -1659,12 +1830,17 @@ export interface components {
              * @description The first event's id for a duplicate; else null.
              */
             id: string | null;
-            /** @enum {string} */
+            /**
+             * @description `duplicate`: an event with the same `dedup_id` and content was accepted before, so this one isn't stored. `valid`: nothing is wrong with it, and `validate_only` stores nothing.
+             * @enum {string}
+             */
             status: "duplicate" | "valid";
+            /** @description The status in words, for people. */
             message: string;
         };
         /** @description One page. */
         EventPage: {
+            /** @description What is on the page, newest first unless `order` is `asc`. */
             data: components["schemas"]["Event"][];
             /** @description Send it as `cursor` to get the next page; null on the last page. */
             next_cursor: string | null;
@@ -1676,17 +1852,26 @@ export interface components {
              * @description The event's id; for a duplicate, the first event's.
              */
             id: string;
-            /** @enum {string} */
+            /**
+             * @description `accepted`: it is stored, and its deliveries follow. `duplicate`: an event with the same `dedup_id` and content was accepted before, so this one isn't stored.
+             * @enum {string}
+             */
             status: "accepted" | "duplicate";
+            /** @description The status in words, for people. */
             message: string;
         };
         /** @enum {string} */
         EventStatus: "accepted" | "processed" | "error";
         /** @description A type of events. */
         EventType: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The event type's id, for `/api/event-types/{event_type_id}`.
+             */
             id: string;
+            /** @description The `type` of the events, such as `order.created`. */
             name: string;
+            /** @description What happened when there is such an event. */
             description: string;
             /** @description Examples of the data. */
             examples: unknown[];
@@ -1694,16 +1879,24 @@ export interface components {
             schema: Record<string, never> | boolean | null;
             /** @description Counts the changes of the schema. */
             version: number;
+            /** @description Whether new events shouldn't have this type any more. */
             archived: boolean;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was last changed.
+             */
             updated_at: string;
         };
         /** @description An entry of a dropdown. */
         EventTypeChoice: {
-            /** @description The `type` of the events. */
+            /** @description The `type` of the events, such as `order.created`. */
             id: string;
+            /** @description What the dropdown shows: the same as `id`. */
             name: string;
         };
         /** @description The body of `POST /api/event-types`. */
@@ -1716,15 +1909,17 @@ export interface components {
             schema?: Record<string, never> | boolean | null;
             /** @description Whether new events shouldn't have this type any more. */
             archived?: boolean;
-            /** @description The `type` of the events, `order.created`. */
+            /** @description The `type` of the events, such as `order.created`. */
             name: string;
         };
         /** @description What the import did, in the order of the document. */
         EventTypeImport: {
+            /** @description An entry for each webhook of the document. */
             data: components["schemas"]["ImportedEventType"][];
         };
         /** @description One page. */
         EventTypePage: {
+            /** @description What is on the page, newest first unless `order` is `asc`. */
             data: components["schemas"]["EventType"][];
             /** @description Send it as `cursor` to get the next page; null on the last page. */
             next_cursor: string | null;
@@ -1737,15 +1932,28 @@ export interface components {
         EventTypes: components["schemas"]["EventTypePage"] | components["schemas"]["EventTypeChoice"][];
         /** @description An event with its deliveries, the oldest first, at most 1,000 of them. */
         EventWithDeliveries: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The event's id, which receivers get as `webhook-id`.
+             */
             id: string;
+            /** @description The event's type, such as `order.created`. */
             type: string;
+            /** @description `accepted`: it is stored and waits for its fan-out. `processed`: its deliveries exist. `error`: the fan-out failed repeatedly, and an operator can have it done again. */
             status: components["schemas"]["EventStatus"];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the event was accepted.
+             */
             created_at: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it became `processed`; null before that.
+             */
             processed_at: string | null;
+            /** @description The producer's id for it, which makes a retry safe; null for none. A CloudEvent's is made of its `source` and `id`. */
             dedup_id: string | null;
+            /** @description Subscriptions that are `ordered` get the events of a key one at a time; null for none. */
             ordering_key: string | null;
             /** @description Empty for none. */
             channels: string[];
@@ -1767,11 +1975,13 @@ export interface components {
             error?: string;
             /** @description Fan-outs that failed, if one did. */
             failed_attempts?: number;
+            /** @description Its deliveries, the oldest first; at most 1,000. */
             deliveries: components["schemas"]["EventDelivery"][];
         };
         /** @description What an attempt sent and received. */
         Exchange: {
             request: components["schemas"]["Request"];
+            /** @description Null if there was none. */
             response: components["schemas"]["Response"] | null;
             connection: components["schemas"]["Connection"];
             timings: components["schemas"]["Timings"];
@@ -1784,7 +1994,10 @@ export interface components {
             delivery_id?: string;
             /** @description `lease_expired`: another consumer has fetched it since, or it was given back. `not_found`: it isn't in the inbox. */
             status: components["schemas"]["InboxItemStatus"];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When its lease ends; of one that is `already_acknowledged`, when that was; null for a failure.
+             */
             lease_expires_at: string | null;
         };
         /** @enum {string} */
@@ -1793,6 +2006,7 @@ export interface components {
         FieldError: {
             /** @description JSON pointer into the item (RFC 6901; empty for the whole). */
             pointer: string;
+            /** @description What is wrong there, as the end of a sentence: `is required`. */
             detail: string;
         };
         /** @description What became of one item. */
@@ -1805,20 +2019,27 @@ export interface components {
             status: components["schemas"]["InboxItemStatus"];
             /**
              * Format: date-time
-             * @description When it can be fetched again.
+             * @description When it can be fetched again; of one that is `already_acknowledged`, when that was; null for a failure.
              */
             available_at: string | null;
         };
         /** @description One header. */
         Header: {
+            /** @description Its name; empty for a line of a response that isn't a header. */
             name: string;
-            /** @description `***` for a signature or a custom header of the subscription. */
+            /** @description Its value; `***` for a signature, for credentials, for a custom header of the subscription, and, if the key lacks the scope `events:read`, for what a CloudEvent's header says of the event. */
             value: string;
         };
         Health: {
-            /** @enum {string} */
+            /**
+             * @description Always this: the process responds.
+             * @enum {string}
+             */
             status: "healthy";
-            /** @enum {string} */
+            /**
+             * @description The name of the service.
+             * @enum {string}
+             */
             service: "Zapier Triggers API";
         };
         /** @description A subscription to an endpoint, as automation platforms see it. */
@@ -1828,7 +2049,9 @@ export interface components {
              * @description The subscription's id, too.
              */
             id: string;
+            /** @description Where webhooks are sent. */
             target_url: string;
+            /** @description The types that it receives: exact (`order.created`), by prefix (`order.*`), or all (`*`). */
             event_types: string[];
             /** @description Null for all events of these types. */
             filter: {
@@ -1838,7 +2061,10 @@ export interface components {
             channels: string[];
             /** @description As of the subscription. */
             state: components["schemas"]["SubscriptionState"];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
         };
         /** @description The body of `POST /api/hooks`. */
@@ -1872,24 +2098,33 @@ export interface components {
         };
         /** @description One page. */
         HookPage: {
+            /** @description What is on the page, newest first unless `order` is `asc`. */
             data: components["schemas"]["Hook"][];
             /** @description Send it as `cursor` to get the next page; null on the last page. */
             next_cursor: string | null;
         };
         /** @description What the import did with one webhook of the document. */
         ImportedEventType: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The event type's id, for `/api/event-types/{event_type_id}`.
+             */
             id: string;
+            /** @description The `type` of the events, such as `order.created`. */
             name: string;
-            /** @enum {string} */
+            /**
+             * @description What became of the type: `unchanged` if the catalog already had it like this.
+             * @enum {string}
+             */
             status: "created" | "changed" | "unchanged";
         };
         /** @description What became of each item, in the order of the request. */
         InboxAcknowledged: {
-            /** @description Also those that were acknowledged before. */
+            /** @description How many are acknowledged; what was acknowledged before counts, too. */
             acknowledged: number;
-            /** @description How many were not found, or not under the lease. */
+            /** @description How many were not found, were cancelled, or are not under the lease. */
             failed: number;
+            /** @description What became of each item, in the order of the request: first `event_ids`, then `delivery_ids`. */
             results: components["schemas"]["AcknowledgedItem"][];
         };
         /** @description An event that is acknowledged. */
@@ -1899,10 +2134,17 @@ export interface components {
              * @description As it was given.
              */
             id: string;
-            /** @enum {string} */
+            /**
+             * @description Always this: anything else is an error.
+             * @enum {string}
+             */
             status: "acknowledged";
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was acknowledged.
+             */
             acknowledged_at: string;
+            /** @description A sentence for people: whether it was acknowledged now or before. */
             message: string;
         };
         /** @description An event in an inbox. */
@@ -1912,6 +2154,7 @@ export interface components {
              * @description The event's id.
              */
             id: string;
+            /** @description The event's type, such as `order.created`. */
             type: string;
             /** @description The data as the producer sent it, byte for byte. */
             payload: unknown;
@@ -1922,16 +2165,21 @@ export interface components {
             created_at: string;
             /** @description `delivering` while somebody has fetched it, `delivered` when it is acknowledged. */
             delivery_status: components["schemas"]["DeliveryStatus"];
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The id of its delivery, by which it can be acknowledged, too.
+             */
             delivery_id: string;
             /** @description How often it has been fetched. Not in the log. */
             attempt?: number;
         };
         /** @description What became of each item, in the order of the request. */
         InboxExtended: {
+            /** @description How many leases were extended; what was acknowledged before counts, too. */
             extended: number;
-            /** @description How many were not found, or not under the lease. */
+            /** @description How many were not found, were cancelled, or are not under the lease. */
             failed: number;
+            /** @description What became of each item, in the order of the request: first `event_ids`, then `delivery_ids`. */
             results: components["schemas"]["ExtendedItem"][];
         };
         /** @description Events whose leases to extend. */
@@ -1955,9 +2203,11 @@ export interface components {
         };
         /** @description What became of each item, in the order of the request. */
         InboxGivenBack: {
+            /** @description How many were given back; what was acknowledged before counts, too. */
             given_back: number;
-            /** @description How many were not found, or not under the lease. */
+            /** @description How many were not found, were cancelled, or are not under the lease. */
             failed: number;
+            /** @description What became of each item, in the order of the request: first `event_ids`, then `delivery_ids`. */
             results: components["schemas"]["GivenBackItem"][];
         };
         /** @description How a single event is acknowledged. */
@@ -2007,6 +2257,7 @@ export interface components {
         };
         /** @description Events, and how to go on. */
         InboxPage: {
+            /** @description The events, the oldest first; empty if there are none. */
             events: components["schemas"]["InboxEvent"][];
             /** @description Of the log: where to go on, also if nothing follows yet. Null without `cursor`. */
             next_cursor: string | null;
@@ -2025,6 +2276,7 @@ export interface components {
         };
         /** @description One page. */
         KeyPage: {
+            /** @description What is on the page, newest first unless `order` is `asc`. */
             data: components["schemas"]["ApiKeyOut"][];
             /** @description Send it as `cursor` to get the next page; null on the last page. */
             next_cursor: string | null;
@@ -2035,6 +2287,7 @@ export interface components {
              * @description The event's id.
              */
             event_id: string;
+            /** @description The event's type, such as `order.created`. */
             event_type: string;
             /** @description The event's data exactly as the producer sent it, byte for byte. */
             payload: unknown;
@@ -2068,15 +2321,24 @@ export interface components {
         };
         /** @description A signing secret that was just added. */
         NewSecret: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The secret's id, for `/api/subscriptions/{subscription_id}/secrets/{secret_id}`.
+             */
             id: string;
-            /** @enum {string} */
+            /**
+             * @description What it signs with: `hmac-sha256` makes `v1` signatures, `ed25519` makes `v1a` ones.
+             * @enum {string}
+             */
             type: "hmac-sha256" | "ed25519";
-            /** @description What the secret begins with. */
+            /** @description What stands for the secret: `whsec_***`, or `whsk_***` for ed25519. */
             masked: string;
             /** @description `whpk_…`: what receivers verify `v1a` signatures with; null for `hmac-sha256`. */
             public_key: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was added.
+             */
             created_at: string;
             /**
              * Format: date-time
@@ -2088,14 +2350,18 @@ export interface components {
         };
         /** @description A subscription with its secret. */
         NewSubscription: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The subscription's id, for `/api/subscriptions/{subscription_id}`.
+             */
             id: string;
             /** @description `inbox`: events wait to be fetched. */
             kind: components["schemas"]["DestinationKind"];
             /** @description The inbox's name; null for an endpoint. */
             inbox: string | null;
-            /** @description Null for an inbox. */
+            /** @description Where webhooks are sent; null for an inbox. */
             url: string | null;
+            /** @description The types that it receives: exact (`order.created`), by prefix (`order.*`), or all (`*`). */
             event_types: string[];
             /** @description Empty for all events. */
             channels: string[];
@@ -2103,13 +2369,18 @@ export interface components {
             operational: boolean;
             /** @description Whether events with an ordering key are sent in order. */
             ordered: boolean;
+            /** @description After so many attempts, a delivery with an ordering key is `failed`. Null for the retry schedule's. */
             ordered_attempts: number | null;
-            /** @enum {string} */
+            /**
+             * @description When a delivery with an ordering key has failed: `skip` continues with the next one, `block` keeps the key waiting until the failed one is retried successfully.
+             * @enum {string}
+             */
             ordered_on_failure: "skip" | "block";
             /** @description Null for all events of these types. */
             filter: {
                 [key: string]: unknown;
             } | null;
+            /** @description What it is for, in your own words. */
             description: string;
             /** @description Your own id for it; null if it has none. */
             uid: string | null;
@@ -2117,6 +2388,7 @@ export interface components {
             metadata: {
                 [key: string]: string;
             };
+            /** @description The names of its custom headers, whose values are never shown. */
             header_names: string[];
             /** @description What you set with `enable` and `disable`, or an endpoint that is gone has set. `state` says more. */
             readonly status: components["schemas"]["SubscriptionSwitch"];
@@ -2134,13 +2406,19 @@ export interface components {
              * @description The end of the pause; null if there is none.
              */
             paused_until: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When an attempt last succeeded; null if none has.
+             */
             last_success_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When an attempt last failed; null if none has since the URL was changed or the subscription was enabled.
+             */
             last_failure_at: string | null;
-            /** @description Error class of the last failed attempt; null if there was none at this URL. */
+            /** @description Error class of the attempt at `last_failure_at`; null if there was none. */
             last_error: components["schemas"]["FailureClass"] | null;
-            /** @description The status of the endpoint's response to that attempt; null if there was none. */
+            /** @description The status of the response to the attempt at `last_failure_at`; null if there was none. */
             last_status_code: number | null;
             /**
              * Format: date-time
@@ -2154,21 +2432,37 @@ export interface components {
             disabled_cause: "by_request" | "by_operator" | "with_host" | "gone" | "always_failed" | null;
             /** @description The cause in a sentence; empty while it isn't disabled. */
             disabled_reason: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was disabled; null while it isn't disabled.
+             */
             disabled_at: string | null;
+            /** @description At most so many requests at the same time. Null for the limit of this installation. */
             max_in_flight: number | null;
-            /** Format: double */
+            /**
+             * Format: double
+             * @description At most so many requests per second, on average. Null for no limit.
+             */
             deliveries_per_second: number | null;
+            /** @description What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, `cloudevents-binary`: CloudEvents 1.0, structured or binary. `legacy`: `event_id`, `event_type`, `payload`, and `created_at`. `raw`: the data alone. `transform`: what the expression `transform` makes of the standard body. All are signed in the same way. */
             format: components["schemas"]["DeliveryFormat"];
+            /** @description A JMESPath expression over the standard body, such as `{text: join(' ', [type, data.total])}`, for the format `transform`; empty for none. A delivery for which it fails is `transform_failed`. */
             transform: string;
             /** @description `basic`, `bearer`, or `oauth2`; null if requests are only signed. */
             auth_type: string | null;
+            /** @description The certificate that connections to the endpoint present (mTLS); null for none. */
             client_certificate: components["schemas"]["ShownCertificate"] | null;
             /** @description A header that repeats `webhook-signature`; null for none. */
             signature_header: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was last changed, enabled, or disabled, or its secrets were.
+             */
             updated_at: string;
             /** @description `whsec_…`: the key that signs each request. Shown once. Null for an inbox, for a secret of your own, and for ed25519, whose private key stays here. */
             readonly secret: string | null;
@@ -2241,7 +2535,7 @@ export interface components {
             deliveries_per_second?: number | null;
             /** @description What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, `cloudevents-binary`: CloudEvents 1.0, structured or binary. `legacy`: `event_id`, `event_type`, `payload`, and `created_at`. `raw`: the data alone. `transform`: what the expression `transform` makes of the standard body. All are signed in the same way. */
             format?: components["schemas"]["DeliveryFormat"];
-            /** @description A JMESPath expression over the standard body, such as `{text: join(' ', [type, data.total])}`, for the format `transform`. A delivery for which it fails is `transform_failed`. */
+            /** @description A JMESPath expression over the standard body, such as `{text: join(' ', [type, data.total])}`, for the format `transform`; empty for none. A delivery for which it fails is `transform_failed`. */
             transform?: string;
             /** @description What authorizes each request to the endpoint: `basic`, `bearer`, or `oauth2` (client credentials; the token is kept until it expires). Encrypted at rest and never shown again: `auth_type` says which it is. Null for none. */
             auth?: {
@@ -2308,9 +2602,9 @@ export interface components {
             read_only?: boolean;
             /** @description What the session may do with the organization's endpoints and deliveries. Endpoints can always be looked at; an empty list allows nothing else. Defaults to all of these. */
             scopes?: ("subscriptions:manage" | "deliveries:read" | "deliveries:retry" | "events:read")[];
-            /** @description How long the link can be opened. Default: 300. */
+            /** @description How long the link can be opened, in seconds. Default: 300. */
             link_seconds?: number;
-            /** @description How long the session lasts from then on. Default: 28800. */
+            /** @description How long the session lasts once the link is opened, in seconds. Default: 28800. */
             session_seconds?: number;
         };
         /** @description A link, with its URL. */
@@ -2322,16 +2616,23 @@ export interface components {
             id: string;
             /** @description Opens the portal, once. Send the tenant's browser there, or load it in a frame. */
             readonly url: string;
+            /** @description Who the link is for, such as an email address: shown in the portal and in the audit log. */
             name: string;
+            /** @description Whether the session can only look. */
             read_only: boolean;
+            /** @description What the session may do besides looking at endpoints; with `read_only`, without the scopes that change something. */
             scopes: string[];
             /**
              * Format: date-time
              * @description When the link can't be opened any more.
              */
             link_expires_at: string;
+            /** @description How long the session lasts once the link is opened, in seconds. */
             session_seconds: number;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
         };
         /** @description What would become of an event. */
@@ -2343,6 +2644,7 @@ export interface components {
              * @enum {string|null}
              */
             mismatch: "event_types" | "channels" | "filter" | null;
+            /** @description Why it doesn't, in a sentence; empty for a match. */
             mismatch_detail: string;
             /** @description The format that was tried. */
             format: components["schemas"]["DeliveryFormat"];
@@ -2350,6 +2652,7 @@ export interface components {
             request: components["schemas"]["PreviewedRequest"] | null;
             /** @description `transform_failed` if the expression fails for this event; null for a success. */
             error: components["schemas"]["FailureClass"] | null;
+            /** @description The error in a sentence; empty for a success. */
             error_detail: string;
         };
         /** @description An event, or the id of one, and what to try with it. */
@@ -2373,12 +2676,15 @@ export interface components {
         };
         /** @description The request that would be made, but for `Host` and `Content-Length`. */
         PreviewedRequest: {
+            /** @description The HTTP method: always `POST`. */
             method: string;
+            /** @description The subscription's URL. */
             url: string;
+            /** @description The request's headers, in the order in which they are sent. */
             headers: components["schemas"]["Header"][];
             /** @description The body as it would be sent. */
             body: string;
-            /** @description Its length. */
+            /** @description The length of the body, in bytes. */
             body_bytes: number;
         };
         /** @description An error (RFC 9457). `status` and `code` are for programs, `detail` is for people. */
@@ -2390,6 +2696,7 @@ export interface components {
             type: string;
             /** @description The code in words. */
             title: string;
+            /** @description The HTTP status of the response. */
             status: number;
             /** @description What is wrong, in a sentence. */
             detail: string;
@@ -2401,6 +2708,7 @@ export interface components {
             errors?: {
                 /** @description JSON pointer into the body (RFC 6901; empty for the whole body), `?name` for a query parameter, `#Name` for a header. */
                 pointer: string;
+                /** @description What is wrong there, as the end of a sentence: `is required`. */
                 detail: string;
             }[];
         } & {
@@ -2421,10 +2729,17 @@ export interface components {
         };
         /** @description The progress of a recovery. */
         Recovery: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The run's id, for `/api/subscriptions/{subscription_id}/recoveries/{run_id}`.
+             */
             id: string;
-            /** @enum {string} */
+            /**
+             * @description Always this.
+             * @enum {string}
+             */
             kind: "recover";
+            /** @description `running` until everything that matches was looked at, then `done`; `cancelled` if an operator ended it. */
             status: components["schemas"]["RunStatus"];
             /** @description Events looked at so far. */
             events_seen: number;
@@ -2432,35 +2747,51 @@ export interface components {
             queued: number;
             /** @description Of those queued: held, because the subscription is disabled. */
             held: number;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the run began.
+             */
             created_at: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the run ended; null while it is `running`.
+             */
             finished_at: string | null;
         };
         /** @description The request of an attempt. */
         Request: {
+            /** @description The HTTP method: always `POST`. */
             method: string;
+            /** @description The URL that it was sent to, with `***` in place of what looks like a secret in its query. */
             url: string;
+            /** @description The version of HTTP, `1.1`. */
             http_version: string;
+            /** @description The request's headers, in the order in which they are sent. */
             headers: components["schemas"]["Header"][];
             /** @description The subscription's `format` at that time. */
             format: components["schemas"]["DeliveryFormat"];
             /** @description The body as it was sent. Null if the key lacks the scope `events:read`, or if the body can't be made again. */
             body: string | null;
-            /** @description Its length. */
+            /** @description The length of the body, in bytes. */
             body_bytes: number;
         };
         /** @description The response to an attempt; its body is the attempt's `response_body`. */
         Response: {
+            /** @description Its first line, such as `HTTP/1.1 200 OK`. */
             status_line: string;
+            /** @description Its headers, in the order in which they came. */
             headers: components["schemas"]["Header"][];
-            /** @description Only the first 8 KiB are kept. */
+            /** @description Whether there were more: only the first 8 KiB of the status line and the headers are kept. */
             headers_truncated: boolean;
         };
         /** @description The progress of a retry of many deliveries. */
         RetryRun: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The run's id, for `/api/retries/{retry_id}`.
+             */
             id: string;
+            /** @description `running` until everything that matches was looked at, then `done`; `cancelled` if an operator ended it. */
             status: components["schemas"]["RunStatus"];
             /** @description Matching deliveries looked at so far. */
             seen: number;
@@ -2468,21 +2799,31 @@ export interface components {
             queued: number;
             /** @description Of those: held, because their subscription is disabled. */
             held: number;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the run began.
+             */
             created_at: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When the run ended; null while it is `running`.
+             */
             finished_at: string | null;
         };
         /** @description A subscription with its new secret. */
         RotatedSubscription: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The subscription's id, for `/api/subscriptions/{subscription_id}`.
+             */
             id: string;
             /** @description `inbox`: events wait to be fetched. */
             kind: components["schemas"]["DestinationKind"];
             /** @description The inbox's name; null for an endpoint. */
             inbox: string | null;
-            /** @description Null for an inbox. */
+            /** @description Where webhooks are sent; null for an inbox. */
             url: string | null;
+            /** @description The types that it receives: exact (`order.created`), by prefix (`order.*`), or all (`*`). */
             event_types: string[];
             /** @description Empty for all events. */
             channels: string[];
@@ -2490,13 +2831,18 @@ export interface components {
             operational: boolean;
             /** @description Whether events with an ordering key are sent in order. */
             ordered: boolean;
+            /** @description After so many attempts, a delivery with an ordering key is `failed`. Null for the retry schedule's. */
             ordered_attempts: number | null;
-            /** @enum {string} */
+            /**
+             * @description When a delivery with an ordering key has failed: `skip` continues with the next one, `block` keeps the key waiting until the failed one is retried successfully.
+             * @enum {string}
+             */
             ordered_on_failure: "skip" | "block";
             /** @description Null for all events of these types. */
             filter: {
                 [key: string]: unknown;
             } | null;
+            /** @description What it is for, in your own words. */
             description: string;
             /** @description Your own id for it; null if it has none. */
             uid: string | null;
@@ -2504,6 +2850,7 @@ export interface components {
             metadata: {
                 [key: string]: string;
             };
+            /** @description The names of its custom headers, whose values are never shown. */
             header_names: string[];
             /** @description What you set with `enable` and `disable`, or an endpoint that is gone has set. `state` says more. */
             readonly status: components["schemas"]["SubscriptionSwitch"];
@@ -2521,13 +2868,19 @@ export interface components {
              * @description The end of the pause; null if there is none.
              */
             paused_until: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When an attempt last succeeded; null if none has.
+             */
             last_success_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When an attempt last failed; null if none has since the URL was changed or the subscription was enabled.
+             */
             last_failure_at: string | null;
-            /** @description Error class of the last failed attempt; null if there was none at this URL. */
+            /** @description Error class of the attempt at `last_failure_at`; null if there was none. */
             last_error: components["schemas"]["FailureClass"] | null;
-            /** @description The status of the endpoint's response to that attempt; null if there was none. */
+            /** @description The status of the response to the attempt at `last_failure_at`; null if there was none. */
             last_status_code: number | null;
             /**
              * Format: date-time
@@ -2541,21 +2894,37 @@ export interface components {
             disabled_cause: "by_request" | "by_operator" | "with_host" | "gone" | "always_failed" | null;
             /** @description The cause in a sentence; empty while it isn't disabled. */
             disabled_reason: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was disabled; null while it isn't disabled.
+             */
             disabled_at: string | null;
+            /** @description At most so many requests at the same time. Null for the limit of this installation. */
             max_in_flight: number | null;
-            /** Format: double */
+            /**
+             * Format: double
+             * @description At most so many requests per second, on average. Null for no limit.
+             */
             deliveries_per_second: number | null;
+            /** @description What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, `cloudevents-binary`: CloudEvents 1.0, structured or binary. `legacy`: `event_id`, `event_type`, `payload`, and `created_at`. `raw`: the data alone. `transform`: what the expression `transform` makes of the standard body. All are signed in the same way. */
             format: components["schemas"]["DeliveryFormat"];
+            /** @description A JMESPath expression over the standard body, such as `{text: join(' ', [type, data.total])}`, for the format `transform`; empty for none. A delivery for which it fails is `transform_failed`. */
             transform: string;
             /** @description `basic`, `bearer`, or `oauth2`; null if requests are only signed. */
             auth_type: string | null;
+            /** @description The certificate that connections to the endpoint present (mTLS); null for none. */
             client_certificate: components["schemas"]["ShownCertificate"] | null;
             /** @description A header that repeats `webhook-signature`; null for none. */
             signature_header: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was last changed, enabled, or disabled, or its secrets were.
+             */
             updated_at: string;
             /** @description `whsec_…`: the key that signs each request. Shown once. Null for an inbox, for a secret of your own, and for ed25519, whose private key stays here. */
             readonly secret: string | null;
@@ -2575,15 +2944,24 @@ export interface components {
         Scope: "events:write" | "events:read" | "events:erase" | "event_types:manage" | "subscriptions:manage" | "deliveries:read" | "deliveries:retry" | "inbox:consume" | "keys:manage" | "portal:links";
         /** @description A signing secret, masked. */
         Secret: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The secret's id, for `/api/subscriptions/{subscription_id}/secrets/{secret_id}`.
+             */
             id: string;
-            /** @enum {string} */
+            /**
+             * @description What it signs with: `hmac-sha256` makes `v1` signatures, `ed25519` makes `v1a` ones.
+             * @enum {string}
+             */
             type: "hmac-sha256" | "ed25519";
-            /** @description What the secret begins with. */
+            /** @description What stands for the secret: `whsec_***`, or `whsk_***` for ed25519. */
             masked: string;
             /** @description `whpk_…`: what receivers verify `v1a` signatures with; null for `hmac-sha256`. */
             public_key: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was added.
+             */
             created_at: string;
             /**
              * Format: date-time
@@ -2608,6 +2986,7 @@ export interface components {
         };
         /** @description The secrets that sign, the current one first. */
         SecretList: {
+            /** @description The secrets, the current one first. */
             data: components["schemas"]["Secret"][];
         };
         /** @description The body of `POST /api/subscriptions/{id}/rotate-secret`. */
@@ -2626,11 +3005,16 @@ export interface components {
         };
         /** @description What is shown of a client certificate. */
         ShownCertificate: {
+            /** @description Whose it is, as a distinguished name (RFC 4514). */
             subject: string;
+            /** @description Who issued it, as a distinguished name (RFC 4514). */
             issuer: string;
             /** @description Of the certificate in DER, in hexadecimal. */
             fingerprint_sha256: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description From when on it is valid.
+             */
             not_before: string;
             /**
              * Format: date-time
@@ -2649,7 +3033,9 @@ export interface components {
              * @description The subscription's id, too.
              */
             id: string;
+            /** @description Where webhooks are sent. */
             target_url: string;
+            /** @description The types that it receives: exact (`order.created`), by prefix (`order.*`), or all (`*`). */
             event_types: string[];
             /** @description Null for all events of these types. */
             filter: {
@@ -2659,21 +3045,28 @@ export interface components {
             channels: string[];
             /** @description As of the subscription. */
             state: components["schemas"]["SubscriptionState"];
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
             /** @description `whsec_…`: the key that signs each request. Null unless the hook is new: it is shown once. */
             readonly secret: string | null;
         };
         /** @description A subscription; its secret and the values of its headers are never shown again. */
         Subscription: {
-            /** Format: uuid */
+            /**
+             * Format: uuid
+             * @description The subscription's id, for `/api/subscriptions/{subscription_id}`.
+             */
             id: string;
             /** @description `inbox`: events wait to be fetched. */
             kind: components["schemas"]["DestinationKind"];
             /** @description The inbox's name; null for an endpoint. */
             inbox: string | null;
-            /** @description Null for an inbox. */
+            /** @description Where webhooks are sent; null for an inbox. */
             url: string | null;
+            /** @description The types that it receives: exact (`order.created`), by prefix (`order.*`), or all (`*`). */
             event_types: string[];
             /** @description Empty for all events. */
             channels: string[];
@@ -2681,13 +3074,18 @@ export interface components {
             operational: boolean;
             /** @description Whether events with an ordering key are sent in order. */
             ordered: boolean;
+            /** @description After so many attempts, a delivery with an ordering key is `failed`. Null for the retry schedule's. */
             ordered_attempts: number | null;
-            /** @enum {string} */
+            /**
+             * @description When a delivery with an ordering key has failed: `skip` continues with the next one, `block` keeps the key waiting until the failed one is retried successfully.
+             * @enum {string}
+             */
             ordered_on_failure: "skip" | "block";
             /** @description Null for all events of these types. */
             filter: {
                 [key: string]: unknown;
             } | null;
+            /** @description What it is for, in your own words. */
             description: string;
             /** @description Your own id for it; null if it has none. */
             uid: string | null;
@@ -2695,6 +3093,7 @@ export interface components {
             metadata: {
                 [key: string]: string;
             };
+            /** @description The names of its custom headers, whose values are never shown. */
             header_names: string[];
             /** @description What you set with `enable` and `disable`, or an endpoint that is gone has set. `state` says more. */
             readonly status: components["schemas"]["SubscriptionSwitch"];
@@ -2712,13 +3111,19 @@ export interface components {
              * @description The end of the pause; null if there is none.
              */
             paused_until: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When an attempt last succeeded; null if none has.
+             */
             last_success_at: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When an attempt last failed; null if none has since the URL was changed or the subscription was enabled.
+             */
             last_failure_at: string | null;
-            /** @description Error class of the last failed attempt; null if there was none at this URL. */
+            /** @description Error class of the attempt at `last_failure_at`; null if there was none. */
             last_error: components["schemas"]["FailureClass"] | null;
-            /** @description The status of the endpoint's response to that attempt; null if there was none. */
+            /** @description The status of the response to the attempt at `last_failure_at`; null if there was none. */
             last_status_code: number | null;
             /**
              * Format: date-time
@@ -2732,21 +3137,37 @@ export interface components {
             disabled_cause: "by_request" | "by_operator" | "with_host" | "gone" | "always_failed" | null;
             /** @description The cause in a sentence; empty while it isn't disabled. */
             disabled_reason: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was disabled; null while it isn't disabled.
+             */
             disabled_at: string | null;
+            /** @description At most so many requests at the same time. Null for the limit of this installation. */
             max_in_flight: number | null;
-            /** Format: double */
+            /**
+             * Format: double
+             * @description At most so many requests per second, on average. Null for no limit.
+             */
             deliveries_per_second: number | null;
+            /** @description What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, `cloudevents-binary`: CloudEvents 1.0, structured or binary. `legacy`: `event_id`, `event_type`, `payload`, and `created_at`. `raw`: the data alone. `transform`: what the expression `transform` makes of the standard body. All are signed in the same way. */
             format: components["schemas"]["DeliveryFormat"];
+            /** @description A JMESPath expression over the standard body, such as `{text: join(' ', [type, data.total])}`, for the format `transform`; empty for none. A delivery for which it fails is `transform_failed`. */
             transform: string;
             /** @description `basic`, `bearer`, or `oauth2`; null if requests are only signed. */
             auth_type: string | null;
+            /** @description The certificate that connections to the endpoint present (mTLS); null for none. */
             client_certificate: components["schemas"]["ShownCertificate"] | null;
             /** @description A header that repeats `webhook-signature`; null for none. */
             signature_header: string | null;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was created.
+             */
             created_at: string;
-            /** Format: date-time */
+            /**
+             * Format: date-time
+             * @description When it was last changed, enabled, or disabled, or its secrets were.
+             */
             updated_at: string;
         };
         /** @description The body of `POST /api/subscriptions`. */
@@ -2791,7 +3212,7 @@ export interface components {
             deliveries_per_second?: number | null;
             /** @description What the body of a request looks like. `standard`: Standard Webhooks. `cloudevents`, `cloudevents-binary`: CloudEvents 1.0, structured or binary. `legacy`: `event_id`, `event_type`, `payload`, and `created_at`. `raw`: the data alone. `transform`: what the expression `transform` makes of the standard body. All are signed in the same way. */
             format?: components["schemas"]["DeliveryFormat"];
-            /** @description A JMESPath expression over the standard body, such as `{text: join(' ', [type, data.total])}`, for the format `transform`. A delivery for which it fails is `transform_failed`. */
+            /** @description A JMESPath expression over the standard body, such as `{text: join(' ', [type, data.total])}`, for the format `transform`; empty for none. A delivery for which it fails is `transform_failed`. */
             transform?: string;
             /** @description `inbox`: nothing is sent, and events wait in the inbox until you fetch them. Default: http. */
             kind?: components["schemas"]["DestinationKind"];
@@ -2865,6 +3286,7 @@ export interface components {
         };
         /** @description One page. */
         SubscriptionPage: {
+            /** @description What is on the page, newest first unless `order` is `asc`. */
             data: components["schemas"]["Subscription"][];
             /** @description Send it as `cursor` to get the next page; null on the last page. */
             next_cursor: string | null;
@@ -2875,15 +3297,24 @@ export interface components {
         SubscriptionSwitch: "active" | "disabled";
         /** @description How long the parts of an attempt took; null for one that there was not. */
         Timings: {
-            /** Format: double */
+            /**
+             * Format: double
+             * @description Looking up the host, in milliseconds.
+             */
             dns_ms: number | null;
-            /** Format: double */
+            /**
+             * Format: double
+             * @description Opening the connection, in milliseconds.
+             */
             connect_ms: number | null;
-            /** Format: double */
+            /**
+             * Format: double
+             * @description The TLS handshake, in milliseconds.
+             */
             tls_ms: number | null;
             /**
              * Format: double
-             * @description From sending the request.
+             * @description From sending the request to the first byte of the response, in milliseconds.
              */
             first_byte_ms: number | null;
         };
@@ -2893,6 +3324,7 @@ export interface components {
              * @description The event's id.
              */
             id: string;
+            /** @description The event's type, such as `order.created`. */
             type: string;
             /**
              * Format: date-time
@@ -6312,12 +6744,12 @@ export interface operations {
                  */
                 "ce-specversion": string;
                 /**
-                 * @description The event's id, the same as `webhook-id`.
+                 * @description The event's id, the same as `webhook-id`; its own `id` if it came as a CloudEvent. Percent-encoded as the HTTP binding asks.
                  * @example 0198f2d0-6d3c-7a52-9b1e-2f4c8a7d1e91
                  */
                 "ce-id": string;
                 /**
-                 * @description The organization that the event belongs to.
+                 * @description `/organizations/{organization_id}`; its own `source` if it came as a CloudEvent. Percent-encoded as the HTTP binding asks.
                  * @example /organizations/0198f2d0-0000-7000-8000-000000000001
                  */
                 "ce-source": string;
@@ -6327,7 +6759,7 @@ export interface operations {
                  */
                 "ce-type": string;
                 /**
-                 * @description When the event was accepted.
+                 * @description When the event was accepted; its own `time` if it came as a CloudEvent that has one.
                  * @example 2026-01-01T00:00:00.000000Z
                  */
                 "ce-time": string;
