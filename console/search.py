@@ -126,17 +126,17 @@ SELECT d.id FROM unnest(%(ids)s::uuid[]) AS s(id) CROSS JOIN LATERAL (
 """  # noqa: S608
 
 
-def events_of_type(name: str, scope: Scope) -> list[uuid.UUID]:
-    """Return the newest events of a type."""
+def events_of_type(name: str, scope: Scope, since: datetime.datetime | None = None) -> list[uuid.UUID]:
+    """Return the newest events of a type.  since: none that are older."""
     if len(name) > 255:
         return []
     values = {"type": name, "organization": scope.organization, "most": LIST_BOUND}
-    if scope.organization is None:
+    if scope.organization is None and since is None:
         # Mostly there are enough, and each partition that isn't read saves a look for each organization.
         found = _rows(_BY_TYPE, {**values, "since": timezone.now() - RECENT})
         if len(found) >= LIST_BOUND:
             return found
-    return _rows(_BY_TYPE, {**values, "since": "-infinity"})
+    return _rows(_BY_TYPE, {**values, "since": since or "-infinity"})
 
 
 def events_with_payload(text: str, scope: Scope) -> Found:
@@ -210,7 +210,7 @@ def events_named(term: str, scope: Scope) -> list[uuid.UUID]:
     if len(term) > LONGEST:
         return []
     by_dedup_id = Event.objects.filter(dedup_id=term).values_list("pk", flat=True)[:LIST_BOUND]
-    return [*by_dedup_id, *events_of_type(term, scope)]
+    return [*by_dedup_id, *events_of_type(term, scope, scope.since)]
 
 
 def filter_for(term: str, *, events: bool = False) -> tuple[str, uuid.UUID] | None:
