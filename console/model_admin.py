@@ -19,6 +19,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from psycopg.errors import QueryCanceled
 
@@ -69,6 +70,14 @@ class BoundedAdmin(_ModelAdmin):
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return BoundedChangeList
+
+    def action_checkbox(self, obj: Any) -> SafeString:
+        """Return Django's own checkbox; Django renders a template for each, which took a tenth of a list's time."""
+        return format_html(
+            '<input type="checkbox" name="{}" value="{}" class="action-select"'
+            ' aria-label="Select this object for an action - {}">',
+            ACTION_CHECKBOX_NAME, obj.pk, str(obj),
+        )  # fmt: skip
 
     def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
         """Allow only the filters in list_filter: any other could scan the table."""

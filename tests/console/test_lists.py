@@ -12,11 +12,14 @@ import uuid
 from typing import Any
 
 import pytest
+from django.contrib import admin
+from django.contrib.admin import ModelAdmin
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
+from pytest_django.asserts import assertHTMLEqual
 
 from console import export
 from events.models import Event
@@ -90,6 +93,13 @@ def test_a_subscription_s_row_has_its_state_next_attempt_and_requests_in_flight(
     assert re.search(r'field-in_flight_display">7</td>', page)
     assert re.search(rf'field-next_attempt_display">{due:%Y-%m-%d %H:%M:%S}</td>', page)
     assert '<div class="quiet">The shop</div>' in page
+
+
+def test_the_checkbox_of_a_row_is_djangos(world: World) -> None:
+    row = world.subscription
+    row.url = 'https://example.com/"><b>&'
+    page = admin.site.get_model_admin(Subscription)
+    assertHTMLEqual(page.action_checkbox(row), ModelAdmin.action_checkbox(page, row))
 
 
 def test_a_page_reads_its_row_once(world: World, viewer: Client) -> None:
