@@ -17,6 +17,7 @@ from webhooks.destinations.outcome import Failure
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.leases import MAX_WORKERS_LOST, expire, release
 from webhooks.dispatch.record import record_each, record_results
+from webhooks.dispatch.recorder import FEW_RESULTS, next_batch
 from webhooks.models import Delivery, DeliveryAttempt, SubscriptionQueue
 
 pytestmark = pytest.mark.django_db
@@ -49,6 +50,48 @@ def test_recording_tells_whether_a_queue_had_no_room_for_what_may_wait(
     assert record_results([result(taken[1], 500)]) is False, "two of four were"
     settings.DELIVERY_RETRY_SCHEDULE = (0.0, 0.0, 5.0)
     assert record_results([result(taken[2], 500)]) is True, "it is due again at once"
+
+
+def _delivery_rows_read() -> int:
+    """Return how many rows of deliveries this transaction has read."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0) FROM pg_stat_xact_user_tables"
+            " WHERE relid IN (SELECT relid FROM pg_partition_tree('webhooks_delivery'))"
+        )
+        return int(cursor.fetchone()[0])
+
+
+def test_a_plan_from_when_there_were_few_deliveries_reads_no_more_of_many(organization: Organization) -> None:
+    subscribe(organization)
+    accept(organization, 30)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE webhooks_delivery")
+    for one in claim(10).deliveries:  # until the statement is prepared, and its plan kept
+        record_results([result(one)])
+    accept(organization, 400)
+    (last, *_) = claim(10).deliveries
+    before = _delivery_rows_read()
+    record_results([result(last)])
+    assert _delivery_rows_read() - before < 20
+
+
+def test_results_of_an_organization_with_few_are_recorded_apart_from_those_of_one_with_many(
+    organization: Organization, other_organization: Organization
+) -> None:
+    for owner in (organization, other_organization):
+        subscribe(owner)
+    accept(organization, FEW_RESULTS + 10)
+    accept(other_organization, 2)
+    SubscriptionQueue.objects.update(concurrency_window=100)
+    results = [result(one) for one in claim(100).deliveries]
+    few = [one for one in results if one.delivery.organization_id == other_organization.pk]
+    many = [one for one in results if one.delivery.organization_id == organization.pk]
+    assert (len(few), len(many)) == (2, FEW_RESULTS + 10)
+    mixed = [*many[:5], few[0], *many[5:], few[1]]
+    assert next_batch(mixed) == (few, many)
+    assert next_batch(many) == (many, [])
+    assert next_batch(few) == (few, [])
 
 
 def test_every_entry_of_the_schedule_is_used_and_then_it_has_failed(organization: Organization, settings: Any) -> None:

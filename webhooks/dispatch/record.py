@@ -32,6 +32,9 @@ log = structlog.get_logger()
 # Only the thread that records uses it.
 _sealer = Sealer()
 
+# A plan from when there were few deliveries would read all of them for each batch, and join them by a hash.
+_KEEP_PLANS = f"{KEEP_PLANS}, set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)"
+
 # SQL, because the ORM can't insert what an UPDATE from arrays returns.  Every attempt is kept.  The delivery changes
 # only if the worker still holds the lease.
 RECORD_ATTEMPTS = """
@@ -59,15 +62,13 @@ WITH result AS (
          LATERAL (SELECT CASE WHEN b.status = 'delivering' AND b.lease_id = r.lease_id THEN 1 ELSE 0 END AS one) AS own
     WHERE d.id = r.delivery_id AND b.id = d.id
     RETURNING d.id, d.subscription_id, d.attempt_count, own.one = 1 AS held_lease, d.status, d.next_attempt_at,
-        d.ordering_key
+        d.ordering_key, r.cause, r.started, r.duration, r.code, r.error, r.detail, r.body, r.exchange
 ), kept AS (
     INSERT INTO webhooks_deliveryattempt (
         delivery_id, number, cause, started_at, duration_ms, status_code, error, error_detail, response_body,
         sealed_exchange
     )
-    SELECT r.delivery_id, changed.attempt_count, r.cause, to_timestamp(r.started), r.duration, r.code, r.error,
-           r.detail, r.body, r.exchange
-    FROM result r JOIN changed ON changed.id = r.delivery_id
+    SELECT id, attempt_count, cause, to_timestamp(started), duration, code, error, detail, body, exchange FROM changed
 )
 SELECT id AS delivery_id, subscription_id, attempt_count AS number, held_lease, status,
        extract(epoch FROM next_attempt_at)::float8 AS next_attempt_at, ordering_key
@@ -199,7 +200,7 @@ def _record(results: Sequence[AttemptResult]) -> Recorded:
         server_cursor(scalar_row) as ordering,
         pipelined(),
     ):
-        other.execute(KEEP_PLANS)
+        other.execute(_KEEP_PLANS)
         queues = {key: QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking).items()}
         steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
         recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))

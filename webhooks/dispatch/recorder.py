@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
@@ -13,9 +14,27 @@ from webhooks.dispatch.record import record_each
 log = structlog.get_logger()
 
 RESULTS_AT_A_TIME = 500
+# Results of organizations with at most so many are recorded before those of others, and apart from them.
+FEW_RESULTS = 20
 RETRY_SECONDS = 0.5
 
 RunInThread = Callable[[Callable[[], tuple[list[AttemptResult], bool]]], Awaitable[tuple[list[AttemptResult], bool]]]
+
+
+def next_batch(results: Sequence[AttemptResult]) -> tuple[list[AttemptResult], list[AttemptResult]]:
+    """Return the results to be recorded next, and the others, each in their order.
+
+    A batch locks the queues of all its results.  The events of an organization with few would wait for the many results
+    of another one: their fan-out needs the same locks.
+    """
+    counts = Counter(result.delivery.organization_id for result in results)
+    few = {organization_id for organization_id, number in counts.items() if number <= FEW_RESULTS}
+    if 0 < len(few) < len(counts):
+        first = [result for result in results if result.delivery.organization_id in few]
+        later = [result for result in results if result.delivery.organization_id not in few]
+    else:
+        first, later = list(results), []
+    return first[:RESULTS_AT_A_TIME], first[RESULTS_AT_A_TIME:] + later
 
 
 class Recorder:
@@ -59,7 +78,7 @@ class Recorder:
             await self._gather()
             self._changed.clear()
             while self._results:
-                batch, self._results = self._results[:RESULTS_AT_A_TIME], self._results[RESULTS_AT_A_TIME:]
+                batch, self._results = next_batch(self._results)
                 unrecorded, made_room = await self._record(batch)
                 left_out = {id(result) for result in unrecorded}
                 self._on_recorded([result for result in batch if id(result) not in left_out], made_room)
