@@ -46,7 +46,7 @@ WITH counted AS MATERIALIZED (
 SELECT state, last_error, last_status_code, NULL::uuid AS organization_id, sum(number)::bigint AS number FROM counted
 GROUP BY state, last_error, last_status_code
 UNION ALL (
-    SELECT NULL, NULL, NULL, organization_id, sum(number)::bigint FROM counted
+    SELECT '', '', NULL, organization_id, sum(number)::bigint FROM counted
     GROUP BY organization_id ORDER BY sum(number) DESC, organization_id LIMIT %(organizations)s
 )
 """
@@ -54,9 +54,9 @@ UNION ALL (
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """A row of _COUNT_FAILED: of a state and a cause, or of an organization."""
+    """A row of _COUNT_FAILED: of a state and a cause, or, with neither, of an organization."""
 
-    state: str | None
+    state: str
     last_error: str
     last_status_code: int | None
     organization_id: uuid.UUID | None
@@ -105,7 +105,7 @@ def read_failures(span: Span, organization_id: uuid.UUID | None) -> Failures:
     for row in rows:
         if row.organization_id is not None:
             owners[row.organization_id] = row.number
-        elif row.state is not None:
+        else:
             states[row.state] += row.number
             causes[row.state, outcome_name(row.last_error, row.last_status_code)] += row.number
     chosen = {"organization": str(organization_id)} if organization_id else {}

@@ -160,7 +160,8 @@ def read_series(span: Span, organization_id: uuid.UUID = NO_ID, subscription_id:
         "seconds": span.step * 60,
     }  # fmt: skip
     with server_cursor(class_row(_RolledUp)) as cursor:
-        for row in cursor.execute(_READ, window):
+        # Not prepared: as below, a plan for any step and time could be a worse one.
+        for row in cursor.execute(_READ, window, prepare=False):
             period = listed[row.position]
             if row.outcome == ACCEPTED:
                 period.accepted += row.attempts
