@@ -36,6 +36,7 @@ from webhooks.dispatch import leases
 from webhooks.dispatch.claim import claim
 from webhooks.dispatch.record import record_results
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
+from webhooks.routing.fan_out import FanOut
 from webhooks.upkeep import background_runs, held_retention, inbox_retention, queue_repair
 from webhooks.upkeep.preview import preview, preview_recovery
 from webhooks.upkeep.retention import purge_expired
@@ -269,6 +270,22 @@ def test_fan_out_claim_and_record_read_what_is_due_and_nothing_else(history: His
         SubscriptionQueue.objects.update(concurrency_window=20)
         for status in (200, 500, 200, 404, 200, 200, 200):
             record_results([result(claimed, status) for claimed in claim(20).deliveries])
+
+
+@pytest.mark.django_db
+def test_fan_out_reads_no_events_of_an_organization_that_it_skips(
+    history: History, other_organization: Organization
+) -> None:
+    ingest.ingest(other_organization.id, NewEvent("order.1", "{}", None))
+    _run(
+        "UPDATE events_event SET status = 'accepted' WHERE organization_id = %s AND id IN"
+        " (SELECT id FROM events_event ORDER BY created_at DESC LIMIT %s)",
+        history.organization.id,
+        PARKED,
+    )
+    _run("ANALYZE events_event")
+    with _checked(history, "events_event_accepted"):
+        assert FanOut().run_round(1000, skip=[history.organization.id]).seen == 1
 
 
 @pytest.mark.django_db

@@ -19,22 +19,23 @@ NOBODY = uuid.UUID(int=0)
 
 # SQL, because the ORM has neither recursion nor locks in a LATERAL join.  Jumps from one organization to the next
 # through the index of accepted events, so that the cost depends on how many organizations have events waiting, not on
-# how many events wait.  Each gives the same number of events, the oldest first, with the fingerprint of its
-# subscriptions, which saves a round trip.
+# how many events wait.  It jumps over those to skip as well: a condition that leaves them out would read each of their
+# events.  Each gives the same number of events, the oldest first, with the fingerprint of its subscriptions, which
+# saves a round trip.
 CLAIM_ACCEPTED = f"""
 WITH RECURSIVE waiting AS (
-    (SELECT organization_id, 1 AS number FROM events_event
-     WHERE status = 'accepted' AND organization_id > %(after)s AND organization_id <> ALL(%(skip)s::uuid[])
-     ORDER BY organization_id LIMIT 1)
+    SELECT %(after)s::uuid AS organization_id, false AS counts, 0 AS number
     UNION ALL
-    (SELECT (SELECT e.organization_id FROM events_event e
-             WHERE e.status = 'accepted' AND e.organization_id > waiting.organization_id
-               AND e.organization_id <> ALL(%(skip)s::uuid[])
-             ORDER BY e.organization_id LIMIT 1), number + 1
-     FROM waiting WHERE waiting.organization_id IS NOT NULL AND number < %(organizations)s)
+    SELECT next.organization_id, next.counts, number + next.counts::int
+    FROM waiting CROSS JOIN LATERAL (
+        SELECT e.organization_id, e.organization_id <> ALL(%(skip)s::uuid[]) AS counts FROM events_event e
+        WHERE e.status = 'accepted' AND e.organization_id > waiting.organization_id
+        ORDER BY e.organization_id LIMIT 1
+    ) AS next
+    WHERE number < %(organizations)s
 ), turn AS (
     SELECT organization_id, {FINGERPRINT.format(organization_id="waiting.organization_id")} AS fingerprint
-    FROM waiting WHERE organization_id IS NOT NULL
+    FROM waiting WHERE counts
 )
 SELECT e.id, e.organization_id, e.type, e.channels, e.ordering_key,
        CASE WHEN e.ordering_key IS NOT NULL THEN e.created_at END AS created_at,
