@@ -228,7 +228,7 @@ class TriggersWorker(SimpleWorker):
 
     def _keep_house(self) -> None:
         """Sweep and send heartbeats until the worker stops; no failure ends this thread."""
-        sweep = Sweep(self._events_waiting)
+        sweep = Sweep(self._events_waiting, _take_over_runs)
         beat_at = float("-inf")
         publish("worker")
         metrics.port.open()
@@ -292,6 +292,12 @@ def _process_signaled_events() -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     """Keep RQ from saying once a second that Redis is away: `core.redis` says so once."""
     return "could not connect to Redis" not in str(record.msg)
+
+
+def _take_over_runs() -> bool:
+    """Have the backlog sender advance the runs in the background; return whether it can."""
+    sender = current_sender()
+    return sender is not None and sender.take_over_runs()
 
 
 def _show_life() -> None:

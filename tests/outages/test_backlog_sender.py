@@ -21,6 +21,8 @@ from devstack.stack import Stack
 from devstack.waiting import wait_until
 from tests.system import Account, log_of, wait_until_settled
 from webhooks.dispatch.backlog_sender import HEARTBEAT_SECONDS, BacklogSender
+from webhooks.upkeep.bulk_runs import CHUNK
+from webhooks.upkeep.sweep import RUN_SLICE_SECONDS
 
 BACKLOG = 400
 QUICK = {"DELIVERY_TIMEOUT": "1s", "LEASE_MARGIN": "2s", "WORKER_SHUTDOWN_GRACE": "5s"}
@@ -121,6 +123,53 @@ def test_a_worker_whose_second_process_is_killed_sends_for_all_and_starts_anothe
     assert stack.workers[0].pid == worker
     assert _counter(receiver, "/busy")() <= BACKLOG + 2  # what was on the wire at the kill came again
     assert stack.sql("SELECT count(*) FROM webhooks_delivery WHERE status = 'delivered'") == [(BACKLOG,)]
+
+
+@contextlib.contextmanager
+def _slow_runs(stack: Stack, seconds: float) -> Iterator[None]:
+    """Have each chunk of a run take so long."""
+    stack.sql(
+        "CREATE FUNCTION slow_run() RETURNS trigger LANGUAGE plpgsql AS"
+        f" 'BEGIN PERFORM pg_sleep({seconds}); RETURN NEW; END'"
+    )
+    stack.sql("CREATE TRIGGER slow_run BEFORE UPDATE ON webhooks_bulkrun FOR EACH ROW EXECUTE FUNCTION slow_run()")
+    try:
+        yield
+    finally:
+        stack.sql("DROP FUNCTION slow_run CASCADE")
+
+
+EVENTS = 10_000
+
+
+def test_a_run_that_takes_longer_than_a_slice_is_advanced_by_the_second_process(
+    stack: Stack, account: Account, receiver: Receiver
+) -> None:
+    (stack.logs / "worker_1.log").unlink(missing_ok=True)
+    stack.start_web(workers=1)
+    for first in range(0, EVENTS, 1_000):
+        account.post_batch(*range(first, first + 1_000))
+    stack.start_workers(PATIENT)
+    wait_until(lambda: stack.sql("SELECT 1 FROM events_event WHERE status <> 'processed' LIMIT 1") == [])
+
+    def queued() -> int:
+        return int(stack.sql("SELECT queued FROM webhooks_bulkrun")[0][0])
+
+    with _slow_runs(stack, RUN_SLICE_SECONDS * 1.1):
+        subscription = account.subscribe(receiver.url("/run"))
+        begun = account.call("POST", f"/api/subscriptions/{subscription}/recover", {"since": "2000-01-01T00:00:00Z"})
+        assert begun.status == 202, begun
+        wait_until(lambda: _told(stack, "started"), "no process for the run")
+        before = queued()
+        wait_until(lambda: queued() >= before + 2 * CHUNK, "nobody advances the run")
+        before = queued()
+        os.kill(stack.workers[0].pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: queued() >= before + 2 * CHUNK, "the run waits for the worker")
+        finally:
+            os.kill(stack.workers[0].pid, signal.SIGCONT)
+    wait_until(lambda: queued() == EVENTS)
+    assert stack.sql("SELECT count(*), count(DISTINCT event_id) FROM webhooks_delivery") == [(EVENTS, EVENTS)]
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])

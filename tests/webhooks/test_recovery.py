@@ -207,6 +207,39 @@ def test_recoveries_take_turns_and_one_that_cannot_go_on_stops_no_other(
     assert set(BulkRun.objects.filter(id__in=broken).values_list("state", flat=True)) == {"running"}
 
 
+@pytest.mark.django_db(transaction=True)
+def test_runs_that_take_longer_than_a_slice_are_left_to_another_process_once_there_is_one(
+    organization: Organization, other_organization: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webhooks.upkeep.sweep.RUN_SLICE_SECONDS", 0.0)
+    for owner in (organization, other_organization):
+        recovery.start(_missed(owner, 3), LONG_AGO)
+    asked: list[bool] = []
+    is_there = False
+
+    def take_over() -> bool:
+        asked.append(is_there)
+        return is_there
+
+    sweep = Sweep(lambda: None, take_over)
+
+    def visits() -> int:
+        sweep.run()
+        return sum(BulkRun.objects.values_list("visited", flat=True))
+
+    assert (visits(), asked) == (3, [])  # it begins by itself
+    is_there = True
+    assert [visits(), visits()] == [3, 3]
+    assert asked == [True, True]
+    is_there = False
+    assert (visits(), asked) == (6, [True, True, False])
+    visits()  # sees that nothing is left
+    BulkRun.objects.update(state=BulkRun.State.RUNNING)
+    asked.clear()
+    visits()
+    assert asked == []  # the next one may be short
+
+
 @pytest.mark.django_db
 def test_a_recovery_of_a_subscription_that_was_deleted_ends(organization: Organization) -> None:
     subscription = _missed(organization, 3)

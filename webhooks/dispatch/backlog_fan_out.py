@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
-import structlog
 from django.conf import settings
 
 from core.db import borrow_connection
+from webhooks.dispatch.backlog_thread import BacklogThread
 from webhooks.dispatch.giving_way import Pace
 from webhooks.routing.fan_out import BACKLOG_DELIVERIES_AT_A_TIME, DELIVERIES_AT_A_TIME, FanOut, Round
-
-log = structlog.get_logger()
 
 # Workers fan out newer events themselves: an event that is fanned out at once never waits this long.
 BACKLOG_AGE_SECONDS = 0.1
 LOOK_SECONDS = 0.25
-RETRY_SECONDS = 1.0
 # While more is due than the sender can take, the thread rests after each round for this many times its length: nothing
 # is sent later because of it, and PostgreSQL has time for others.  Its processes don't have the low priority of this
 # one.
 REST = 3
 
 
-class BacklogFanOut:
+class BacklogFanOut(BacklogThread):
     """Fans out events that have waited for a while, for organizations with more than a round makes.
 
     on_due: called on the thread after each round, because deliveries may be due.  has_room: returns whether more of
@@ -33,43 +29,20 @@ class BacklogFanOut:
     """
 
     def __init__(self, on_due: Callable[[], None], has_room: Callable[[], bool], pace: Pace) -> None:
+        super().__init__("fan-out")
         self._pace = pace
         self._on_due = on_due
         self._has_room = has_room
         self._fan_out = FanOut(BACKLOG_AGE_SECONDS)
-        self._woken = threading.Event()
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="fan-out", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def wake(self) -> None:
-        """Say that events may have been left behind."""
-        self._woken.set()
-
-    def stop(self) -> None:
-        """Finish the round that is under way and end the thread."""
-        self._stopping.set()
-        self._woken.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            self._woken.wait()
-            self._woken.clear()
-            try:
-                idle_looks = 0
-                # What was left behind a moment ago hasn't waited long enough yet: look a few more times.
-                while not self._stopping.is_set() and idle_looks < 2:
-                    idle_looks = 0 if self._work_off() else idle_looks + 1
-                    if idle_looks:
-                        self._woken.wait(LOOK_SECONDS)
-            except Exception as error:
-                log.warning("backlog_fan_out_failed", error=repr(error)[:300])
-                self._woken.set()
-                if not self._stopping.is_set():
-                    self._stopping.wait(RETRY_SECONDS)
+    def work(self) -> None:
+        """Fan out until nothing is left."""
+        idle_looks = 0
+        # What was left behind a moment ago hasn't waited long enough yet: look a few more times.
+        while not self._stopping.is_set() and idle_looks < 2:
+            idle_looks = 0 if self._work_off() else idle_looks + 1
+            if idle_looks:
+                self._woken.wait(LOOK_SECONDS)
 
     def _run_round(self) -> tuple[Round, float]:
         """Run a round, a small one in pieces while this process gives way; return what it did and how long it took."""

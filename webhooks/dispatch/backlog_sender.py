@@ -6,10 +6,12 @@ would take 200 ms.  So a worker whose claims leave something behind starts this 
 with a backlog (`claim.QueueFilter`) and the organizations whose events need more deliveries than a round of the fan-out
 makes (`routing.fan_out.Round.left_behind`). Without the process, the worker does everything.
 
-The two talk over pipes: a byte on the process's stdin wakes it, or says that webhooks of other queues are being sent,
-for which it makes way (`giving_way`); at the end of stdin it stops.  A line on its stdout is a heartbeat, or says that
-the process is ready or has made deliveries due, and the end of stdout is the process's own.  So each notices at once if
-the other was killed.
+It also advances the retries, replays, and recoveries of many deliveries that take longer than a slice of the sweep.
+
+The two talk over pipes: a byte on the process's stdin wakes it, or says that such runs are under way, or that webhooks
+of other queues are being sent, for which it makes way (`giving_way`); at the end of stdin it stops.  A line on its
+stdout is a heartbeat, or says that the process is ready or has made deliveries due, and the end of stdout is the
+process's own.  So each notices at once if the other was killed.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ READY = b"ready\n"
 DUE = b"due\n"
 HEARTBEAT = b"\n"
 WAKE = b"\n"
+RUNS = b"r"
 OTHERS = b"."
 HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 15.0
@@ -100,6 +103,11 @@ class BacklogSender:
     def wake(self) -> None:
         """Tell the process that something may be due."""
         self._tell(WAKE)
+
+    def take_over_runs(self) -> None:
+        """Have the process advance the runs in the background, and start it if necessary."""
+        self.start()
+        self._tell(RUNS)
 
     def others_are_served(self) -> None:
         """Tell the process that a webhook is sent for a queue without a backlog."""

@@ -119,6 +119,16 @@ class Sender:
         self._call(self._start_backlog_sender)
         return self._backlog_sender.is_running
 
+    def take_over_runs(self) -> bool:
+        """Have the backlog sender's process advance the runs in the background; return whether it can.
+
+        If it can't, it is being started.
+        """
+        if not self._with_backlog_sender or not self.is_alive:
+            return False
+        self._call(lambda: self._backlog_sender.take_over_runs())
+        return self._backlog_sender.is_ready
+
     def has_room(self) -> bool:
         """Return whether there is room for claims."""
         return self.is_alive and not self._stopping and self._in_flight.claimable > 0

@@ -8,6 +8,7 @@ import uuid
 from collections import defaultdict
 
 import structlog
+from django.db.models import QuerySet
 
 from core.db import is_transient
 from webhooks.models import BulkRun
@@ -23,10 +24,11 @@ def advance(run: BulkRun) -> BulkRun | None:
     return recovery.advance(run.pk) if run.kind == BulkRun.Kind.RECOVER else replay.advance(run.pk)
 
 
-def advance_all(seconds: float) -> None:
-    """Advance the runs that are under way, in turns, for about `seconds`; the sweep calls this.
+def advance_all(seconds: float) -> bool:
+    """Advance the runs that are under way, in turns, for about `seconds`; return whether any of them has rows left.
 
-    A run that raises stays where it is, and doesn't delay the others.
+    A run that raises stays where it is, and doesn't delay the others.  One that another process is advancing is left
+    to it.
     """
     ends = time.monotonic() + seconds
     waiting = _one_of_each_organization()
@@ -42,13 +44,23 @@ def advance_all(seconds: float) -> None:
         if following is not None and following.state == BulkRun.State.RUNNING:
             waiting.append(following)
         if time.monotonic() >= ends:
-            return
+            break
+    return bool(waiting)
+
+
+def are_running() -> bool:
+    """Return whether any run is under way."""
+    return _running().exists()
+
+
+def _running() -> QuerySet[BulkRun]:
+    return BulkRun.objects.filter(state=BulkRun.State.RUNNING, in_background=True)
 
 
 def _one_of_each_organization() -> list[BulkRun]:
     """Return running runs, one for each organization, in random order, so that each has its turn."""
     by_organization: dict[uuid.UUID | None, list[BulkRun]] = defaultdict(list)
-    for run in BulkRun.objects.filter(state=BulkRun.State.RUNNING, in_background=True):
+    for run in _running():
         by_organization[run.organization_id].append(run)
     chosen = [random.choice(runs) for runs in by_organization.values()]
     random.shuffle(chosen)

@@ -45,11 +45,16 @@ RESYNC_SLICE_SECONDS = 1.0
 
 
 class Sweep:
-    """Runs the parts of the sweep, the rarer ones when they are due.  events_waiting: called when accepted events
-    wait."""
+    """Runs the parts of the sweep, the rarer ones when they are due.
 
-    def __init__(self, events_waiting: Callable[[], None]) -> None:
+    events_waiting: called when accepted events wait.  take_over_runs: has another process advance the runs in the
+    background, and returns False if there is none yet.
+    """
+
+    def __init__(self, events_waiting: Callable[[], None], take_over_runs: Callable[[], bool] = lambda: False) -> None:
         self._events_waiting = events_waiting
+        self._take_over_runs = take_over_runs
+        self._runs_are_long = False
         self._lease = Lease(SWEEP)
         self._held = HeldRetention()
         self._unfetched = InboxRetention()
@@ -77,7 +82,7 @@ class Sweep:
         parts: list[tuple[str, Callable[[], object]]] = [
             ("leases", _expire_leases),
             ("resync", _resync_queues),
-            ("bulk runs", lambda: background_runs.advance_all(RUN_SLICE_SECONDS)),
+            ("bulk runs", self._advance_runs),
             ("rollups", keep_rollups),
         ]
         now = time.monotonic()
@@ -108,6 +113,16 @@ class Sweep:
             if not self._lease.keep():
                 return  # the last part took so long that another worker has taken over
             _part(name, work)
+
+    def _advance_runs(self) -> None:
+        """Advance the runs for a slice of time.  Those that take longer are another process's, if there is one.
+
+        In this process, each chunk would hold the interpreter up, which fans out and sends.
+        """
+        if self._runs_are_long and self._take_over_runs():
+            self._runs_are_long = background_runs.are_running()
+        else:
+            self._runs_are_long = background_runs.advance_all(RUN_SLICE_SECONDS)
 
     def _cancel_a_slice(self) -> None:
         cancelled = self._held.run(CANCEL_SLICE_SECONDS)

@@ -15,10 +15,11 @@ from django.core.management.base import BaseCommand
 from core.metrics.process import publish
 from core.process import lower_priority, prepare
 from webhooks.dispatch.backlog_fan_out import BacklogFanOut
-from webhooks.dispatch.backlog_sender import DUE, HEARTBEAT, HEARTBEAT_SECONDS, OTHERS, READY, WAKE
+from webhooks.dispatch.backlog_sender import DUE, HEARTBEAT, HEARTBEAT_SECONDS, OTHERS, READY, RUNS, WAKE
 from webhooks.dispatch.claim import QueueFilter
 from webhooks.dispatch.giving_way import Pace
 from webhooks.dispatch.sender import Sender
+from webhooks.upkeep.backlog_runs import BacklogRuns
 
 
 class Command(BaseCommand):
@@ -31,8 +32,8 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         """Start the sender and the fan-out, then tell the worker every few seconds that this process is alive.
 
-        A byte on the standard input wakes both, or says that others are served, to whom this process gives way; the
-        end of the input, and SIGTERM, end the process.
+        A byte on the standard input wakes both, or says that there are runs to advance, or that others are served, to
+        whom this process gives way; the end of the input, and SIGTERM, end the process.
         """
         prepare(sockets=settings.MAX_CONCURRENT_DELIVERIES)
         lower_priority()
@@ -60,6 +61,8 @@ class Command(BaseCommand):
         fan_out = BacklogFanOut(deliveries_due, sender.has_room, pace)
         fan_out.start()
         fan_out.wake()
+        runs = BacklogRuns()
+        runs.start()
         message = READY
         while not told_to_stop:
             try:
@@ -79,5 +82,8 @@ class Command(BaseCommand):
                 if WAKE in said:
                     sender.wake()
                     fan_out.wake()
+                if RUNS in said:
+                    runs.wake()
         fan_out.stop()
+        runs.stop()
         sender.stop(settings.WORKER_SHUTDOWN_GRACE)
