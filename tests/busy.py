@@ -37,4 +37,5 @@ def long_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(giving_way, "MORE", 1e9)
     monkeypatch.setattr(giving_way, "MOST", 1e9)
     monkeypatch.setattr(giving_way, "MOST_SECONDS", 3600.0)
+    monkeypatch.setattr(turns, "STUCK_SECONDS", 3600.0)
     monkeypatch.setattr(turns, "MOST_WAIT_SECONDS", 3600.0)

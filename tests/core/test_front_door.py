@@ -151,6 +151,7 @@ class Everybody:
 def test_on_busy_processors_the_site_serves_one_request_of_each_at_a_time_beside_events_of_others(
     rival: bytes, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(turns, "STUCK_SECONDS", 60.0)
     monkeypatch.setattr(turns, "MOST_WAIT_SECONDS", 60.0)
     inside: list[int] = [0, 0]
     lock = threading.Lock()

@@ -66,7 +66,7 @@ def test_nobody_holds_all_places_and_a_cancelled_wait_takes_none() -> None:
 
 
 def test_whoever_gives_way_holds_one_place_and_none_while_they_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns_module, "MOST_WAIT_SECONDS", 60.0)
+    monkeypatch.setattr(turns_module, "STUCK_SECONDS", 60.0)
 
     async def run() -> None:
         giving_way = {"greedy"}
@@ -95,6 +95,34 @@ def test_whoever_gives_way_holds_one_place_and_none_while_they_rest(monkeypatch:
     asyncio.run(run())
 
 
+def test_whoever_gives_way_waits_as_long_as_their_place_changes_hands_but_not_forever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns_module, "STUCK_SECONDS", 0.5)
+
+    async def run(requests: int) -> int:
+        turns = Turns(8, gives_way=lambda who: True)
+        inside = most = 0
+
+        async def work() -> None:
+            nonlocal inside, most
+            async with turns.turn("greedy"):
+                inside += 1
+                most = max(most, inside)
+                await asyncio.sleep(0.02)
+                inside -= 1
+
+        await asyncio.gather(*(work() for _ in range(requests)))
+        assert not turns._held
+        assert not turns._entered_at
+        return most
+
+    # The last one waits for a second, and each of them gets the place a moment after the one before.
+    assert asyncio.run(run(50)) == 1
+    monkeypatch.setattr(turns_module, "MOST_WAIT_SECONDS", 0.5)
+    assert asyncio.run(run(100)) > 1
+
+
 def test_a_request_that_waits_for_something_keeps_the_others_of_whoever_gives_way_only_for_a_moment() -> None:
     async def run() -> None:
         turns = Turns(4, gives_way=lambda who: True)
@@ -112,7 +140,7 @@ def test_a_request_that_waits_for_something_keeps_the_others_of_whoever_gives_wa
         others = [asyncio.create_task(hold(who, end)) for who in "abc"]
         await asyncio.sleep(0)
         late = asyncio.create_task(hold("greedy", hang))
-        await asyncio.sleep(2 * turns_module.MOST_WAIT_SECONDS)
+        await asyncio.sleep(2 * turns_module.STUCK_SECONDS)
         end.set()
         hang_after = asyncio.get_running_loop().call_later(0.2, hang.set)
         await asyncio.gather(*others)
