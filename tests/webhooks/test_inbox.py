@@ -304,6 +304,11 @@ def test_each_item_of_an_acknowledgement_has_a_result_of_its_own(api: ApiClient,
     assert (result["acknowledged"], result["failed"]) == (2, 4)
     again = api.post("/api/inbox/ack", {"delivery_ids": [got["events"][0]["delivery_id"]]}).json()
     assert (again["acknowledged"], again["results"][0]["status"]) == (1, "already_acknowledged")
+    assert again["results"][0]["acknowledged_at"] == result["results"][0]["acknowledged_at"] is not None
+    for verb, at in (("nack", "available_at"), ("extend", "lease_expires_at")):
+        body = {"event_ids": [ids[0]], **({"visibility": 60} if verb == "extend" else {})}
+        [settled] = api.post(f"/api/inbox/{verb}", body).json()["results"]
+        assert settled == {"event_id": ids[0], "status": "already_acknowledged", at: None}
     theirs = Delivery.objects.get(event_id=foreign)
     for verb in ("ack", "nack", "extend"):  # by its own id, which is the same in every inbox
         body = {"delivery_ids": [str(theirs.pk)], **({"visibility": 60} if verb == "extend" else {})}

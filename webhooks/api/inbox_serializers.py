@@ -13,7 +13,7 @@ from webhooks.states import DeliveryState
 
 _FAILED_HELP = "How many were not found, were cancelled, or are not under the lease."
 _COUNTS_HELP = "what was acknowledged before counts, too"
-_AT_HELP = "of one that is `already_acknowledged`, when that was; null for a failure"
+_AT_HELP = "null for one that is `already_acknowledged`, and for a failure"
 _ACKNOWLEDGED_AT_HELP = "When it was acknowledged"
 _RESULTS_HELP = "What became of each item, in the order of the request: first `event_ids`, then `delivery_ids`."
 _INBOX_HELP = "The inbox's name; without one, the `default` inbox."

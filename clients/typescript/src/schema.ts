@@ -1996,7 +1996,7 @@ export interface components {
             status: components["schemas"]["InboxItemStatus"];
             /**
              * Format: date-time
-             * @description When its lease ends; of one that is `already_acknowledged`, when that was; null for a failure.
+             * @description When its lease ends; null for one that is `already_acknowledged`, and for a failure.
              */
             lease_expires_at: string | null;
         };
@@ -2019,7 +2019,7 @@ export interface components {
             status: components["schemas"]["InboxItemStatus"];
             /**
              * Format: date-time
-             * @description When it can be fetched again; of one that is `already_acknowledged`, when that was; null for a failure.
+             * @description When it can be fetched again; null for one that is `already_acknowledged`, and for a failure.
              */
             available_at: string | null;
         };

@@ -75,7 +75,10 @@ class FetchedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What became of one delivery.  at: when it was acknowledged, or its lease ends."""
+    """What became of one delivery.
+
+    at: when it was acknowledged, now or before; of one that was given back or extended now, when its lease ends.
+    """
 
     status: ItemStatus
     at: datetime.datetime | None = None
@@ -376,7 +379,10 @@ def _change(
 
 def _changed(rows: Sequence[_Row], changed: ItemStatus) -> dict[uuid.UUID, Changed]:
     """Return what became of each, and count it."""
-    found = {row.id: Changed(_became(row, changed), row.at) for row in rows}
+    found = {
+        row.id: Changed(_became(row, changed), row.at if row.is_changed or changed is ItemStatus.ACKNOWLEDGED else None)
+        for row in rows
+    }
     for status, number in collections.Counter(one.status for one in found.values()).items():
         CHANGES.inc(status.value, by=number)
     return found
