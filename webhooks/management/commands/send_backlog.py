@@ -24,8 +24,9 @@ from webhooks.upkeep.backlog_runs import BacklogRuns
 
 class Command(BaseCommand):
     help = (
-        "Sends the webhooks of subscriptions that have a backlog, until its standard input is closed. Workers start "
-        "this process by themselves when it is needed."
+        "Sends the webhooks of subscriptions that have a backlog, and works through retries, replays, and recoveries "
+        "of many deliveries, until its standard input is closed. Workers start this process by themselves when it is "
+        "needed."
     )
     requires_system_checks = ()  # see core/management/commands/rqworker.py
 
