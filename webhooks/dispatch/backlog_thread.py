@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 
 import structlog
 
@@ -11,7 +12,7 @@ log = structlog.get_logger()
 RETRY_SECONDS = 1.0
 
 
-class BacklogThread:
+class BacklogThread(ABC):
     """Runs `work` on a thread of its own after each `wake`, until `stop`.
 
     If `work` raises, that is logged, and it runs again a moment later.
@@ -22,9 +23,9 @@ class BacklogThread:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
+    @abstractmethod
     def work(self) -> None:
         """Do what there is to do, and return soon after `_stopping` is set."""
-        raise NotImplementedError
 
     def start(self) -> None:
         self._thread.start()

@@ -126,7 +126,7 @@ class Sender:
         """
         if not self._with_backlog_sender or not self.is_alive:
             return False
-        self._call(lambda: self._backlog_sender.take_over_runs())
+        self._call(self._backlog_sender.take_over_runs)
         return self._backlog_sender.is_ready
 
     def has_room(self) -> bool:

@@ -13,8 +13,7 @@ SLICE_SECONDS = 1.0
 class BacklogRuns(BacklogThread):
     """Advances runs until none has rows left.
 
-    It doesn't give way: rests between the chunks make others no faster, and a run three times slower
-    (`make bench SCENARIO=greedy-runs`).
+    It doesn't give way: rests between the chunks were tried, and made the run slower and others no faster.
     """
 
     def __init__(self) -> None:

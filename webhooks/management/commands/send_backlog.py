@@ -31,10 +31,10 @@ class Command(BaseCommand):
     requires_system_checks = ()  # see core/management/commands/rqworker.py
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Start the sender and the fan-out, then tell the worker every few seconds that this process is alive.
+        """Start the sender, the fan-out, and the thread for runs; then tell the worker that this process is alive.
 
-        A byte on the standard input wakes both, or says that there are runs to advance, or that others are served, to
-        whom this process gives way; the end of the input, and SIGTERM, end the process.
+        A byte on the standard input wakes the first two, or the third, or says that others are served, to whom this
+        process gives way; the end of the input, and SIGTERM, end the process.
         """
         prepare(sockets=settings.MAX_CONCURRENT_DELIVERIES)
         lower_priority()
