@@ -6,6 +6,7 @@ import datetime
 import re
 from pathlib import Path
 
+import django_rq
 import pytest
 from django.contrib import admin
 from django.contrib.admin import __file__ as django_admin
@@ -111,6 +112,7 @@ def test_no_rule_of_the_style_sheet_is_for_nothing() -> None:
             CONSOLE,
             *(WEBHOOKS / name for name in ("display", "static", "templates")),
             Path(django_admin).parent,
+            Path(django_rq.__file__).parent / "templates",
         )
         for path in root.rglob("*")
         if path.suffix in {".py", ".html", ".js"}
