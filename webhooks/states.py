@@ -167,19 +167,18 @@ def with_state(rows: QuerySet[Subscription]) -> QuerySet[Subscription]:
     last_error, last_status_code; next_attempt_at: when the next attempt is planned, none while it is disabled.
     """
     active = Q(is_active=True, deleted_at=None)
-    first_pending = (
+    # The queue's own time is later only while a rate limit makes it wait.  GREATEST ignores what is NULL.
+    attempt_at = Greatest("next_attempt_at", OuterRef("queue__next_due_at"), OuterRef("queue__paused_until"))
+    # Named once in the query: the planner looks at each partition of the deliveries wherever it is named.
+    first_attempt = (
         Delivery.objects.filter(
             subscription_id=OuterRef("pk"), status=DeliveryStatus.PENDING, next_attempt_at__lt=PARKED_FROM
         )
-        .order_by("next_attempt_at").values("next_attempt_at")[:1]
+        .order_by("next_attempt_at").values(attempt_at=attempt_at)[:1]
     )  # fmt: skip
     nothing = Value(None, DateTimeField())
-    is_sent_to = (
-        active & Q(first_pending_at__isnull=False, kind=DestinationKind.HTTP)
-        if not settings.DISABLE_WEBHOOK_DELIVERY
-        else Q(pk__in=[])
-    )
-    return rows.alias(first_pending_at=Subquery(first_pending)).annotate(
+    is_sent_to = active & Q(kind=DestinationKind.HTTP) if not settings.DISABLE_WEBHOOK_DELIVERY else Q(pk__in=[])
+    return rows.annotate(
         state=Case(
             *(When(condition, then=Value(name)) for name, condition in _CONDITIONS.items()),
             default=Value(SubscriptionState.ACTIVE.value),
@@ -203,9 +202,5 @@ def with_state(rows: QuerySet[Subscription]) -> QuerySet[Subscription]:
         last_failure_at=F("queue__last_failure_at"),
         last_error=F("queue__last_error"),
         last_status_code=Case(default=F("queue__last_status_code"), output_field=IntegerField()),
-        # The queue's own time is later only while a rate limit makes it wait.  GREATEST ignores what is NULL.
-        next_attempt_at=Case(
-            When(is_sent_to, then=Greatest("first_pending_at", "queue__next_due_at", "queue__paused_until")),
-            default=nothing,
-        ),
+        next_attempt_at=Case(When(is_sent_to, then=Subquery(first_attempt)), default=nothing),
     )

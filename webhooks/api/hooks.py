@@ -176,7 +176,10 @@ class HookViewSet(OrganizationViewSet[Subscription]):
     }
 
     def own_rows(self, request: Request) -> QuerySet[Subscription]:
-        return with_state(rest_hooks.of_organization(caller_of(request).organization_id))
+        return rest_hooks.of_organization(caller_of(request).organization_id)
+
+    def shown_rows(self, request: Request) -> QuerySet[Subscription]:
+        return with_state(self.own_rows(request))
 
     @extend_schema(
         operation_id="listHooks",
@@ -189,7 +192,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
         """List the active hooks, newest first. Use `target_url` to find out whether a URL is subscribed."""
         parameters = parse_parameters(request, {"target_url": url_parameter, **PAGE_PARAMETERS})
         # One that is disabled is left out: a platform that finds a hook doesn't subscribe.
-        rows = self.own_rows(request).filter(is_active=True)
+        rows = self.shown_rows(request).filter(is_active=True)
         if "target_url" in parameters:
             rows = rows.filter(url=parameters["target_url"])
         return Response(page(rows, parameters, _render))
@@ -227,7 +230,7 @@ class HookViewSet(OrganizationViewSet[Subscription]):
                     request, "subscription.enable", subscription.id, name=subscription.url
                 ),
             )
-        shown = SubscribedHookSerializer(self.own_row(request, subscription.id), context={"secret": secret})
+        shown = SubscribedHookSerializer(self.shown_row(request, subscription.id), context={"secret": secret})
         location = full_path(f"/api/subscriptions/{subscription.id}")
         return Response(dict(shown.data), 201 if secret else 200, headers={"Location": location})
 

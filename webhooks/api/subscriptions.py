@@ -133,7 +133,10 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
     }
 
     def own_rows(self, request: Request) -> QuerySet[Subscription]:
-        return with_state(subscriptions.of_organization(caller_of(request).organization_id))
+        return subscriptions.of_organization(caller_of(request).organization_id)
+
+    def shown_rows(self, request: Request) -> QuerySet[Subscription]:
+        return with_state(self.own_rows(request))
 
     @extend_schema(
         operation_id="listSubscriptions",
@@ -158,7 +161,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             **PAGE_PARAMETERS,
         }
         parameters = parse_parameters(request, parsers)
-        rows = self.own_rows(request).filter(
+        rows = self.shown_rows(request).filter(
             **{name: parameters[name] for name in ("url", "host", "uid") if name in parameters}
         )
         if "state" in parameters:
@@ -210,7 +213,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
             ) from None
         except IntegrityError as error:
             raise _taken(caller_of(request).organization_id, serializer.validated_data, error) from None
-        subscription = self.own_row(request, subscription.id)
+        subscription = self.shown_row(request, subscription.id)
         context = {"secret": shown_once(secret, serializer.validated_data)}
         return Response(
             dict(NewSubscriptionSerializer(subscription, context=context).data),
@@ -226,7 +229,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
     )
     def retrieve(self, request: Request, subscription_id: uuid.UUID) -> Response:
         """Return the subscription."""
-        return Response(render_subscription(self.own_row(request, subscription_id)))
+        return Response(render_subscription(self.shown_row(request, subscription_id)))
 
     @extend_schema(
         operation_id="changeSubscription",
@@ -261,7 +264,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
                 )  # fmt: skip
         except IntegrityError as error:
             raise _taken(caller_of(request).organization_id, changes, error) from None
-        return Response(render_subscription(self.own_row(request, subscription_id)))
+        return Response(render_subscription(self.shown_row(request, subscription_id)))
 
     @extend_schema(
         operation_id="deleteSubscription",
@@ -286,7 +289,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         """Enable the subscription and deliver what was held for it."""
         subscription = self.own_row(request, subscription_id)
         subscriptions.enable(subscription, audit=_auditor(request, "subscription.enable", subscription))
-        return Response(render_subscription(self.own_row(request, subscription_id)))
+        return Response(render_subscription(self.shown_row(request, subscription_id)))
 
     @extend_schema(
         operation_id="disableSubscription",
@@ -307,7 +310,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
         reason = serializer.validated_data["reason"].strip()
         audit = _auditor(request, "subscription.disable", subscription, reason=reason)
         subscriptions.disable(subscription, reason, audit=audit)
-        return Response(render_subscription(self.own_row(request, subscription_id)))
+        return Response(render_subscription(self.shown_row(request, subscription_id)))
 
     @extend_schema(
         operation_id="rotateSecret",
@@ -346,7 +349,7 @@ class SubscriptionViewSet(OrganizationViewSet[Subscription]):
                 request, "subscription.rotate_secret", subscription.id, dict(serializer.validated_data),
                 name=subscription.url,
             )  # fmt: skip
-        subscription = self.own_row(request, subscription_id)
+        subscription = self.shown_row(request, subscription_id)
         given = {name: value for name, value in chosen.items() if value is not None}
         context = {"secret": shown_once(secret, given), "overlap": overlap}
         return Response(dict(RotatedSubscriptionSerializer(subscription, context=context).data))

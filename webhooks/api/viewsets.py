@@ -39,9 +39,20 @@ class OrganizationViewSet(ViewSet, Generic[M], ABC):
     def own_rows(self, request: Request) -> QuerySet[M]:
         """Return the rows of the caller's organization."""
 
+    def shown_rows(self, request: Request) -> QuerySet[M]:
+        """Return the rows of the caller's organization, with what a response shows beside their columns."""
+        return self.own_rows(request)
+
     def own_row(self, request: Request, row_id: uuid.UUID) -> M:
         """Return one row of the caller's organization.  Raises Problem 404."""
-        row: Any = self.own_rows(request).filter(pk=row_id).first()
+        return self._only(self.own_rows(request), row_id)
+
+    def shown_row(self, request: Request, row_id: uuid.UUID) -> M:
+        """Return one of `shown_rows`, as it is by now.  Raises Problem 404."""
+        return self._only(self.shown_rows(request), row_id)
+
+    def _only(self, rows: QuerySet[M], row_id: uuid.UUID) -> M:
+        row: Any = rows.filter(pk=row_id).first()
         if row is None:
             raise no_such(self.what)
         found: M = row
