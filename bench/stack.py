@@ -136,8 +136,12 @@ class BenchStack(Stack):
         wake(EVENTS)
 
     def settle_tables(self) -> None:
-        """Vacuum and analyze, as autovacuum would have after a while."""
+        """Vacuum and analyze, as autovacuum would have after a while, and write to the disk what is still to be written.
+
+        Otherwise the disk works off the set-up during the measurement, and each commit waits for that.
+        """
         self.sql("VACUUM ANALYZE events_event, webhooks_delivery, webhooks_deliveryattempt, webhooks_subscriptionqueue")
+        self.sql("CHECKPOINT")
 
     def wait_until(self, statement: str, parameters: Any = None) -> None:
         """Wait until the statement's first value is true.  Raises TimeoutError."""
