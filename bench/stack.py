@@ -136,7 +136,7 @@ class BenchStack(Stack):
         wake(EVENTS)
 
     def settle_tables(self) -> None:
-        """Vacuum and analyze, as autovacuum would have after a while, and write to the disk what is still to be written.
+        """Vacuum and analyze, as autovacuum would have after a while, and write what is dirty to the disk.
 
         Otherwise the disk works off the set-up during the measurement, and each commit waits for that.
         """
