@@ -152,8 +152,15 @@ def _webhook(
     schema: Schema,
     example: Any,
     headers: Sequence[Schema] = (),
+    others: Schema | None = None,
 ) -> OpenApiWebhook:
-    """Return the request that an endpoint receives in one format.  headers: what the format has beside the others."""
+    """Return the request that an endpoint receives in one format.
+
+    headers: what the format has beside the others.  others: the schema of bodies of other media types, if it has any.
+    """
+    content = {media_type: {"schema": schema, "example": example}}
+    if others is not None:
+        content["*/*"] = {"schema": others}
     suffix = name.removeprefix("event")
     return OpenApiWebhook(
         name=name,
@@ -167,11 +174,18 @@ def _webhook(
                 else "The request that your endpoint receives",
                 "description": f"{description} {_VERIFY}",
                 "parameters": [*_STANDARD_HEADERS, *headers],
-                "requestBody": {"required": True, "content": {media_type: {"schema": schema, "example": example}}},
+                "requestBody": {"required": others is None, "content": content},
                 "responses": _RESPONSES,
             }
         },
     )
+
+
+# The data alone, of an event that came as a CloudEvent; one without data makes a request without a body.
+_OTHER_DATA: Schema = {
+    "description": "The data of an event that came as a CloudEvent, with its own `datacontenttype`: text or bytes if "
+    "it isn't JSON; no body if it has no data."
+}
 
 
 def _component(name: str) -> Schema:
@@ -217,6 +231,7 @@ binary_cloud_event_webhook = _webhook(
         _sent_header("ce-type", "The event's type, percent-encoded as the HTTP binding asks.", "order.created"),
         _sent_header("ce-time", _CLOUD_EVENT_TIME, _TIME),
     ],
+    _OTHER_DATA,
 )
 legacy_webhook = _webhook(
     "eventAsLegacy",
@@ -226,7 +241,9 @@ legacy_webhook = _webhook(
     _component("LegacyBody"),
     {"event_id": _EVENT_ID, "event_type": "order.created", "payload": _DATA, "created_at": _TIME},
 )
-raw_webhook = _webhook("eventAsData", "raw", "The event's data alone.", "application/json", _DATA_SCHEMA, _DATA)
+raw_webhook = _webhook(
+    "eventAsData", "raw", "The event's data alone.", "application/json", _DATA_SCHEMA, _DATA, others=_OTHER_DATA
+)
 transformed_webhook = _webhook(
     "eventAsTransformed",
     "transform",
