@@ -27,11 +27,11 @@ $(STAMP): requirements.txt requirements-otel.txt requirements-dev.txt
 run: $(STAMP) ## start everything and send a first webhook; Ctrl-C stops it (PORT=8000)
 	@exec $(PY) -m devstack.run
 
-test: $(STAMP) ## run every test, on its own servers
+test: $(STAMP) ## run every test that isn't slow, on its own servers
 	@exec $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
-coverage: $(STAMP) ## run every test and count the lines and branches that they reach, which takes half as long again
-	@exec $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+coverage: $(STAMP) ## run the slow tests, too, and count the lines and branches that all of them reach
+	@exec $(PY) -m pytest -m "not bench" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
 
 lint: $(STAMP) ## check the code with ruff and mypy, and the links of the documentation
 	@$(PY) -m ruff check .
@@ -90,7 +90,8 @@ workflows-check: ## check the workflows of GitHub with actionlint, which needs G
 bench-check: $(STAMP) ## test the benchmarks
 	@exec $(PY) -m pytest -m bench tests/bench
 
-soak: $(STAMP) ## kill processes and servers under load, and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
+soak: $(STAMP) ## run the slow tests, then kill processes and servers under load and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
+	@$(PY) -m pytest -m slow -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 	@exec $(PY) -m soak
 
 upgrade-check: $(STAMP) ## upgrade from the version before (FROM=v1.0.0) under load, and check that nothing is lost

@@ -100,6 +100,7 @@ class Operator:
             )
 
 
+@pytest.mark.slow
 def test_what_failed_for_one_organization_in_the_last_hour_why_and_again(
     staff_tab: Watched, site: str, demo: Demo
 ) -> None:
@@ -239,6 +240,7 @@ def test_a_test_event_s_outcome_is_on_the_page(staff_tab: Watched, site: str, de
     assert "418" in staff_tab.page.inner_text(".messagelist")
 
 
+@pytest.mark.slow
 def test_no_page_is_wider_than_the_window(staff_tab: Watched, site: str, demo: Demo) -> None:
     page = staff_tab.page
     long_name = Organization.objects.get(name__startswith="The Northern").pk

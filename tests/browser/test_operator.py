@@ -193,6 +193,7 @@ def test_who_revoked_a_key_and_why_is_two_clicks_away(world: World, desk: Desk) 
     desk.look("audit")
 
 
+@pytest.mark.slow
 def test_confirmations_show_what_others_sent_as_text(db: None, desk: Desk, canary: str) -> None:
     for turn in (0, 5):
         rows = make_hostile_rows(canary, turn % len(PAYLOADS))

@@ -98,6 +98,7 @@ def shop(db: None) -> Organization:
     return organization
 
 
+@pytest.mark.slow
 def test_a_tenant_repairs_an_endpoint_with_the_keyboard_alone(tab: Watched, site: str, shop: Organization) -> None:
     page = tab.page
     page.set_viewport_size({"width": 390, "height": 844})
@@ -196,6 +197,7 @@ def test_a_tenant_repairs_an_endpoint_with_the_keyboard_alone(tab: Watched, site
     assert all("403" in alarm for alarm in tab.alarms())
 
 
+@pytest.mark.slow
 def test_the_pages_fit_a_phone_and_hostile_words_stay_words(tab: Watched, site: str, db: None, canary: str) -> None:
     rows = make_hostile_rows(canary, 3)
     organization = next(row for row in rows if isinstance(row, Organization))
@@ -339,6 +341,7 @@ def framed_site(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory)
 _pages: dict[str, Any] = {}
 
 
+@pytest.mark.slow
 def test_it_works_in_the_frame_of_an_allowed_site_and_in_no_other(
     chromium: Browser, framed_site: tuple[str, str, Path], shop: Organization, httpserver: Any
 ) -> None:

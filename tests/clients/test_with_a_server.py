@@ -70,6 +70,7 @@ def until(read: Callable[[], Any], otherwise: str) -> Any:
 # --- the client -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_event_arrives_verified_and_its_delivery_can_be_read(client: Client, event_type: str) -> None:
     with Receiver() as receiver:
         made = client.subscriptions.create(receiver.url("/hook"), [event_type], description="Orders")
@@ -682,6 +683,7 @@ def test_the_first_minute_of_the_readme(page: Callable[[str], Page], installatio
     assert demo.call("DELETE", f"/api/subscriptions/{subscription[1]}").status == 204
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_clients_page(page: Callable[[str], Page]) -> None:
     guide = page("docs/clients.md")
     assert guide.sh(0).splitlines() == page("README.md").sh(0).splitlines()[:2]

@@ -43,6 +43,7 @@ def _organizations(stack: Stack) -> list[str]:
     return [row[0] for row in stack.sql("SELECT name FROM orgs_organization")]
 
 
+@pytest.mark.slow
 def test_data_of_older_migrations_is_deleted_and_any_other_stays(old: Stack) -> None:
     assert not old.migrate(), "there was nothing"
     made_by = _made_by(old)

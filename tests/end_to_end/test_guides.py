@@ -320,6 +320,7 @@ def test_the_guide_to_migrating(system: Stack) -> None:
     assert json.loads(again.stdout)["code"] == "uid_taken"
 
 
+@pytest.mark.slow
 def test_the_guide_to_backups(system: Stack, tmp_path: Path) -> None:
     programs = postgres_programs()
     if not (programs / "pg_restore").exists():

@@ -42,6 +42,7 @@ def is_served(url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_the_counters_of_four_web_processes_and_two_workers_survive_kills(stack: Stack, tmp_path: Path) -> None:
     port = free_port()
     env = {"METRICS_DIR": str(tmp_path), "METRICS_TOKEN": TOKEN, "METRICS_BIND": f"127.0.0.1:{port}"}

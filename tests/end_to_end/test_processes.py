@@ -55,6 +55,7 @@ def test_two_workers_send_every_delivery_of_2000_events_to_3_subscriptions_once(
     assert stack.sql("SELECT count(*) FROM webhooks_deliveryattempt WHERE error = ''") == [(6_000,)]
 
 
+@pytest.mark.slow
 def test_a_replay_after_a_receiver_s_outage_delivers_exactly_what_failed(stack: Stack, account: Account) -> None:
     down = False
 
@@ -92,6 +93,7 @@ def test_a_replay_after_a_receiver_s_outage_delivers_exactly_what_failed(stack: 
     assert causes == [("replay", 20), ("schedule", 30)]
 
 
+@pytest.mark.slow
 def test_a_key_from_the_command_works_alone_and_ends_on_every_process_at_once(stack: Stack, account: Account) -> None:
     stack.start_web(workers=4)
     made = _manage(stack, "create_org", "Captured")
@@ -108,6 +110,7 @@ def test_a_key_from_the_command_works_alone_and_ends_on_every_process_at_once(st
     assert account.call("GET", "/api/me").status == 200
 
 
+@pytest.mark.slow
 def test_with_deliveries_switched_off_they_wait_and_go_out_when_it_is_over(
     stack: Stack, account: Account, receiver: Receiver
 ) -> None:
@@ -140,6 +143,7 @@ def test_a_wrong_setting_ends_the_worker_with_one_line(stack: Stack) -> None:
     assert "MAX_CONCURRENT_DELIVERIES is wrong: expected a whole number" in line
 
 
+@pytest.mark.slow
 def test_health_says_what_is_true_while_work_is_under_way(stack: Stack, account: Account) -> None:
     stack.start_web(workers=1)
     stack.start_workers({})

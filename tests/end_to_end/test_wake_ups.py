@@ -26,6 +26,7 @@ def _store_event(stack: Stack, account: Account) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["signal", "RQ job", "sweep"])
 def test_each_way_of_waking_a_worker_suffices(stack: Stack, account: Account, receiver: Receiver, how: str) -> None:
     stack.start_web(workers=1)

@@ -37,6 +37,7 @@ def assert_even(shares: list[int]) -> None:
     assert max(shares) <= 2 * min(shares), shares
 
 
+@pytest.mark.slow
 def test_the_processes_have_the_same_number_of_connections(stack: Stack) -> None:
     stack.start_web(workers=3)
     port, master = int(stack.url.rpartition(":")[2]), stack.web.process.pid

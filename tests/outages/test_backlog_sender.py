@@ -112,6 +112,7 @@ def test_each_of_a_worker_s_two_processes_sends_for_its_own_queues(
     )
 
 
+@pytest.mark.slow
 def test_a_worker_whose_second_process_is_killed_sends_for_all_and_starts_another(
     stack: Stack, account: Account, receiver: Receiver
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_run_that_takes_longer_than_a_slice_is_advanced_by_the_second_process(
     assert stack.sql("SELECT count(*), count(DISTINCT event_id) FROM webhooks_delivery") == [(EVENTS, EVENTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_process_whose_worker_ends_gives_back_what_it_has_claimed_and_ends(
     stack: Stack, account: Account, receiver: Receiver, how: signal.Signals

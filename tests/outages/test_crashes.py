@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+
 from devstack.stack import Stack
 from devstack.waiting import wait_until
 from tests.system import Account
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_a_wake_up_leaves_nothing_of_it_in_redis(stack: Stack, account: Account) -> None:
     stack.start_web(workers=1)
     assert account.post_event().status == 202

@@ -65,6 +65,7 @@ def test_without_postgresql_the_api_says_503_with_retry_after_and_accepts_nothin
         assert "Traceback" not in log_of(running, name, start)
 
 
+@pytest.mark.slow
 def test_web_and_worker_that_start_before_postgresql_wait_for_it_and_say_so(
     stack: Stack, account: Account, receiver: Receiver
 ) -> None:
@@ -93,6 +94,7 @@ def test_web_and_worker_that_start_before_postgresql_wait_for_it_and_say_so(
         worker.stop()
 
 
+@pytest.mark.slow
 def test_a_response_that_comes_while_postgresql_is_away_is_recorded_when_it_is_back(
     running: Stack, account: Account, receiver: Receiver
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_response_that_comes_while_postgresql_is_away_is_recorded_when_it_is_b
     assert receiver.count == 1
 
 
+@pytest.mark.slow
 def test_no_database_transaction_is_open_while_a_receiver_thinks(
     running: Stack, account: Account, receiver: Receiver
 ) -> None:

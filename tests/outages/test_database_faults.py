@@ -36,6 +36,7 @@ def _waits_for_a_lock(stack: Stack) -> bool:
     return bool(stack.sql("SELECT 1 FROM pg_stat_activity WHERE usename = 'web' AND wait_event_type = 'Lock'"))
 
 
+@pytest.mark.slow
 def test_when_the_pool_is_exhausted_requests_get_503_and_what_got_a_connection_is_served(
     stack: Stack, account: Account, web_log: int
 ) -> None:
@@ -58,6 +59,7 @@ def test_when_the_pool_is_exhausted_requests_get_503_and_what_got_a_connection_i
     assert "Traceback" not in log_of(stack, "web", web_log)
 
 
+@pytest.mark.slow
 def test_events_that_come_while_a_commit_waits_are_accepted_when_it_ends(stack: Stack, account: Account) -> None:
     stack.start_web(workers=1)
     with stack.connect() as blocker, ThreadPoolExecutor(8) as pool:
@@ -96,6 +98,7 @@ def test_a_deadlock_is_tried_again_and_nothing_is_stored_twice(stack: Stack, acc
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_a_serialization_failure_is_repeated_or_gets_503(stack: Stack, account: Account, web_log: int) -> None:
     """An operator may set the level for the role; then PostgreSQL refuses what it would merge otherwise."""
     stack.sql("ALTER ROLE web SET default_transaction_isolation = 'repeatable read'")
@@ -196,6 +199,7 @@ def _fill(ballast: Path) -> None:
     assert shutil.disk_usage(ballast).free == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_gets_503_and_nothing_half_written(
     stack: Stack, account: Account, full_disk: None, web_log: int
 ) -> None:
@@ -220,6 +224,7 @@ def test_a_full_disk_gets_503_and_nothing_half_written(
     assert "Traceback" not in log
 
 
+@pytest.mark.slow
 def test_a_crash_between_the_dedup_id_and_the_response_never_makes_a_retry_look_like_a_duplicate_of_nothing(
     stack: Stack, account: Account
 ) -> None:

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
+
 from devstack.http_receiver import Receiver, Response
 from devstack.stack import Stack
 from devstack.waiting import wait_until
@@ -69,6 +71,7 @@ def _refuses_connections(account: Account) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_reloading_gunicorn_under_load_drops_no_request(stack: Stack, account: Account) -> None:
     web = stack.start_web(workers=2)
     stopping = threading.Event()
@@ -124,6 +127,7 @@ def test_sigterm_lets_a_worker_finish_what_is_on_the_wire_and_nothing_is_sent_tw
     assert stack.sql("SELECT DISTINCT status, attempt_count FROM webhooks_delivery") == [("delivered", 1)]
 
 
+@pytest.mark.slow
 def test_a_worker_that_ends_gives_its_leases_back_at_once(stack: Stack, account: Account, receiver: Receiver) -> None:
     receiver.behavior = lambda request, number: Response(delay=3600)
     stack.start_web(workers=1)
@@ -153,6 +157,7 @@ def test_a_worker_that_ends_gives_its_leases_back_at_once(stack: Stack, account:
     }
 
 
+@pytest.mark.slow
 def test_workers_are_told_apart_by_random_names_and_not_by_process_ids(stack: Stack) -> None:
     stack.start_workers({}, {})
 
@@ -167,6 +172,7 @@ def test_workers_are_told_apart_by_random_names_and_not_by_process_ids(stack: St
     wait_until(lambda: len(names() - known) == 2, "the new workers took no new names")
 
 
+@pytest.mark.slow
 def test_a_recovery_goes_on_when_the_processes_that_began_it_are_killed(
     stack: Stack, account: Account, receiver: Receiver
 ) -> None:

@@ -107,6 +107,7 @@ def _tables(stack: Stack) -> list[str]:
         return [row[0] for row in rows]
 
 
+@pytest.mark.slow
 def test_every_migration_can_be_taken_back_and_done_again(stack: Stack, env: dict[str, str]) -> None:
     processes.manage("migrate", "--verbosity", "0", env=env)
     there = _tables(stack)
@@ -135,6 +136,7 @@ with connection.schema_editor(atomic=False) as editor:
 """
 
 
+@pytest.mark.slow
 def test_while_indexes_are_built_the_old_code_goes_on_writing(stack: Stack, env: dict[str, str]) -> None:
     processes.manage("migrate", "--verbosity", "0", env=env)
     url = stack.postgres.url(DATABASE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from standardwebhooks import Webhook
 
 from devstack.http_receiver import Receiver, Response
@@ -12,6 +13,7 @@ from devstack.waiting import wait_until
 from tests.system import Account
 
 
+@pytest.mark.slow
 def test_a_worker_killed_before_it_told_loses_no_notification(
     stack: Stack, account: Account, receiver: Receiver
 ) -> None:

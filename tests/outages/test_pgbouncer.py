@@ -25,6 +25,8 @@ from tests.system import (
     wait_until_settled,
 )
 
+pytestmark = pytest.mark.slow
+
 EVENTS = 200
 SETTINGS = {"DB_PREPARED_STATEMENTS": "false", "DELIVERY_TIMEOUT": "3s", "LEASE_MARGIN": "2s", "DB_POOL_TIMEOUT": "5s"}
 

@@ -38,7 +38,7 @@ def _is_healthy(account: Account) -> bool:
     return status == 200 and document["status"] == "healthy" and document["workers"] == 1
 
 
-@pytest.mark.parametrize("how", ["killed", "frozen"])
+@pytest.mark.parametrize("how", ["killed", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_without_redis_events_are_accepted_and_delivered_and_nothing_needs_a_restart_when_it_is_back(
     running: Stack, account: Account, receiver: Receiver, how: str
 ) -> None:
@@ -76,6 +76,7 @@ def test_without_redis_events_are_accepted_and_delivered_and_nothing_needs_a_res
     assert "Traceback" not in log_of(running, "web", started)
 
 
+@pytest.mark.slow
 def test_a_flushed_redis_knows_its_workers_again_and_loses_no_event(
     running: Stack, account: Account, receiver: Receiver
 ) -> None:
@@ -122,6 +123,7 @@ def silent_redis() -> Iterator[SilentRedis]:
     silent.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [1, 8])
 def test_a_dead_redis_does_not_add_a_timeout_to_each_request(
     stack: Stack, account: Account, silent_redis: SilentRedis, at_once: int
@@ -138,6 +140,7 @@ def test_a_dead_redis_does_not_add_a_timeout_to_each_request(
     assert 1 <= silent_redis.connections <= at_once + 2 * (lasted / PAUSE_SECONDS + 1)
 
 
+@pytest.mark.slow
 def test_without_redis_rates_are_still_limited_and_keys_still_checked(running: Stack, account: Account) -> None:
     other = open_account(running, "Other")
     running.sql("UPDATE orgs_organization SET events_per_minute = 5 WHERE id = %s", (account.id,))

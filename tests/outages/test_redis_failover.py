@@ -25,6 +25,8 @@ from tests.system import Account, log_of, wait_until_settled
 from tests.webhooks.helpers import raw_server
 from triggers_project.start_checks import CLUSTER
 
+pytestmark = pytest.mark.slow
+
 
 def _healthy(account: Account) -> bool:
     answer = account.call("GET", "/api/health/detailed")

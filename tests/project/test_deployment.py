@@ -217,6 +217,7 @@ def _get(port: int, path: str, **headers: str) -> tuple[int, Any, str]:
         return answer.status, answer.headers, answer.read().decode()
 
 
+@pytest.mark.slow
 def test_the_web_container_serves_is_healthy_and_stops(container: Container) -> None:
     command = re.search(r"^CMD (\[.*\])$", DOCKERFILE, re.M)
     check = re.search(r"HEALTHCHECK .*?CMD (\[.*\])$", DOCKERFILE, re.M)

@@ -93,6 +93,7 @@ def denied_by_postgresql() -> Callable[[], list[str]]:
     return denied
 
 
+@pytest.mark.slow
 def test_the_roles_may_do_no_more_than_it_says(env: dict[str, str]) -> None:
     for statement in (
         "CREATE TABLE mine (id int)",
@@ -122,6 +123,7 @@ def test_the_roles_may_do_no_more_than_it_says(env: dict[str, str]) -> None:
     assert not unreadable, "the documentation forgets sequences"
 
 
+@pytest.mark.slow
 def test_everything_works_with_the_documented_rights(
     env: dict[str, str], redis_server: Server, denied_by_postgresql: Callable[[], list[str]], tmp_path: Path
 ) -> None:

@@ -172,7 +172,13 @@ def behind_proxies(django_db_setup: None, tmp_path_factory: pytest.TempPathFacto
     process.stop()
 
 
-@pytest.fixture(params=["runserver", "proxy that passes the full path", "proxy that strips the prefix"])
+@pytest.fixture(
+    params=[
+        pytest.param("runserver", marks=pytest.mark.slow),
+        "proxy that passes the full path",
+        "proxy that strips the prefix",
+    ]
+)
 def mounted(request: Any, tmp_path: Path, db: None) -> Iterator[Browser]:
     """Return a browser that sees the application below PREFIX."""
     if request.param == "runserver":

@@ -37,6 +37,7 @@ def home() -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_accepted_event_arrives_whatever_is_killed(home: Path) -> None:
     done = _soak("--short", "--home", str(home), *ROUNDS, SOAK_SEED="20")
     assert done.returncode == 0, done.stdout + done.stderr
