@@ -6767,7 +6767,7 @@ export interface operations {
             path?: never;
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 /**
                  * @example {
@@ -6776,6 +6776,7 @@ export interface operations {
                  *     }
                  */
                 "application/json": unknown;
+                "*/*": unknown;
             };
         };
         responses: {
@@ -6940,7 +6941,7 @@ export interface operations {
             path?: never;
             cookie?: never;
         };
-        requestBody: {
+        requestBody?: {
             content: {
                 /**
                  * @example {
@@ -6949,6 +6950,7 @@ export interface operations {
                  *     }
                  */
                 "application/json": unknown;
+                "*/*": unknown;
             };
         };
         responses: {
