@@ -6,6 +6,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # More than there are cores: tests mostly wait for sockets, servers, and processes.
 TEST_PROCESSES ?= 4
+PYTEST = $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help run test coverage lint format clients clients-check docs docs-serve bench bench-check soak upgrade-check \
@@ -28,10 +29,10 @@ run: $(STAMP) ## start everything and send a first webhook; Ctrl-C stops it (POR
 	@exec $(PY) -m devstack.run
 
 test: $(STAMP) ## run every test that isn't slow, on its own servers
-	@exec $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	@exec $(PYTEST)
 
 coverage: $(STAMP) ## run the slow tests, too, and count the lines and branches that all of them reach
-	@exec $(PY) -m pytest -m "not bench" -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered
+	@exec $(PYTEST) -m "not bench" --cov --cov-report=term:skip-covered
 
 lint: $(STAMP) ## check the code with ruff and mypy, and the links of the documentation
 	@$(PY) -m ruff check .
@@ -91,7 +92,7 @@ bench-check: $(STAMP) ## test the benchmarks
 	@exec $(PY) -m pytest -m bench tests/bench
 
 soak: $(STAMP) ## run the slow tests, then kill processes and servers under load and check that nothing is lost (SOAK_SEED, SOAK_ROUNDS, SOAK_PGBOUNCER)
-	@$(PY) -m pytest -m slow -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+	@$(PYTEST) -m slow
 	@exec $(PY) -m soak
 
 upgrade-check: $(STAMP) ## upgrade from the version before (FROM=v1.0.0) under load, and check that nothing is lost

@@ -144,7 +144,10 @@ def greedy_runs(stack: BenchStack) -> list[Figure]:
 
 @dataclass(frozen=True)
 class _BesideRun:
-    """A round of `greedy_runs`; times in milliseconds."""
+    """A round of `greedy_runs`: the quiet organization's p95s and slowest event, in milliseconds.
+
+    refused: of its POSTs.  queued: deliveries that the greedy one's run has queued meanwhile.
+    """
 
     alone: float
     beside: float
@@ -154,6 +157,7 @@ class _BesideRun:
 
 
 def _beside_run(stack: BenchStack, what: str) -> _BesideRun:
+    """Measure the quiet organization alone, and then beside a run of the other one.  what: "retry" or "recovery"."""
     stack.reset()
     greedy, quiet = stack.tenant("Greedy"), stack.tenant("Quiet")
     with stack.receiver() as receiver, stack.running_web(), stack.running_worker():
