@@ -275,7 +275,8 @@ STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedStaticFilesStorage"},
 }
-WHITENOISE_USE_FINDERS = ENVIRONMENT == "development"
+# Found when they are asked for: changes show without a restart, and no process, nor a test's client, lists them first.
+WHITENOISE_USE_FINDERS = WHITENOISE_AUTOREFRESH = ENVIRONMENT == "development"
 
 # --- E-mail to the operator -----------------------------------------------------------------------
 EMAIL_USE_TLS = EMAIL_SECURITY == "starttls"

@@ -329,7 +329,7 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(data) + draw(st.sampled_from([b"", b"", b"\r\n", b"HTTP/1.1 200 OK\r\n\r\n"]))
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(damaged(), st.integers(1, 40))
 def test_damaged_responses_fail_alike_however_they_arrive_and_never_after_the_status(data: bytes, step: int) -> None:
     results = []
@@ -347,7 +347,7 @@ def test_damaged_responses_fail_alike_however_they_arrive_and_never_after_the_st
     assert results[0] == results[1] == results[2]
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(damaged())
 def test_no_connection_is_used_again_where_h11_sees_other_bounds(data: bytes) -> None:
     try:
