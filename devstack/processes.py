@@ -123,8 +123,13 @@ class Process:
 
 def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120.0, code: Code = OURS) -> str:
     """Run a management command and return what it printed.  Raises DevstackError when it fails."""
+    return run_python("manage.py", *arguments, env=env, timeout=timeout, code=code)
+
+
+def run_python(*arguments: str, env: Mapping[str, str] | None = None, timeout: float = 120.0, code: Code = OURS) -> str:
+    """Run a program of the checkout and return what it printed.  Raises DevstackError when it fails."""
     done = subprocess.run(
-        [code.python, "manage.py", *arguments],
+        [code.python, *arguments],
         cwd=code.root,
         env={**os.environ, **(env or {})},
         capture_output=True,
@@ -133,7 +138,7 @@ def manage(*arguments: str, env: Mapping[str, str] | None = None, timeout: float
         check=False,
     )
     if done.returncode:
-        raise DevstackError(f"manage.py {arguments[0]} failed: {reason(done.stderr)}")
+        raise DevstackError(f"{' '.join(arguments[:2])} failed: {reason(done.stderr)}")
     return done.stdout.strip()
 
 

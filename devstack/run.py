@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from devstack.demo_account import ADMIN_USER
 from devstack.errors import DevstackError
 from devstack.http_receiver import OK, Received, Receiver, Response, verify
 from devstack.locks import locked
-from devstack.processes import ROOT, manage
+from devstack.processes import ROOT, run_python
 from devstack.sockets import why_port_is_not_free
 from devstack.stack import ENVIRONMENT, Stack
 from devstack.supervisor import Child, how_it_ended
@@ -32,7 +33,6 @@ ENV_FILE = LOCAL / "env"
 DEMO_FILE = LOCAL / "demo.json"
 DELIVERY_SECONDS = 60
 LOOK_SECONDS = 0.5
-ADMIN_USER = "admin"
 
 # What the demo needs beside the defaults; anything set in the environment wins.
 DEFAULTS = {name: ENVIRONMENT[name] for name in ("ENVIRONMENT", "ALLOWED_HOSTS", "WEBHOOK_ALLOWED_SUBNETS")}
@@ -241,27 +241,9 @@ def check_servers(env: Mapping[str, str]) -> None:
         raise DevstackError(f"Redis does not respond at REDIS_URL: {error}") from None
 
 
-def ensure_admin(password: str) -> None:
-    """Make the admin user of the demo unless there is one."""
-    with contextlib.suppress(DevstackError):  # it is there
-        manage(
-            "createsuperuser", "--skip-checks", "--noinput", "--username", ADMIN_USER, "--email", "admin@example.com",
-            env={"DJANGO_SUPERUSER_PASSWORD": password},
-        )  # fmt: skip
-
-
-def ensure_key(base: str) -> Api:
-    """Return the API with a key of the demo organization, the remembered one if it still works."""
-    remembered = read_demo()
-    if remembered.get("key"):
-        api = Api(base, remembered["key"])
-        if api.call("GET", "/api/me")[0] == 200:
-            return api
-    with contextlib.suppress(DevstackError):  # it is there
-        manage("create_org", "Demo")
-    key = manage("create_api_key", "Demo", "--name", "make run")
-    write_private(DEMO_FILE, json.dumps({"key": key}))
-    return Api(base, key)
+def ensure_account() -> str:
+    """Make the demo's admin user and organization unless they are there; return an API key that works."""
+    return run_python("-m", "devstack.demo_account", env={"DEMO_KEY": read_demo().get("key", "")})
 
 
 def ensure_subscription(api: Api, url: str) -> dict[str, str]:
@@ -354,14 +336,14 @@ def _run_demo(port: int) -> int:
         check_servers(env)
         if run.stack.migrate():
             say("The local data was of older migrations and was deleted.")
-        manage("collectstatic", "--noinput", "--verbosity", "0")
-        ensure_admin(env["ADMIN_PASSWORD"])
+        key = ensure_account()
+        remembered = {**read_demo(), "key": key}
+        write_private(DEMO_FILE, json.dumps(remembered))
         say("Starting web and worker ...")
-        remembered = read_demo()
         secret: dict[str, str] = {"value": remembered.get("secret", "")}
         receiver = run.start_receiver(int(remembered.get("port", "0")), lambda: secret["value"])
         base = run.start_processes() + options["URL_PREFIX"]
-        api = ensure_key(base)
+        api = Api(base, key)
         # By name, so that a policy which refuses the address shows at the delivery, as it would in production.
         demo = ensure_subscription(api, f"http://localhost:{receiver.port}/webhooks")
         secret["value"] = demo.get("secret", "")

@@ -247,6 +247,7 @@ def test_the_page_comes_without_the_database() -> None:
     assert ("triggers_redis_up",) in found
 
 
+@pytest.mark.slow  # to unpack Prometheus in a fresh clone
 @pytest.mark.django_db
 def test_prometheus_own_tool_finds_nothing_to_improve() -> None:
     promtool, more = find("promtool")

@@ -279,10 +279,10 @@ def test_make_run_shows_a_first_webhook_stays_up_and_leaves_nothing_behind(clone
             beside.end()
 
 
-@pytest.fixture
-def clone(tmp_path: Path) -> Iterator[Clone]:
-    """Return a clone."""
-    made = Clone(tmp_path / "triggers")
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    """Return a clone, whose data the next start finds again."""
+    made = Clone(tmp_path_factory.mktemp("clone") / "triggers")
     yield made
     made.clean()
 

@@ -86,6 +86,7 @@ def _gives_way(stack: Stack, account: Account) -> bool:
     return '"gives_way"' in log_of(stack, "worker_1")
 
 
+@pytest.mark.slow
 def test_each_of_a_worker_s_two_processes_sends_for_its_own_queues(
     stack: Stack, account: Account, receiver: Receiver
 ) -> None:
@@ -142,6 +143,7 @@ def _slow_runs(stack: Stack, seconds: float) -> Iterator[None]:
         stack.sql("DROP FUNCTION slow_run CASCADE")
 
 
+@pytest.mark.slow
 def test_a_run_that_takes_longer_than_a_slice_is_advanced_by_the_second_process(
     stack: Stack, account: Account, receiver: Receiver
 ) -> None:

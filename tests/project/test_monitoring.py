@@ -34,6 +34,7 @@ def promtool(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow  # to unpack Prometheus in a fresh clone
 def test_the_rules_load_and_each_fires_when_it_should_and_no_other_with_it() -> None:
     promtool("check", "rules", "alerts.yml")
     promtool("check", "config", "--syntax-only", "prometheus.yml")

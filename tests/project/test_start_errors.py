@@ -251,7 +251,12 @@ FAULTS = ["password", "host", "database", "role", "migrations", "rights", "certi
 # The same code tells of them everywhere: a command has every fault, the other programs the most different ones.
 CASES = [
     *(("command", fault) for fault in FAULTS),
-    *((program, fault) for program in ("worker", "web") for fault in ("host", "migrations", "rights")),
+    *((program, "migrations") for program in ("worker", "web")),
+    *(
+        pytest.param(program, fault, marks=pytest.mark.slow)
+        for program in ("worker", "web")
+        for fault in ("host", "rights")
+    ),
 ]
 
 

@@ -55,7 +55,7 @@ def test_every_operation_answers_as_documented(name: str, key: str) -> None:
     beat()
 
     @seed(20260101)
-    @settings(max_examples=12, phases=[Phase.explicit, Phase.generate], derandomize=False, database=None)
+    @settings(max_examples=8, phases=[Phase.explicit, Phase.generate], derandomize=False, database=None)
     @given(case=OPERATIONS[name].as_strategy())
     def attack(case: Any) -> None:
         case.call_and_validate(headers={"X-API-Key": key}, checks=CHECKS)
@@ -88,7 +88,7 @@ def test_raw_bytes_are_never_a_server_error(key: str, path: str) -> None:
     client = Client(raise_request_exception=False)
 
     @seed(1)
-    @settings(max_examples=150, database=None)
+    @settings(max_examples=80, database=None)
     @given(body=BODIES, kind=st.sampled_from(["application/json", "application/x-ndjson", "text/plain", ""]))
     def attack(body: bytes, kind: str) -> None:
         response = client.generic("POST", path, body, content_type=kind, headers={"X-API-Key": key})
@@ -103,7 +103,7 @@ def test_raw_headers_and_queries_are_never_a_server_error(key: str) -> None:
     client = Client(raise_request_exception=False)
 
     @seed(2)
-    @settings(max_examples=150, database=None)
+    @settings(max_examples=80, database=None)
     @given(
         path=st.sampled_from(["/api/events", "/api/deliveries", "/api/audit", "/api/keys", "/api/schema"]),
         name=st.sampled_from(
@@ -135,7 +135,7 @@ def test_raw_paths_are_never_a_server_error(key: str) -> None:
     client = Client(raise_request_exception=False)
 
     @seed(3)
-    @settings(max_examples=150, database=None)
+    @settings(max_examples=80, database=None)
     @given(
         st.sampled_from(["/api/", "/api/events/", "/api/keys/", "/api/deliveries/", "/", "/static/", "/admin/"]),
         st.text(max_size=60),

@@ -359,7 +359,7 @@ def test_no_order_of_happenings_breaks_a_delivery(settings: Any) -> None:
 
 
 PROFILE = settings(
-    max_examples=25,
+    max_examples=15,
     stateful_step_count=25,
     phases=[Phase.generate],
     print_blob=True,
