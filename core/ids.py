@@ -28,6 +28,11 @@ def new_ids(count: int) -> list[str]:
     return [str(uuid7()) for _ in range(count)]
 
 
+def new_request_id() -> str:
+    """Return a fresh id for a request that brings none: a random UUID as text."""
+    return str(uuid_utils.uuid4())
+
+
 def derive_id(origin: uuid.UUID, part: uuid.UUID) -> uuid.UUID:
     """Return the id of what belongs to `origin` for `part`: always the same, and with the time of `origin`'s.
 

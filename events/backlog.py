@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -165,22 +165,23 @@ class BacklogEstimate:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: LRUCache[tuple[str, uuid.UUID], _Count] = LRUCache(2 * MOST_ORGANIZATIONS)
+        # Of each organization, the count for each of _BOUNDS.
+        self._counts: LRUCache[uuid.UUID, list[_Count]] = LRUCache(MOST_ORGANIZATIONS)
         self._shared = _Count()
 
     def is_stale(self, organization_id: uuid.UUID) -> bool:
         """Return whether a count for the organization is due again."""
         now = time.monotonic()
         with self._lock:
-            return any(self._count_of(bound, organization_id).stale_at <= now for bound in _BOUNDS)
+            return any(count.stale_at <= now for count in self._counts_of(organization_id))
 
     def is_recent(self, organization_id: uuid.UUID) -> bool:
         """Return whether every count for the organization is less than a minute old."""
         then = time.monotonic() - _RECENT_SECONDS
         with self._lock:
-            return all(self._count_of(bound, organization_id).counted_at > then for bound in _BOUNDS)
+            return all(count.counted_at > then for count in self._counts_of(organization_id))
 
-    def begin_refresh(self, organization_id: uuid.UUID, bounds: Iterable[_Bound] = _BOUNDS) -> list[_Stale]:
+    def begin_refresh(self, organization_id: uuid.UUID, bounds: Sequence[_Bound] = _BOUNDS) -> list[_Stale]:
         """Return which counts of `bounds` are stale, for `finish_refresh`; meanwhile other requests use the old ones.
 
         What is added from now on may not be committed when it is counted.  So this is called before `add`, also if
@@ -189,9 +190,8 @@ class BacklogEstimate:
         now = time.monotonic()
         stale = []
         with self._lock:
-            for bound in bounds:
-                count = self._count_of(bound, organization_id)
-                if count.stale_at <= now:
+            for bound, count in zip(_BOUNDS, self._counts_of(organization_id), strict=True):
+                if bound in bounds and count.stale_at <= now:
                     count.stale_at = now + _FRESH_SECONDS
                     stale.append(_Stale(bound, count, count.added))
         return stale
@@ -220,13 +220,13 @@ class BacklogEstimate:
         A batch may exceed a bound; then the next one may not.
         """
         with self._lock:
-            counts = [(bound, self._count_of(bound, organization_id)) for bound in _BOUNDS]
-            for bound, count in counts:
+            counts = self._counts_of(organization_id)
+            for bound, count in zip(_BOUNDS, counts, strict=True):
                 if count.length >= bound.limit():
                     problem = bound.refusal(bound.limit())
                     _log_now_and_then(count, organization_id, problem)
                     return problem
-            for bound, count in counts:
+            for bound, count in zip(_BOUNDS, counts, strict=True):
                 if bound.counts_events:
                     count.length += events
                     count.added += events
@@ -238,13 +238,13 @@ class BacklogEstimate:
             self._counts.clear()
             self._shared = _Count()
 
-    def _count_of(self, bound: _Bound, organization_id: uuid.UUID) -> _Count:
-        if bound.is_shared:
-            return self._shared
-        count = self._counts.get((bound.name, organization_id))
-        if count is None:
-            count = self._counts[bound.name, organization_id] = _Count()
-        return count
+    def _counts_of(self, organization_id: uuid.UUID) -> list[_Count]:
+        """Return the count for each of _BOUNDS, in their order."""
+        counts = self._counts.get(organization_id)
+        if counts is None:
+            counts = [self._shared if bound.is_shared else _Count() for bound in _BOUNDS]
+            self._counts[organization_id] = counts
+        return counts
 
 
 def _log_now_and_then(count: _Count, organization_id: uuid.UUID, problem: Problem) -> None:

@@ -7,6 +7,8 @@ import re
 import uuid
 from dataclasses import dataclass
 
+import uuid_utils
+
 from core.tracing import current_span_id
 
 MAX_TRACESTATE_CHARACTERS = 512
@@ -46,7 +48,7 @@ def pack_request_id(request_id: str) -> bytes:
     """Return a request id in few bytes: a UUID, which most are, as 16 bytes, and any other as its characters."""
     if len(request_id) == 36:
         try:
-            parsed = uuid.UUID(request_id)
+            parsed = uuid_utils.UUID(request_id)
         except ValueError:
             pass
         else:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import resource
 import sys
-import uuid
 from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
@@ -124,9 +123,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def _bad_request(self, detail: str) -> bytes:
         """Return a whole 400 response."""
         # Not above: the class is imported by gunicorn's master, which would keep the application's modules on a reload.
+        from core.ids import new_request_id
         from core.problems import MEDIA_TYPE, Problem, document
 
-        request_id = str(uuid.uuid4())
+        request_id = new_request_id()
         body = orjson.dumps(document(SimpleNamespace(request_id=request_id), Problem("bad_request", detail)))
         headers = {
             b"content-type": MEDIA_TYPE.encode(),

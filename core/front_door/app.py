@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Protocol, cast
@@ -25,6 +24,7 @@ from core.exceptions import problem_for
 from core.front_door.http import ASGIScope, ClientGone, Receive, Request, Response, Send, Stream
 from core.front_door.wsgi_bridge import WSGIApplication, WSGIBridge
 from core.giving_way import Rests
+from core.ids import new_request_id
 from core.metrics.requests import OTHER, PROBLEMS, count_request
 from core.middleware import MAX_URL_CHARACTERS, REQUEST_ID
 from core.problems import MEDIA_TYPE, Problem, document
@@ -111,7 +111,7 @@ class FrontDoor:
             path = path.rstrip("/")
         handler = self._routes.get((scope["method"], path))
         given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-        request = Request(scope, receive, given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4()))
+        request = Request(scope, receive, given if REQUEST_ID.fullmatch(given) else new_request_id())
         try:
             if handler is not None and self._is_ordinary(request):
                 await self._handle(handler, path, request, send)
