@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-# More than there are cores: tests mostly wait for sockets, servers, and processes.
-TEST_PROCESSES ?= 4
+# As many as there are processors: more of them slow each other down by more than they gain while one waits.
+TEST_PROCESSES ?= logical
 PYTEST = $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
