@@ -1,4 +1,4 @@
-"""Identifiers: UUID version 7 (RFC 9562 §5.7), in time order, so that indexes stay warm."""
+"""Identifiers: for rows UUID version 7 (RFC 9562 §5.7), in time order, so that indexes stay warm."""
 
 from __future__ import annotations
 

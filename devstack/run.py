@@ -348,7 +348,7 @@ def _run_demo(port: int) -> int:
         demo = ensure_subscription(api, f"http://localhost:{receiver.port}/webhooks")
         secret["value"] = demo.get("secret", "")
         refused = demo.pop("refused", "")
-        write_private(DEMO_FILE, json.dumps({**demo, "key": api.key, "port": str(receiver.port)}))
+        write_private(DEMO_FILE, json.dumps({**demo, "port": str(receiver.port)}))
         lines = first_webhook(run, api)
         if refused:
             lines.append(f"           The API refused the demo's endpoint: {refused} (see WEBHOOK_ALLOWED_SUBNETS)")

@@ -275,7 +275,7 @@ STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {"BACKEND": "whitenoise.storage.CompressedStaticFilesStorage"},
 }
-# Found when they are asked for: changes show without a restart, and no process, nor a test's client, lists them first.
+# Found when they are asked for: changes show without a restart, and nothing that starts opens each of them first.
 WHITENOISE_USE_FINDERS = WHITENOISE_AUTOREFRESH = ENVIRONMENT == "development"
 
 # --- E-mail to the operator -----------------------------------------------------------------------

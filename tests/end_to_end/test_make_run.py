@@ -220,7 +220,12 @@ def test_make_run_shows_a_first_webhook_stays_up_and_leaves_nothing_behind(clone
         admin = first.wait_for(r"^Admin +(\S+)  user (\S+)  password (\S+)$")
         line = first.wait_for(r"^  (curl -i [^\n]+\n[^\n]+)$")[1]
         first.wait_for(r"^Ctrl-C stops everything\.$")
-        assert "Site administration" in _log_in(*admin.groups()) or "Operations" in _log_in(*admin.groups())
+        page = _log_in(*admin.groups())
+        assert "Site administration" in page or "Operations" in page
+        styles = re.findall(r'href="(/static/[^"]+\.css)"', page)
+        assert styles
+        for style in styles:
+            assert urllib.request.urlopen(f"http://127.0.0.1:{port}{style}", timeout=60).status == 200
         status, body = _paste(line)
         assert status == 202
         pasted = re.search(r'"id":"([0-9a-f-]{36})"', body)

@@ -105,16 +105,13 @@ def history(organization: Organization) -> Iterator[History]:
     make_past_partitions()
     busy = subscribe(organization, NOWHERE + "busy", event_types=["nothing"])
     due = subscribe(organization, NOWHERE + "due")
-    _run("SET LOCAL session_replication_role = replica")  # no look at a foreign key for each row
     _run(_EVENTS, organization.id, HISTORY, HISTORY)
     _run(_KEYS)
     _run(_DELIVERIES, [busy.id, due.id])
     _run(_ATTEMPTS)
     _run(_TROUBLED, busy.id)
     _run(_PARKED, due.id, PARKED)
-    _run("SET LOCAL session_replication_role = origin")
-    for _ in range(3):
-        ingest.ingest_batch(organization.id, [NewEvent("order.1", "{}", None)] * 50)
+    ingest.ingest_batch(organization.id, [NewEvent("order.1", "{}", None)] * 150)
     _run(
         "ANALYZE events_event, events_dedupkey, webhooks_delivery, webhooks_deliveryattempt, webhooks_subscriptionqueue"
     )
