@@ -30,9 +30,10 @@ from triggers_project.options import OPTIONS
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(300)]
 
-# What Python compiled comes along: it only saves compiling everything once more.
+# What Python compiled comes along: it only saves compiling everything once more.  Not the files that it is about to
+# rename, in another process, to what they are for.
 _NOT_IN_A_CLONE = shutil.ignore_patterns(
-    ".git", ".venv", ".local", ".*_cache", ".hypothesis", ".coverage*", "staticfiles"
+    ".git", ".venv", ".local", ".*_cache", ".hypothesis", ".coverage*", "staticfiles", "*.pyc.*"
 )
 START_SECONDS = 150.0
 
