@@ -66,10 +66,12 @@ class AsyncRedis:
         """
 
         async def send(is_first: bool = True) -> list[Any]:
-            pipeline = self._client.pipeline(transaction=False)
-            for words in commands:
-                pipeline.execute_command(*words)
             try:
+                if len(commands) == 1:
+                    return [await self._client.execute_command(*commands[0])]
+                pipeline = self._client.pipeline(transaction=False)
+                for words in commands:
+                    pipeline.execute_command(*words)
                 replies: list[Any] = await pipeline.execute()
             except (ReadOnlyError, MasterDownError, RedisConnectionError) as error:
                 # That the server went away or became a replica while the connection was idle is noticed only now.  The

@@ -40,9 +40,9 @@ SHARE_SECONDS = 0.005
 # The same after the signal: the job is only a safeguard.
 BESIDE_SIGNAL_SECONDS = 0.25
 
-# The signal of new events: a list of at most one token, left with these commands.
-SIGNAL_KEY = "triggers:signal:events"
-SIGNAL: tuple[tuple[str | int, ...], ...] = (("LPUSH", SIGNAL_KEY, 1), ("LTRIM", SIGNAL_KEY, 0, 0))
+# The signal of new events: a sorted set of at most one token, left with this command.
+SIGNAL_KEY = "triggers:new-events"
+SIGNAL: tuple[str | int, ...] = ("ZADD", SIGNAL_KEY, 0, "token")
 LISTEN_SECONDS = 0.25  # below the timeout of Redis's socket
 
 
@@ -220,15 +220,8 @@ def wake(queue_name: str) -> bool:
 
 def signal_events() -> bool:
     """Leave the token that one worker's `SignalListener` takes at once.  False while Redis is away."""
-
-    def put(redis: Redis) -> None:
-        with redis.pipeline(transaction=False) as pipeline:
-            for words in SIGNAL:
-                pipeline.execute_command(*words)
-            pipeline.execute()
-
     try:
-        call_redis(put)
+        call_redis(lambda redis: redis.execute_command(*SIGNAL))
     except RedisUnavailable:
         return False
     return True
@@ -263,7 +256,7 @@ class SignalListener:
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
-                token = call_redis(lambda redis: redis.blpop([SIGNAL_KEY], LISTEN_SECONDS))
+                token = call_redis(lambda redis: redis.bzpopmin(SIGNAL_KEY, LISTEN_SECONDS))
             except RedisUnavailable:
                 self._on_silence()
                 self._stopping.wait(1.0)

@@ -11,7 +11,7 @@ import contextlib
 import datetime
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -174,6 +174,11 @@ class PendingRequest:
         """Return whether it was refused.  One whose client has gone isn't: its events may be stored."""
         return self.done.done() and not self.done.cancelled() and self.done.exception() is not None
 
+    @property
+    def has_new_events(self) -> bool:
+        """Return whether an event of it was stored."""
+        return any(item.result is not None and item.result.status is IngestStatus.ACCEPTED for item in self.items)
+
     def fail(self, error: BaseException) -> None:
         if not self.done.done():
             self.done.set_exception(error)
@@ -183,9 +188,13 @@ class GroupCommit:
     """Stores events, many requests to a transaction.  A service of the front door: it runs while it is entered.
 
     Another kind of transaction overrides `commit`, and `insert_or_isolate` if it can't go on after an error.
+
+    on_accepted: called when new events are committed, before their requests are told: the workers need the signal
+    sooner than the client its response.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_accepted: Callable[[], None] = lambda: None) -> None:
+        self._on_accepted = on_accepted
         # By organization, the next one first.
         self._waiting: OrderedDict[uuid.UUID, deque[PendingRequest]] = OrderedDict()
         self._arrived = asyncio.Event()
@@ -274,7 +283,13 @@ class GroupCommit:
         items = [item for request in allowed for item in request.items]
         while items:
             items = await self._store(items)
-        for request in allowed:
+        self.tell(allowed)
+
+    def tell(self, requests: Collection[PendingRequest]) -> None:
+        """Tell that new events are committed, and each request what became of its own."""
+        if any(request.has_new_events for request in requests):
+            self._on_accepted()
+        for request in requests:
             if not request.done.done():
                 request.done.set_result(request.results())
 

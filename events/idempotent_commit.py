@@ -97,9 +97,7 @@ class IdempotentCommit(GroupCommit):
                 await self._database.execute(idempotency.KEEP, idempotency.keep_parameters(served))
         replayed = [request for request in requests if _pending_response(request).is_replayed]
         await self._count_rates(replayed, REPLAYS, lambda request: 1)
-        for request in requests:
-            if not request.done.done():
-                request.done.set_result(request.results())
+        self.tell(requests)
 
     async def _count_new(self, requests: list[PendingRequest]) -> None:
         """Count the events of requests that are served for the first time, as far as that can be seen at this point."""

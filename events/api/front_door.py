@@ -25,7 +25,6 @@ from events import backlog, event_types, rate
 from events.api.body_formats import Reading, reading_of_batch, reading_of_event
 from events.api.receipts import (
     Receipt,
-    accepted_count,
     batch_receipt,
     receipt,
     validate_only,
@@ -81,8 +80,8 @@ class EventsDoor:
     """The two routes.  services: have to run while requests are served."""
 
     def __init__(self) -> None:
-        self.commits = GroupCommit()
-        self.idempotent_commits = IdempotentCommit()
+        self.commits = GroupCommit(self._signal)
+        self.idempotent_commits = IdempotentCommit(self._signal)
         self.authenticator = Authenticator()
         self._signal_wanted = False
         self._signaling: asyncio.Task[None] | None = None
@@ -186,7 +185,7 @@ class EventsDoor:
         receive: Callable[[Sequence[Ingested]], Receipt],
         invalid: int = 0,
     ) -> Response:
-        """Store the events of a request, wake the workers, and return the response.
+        """Store the events of a request, and return the response.
 
         receive: makes the receipt of what became of each event.  invalid: how many others the request had.
         """
@@ -222,8 +221,6 @@ class EventsDoor:
             return _replayed(kept, decision)
         headers = rate.headers(decision)
         count_events(results, invalid)
-        if accepted_count(results):
-            self._signal()
         for event, result in zip(events, results, strict=True):
             log_result(caller.organization_id, event, result, started)
         return _response(kept or _kept(receive(results)), headers)
@@ -239,16 +236,16 @@ class EventsDoor:
 
     def _signal(self) -> None:
         """Tell the workers about new events: at once by the signal, and with an RQ job."""
-        wake_soon(EVENTS, signal=False)
         self._signal_wanted = True
         if self._signaling is None or self._signaling.done():
             self._signaling = asyncio.create_task(self._send_signals())
+        wake_soon(EVENTS, signal=False)
 
     async def _send_signals(self) -> None:
         while self._signal_wanted:
             self._signal_wanted = False  # before it is sent: what is committed after that needs another one
             with contextlib.suppress(RedisUnavailable):  # then the sweep finds the events
-                await self.commits.redis.run(SIGNAL)
+                await self.commits.redis.run([SIGNAL])
             await asyncio.sleep(SHARE_SECONDS)  # what is committed meanwhile shares the next one
 
     async def _require_room(self, caller: Caller, events: int) -> None:

@@ -265,10 +265,10 @@ def test_a_signal_is_taken_by_one_listener_and_one_that_comes_meanwhile_is_not_l
         assert begun.wait(30)
         for _ in range(5):
             assert signal_events()  # while the listener is busy: they share one token
-        assert get_redis_connection("default").llen(SIGNAL_KEY) == 1
+        assert get_redis_connection("default").zcard(SIGNAL_KEY) == 1
         go_on.set()
         wait_until(lambda: len(taken) == 2, "the second signal was lost")
-        assert get_redis_connection("default").llen(SIGNAL_KEY) == 0
+        assert get_redis_connection("default").zcard(SIGNAL_KEY) == 0
     finally:
         listener.stop()
         listener.join(30)

@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from core.wakeups import SIGNAL_KEY
+from core.wakeups import SIGNAL
 from devstack.http_receiver import Receiver
 from devstack.processes import manage
 from devstack.stack import Stack
@@ -39,7 +39,7 @@ def test_each_way_of_waking_a_worker_suffices(stack: Stack, account: Account, re
     stack.redis.flushall()
     _store_event(stack, account)
     if how == "signal":
-        stack.redis.lpush(SIGNAL_KEY, 1)
+        stack.redis.execute_command(*SIGNAL)
     elif how == "RQ job":
         manage("shell", "-c", "from core.wakeups import wake; assert wake('events')", env=stack.environment())
     received = receiver.wait_for(2, timeout=40)  # the sweep would come later

@@ -208,6 +208,50 @@ def test_a_request_whose_client_is_gone_before_its_commit_stores_nothing(
     assert transactions() == [["2"]]
 
 
+def test_that_new_events_are_committed_is_told_before_their_requests_are(organization: Organization) -> None:
+    caller = caller_of(organization)
+    told: list[str] = []
+
+    async def offer() -> None:
+        async with GroupCommit(lambda: told.append("workers")) as commits:
+            for name, dedup_id in (("new", "d"), ("duplicate", "d"), ("nothing", None)):
+                await commits.accept(caller, [event(1, dedup_id)] if dedup_id else [], Counted())
+                told.append(name)
+
+    asyncio.run(offer())
+    assert told == ["workers", "new", "duplicate", "nothing"]
+
+
+def test_the_workers_are_told_of_events_whose_client_is_gone_since_their_commit_began(
+    organization: Organization,
+) -> None:
+    caller = caller_of(organization)
+    told: list[int] = []
+
+    async def offer() -> None:
+        parameters = {**connection.get_connection_params(), "cursor_factory": psycopg.AsyncCursor}
+        async with (
+            GroupCommit(lambda: told.append(1)) as commits,
+            await psycopg.AsyncConnection.connect(**parameters) as other,
+        ):
+            await other.execute(
+                "INSERT INTO events_dedupkey (organization_id, dedup_id, event_id, fingerprint, expires_at) "
+                "VALUES (%s, 'd', gen_random_uuid(), '', now())",
+                (organization.id,),
+            )
+            gone = asyncio.create_task(commits.accept(caller, [event(1, "d")], Counted()))
+            waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND transactionid = pg_current_xact_id()::xid"
+            while not await (await other.execute(waits)).fetchone():
+                await asyncio.sleep(0.005)
+            gone.cancel()
+            await other.rollback()
+            await commits.accept(caller, [], Counted())
+
+    asyncio.run(offer())
+    assert told == [1]
+    assert transactions() == [["1"]]
+
+
 def test_after_the_database_has_closed_the_connection_the_next_event_is_accepted(organization: Organization) -> None:
     caller = caller_of(organization)
 

@@ -30,6 +30,8 @@ from webhooks.routing.insert import NewDeliveries
 
 # Deliveries of larger rounds are claimed, many at a time.
 MOST_DELIVERIES = 256
+# How long this thread then sleeps, so that the sender's has the interpreter at once.
+SENDER_FIRST_SECONDS = 0.00005
 
 # SQL, because it is sent in the round's pipeline, and its plan is kept.  Locks every queue that the round has
 # deliveries for, in the order of their ids, as everywhere: the round waits for no other lock while it holds these.
@@ -193,6 +195,8 @@ class SenderHandOver:
         reserved = self._reserved
         self._forget()
         self._sender.take(claimed, reserved)
+        # Otherwise the sender's thread would wait for the interpreter until this one has logged the round.
+        time.sleep(SENDER_FIRST_SECONDS)
 
     def _claimed(self, row: _Inserted) -> ClaimedDelivery:
         queue = self._queues[row.subscription_id]
