@@ -15,6 +15,7 @@ import psycopg
 from django.conf import settings
 from psycopg.rows import class_row
 
+from core.arrays import plain_array
 from core.db import server_cursor
 
 
@@ -91,7 +92,7 @@ def lock_queues(
     if not ids:
         return {}
     parameters = {
-        "ids": ids,
+        "ids": plain_array(ids),
         "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION,
         "failing_period": settings.DISABLE_AFTER_FAILING_FOR,
     }

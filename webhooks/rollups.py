@@ -28,6 +28,7 @@ from django.conf import settings
 from psycopg.errors import QueryCanceled
 from psycopg.rows import dict_row
 
+from core.arrays import plain_array, text_array
 from core.db import in_transaction, server_cursor
 from core.ids import first_id_since
 from core.redis import RedisUnavailable, call_redis
@@ -145,7 +146,7 @@ class _Tally:
 
 def attempt_columns(
     by_queue: Mapping[uuid.UUID, Sequence[AttemptResult]], late: Collection[uuid.UUID], failed: Collection[uuid.UUID]
-) -> dict[str, list[object]]:
+) -> dict[str, str]:
     """Return the parameters of ADD_ATTEMPTS.
 
     by_queue: the results of each subscription.  late: deliveries whose results came after their lease and changed
@@ -177,19 +178,15 @@ def attempt_columns(
                 latency = (result.started_at - delivery.event_created_at.timestamp()) * 1000 + duration_ms
                 tally.latencies[bisect_left(BOUNDS_MS, latency)] += 1
     return {
-        "organizations": [organization_id for organization_id, _, _, _ in rows],
-        "subscriptions": [subscription_id for _, subscription_id, _, _ in rows],
-        "outcomes": [outcome for _, _, outcome, _ in rows],
-        "attempts": [tally.attempts for _, _, _, tally in rows],
-        "settled": [tally.settled for _, _, _, tally in rows],
-        "duration_ms": [tally.duration_ms for _, _, _, tally in rows],
-        "durations": [_array(tally.durations) for _, _, _, tally in rows],
-        "latencies": [_array(tally.latencies) for _, _, _, tally in rows],
+        "organizations": plain_array(organization_id for organization_id, _, _, _ in rows),
+        "subscriptions": plain_array(subscription_id for _, subscription_id, _, _ in rows),
+        "outcomes": text_array(outcome for _, _, outcome, _ in rows),
+        "attempts": plain_array(tally.attempts for _, _, _, tally in rows),
+        "settled": plain_array(tally.settled for _, _, _, tally in rows),
+        "duration_ms": plain_array(tally.duration_ms for _, _, _, tally in rows),
+        "durations": text_array(plain_array(tally.durations) for _, _, _, tally in rows),
+        "latencies": text_array(plain_array(tally.latencies) for _, _, _, tally in rows),
     }
-
-
-def _array(numbers: list[int]) -> str:
-    return "{" + ",".join(map(str, numbers)) + "}"
 
 
 def count_lost_attempts(delivery_ids: list[uuid.UUID]) -> None:

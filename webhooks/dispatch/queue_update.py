@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from django.conf import settings
 
+from core.arrays import number_array, plain_array, text_array
 from webhooks.destinations.outcome import Outcome
 from webhooks.dispatch.breaker import BreakerPolicy, EndpointHealth, after_failure, after_success
 from webhooks.dispatch.delivery import AttemptResult
@@ -124,17 +125,17 @@ def queue_columns(queues: Mapping[uuid.UUID, QueueUpdate]) -> dict[str, object]:
     kept = len(settings.DELIVERY_RETRY_SCHEDULE)
     return {
         "failures_kept": kept,
-        "new_failures": [min(update.new_failures, kept) for update in updates],
-        "queues": list(queues),
-        "finished": [update.finished for update in updates],
-        "windows": [update.health.window for update in updates],
-        "failures": [update.health.consecutive_failures for update in updates],
-        "trips": [update.health.breaker_trips for update in updates],
-        "pauses": [max(update.health.pause, update.retry_after) for update in updates],
-        "failing": [update.is_failing for update in updates],
-        "succeeded": [update.succeeded for update in updates],
-        "due": [update.due for update in updates],
-        "was_full": [update.queue.is_full for update in updates],
-        "errors": [update.last_failure.error_class if update.last_failure else "" for update in updates],
-        "codes": [update.last_failure.status_code if update.last_failure else None for update in updates],
+        "new_failures": plain_array(min(update.new_failures, kept) for update in updates),
+        "queues": plain_array(queues),
+        "finished": plain_array(update.finished for update in updates),
+        "windows": plain_array(update.health.window for update in updates),
+        "failures": plain_array(update.health.consecutive_failures for update in updates),
+        "trips": plain_array(update.health.breaker_trips for update in updates),
+        "pauses": plain_array(max(update.health.pause, update.retry_after) for update in updates),
+        "failing": plain_array(update.is_failing for update in updates),
+        "succeeded": plain_array(update.succeeded for update in updates),
+        "due": number_array(update.due for update in updates),
+        "was_full": plain_array(update.queue.is_full for update in updates),
+        "errors": text_array(update.last_failure.error_class if update.last_failure else "" for update in updates),
+        "codes": number_array(update.last_failure.status_code if update.last_failure else None for update in updates),
     }

@@ -12,8 +12,15 @@ import structlog
 from django.conf import settings
 from psycopg.rows import class_row, scalar_row
 
-from core.arrays import number_array, plain_array, text_array
-from core.db import KEEP_PLANS, in_transaction, is_transient, pipelined, server_cursor
+from core.arrays import bytes_array, number_array, plain_array, text_array
+from core.db import (
+    KEEP_PLANS,
+    in_pipelined_transaction,
+    in_transaction,
+    is_transient,
+    pipelined,
+    server_cursor,
+)
 from core.encryption import Sealer
 from webhooks import ordering_keys
 from webhooks.destinations.exchange import seal_exchange
@@ -42,7 +49,7 @@ WITH result AS (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(leases)s::uuid[], %(statuses)s::text[], %(delays)s::float8[], %(codes)s::int[],
         %(errors)s::text[], %(details)s::text[], %(bodies)s::text[], %(started)s::float8[], %(durations)s::float8[],
-        %(causes)s::text[], %(exchanges)b::bytea[]
+        %(causes)s::text[], %(exchanges)s::bytea[]
     ) AS r(delivery_id, lease_id, status, delay, code, error, detail, body, started, duration, cause, exchange)
 ), changed AS (
     UPDATE webhooks_delivery d SET
@@ -93,7 +100,7 @@ def record_results(results: Sequence[AttemptResult]) -> bool:
 
     Of a result whose lease was lost only the attempt is stored.
     """
-    batches = in_transaction(lambda: [_record(batch) for batch in _without_repeats(results)])
+    batches = _transact(_without_repeats(results), not all(result.outcome.succeeded for result in results))
     for batch in batches:
         count_attempts(batch.attempts)
         for attempt in batch.attempts:
@@ -160,6 +167,7 @@ class Recorded:
     for good.
     keys: queues and ordering keys whose deliveries came back: finished, or to be tried again behind one that somebody
     has retried meanwhile.
+    queues: what the results do to their queues.
     disabled: the subscriptions that were disabled, with the reasons.
     made_room: something may be due that no claim could take: a queue that was full has room again, or a delivery is due
     at once.
@@ -170,6 +178,7 @@ class Recorded:
     late: set[uuid.UUID] = field(default_factory=set)
     failed: set[uuid.UUID] = field(default_factory=set)
     keys: set[tuple[uuid.UUID, str]] = field(default_factory=set)
+    queues: dict[uuid.UUID, QueueUpdate] = field(default_factory=dict)
     disabled: dict[uuid.UUID, str] = field(default_factory=dict)
     made_room: bool = False
 
@@ -186,39 +195,59 @@ class Recorded:
             self.failed.add(row.delivery_id)
 
 
-def _record(results: Sequence[AttemptResult]) -> Recorded:
-    """Store results of different deliveries: lock their queues, record the attempts, write the queues back."""
+def _transact(batches: Sequence[Sequence[AttemptResult]], may_disable: bool) -> list[Recorded]:
+    """Store the batches in one transaction.
+
+    may_disable: whether a subscription may have to be disabled in it, which the ORM does.  Otherwise all of it is one
+    pipeline.
+    """
+
+    def record_and_disable(results: Sequence[AttemptResult]) -> Recorded:
+        by_queue = _by_queue(results)
+        with pipelined():
+            recorded = _record(results, by_queue)
+        recorded.disabled = disable_unwanted(recorded.queues, by_queue)
+        return recorded
+
+    if may_disable:
+        return in_transaction(lambda: [record_and_disable(batch) for batch in batches])
+    return in_pipelined_transaction(lambda: [_record(batch, _by_queue(batch)) for batch in batches])
+
+
+def _by_queue(results: Sequence[AttemptResult]) -> dict[uuid.UUID, list[AttemptResult]]:
     by_queue: dict[uuid.UUID, list[AttemptResult]] = defaultdict(list)
     for result in results:
         by_queue[result.delivery.subscription_id].append(result)
+    return by_queue
+
+
+def _record(results: Sequence[AttemptResult], by_queue: Mapping[uuid.UUID, Sequence[AttemptResult]]) -> Recorded:
+    """Store results of different deliveries: lock their queues, record the attempts, write the queues back.
+
+    Within a transaction and a pipeline.
+    """
     by_delivery = {result.delivery.delivery_id: result for result in results}
-    recorded = Recorded()
-    with (
-        locking_cursor() as locking,
-        server_cursor(class_row(_RecordedAttempt)) as recording,
-        server_cursor() as other,
-        server_cursor(scalar_row) as ordering,
-        pipelined(),
-    ):
-        other.execute(_KEEP_PLANS)
-        queues = {key: QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking).items()}
-        steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
-        recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
-        for row in recording.fetchall():
-            recorded.add(by_delivery[row.delivery_id], row)
-            if row.held_lease:
-                queues[row.subscription_id].count_delivery(
-                    row.next_attempt_at if row.status == DeliveryStatus.PENDING else None
-                )
-        _count_outcomes(queues, by_queue, recorded.in_time)
-        other.execute(UPDATE_QUEUES, queue_columns(queues))
-        following = ordering_keys.unpark(recorded.keys, ordering) if recorded.keys else set()
-        if following:
-            mark_due(following, cursor=other)
-        other.execute(ADD_ATTEMPTS, attempt_columns(by_queue, recorded.late, recorded.failed))
-        if recorded.failed:
-            note(NoticeKind.DELIVERY_FAILED, _notes_of_failed(by_delivery[one] for one in recorded.failed), other)
-    recorded.disabled = disable_unwanted(queues, by_queue)
+    other = server_cursor()
+    other.execute(_KEEP_PLANS)
+    queues = {key: QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking_cursor()).items()}
+    recorded = Recorded(queues=queues)
+    steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
+    recording = server_cursor(class_row(_RecordedAttempt))
+    recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
+    for row in recording.fetchall():
+        recorded.add(by_delivery[row.delivery_id], row)
+        if row.held_lease:
+            queues[row.subscription_id].count_delivery(
+                row.next_attempt_at if row.status == DeliveryStatus.PENDING else None
+            )
+    _count_outcomes(queues, by_queue, recorded.in_time)
+    other.execute(UPDATE_QUEUES, queue_columns(queues))
+    following = ordering_keys.unpark(recorded.keys, server_cursor(scalar_row)) if recorded.keys else set()
+    if following:
+        mark_due(following, cursor=other)
+    other.execute(ADD_ATTEMPTS, attempt_columns(by_queue, recorded.late, recorded.failed))
+    if recorded.failed:
+        note(NoticeKind.DELIVERY_FAILED, _notes_of_failed(by_delivery[one] for one in recorded.failed), other)
     recorded.made_room = (
         bool(following)
         or any(update.queue.is_full for update in queues.values())
@@ -274,7 +303,7 @@ def _attempt_columns(
         "started": number_array(result.started_at for result in results),
         "durations": number_array(result.duration_ms for result in results),
         "causes": plain_array(result.delivery.cause for result in results),
-        "exchanges": [_sealed_exchange(result) for result in results],
+        "exchanges": bytes_array(_sealed_exchange(result) for result in results),
     }
 
 
