@@ -13,7 +13,7 @@ from bench.figures import Figure
 from bench.scenarios import SCENARIOS, history
 from bench.stack import HOME, BenchStack
 from devstack.errors import DevstackError
-from devstack.processes import ROOT
+from devstack.processes import OURS, ROOT
 from devstack.stack import stop_on_signals
 
 OUTPUT = HOME.parent / "bench.json"
@@ -30,6 +30,9 @@ def main() -> int:
     )
     parser.add_argument("--tiny", type=Path, metavar="HOME", help="run at a tiny scale, everything under this folder")
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="compare with the code of another checkout")
+    parser.add_argument(
+        "--programs", type=Path, metavar="CHECKOUT", help="measure the web process and worker of another checkout"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="with --against: how often each of the two runs (3)")
     parser.add_argument("--rows", type=int, help=f"how many deliveries `history` makes ({history.ROWS:,})")
     parser.add_argument("--filled", action="store_true", help="`history`: measure what its last run has filled")
@@ -47,21 +50,22 @@ def main() -> int:
         print(f"There is no scenario {', '.join(unknown)}; there are {', '.join(SCENARIOS)}.", file=sys.stderr)
         return 2
     chosen = options.scenario or list(SCENARIOS)
-    if options.against is not None:
-        if not (options.against / "bench" / "__main__.py").is_file():
-            print(
-                f"--against (AGAINST): {options.against} is not a checkout; make one with git worktree.",
-                file=sys.stderr,
-            )
+    for option, checkout in (("--against (AGAINST)", options.against), ("--programs", options.programs)):
+        if checkout is not None and not (checkout / "bench" / "__main__.py").is_file():
+            print(f"{option}: {checkout} is not a checkout; make one with git worktree.", file=sys.stderr)
             return 2
+    if options.against is not None:
         return compare_with(options.against.absolute(), chosen, options.rounds, options.tiny)
+    code, name = OURS, "bench"
+    if options.programs is not None:
+        code, name = against.code_of(options.programs.absolute()), "bench-programs"
     if options.tiny is not None:
         scale.shrink()
     history.ROWS = options.rows or history.ROWS
     history.IS_FILLED = options.filled
     if options.tiny is None:
-        return run(chosen, BenchStack(), output)
-    stack = BenchStack(options.tiny / "stack")
+        return run(chosen, BenchStack(HOME.with_name(name), code), output)
+    stack = BenchStack(options.tiny / name, code)
     try:
         return run(chosen, stack, output)
     finally:

@@ -11,7 +11,7 @@ from bench import figures
 from bench.figures import Figure
 from bench.scenarios import SCENARIOS
 from devstack.errors import DevstackError
-from devstack.processes import ROOT, Process
+from devstack.processes import OURS, ROOT, Code, Process
 
 LOG = ROOT / ".local" / "against.log"
 LONGEST_SECONDS = 24 * 3600.0
@@ -22,8 +22,8 @@ Row = tuple[str, str]  # scenario and metric
 def compare(names: Sequence[str], other: Path, rounds: int, tiny: Path | None) -> str:
     """Run the scenarios in both checkouts, each with its own code, and return a table.  Raises DevstackError.
 
-    The other checkout needs no more of its `python -m bench` than the names of the scenarios and a bench.json.  It may
-    be older than a scenario, and borrows it then.
+    The other checkout needs no more of its `python -m bench` than the names of the scenarios and a bench.json.  For
+    scenarios that are younger than it, our benchmark measures its programs.
     """
     theirs: list[dict[Row, Figure]] = []
     ours: list[dict[Row, Figure]] = []
@@ -35,30 +35,41 @@ def compare(names: Sequence[str], other: Path, rounds: int, tiny: Path | None) -
     return table(theirs, ours)
 
 
-def _measure(checkout: Path, names: Sequence[str], tiny: Path | None) -> list[Figure]:
+def code_of(checkout: Path) -> Code:
+    """Return the checkout's code, with its `.venv` if it has one."""
     python = checkout / ".venv" / "bin" / "python"
-    command = [str(python) if python.exists() else sys.executable, *_entry(checkout, names), *names]
-    output = (tiny or checkout / ".local") / "bench.json"
+    return Code(checkout, str(python) if python.exists() else sys.executable)
+
+
+def _measure(checkout: Path, names: Sequence[str], tiny: Path | None) -> list[Figure]:
+    code, found = code_of(checkout), []
+    known = [name for name in names if _knows(checkout, name)]
+    younger = [name for name in names if name not in known]
+    if known:
+        found += _run(code, known, tiny)
+    if younger:
+        found += _run(OURS, ["--programs", str(checkout), *younger], tiny)
+    return found
+
+
+def _knows(checkout: Path, name: str) -> bool:
+    module = SCENARIOS[name].__module__.rpartition(".")[2]
+    return (checkout / "bench" / "scenarios" / f"{module}.py").exists()
+
+
+def _run(code: Code, arguments: Sequence[str], tiny: Path | None) -> list[Figure]:
+    """Run a checkout's benchmark and return what it measured."""
+    output = (tiny or code.root / ".local") / "bench.json"
     output.unlink(missing_ok=True)
-    process = Process("bench", command + (["--tiny", str(tiny)] if tiny else []), LOG, cwd=checkout).start()
+    command = [code.python, "-m", "bench", *arguments, *(["--tiny", str(tiny)] if tiny else [])]
+    process = Process("bench", command, LOG, cwd=code.root).start()
     try:
-        code = process.wait(LONGEST_SECONDS)
+        exit_code = process.wait(LONGEST_SECONDS)
     finally:
         process.stop()
-    if code or not output.exists():
-        raise DevstackError(f"The benchmark failed in {checkout} ({LOG}): {process.last_line()}")
+    if exit_code or not output.exists():
+        raise DevstackError(f"The benchmark failed in {code.root} ({LOG}): {process.last_line()}")
     return figures.read(output)
-
-
-def _entry(checkout: Path, names: Sequence[str]) -> list[str]:
-    """Return how the checkout's benchmark is started: with our scenarios for those that it doesn't have."""
-    lent = []
-    for name in names:
-        scenario = SCENARIOS[name]
-        module = scenario.__module__.rpartition(".")[2]
-        if not (checkout / "bench" / "scenarios" / f"{module}.py").exists():
-            lent.append(f"{ROOT}/bench/scenarios/{module}.py:{scenario.__name__}={name}")
-    return [f"{ROOT}/bench/lend.py", *lent, "--"] if lent else ["-m", "bench"]
 
 
 def table(theirs: Sequence[dict[Row, Figure]], ours: Sequence[dict[Row, Figure]]) -> str:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from devstack.http_receiver import Arrival
 from devstack.pids import children
-from devstack.processes import ROOT, Process
+from devstack.processes import OURS, ROOT, Code, Process
 from devstack.stack import Stack, forget_settings_of_the_shell
 from devstack.waiting import wait_until
 
@@ -39,10 +41,13 @@ class BenchStack(Stack):
     """Servers that live from `start` to `stop`; web and workers run for single scenarios.
 
     Processes aren't supervised: one that dies is a failed measurement.
+
+    code: whose web and workers are measured.  With another checkout's, a scenario can't use our models: the tables may
+    be others.
     """
 
-    def __init__(self, home: Path = HOME) -> None:
-        super().__init__(home, SETTINGS)
+    def __init__(self, home: Path = HOME, code: Code = OURS) -> None:
+        super().__init__(home, SETTINGS, code=code)
 
     def start(self) -> None:
         """Start PostgreSQL and Valkey, migrate, and set Django up in this process."""
@@ -87,7 +92,14 @@ class BenchStack(Stack):
         return Tenant(uuid.UUID(organization), self.make_key(organization))
 
     def subscribe(self, tenant: Tenant, url: str, types: Sequence[str] = ("*",), **options: Any) -> uuid.UUID:
-        """Make a subscription and return its id."""
+        """Make a subscription and return its id; with another checkout's code, its web process has to run."""
+        if self.code is not OURS:
+            answer = httpx.post(
+                f"{self.url}/api/subscriptions",
+                headers={"X-API-Key": tenant.key},
+                json={"url": url, "event_types": list(types), **options},
+            )
+            return uuid.UUID(answer.raise_for_status().json()["id"])
         from webhooks import subscriptions
 
         subscription, _ = subscriptions.create(tenant.id, url=url, event_types=list(types), **options)

@@ -144,7 +144,9 @@ def run_python(*arguments: str, env: Mapping[str, str] | None = None, timeout: f
 
 def web_command(code: Code = OURS) -> list[str]:
     """Return the command that serves the API."""
-    return [code.python, "-m", "gunicorn", "-c", "gunicorn.conf.py", "triggers_project.asgi"]
+    has_front_door = (code.root / "triggers_project" / "asgi.py").exists()  # an older checkout may not
+    application = "triggers_project.asgi" if has_front_door else "triggers_project.wsgi"
+    return [code.python, "-m", "gunicorn", "-c", "gunicorn.conf.py", application]
 
 
 def worker_command(code: Code = OURS) -> list[str]:

@@ -25,7 +25,7 @@ from devstack.http_receiver import ReceiverProcess
 from devstack.pgbouncer import PgBouncer
 from devstack.pids import children
 from devstack.postgres import DATABASE, USER, Postgres
-from devstack.processes import ROOT, Process
+from devstack.processes import OURS, Code, Process
 from devstack.sockets import free_port
 from devstack.supervisor import Supervised
 from devstack.valkey import Valkey
@@ -54,10 +54,10 @@ SCOPES = (
 EVENTS_PER_MINUTE = 100_000_000
 
 _TABLES = (
-    "webhooks_rollup, webhooks_gauge, "
-    "webhooks_deliveryattempt, webhooks_delivery, webhooks_subscriptionqueue, webhooks_bulkrun, webhooks_subscription, "
-    "events_event, events_dedupkey, orgs_idempotencykey, orgs_apikey, orgs_auditentry, orgs_organization"
-)
+    "webhooks_rollup", "webhooks_gauge", "webhooks_deliveryattempt", "webhooks_delivery", "webhooks_bulkrun",
+    "webhooks_subscriptionqueue", "webhooks_subscription", "events_event", "events_dedupkey", "orgs_idempotencykey",
+    "orgs_apikey", "orgs_auditentry", "orgs_organization",
+)  # fmt: skip
 
 
 class Stack:
@@ -65,13 +65,20 @@ class Stack:
 
     home: where the servers live.  env: settings of web and workers, on top of ENVIRONMENT.  A DATABASE_URL or
     REDIS_URL among them names a server that runs elsewhere; it is neither started nor emptied of old data.  pooled:
-    whether web and workers reach PostgreSQL through a PgBouncer.
+    whether web and workers reach PostgreSQL through a PgBouncer.  code: whose migrations, web, and workers run.
     """
 
     def __init__(
-        self, home: Path, env: Mapping[str, str] | None = None, port: int = 0, *, pooled: bool = False
+        self,
+        home: Path,
+        env: Mapping[str, str] | None = None,
+        port: int = 0,
+        *,
+        pooled: bool = False,
+        code: Code = OURS,
     ) -> None:
         self.home = home
+        self.code = code
         self.postgres = Postgres(home / "postgres", durable=True)
         self.pooler = PgBouncer(home / "pgbouncer", self.postgres.url(), ROLES, POOL) if pooled else None
         self.valkey = Valkey(home / "valkey")
@@ -122,15 +129,17 @@ class Stack:
         No migration leads from a migration's older text to its newer one, so data that was made by it goes.
         """
         if not self._owns_database:
-            processes.manage("migrate", "--verbosity", "0", env=self.environment())
+            processes.manage("migrate", "--verbosity", "0", env=self.environment(), code=self.code)
             return False
-        migrations = {f"{path.parts[-3]}/{path.stem}": _digest(path) for path in ROOT.glob("*/migrations/0*.py")}
+        found = self.code.root.glob("*/migrations/0*.py")
+        migrations = {f"{path.parts[-3]}/{path.stem}": _digest(path) for path in found}
         is_stale = self.is_older_than(migrations)
         if is_stale:
             self.make_database_again()
         direct = {**self.env, "DATABASE_URL": self.postgres.url()}
         # What `check` finds is for who changes the code: `migrate` would look at every route and page for it.
-        processes.manage("migrate", "--verbosity", "0", "--skip-checks", env={**self.environment(), **direct})
+        env = {**self.environment(), **direct}
+        processes.manage("migrate", "--verbosity", "0", "--skip-checks", env=env, code=self.code)
         self.sql(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(DATABASE), json.dumps(migrations)))
         self.make_roles()
         if self.pooler is not None:
@@ -169,7 +178,8 @@ class Stack:
     def empty(self) -> None:
         """Forget all rows, and what Valkey holds."""
         self.sql("ALTER TABLE orgs_auditentry DISABLE TRIGGER USER")
-        self.sql(f"TRUNCATE {_TABLES} CASCADE")
+        tables = [name for name in _TABLES if self.value("SELECT to_regclass(%s) IS NOT NULL", (name,))]
+        self.sql(f"TRUNCATE {', '.join(tables)} CASCADE")
         self.sql("ALTER TABLE orgs_auditentry ENABLE TRIGGER USER")
         self.redis.flushall()
 
@@ -225,14 +235,15 @@ class Stack:
     def make_web(self, workers: int = 2, env: Mapping[str, str] | None = None) -> Process:
         """Return a gunicorn, not started."""
         given = {"BIND": f"127.0.0.1:{self.port}", "WEB_CONCURRENCY": str(workers), **(env or {})}
-        return self._make("web", processes.web_command(), given)
+        return self._make("web", processes.web_command(self.code), given)
 
     def make_worker(self, number: int = 1, env: Mapping[str, str] | None = None) -> Process:
         """Return worker `number` (1 or 2), not started."""
-        return self._make(f"worker_{number}", processes.worker_command(), env or {})
+        return self._make(f"worker_{number}", processes.worker_command(self.code), env or {})
 
     def _make(self, name: str, command: list[str], env: Mapping[str, str]) -> Process:
-        return Process(name, command, self.logs / f"{name}.log", {**self.environment(name), **env})
+        log = self.logs / f"{name}.log"
+        return Process(name, command, log, {**self.environment(name), **env}, self.code.root)
 
     def start_web(self, workers: int = 2, env: Mapping[str, str] | None = None) -> Supervised:
         """Start gunicorn under supervision; it responds when this returns."""
