@@ -222,6 +222,16 @@ def in_pipelined_transaction(work: Callable[[], T]) -> T:
     return _try_again(lambda: _commit_in_pipeline(work))
 
 
+def keeping_plans(work: Callable[[], T]) -> T:
+    """Run `work`, which reads with cursors of `server_cursor`, in a transaction that keeps its plans (KEEP_PLANS)."""
+
+    def read() -> T:
+        server_cursor().execute(KEEP_PLANS)
+        return work()
+
+    return in_pipelined_transaction(read)
+
+
 def _commit_in_pipeline(work: Callable[[], T]) -> T:
     connection.ensure_connection()
     raw: Any = connection.connection

@@ -110,5 +110,7 @@ class EventDeliveries:
 
     def waiting(self, organization_id: uuid.UUID, most: int) -> int:
         with server_cursor(scalar_row) as cursor:
-            number = cursor.execute(_COUNT_WAITING, {"organization": organization_id, "most": most}).fetchone()
+            parameters = {"organization": organization_id, "most": most}
+            # Prepared at once: planning it takes a hundred times as long as running it.
+            number = cursor.execute(_COUNT_WAITING, parameters, prepare=True).fetchone()
         return number or 0
