@@ -8,13 +8,10 @@ from collections.abc import Callable
 import structlog
 
 from core.process import ProcessorTime, processor_time
+from core.processor_load import ProcessorLoad
 
 log = structlog.get_logger()
 
-# How often it checks whether the processors are busy.
-LOOK_SECONDS = 0.2
-# They are busy when threads of this process wait for one for more than this share of the time that they want.
-BUSY_SHARE = 0.2
 # A rest lasts this many times as long as the work before it. The factor grows at each check that finds the processors
 # busy, and shrinks at every other one.
 MORE, LESS, MOST = 1.0, 0.5, 8.0
@@ -37,11 +34,8 @@ class Rests:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._part = part
-        self._read = read
         self._now = now
-        self._looked_at = float("-inf")
-        self._before: ProcessorTime | None = None
-        self._waited_share = 0.0
+        self._load = ProcessorLoad(read, now)
         self._factor = 0.0
         self._logged_at = float("-inf")
 
@@ -55,7 +49,7 @@ class Rests:
         now = self._now()
         if self._factor > 0 and now - self._logged_at >= LOG_SECONDS:
             self._logged_at = now
-            log.info("gives_way", part=self._part, waited_share=round(self._waited_share, 2))
+            log.info("gives_way", part=self._part, waited_share=round(self._load.waited_share, 2))
         return min(MOST_SECONDS, self._factor * seconds)
 
     def forget(self) -> None:
@@ -64,17 +58,9 @@ class Rests:
 
     def look(self) -> None:
         """Check whether the processors are busy, unless that was done a moment ago."""
-        now = self._now()
-        if now - self._looked_at < LOOK_SECONDS:
+        if not self._load.look():
             return
-        self._looked_at = now
-        before, self._before = self._before, self._read()
-        if before is None or self._before is None:
-            return
-        waited = self._before.waited - before.waited
-        wanted = waited + self._before.ran - before.ran
-        self._waited_share = waited / wanted if wanted > 0 else 0.0
-        if self._waited_share > BUSY_SHARE:
+        if self._load.is_busy:
             self._factor = min(MOST, self._factor + MORE)
         else:
             self._factor = max(0.0, self._factor - LESS)

@@ -12,6 +12,7 @@ from cachetools import TTLCache
 from django.conf import settings
 
 from core.db import borrow_connection, is_transient
+from core.processor_load import processors_are_busy
 from core.wakeups import EVENTS, WEBHOOKS, wake
 from webhooks.dispatch.hand_over import SenderHandOver
 from webhooks.dispatch.sender import Sender, current_sender
@@ -21,6 +22,9 @@ log = structlog.get_logger()
 
 # A job hands its worker back after this long; the other queue gets its turn.
 SLICE_SECONDS = 0.25
+# While the processors are busy, a round waits this long for more events if the last one had so many.
+GATHER_FROM = 6
+GATHER_SECONDS = 0.005
 # How long a job drains a sender of its own, in a worker class without one.
 DRAIN_SECONDS = 10.0
 
@@ -39,6 +43,7 @@ class _FanOutState(threading.local):
 
     def __init__(self) -> None:
         self.fan_out = FanOut()
+        self.seen_before = 0  # how many events the last round had
         self.left_to_backlog: TTLCache[uuid.UUID, bool] = TTLCache(maxsize=1_000, ttl=LEFT_TO_BACKLOG_SECONDS)
         self.backlogged: TTLCache[uuid.UUID, bool] = TTLCache(maxsize=1_000, ttl=BACKLOGGED_SECONDS)
         self._hand_over: tuple[Sender, SenderHandOver] | None = None
@@ -124,6 +129,8 @@ def fan_out_for(seconds: float) -> bool:
     ends = time.monotonic() + seconds
     while True:
         _fanned_out_at = time.monotonic()
+        if _state.seen_before >= GATHER_FROM and processors_are_busy():
+            time.sleep(GATHER_SECONDS)
         sender = current_sender()
         result = _state.fan_out.run_round(
             settings.MAX_CONCURRENT_EVENTS,
@@ -131,6 +138,7 @@ def fan_out_for(seconds: float) -> bool:
             _state.hand_over_to(sender),
             backlogged=list(_state.backlogged),
         )
+        _state.seen_before = result.seen
         if result.left_behind and sender is not None and sender.take_over_fan_out():
             _state.left_to_backlog.update(dict.fromkeys(result.left_behind, True))
             _state.backlogged.update(dict.fromkeys(result.left_behind, True))

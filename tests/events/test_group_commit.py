@@ -100,6 +100,49 @@ def test_what_comes_while_a_commit_is_under_way_shares_the_next_one(organization
     assert len(transactions()[1]) == 29
 
 
+@pytest.mark.parametrize("are_busy", [True, False])
+def test_requests_wait_for_each_other_only_while_the_processors_are_busy(
+    organization: Organization, monkeypatch: pytest.MonkeyPatch, are_busy: bool
+) -> None:
+    monkeypatch.setattr(group_commit, "processors_are_busy", lambda: are_busy)
+    monkeypatch.setattr(group_commit, "GATHER_FROM", 2)
+    monkeypatch.setattr(group_commit, "GATHER_SECONDS", 1.0)
+    caller = caller_of(organization)
+
+    async def offer(commits: GroupCommit) -> None:
+        def accept(number: int) -> asyncio.Task[Any]:
+            return asyncio.create_task(commits.accept(caller, [event(number)], Counted()))
+
+        await accept(1)
+        await asyncio.gather(accept(2), accept(3))  # nobody waits after a request that came alone
+        fourth = accept(4)
+        await asyncio.sleep(0.01)
+        await asyncio.gather(fourth, accept(5))
+
+    with_commits(offer)
+    assert transactions() == [["1"], ["2", "3"], *([["4", "5"]] if are_busy else [["4"], ["5"]])]
+
+
+def test_a_request_that_waits_for_others_is_told_that_the_server_stops(
+    organization: Organization, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group_commit, "processors_are_busy", lambda: True)
+    monkeypatch.setattr(group_commit, "GATHER_FROM", 1)
+    monkeypatch.setattr(group_commit, "GATHER_SECONDS", 60.0)
+    caller = caller_of(organization)
+
+    async def offer() -> None:
+        async with GroupCommit() as commits:
+            await commits.accept(caller, [event(1)], Counted())
+            waiting = asyncio.create_task(commits.accept(caller, [event(2)], Counted()))
+            await asyncio.sleep(0.01)
+        with pytest.raises(psycopg.OperationalError, match="stopping"):
+            await waiting
+
+    asyncio.run(offer())
+    assert transactions() == [["1"]]
+
+
 def test_a_dedup_id_that_comes_twice_at_once_is_accepted_once(
     organization: Organization, other_organization: Organization
 ) -> None:

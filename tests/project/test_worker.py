@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -154,6 +155,24 @@ def test_a_slice_that_leaves_work_wakes_the_next_one(posted: list[str], settings
     jobs.process_events()
     assert Event.objects.filter(status="processed").count() == 30
     assert jobs.fan_out_for(0) is False
+
+
+def test_on_busy_processors_a_round_after_one_of_several_events_waits_for_more(
+    posted: list[str], settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.MAX_CONCURRENT_EVENTS = 10
+    busy, pauses = [False], list[float]()
+    monkeypatch.setattr(jobs, "processors_are_busy", lambda: busy[0])
+    monkeypatch.setattr(jobs, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pauses.append))
+    monkeypatch.setattr(jobs._state, "seen_before", 0)
+    jobs.fan_out_for(0)
+    jobs.fan_out_for(0)
+    busy[0] = True
+    jobs.fan_out_for(0)
+    assert pauses == [jobs.GATHER_SECONDS]
+    jobs.fan_out_for(0)
+    jobs.fan_out_for(0)  # the one before found nothing
+    assert pauses == [jobs.GATHER_SECONDS] * 2
 
 
 def test_a_burst_with_nothing_to_do_ends() -> None:

@@ -9,8 +9,9 @@ import time
 import pytest
 from structlog.testing import capture_logs
 
-from core.giving_way import LOOK_SECONDS, MORE, MOST, MOST_SECONDS
+from core.giving_way import MORE, MOST, MOST_SECONDS
 from core.process import ProcessorTime, processor_time
+from core.processor_load import LOOK_SECONDS
 from webhooks.dispatch.giving_way import OTHERS_SECONDS, Pace
 
 

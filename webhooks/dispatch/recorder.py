@@ -75,9 +75,9 @@ class Recorder:
         """Record what is added; what is added meanwhile makes the next batch."""
         while self._results or not self._closed:
             await self._changed.wait()
-            await self._gather()
             self._changed.clear()
             while self._results:
+                await self._gather()
                 batch, self._results = next_batch(self._results)
                 unrecorded, made_room = await self._record(batch)
                 left_out = {id(result) for result in unrecorded}
