@@ -17,7 +17,7 @@ from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, fan_out, queue_of, sending, statuses, subscribe
 from webhooks import subscriptions
-from webhooks.dispatch import sender as sender_module
+from webhooks.dispatch import recorder
 from webhooks.dispatch.sender import Sender
 from webhooks.models import Delivery, DeliveryAttempt, SubscriptionQueue
 
@@ -58,16 +58,18 @@ def test_what_is_sent_is_what_the_producer_sent_signed_and_named(
 def test_on_busy_processors_results_that_come_close_together_are_recorded_together(
     organization: Organization, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sender_module, "processors_are_busy", lambda: True)
-    monkeypatch.setattr(sender_module, "BUSY_GATHER_FROM", 2)
-    monkeypatch.setattr(sender_module, "BUSY_GATHER_SECONDS", 2.0)
+    monkeypatch.setattr(recorder, "processors_are_busy", lambda: True)
+    monkeypatch.setattr(recorder, "GATHER_FROM", 1)
+    monkeypatch.setattr(recorder, "GATHER_SECONDS", 2.0)
     receiver.behavior = lambda request, number: Response(delay=0.2 * number)
     subscribe(organization, receiver.url())
-    accept(organization, 2)
-    with sending(), connection.cursor() as cursor:
-        wait_until(lambda: DeliveryAttempt.objects.count() == 2, "an attempt isn't recorded")
-        cursor.execute("SELECT count(DISTINCT xmin::text) FROM webhooks_deliveryattempt")
-        assert cursor.fetchone() == (1,)
+    with sending() as sender, connection.cursor() as cursor:
+        for posted, recorded in ((1, 1), (2, 3)):
+            accept(organization, posted)
+            sender.wake()
+            wait_until(lambda wanted=recorded: DeliveryAttempt.objects.count() == wanted, "an attempt isn't recorded")
+        cursor.execute("SELECT count(*) FROM webhooks_deliveryattempt GROUP BY xmin::text ORDER BY 1")
+        assert cursor.fetchall() == [(1,), (2,)]
 
 
 def test_no_transaction_is_open_while_a_request_is_on_the_wire(organization: Organization, receiver: Receiver) -> None:

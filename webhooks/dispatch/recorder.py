@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
+from core.processor_load import processors_are_busy
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.record import record_each
 
@@ -17,6 +18,9 @@ RESULTS_AT_A_TIME = 500
 # Results of organizations with at most so many are recorded before those of others, and apart from them.
 FEW_RESULTS = 20
 RETRY_SECONDS = 0.5
+# While the processors are busy, a batch waits this long for more results if the last one had so many.
+GATHER_FROM = 6
+GATHER_SECONDS = 0.005
 
 RunInThread = Callable[[Callable[[], tuple[list[AttemptResult], bool]]], Awaitable[tuple[list[AttemptResult], bool]]]
 
@@ -58,6 +62,7 @@ class Recorder:
         self._on_recorded = on_recorded
         self._gives_up = gives_up
         self._results: list[AttemptResult] = []
+        self._results_before = 0  # how many the last batch had
         self._changed = asyncio.Event()
         self._closed = False
 
@@ -75,10 +80,13 @@ class Recorder:
         """Record what is added; what is added meanwhile makes the next batch."""
         while self._results or not self._closed:
             await self._changed.wait()
+            await self._gather()
             self._changed.clear()
             while self._results:
-                await self._gather()
+                if self._results_before >= GATHER_FROM and processors_are_busy():
+                    await asyncio.sleep(GATHER_SECONDS)
                 batch, self._results = next_batch(self._results)
+                self._results_before = len(batch)
                 unrecorded, made_room = await self._record(batch)
                 left_out = {id(result) for result in unrecorded}
                 self._on_recorded([result for result in batch if id(result) not in left_out], made_room)

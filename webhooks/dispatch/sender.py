@@ -21,7 +21,6 @@ import structlog
 from django.conf import settings
 
 from core.db import borrow_connection
-from core.processor_load import processors_are_busy
 from webhooks.destinations.base import Destination
 from webhooks.destinations.kinds import PushedDestinations
 from webhooks.destinations.outcome import Failure
@@ -43,9 +42,6 @@ T = TypeVar("T")
 # for fifty results costs little more than one for ten.
 GATHER_FROM = 64
 GATHER_SECONDS = 0.01
-# The same for other queues, and for a shorter time, while the processors are busy.
-BUSY_GATHER_FROM = 8
-BUSY_GATHER_SECONDS = 0.005
 # How long the backlog sender may take, after its grace period, to record its results and end.
 BACKLOG_SENDER_END_SECONDS = 10.0
 # A request isn't begun if its lease could end before it is recorded: this share of LEASE_MARGIN is for recording.
@@ -274,12 +270,9 @@ class Sender:
         return await asyncio.get_running_loop().run_in_executor(thread, borrow_connection, work)
 
     async def _gather(self) -> None:
-        """Wait for more results or places, where a backlog is worked off with many requests in flight, or where the
-        processors are busy."""
+        """Wait for more results or places, but only where a backlog is worked off with many requests in flight."""
         if self._queues is QueueFilter.WITH_BACKLOG and len(self._in_flight) >= GATHER_FROM:
             await asyncio.sleep(GATHER_SECONDS)
-        elif len(self._in_flight) >= BUSY_GATHER_FROM and processors_are_busy():
-            await asyncio.sleep(BUSY_GATHER_SECONDS)
 
     def _begin(self, delivery: ClaimedDelivery, claimed: Claim) -> None:
         self._progress.work_began()
