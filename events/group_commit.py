@@ -47,7 +47,7 @@ MOST_BYTES = 4_000_000
 # While the processors are busy, a commit waits this long for more requests if the last one had so many: a transaction
 # for eight events costs much less than two for four.
 GATHER_FROM = 3
-GATHER_SECONDS = 0.002
+GATHER_SECONDS = 0.001
 
 # SQL, as `ingest._INSERT_BATCH`, for events of many organizations, each inserted only if its key may still send it, and
 # if the organization's rate limit and catalog of event types are still those that were remembered with the key
