@@ -46,9 +46,9 @@ def _measure(checkout: Path, names: Sequence[str], tiny: Path | None) -> list[Fi
     known = [name for name in names if _knows(checkout, name)]
     younger = [name for name in names if name not in known]
     if known:
-        found += _run(code, known, tiny)
+        found += _run(code, known, tiny, checkout)
     if younger:
-        found += _run(OURS, ["--programs", str(checkout), *younger], tiny)
+        found += _run(OURS, ["--programs", str(checkout), *younger], tiny, checkout)
     return found
 
 
@@ -57,8 +57,8 @@ def _knows(checkout: Path, name: str) -> bool:
     return (checkout / "bench" / "scenarios" / f"{module}.py").exists()
 
 
-def _run(code: Code, arguments: Sequence[str], tiny: Path | None) -> list[Figure]:
-    """Run a checkout's benchmark and return what it measured."""
+def _run(code: Code, arguments: Sequence[str], tiny: Path | None, measured: Path) -> list[Figure]:
+    """Run the benchmark of `code` and return what it found.  measured: the checkout that is measured."""
     output = (tiny or code.root / ".local") / "bench.json"
     output.unlink(missing_ok=True)
     command = [code.python, "-m", "bench", *arguments, *(["--tiny", str(tiny)] if tiny else [])]
@@ -68,7 +68,7 @@ def _run(code: Code, arguments: Sequence[str], tiny: Path | None) -> list[Figure
     finally:
         process.stop()
     if exit_code or not output.exists():
-        raise DevstackError(f"The benchmark failed in {code.root} ({LOG}): {process.last_line()}")
+        raise DevstackError(f"The benchmark failed in {measured} ({LOG}): {process.last_line()}")
     return figures.read(output)
 
 

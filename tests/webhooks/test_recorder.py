@@ -67,6 +67,7 @@ def test_a_plan_from_when_there_were_few_deliveries_reads_no_more_of_many(organi
     accept(organization, 30)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE webhooks_delivery")
+    SubscriptionQueue.objects.update(concurrency_window=100)
     for one in claim(10).deliveries:  # until the statement is prepared, and its plan kept
         record_results([result(one)])
     accept(organization, 400)

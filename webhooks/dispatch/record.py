@@ -39,8 +39,12 @@ log = structlog.get_logger()
 # Only the thread that records uses it.
 _sealer = Sealer()
 
-# A plan from when there were few deliveries would read all of them for each batch, and join them by a hash.
-_KEEP_PLANS = f"{KEEP_PLANS}, set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)"
+# A plan from when there were few deliveries would read all of them for each batch: by an index, for a hash, a merge, or
+# a copy in memory that each result is compared with.
+_KEEP_PLANS = (
+    f"{KEEP_PLANS}, set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),"
+    " set_config('enable_material', 'off', true)"
+)
 
 # SQL, because the ORM can't insert what an UPDATE from arrays returns.  Every attempt is kept.  The delivery changes
 # only if the worker still holds the lease.
