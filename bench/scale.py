@@ -31,6 +31,8 @@ _SMALL: dict[object, dict[str, object]] = {
         "PACED_SECONDS": 1,
         "FLAT_OUT_SECONDS": 2.0,
         "FLAT_OUT_REQUESTS": 2000,
+        "BURST_BATCHES": 3,
+        "AFTER_BURST_SECONDS": 2.0,
         "BATCHES": 6,
         "SILENT": 20,
         "DRIPPING": 10,

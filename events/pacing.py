@@ -1,12 +1,13 @@
-"""Accepts events no faster than the workers can keep up: pauses before requests of an organization whose events wait.
+"""Accepts events no faster than the workers can keep up: pauses before requests of an organization that is ahead.
 
 Accepting and delivering share the machine.  At full speed, accepting would take so much of it that the workers fall
 further and further behind.  So the front door checks now and then how long an organization's oldest accepted event has
-waited for its fan-out, and pauses before the organization's requests while that is too long.  A client that sends as
-fast as responses come slows down to the rate at which events are delivered; one that sends steadily notices nothing.
+waited for its fan-out, and whether its deliveries lag, and pauses before the organization's requests while that is so.
+A client that sends as fast as responses come slows down to the rate at which events are delivered; one that sends
+steadily notices nothing.
 
-Only the fan-out counts, which needs no endpoint, so that slow endpoints don't slow requests down.  And it has to make
-progress: where no worker runs, pauses wouldn't help.
+No endpoint slows requests down.  The fan-out needs none, and deliveries count as lagging only if they wait for a
+processor (`events.lagging`).  And the fan-out has to make progress: where no worker runs, pauses wouldn't help.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from __future__ import annotations
 import datetime
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from psycopg.rows import class_row
 
 from core.db import server_cursor
+from events.lagging import lagging_among
 
 # The longest that an event may wait for its fan-out without a pause for its organization.
 MOST_WAITING_SECONDS = 0.05
@@ -70,25 +72,39 @@ def oldest_events(after: uuid.UUID) -> list[OldestEvent]:
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """The state of an organization whose events wait too long.  same_since: a monotonic time."""
+class _Paced:
+    """The state of an organization that is paced.
 
-    oldest_due_at: datetime.datetime
+    oldest_due_at: of its oldest event that waits for its fan-out; None if it is paced because its deliveries lag.
+    same_since: when that was first so, by the monotonic clock.  pause: in seconds.
+    """
+
+    oldest_due_at: datetime.datetime | None
     same_since: float
     pause: float = 0.0
 
+    def lengthen(self) -> None:
+        """Make the pause longer by half."""
+        self.pause = min(LONGEST_SECONDS, max(FIRST_SECONDS, self.pause * 1.5))
+
 
 class Pacing:
-    """The pauses of every organization, in one process.  find: does as `oldest_events`.  clock: a monotonic one."""
+    """The pauses of every organization, in one process.
+
+    find: does as `oldest_events`.  find_lagging: does as `lagging_among`.  clock: a monotonic one, in seconds.
+    """
 
     def __init__(
         self,
         find: Callable[[uuid.UUID], Sequence[OldestEvent]] = oldest_events,
+        find_lagging: Callable[[Collection[uuid.UUID]], Collection[uuid.UUID]] = lagging_among,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._find = find
+        self._find_lagging = find_lagging
         self._clock = clock
-        self._waiting: dict[uuid.UUID, _Waiting] = {}
+        self._paced: dict[uuid.UUID, _Paced] = {}
+        self._served: set[uuid.UUID] = set()  # since the last look
         self._after = NOBODY
         self._next_look_at = self._looked_at = float("-inf")
 
@@ -97,9 +113,10 @@ class Pacing:
 
         A check that was long ago doesn't count.
         """
-        waiting = self._waiting.get(organization_id)
+        self._served.add(organization_id)
+        paced = self._paced.get(organization_id)
         is_stale = self._clock() - self._looked_at > STOPPED_SECONDS
-        return 0.0 if waiting is None or is_stale else waiting.pause
+        return 0.0 if paced is None or is_stale else paced.pause
 
     def wants_look(self) -> bool:
         """Return whether `look` should be called now; after that, not for LOOK_SECONDS."""
@@ -114,25 +131,31 @@ class Pacing:
         began_behind = self._after
         found = {oldest.organization_id: oldest for oldest in self._find(began_behind)}
         self._after = max(found) if len(found) == ORGANIZATIONS_AT_A_TIME else NOBODY
+        served, self._served = self._served, set()
+        lagging = self._find_lagging({*list(served), *self._paced})
         self._looked_at = now = self._clock()
+        for organization_id in lagging:
+            self._paced.setdefault(organization_id, _Paced(None, now)).lengthen()
         for organization_id, oldest in found.items():
-            if oldest.waited > MOST_WAITING_SECONDS:
-                self._lengthen(self._waiting.setdefault(organization_id, _Waiting(oldest.due_at, now)), oldest, now)
-        for organization_id, waiting in list(self._waiting.items()):
+            if oldest.waited > MOST_WAITING_SECONDS and organization_id not in lagging:
+                self._lengthen(self._paced.setdefault(organization_id, _Paced(oldest.due_at, now)), oldest, now)
+        for organization_id, paced in list(self._paced.items()):
+            if organization_id in lagging:
+                continue
             if organization_id <= began_behind or (self._after != NOBODY and organization_id > self._after):
                 continue  # this look saw other organizations
             late = found.get(organization_id)
-            if late is None or late.waited <= MOST_WAITING_SECONDS or now - waiting.same_since >= STOPPED_SECONDS:
-                self._shorten(organization_id, waiting, keep=late is not None and late.waited > MOST_WAITING_SECONDS)
+            if late is None or late.waited <= MOST_WAITING_SECONDS or now - paced.same_since >= STOPPED_SECONDS:
+                self._shorten(organization_id, paced, keep=late is not None and late.waited > MOST_WAITING_SECONDS)
 
     @staticmethod
-    def _lengthen(waiting: _Waiting, oldest: OldestEvent, now: float) -> None:
-        if oldest.due_at != waiting.oldest_due_at:
-            waiting.oldest_due_at, waiting.same_since = oldest.due_at, now
-        if now - waiting.same_since < STOPPED_SECONDS:
-            waiting.pause = min(LONGEST_SECONDS, max(FIRST_SECONDS, waiting.pause * 1.5))
+    def _lengthen(paced: _Paced, oldest: OldestEvent, now: float) -> None:
+        if oldest.due_at != paced.oldest_due_at:
+            paced.oldest_due_at, paced.same_since = oldest.due_at, now
+        if now - paced.same_since < STOPPED_SECONDS:
+            paced.lengthen()
 
-    def _shorten(self, organization_id: uuid.UUID, waiting: _Waiting, *, keep: bool) -> None:
-        waiting.pause = waiting.pause / 2 if waiting.pause > FIRST_SECONDS else 0.0
-        if not waiting.pause and not keep:
-            del self._waiting[organization_id]
+    def _shorten(self, organization_id: uuid.UUID, paced: _Paced, *, keep: bool) -> None:
+        paced.pause = paced.pause / 2 if paced.pause > FIRST_SECONDS else 0.0
+        if not paced.pause and not keep:
+            del self._paced[organization_id]

@@ -35,6 +35,7 @@ SCENARIOS: dict[str, Callable[[BenchStack], list[Figure]]] = {
     "paced": end_to_end.paced,
     "trace": end_to_end.trace,
     "flat-out": end_to_end.flat_out,
+    "after-burst": end_to_end.after_burst,
     "batches-delivered": end_to_end.batches,
     "idle-connections": end_to_end.idle_connections,
     "fanout": fanout.fanout,

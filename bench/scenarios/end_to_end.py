@@ -21,6 +21,8 @@ FLAT_OUT_SECONDS = 30.0
 FLAT_OUT_CONNECTIONS = 16
 # More than any version sends in that time.
 FLAT_OUT_REQUESTS = 200_000
+BURST_BATCHES = 50
+AFTER_BURST_SECONDS = 20.0
 BATCHES = 600
 EVENTS_A_BATCH = 100
 BATCH_CONNECTIONS = 8
@@ -126,6 +128,34 @@ def flat_out(stack: BenchStack) -> list[Figure]:
         Figure(name, "the rest was delivered within", max(0.0, drained), "s"),
         Figure(name, "POST to endpoint p95", percentile(times, 0.95), "ms", "<= 100"),
         Figure(name, "processor time of all processes", cpu / accepted * 1000, "ms/event"),
+    ]
+
+
+def after_burst(stack: BenchStack) -> list[Figure]:
+    """A burst of 5,000 events in batches, then single ones flat out over 16 connections: whether delivering settles."""
+    with stack.receiver() as receiver, stack.running_web(), stack.running_worker():
+        tenant = stack.tenant()
+        stack.subscribe(tenant, receiver.url("/ok/1"))
+        send(Load(stack.url, tenant.key, BURST_BATCHES, BATCH_CONNECTIONS, batch=EVENTS_A_BATCH))
+        began = time.time()
+        outcome = send(
+            Load(
+                stack.url, tenant.key, FLAT_OUT_REQUESTS, FLAT_OUT_CONNECTIONS, seconds=AFTER_BURST_SECONDS,
+                keep_times=True,
+            )
+        )  # fmt: skip
+        accepted = BURST_BATCHES * EVENTS_A_BATCH + outcome.statuses[202]
+        waiting = accepted - receiver.count()
+        stack.wait_until_delivered()
+        arrived = {event: at for _, event, at in reversed(receiver.take())}
+    half = began + AFTER_BURST_SECONDS / 2
+    later = [(arrived[event] - at) * 1000 for event, at in outcome.responded.items() if at > half and event in arrived]
+    name = "after-burst"
+    return [
+        Figure(name, "accepted after the burst", outcome.statuses[202] / outcome.seconds, "events/s"),
+        Figure(name, "waiting at the end", max(0, waiting), "events", "<= 500"),
+        Figure(name, "202 to endpoint p95 in the second half", percentile(later, 0.95), "ms", "<= 100"),
+        Figure(name, "not delivered", outcome.statuses[202] - len(outcome.responded.keys() & arrived), "events", "= 0"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Accepting goes at the pace of the fan-out, for the organization whose events wait, and only while it goes on."""
+"""Accepting goes at the pace of the workers, for the organization that is ahead of them, and only while they work."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import uuid
 import pytest
 from django.utils import timezone
 
+from devstack.waiting import wait_until
 from events import pacing
 from events.ingest import ingest
+from events.lagging import NOTE_SECONDS, lagging_among, note_lagging
 from events.models import Event
 from events.pacing import FIRST_SECONDS, LONGEST_SECONDS, LOOK_SECONDS, STOPPED_SECONDS, Pacing
 from events.payload import NewEvent
@@ -118,3 +120,32 @@ def test_looks_take_turns_between_more_organizations_than_one_sees(
     for _ in range(10):
         paces.look()
     assert not any(paces.pause(each.id) for each in everybody)
+
+
+def test_an_organization_whose_deliveries_lag_is_slowed_down_until_they_no_longer_do(
+    organization: Organization, other_organization: Organization, clock: Clock
+) -> None:
+    lagging = {organization.id}
+    paces = Pacing(find_lagging=lambda asked: lagging & set(asked), clock=clock)
+    pauses = []
+    for _ in range(30):
+        paces.pause(other_organization.id)
+        pauses.append(paces.pause(organization.id))
+        paces.look()
+        clock.now += LOOK_SECONDS
+    assert pauses[:4] == [0, FIRST_SECONDS, FIRST_SECONDS * 1.5, FIRST_SECONDS * 1.5**2]
+    assert pauses[-1] == LONGEST_SECONDS
+    assert paces.pause(other_organization.id) == 0
+    lagging.clear()
+    for _ in range(10):
+        paces.look()
+    assert paces.pause(organization.id) == 0
+
+
+def test_workers_note_who_lags_for_a_moment(organization: Organization, other_organization: Organization) -> None:
+    asked = [organization.id, other_organization.id]
+    assert lagging_among(asked) == set()
+    note_lagging([organization.id])
+    assert lagging_among(asked) == {organization.id}
+    assert lagging_among([]) == set()
+    wait_until(lambda: not lagging_among(asked), "the note is never forgotten", 20 * NOTE_SECONDS)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 
 import pytest
+from django.db.models.functions import Now
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,7 +17,7 @@ from tests.webhooks.helpers import fan_out_batch
 from webhooks import subscriptions
 from webhooks.destinations.http.endpoint import host_of
 from webhooks.dispatch.allocation import keep_room_for_others, limit_hosts, share_between_organizations, share_out
-from webhooks.dispatch.claim import QueueFilter, claim
+from webhooks.dispatch.claim import BACKLOG_SECONDS, QueueFilter, claim
 from webhooks.dispatch.rate_limit import allowed_now, burst, next_allowed_at, reserve
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 
@@ -183,10 +185,34 @@ def test_a_queue_that_gave_all_it_had_has_no_backlog_however_little_it_was_allow
     assert queue.next_due_at is None or rate
 
 
+def _have_been_due(seconds: float) -> None:
+    due_at = Now() - datetime.timedelta(seconds=seconds)
+    Delivery.objects.update(next_attempt_at=due_at)
+    SubscriptionQueue.objects.update(next_due_at=due_at)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("window", [2, 40])
+def test_what_came_a_moment_ago_is_no_backlog_and_the_next_claim_takes_it(
+    organization: Organization, window: int
+) -> None:
+    subscription = _subscribe(organization)
+    _accept(organization, window + 3)
+    _have_been_due(0)
+    SubscriptionQueue.objects.update(concurrency_window=window)
+    first = claim(100, queues=QueueFilter.WITHOUT_BACKLOG)
+    assert (len(first.deliveries), first.backlog, first.more) == (window, frozenset(), True)
+    SubscriptionQueue.objects.update(concurrency_window=100)
+    second = claim(100, queues=QueueFilter.WITHOUT_BACKLOG)
+    assert [claimed.subscription_id for claimed in second.deliveries] == [subscription.pk] * 3
+    assert not second.more
+
+
 @pytest.mark.django_db
 def test_a_queue_has_a_backlog_while_a_claim_takes_all_that_it_might(organization: Organization) -> None:
     backlogged, quiet = _subscribe(organization), _subscribe(organization)
     _accept(organization, 5)
+    _have_been_due(2 * BACKLOG_SECONDS)
     SubscriptionQueue.objects.filter(pk=backlogged.pk).update(concurrency_window=2)
     SubscriptionQueue.objects.filter(pk=quiet.pk).update(concurrency_window=10)
     first = claim(100, queues=QueueFilter.WITHOUT_BACKLOG)  # none is backlogged yet

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 import time
 from typing import Any
 
 import pytest
 from django.db import connection
+from django.db.models.functions import Now
 from standardwebhooks import Webhook
 
 from devstack.http_receiver import Received, Receiver, Response
 from devstack.waiting import wait_until
 from events.ingest import ingest
+from events.lagging import lagging_among
 from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import accept, fan_out, queue_of, sending, statuses, subscribe
 from webhooks import subscriptions
-from webhooks.dispatch import recorder
+from webhooks.dispatch import claim_loop, recorder
+from webhooks.dispatch.lagging import LaggingNotes
 from webhooks.dispatch.sender import Sender
 from webhooks.models import Delivery, DeliveryAttempt, SubscriptionQueue
 
@@ -70,6 +74,30 @@ def test_on_busy_processors_results_that_come_close_together_are_recorded_togeth
             wait_until(lambda wanted=recorded: DeliveryAttempt.objects.count() == wanted, "an attempt isn't recorded")
         cursor.execute("SELECT count(*) FROM webhooks_deliveryattempt GROUP BY xmin::text ORDER BY 1")
         assert cursor.fetchall() == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("are_busy", [True, False])
+def test_a_sender_whose_processors_are_busy_notes_whose_deliveries_lag(
+    organization: Organization, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, are_busy: bool
+) -> None:
+    monkeypatch.setattr(claim_loop, "LaggingNotes", lambda: LaggingNotes(lambda: are_busy))
+    noted: list[bool] = []
+
+    def answer(_: Received, number: int) -> Response:
+        noted.append(bool(lagging_among([organization.id])))
+        return Response(200)
+
+    receiver.behavior = answer
+    queue = queue_of(subscribe(organization, receiver.url()))
+    SubscriptionQueue.objects.filter(pk=queue.pk).update(concurrency_window=2)
+    accept(organization, 10)
+    fan_out()
+    due_at = Now() - datetime.timedelta(minutes=1)
+    Delivery.objects.update(next_attempt_at=due_at)
+    SubscriptionQueue.objects.update(next_due_at=due_at)
+    with sending():
+        receiver.wait_for(10)
+    assert any(noted) is are_busy
 
 
 def test_no_transaction_is_open_while_a_request_is_on_the_wire(organization: Organization, receiver: Receiver) -> None:

@@ -37,7 +37,7 @@ QUEUES_AT_A_TIME = 200
 class QueueFilter(Enum):
     """Which queues a claim looks at; the value is what `has_backlog` may be.
 
-    A queue has a backlog while each claim takes as much from it as it may, and more is due.
+    A queue has a backlog while each claim takes as much from it as it may, and more has been due for BACKLOG_SECONDS.
     """
 
     ALL = (False, True)
@@ -187,20 +187,24 @@ class _LeasedDelivery(msgspec.Struct, frozen=True):
     ordering_key: str | None
 
 
-# Up to this quota, the index tells whether a queue that gave all of it has more that is due. A queue that gave more
-# counts as a backlog without a look, which would have to pass everything that was just taken. So does one that might
-# give nothing: it was due, and still is.
-_LOOK_UP_TO = 16
+# Up to this quota, the index tells when the next delivery of a queue that gave all of it is due.  A queue that gave
+# more counts as a backlog without a look, which would have to pass everything that was just taken.
+_LOOK_UP_TO = 512
+# What has been due for less than this is no backlog: it came while the last deliveries were being sent, and a claim or
+# two will take it.  The other process would need longer, because of its low priority.
+BACKLOG_SECONDS = 0.1
 
-# A queue has a backlog if it gave its whole quota and more is due. With a small quota, that is often all there was: the
-# worker would leave a queue that needs nothing to the backlog sender, which may be busy with others. A queue with
-# ordering keys stays with the process that works off its backlog while anything waits: that process records the results
-# that free the next deliveries, and looks for them at once.
+# A queue has a backlog if it gave its whole quota and more has been due for a while.  A queue with ordering keys stays
+# with the process that works off its backlog while anything waits: that process records the results that free the next
+# deliveries, and looks for them at once.
 _UPDATE_CLAIMED_QUEUES = """
 UPDATE webhooks_subscriptionqueue q
 SET in_flight = q.in_flight + v.taken,
     last_claimed_at = clock_timestamp(),
-    has_backlog = v.taken >= v.quota AND (NOT v.looks OR coalesce(next.attempt_at <= clock_timestamp(), false))
+    has_backlog = v.taken >= v.quota AND (
+            NOT v.looks
+            OR coalesce(next.attempt_at <= clock_timestamp() - make_interval(secs => %(backlog_after)s), false)
+        )
         OR q.has_ordered AND q.has_backlog AND EXISTS (
             SELECT 1 FROM webhooks_delivery d WHERE d.subscription_id = q.subscription_id AND d.status = 'pending'
         ),
@@ -211,7 +215,7 @@ SET in_flight = q.in_flight + v.taken,
         ELSE q.next_due_at
     END
 FROM (
-    SELECT *, taken < quota OR quota BETWEEN 1 AND %(look_up_to)s AS looks
+    SELECT *, taken < quota OR quota <= %(look_up_to)s AS looks
     FROM unnest(%(queues)s::uuid[], %(taken)s::int[], %(quotas)s::int[], %(reserved)s::float8[], %(waits)s::float8[])
          AS u(subscription_id, taken, quota, reserved_until, wait_until)
 ) AS v
@@ -220,15 +224,16 @@ CROSS JOIN LATERAL (
     WHERE v.looks AND d.subscription_id = v.subscription_id AND d.status = 'pending'
 ) AS next
 WHERE q.subscription_id = v.subscription_id
-RETURNING q.subscription_id, q.has_backlog
+RETURNING q.subscription_id, q.has_backlog, coalesce(q.next_due_at <= clock_timestamp(), false) AS is_due
 """
 
 
 class _QueueState(msgspec.Struct, frozen=True):
-    """A row of _UPDATE_CLAIMED_QUEUES."""
+    """A row of _UPDATE_CLAIMED_QUEUES.  is_due: whether more of the queue is due."""
 
     subscription_id: uuid.UUID
     has_backlog: bool
+    is_due: bool
 
 
 @dataclass(slots=True)
@@ -265,13 +270,12 @@ def claim(limit: int, occupancy: Occupancy | None = None, queues: QueueFilter = 
     if not done.turns:
         return Claim(skipped_locked=done.skipped_locked)
     # The last statement's result arrived with that of the COMMIT.
-    backlog = frozenset(queue.subscription_id for queue in done.states.fetchall() if queue.has_backlog)
+    states = done.states.fetchall()
+    backlog = frozenset(queue.subscription_id for queue in states if queue.has_backlog)
     waits = [turn.wait_until for turn in done.turns if turn.wait_until is not None]
-    # Queues in which a claim of those without a backlog left something behind have one now, and belong to the backlog
-    # sender.
-    may_go_on = queues is not QueueFilter.WITHOUT_BACKLOG and any(
-        turn.wait_until is None and turn.subscription_id in backlog for turn in done.turns
-    )
+    # What a claim of the queues without a backlog finds to have one belongs to the backlog sender.
+    left_to_others = backlog if queues is QueueFilter.WITHOUT_BACKLOG else frozenset()
+    may_go_on = any(queue.is_due and queue.subscription_id not in left_to_others for queue in states)
     return Claim(
         done.deliveries,
         more=may_go_on or len(done.turns) >= QUEUES_AT_A_TIME,
@@ -329,6 +333,7 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> _Tra
         _UPDATE_CLAIMED_QUEUES,
         {
             "look_up_to": _LOOK_UP_TO,
+            "backlog_after": BACKLOG_SECONDS,
             "queues": [turn.subscription_id for turn in turns],
             "taken": [turn.taken for turn in turns],
             "quotas": [turn.quota for turn in turns],

@@ -17,6 +17,7 @@ from webhooks.dispatch.claim import Claim, QueueFilter, claim
 from webhooks.dispatch.claim_state import ClaimProgress
 from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.dispatch.in_flight import InFlight
+from webhooks.dispatch.lagging import SLOW_SECONDS, LaggingNotes
 
 log = structlog.get_logger()
 
@@ -85,6 +86,7 @@ class ClaimLoop:
         self._release = release
         self._woken = asyncio.Event()
         self._rate_timers = RateTimers()
+        self._lagging_notes = LaggingNotes()
         self._stopped = False
 
     def look(self) -> None:
@@ -136,7 +138,14 @@ class ClaimLoop:
         if self._rate_timers.pop_due():
             self._backlog_sender.wake()  # the queue that waited for its rate limit may belong to it by now
         occupancy = self._in_flight.occupancy()
-        claimed = await self._run_in_thread(lambda: claim(room, occupancy, queues))
+        slow = self._in_flight.slow_subscriptions(SLOW_SECONDS)
+
+        def claim_and_note() -> Claim:
+            claimed = claim(room, occupancy, queues)
+            self._lagging_notes.note(claimed, slow)
+            return claimed
+
+        claimed = await self._run_in_thread(claim_and_note)
         self._rate_timers.add(claimed.rate_waits, within=self._poll_seconds)
         return claimed
 

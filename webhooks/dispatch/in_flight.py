@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from itertools import takewhile
 from typing import TypeVar
 
 from webhooks.dispatch.claim import Occupancy
@@ -17,13 +19,15 @@ K = TypeVar("K", bound=Hashable)
 class InFlight:
     """Counts deliveries, from the claim until the result is recorded, and the places that are left.
 
-    capacity: most deliveries in flight.  kept_for_hand_over: places that claims leave free.
+    capacity: most deliveries in flight.  kept_for_hand_over: places that claims leave free.  now: a monotonic clock, in
+    seconds.
 
     `add` and `remove` may only be called on the sender's thread, the other methods on any. A place that a claim or a
     hand-over may still fill is reserved, so that together they never take too many.
     """
 
-    def __init__(self, capacity: int, kept_for_hand_over: int = 0) -> None:
+    def __init__(self, capacity: int, kept_for_hand_over: int = 0, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self._capacity = capacity
         self._kept_for_hand_over = kept_for_hand_over
         self._reserved = 0
@@ -33,6 +37,8 @@ class InFlight:
         self._by_subscription: Counter[uuid.UUID] = Counter()
         self._by_host: Counter[str] = Counter()
         self._by_lease: Counter[uuid.UUID] = Counter()
+        # By delivery, its subscription and when it was counted in; the oldest first.
+        self._since: dict[uuid.UUID, tuple[uuid.UUID, float]] = {}
 
     def __len__(self) -> int:
         return self._total
@@ -75,6 +81,7 @@ class InFlight:
     def add(self, delivery: ClaimedDelivery) -> None:
         """Count a delivery in."""
         self._total += 1
+        self._since[delivery.delivery_id] = delivery.subscription_id, self._now()
         self._by_organization[delivery.organization_id] += 1
         self._by_subscription[delivery.subscription_id] += 1
         self._by_host[delivery.endpoint.host] += 1
@@ -83,10 +90,19 @@ class InFlight:
     def remove(self, delivery: ClaimedDelivery) -> None:
         """Count a delivery out."""
         self._total -= 1
+        self._since.pop(delivery.delivery_id, None)
         _decrement(self._by_organization, delivery.organization_id)
         _decrement(self._by_subscription, delivery.subscription_id)
         _decrement(self._by_host, delivery.endpoint.host)
         _decrement(self._by_lease, delivery.lease_id)
+
+    def slow_subscriptions(self, seconds: float) -> set[uuid.UUID]:
+        """Return the subscriptions that have a delivery in flight for longer than `seconds`."""
+        began_before = self._now() - seconds
+        return {
+            subscription_id
+            for subscription_id, began in takewhile(lambda one: one[1] < began_before, self._since.values())
+        }
 
     def occupancy(self) -> Occupancy:
         """Return a copy of the counts, for a claim or a hand-over on another thread."""
