@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 import urllib.error
@@ -90,7 +91,7 @@ def _fill(stack: BenchStack) -> Demo:
         demo = fill(ROWS, ORGANIZATIONS, SUBSCRIPTIONS, days=DAYS, backlogs=True)
     stack.sql("VACUUM ANALYZE")
     stack.sql("CHECKPOINT")
-    print(f"filled in {time.monotonic() - started:.0f} s …", end=" ", flush=True)
+    print(f"filled in {time.monotonic() - started:.0f} s …", end=" ", file=sys.stderr, flush=True)
     return demo
 
 
