@@ -100,47 +100,57 @@ def test_what_comes_while_a_commit_is_under_way_shares_the_next_one(organization
     assert len(transactions()[1]) == 29
 
 
-@pytest.mark.parametrize("are_busy", [True, False])
-def test_requests_wait_for_each_other_only_while_the_processors_are_busy(
-    organization: Organization, monkeypatch: pytest.MonkeyPatch, are_busy: bool
+@pytest.mark.parametrize("before", [1, 2])
+def test_after_a_commit_for_several_requests_those_that_are_there_share_the_next_one(
+    organization: Organization, before: int
 ) -> None:
-    monkeypatch.setattr(group_commit, "processors_are_busy", lambda: are_busy)
-    monkeypatch.setattr(group_commit, "GATHER_FROM", 2)
-    monkeypatch.setattr(group_commit, "GATHER_SECONDS", 1.0)
     caller = caller_of(organization)
 
     async def offer(commits: GroupCommit) -> None:
-        def accept(number: int) -> asyncio.Task[Any]:
-            return asyncio.create_task(commits.accept(caller, [event(number)], Counted()))
-
-        await accept(1)
-        await asyncio.gather(accept(2), accept(3))  # nobody waits after a request that came alone
-        fourth = accept(4)
-        await asyncio.sleep(0.01)
-        await asyncio.gather(fourth, accept(5))
+        await asyncio.gather(*(commits.accept(caller, [event(number)], Counted()) for number in range(before)))
+        tasks = []
+        for number in range(10, 15):  # one in each pass of the event loop
+            tasks.append(asyncio.create_task(commits.accept(caller, [event(number)], Counted())))
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
 
     with_commits(offer)
-    assert transactions() == [["1"], ["2", "3"], *([["4", "5"]] if are_busy else [["4"], ["5"]])]
+    assert (transactions()[1] == ["10", "11", "12", "13", "14"]) is (before > 1)
 
 
-def test_a_request_that_waits_for_others_is_told_that_the_server_stops(
+def test_a_commit_does_not_wait_for_ever_while_more_and_more_requests_come(
     organization: Organization, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_commit, "processors_are_busy", lambda: True)
-    monkeypatch.setattr(group_commit, "GATHER_FROM", 1)
-    monkeypatch.setattr(group_commit, "GATHER_SECONDS", 60.0)
+    monkeypatch.setattr(group_commit, "ENOUGH_REQUESTS", 10)
+    caller = caller_of(organization)
+
+    async def offer(commits: GroupCommit) -> None:
+        await asyncio.gather(*(commits.accept(caller, [event(number)], Counted()) for number in range(2)))
+        tasks = [asyncio.create_task(commits.accept(caller, [event(2)], Counted()))]
+        while not tasks[0].done() and len(tasks) < 2000:
+            tasks.append(asyncio.create_task(commits.accept(caller, [event(len(tasks))], Counted())))
+            await asyncio.sleep(0)
+        assert tasks[0].done()
+        await asyncio.gather(*tasks)
+
+    with_commits(offer)
+    assert 10 <= len(transactions()[1]) <= 12  # more may arrive in the pass that brings enough
+
+
+def test_a_request_that_waits_for_others_is_told_that_the_server_stops(organization: Organization) -> None:
     caller = caller_of(organization)
 
     async def offer() -> None:
         async with GroupCommit() as commits:
-            await commits.accept(caller, [event(1)], Counted())
+            await asyncio.gather(*(commits.accept(caller, [event(number)], Counted()) for number in range(2)))
             waiting = asyncio.create_task(commits.accept(caller, [event(2)], Counted()))
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)  # it arrives,
+            await asyncio.sleep(0)  # and the next pass may bring others
         with pytest.raises(psycopg.OperationalError, match="stopping"):
             await waiting
 
     asyncio.run(offer())
-    assert transactions() == [["1"]]
+    assert transactions() == [["0", "1"]]
 
 
 def test_a_dedup_id_that_comes_twice_at_once_is_accepted_once(
