@@ -7,7 +7,7 @@ for this.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from core.redis import RedisUnavailable, call_redis
@@ -16,13 +16,13 @@ from core.redis import RedisUnavailable, call_redis
 NOTE_SECONDS = 1.0
 
 
-def note_lagging(organization_ids: Collection[uuid.UUID]) -> None:
-    """Note that the organizations' deliveries lag."""
+def note_lagging(rates: Mapping[uuid.UUID, float]) -> None:
+    """Note that the deliveries of organizations lag.  rates: at which they are being sent, in deliveries per second."""
 
     def write(redis: Any) -> None:
         pipeline = redis.pipeline(transaction=False)
-        for organization_id in organization_ids:
-            pipeline.set(_key(organization_id), 1, px=int(NOTE_SECONDS * 1000))
+        for organization_id, rate in rates.items():
+            pipeline.set(_key(organization_id), round(rate), px=int(NOTE_SECONDS * 1000))
         pipeline.execute()
 
     try:
@@ -31,16 +31,18 @@ def note_lagging(organization_ids: Collection[uuid.UUID]) -> None:
         return
 
 
-def lagging_among(organization_ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
-    """Return those of the organizations that were noted in the last NOTE_SECONDS."""
+def lagging_among(organization_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, float]:
+    """Return those of the organizations that were noted in the last NOTE_SECONDS, with the rates of the notes."""
     asked = list(organization_ids)
     if not asked:
-        return set()
+        return {}
     try:
         notes = call_redis(lambda redis: redis.mget([_key(organization_id) for organization_id in asked]))
     except RedisUnavailable:
-        return set()
-    return {organization_id for organization_id, note in zip(asked, notes, strict=True) if note is not None}
+        return {}
+    return {
+        organization_id: float(note) for organization_id, note in zip(asked, notes, strict=True) if note is not None
+    }
 
 
 def _key(organization_id: uuid.UUID) -> str:

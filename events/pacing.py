@@ -7,17 +7,22 @@ A client that sends as fast as responses come slows down to the rate at which ev
 steadily notices nothing.
 
 No endpoint slows requests down.  The fan-out needs none, and deliveries count as lagging only if they wait for a
-processor (`events.lagging`).  And the fan-out has to make progress: where no worker runs, pauses wouldn't help.
+processor (`events.lagging`).  Those of a backlog that is being worked off lag, too: an organization that sends few
+events beside it isn't paced for that.  And the fan-out has to make progress: where no worker runs, pauses wouldn't
+help.
 """
 
 from __future__ import annotations
 
 import datetime
+import math
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from django.conf import settings
 from psycopg.rows import class_row
 
 from core.db import server_cursor
@@ -32,6 +37,11 @@ LONGEST_SECONDS = 0.5
 LOOK_SECONDS = 0.05
 # A fan-out whose oldest event stays the same for this long has stopped.
 STOPPED_SECONDS = 1.0
+# An organization whose deliveries lag may send this part of the events per second that are delivered for it: then the
+# backlog shrinks as fast as it would grow without a pause.
+SHARE_OF_DELIVERED = 0.5
+# Over how many seconds the rate of its events is measured.
+RATE_SECONDS = 1.0
 # The most organizations that a check sees; the next one continues after the last of them.
 ORGANIZATIONS_AT_A_TIME = 100
 NOBODY = uuid.UUID(int=0)
@@ -97,23 +107,24 @@ class Pacing:
     def __init__(
         self,
         find: Callable[[uuid.UUID], Sequence[OldestEvent]] = oldest_events,
-        find_lagging: Callable[[Collection[uuid.UUID]], Collection[uuid.UUID]] = lagging_among,
+        find_lagging: Callable[[Collection[uuid.UUID]], Mapping[uuid.UUID, float]] = lagging_among,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._find = find
         self._find_lagging = find_lagging
         self._clock = clock
         self._paced: dict[uuid.UUID, _Paced] = {}
-        self._served: set[uuid.UUID] = set()  # since the last look
+        self._sent: Counter[uuid.UUID] = Counter()  # events since the last look
+        self._rates: dict[uuid.UUID, float] = {}  # events per second
         self._after = NOBODY
         self._next_look_at = self._looked_at = float("-inf")
 
-    def pause(self, organization_id: uuid.UUID) -> float:
+    def pause(self, organization_id: uuid.UUID, events: int = 1) -> float:
         """Return how long to wait, in seconds, before the organization's next request is stored.
 
-        A check that was long ago doesn't count.
+        events: how many the request has.  A check that was long ago doesn't count.
         """
-        self._served.add(organization_id)
+        self._sent[organization_id] += events
         paced = self._paced.get(organization_id)
         is_stale = self._clock() - self._looked_at > STOPPED_SECONDS
         return 0.0 if paced is None or is_stale else paced.pause
@@ -131,9 +142,10 @@ class Pacing:
         began_behind = self._after
         found = {oldest.organization_id: oldest for oldest in self._find(began_behind)}
         self._after = max(found) if len(found) == ORGANIZATIONS_AT_A_TIME else NOBODY
-        served, self._served = self._served, set()
-        lagging = self._find_lagging({*list(served), *self._paced})
-        self._looked_at = now = self._clock()
+        now = self._clock()
+        self._measure_rates(now - self._looked_at)
+        self._looked_at = now
+        lagging = self._ahead_of_deliveries()
         for organization_id in lagging:
             self._paced.setdefault(organization_id, _Paced(None, now)).lengthen()
         for organization_id, oldest in found.items():
@@ -147,6 +159,27 @@ class Pacing:
             late = found.get(organization_id)
             if late is None or late.waited <= MOST_WAITING_SECONDS or now - paced.same_since >= STOPPED_SECONDS:
                 self._shorten(organization_id, paced, keep=late is not None and late.waited > MOST_WAITING_SECONDS)
+
+    def _measure_rates(self, seconds: float) -> None:
+        """Add what was sent since the last look, `seconds` ago, to what is left of the rates before it."""
+        sent, self._sent = self._sent, Counter()
+        kept = math.exp(-seconds / RATE_SECONDS)
+        rates = {organization_id: rate * kept for organization_id, rate in self._rates.items()}
+        for organization_id, events in list(sent.items()):
+            rates[organization_id] = rates.get(organization_id, 0.0) + events / RATE_SECONDS
+        self._rates = {organization_id: rate for organization_id, rate in rates.items() if rate >= 1}
+
+    def _ahead_of_deliveries(self) -> set[uuid.UUID]:
+        """Return the organizations whose deliveries lag and who send more than their share of what is delivered.
+
+        Each web process assumes that the others get as much from an organization as it does itself.
+        """
+        lagging = self._find_lagging(self._rates)
+        return {
+            organization_id
+            for organization_id, delivered in lagging.items()
+            if self._rates[organization_id] * settings.WEB_CONCURRENCY > SHARE_OF_DELIVERED * delivered
+        }
 
     @staticmethod
     def _lengthen(paced: _Paced, oldest: OldestEvent, now: float) -> None:

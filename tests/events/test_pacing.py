@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from typing import Any
 
 import pytest
 from django.utils import timezone
@@ -122,30 +123,49 @@ def test_looks_take_turns_between_more_organizations_than_one_sees(
     assert not any(paces.pause(each.id) for each in everybody)
 
 
-def test_an_organization_whose_deliveries_lag_is_slowed_down_until_they_no_longer_do(
-    organization: Organization, other_organization: Organization, clock: Clock
-) -> None:
-    lagging = {organization.id}
-    paces = Pacing(find_lagging=lambda asked: lagging & set(asked), clock=clock)
+DELIVERED = 100.0
+
+
+def _looks(paces: Pacing, clock: Clock, organization: Organization, events_per_second: float) -> list[float]:
+    """Send events at a rate for four seconds; return the pauses."""
     pauses = []
-    for _ in range(30):
-        paces.pause(other_organization.id)
-        pauses.append(paces.pause(organization.id))
-        paces.look()
+    for _ in range(int(4 / LOOK_SECONDS)):
+        pauses.append(paces.pause(organization.id, 0))
+        paces.pause(organization.id, int(events_per_second * LOOK_SECONDS))
         clock.now += LOOK_SECONDS
-    assert pauses[:4] == [0, FIRST_SECONDS, FIRST_SECONDS * 1.5, FIRST_SECONDS * 1.5**2]
-    assert pauses[-1] == LONGEST_SECONDS
-    assert paces.pause(other_organization.id) == 0
-    lagging.clear()
-    for _ in range(10):
         paces.look()
-    assert paces.pause(organization.id) == 0
+    return pauses
+
+
+def test_an_organization_that_outruns_its_deliveries_is_slowed_down_until_they_no_longer_lag(
+    organization: Organization, other_organization: Organization, clock: Clock, settings: Any
+) -> None:
+    settings.WEB_CONCURRENCY = 2
+    lagging = {organization.id: DELIVERED}
+    paces = Pacing(find_lagging=lambda asked: {key: lagging[key] for key in asked if key in lagging}, clock=clock)
+    pauses = _looks(paces, clock, organization, 200.0)
+    assert pauses[0] == 0
+    assert FIRST_SECONDS * 1.5 in pauses
+    assert pauses[-1] == LONGEST_SECONDS
+    assert set(_looks(paces, clock, other_organization, 200.0)) == {0}
+    assert _looks(paces, clock, organization, 200.0)[-1] == LONGEST_SECONDS
+    lagging.clear()
+    assert _looks(paces, clock, organization, 200.0)[-1] == 0
+
+
+@pytest.mark.parametrize(("processes", "events", "is_paced"), [(1, 40, False), (1, 60, True), (2, 40, True)])
+def test_who_sends_less_than_half_of_what_is_delivered_is_not_slowed_down(
+    organization: Organization, clock: Clock, settings: Any, processes: int, events: float, is_paced: bool
+) -> None:
+    settings.WEB_CONCURRENCY = processes
+    paces = Pacing(find_lagging=lambda asked: dict.fromkeys(asked, DELIVERED), clock=clock)
+    assert any(_looks(paces, clock, organization, events)) is is_paced
 
 
 def test_workers_note_who_lags_for_a_moment(organization: Organization, other_organization: Organization) -> None:
     asked = [organization.id, other_organization.id]
-    assert lagging_among(asked) == set()
-    note_lagging([organization.id])
-    assert lagging_among(asked) == {organization.id}
-    assert lagging_among([]) == set()
+    assert lagging_among(asked) == {}
+    note_lagging({organization.id: 123.4})
+    assert lagging_among(asked) == {organization.id: 123}
+    assert lagging_among([]) == {}
     wait_until(lambda: not lagging_among(asked), "the note is never forgotten", 20 * NOTE_SECONDS)

@@ -16,7 +16,7 @@ from tests.webhooks.helpers import fan_out_batch
 from webhooks import subscriptions
 from webhooks.dispatch.claim import BACKLOG_SECONDS, Claim, claim
 from webhooks.dispatch.in_flight import InFlight
-from webhooks.dispatch.lagging import PAUSE_SECONDS, LaggingNotes
+from webhooks.dispatch.lagging import COUNT_SECONDS, MOST_SECONDS, LaggingNotes
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 
 pytestmark = pytest.mark.django_db
@@ -51,7 +51,11 @@ def _claim_late(*organizations: Organization, events: int = 5) -> Claim:
 
 
 def _noted(claimed: Claim, slow: set[uuid.UUID], *organizations: Organization, are_busy: bool = True) -> list[bool]:
-    LaggingNotes(lambda: are_busy).note(claimed, slow)
+    clock = Clock()
+    notes = LaggingNotes(lambda: are_busy, clock)
+    notes.note(claimed, slow)
+    clock.now += COUNT_SECONDS
+    notes.note(claimed, slow)
     found = lagging_among([organization.id for organization in organizations])
     return [organization.id in found for organization in organizations]
 
@@ -78,18 +82,26 @@ def test_an_endpoint_that_takes_its_time_slows_nobody_down(organization: Organiz
     assert _noted(claimed, {quick.pk}, organization) == [True]
 
 
-def test_notes_are_made_now_and_then(organization: Organization, other_organization: Organization) -> None:
+def test_a_note_has_the_rate_at_which_deliveries_are_sent(
+    organization: Organization, other_organization: Organization
+) -> None:
     clock = Clock()
     notes = LaggingNotes(lambda: True, clock)
+    asked = [organization.id, other_organization.id]
     _subscribe(organization, window=2)
     notes.note(_claim_late(organization), set())
-    _subscribe(other_organization, window=2)
+    assert not lagging_among(asked)
+    _subscribe(other_organization, window=4)
     claimed = _claim_late(other_organization)
+    clock.now += COUNT_SECONDS * 2
     notes.note(claimed, set())
-    assert lagging_among([organization.id, other_organization.id]) == {organization.id}
-    clock.now += PAUSE_SECONDS
+    assert lagging_among(asked) == {organization.id: 10, other_organization.id: 20}
+    # What was counted long ago says nothing about the rate.
+    clock.now += MOST_SECONDS * 2
     notes.note(claimed, set())
-    assert other_organization.id in lagging_among([other_organization.id])
+    clock.now += COUNT_SECONDS
+    notes.note(claimed, set())
+    assert lagging_among(asked) == {organization.id: 10, other_organization.id: 80}
 
 
 def test_what_is_in_flight_for_long_tells_which_endpoints_are_slow(organization: Organization) -> None:

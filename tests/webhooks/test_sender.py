@@ -85,18 +85,18 @@ def test_a_sender_whose_processors_are_busy_notes_whose_deliveries_lag(
 
     def answer(_: Received, number: int) -> Response:
         noted.append(bool(lagging_among([organization.id])))
-        return Response(200)
+        return Response(200, delay=0.03)
 
     receiver.behavior = answer
     queue = queue_of(subscribe(organization, receiver.url()))
     SubscriptionQueue.objects.filter(pk=queue.pk).update(concurrency_window=2)
-    accept(organization, 10)
+    accept(organization, 40)
     fan_out()
     due_at = Now() - datetime.timedelta(minutes=1)
     Delivery.objects.update(next_attempt_at=due_at)
     SubscriptionQueue.objects.update(next_due_at=due_at)
     with sending():
-        receiver.wait_for(10)
+        receiver.wait_for(40)
     assert any(noted) is are_busy
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection
 
 from core.processor_load import processors_are_busy
@@ -15,8 +16,10 @@ from webhooks.dispatch.claim import Claim
 
 # The endpoint of a subscription with a request in flight for longer than this takes its time.
 SLOW_SECONDS = 0.5
-# The least time between two notes; each counts for longer.
-PAUSE_SECONDS = 0.1
+# What is sent is counted for at least this long before it is noted.
+COUNT_SECONDS = 0.1
+# A count that goes on for longer began with another backlog.
+MOST_SECONDS = 1.0
 
 
 class LaggingNotes:
@@ -30,21 +33,27 @@ class LaggingNotes:
     ) -> None:
         self._are_busy = are_busy
         self._now = now
-        self._noted_at = float("-inf")
+        self._counts: Counter[uuid.UUID] = Counter()
+        self._began = float("-inf")
 
     def note(self, claimed: Claim, slow: Collection[uuid.UUID]) -> None:
         """Note the organizations whose queues still have a backlog after a claim, if the processors are busy.
 
         slow: the subscriptions whose endpoints take their time.
         """
-        now = self._now()
-        if not claimed.backlog or now - self._noted_at < PAUSE_SECONDS or not self._are_busy():
+        if not claimed.backlog or not self._are_busy():
             return
-        lagging = {
+        now = self._now()
+        if now - self._began > MOST_SECONDS:
+            self._counts.clear()
+            self._began = now
+        self._counts.update(
             delivery.organization_id
             for delivery in claimed.deliveries
             if delivery.subscription_id in claimed.backlog and delivery.subscription_id not in slow
-        }
-        if lagging:
-            self._noted_at = now
-            note_lagging(lagging)
+        )
+        seconds = now - self._began
+        if self._counts and seconds >= COUNT_SECONDS:
+            note_lagging({organization_id: number / seconds for organization_id, number in self._counts.items()})
+            self._counts.clear()
+            self._began = now
