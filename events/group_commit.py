@@ -89,11 +89,15 @@ SELECT item.id, EXISTS (SELECT FROM permitted p WHERE p.id = item.id) AS permitt
 FROM item WHERE item.id NOT IN (SELECT id FROM stored)
 """  # noqa: S608 - a constant of ours
 
-# The events that dedup ids stand for; pairs of columns, which the ORM can't look up together.
+# The events that dedup ids stand for; pairs of columns, which the ORM can't look up together.  The LIMIT makes it one
+# look-up for each, even if the plan comes from a time when the table was small.
 _FIND_HOLDERS = """
 SELECT k.organization_id, k.dedup_id, k.event_id, k.fingerprint
 FROM unnest(%(organization_ids)s::uuid[], %(dedup_ids)s::text[]) AS wanted(organization_id, dedup_id)
-JOIN events_dedupkey k USING (organization_id, dedup_id)
+CROSS JOIN LATERAL (
+    SELECT * FROM events_dedupkey
+    WHERE organization_id = wanted.organization_id AND dedup_id = wanted.dedup_id LIMIT 1
+) AS k
 """
 
 

@@ -46,7 +46,8 @@ _PRINTABLE = re.compile(r"[\x20-\x7e]+")
 
 # The three statements, each for many requests at once.  SQL, because of the advisory locks and the arrays, and because
 # the event loop of the front door runs them, too (`core.async_postgresql`).  Whoever holds the lock of a key reads
-# afterward what was committed before.
+# afterward what was committed before.  With a LIMIT, a key is one look-up, even if the plan comes from a time when the
+# table was small.
 LOCK = """
 SELECT number, pg_try_advisory_xact_lock(lock) AS is_locked
 FROM unnest(%(numbers)s::int[], %(locks)s::bigint[]) AS t(number, lock)
@@ -57,9 +58,9 @@ SELECT w.number
 FROM unnest(%(numbers)s::int[], %(locks)s::bigint[], %(organizations)s::uuid[], %(keys)s::text[])
          AS w(number, lock, organization_id, key)
 WHERE NOT pg_try_advisory_xact_lock(w.lock)
-   OR EXISTS (
-       SELECT FROM orgs_idempotencykey k
-       WHERE k.organization_id = w.organization_id AND k.key = w.key AND k.expires_at > clock_timestamp()
+   OR (
+       SELECT true FROM orgs_idempotencykey k
+       WHERE k.organization_id = w.organization_id AND k.key = w.key AND k.expires_at > clock_timestamp() LIMIT 1
    )
 """
 # The responses that are kept for requests, many at once, and whether each request's key may still have its response.
@@ -71,7 +72,9 @@ SELECT w.number, k.fingerprint, k.status, k.location, k.body, k.is_encrypted,
        ) AS is_permitted
 FROM unnest(%(numbers)s::int[], %(organizations)s::uuid[], %(keys)s::text[], %(api_keys)s::uuid[], %(scopes)s::text[])
          AS w(number, organization_id, key, api_key_id, scope)
-JOIN orgs_idempotencykey k ON k.organization_id = w.organization_id AND k.key = w.key
+CROSS JOIN LATERAL (
+    SELECT * FROM orgs_idempotencykey WHERE organization_id = w.organization_id AND key = w.key LIMIT 1
+) AS k
 WHERE k.expires_at > clock_timestamp()
 """  # noqa: S608 - a constant of ours
 # Keeps responses, many at once; a row that has expired is replaced.

@@ -25,6 +25,7 @@ from events import backlog, group_commit, ingest, pacing
 from events.models import Event
 from events.payload import NewEvent
 from events.reprocessing import reprocess
+from orgs import idempotency
 from orgs.keys import authenticate, create_api_key
 from orgs.models import Organization
 from tests.webhooks.helpers import NOWHERE, fan_out, make_past_partitions, result, subscribe
@@ -34,6 +35,7 @@ from webhooks.destinations.inbox import fetching
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch import leases
 from webhooks.dispatch.claim import claim
+from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.dispatch.record import record_results
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 from webhooks.routing.fan_out import FanOut
@@ -41,7 +43,7 @@ from webhooks.upkeep import background_runs, held_retention, inbox_retention, qu
 from webhooks.upkeep.preview import preview, preview_recovery
 from webhooks.upkeep.retention import purge_expired
 
-BIG = {"events_event", "webhooks_delivery", "webhooks_deliveryattempt", "events_dedupkey"}
+BIG = {"events_event", "webhooks_delivery", "webhooks_deliveryattempt", "events_dedupkey", "orgs_idempotencykey"}
 HISTORY = 10_000  # settled events, with two deliveries each
 # A path here touches at most some hundreds of rows; walking a big table's history takes at least HISTORY.
 MOST_ROWS = 2_500
@@ -72,6 +74,11 @@ FROM (SELECT n, now() - interval '20 days' + n * interval '20 days' / %s AS t FR
 _KEYS = """
 INSERT INTO events_dedupkey (organization_id, dedup_id, event_id, fingerprint, expires_at)
 SELECT organization_id, dedup_id, id, '\\x00', now() + interval '1 day' FROM events_event
+ON CONFLICT DO NOTHING
+"""
+_IDEMPOTENCY_KEYS = """
+INSERT INTO orgs_idempotencykey (organization_id, key, fingerprint, status, location, body, is_encrypted, expires_at)
+SELECT %s, 'i-' || n, '\\x00', 202, '', '{}', false, now() + interval '1 day' FROM generate_series(1, %s) AS n
 """
 _DELIVERIES = f"""
 INSERT INTO webhooks_delivery (id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
@@ -82,7 +89,7 @@ SELECT {uuid7("e.created_at - now()")}, e.organization_id, e.id, s, 'delivered',
 _ATTEMPTS = """
 INSERT INTO webhooks_deliveryattempt
     (delivery_id, number, cause, started_at, duration_ms, status_code, error, error_detail, response_body)
-SELECT id, 1, 'schedule', created_at, 2, 200, '', '', 'ok' FROM webhooks_delivery
+SELECT id, 1, 'schedule', created_at, 2, 200, '', '', 'ok' FROM webhooks_delivery ON CONFLICT DO NOTHING
 """
 # Of the busy subscription: a hundred each that failed, are held, and wait for a retry in an hour.
 _TROUBLED = """
@@ -116,6 +123,13 @@ def history(organization: Organization) -> Iterator[History]:
         "ANALYZE events_event, events_dedupkey, webhooks_delivery, webhooks_deliveryattempt, webhooks_subscriptionqueue"
     )
     found = History(organization, busy, due)
+    with _explained(found):
+        yield found
+
+
+@contextlib.contextmanager
+def _explained(found: History) -> Iterator[None]:
+    """Add the plans of the statements inside to `found`."""
 
     def keep(diagnostic: Any) -> None:
         _, is_plan, text = (diagnostic.message_primary or "").partition("plan:\n")
@@ -135,7 +149,7 @@ def history(organization: Organization) -> Iterator[History]:
         _run(f"SET LOCAL {setting} = '{value}'")
     raw.add_notice_handler(keep)
     found.plans.clear()
-    yield found
+    yield
     raw.remove_notice_handler(keep)
 
 
@@ -155,7 +169,8 @@ def _big_tables() -> dict[str, str]:
     return _names(
         "SELECT c.relname, coalesce(parent.relname, c.relname) FROM pg_class c"
         " LEFT JOIN pg_inherits i ON i.inhrelid = c.oid LEFT JOIN pg_class parent ON parent.oid = i.inhparent"
-        " WHERE coalesce(parent.relname, c.relname) = ANY (%s) AND c.relpages > 10",
+        " WHERE coalesce(parent.relname, c.relname) = ANY (%s) AND c.relkind = 'r'"
+        " AND pg_relation_size(c.oid) > 10 * 8192",
         sorted(BIG),
     )
 
@@ -269,6 +284,69 @@ def test_fan_out_claim_and_record_read_what_is_due_and_nothing_else(history: His
         SubscriptionQueue.objects.update(concurrency_window=20)
         for status in (200, 500, 200, 404, 200, 200, 200):
             record_results([result(claimed, status) for claimed in claim(20).deliveries])
+
+
+def _claim_four() -> list[ClaimedDelivery]:
+    """Claim the four deliveries, whatever the endpoint has done."""
+    SubscriptionQueue.objects.filter(is_fetched=False).update(
+        concurrency_window=20, paused_until=None, next_due_at=Now()
+    )
+    claimed = claim(20).deliveries
+    assert len(claimed) == 4
+    return claimed
+
+
+def _work(history: History, inbox: Subscription) -> None:
+    """Accept a few events, send them to an endpoint in vain, with a lost worker, and well; fetch and settle them."""
+    events = [NewEvent("order.1", "{}", f"d-{new_id()}") for _ in range(4)]
+    for _ in range(2):  # the second time they are duplicates
+        ingest.ingest_batch(history.organization.id, events)
+    with server_cursor() as cursor:
+        dedup_ids = [event.dedup_id for event in events]
+        owners = [history.organization.id] * 4
+        cursor.execute(group_commit._FIND_HOLDERS, {"organization_ids": owners, "dedup_ids": dedup_ids})
+        requests = [idempotency.Once(history.organization.id, f"k-{new_id()}", b"f", new_id(), "s") for _ in range(4)]
+        cursor.execute(idempotency.PEEK, idempotency.peek_parameters(requests))
+        kept = idempotency.Kept(202, "", b"{}")
+        cursor.execute(idempotency.KEEP, idempotency.keep_parameters([(once, kept) for once in requests]))
+        found = cursor.execute(idempotency.FIND, idempotency.find_parameters(requests)).fetchall()
+        assert len(found) == 4
+    fan_out()
+    record_results([result(claimed, 500) for claimed in _claim_four()])
+    _claim_four()
+    Delivery.objects.filter(status="delivering").update(lease_expires_at=Now() - datetime.timedelta(seconds=1))
+    assert leases.expire() == 4
+    record_results([result(claimed, 200) for claimed in _claim_four()])
+    lease_id, [first, *others] = fetching.fetch(inbox.id, 4, 30)
+    fetching.extend(inbox.id, [first.delivery_id], 60, lease_id)
+    fetching.give_back(inbox.id, [first.delivery_id], 0, lease_id)
+    fetching.acknowledge(inbox.id, [one.delivery_id for one in others])
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("rounds", [0, 1, 5])
+def test_a_plan_from_when_there_was_hardly_anything_reads_no_more_of_full_tables(
+    organization: Organization, settings: Any, monkeypatch: pytest.MonkeyPatch, rounds: int
+) -> None:
+    """It is kept until PostgreSQL analyzes the tables again, which on a new installation may take a minute."""
+    settings.DELIVERY_RETRY_SCHEDULE = (0.0, 0.0, 0.0)
+    settings.DELIVERY_RETRY_JITTER = 0.0
+    _run(f"TRUNCATE {', '.join(sorted(BIG))}")
+    due = subscribe(organization)
+    inbox, _ = subscriptions.create(organization.id, inbox="orders", event_types=["*"])
+    found = History(organization, due, due)
+    for _ in range(rounds):
+        _work(found, inbox)
+    _run(f"ANALYZE {', '.join(sorted(BIG))}, webhooks_subscriptionqueue")
+    monkeypatch.setattr(connection.connection, "prepare_threshold", 0)  # plans are kept from the next use on
+    _work(found, inbox)
+    _run(_EVENTS, organization.id, HISTORY, HISTORY)
+    _run(_KEYS)
+    _run(_IDEMPOTENCY_KEYS, organization.id, HISTORY)
+    _run(_DELIVERIES, [due.id, inbox.id])
+    _run(_ATTEMPTS)
+    with _explained(found), _checked(found):
+        _work(found, inbox)
 
 
 @pytest.mark.django_db

@@ -52,31 +52,6 @@ def test_recording_tells_whether_a_queue_had_no_room_for_what_may_wait(
     assert record_results([result(taken[2], 500)]) is True, "it is due again at once"
 
 
-def _delivery_rows_read() -> int:
-    """Return how many rows of deliveries this transaction has read."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT coalesce(sum(seq_tup_read + idx_tup_fetch), 0) FROM pg_stat_xact_user_tables"
-            " WHERE relid IN (SELECT relid FROM pg_partition_tree('webhooks_delivery'))"
-        )
-        return int(cursor.fetchone()[0])
-
-
-def test_a_plan_from_when_there_were_few_deliveries_reads_no_more_of_many(organization: Organization) -> None:
-    subscribe(organization)
-    accept(organization, 30)
-    with connection.cursor() as cursor:
-        cursor.execute("ANALYZE webhooks_delivery")
-    SubscriptionQueue.objects.update(concurrency_window=100)
-    for one in claim(10).deliveries:  # until the statement is prepared, and its plan kept
-        record_results([result(one)])
-    accept(organization, 400)
-    (last, *_) = claim(10).deliveries
-    before = _delivery_rows_read()
-    record_results([result(last)])
-    assert _delivery_rows_read() - before < 20
-
-
 def test_results_of_an_organization_with_few_are_recorded_apart_from_those_of_one_with_many(
     organization: Organization, other_organization: Organization
 ) -> None:

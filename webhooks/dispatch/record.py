@@ -39,8 +39,8 @@ log = structlog.get_logger()
 # Only the thread that records uses it.
 _sealer = Sealer()
 
-# A plan from when there were few deliveries would read all of them for each batch: by an index, for a hash, a merge, or
-# a copy in memory that each result is compared with.
+# A plan from when there were few deliveries would read all of them for each batch: for a hash, a merge, or a copy in
+# memory that each result is compared with.
 _KEEP_PLANS = (
     f"{KEEP_PLANS}, set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true),"
     " set_config('enable_material', 'off', true)"
@@ -48,6 +48,10 @@ _KEEP_PLANS = (
 
 # SQL, because the ORM can't insert what an UPDATE from arrays returns.  Every attempt is kept.  The delivery changes
 # only if the worker still holds the lease.
+#
+# LIMIT and OFFSET 0 keep the planner from going through the deliveries in the order of their ids and comparing each
+# with the results, which it does as long as it believes that there are hardly any (see _KEEP_PLANS).  As one subquery,
+# the results would have to be looked up again for each delivery, so they are looked up first, whatever is believed.
 RECORD_ATTEMPTS = """
 WITH result AS (
     SELECT * FROM unnest(
@@ -58,21 +62,26 @@ WITH result AS (
 ), changed AS (
     UPDATE webhooks_delivery d SET
         attempt_count = d.attempt_count + 1,
-        attempts_used = d.attempts_used + own.one,
-        status = CASE own.one WHEN 1 THEN r.status ELSE d.status END,
-        next_attempt_at = CASE own.one WHEN 1 THEN clock_timestamp() + make_interval(secs => r.delay)
+        attempts_used = d.attempts_used + r.one,
+        status = CASE r.one WHEN 1 THEN r.status ELSE d.status END,
+        next_attempt_at = CASE r.one WHEN 1 THEN clock_timestamp() + make_interval(secs => r.delay)
                           ELSE d.next_attempt_at END,
-        completed_at = CASE WHEN own.one = 1 AND r.status IN ('delivered', 'failed', 'cancelled')
+        completed_at = CASE WHEN r.one = 1 AND r.status IN ('delivered', 'failed', 'cancelled')
                        THEN clock_timestamp() ELSE d.completed_at END,
-        cause = CASE own.one WHEN 1 THEN 'schedule' ELSE d.cause END,
-        lease_id = CASE own.one WHEN 1 THEN NULL ELSE d.lease_id END,
-        lease_expires_at = CASE own.one WHEN 1 THEN NULL ELSE d.lease_expires_at END,
-        last_status_code = CASE own.one WHEN 1 THEN r.code ELSE d.last_status_code END,
-        last_error = CASE own.one WHEN 1 THEN r.error ELSE d.last_error END
-    FROM result r, webhooks_delivery b,
-         LATERAL (SELECT CASE WHEN b.status = 'delivering' AND b.lease_id = r.lease_id THEN 1 ELSE 0 END AS one) AS own
-    WHERE d.id = r.delivery_id AND b.id = d.id
-    RETURNING d.id, d.subscription_id, d.attempt_count, own.one = 1 AS held_lease, d.status, d.next_attempt_at,
+        cause = CASE r.one WHEN 1 THEN 'schedule' ELSE d.cause END,
+        lease_id = CASE r.one WHEN 1 THEN NULL ELSE d.lease_id END,
+        lease_expires_at = CASE r.one WHEN 1 THEN NULL ELSE d.lease_expires_at END,
+        last_status_code = CASE r.one WHEN 1 THEN r.code ELSE d.last_status_code END,
+        last_error = CASE r.one WHEN 1 THEN r.error ELSE d.last_error END
+    FROM (
+        SELECT result.*, own.one FROM result, LATERAL (
+            SELECT CASE WHEN b.status = 'delivering' AND b.lease_id = result.lease_id THEN 1 ELSE 0 END AS one
+            FROM webhooks_delivery b WHERE b.id = result.delivery_id LIMIT 1
+        ) AS own
+        OFFSET 0
+    ) AS r
+    WHERE d.id = r.delivery_id
+    RETURNING d.id, d.subscription_id, d.attempt_count, r.one = 1 AS held_lease, d.status, d.next_attempt_at,
         d.ordering_key, r.cause, r.started, r.duration, r.code, r.error, r.detail, r.body, r.exchange
 ), kept AS (
     INSERT INTO webhooks_deliveryattempt (
