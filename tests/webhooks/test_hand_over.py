@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg
@@ -28,6 +28,7 @@ from webhooks.dispatch.sender import Sender
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.routing.fan_out import FanOut, Round
 from webhooks.routing.insert import NewDeliveries
+from webhooks.routing.sender_interface import QueueDemand
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -183,9 +184,50 @@ def test_a_host_gets_no_more_requests_than_a_claim_would_give_it(
     both = [subscribe(organization, f"http://127.0.0.1:9/{number}").pk for number in range(2)]
     hand_over = SenderHandOver(sender)
     with transaction.atomic():
-        chosen = hand_over.choose(dict.fromkeys(both, 5), [])
+        chosen = hand_over.choose([QueueDemand(one, organization.id, "127.0.0.1:9", 5) for one in both], [])
     hand_over.abandon()
     assert sorted(chosen.values()) == [1, 2]
+
+
+def test_a_round_to_one_host_hands_over_no_more_than_the_host_may_get(
+    organization: Organization, other_organization: Organization, sender: Sender, settings: Any
+) -> None:
+    settings.MAX_CONNECTIONS_PER_HOST = 3
+    with Receiver(lambda request, number: Response(delay=3600)) as receiver:
+        for owner in (organization, other_organization):
+            subscribe(owner, receiver.url())
+            accept(owner, 4)
+        assert run_round(sender).left_to_claims
+        receiver.wait_for(3)
+        assert statuses() == ["delivering"] * 3 + ["pending"] * 5
+        sender.stop(0)
+
+
+def test_a_queue_that_has_to_wait_keeps_no_other_from_being_sent(
+    organization: Organization, receiver: Receiver, sender: Sender
+) -> None:
+    ready, waiting = subscribe(organization, receiver.url()), subscribe(organization)
+    due_at = datetime.now(UTC) - timedelta(hours=1)
+    SubscriptionQueue.objects.filter(pk=waiting.pk).update(has_backlog=True, next_due_at=due_at, in_flight=1)
+    accept(organization, 2)
+    assert run_round(sender).left_to_claims
+    receiver.wait_for(2)
+    wait_until(lambda: statuses(subscription=ready) == ["delivered"] * 2, "they aren't recorded")
+    assert statuses(subscription=waiting) == ["pending"] * 2
+    queue = queue_of(waiting)
+    assert (queue.in_flight, queue.next_due_at, queue.needs_resync) == (1, due_at, False)
+    assert queue_of(ready).next_due_at is None
+    wait_until(lambda: sender.free_places() == 100, "places are lost")
+
+
+def test_a_queue_that_was_closed_meanwhile_will_hold_what_is_inserted(
+    organization: Organization, sender: Sender
+) -> None:
+    subscription = subscribe(organization)
+    _close(subscription)
+    accept(organization)
+    run_round(sender)
+    assert (statuses(), queue_of(subscription).needs_resync) == (["pending"], True)
 
 
 def test_a_round_locks_the_queues_of_disabled_subscriptions_with_the_others(
@@ -195,7 +237,8 @@ def test_a_round_locks_the_queues_of_disabled_subscriptions_with_the_others(
     hand_over = SenderHandOver(sender)
     free = "SELECT subscription_id FROM webhooks_subscriptionqueue FOR UPDATE SKIP LOCKED"
     with transaction.atomic():
-        assert hand_over.choose({wanted.pk: 1}, [disabled.pk]) == {wanted.pk: 1}
+        demand = QueueDemand(wanted.pk, organization.id, "127.0.0.1:9", 1)
+        assert hand_over.choose([demand], [disabled.pk]) == {wanted.pk: 1}
         with psycopg.connect(**{**connection.get_connection_params(), "cursor_factory": None}) as other:
             assert other.execute(free).fetchall() == []
     hand_over.abandon()

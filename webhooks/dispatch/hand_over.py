@@ -1,8 +1,8 @@
 """Hands new deliveries from the fan-out straight to this process's sender, which saves a transaction and an update.
 
-A delivery is handed over only if its queue accepts deliveries, has nothing due, no backlog, and no rate limit, and has
-room in its concurrency window. All others are claimed (`claim`), and so are those beyond the share that a claim would
-give.
+A delivery is handed over if the sender has a place for it, within the share that a claim would give its queue, and if
+the queue accepts deliveries, has nothing due, no backlog, and no rate limit, and has room in its concurrency window.
+All others are claimed (`claim`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import datetime
 import time
 import uuid
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -18,6 +19,7 @@ import psycopg
 from django.conf import settings
 from psycopg.rows import class_row
 
+from core.arrays import plain_array
 from core.db import server_cursor
 from core.ids import new_id
 from webhooks.destinations.http.endpoint import Endpoint
@@ -27,22 +29,18 @@ from webhooks.dispatch.claim import KEEPS_EXCHANGES, Claim
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.dispatch.sender import Sender
 from webhooks.routing.insert import NewDeliveries
+from webhooks.routing.sender_interface import QueueDemand
 
 # Deliveries of larger rounds are claimed, many at a time.
 MOST_DELIVERIES = 256
 # How long this thread then sleeps, so that the sender's has the interpreter at once.
 SENDER_FIRST_SECONDS = 0.00005
 
-# SQL, because it is sent in the round's pipeline, and its plan is kept.  Locks every queue that the round has
-# deliveries for, in the order of their ids, as everywhere: the round waits for no other lock while it holds these.
+# SQL, here and below, because these are sent in the round's pipeline, and their plans are kept.  Locks every queue that
+# the round has deliveries for, in the order of their ids, as everywhere: the round waits for no other lock while it
+# holds these.
 _LOCK_QUEUES = f"""
-SELECT q.subscription_id, q.organization_id,
-       q.accepts_deliveries AND NOT q.has_backlog
-       AND (q.next_due_at IS NULL OR q.next_due_at > clock_timestamp())
-       AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
-       AND s.deliveries_per_second IS NULL AS is_idle,
-       least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
-       extract(epoch FROM clock_timestamp())::float8 AS now,
+SELECT q.subscription_id, q.organization_id, extract(epoch FROM clock_timestamp())::float8 AS now,
        {ENDPOINT_COLUMNS}, {KEEPS_EXCHANGES} AS keeps_exchanges
 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
 WHERE q.subscription_id = ANY (%(ids)s::uuid[])
@@ -57,44 +55,69 @@ class _Queue(SealedEndpoint):
 
     subscription_id: uuid.UUID
     organization_id: uuid.UUID
-    is_idle: bool
-    room: int
     now: float
     keeps_exchanges: bool
 
 
-# SQL, because one statement inserts from arrays, counts in the queues, and reads the events.  A delivery that exists,
-# from an earlier fan-out of the same event, is neither inserted nor counted.
+# One statement inserts from arrays, counts in the queues, and reads the events.  It decides under the locks of the
+# queues which deliveries can be sent at once, so that the round needn't wait for the queues' state in between: the
+# others are due, as if the fan-out had inserted them for claims.  A delivery that exists, from an earlier fan-out of
+# the same event, is neither inserted nor counted.
 INSERT_LEASED = """
-WITH inserted AS (
+WITH queue AS MATERIALIZED (
+    SELECT q.* FROM unnest(%(queues)s::uuid[]) AS wanted(id) CROSS JOIN LATERAL (
+        SELECT q.subscription_id,
+               q.accepts_deliveries AND NOT q.has_backlog
+               AND (q.next_due_at IS NULL OR q.next_due_at > clock_timestamp())
+               AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
+               AND s.deliveries_per_second IS NULL AS is_idle,
+               least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room
+        FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
+        WHERE q.subscription_id = wanted.id LIMIT 1
+    ) AS q
+), inserted AS (
     INSERT INTO webhooks_delivery (
         id, organization_id, event_id, subscription_id, status, next_attempt_at, cause,
         attempts_used, attempt_count, last_error, created_at, lease_id, lease_expires_at
     )
-    SELECT id, organization_id, event_id, subscription_id, 'delivering', t, 'schedule', 0, 0, '', t,
-           %(lease)s, t + make_interval(secs => %(lease_seconds)s)
-    FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[])
-             AS d(id, organization_id, event_id, subscription_id),
-         clock_timestamp() AS t
-    WHERE (SELECT true FROM webhooks_delivery AS existing WHERE existing.id = d.id LIMIT 1) IS NULL
-    RETURNING id, event_id, subscription_id
+    SELECT new.id, new.organization_id, new.event_id, new.subscription_id,
+           CASE WHEN fits THEN 'delivering' ELSE 'pending' END, t, 'schedule', 0, 0, '', t,
+           CASE WHEN fits THEN %(lease)s::uuid END,
+           CASE WHEN fits THEN t + make_interval(secs => %(lease_seconds)s) END
+    FROM unnest(%(ids)s::uuid[], %(organizations)s::uuid[], %(events)s::uuid[], %(subscriptions)s::uuid[],
+                %(numbers)s::int[]) AS new(id, organization_id, event_id, subscription_id, number)
+         JOIN queue USING (subscription_id),
+         LATERAL (SELECT queue.is_idle AND new.number <= queue.room AS fits) AS decided, clock_timestamp() AS t
+    WHERE (SELECT true FROM webhooks_delivery AS existing WHERE existing.id = new.id LIMIT 1) IS NULL
+    RETURNING id, event_id, subscription_id, status = 'delivering' AS is_leased
 ), counted AS (
-    UPDATE webhooks_subscriptionqueue q SET in_flight = q.in_flight + i.number, last_claimed_at = clock_timestamp()
-    FROM (SELECT subscription_id, count(*) AS number FROM inserted GROUP BY subscription_id) AS i
+    UPDATE webhooks_subscriptionqueue q SET
+        in_flight = q.in_flight + i.leased,
+        last_claimed_at = CASE WHEN i.leased > 0 THEN clock_timestamp() ELSE q.last_claimed_at END,
+        next_due_at = CASE WHEN i.due > 0 THEN least(q.next_due_at, now()) ELSE q.next_due_at END,
+        needs_resync = q.needs_resync OR (i.due > 0 AND NOT q.accepts_deliveries)
+    FROM (
+        SELECT subscription_id, count(*) FILTER (WHERE is_leased) AS leased,
+               count(*) FILTER (WHERE NOT is_leased) AS due
+        FROM inserted GROUP BY subscription_id
+    ) AS i
     WHERE q.subscription_id = i.subscription_id
 )
-SELECT i.id AS delivery_id, i.subscription_id, e.id AS event_id, e.type AS event_type,
+SELECT i.id AS delivery_id, i.subscription_id, i.is_leased, e.id AS event_id, e.type AS event_type,
        e.created_at AS event_created_at, e.data AS event_data, e.packed_request_id AS event_request_id,
        e.trace AS event_trace, e.cloudevent AS event_cloudevent
-FROM inserted i CROSS JOIN LATERAL (SELECT * FROM events_event WHERE id = i.event_id LIMIT 1) AS e
+FROM inserted i LEFT JOIN LATERAL (
+    SELECT * FROM events_event WHERE i.is_leased AND id = i.event_id LIMIT 1
+) AS e ON true
 """
 
 
 class _Inserted(msgspec.Struct, frozen=True):
-    """A row of INSERT_LEASED."""
+    """A row of INSERT_LEASED.  The event is that of a delivery that is leased."""
 
     delivery_id: uuid.UUID
     subscription_id: uuid.UUID
+    is_leased: bool
     event_id: uuid.UUID
     event_type: str
     event_created_at: datetime.datetime
@@ -113,10 +136,11 @@ class SenderHandOver:
 
     def _forget(self) -> None:
         self._reserved = 0
-        self._queues: dict[uuid.UUID, _Queue] = {}
-        self._endpoints: dict[uuid.UUID, Endpoint] = {}
+        self._locking: psycopg.Cursor[_Queue] | None = None
         self._inserting: psycopg.Cursor[_Inserted] | None = None
         self._rows: list[_Inserted] = []
+        self._queues: dict[uuid.UUID, _Queue] = {}
+        self._endpoints: dict[uuid.UUID, Endpoint] = {}
         self._lease_id = new_id()
         self._started = 0.0
 
@@ -124,45 +148,42 @@ class SenderHandOver:
         self._sender.release_places(self._reserved)
         self._forget()
 
-    def choose(self, wanted: Mapping[uuid.UUID, int], others: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
-        total = sum(wanted.values())
+    def choose(self, demands: Sequence[QueueDemand], others: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
+        total = sum(demand.deliveries for demand in demands)
         if not 0 < total <= MOST_DELIVERIES or settings.DELIVERY_RETRY_SCHEDULE[0] or settings.DISABLE_WEBHOOK_DELIVERY:
             return {}
         self._reserved = free = self._sender.reserve(total)
         if not free:
             return {}
-        self._started = time.monotonic()
-        with server_cursor(class_row(_Queue)) as cursor:
-            parameters = {"ids": [*wanted, *others], "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION}
-            locked = cursor.execute(_LOCK_QUEUES, parameters).fetchall()
-        queues = [queue for queue in locked if queue.subscription_id in wanted and queue.is_idle and queue.room > 0]
-        for queue in queues:
-            self._queues[queue.subscription_id] = queue
-            self._endpoints[queue.subscription_id] = queue.open()
-        return self._share(queues, wanted, free)
+        shares = self._share(demands, free)
+        if shares:
+            self._started = time.monotonic()
+            self._locking = server_cursor(class_row(_Queue))
+            self._locking.execute(_LOCK_QUEUES, {"ids": [*(one.subscription_id for one in demands), *others]})
+        return shares
 
-    def _share(self, queues: list[_Queue], wanted: Mapping[uuid.UUID, int], free: int) -> dict[uuid.UUID, int]:
+    def _share(self, demands: Sequence[QueueDemand], free: int) -> dict[uuid.UUID, int]:
         """Return how many deliveries each queue gets: at most its share of a claim of all free places."""
         occupancy = self._sender.occupancy()
         rooms = limit_hosts(
-            [min(queue.room, wanted[queue.subscription_id]) for queue in queues],
-            [self._endpoints[queue.subscription_id].host for queue in queues],
+            [demand.deliveries for demand in demands],
+            [demand.host for demand in demands],
             occupancy.by_host,
             settings.MAX_CONNECTIONS_PER_HOST,
         )
         quotas = share_between_organizations(
             rooms,
-            [queue.organization_id for queue in queues],
-            [occupancy.by_subscription[queue.subscription_id] for queue in queues],
+            [demand.organization_id for demand in demands],
+            [occupancy.by_subscription[demand.subscription_id] for demand in demands],
             occupancy.by_organization,
             self._sender.free_places() + free,
         )
         shares: dict[uuid.UUID, int] = {}
-        for queue, quota in zip(queues, quotas, strict=True):
+        for demand, quota in zip(demands, quotas, strict=True):
             share = min(quota, free)
             free -= share
             if share:
-                shares[queue.subscription_id] = share
+                shares[demand.subscription_id] = share
         return shares
 
     def insert(self, deliveries: NewDeliveries) -> None:
@@ -171,8 +192,11 @@ class SenderHandOver:
             INSERT_LEASED,
             {
                 **deliveries.columns(),
+                "numbers": plain_array(_numbers(deliveries.subscriptions)),
+                "queues": plain_array(set(deliveries.subscriptions)),
                 "lease": self._lease_id,
                 "lease_seconds": settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN,
+                "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION,
             },
         )
 
@@ -183,13 +207,19 @@ class SenderHandOver:
             self._inserting = None
         return len(self._rows)
 
+    def left_to_claims(self) -> int:
+        return sum(not row.is_leased for row in self._rows)
+
     def begin(self) -> None:
-        if not self._rows:
+        leased = [row for row in self._rows if row.is_leased]
+        if not leased or self._locking is None:
             self.abandon()
             return
+        self._queues = {queue.subscription_id: queue for queue in self._locking.fetchall()}
+        self._endpoints = {one: self._queues[one].open() for one in {row.subscription_id for row in leased}}
         claimed = Claim(
-            [self._claimed(row) for row in self._rows],
-            clock=DatabaseClock(self._queues[self._rows[0].subscription_id].now, self._started),
+            [self._claimed(row) for row in leased],
+            clock=DatabaseClock(self._queues[leased[0].subscription_id].now, self._started),
             lease_ends=self._started + settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN,
         )
         reserved = self._reserved
@@ -217,3 +247,11 @@ class SenderHandOver:
             keeps_exchange=queue.keeps_exchanges,
             event_cloudevent=row.event_cloudevent,
         )
+
+
+def _numbers(queues: Iterable[str]) -> Iterator[int]:
+    """Return the number of each delivery within its queue, from 1."""
+    numbers: Counter[str] = Counter()
+    for queue in queues:
+        numbers[queue] += 1
+        yield numbers[queue]

@@ -203,7 +203,7 @@ class FanOut:
             left_behind=left,
             passed_over=left - served,
             more=bool(left) or len(events) >= limit,
-            left_to_claims=bool(done.pending.due),
+            left_to_claims=done.left_to_claims,
             inboxes=frozenset(done.pending.inboxes),
             put_off=len(done.put_off),
         )

@@ -24,12 +24,16 @@ MOST_VALUES = 8
 
 @dataclass(frozen=True, slots=True)
 class SubscribedTypes:
-    """What a subscription wants, as the fan-out sees it.  channels: any of these; empty for all events."""
+    """What a subscription wants, as the fan-out sees it.  channels: any of these; empty for all events.
+
+    host: of its endpoint, for limits by host; empty for an inbox, and for a URL that leads nowhere.
+    """
 
     subscription_id: uuid.UUID
     event_types: tuple[str, ...]
     is_active: bool
     is_inbox: bool = False
+    host: str = ""
     channels: frozenset[str] = frozenset()
     filter: Filter | StoredFilter | None = None
     is_ordered: bool = False

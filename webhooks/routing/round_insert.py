@@ -17,7 +17,7 @@ from webhooks.routing.claim_events import AcceptedEvent
 from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.matching import SubscribedTypes
 from webhooks.routing.selection import Wanting
-from webhooks.routing.sender_interface import HandOver
+from webhooks.routing.sender_interface import HandOver, QueueDemand
 
 # SQL, because it is sent in the round's pipeline, and its plan is kept.  The bounds leave out the partitions that have
 # none of the ids.
@@ -53,6 +53,7 @@ class RoundInsert:
         self._hand_over = hand_over
         self._between_pieces = between_pieces
         self._inserting, self._ordering = server_cursor(), server_cursor()
+        self._left_to_claims = False
 
     def insert(self) -> None:
         """Insert the deliveries, and mark the events as processed and the queues as due."""
@@ -70,6 +71,11 @@ class RoundInsert:
         other.execute(MARK_PROCESSED, {"ids": plain_array(ids), "least": min(ids), "greatest": max(ids)})
         self.pending.mark_queues(delay, other)
 
+    @property
+    def left_to_claims(self) -> bool:
+        """Return whether deliveries are due that were not handed over; after `outcomes`."""
+        return bool(self.pending.due) or self._left_to_claims
+
     def outcomes(self) -> list[Processed]:
         """Return the events that were processed."""
         if not self.chosen:
@@ -78,6 +84,7 @@ class RoundInsert:
         inserted = self.pending.inserted(self._inserting, self._ordering)
         if self._hand_over is not None:
             inserted += self._hand_over.inserted()
+            self._left_to_claims = self._hand_over.left_to_claims() > 0
         # If all were inserted, every delivery is new; if not, only in a round of one event is it known whose weren't.
         new = not wanted or inserted == wanted or len(self.chosen) > 1
         return [Processed(event, new or not self._wanting[event.id]) for event in self.chosen]
@@ -87,7 +94,6 @@ def _hand_over_places(
     chosen: Sequence[AcceptedEvent], wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]], hand_over: HandOver
 ) -> dict[uuid.UUID, int]:
     """Return how many deliveries of each subscription are handed over."""
-    all_wanted = [one for event in chosen for one in wanting[event.id]]
     # A delivery with an ordering key has to be claimed: its turn is decided under the lock of its queue.
     in_order = {
         one.subscription_id
@@ -96,13 +102,16 @@ def _hand_over_places(
         for one in wanting[event.id]
         if one.is_ordered
     }
-    active = Counter(
-        one.subscription_id
-        for one in all_wanted
+    numbers = Counter(one.subscription_id for event in chosen for one in wanting[event.id])
+    demands = {
+        one.subscription_id: QueueDemand(
+            one.subscription_id, event.organization_id, one.host, numbers[one.subscription_id]
+        )
+        for event in chosen
+        for one in wanting[event.id]
         if one.is_active and not one.is_inbox and one.subscription_id not in in_order
-    )
-    others = {one.subscription_id for one in all_wanted} - active.keys()
-    return hand_over.choose(active, others)
+    }
+    return hand_over.choose(list(demands.values()), numbers.keys() - demands.keys())
 
 
 def _divide(

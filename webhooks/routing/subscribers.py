@@ -11,6 +11,7 @@ from cachetools import LRUCache
 from psycopg.rows import class_row
 
 from core.db import server_cursor
+from webhooks.destinations.http.endpoint import host_of
 from webhooks.models import DestinationKind, Subscription
 from webhooks.routing.filters import StoredFilter
 from webhooks.routing.matching import Matcher, SubscribedTypes
@@ -79,6 +80,7 @@ WANTED_FIELDS = (
     "event_types",
     "is_active",
     "kind",
+    "url",
     "channels",
     "filter",
     "ordered",
@@ -93,11 +95,22 @@ def wanted_by(subscription: Subscription) -> SubscribedTypes:
         tuple(subscription.event_types),
         subscription.is_active,
         subscription.kind == DestinationKind.INBOX,
+        host=_host(subscription),
         channels=frozenset(subscription.channels),
         filter=_compile(subscription),
         is_ordered=subscription.ordered,
         is_operational=subscription.is_operational,
     )
+
+
+def _host(subscription: Subscription) -> str:
+    """Return the host that the subscription's webhooks go to."""
+    if subscription.kind == DestinationKind.INBOX:
+        return ""
+    try:
+        return host_of(subscription.url)
+    except ValueError:
+        return ""
 
 
 def _compile(subscription: Subscription) -> StoredFilter | None:
