@@ -36,6 +36,9 @@ def wal(stack: BenchStack) -> list[Figure]:
         _bytes(stack, tenant, WARM_UP, 0)
         with _settings(stack, full_page_writes="off"):
             single, kinds = _bytes(stack, tenant, SINGLE_REQUESTS, 0)
+            stack.sql("UPDATE orgs_organization SET keep_exchanges = false")
+            bare, _ = _bytes(stack, tenant, SINGLE_REQUESTS, 0)
+            stack.sql("UPDATE orgs_organization SET keep_exchanges = true")
             batches, _ = _bytes(stack, tenant, BATCH_REQUESTS, EVENTS_A_BATCH)
         with_images, _ = _bytes(stack, tenant, SINGLE_REQUESTS, 0)
         events = stack.value("SELECT count(*) FROM events_event")
@@ -50,6 +53,7 @@ def wal(stack: BenchStack) -> list[Figure]:
     return [
         Figure(name, "single POSTs, without full-page images", single, "bytes/event"),
         *(Figure(name, f"of these in {kind}", size, "bytes/event") for kind, size in kinds.items()),
+        Figure(name, "single POSTs, exchanges not kept", bare, "bytes/event"),
         Figure(name, "single POSTs, from a checkpoint on", with_images, "bytes/event"),
         Figure(name, "batches of 100, without full-page images", batches, "bytes/event"),
         Figure(name, "VACUUM afterward", vacuum / events, "bytes/event"),

@@ -150,6 +150,35 @@ def test_folded_and_repeated_headers_are_read_back() -> None:
     assert response_headers(found) == [("A", "1 2"), ("a", "é"), ("b", "ÿ"), ("", "?")]
 
 
+def test_what_was_stored_stays_readable() -> None:
+    """If this fails, the dictionary has changed: every exchange that is kept would be lost."""
+    stored = bytes.fromhex(
+        "019bbf1bd50da91540a539a97ac9f9b9fa899308b9088b81826b0d2d8df40cf48cf40c4159f4d0a143070e1c38cb72e98802"
+        "461ca025d0430b160000"
+    )
+    found = open_exchange(Sealer().seal(stored))
+    assert found == Exchange(
+        "https://hooks.example.com/a",
+        [("content-type", "application/json"), ("webhook-signature", None)],
+        17,
+        "192.0.2.1:443",
+        first_byte_us=1234,
+        response_head=b"HTTP/1.1 200 OK\r\nServer: nginx\r\n",
+    )
+    with pytest.raises(DecryptionError, match="stored in a way"):
+        open_exchange(Sealer().seal(b"\x63" + stored[1:]))
+
+
+def test_an_exchange_of_any_size_is_compressed() -> None:
+    short = Exchange("http://a/", [("content-type", "application/json"), ("user-agent", "TriggersAPI/1.0")])
+    assert len(seal_exchange(short, Sealer())) < 90
+    headers: list[tuple[str, str | None]] = [(f"x-{number}", "value " * 100) for number in range(100)]
+    long = Exchange("http://a/", headers, response_head=b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 1_000)
+    sealed = seal_exchange(long, Sealer())
+    assert open_exchange(sealed) == long
+    assert len(sealed) < 3_000
+
+
 # --- sealing ---------------------------------------------------------------------------------------
 
 
