@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from django.db.models.functions import Now
@@ -32,17 +34,17 @@ class Clock:
         return self.now
 
 
-def _subscribe(organization: Organization, window: int) -> Subscription:
-    subscription = subscriptions.create(organization.id, url="http://127.0.0.1:9/", event_types=["*"])[0]
+def _subscribe(organization: Organization, window: int, **limits: Any) -> Subscription:
+    subscription = subscriptions.create(organization.id, url="http://127.0.0.1:9/", event_types=["*"], **limits)[0]
     SubscriptionQueue.objects.filter(pk=subscription.pk).update(concurrency_window=window)
     return subscription
 
 
-def _claim_late(*organizations: Organization, events: int = 5) -> Claim:
+def _claim_late(*organizations: Organization, events: int = 5, ordering_key: str | None = None) -> Claim:
     """Claim deliveries that have been due for a while."""
     for organization in organizations:
         for _ in range(events):
-            ingest(organization.id, NewEvent("order.created", "{}", None))
+            ingest(organization.id, NewEvent("order.created", "{}", None, ordering_key=ordering_key))
     fan_out_batch(1000)
     due_at = Now() - datetime.timedelta(seconds=2 * BACKLOG_SECONDS)
     Delivery.objects.filter(status="pending").update(next_attempt_at=due_at)
@@ -80,6 +82,18 @@ def test_an_endpoint_that_takes_its_time_slows_nobody_down(organization: Organiz
     assert claimed.backlog == {slow.pk}
     assert _noted(claimed, {slow.pk}, organization) == [False]
     assert _noted(claimed, {quick.pk}, organization) == [True]
+
+
+@pytest.mark.parametrize("limit", [{"deliveries_per_second": 4}, {"max_in_flight": 2}, {"ordered": True}])
+def test_a_limit_of_the_subscription_s_own_slows_no_request_down(
+    organization: Organization, limit: dict[str, Any]
+) -> None:
+    """Whoever asks for four deliveries a second has a backlog because of that, and not because of the processors."""
+    subscription = _subscribe(organization, window=2, **limit)
+    claimed = _claim_late(organization, ordering_key="k" if "ordered" in limit else None)
+    assert claimed.deliveries
+    claimed = replace(claimed, backlog=frozenset({subscription.pk}))  # whatever the limit left due
+    assert _noted(claimed, set(), organization) == [False]
 
 
 def test_a_note_has_the_rate_at_which_deliveries_are_sent(

@@ -58,15 +58,17 @@ class Occupancy:
 class Claim:
     """The result of a claim.
 
-    more: another claim may find more at once. backlog: the subscriptions whose queues have a backlog now. rate_waits:
-    for each queue that waits for its rate limit, the seconds until the next delivery is allowed. skipped_locked: some
-    due queues were skipped because others had locked them, which takes milliseconds. clock: the database's time.
-    lease_ends: when the leases end, by this machine's monotonic clock.
+    more: another claim may find more at once. backlog: the subscriptions whose queues have a backlog now. self_limited:
+    those that the claim looked at whose own settings limit how fast they are sent to. rate_waits: for each queue that
+    waits for its rate limit, the seconds until the next delivery is allowed. skipped_locked: some due queues were
+    skipped because others had locked them, which takes milliseconds. clock: the database's time. lease_ends: when the
+    leases end, by this machine's monotonic clock.
     """
 
     deliveries: list[ClaimedDelivery] = field(default_factory=list)
     more: bool = False
     backlog: frozenset[uuid.UUID] = frozenset()
+    self_limited: frozenset[uuid.UUID] = frozenset()
     rate_waits: tuple[float, ...] = ()
     skipped_locked: bool = False
     clock: DatabaseClock = field(default_factory=lambda: DatabaseClock(time.time(), time.monotonic()))
@@ -92,6 +94,7 @@ WITH due AS (
 SELECT q.subscription_id, q.organization_id,
        least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
        s.deliveries_per_second, extract(epoch FROM q.rate_reserved_until)::float8 AS rate_reserved_until,
+       s.deliveries_per_second IS NOT NULL OR s.max_in_flight IS NOT NULL OR q.has_ordered AS is_self_limited,
        extract(epoch FROM clock_timestamp())::float8 AS now,
        q.has_ordered, s.ordered_attempts, s.ordered_on_failure = 'block' AS blocks_on_failure,
        {ENDPOINT_COLUMNS}, {KEEPS_EXCHANGES} AS keeps_exchanges,
@@ -115,6 +118,7 @@ class _DueQueue(SealedEndpoint):
     room: int
     deliveries_per_second: float | None
     rate_reserved_until: float | None
+    is_self_limited: bool
     now: float
     keeps_exchanges: bool
     has_ordered: bool
@@ -238,7 +242,10 @@ class _QueueState(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Turn:
-    """A queue in this claim: its quota, how many deliveries it gave, and the state of its rate limit."""
+    """A queue in this claim: its quota, how many deliveries it gave, and the state of its rate limit.
+
+    is_self_limited: its subscription's settings limit how fast it is sent to: a rate, requests in flight, or an order.
+    """
 
     subscription_id: uuid.UUID
     organization_id: uuid.UUID
@@ -247,6 +254,7 @@ class _Turn:
     rate: float | None
     reserved_until: float | None
     keeps_exchanges: bool
+    is_self_limited: bool = False
     quota: int = 0
     taken: int = 0
     wait_until: float | None = None
@@ -280,6 +288,7 @@ def claim(limit: int, occupancy: Occupancy | None = None, queues: QueueFilter = 
         done.deliveries,
         more=may_go_on or len(done.turns) >= QUEUES_AT_A_TIME,
         backlog=backlog,
+        self_limited=frozenset(turn.subscription_id for turn in done.turns if turn.is_self_limited),
         rate_waits=tuple(wait - done.now for wait in waits),
         skipped_locked=done.skipped_locked,
         clock=DatabaseClock(done.now, done.started),
@@ -359,6 +368,7 @@ def _turn(row: _DueQueue) -> _Turn:
         rate=rate,
         reserved_until=reserved_until,
         keeps_exchanges=row.keeps_exchanges,
+        is_self_limited=row.is_self_limited,
         has_ordered=row.has_ordered,
         ordered_attempts=row.ordered_attempts,
         blocks_on_failure=row.blocks_on_failure,

@@ -1,6 +1,7 @@
 """Notes which organizations' deliveries lag because the processors are busy, so that their requests are paced.
 
-A backlog whose endpoint takes its time is not the processors' fault: nobody's requests wait for an endpoint.
+A backlog whose endpoint takes its time is not the processors' fault, and neither is one of a subscription with a rate
+limit, a limit on requests in flight, or ordering keys: nobody's requests wait for those.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 from core.processor_load import processors_are_busy
 from events.lagging import note_lagging
@@ -36,21 +38,20 @@ class LaggingNotes:
         self._counts: Counter[uuid.UUID] = Counter()
         self._began = float("-inf")
 
-    def note(self, claimed: Claim, slow: Collection[uuid.UUID]) -> None:
+    def note(self, claimed: Claim, slow: AbstractSet[uuid.UUID]) -> None:
         """Note the organizations whose queues still have a backlog after a claim, if the processors are busy.
 
         slow: the subscriptions whose endpoints take their time.
         """
         if not claimed.backlog or not self._are_busy():
             return
+        lagging = claimed.backlog - claimed.self_limited - slow
         now = self._now()
         if now - self._began > MOST_SECONDS:
             self._counts.clear()
             self._began = now
         self._counts.update(
-            delivery.organization_id
-            for delivery in claimed.deliveries
-            if delivery.subscription_id in claimed.backlog and delivery.subscription_id not in slow
+            delivery.organization_id for delivery in claimed.deliveries if delivery.subscription_id in lagging
         )
         seconds = now - self._began
         if self._counts and seconds >= COUNT_SECONDS:
