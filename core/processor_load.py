@@ -15,6 +15,8 @@ from core.process import ProcessorTime, processor_time
 LOOK_SECONDS = 0.2
 # They are busy when threads of this process wait for one for more than this share of the time that they want.
 BUSY_SHARE = 0.2
+# A process that never got one at all would see nothing: it counts as one that ran for this share of the time.
+LEAST_RUN_SHARE = 0.02
 
 
 class ProcessorLoad:
@@ -51,6 +53,13 @@ class ProcessorLoad:
         """Return whether the processors were busy at the last measurement."""
         return self.waited_share > BUSY_SHARE
 
+    def with_waiting(self, seconds: float) -> float:
+        """Return how long something that takes `seconds` may seem to take to this process.
+
+        A process that gets a processor for a tenth of the time that it wants one sees what happens ten times as late.
+        """
+        return seconds / max(1 - self.waited_share, LEAST_RUN_SHARE)
+
 
 _of_this_process = ProcessorLoad()
 
@@ -59,3 +68,9 @@ def processors_are_busy() -> bool:
     """Return whether the machine's processors are busy now, or were a moment ago."""
     _of_this_process.look()
     return _of_this_process.is_busy
+
+
+def seconds_with_waiting(seconds: float) -> float:
+    """Return how long something that takes `seconds` may seem to take to this process, as `with_waiting` does."""
+    _of_this_process.look()
+    return _of_this_process.with_waiting(seconds)

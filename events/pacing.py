@@ -37,8 +37,8 @@ LONGEST_SECONDS = 0.5
 LOOK_SECONDS = 0.05
 # A fan-out whose oldest event stays the same for this long has stopped.
 STOPPED_SECONDS = 1.0
-# An organization whose deliveries lag may send this part of the events per second that are delivered for it: then the
-# backlog shrinks as fast as it would grow without a pause.
+# An organization that outruns its deliveries may send this part of the events per second that are delivered for it,
+# until they no longer lag.
 SHARE_OF_DELIVERED = 0.5
 # Over how many seconds the rate of its events is measured.
 RATE_SECONDS = 1.0
@@ -83,19 +83,36 @@ def oldest_events(after: uuid.UUID) -> list[OldestEvent]:
 
 @dataclass(slots=True)
 class _Paced:
-    """The state of an organization that is paced.
+    """The state of an organization whose events wait for their fan-out.
 
-    oldest_due_at: of its oldest event that waits for its fan-out; None if it is paced because its deliveries lag.
-    same_since: when that was first so, by the monotonic clock.  pause: in seconds.
+    oldest_due_at: of the oldest of them.  same_since: when that was first so, by the monotonic clock.  pause: in
+    seconds.
     """
 
-    oldest_due_at: datetime.datetime | None
+    oldest_due_at: datetime.datetime
     same_since: float
     pause: float = 0.0
 
     def lengthen(self) -> None:
         """Make the pause longer by half."""
         self.pause = min(LONGEST_SECONDS, max(FIRST_SECONDS, self.pause * 1.5))
+
+
+@dataclass(slots=True)
+class _Limit:
+    """How fast an organization whose deliveries lag may send to this process.
+
+    rate: in events per second.  next_at: when its next request may be stored, by the monotonic clock.
+    """
+
+    rate: float
+    next_at: float
+
+    def pause(self, now: float, events: int) -> float:
+        """Return how long a request has to wait, in seconds, and let the one after it wait for its events."""
+        wait = max(0.0, self.next_at - now)
+        self.next_at = min(now + LONGEST_SECONDS, now + wait + events / self.rate)
+        return wait
 
 
 class Pacing:
@@ -114,6 +131,7 @@ class Pacing:
         self._find_lagging = find_lagging
         self._clock = clock
         self._paced: dict[uuid.UUID, _Paced] = {}
+        self._limits: dict[uuid.UUID, _Limit] = {}
         self._sent: Counter[uuid.UUID] = Counter()  # events since the last look
         self._rates: dict[uuid.UUID, float] = {}  # events per second
         self._after = NOBODY
@@ -125,9 +143,11 @@ class Pacing:
         events: how many the request has.  A check that was long ago doesn't count.
         """
         self._sent[organization_id] += events
-        paced = self._paced.get(organization_id)
-        is_stale = self._clock() - self._looked_at > STOPPED_SECONDS
-        return 0.0 if paced is None or is_stale else paced.pause
+        paced, limit = self._paced.get(organization_id), self._limits.get(organization_id)
+        now = self._clock()
+        if (paced is None and limit is None) or now - self._looked_at > STOPPED_SECONDS:
+            return 0.0
+        return max(0.0 if paced is None else paced.pause, 0.0 if limit is None else limit.pause(now, events))
 
     def wants_look(self) -> bool:
         """Return whether `look` should be called now; after that, not for LOOK_SECONDS."""
@@ -145,15 +165,11 @@ class Pacing:
         now = self._clock()
         self._measure_rates(now - self._looked_at)
         self._looked_at = now
-        lagging = self._ahead_of_deliveries()
-        for organization_id in lagging:
-            self._paced.setdefault(organization_id, _Paced(None, now)).lengthen()
+        self._limits = self._limited(now)
         for organization_id, oldest in found.items():
-            if oldest.waited > MOST_WAITING_SECONDS and organization_id not in lagging:
+            if oldest.waited > MOST_WAITING_SECONDS:
                 self._lengthen(self._paced.setdefault(organization_id, _Paced(oldest.due_at, now)), oldest, now)
         for organization_id, paced in list(self._paced.items()):
-            if organization_id in lagging:
-                continue
             if organization_id <= began_behind or (self._after != NOBODY and organization_id > self._after):
                 continue  # this look saw other organizations
             late = found.get(organization_id)
@@ -169,17 +185,20 @@ class Pacing:
             rates[organization_id] = rates.get(organization_id, 0.0) + events / RATE_SECONDS
         self._rates = {organization_id: rate for organization_id, rate in rates.items() if rate >= 1}
 
-    def _ahead_of_deliveries(self) -> set[uuid.UUID]:
-        """Return the organizations whose deliveries lag and who send more than their share of what is delivered.
+    def _limited(self, now: float) -> dict[uuid.UUID, _Limit]:
+        """Return the limits of the organizations that outrun their deliveries, and of those that did and still lag.
 
         Each web process assumes that the others get as much from an organization as it does itself.
         """
-        lagging = self._find_lagging(self._rates)
-        return {
-            organization_id
-            for organization_id, delivered in lagging.items()
-            if self._rates[organization_id] * settings.WEB_CONCURRENCY > SHARE_OF_DELIVERED * delivered
-        }
+        limits: dict[uuid.UUID, _Limit] = {}
+        for organization_id, delivered in self._find_lagging({*self._rates, *self._limits}).items():
+            rate = max(1.0, SHARE_OF_DELIVERED * delivered / settings.WEB_CONCURRENCY)
+            limit = self._limits.get(organization_id)
+            if limit is not None:
+                limits[organization_id] = _Limit(rate, limit.next_at)
+            elif self._rates[organization_id] > rate:
+                limits[organization_id] = _Limit(rate, now)
+        return limits
 
     @staticmethod
     def _lengthen(paced: _Paced, oldest: OldestEvent, now: float) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core.process import ProcessorTime
-from core.processor_load import BUSY_SHARE, LOOK_SECONDS, ProcessorLoad
+from core.processor_load import BUSY_SHARE, LEAST_RUN_SHARE, LOOK_SECONDS, ProcessorLoad
 
 
 class Machine:
@@ -64,3 +64,13 @@ def test_processors_that_nobody_wanted_and_those_of_which_nothing_is_told_are_no
     machine.time += LOOK_SECONDS
     assert not load.look()
     assert not load.is_busy
+
+
+@pytest.mark.parametrize(("share", "seconds"), [(0.0, 0.5), (0.5, 1.0), (0.9, 5.0), (1.0, 0.5 / LEAST_RUN_SHARE)])
+def test_a_process_that_waits_for_processors_sees_everything_later(share: float, seconds: float) -> None:
+    machine = Machine()
+    load = machine.load()
+    load.look()
+    machine.pass_by(LOOK_SECONDS, ran=1 - share, waited=share)
+    load.look()
+    assert load.with_waiting(0.5) == pytest.approx(seconds)

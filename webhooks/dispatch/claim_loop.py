@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import structlog
 from django.conf import settings
 
+from core.processor_load import seconds_with_waiting
 from webhooks.dispatch.backlog_sender import BacklogSender
 from webhooks.dispatch.claim import Claim, QueueFilter, claim
 from webhooks.dispatch.claim_state import ClaimProgress
@@ -138,7 +139,7 @@ class ClaimLoop:
         if self._rate_timers.pop_due():
             self._backlog_sender.wake()  # the queue that waited for its rate limit may belong to it by now
         occupancy = self._in_flight.occupancy()
-        slow = self._in_flight.slow_subscriptions(SLOW_SECONDS)
+        slow = self._in_flight.slow_subscriptions(seconds_with_waiting(SLOW_SECONDS))
 
         def claim_and_note() -> Claim:
             claimed = claim(room, occupancy, queues)

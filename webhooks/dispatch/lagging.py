@@ -16,9 +16,11 @@ from core.processor_load import processors_are_busy
 from events.lagging import note_lagging
 from webhooks.dispatch.claim import Claim
 
-# The endpoint of a subscription with a request in flight for longer than this takes its time.
+# The endpoint of a subscription with a request in flight for longer than this takes its time.  A process that waits for
+# processors sees responses later, and takes more for it (`core.processor_load.seconds_with_waiting`).
 SLOW_SECONDS = 0.5
-# What is sent is counted for at least this long before it is noted.
+# What is sent is counted for at least this long before it is noted.  Only what the first claim of a backlog sends is
+# noted at once, as what is sent in this time.
 COUNT_SECONDS = 0.1
 # A count that goes on for longer began with another backlog.
 MOST_SECONDS = 1.0
@@ -49,7 +51,7 @@ class LaggingNotes:
         now = self._now()
         if now - self._began > MOST_SECONDS:
             self._counts.clear()
-            self._began = now
+            self._began = now - COUNT_SECONDS
         self._counts.update(
             delivery.organization_id for delivery in claimed.deliveries if delivery.subscription_id in lagging
         )
