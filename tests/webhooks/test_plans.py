@@ -257,9 +257,9 @@ def test_accepting_an_event_or_a_batch_reads_no_history(history: History) -> Non
                     assert cursor.execute(group_commit._INSERT, {**of_caller, **row}).fetchall() == []
                     wanted = {"organization_ids": [caller.organization_id], "dedup_ids": [dedup_id]}
                     cursor.execute(group_commit._FIND_HOLDERS, wanted)
-            ingest.ingest_batch(
-                history.organization.id, [NewEvent("order.1", "{}", f"d-{n}") for n in range(number, 100)]
-            )
+            # Few enough that a scan of all keys is never cheaper, however compact their table happens to be.
+            batch = [NewEvent("order.1", "{}", f"d-{n}") for n in range(number, 20)]
+            ingest.ingest_batch(history.organization.id, batch)
         backlog.waiting_events(1000)
         backlog.oldest_waiting_seconds()
 
