@@ -82,7 +82,7 @@ def oldest_events(after: uuid.UUID) -> list[OldestEvent]:
 
 
 @dataclass(slots=True)
-class _Paced:
+class _Waiting:
     """The state of an organization whose events wait for their fan-out.
 
     oldest_due_at: of the oldest of them.  same_since: when that was first so, by the monotonic clock.  pause: in
@@ -92,10 +92,6 @@ class _Paced:
     oldest_due_at: datetime.datetime
     same_since: float
     pause: float = 0.0
-
-    def lengthen(self) -> None:
-        """Make the pause longer by half."""
-        self.pause = min(LONGEST_SECONDS, max(FIRST_SECONDS, self.pause * 1.5))
 
 
 @dataclass(slots=True)
@@ -130,7 +126,7 @@ class Pacing:
         self._find = find
         self._find_lagging = find_lagging
         self._clock = clock
-        self._paced: dict[uuid.UUID, _Paced] = {}
+        self._waiting: dict[uuid.UUID, _Waiting] = {}
         self._limits: dict[uuid.UUID, _Limit] = {}
         self._sent: Counter[uuid.UUID] = Counter()  # events since the last look
         self._rates: dict[uuid.UUID, float] = {}  # events per second
@@ -143,11 +139,11 @@ class Pacing:
         events: how many the request has.  A check that was long ago doesn't count.
         """
         self._sent[organization_id] += events
-        paced, limit = self._paced.get(organization_id), self._limits.get(organization_id)
+        waiting, limit = self._waiting.get(organization_id), self._limits.get(organization_id)
         now = self._clock()
-        if (paced is None and limit is None) or now - self._looked_at > STOPPED_SECONDS:
+        if (waiting is None and limit is None) or now - self._looked_at > STOPPED_SECONDS:
             return 0.0
-        return max(0.0 if paced is None else paced.pause, 0.0 if limit is None else limit.pause(now, events))
+        return max(0.0 if waiting is None else waiting.pause, 0.0 if limit is None else limit.pause(now, events))
 
     def wants_look(self) -> bool:
         """Return whether `look` should be called now; after that, not for LOOK_SECONDS."""
@@ -168,13 +164,13 @@ class Pacing:
         self._limits = self._limited(now)
         for organization_id, oldest in found.items():
             if oldest.waited > MOST_WAITING_SECONDS:
-                self._lengthen(self._paced.setdefault(organization_id, _Paced(oldest.due_at, now)), oldest, now)
-        for organization_id, paced in list(self._paced.items()):
+                self._lengthen(self._waiting.setdefault(organization_id, _Waiting(oldest.due_at, now)), oldest, now)
+        for organization_id, waiting in list(self._waiting.items()):
             if organization_id <= began_behind or (self._after != NOBODY and organization_id > self._after):
                 continue  # this look saw other organizations
             late = found.get(organization_id)
-            if late is None or late.waited <= MOST_WAITING_SECONDS or now - paced.same_since >= STOPPED_SECONDS:
-                self._shorten(organization_id, paced, keep=late is not None and late.waited > MOST_WAITING_SECONDS)
+            if late is None or late.waited <= MOST_WAITING_SECONDS or now - waiting.same_since >= STOPPED_SECONDS:
+                self._shorten(organization_id, waiting, keep=late is not None and late.waited > MOST_WAITING_SECONDS)
 
     def _measure_rates(self, seconds: float) -> None:
         """Add what was sent since the last look, `seconds` ago, to what is left of the rates before it."""
@@ -201,13 +197,13 @@ class Pacing:
         return limits
 
     @staticmethod
-    def _lengthen(paced: _Paced, oldest: OldestEvent, now: float) -> None:
-        if oldest.due_at != paced.oldest_due_at:
-            paced.oldest_due_at, paced.same_since = oldest.due_at, now
-        if now - paced.same_since < STOPPED_SECONDS:
-            paced.lengthen()
+    def _lengthen(waiting: _Waiting, oldest: OldestEvent, now: float) -> None:
+        if oldest.due_at != waiting.oldest_due_at:
+            waiting.oldest_due_at, waiting.same_since = oldest.due_at, now
+        if now - waiting.same_since < STOPPED_SECONDS:
+            waiting.pause = min(LONGEST_SECONDS, max(FIRST_SECONDS, waiting.pause * 1.5))
 
-    def _shorten(self, organization_id: uuid.UUID, paced: _Paced, *, keep: bool) -> None:
-        paced.pause = paced.pause / 2 if paced.pause > FIRST_SECONDS else 0.0
-        if not paced.pause and not keep:
-            del self._paced[organization_id]
+    def _shorten(self, organization_id: uuid.UUID, waiting: _Waiting, *, keep: bool) -> None:
+        waiting.pause = waiting.pause / 2 if waiting.pause > FIRST_SECONDS else 0.0
+        if not waiting.pause and not keep:
+            del self._waiting[organization_id]

@@ -139,11 +139,12 @@ class ClaimLoop:
         if self._rate_timers.pop_due():
             self._backlog_sender.wake()  # the queue that waited for its rate limit may belong to it by now
         occupancy = self._in_flight.occupancy()
-        slow = self._in_flight.slow_subscriptions(seconds_with_waiting(SLOW_SECONDS))
 
         def claim_and_note() -> Claim:
             claimed = claim(room, occupancy, queues)
-            self._lagging_notes.note(claimed, slow)
+            if claimed.backlog:
+                slow = self._in_flight.slow_subscriptions(seconds_with_waiting(SLOW_SECONDS))
+                self._lagging_notes.note(claimed, slow)
             return claimed
 
         claimed = await self._run_in_thread(claim_and_note)

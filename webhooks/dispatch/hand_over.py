@@ -139,8 +139,6 @@ class SenderHandOver:
         self._locking: psycopg.Cursor[_Queue] | None = None
         self._inserting: psycopg.Cursor[_Inserted] | None = None
         self._rows: list[_Inserted] = []
-        self._queues: dict[uuid.UUID, _Queue] = {}
-        self._endpoints: dict[uuid.UUID, Endpoint] = {}
         self._lease_id = new_id()
         self._started = 0.0
 
@@ -215,11 +213,11 @@ class SenderHandOver:
         if not leased or self._locking is None:
             self.abandon()
             return
-        self._queues = {queue.subscription_id: queue for queue in self._locking.fetchall()}
-        self._endpoints = {one: self._queues[one].open() for one in {row.subscription_id for row in leased}}
+        queues = {queue.subscription_id: queue for queue in self._locking.fetchall()}
+        endpoints = {one: queues[one].open() for one in {row.subscription_id for row in leased}}
         claimed = Claim(
-            [self._claimed(row) for row in leased],
-            clock=DatabaseClock(self._queues[leased[0].subscription_id].now, self._started),
+            [self._claimed(row, queues[row.subscription_id], endpoints[row.subscription_id]) for row in leased],
+            clock=DatabaseClock(queues[leased[0].subscription_id].now, self._started),
             lease_ends=self._started + settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN,
         )
         reserved = self._reserved
@@ -228,8 +226,7 @@ class SenderHandOver:
         # Otherwise the sender's thread would wait for the interpreter until this one has logged the round.
         time.sleep(SENDER_FIRST_SECONDS)
 
-    def _claimed(self, row: _Inserted) -> ClaimedDelivery:
-        queue = self._queues[row.subscription_id]
+    def _claimed(self, row: _Inserted, queue: _Queue, endpoint: Endpoint) -> ClaimedDelivery:
         return ClaimedDelivery(
             delivery_id=row.delivery_id,
             subscription_id=row.subscription_id,
@@ -241,7 +238,7 @@ class SenderHandOver:
             event_type=row.event_type,
             event_created_at=row.event_created_at,
             event_data=row.event_data,
-            endpoint=self._endpoints[row.subscription_id],
+            endpoint=endpoint,
             event_request_id=row.event_request_id,
             event_trace=row.event_trace,
             keeps_exchange=queue.keeps_exchanges,

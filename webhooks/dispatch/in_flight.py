@@ -101,7 +101,8 @@ class InFlight:
         began_before = self._now() - seconds
         return {
             subscription_id
-            for subscription_id, began in takewhile(lambda one: one[1] < began_before, self._since.values())
+            # A copy, because the sender's thread may add and remove meanwhile.
+            for subscription_id, began in takewhile(lambda one: one[1] < began_before, list(self._since.values()))
         }
 
     def occupancy(self) -> Occupancy:

@@ -93,7 +93,7 @@ class RoundInsert:
 def _hand_over_places(
     chosen: Sequence[AcceptedEvent], wanting: Mapping[uuid.UUID, Sequence[SubscribedTypes]], hand_over: HandOver
 ) -> dict[uuid.UUID, int]:
-    """Return how many deliveries of each subscription are handed over."""
+    """Return for how many deliveries of each subscription the sender has places."""
     # A delivery with an ordering key has to be claimed: its turn is decided under the lock of its queue.
     in_order = {
         one.subscription_id
