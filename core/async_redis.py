@@ -10,7 +10,7 @@ from typing import Any
 import redis.asyncio
 from django.conf import settings
 from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
     Sentinel,
@@ -20,13 +20,14 @@ from redis.asyncio.sentinel import (
 )
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MasterDownError, ReadOnlyError, RedisError
+from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
 
 from core.redis import breaker
 from core.redis_connections import sentinel_options
 
 LISTEN_SECONDS = 10.0
 RECONNECT_SECONDS = 1.0
+_WENT_AWAY = (ReadOnlyError, MasterDownError, RedisConnectionError)
 
 
 def _pool() -> ConnectionPool:
@@ -53,10 +54,16 @@ def _pool() -> ConnectionPool:
 
 
 class AsyncRedis:
-    """A connection to Redis for the event loop that it is used in."""
+    """Connections to Redis for the event loop that it is used in, as many as there are calls at a time.
+
+    They are taken from redis-py's pool once and kept: taking one for each command costs as much processor time as the
+    command.
+    """
 
     def __init__(self) -> None:
-        self._client = redis.asyncio.Redis(connection_pool=_pool())
+        self._pool = _pool()
+        self._client = redis.asyncio.Redis(connection_pool=self._pool)
+        self._idle: list[AbstractConnection] = []
 
     async def run(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
         """Return the replies to several commands, each given as its words, sent in one round trip.
@@ -65,24 +72,19 @@ class AsyncRedis:
         `core.redis.call_redis` does, and NoScriptError for an EVALSHA of an unknown script.
         """
 
-        async def send(is_first: bool = True) -> list[Any]:
+        async def send() -> list[Any]:
+            connection = self._idle.pop() if self._idle else await self._pool.get_connection()
             try:
-                if len(commands) == 1:
-                    return [await self._client.execute_command(*commands[0])]
-                pipeline = self._client.pipeline(transaction=False)
-                for words in commands:
-                    pipeline.execute_command(*words)
-                replies: list[Any] = await pipeline.execute()
-            except (ReadOnlyError, MasterDownError, RedisConnectionError) as error:
-                # That the server went away or became a replica while the connection was idle is noticed only now.  The
-                # next connection looks for the primary again.
-                await self._client.connection_pool.disconnect()
-                if is_first:
-                    return await send(is_first=False)
-                if isinstance(error, RedisConnectionError):
-                    raise
+                try:
+                    return await _send(connection, commands)
+                except _WENT_AWAY:
+                    # That the server went away or became a replica while the connection was idle is noticed only now.
+                    await connection.disconnect()
+                    return await _send(connection, commands)
+            except (ReadOnlyError, MasterDownError) as error:
                 raise RedisConnectionError(f"the server is no longer the primary: {error}") from error
-            return replies
+            finally:
+                self._idle.append(connection)  # one that was closed is opened again when it is used
 
         return await breaker.run_async(send)
 
@@ -110,5 +112,25 @@ class AsyncRedis:
                     await pubsub.aclose()
 
     async def close(self) -> None:
-        await self._client.connection_pool.disconnect()
+        await self._pool.disconnect()
         await self._client.aclose()
+
+
+async def _send(connection: AbstractConnection, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+    """Send commands on a connection and return their replies; raise the first error among them.
+
+    After any other error than one of a reply, the connection is closed.
+    """
+    if not connection.is_connected:
+        await connection.connect()  # to whichever server is the primary now
+    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    replies: list[Any] = []
+    failure: ResponseError | None = None
+    for _ in commands:  # all are read, or the next command would get a reply of this one
+        try:
+            replies.append(await connection.read_response())
+        except ResponseError as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return replies
