@@ -15,6 +15,7 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn_worker import UvicornWorker
 
+from triggers_project.one_write import OneWriteTransport
 from triggers_project.request_parser import RequestParser
 from triggers_project.served_lately import served_lately
 from triggers_project.web_loop import counts
@@ -62,6 +63,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = cast(asyncio.Transport, OneWriteTransport(transport, self.loop))
         self.parser = RequestParser(self, cast(httptools.HttpRequestParser, self.parser))
         self._start_timer()
 
