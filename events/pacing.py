@@ -33,9 +33,8 @@ MOST_WAITING_SECONDS = 0.05
 # The first pause, and the longest.  Each check makes it longer by half, or halves it.
 FIRST_SECONDS = 0.004
 LONGEST_SECONDS = 0.5
-# Between two checks of a process: while an organization is paced, and while none is.
+# Between two checks of a process.
 LOOK_SECONDS = 0.05
-CALM_LOOK_SECONDS = 0.2
 # A fan-out whose oldest event stays the same for this long has stopped.
 STOPPED_SECONDS = 1.0
 # An organization that outruns its deliveries may send this part of the events per second that are delivered for it,
@@ -147,11 +146,11 @@ class Pacing:
         return max(0.0 if waiting is None else waiting.pause, 0.0 if limit is None else limit.pause(now, events))
 
     def wants_look(self) -> bool:
-        """Return whether `look` should be called now; after that, not for LOOK_SECONDS or CALM_LOOK_SECONDS."""
+        """Return whether `look` should be called now; after that, not for LOOK_SECONDS."""
         now = self._clock()
         if now < self._next_look_at:
             return False
-        self._next_look_at = now + (LOOK_SECONDS if self._waiting or self._limits else CALM_LOOK_SECONDS)
+        self._next_look_at = now + LOOK_SECONDS
         return True
 
     def look(self) -> None:
