@@ -1,10 +1,11 @@
-"""Workers note whose deliveries lag: those with a backlog that waits for a processor, and not for its endpoint."""
+"""Workers note whose deliveries lag: those that wait for a processor, and not for their endpoint."""
 
 from __future__ import annotations
 
 import datetime
 import uuid
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,9 +17,9 @@ from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import fan_out_batch
 from webhooks import subscriptions
-from webhooks.dispatch.claim import BACKLOG_SECONDS, Claim, claim
+from webhooks.dispatch.claim import BACKLOG_SECONDS, LAGGING_SECONDS, Claim, Occupancy, claim
 from webhooks.dispatch.in_flight import InFlight
-from webhooks.dispatch.lagging import COUNT_SECONDS, MOST_SECONDS, LaggingNotes
+from webhooks.dispatch.lagging import AGAIN_SECONDS, LEAST_RATE, LaggingNotes
 from webhooks.models import Delivery, Subscription, SubscriptionQueue
 
 pytestmark = pytest.mark.django_db
@@ -40,48 +41,58 @@ def _subscribe(organization: Organization, window: int, **limits: Any) -> Subscr
     return subscription
 
 
-def _claim_late(*organizations: Organization, events: int = 5, ordering_key: str | None = None) -> Claim:
+def _claim_late(
+    *organizations: Organization, events: int = 5, ordering_key: str | None = None, seconds: float = 2 * LAGGING_SECONDS
+) -> Claim:
     """Claim deliveries that have been due for a while."""
     for organization in organizations:
         for _ in range(events):
             ingest(organization.id, NewEvent("order.created", "{}", None, ordering_key=ordering_key))
     fan_out_batch(1000)
-    due_at = Now() - datetime.timedelta(seconds=2 * BACKLOG_SECONDS)
+    due_at = Now() - datetime.timedelta(seconds=seconds)
     Delivery.objects.filter(status="pending").update(next_attempt_at=due_at)
     SubscriptionQueue.objects.update(next_due_at=due_at)
     return claim(100)
 
 
-def _noted(claimed: Claim, slow: set[uuid.UUID], *organizations: Organization, are_busy: bool = True) -> list[bool]:
-    clock = Clock()
-    notes = LaggingNotes(lambda: are_busy, clock)
-    notes.note(claimed, slow)
-    clock.now += COUNT_SECONDS
-    notes.note(claimed, slow)
-    found = lagging_among([organization.id for organization in organizations])
-    return [organization.id in found for organization in organizations]
+def _noted(
+    lagging: Mapping[uuid.UUID, uuid.UUID], in_flight: InFlight | None = None, *, are_busy: bool = True
+) -> dict[uuid.UUID, float]:
+    LaggingNotes(in_flight or InFlight(10), lambda: are_busy).note(lagging)
+    return lagging_among(set(lagging.values()))
 
 
-def test_whose_queue_has_a_backlog_while_the_processors_are_busy_is_noted(
-    organization: Organization, other_organization: Organization
+@pytest.mark.parametrize("seconds", [2 * LAGGING_SECONDS, 2 * BACKLOG_SECONDS])
+def test_a_queue_lags_long_before_it_is_left_to_the_backlog_sender(
+    organization: Organization, other_organization: Organization, seconds: float
 ) -> None:
-    _subscribe(organization, window=2)
+    lagging = _subscribe(organization, window=2)
     _subscribe(other_organization, window=20)
-    claimed = _claim_late(organization, other_organization)
-    assert _noted(claimed, set(), organization, other_organization) == [True, False]
+    claimed = _claim_late(organization, other_organization, seconds=seconds)
+    assert claimed.lagging == {lagging.pk: organization.id}
+    assert claimed.backlog == ({lagging.pk} if seconds > BACKLOG_SECONDS else frozenset())
 
 
-def test_where_processors_have_time_a_backlog_is_not_their_fault(organization: Organization) -> None:
+def test_what_came_a_moment_ago_does_not_lag(organization: Organization) -> None:
     _subscribe(organization, window=2)
-    assert _noted(_claim_late(organization), set(), organization, are_busy=False) == [False]
+    claimed = _claim_late(organization, seconds=0)
+    assert claimed.more
+    assert claimed.lagging == {}
 
 
-def test_an_endpoint_that_takes_its_time_slows_nobody_down(organization: Organization) -> None:
-    slow, quick = _subscribe(organization, window=2), _subscribe(organization, window=20)
-    claimed = _claim_late(organization)
-    assert claimed.backlog == {slow.pk}
-    assert _noted(claimed, {slow.pk}, organization) == [False]
-    assert _noted(claimed, {quick.pk}, organization) == [True]
+def test_a_claim_that_has_no_place_for_a_lagging_queue_tells_of_it_as_well(organization: Organization) -> None:
+    subscription = _subscribe(organization, window=200)
+    _claim_late(organization)
+    for _ in range(5):
+        ingest(organization.id, NewEvent("order.created", "{}", None))
+    fan_out_batch(1000)
+    due_at = Now() - datetime.timedelta(seconds=2 * LAGGING_SECONDS)
+    Delivery.objects.filter(status="pending").update(next_attempt_at=due_at)
+    SubscriptionQueue.objects.update(next_due_at=due_at)
+    taken = Counter({organization.id: 100})
+    claimed = claim(10, Occupancy(taken, Counter({subscription.pk: 100}), Counter()))
+    assert claimed.deliveries == []
+    assert claimed.lagging == {subscription.pk: organization.id}
 
 
 @pytest.mark.parametrize("limit", [{"deliveries_per_second": 4}, {"max_in_flight": 2}, {"ordered": True}])
@@ -89,36 +100,57 @@ def test_a_limit_of_the_subscription_s_own_slows_no_request_down(
     organization: Organization, limit: dict[str, Any]
 ) -> None:
     """Whoever asks for four deliveries a second has a backlog because of that, and not because of the processors."""
-    subscription = _subscribe(organization, window=2, **limit)
+    _subscribe(organization, window=2, **limit)
     claimed = _claim_late(organization, ordering_key="k" if "ordered" in limit else None)
     assert claimed.deliveries
-    claimed = replace(claimed, backlog=frozenset({subscription.pk}))  # whatever the limit left due
-    assert _noted(claimed, set(), organization) == [False]
+    assert claimed.lagging == {}
 
 
-def test_a_note_has_the_rate_at_which_deliveries_are_sent(
-    organization: Organization, other_organization: Organization
+def test_whose_deliveries_lag_is_noted_only_while_the_processors_are_busy(organization: Organization) -> None:
+    lagging = {_subscribe(organization, window=2).pk: organization.id}
+    assert _noted(lagging, are_busy=False) == {}
+    assert _noted(lagging) == {organization.id: LEAST_RATE}
+
+
+def test_an_endpoint_that_takes_its_time_slows_nobody_down(organization: Organization) -> None:
+    slow, quick = _subscribe(organization, window=2), _subscribe(organization, window=20)
+    clock = Clock()
+    in_flight = InFlight(10, now=clock)
+    deliveries = {delivery.subscription_id: delivery for delivery in _claim_late(organization, events=1).deliveries}
+    in_flight.add(deliveries[slow.pk])
+    clock.now += 3600
+    in_flight.add(deliveries[quick.pk])
+    assert _noted({slow.pk: organization.id}, in_flight) == {}
+    assert _noted({slow.pk: organization.id, quick.pk: organization.id}, in_flight) == {organization.id: LEAST_RATE}
+
+
+def test_a_note_has_the_rate_at_which_deliveries_are_recorded_and_is_renewed_now_and_then(
+    organization: Organization,
 ) -> None:
     clock = Clock()
-    notes = LaggingNotes(lambda: True, clock)
-    asked = [organization.id, other_organization.id]
-    _subscribe(organization, window=2)
-    notes.note(_claim_late(organization), set())
-    assert lagging_among(asked) == {organization.id: 2 / COUNT_SECONDS}  # at once
-    _subscribe(other_organization, window=4)
-    claimed = _claim_late(other_organization)
-    clock.now += COUNT_SECONDS / 2
-    notes.note(claimed, set())
-    assert set(lagging_among(asked)) == {organization.id}, "it isn't counted for long enough"
-    clock.now += COUNT_SECONDS * 1.5
-    notes.note(claimed, set())
-    assert lagging_among(asked)[other_organization.id] == 8 / (COUNT_SECONDS * 2)
-    # What was counted long ago says nothing about the rate.
-    clock.now += COUNT_SECONDS / 2
-    notes.note(claimed, set())
-    clock.now += MOST_SECONDS * 2
-    notes.note(claimed, set())
-    assert lagging_among(asked)[other_organization.id] == 4 / COUNT_SECONDS
+    in_flight = InFlight(10, now=clock)
+    notes = LaggingNotes(in_flight, lambda: True, clock)
+    lagging = {_subscribe(organization, window=2).pk: organization.id}
+    (delivery,) = _claim_late(organization, events=1).deliveries
+
+    def record(per_second: int, seconds: float) -> None:
+        for _ in range(round(per_second * seconds)):
+            clock.now += 1 / per_second
+            in_flight.add(delivery)
+            in_flight.remove(delivery)
+
+    record(400, 3)
+    notes.note(lagging)
+    assert lagging_among([organization.id])[organization.id] == pytest.approx(400, rel=0.02)
+    record(1000, AGAIN_SECONDS / 2)
+    notes.note(lagging)
+    assert lagging_among([organization.id])[organization.id] == pytest.approx(400, rel=0.02), "not yet again"
+    record(1000, 3)
+    notes.note(lagging)
+    assert lagging_among([organization.id])[organization.id] == pytest.approx(1000, rel=0.02)
+    clock.now += 60
+    assert in_flight.rate(organization.id) == pytest.approx(0)
+    assert in_flight.rate(uuid.uuid4()) == 0
 
 
 def test_what_is_in_flight_for_long_tells_which_endpoints_are_slow(organization: Organization) -> None:

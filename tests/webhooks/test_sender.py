@@ -80,7 +80,7 @@ def test_on_busy_processors_results_that_come_close_together_are_recorded_togeth
 def test_a_sender_whose_processors_are_busy_notes_whose_deliveries_lag(
     organization: Organization, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, are_busy: bool
 ) -> None:
-    monkeypatch.setattr(claim_loop, "LaggingNotes", lambda: LaggingNotes(lambda: are_busy))
+    monkeypatch.setattr(claim_loop, "LaggingNotes", lambda in_flight: LaggingNotes(in_flight, lambda: are_busy))
     noted: list[bool] = []
 
     def answer(_: Received, number: int) -> Response:

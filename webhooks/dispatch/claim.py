@@ -58,17 +58,17 @@ class Occupancy:
 class Claim:
     """The result of a claim.
 
-    more: another claim may find more at once. backlog: the subscriptions whose queues have a backlog now. self_limited:
-    those that the claim looked at whose own settings limit how fast they are sent to. rate_waits: for each queue that
-    waits for its rate limit, the seconds until the next delivery is allowed. skipped_locked: some due queues were
-    skipped because others had locked them, which takes milliseconds. clock: the database's time. lease_ends: when the
-    leases end, by this machine's monotonic clock.
+    more: another claim may find more at once. backlog: the subscriptions whose queues have a backlog now. lagging: the
+    organizations of the subscriptions of which more has been due for LAGGING_SECONDS, without those whose own settings
+    limit how fast they are sent to. rate_waits: for each queue that waits for its rate limit, the seconds until the
+    next delivery is allowed. skipped_locked: some due queues were skipped because others had locked them, which takes
+    milliseconds. clock: the database's time. lease_ends: when the leases end, by this machine's monotonic clock.
     """
 
     deliveries: list[ClaimedDelivery] = field(default_factory=list)
     more: bool = False
     backlog: frozenset[uuid.UUID] = frozenset()
-    self_limited: frozenset[uuid.UUID] = frozenset()
+    lagging: Mapping[uuid.UUID, uuid.UUID] = field(default_factory=dict)
     rate_waits: tuple[float, ...] = ()
     skipped_locked: bool = False
     clock: DatabaseClock = field(default_factory=lambda: DatabaseClock(time.time(), time.monotonic()))
@@ -194,9 +194,11 @@ class _LeasedDelivery(msgspec.Struct, frozen=True):
 # Up to this quota, the index tells when the next delivery of a queue that gave all of it is due.  A queue that gave
 # more counts as a backlog without a look, which would have to pass everything that was just taken.
 _LOOK_UP_TO = 512
-# What has been due for less than this is no backlog: it came while the last deliveries were being sent, and a claim or
-# two will take it.  The other process would need longer, because of its low priority.
-BACKLOG_SECONDS = 0.1
+# What has been due for less than this is no backlog: some claims will take it.  The other process would need longer,
+# because of its low priority: on a busy machine, a hundred deliveries that it takes over become a thousand.
+BACKLOG_SECONDS = 0.5
+# What has been due for this long lags.
+LAGGING_SECONDS = 0.1
 
 # A queue has a backlog if it gave its whole quota and more has been due for a while.  A queue with ordering keys stays
 # with the process that works off its backlog while anything waits: that process records the results that free the next
@@ -228,16 +230,19 @@ CROSS JOIN LATERAL (
     WHERE v.looks AND d.subscription_id = v.subscription_id AND d.status = 'pending'
 ) AS next
 WHERE q.subscription_id = v.subscription_id
-RETURNING q.subscription_id, q.has_backlog, coalesce(q.next_due_at <= clock_timestamp(), false) AS is_due
+RETURNING q.subscription_id, q.has_backlog, coalesce(q.next_due_at <= clock_timestamp(), false) AS is_due,
+    q.has_backlog OR v.taken >= v.quota
+        AND coalesce(next.attempt_at <= clock_timestamp() - make_interval(secs => %(lagging_after)s), false) AS lags
 """
 
 
 class _QueueState(msgspec.Struct, frozen=True):
-    """A row of _UPDATE_CLAIMED_QUEUES.  is_due: whether more of the queue is due."""
+    """A row of _UPDATE_CLAIMED_QUEUES.  is_due: whether more of the queue is due.  lags: whether it is for long."""
 
     subscription_id: uuid.UUID
     has_backlog: bool
     is_due: bool
+    lags: bool
 
 
 @dataclass(slots=True)
@@ -280,6 +285,7 @@ def claim(limit: int, occupancy: Occupancy | None = None, queues: QueueFilter = 
     # The last statement's result arrived with that of the COMMIT.
     states = done.states.fetchall()
     backlog = frozenset(queue.subscription_id for queue in states if queue.has_backlog)
+    lagging = {queue.subscription_id for queue in states if queue.lags}
     waits = [turn.wait_until for turn in done.turns if turn.wait_until is not None]
     # What a claim of the queues without a backlog finds to have one belongs to the backlog sender.
     left_to_others = backlog if queues is QueueFilter.WITHOUT_BACKLOG else frozenset()
@@ -288,7 +294,11 @@ def claim(limit: int, occupancy: Occupancy | None = None, queues: QueueFilter = 
         done.deliveries,
         more=may_go_on or len(done.turns) >= QUEUES_AT_A_TIME,
         backlog=backlog,
-        self_limited=frozenset(turn.subscription_id for turn in done.turns if turn.is_self_limited),
+        lagging={
+            turn.subscription_id: turn.organization_id
+            for turn in done.turns
+            if turn.subscription_id in lagging and not turn.is_self_limited
+        },
         rate_waits=tuple(wait - done.now for wait in waits),
         skipped_locked=done.skipped_locked,
         clock=DatabaseClock(done.now, done.started),
@@ -343,6 +353,7 @@ def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> _Tra
         {
             "look_up_to": _LOOK_UP_TO,
             "backlog_after": BACKLOG_SECONDS,
+            "lagging_after": LAGGING_SECONDS,
             "queues": [turn.subscription_id for turn in turns],
             "taken": [turn.taken for turn in turns],
             "quotas": [turn.quota for turn in turns],

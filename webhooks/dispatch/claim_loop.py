@@ -12,13 +12,12 @@ from collections.abc import Awaitable, Callable, Iterable
 import structlog
 from django.conf import settings
 
-from core.processor_load import seconds_with_waiting
 from webhooks.dispatch.backlog_sender import BacklogSender
 from webhooks.dispatch.claim import Claim, QueueFilter, claim
 from webhooks.dispatch.claim_state import ClaimProgress
 from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.dispatch.in_flight import InFlight
-from webhooks.dispatch.lagging import SLOW_SECONDS, LaggingNotes
+from webhooks.dispatch.lagging import LaggingNotes
 
 log = structlog.get_logger()
 
@@ -87,7 +86,7 @@ class ClaimLoop:
         self._release = release
         self._woken = asyncio.Event()
         self._rate_timers = RateTimers()
-        self._lagging_notes = LaggingNotes()
+        self._lagging_notes = LaggingNotes(in_flight)
         self._stopped = False
 
     def look(self) -> None:
@@ -142,9 +141,7 @@ class ClaimLoop:
 
         def claim_and_note() -> Claim:
             claimed = claim(room, occupancy, queues)
-            if claimed.backlog:
-                slow = self._in_flight.slow_subscriptions(seconds_with_waiting(SLOW_SECONDS))
-                self._lagging_notes.note(claimed, slow)
+            self._lagging_notes.note(claimed.lagging)
             return claimed
 
         claimed = await self._run_in_thread(claim_and_note)

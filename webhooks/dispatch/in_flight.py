@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import uuid
@@ -10,10 +11,16 @@ from collections.abc import Callable, Hashable
 from itertools import takewhile
 from typing import TypeVar
 
+from cachetools import LRUCache
+
 from webhooks.dispatch.claim import Occupancy
 from webhooks.dispatch.delivery import ClaimedDelivery
 
 K = TypeVar("K", bound=Hashable)
+
+# Over how many seconds the rate of an organization's deliveries is measured, and of how many organizations.
+RATE_SECONDS = 0.5
+RATES = 1_000
 
 
 class InFlight:
@@ -39,6 +46,8 @@ class InFlight:
         self._by_lease: Counter[uuid.UUID] = Counter()
         # By delivery, its subscription and when it was counted in; the oldest first.
         self._since: dict[uuid.UUID, tuple[uuid.UUID, float]] = {}
+        # By organization, the deliveries per second that were counted out, and when that was so.
+        self._rates: LRUCache[uuid.UUID, tuple[float, float]] = LRUCache(RATES)
 
     def __len__(self) -> int:
         return self._total
@@ -91,10 +100,22 @@ class InFlight:
         """Count a delivery out."""
         self._total -= 1
         self._since.pop(delivery.delivery_id, None)
+        with self._lock:
+            now = self._now()
+            self._rates[delivery.organization_id] = self._rate(delivery.organization_id, now) + 1 / RATE_SECONDS, now
         _decrement(self._by_organization, delivery.organization_id)
         _decrement(self._by_subscription, delivery.subscription_id)
         _decrement(self._by_host, delivery.endpoint.host)
         _decrement(self._by_lease, delivery.lease_id)
+
+    def rate(self, organization_id: uuid.UUID) -> float:
+        """Return how many deliveries of the organization were counted out per second, lately."""
+        with self._lock:
+            return self._rate(organization_id, self._now())
+
+    def _rate(self, organization_id: uuid.UUID, now: float) -> float:
+        rate, at = self._rates.get(organization_id, (0.0, now))
+        return rate * math.exp((at - now) / RATE_SECONDS)
 
     def slow_subscriptions(self, seconds: float) -> set[uuid.UUID]:
         """Return the subscriptions that have a delivery in flight for longer than `seconds`."""
