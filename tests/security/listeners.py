@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import ssl
@@ -13,6 +14,8 @@ from typing import Any
 
 from dnslib import AAAA, QTYPE, RCODE, RR, A
 from dnslib.server import DNSLogger, DNSServer
+
+from devstack.sockets import free_port
 
 
 @dataclass
@@ -56,10 +59,24 @@ def read_request(stream: socket.socket, buffer: bytes = b"") -> tuple[Seen, byte
     return Seen(lines[0], headers, rest[:length]), rest[length:]
 
 
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket.  port: 0 for one that is free on other addresses, too, so that they can share it.
+
+    A port of the system's choice may be the client's side of somebody's connection on another address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    while True:
+        try:
+            return socket.create_server((host, port or free_port()), family=family)
+        except OSError as error:
+            if port or error.errno != errno.EADDRINUSE:
+                raise
+
+
 @contextlib.contextmanager
 def serve(handle: Callable[[socket.socket], None], host: str, port: int = 0) -> Iterator[int]:
     """Accept connections on `host` and handle each on a thread of its own; yields the port."""
-    server = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    server = _bind(host, port)
 
     def run(stream: socket.socket) -> None:
         with contextlib.suppress(OSError), stream:
