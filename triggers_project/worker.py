@@ -98,8 +98,9 @@ class TriggersWorker(SimpleWorker):
         housekeeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         housekeeping.start()
         notifier = None if self._ends else start_notifier()
-        listener = SignalListener(_process_signaled_events, on_silence=give_connection_back)
+        listener = None
         if not self._ends:
+            listener = SignalListener(_process_signaled_events, on_silence=give_connection_back)
             listener.start()
         kwargs["logging_level"] = "WARNING"  # RQ tells of every job; ours tell what they did
         logging.getLogger("rq.worker").addFilter(_is_news)
@@ -124,11 +125,14 @@ class TriggersWorker(SimpleWorker):
                     self._asked_to_stop.wait(RECONNECT_SECONDS)
         finally:
             self._asked_to_stop.set()
-            listener.stop()
+            if listener is not None:
+                listener.stop()
             if notifier is not None:
                 notifier.stop()
             sender.stop(settings.WORKER_SHUTDOWN_GRACE)
             housekeeping.join(timeout=5)
+            if listener is not None:
+                listener.join(timeout=5)
             metrics.port.close()
             with contextlib.suppress(RedisError, OSError):
                 self.register_death()

@@ -130,8 +130,11 @@ def test_a_worker_needs_no_job_to_find_what_waits(posted: list[str], receiver: R
     alive: list[int] = []
     watcher = threading.Thread(target=stop_when_done)
     watcher.start()
+    before = set(threading.enumerate())
     worker.work()
+    left = {thread.name for thread in set(threading.enumerate()) - before}
     watcher.join()
+    assert left <= {"wake-ups"}, "a worker's threads end with it"
     assert alive == [1]
     assert set(Delivery.objects.values_list("status", flat=True)) == {"delivered"}
     assert current_sender() is None
