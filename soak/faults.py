@@ -27,7 +27,7 @@ from devstack.stack import Stack
 from devstack.waiting import wait_until
 from soak.clock import Clock
 from soak.consumers import Consumers
-from webhooks.dispatch.claim import LEASE_DELIVERIES
+from webhooks.dispatch.claim import BACKLOG_SECONDS, LEASE_DELIVERIES
 from webhooks.dispatch.hand_over import INSERT_LEASED
 from webhooks.dispatch.record import RECORD_ATTEMPTS
 from webhooks.routing.insert import INSERT_DELIVERIES
@@ -248,7 +248,21 @@ class BacklogSenderKilled(Fault):
     name = "backlog sender killed"
 
     def prepare(self) -> None:
-        self._victim = self._wait(self._find)
+        ends = time.monotonic() + MOMENT_SECONDS
+        while True:
+            try:
+                self._victim = self._wait(self._find, HOLD_SECONDS)
+                return
+            except Missed:
+                if time.monotonic() > ends:
+                    raise
+            self._make_backlog()
+
+    def _make_backlog(self) -> None:
+        """Let deliveries wait for so long that their queues have a backlog once there is room again."""
+        self.receiver.hold()
+        time.sleep(2 * BACKLOG_SECONDS)
+        self.receiver.release()
 
     def _find(self) -> int:
         numbers = range(1, len(self.stack.workers) + 1)
