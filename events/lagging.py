@@ -17,7 +17,7 @@ NOTE_SECONDS = 1.0
 
 
 def note_lagging(rates: Mapping[uuid.UUID, float]) -> None:
-    """Note that the deliveries of organizations lag.  rates: at which they are being sent, in deliveries per second."""
+    """Note that the deliveries of organizations lag.  rates: at which their results are recorded, per second."""
 
     def write(redis: Any) -> None:
         pipeline = redis.pipeline(transaction=False)

@@ -33,7 +33,7 @@ class OneWriteTransport:
 
     def _flush(self) -> None:
         head, self._head = self._head, b""
-        if head:
+        if head and not self._transport.is_closing():
             self._transport.write(head)
 
     def __getattr__(self, name: str) -> Any:

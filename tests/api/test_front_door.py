@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 from collections.abc import Hashable, Iterator
 from typing import Any
@@ -285,6 +286,16 @@ def test_a_body_is_taken_after_100_continue(front: Door) -> None:
         assert connected.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connected.sendall(EVENT)
         assert read(connected)[0] == 202
+
+
+def test_a_response_comes_in_one_piece(front: Door) -> None:
+    requests = [front.whole(), front.head(method="GET", path="/api/me"), front.whole(b"{}")] * 10
+    with front.connect() as connected:
+        for request in requests:
+            connected.sendall(request)
+            head, separator, body = connected.recv(65536).partition(b"\r\n\r\n")
+            assert separator
+            assert re.search(rb"content-length: (\d+)", head.lower()).group(1) == b"%d" % len(body)  # type: ignore[union-attr]
 
 
 def test_requests_sent_at_once_on_one_connection_are_served_in_their_order(front: Door) -> None:

@@ -21,6 +21,8 @@ class Recording(asyncio.Transport):
     def close(self) -> None:
         self.written.append(b"closed")
 
+    abort = close
+
     def is_closing(self) -> bool:
         return b"closed" in self.written
 
@@ -60,6 +62,14 @@ def test_two_heads_after_each_other_go_out_together() -> None:
         transport.write(HEAD)
 
     assert written(use)[1] == [b"HTTP/1.1 100 Continue\r\n\r\n" + HEAD]
+
+
+def test_a_head_whose_connection_was_closed_meanwhile_is_dropped() -> None:
+    def use(transport: OneWriteTransport) -> None:
+        transport.write(HEAD)
+        transport.abort()
+
+    assert written(use) == ([b"closed"], [b"closed"])
 
 
 def test_closing_loses_no_head_and_everything_else_is_the_transport_s() -> None:

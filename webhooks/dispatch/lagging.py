@@ -26,9 +26,9 @@ LEAST_RATE = 100.0
 
 
 class LaggingNotes:
-    """Notes what a sender's claims find.  are_busy: returns whether the processors are busy.  now: a monotonic clock.
+    """Notes what a sender's claims find.  For one thread.
 
-    For one thread.
+    in_flight: the sender's.  are_busy: returns whether the processors are busy.  now: a monotonic clock, in seconds.
     """
 
     def __init__(
