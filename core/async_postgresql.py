@@ -67,12 +67,23 @@ class AsyncConnection:
             raise RuntimeError("there is no transaction")
         await self._in_transaction.execute(statement, parameters)
 
-    async def fetch(self, statement: str, parameters: Mapping[str, object], row_factory: AsyncRowFactory[R]) -> list[R]:
+    async def fetch(
+        self,
+        statement: str,
+        parameters: Mapping[str, object],
+        row_factory: AsyncRowFactory[R],
+        *,
+        first: str | None = None,
+    ) -> list[R]:
         """Execute a statement and return its rows; repeat it after a deadlock.
+
+        first: a statement that is executed before it, in the same round trip and transaction, such as a setting.
 
         Raises what psycopg raises; OperationalError also when the server doesn't respond within DB_POOL_TIMEOUT.
         """
         if self._in_transaction is not None:
+            if first is not None:
+                await self._in_transaction.execute(first)
             cursor = self._in_transaction.cursor(row_factory=row_factory)
             await cursor.execute(statement, parameters)
             return await cursor.fetchall()
@@ -81,7 +92,13 @@ class AsyncConnection:
             try:
                 async with asyncio.timeout(settings.DB_POOL_TIMEOUT):
                     cursor = connection.cursor(row_factory=row_factory)
-                    await cursor.execute(statement, parameters)
+                    if first is None:
+                        await cursor.execute(statement, parameters)
+                    else:
+                        # What a pipeline sends before its end is one transaction.
+                        async with connection.pipeline():
+                            await connection.cursor().execute(first)
+                            await cursor.execute(statement, parameters)
                     return await cursor.fetchall()
             except TRY_AGAIN as error:
                 if attempt == MAX_ATTEMPTS:

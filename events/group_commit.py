@@ -27,10 +27,10 @@ from core.ids import new_ids
 from core.ratelimits import Demand, RateLimitDecision, hit_each
 from events.channels import join
 from events.ingest import Ingested, IngestStatus
+from events.insert_statement import insert_events
 from events.origin import NO_ORIGIN, Origin
 from events.payload import NewEvent
 from events.rate import POLICY, over_limit
-from orgs import keys
 from orgs.front_door import KeyChanged
 from orgs.idempotency import Kept, Once
 from orgs.keys import Caller
@@ -44,50 +44,7 @@ MOST_BYTES = 4_000_000
 # With so many requests, a commit waits for no more of them.
 ENOUGH_REQUESTS = 64
 
-# SQL, as `ingest._INSERT_BATCH`, for events of many organizations, each inserted only if its key may still send it, and
-# if the organization's rate limit and catalog of event types are still those that were remembered with the key
-# (`orgs.caller_cache`) and checked against.  Returns what was not stored; `permitted` distinguishes a key that has
-# changed from a dedup id that is taken.  Claiming the dedup ids in their order keeps two statements from deadlocking.
-_INSERT = f"""
-WITH item AS (
-    SELECT * FROM unnest(
-        %(ids)s::uuid[], %(organization_ids)s::uuid[], %(key_ids)s::uuid[], %(rates)s::int[], %(catalogs)s::int[],
-        %(types)s::text[], %(data)s::text[], %(dedup_ids)s::text[], %(fingerprints)s::bytea[],
-        %(request_ids)s::bytea[], %(traces)s::text[], %(cloudevents)s::text[], %(channels)s::text[],
-        %(ordering_keys)s::text[]
-    ) AS t(
-        id, organization_id, key_id, rate, catalog, type, data, dedup_id, fingerprint, request_id, trace, cloudevent,
-        channels, ordering_key
-    )
-), usable AS MATERIALIZED (
-    SELECT k.id, o.events_per_minute, o.catalog_version
-    FROM orgs_apikey k JOIN orgs_organization o ON o.id = k.organization_id
-    WHERE k.id = ANY (%(distinct_key_ids)s::uuid[]) AND {keys.USABLE} AND %(scope)s = ANY (k.scopes)
-), permitted AS MATERIALIZED (
-    SELECT item.* FROM item
-    JOIN usable u ON u.id = item.key_id AND u.events_per_minute = item.rate AND u.catalog_version = item.catalog
-), claimed AS (
-    INSERT INTO events_dedupkey AS k (organization_id, dedup_id, event_id, fingerprint, expires_at)
-    SELECT organization_id, dedup_id, id, fingerprint, clock_timestamp() + %(window)s
-    FROM permitted WHERE dedup_id IS NOT NULL ORDER BY organization_id, dedup_id
-    ON CONFLICT (organization_id, dedup_id) DO UPDATE
-        SET event_id = EXCLUDED.event_id, fingerprint = EXCLUDED.fingerprint, expires_at = EXCLUDED.expires_at
-        WHERE k.expires_at <= clock_timestamp()
-    RETURNING event_id
-), stored AS (
-    INSERT INTO events_event (
-        id, organization_id, type, data, dedup_id, packed_request_id, trace, cloudevent, channels, ordering_key,
-        status, failed_attempts, last_error, due_at, created_at
-    )
-    SELECT p.id, p.organization_id, p.type, p.data, p.dedup_id, p.request_id, p.trace, p.cloudevent,
-           string_to_array(p.channels, ','), p.ordering_key, 'accepted', 0, '', t, t
-    FROM permitted p, clock_timestamp() AS t
-    WHERE p.dedup_id IS NULL OR p.id IN (SELECT event_id FROM claimed)
-    RETURNING id
-)
-SELECT item.id, EXISTS (SELECT FROM permitted p WHERE p.id = item.id) AS permitted
-FROM item WHERE item.id NOT IN (SELECT id FROM stored)
-"""  # noqa: S608 - a constant of ours
+INSERT = insert_events()
 
 # The events that dedup ids stand for; pairs of columns, which the ORM can't look up together.  The LIMIT makes it one
 # look-up for each, even if the plan comes from a time when the table was small.
@@ -103,7 +60,7 @@ CROSS JOIN LATERAL (
 
 @dataclass(frozen=True, slots=True)
 class NotStored:
-    """A row of _INSERT."""
+    """A row of INSERT: an event that wasn't stored, and whether its key still permits it."""
 
     id: uuid.UUID
     permitted: bool
@@ -121,13 +78,17 @@ class _Holder:
 
 @dataclass(slots=True, eq=False)
 class PendingEvent:
-    """An event that is about to be stored.  result: None until it is decided."""
+    """An event that is about to be stored.
+
+    result: None until it is decided.  is_processed: it was stored as processed, and the workers needn't look at it.
+    """
 
     request: PendingRequest
     id: str
     event: NewEvent
     fingerprint: bytes | None
     result: Ingested | None = None
+    is_processed: bool = False
 
     @property
     def dedup_key(self) -> tuple[uuid.UUID, str] | None:
@@ -181,9 +142,12 @@ class PendingRequest:
         return self.done.done() and not self.done.cancelled() and self.done.exception() is not None
 
     @property
-    def has_new_events(self) -> bool:
-        """Return whether an event of it was stored."""
-        return any(item.result is not None and item.result.status is IngestStatus.ACCEPTED for item in self.items)
+    def leaves_events(self) -> bool:
+        """Return whether an event of it was stored that the workers have to process."""
+        return any(
+            item.result is not None and item.result.status is IngestStatus.ACCEPTED and not item.is_processed
+            for item in self.items
+        )
 
     def fail(self, error: BaseException) -> None:
         if not self.done.done():
@@ -193,10 +157,11 @@ class PendingRequest:
 class GroupCommit:
     """Stores events, many requests to a transaction.  A service of the front door: it runs while it is entered.
 
-    Another kind of transaction overrides `commit`, and `insert_or_isolate` if it can't go on after an error.
+    Another kind of transaction overrides `commit`, and `insert_or_isolate` if it can't go on after an error.  One that
+    does more in the same statement overrides `insert`.
 
-    on_accepted: called when new events are committed, before their requests are told: the workers need the signal
-    sooner than the client its response.
+    on_accepted: called when new events are committed that the workers have to process, before their requests are told:
+    the workers need the signal sooner than the client its response.
     """
 
     def __init__(self, on_accepted: Callable[[], None] = lambda: None) -> None:
@@ -204,7 +169,7 @@ class GroupCommit:
         # By organization, the next one first.
         self._waiting: OrderedDict[uuid.UUID, deque[PendingRequest]] = OrderedDict()
         self._arrived = asyncio.Event()
-        self._database = AsyncConnection()
+        self.database = AsyncConnection()
         self.redis = AsyncRedis()
         self._task: asyncio.Task[None] | None = None
         self._requests_before = 0  # how many the last commit had
@@ -223,7 +188,7 @@ class GroupCommit:
         for requests in self._waiting.values():
             for request in requests:
                 request.fail(_stopping())
-        await self._database.close()
+        await self.database.close()
         await self.redis.close()
 
     async def accept(
@@ -311,8 +276,8 @@ class GroupCommit:
         self.tell(allowed)
 
     def tell(self, requests: Collection[PendingRequest]) -> None:
-        """Tell that new events are committed, and each request what became of its own."""
-        if any(request.has_new_events for request in requests):
+        """Tell that there are new events to process, and each request what became of its own."""
+        if any(request.leaves_events for request in requests):
             self._on_accepted()
         for request in requests:
             if not request.done.done():
@@ -378,10 +343,10 @@ class GroupCommit:
     async def insert_or_isolate(self, items: list[PendingEvent]) -> dict[str, NotStored]:
         """Insert all of them; if the database refuses one of them, each request by itself, so that only its own fails.
 
-        Returns the rows of _INSERT by id.
+        Returns the rows of the statement by id.
         """
         try:
-            return await self._insert(items)
+            return await self.insert(items)
         except (psycopg.OperationalError, psycopg.InterfaceError):
             raise
         except psycopg.Error as error:
@@ -395,48 +360,50 @@ class GroupCommit:
             rows: dict[str, NotStored] = {}
             for request, own in by_request.items():
                 try:
-                    rows |= await self._insert(own)
+                    rows |= await self.insert(own)
                 except (psycopg.OperationalError, psycopg.InterfaceError):
                     raise
                 except psycopg.Error as own_error:
                     request.fail(own_error)
             return rows
 
-    async def _insert(self, items: list[PendingEvent]) -> dict[str, NotStored]:
-        callers = [item.request.caller for item in items]
-        rows = await self._database.fetch(
-            _INSERT,
-            {
-                "ids": plain_array(item.id for item in items),
-                "organization_ids": plain_array(caller.organization_id for caller in callers),
-                "key_ids": plain_array(caller.key_id for caller in callers),
-                "rates": plain_array(caller.events_per_minute for caller in callers),
-                "catalogs": plain_array(caller.catalog_version for caller in callers),
-                "types": text_array(item.event.type for item in items),
-                "data": text_array(item.event.data for item in items),
-                "dedup_ids": text_array(item.event.dedup_id for item in items),
-                "fingerprints": bytes_array(item.fingerprint for item in items),
-                "request_ids": bytes_array(item.request.origin.request_id for item in items),
-                "traces": text_array(item.event.trace or item.request.origin.trace for item in items),
-                "cloudevents": text_array(item.event.cloudevent for item in items),
-                "channels": text_array(join(item.event.channels) for item in items),
-                "ordering_keys": text_array(item.event.ordering_key for item in items),
-                "distinct_key_ids": list({caller.key_id for caller in callers}),
-                "scope": Scope.EVENTS_WRITE.value,
-                "window": datetime.timedelta(seconds=settings.DEDUP_WINDOW),
-            },
-            class_row(NotStored),
-        )
+    async def insert(self, items: list[PendingEvent]) -> dict[str, NotStored]:
+        """Store events with one statement; return what it says of those that weren't stored, by id."""
+        rows = await self.database.fetch(INSERT, insert_parameters(items), class_row(NotStored))
         return {str(row.id): row for row in rows}
 
     async def _find_holders(self, items: list[PendingEvent]) -> dict[tuple[uuid.UUID, str] | None, _Holder]:
         wanted = {item.dedup_key for item in items if item.dedup_key is not None}
-        rows = await self._database.fetch(
+        rows = await self.database.fetch(
             _FIND_HOLDERS,
             {"organization_ids": [key[0] for key in wanted], "dedup_ids": [key[1] for key in wanted]},
             class_row(_Holder),
         )
         return {(row.organization_id, row.dedup_id): row for row in rows}
+
+
+def insert_parameters(items: Sequence[PendingEvent]) -> dict[str, object]:
+    """Return the parameters of `insert_events`."""
+    callers = [item.request.caller for item in items]
+    return {
+        "ids": plain_array(item.id for item in items),
+        "organization_ids": plain_array(caller.organization_id for caller in callers),
+        "key_ids": plain_array(caller.key_id for caller in callers),
+        "rates": plain_array(caller.events_per_minute for caller in callers),
+        "catalogs": plain_array(caller.catalog_version for caller in callers),
+        "types": text_array(item.event.type for item in items),
+        "data": text_array(item.event.data for item in items),
+        "dedup_ids": text_array(item.event.dedup_id for item in items),
+        "fingerprints": bytes_array(item.fingerprint for item in items),
+        "request_ids": bytes_array(item.request.origin.request_id for item in items),
+        "traces": text_array(item.event.trace or item.request.origin.trace for item in items),
+        "cloudevents": text_array(item.event.cloudevent for item in items),
+        "channels": text_array(join(item.event.channels) for item in items),
+        "ordering_keys": text_array(item.event.ordering_key for item in items),
+        "distinct_key_ids": list({caller.key_id for caller in callers}),
+        "scope": Scope.EVENTS_WRITE.value,
+        "window": datetime.timedelta(seconds=settings.DEDUP_WINDOW),
+    }
 
 
 def _stopping() -> psycopg.OperationalError:

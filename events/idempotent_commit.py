@@ -71,7 +71,7 @@ class IdempotentCommit(GroupCommit):
         requests = [request for request in requests if not request.has_failed]
         if not requests:
             return
-        async with self._database.transaction():
+        async with self.database.transaction():
             new = []
             for request in await self._take_keys(requests):
                 if request.counted.is_counted or not request.caller.events_per_minute:
@@ -94,7 +94,7 @@ class IdempotentCommit(GroupCommit):
                 else:
                     served.append((pending.once, pending.response))
             if served:
-                await self._database.execute(idempotency.KEEP, idempotency.keep_parameters(served))
+                await self.database.execute(idempotency.KEEP, idempotency.keep_parameters(served))
         replayed = [request for request in requests if _pending_response(request).is_replayed]
         await self._count_rates(replayed, REPLAYS, lambda request: 1)
         self.tell(requests)
@@ -107,13 +107,13 @@ class IdempotentCommit(GroupCommit):
         if not uncounted:
             return
         everybody = [_pending_response(request).once for request in uncounted]
-        known = await self._database.fetch(idempotency.PEEK, idempotency.peek_parameters(everybody), scalar_row)
+        known = await self.database.fetch(idempotency.PEEK, idempotency.peek_parameters(everybody), scalar_row)
         await self._count_rates([request for number, request in enumerate(uncounted) if number not in known])
 
     async def _take_keys(self, requests: list[PendingRequest]) -> list[PendingRequest]:
         """Lock the keys, finish the requests whose key is in use or was used, and return the others."""
         everybody = [_pending_response(request).once for request in requests]
-        rows = await self._database.fetch(idempotency.LOCK, idempotency.lock_parameters(everybody), class_row(Locked))
+        rows = await self.database.fetch(idempotency.LOCK, idempotency.lock_parameters(everybody), class_row(Locked))
         for row in rows:
             if not row.is_locked:
                 requests[row.number].fail(idempotency.running())
@@ -121,13 +121,13 @@ class IdempotentCommit(GroupCommit):
         if not taken:
             return []
         find = idempotency.find_parameters([_pending_response(request).once for request in taken])
-        found = {row.number: row for row in await self._database.fetch(idempotency.FIND, find, class_row(Found))}
+        found = {row.number: row for row in await self.database.fetch(idempotency.FIND, find, class_row(Found))}
         for number, kept in found.items():
             _replay(taken[number], kept)
         return [request for number, request in enumerate(taken) if number not in found]
 
     async def insert_or_isolate(self, items: list[PendingEvent]) -> dict[str, NotStored]:
-        return await self._insert(items)  # a transaction that failed can't go on: `_commit_or_isolate` begins others
+        return await self.insert(items)  # a transaction that failed can't go on: `_commit_or_isolate` begins others
 
 
 def _pending_response(request: PendingRequest) -> PendingResponse:

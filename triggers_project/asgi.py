@@ -14,8 +14,10 @@ from orgs.front_door import whose
 from triggers_project.metrics import MetricsService
 from triggers_project.served_lately import served_lately
 from webhooks.api.inbox_door import InboxDoor
+from webhooks.dispatch.leases import release
+from webhooks.routing.routing_commit import RoutingCommit
 
-events_door = EventsDoor()
+events_door = EventsDoor(lambda on_accepted: RoutingCommit(on_accepted, release))
 inbox_door = InboxDoor(events_door.authenticator, served_lately.another_than)
 application = FrontDoor(
     {**events_door.routes(), **inbox_door.routes()},

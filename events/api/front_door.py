@@ -77,10 +77,13 @@ def _progress(request: Request) -> _Progress:
 
 
 class EventsDoor:
-    """The two routes.  services: have to run while requests are served."""
+    """The two routes.  services: have to run while requests are served.
 
-    def __init__(self) -> None:
-        self.commits = GroupCommit(self._signal)
+    group_commit: makes what stores the events of requests without an `Idempotency-Key`, from its `on_accepted`.
+    """
+
+    def __init__(self, group_commit: Callable[[Callable[[], None]], GroupCommit] = GroupCommit) -> None:
+        self.commits = group_commit(self._signal)
         self.idempotent_commits = IdempotentCommit(self._signal)
         self.authenticator = Authenticator()
         self._signal_wanted = False

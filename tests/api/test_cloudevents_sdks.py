@@ -53,10 +53,8 @@ def port(request: pytest.FixtureRequest) -> int:
     return running
 
 
-def deliver(receiver: Receiver, organization: Organization, read: Read) -> dict[str, list[dict[str, Any]]]:
-    """Deliver all events in both modes; return by id what the SDK reads."""
-    for form in ("cloudevents", "cloudevents-binary"):
-        subscribe(organization, receiver.url(f"/{form}"), format=form)
+def deliver(receiver: Receiver, read: Read) -> dict[str, list[dict[str, Any]]]:
+    """Deliver all events; return by id what the SDK reads."""
     fan_out()
     with sending():
         wait_until(lambda: len(receiver.requests) == 2 * Event.objects.count(), timeout=30)
@@ -68,7 +66,9 @@ def deliver(receiver: Receiver, organization: Organization, read: Read) -> dict[
 
 
 def check(send: Send, read: Read, receiver: Receiver, organization: Organization, more: dict[str, Any]) -> None:
-    """Send an event in each mode, more than once, and have it delivered."""
+    """Send an event in each mode, more than once, and have it delivered in both forms."""
+    for form in ("cloudevents", "cloudevents-binary"):
+        subscribe(organization, receiver.url(f"/{form}"), format=form)
     sent = {f"{mode} {n}": {**EVENT, **more, "id": f"{mode} {n}", "data": DATA} for mode, n in MODES}
     for mode, n in MODES:
         if mode != "batch":
@@ -80,7 +80,7 @@ def check(send: Send, read: Read, receiver: Receiver, organization: Organization
     for path in ("/api/events/batch", "/api/events"):
         status, answer = send("batch", path, batch)
         assert status == (202 if path == "/api/events/batch" else 200), answer
-    delivered = deliver(receiver, organization, read)
+    delivered = deliver(receiver, read)
     assert delivered.keys() == sent.keys()
     for name, event in sent.items():
         assert len(delivered[name]) == 2

@@ -11,6 +11,7 @@ import pytest
 from events.models import Event, EventType
 from orgs.models import AuditEntry, Organization
 from tests.api.helpers import assert_problem
+from webhooks.models import Subscription
 
 ORDER = {
     "type": "object",
@@ -214,7 +215,7 @@ def test_types_have_the_characters_that_others_use(api: Any, type_: str) -> None
     assert [event["type"] for event in api.get(f"/api/events?type={type_}").json()["data"]] == [type_]
 
 
-def test_events_are_listed_by_what_subscriptions_match(api: Any) -> None:
+def test_events_are_listed_by_what_subscriptions_match(api: Any, subscription: Subscription) -> None:
     for type_ in ("order", "order.created", "order.line.added", "orders.created", "order-x.y", "order_created"):
         send(api, type_)
 

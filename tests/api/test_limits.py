@@ -19,7 +19,7 @@ from events.models import Event
 from orgs.models import Organization
 from tests.api.helpers import assert_problem
 from tests.webhooks.helpers import fan_out_batch, subscribe
-from webhooks.models import Delivery
+from webhooks.models import Delivery, Subscription
 
 GOOD = {"type": "a", "data": 1}
 LIMIT = re.compile(r'"events";r=(\d+);t=(\d+)')
@@ -133,7 +133,9 @@ def test_failed_authentications_are_throttled_by_address_and_good_keys_still_pas
     assert api.get("/api/me", **first).status_code == 200
 
 
-def test_over_the_backlog_s_bound_is_503_and_it_passes_when_workers_catch_up(api: Any, settings: Settings) -> None:
+def test_over_the_backlog_s_bound_is_503_and_it_passes_when_workers_catch_up(
+    api: Any, subscription: Subscription, settings: Settings
+) -> None:
     """What is refused for want of room uses up none of the rate."""
     settings.MAX_QUEUE_LENGTH = 3
     Organization.objects.update(events_per_minute=1000)
@@ -197,8 +199,10 @@ def test_what_is_accepted_during_a_count_is_not_forgotten(settings: Settings) ->
 
 
 def test_an_organization_over_its_share_of_waiting_events_is_refused_and_its_neighbor_is_not(
-    api: Any, other_api: Any, settings: Settings
+    api: Any, other_api: Any, organization: Organization, other_organization: Organization, settings: Settings
 ) -> None:
+    for one in (organization, other_organization):
+        subscribe(one)
     settings.MAX_WAITING_EVENTS = 3
     for _ in range(3):
         assert api.post("/api/events", GOOD).status_code == 202

@@ -254,7 +254,7 @@ def test_accepting_an_event_or_a_batch_reads_no_history(history: History) -> Non
                 fingerprint = None if dedup_id is None else b"f" * 32
                 with server_cursor() as cursor:
                     row = {"ids": [new_id()], "dedup_ids": [dedup_id], "fingerprints": [fingerprint]}
-                    assert cursor.execute(group_commit._INSERT, {**of_caller, **row}).fetchall() == []
+                    assert cursor.execute(group_commit.INSERT, {**of_caller, **row}).fetchall() == []
                     wanted = {"organization_ids": [caller.organization_id], "dedup_ids": [dedup_id]}
                     cursor.execute(group_commit._FIND_HOLDERS, wanted)
             # Few enough that a scan of all keys is never cheaper, however compact their table happens to be.

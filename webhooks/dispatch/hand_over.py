@@ -24,10 +24,10 @@ from core.db import server_cursor
 from core.ids import new_id
 from webhooks.destinations.http.endpoint import Endpoint
 from webhooks.destinations.kinds import ENDPOINT_COLUMNS, SealedEndpoint
-from webhooks.dispatch.allocation import limit_hosts, share_between_organizations
 from webhooks.dispatch.claim import KEEPS_EXCHANGES, Claim
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.dispatch.sender import Sender
+from webhooks.dispatch.sender_shares import share_places
 from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.sender_interface import QueueDemand
 
@@ -153,35 +153,11 @@ class SenderHandOver:
         self._reserved = free = self._sender.reserve(total)
         if not free:
             return {}
-        shares = self._share(demands, free)
+        shares = share_places(demands, free, self._sender.occupancy(), self._sender.free_places())
         if shares:
             self._started = time.monotonic()
             self._locking = server_cursor(class_row(_Queue))
             self._locking.execute(_LOCK_QUEUES, {"ids": [*(one.subscription_id for one in demands), *others]})
-        return shares
-
-    def _share(self, demands: Sequence[QueueDemand], free: int) -> dict[uuid.UUID, int]:
-        """Return how many deliveries each queue gets: at most its share of a claim of all free places."""
-        occupancy = self._sender.occupancy()
-        rooms = limit_hosts(
-            [demand.deliveries for demand in demands],
-            [demand.host for demand in demands],
-            occupancy.by_host,
-            settings.MAX_CONNECTIONS_PER_HOST,
-        )
-        quotas = share_between_organizations(
-            rooms,
-            [demand.organization_id for demand in demands],
-            [occupancy.by_subscription[demand.subscription_id] for demand in demands],
-            occupancy.by_organization,
-            self._sender.free_places() + free,
-        )
-        shares: dict[uuid.UUID, int] = {}
-        for demand, quota in zip(demands, quotas, strict=True):
-            share = min(quota, free)
-            free -= share
-            if share:
-                shares[demand.subscription_id] = share
         return shares
 
     def insert(self, deliveries: NewDeliveries) -> None:

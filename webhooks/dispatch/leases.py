@@ -1,4 +1,4 @@
-"""Ends leases without a result: those that have expired, and those that a stopping worker gives back."""
+"""Ends leases without a result: those that have expired, and those that are given back.  Extends others."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from psycopg.rows import class_row
 from core.db import in_transaction, server_cursor
 from webhooks.destinations.outcome import Failure
 from webhooks.dispatch.attempt_log import LoggedAttempt, count_attempts, log_attempt
+from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.models import Delivery, DeliveryStatus, NoticeKind
 from webhooks.notices import Note, failed_delivery, note
 from webhooks.queues import lock_queues
@@ -83,6 +84,19 @@ FROM lost LEFT JOIN LATERAL (
 """
 
 
+# What somebody has locked is about to be recorded, and isn't waited for.
+_EXTEND = """
+UPDATE webhooks_delivery SET lease_expires_at = clock_timestamp() + make_interval(secs => %(seconds)s)
+WHERE id = ANY (ARRAY (
+    SELECT d.id FROM unnest(%(ids)s::uuid[], %(leases)s::uuid[]) AS held(id, lease_id)
+    CROSS JOIN LATERAL (
+        SELECT id FROM webhooks_delivery
+        WHERE id = held.id AND status = 'delivering' AND lease_id = held.lease_id FOR UPDATE SKIP LOCKED
+    ) AS d
+)) AND id >= %(least)s AND id <= %(greatest)s
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class _LostDelivery:
     """A row of _NOTE_LOST_ATTEMPTS."""
@@ -132,6 +146,23 @@ def release(lease_ids: Iterable[uuid.UUID]) -> int:
         return len(_return(_find(Q(lease_id__in=leases)), leases))
 
     return in_transaction(work) if leases else 0
+
+
+def extend(deliveries: Sequence[ClaimedDelivery], seconds: float) -> int:
+    """Let the leases of deliveries end so many seconds from now, as far as they last; return how many were extended."""
+    ids = [delivery.delivery_id for delivery in deliveries]
+    with server_cursor() as cursor:
+        cursor.execute(
+            _EXTEND,
+            {
+                "ids": ids,
+                "leases": [delivery.lease_id for delivery in deliveries],
+                "seconds": seconds,
+                "least": min(ids),
+                "greatest": max(ids),
+            },
+        )
+        return cursor.rowcount
 
 
 def expire(limit: int = 1000) -> int:

@@ -33,6 +33,8 @@ from webhooks.dispatch.delivery import AttemptResult, ClaimedDelivery
 from webhooks.dispatch.giving_way import Pace
 from webhooks.dispatch.in_flight import InFlight
 from webhooks.dispatch.recorder import Recorder
+from webhooks.dispatch.taking import TakingLoop
+from webhooks.lease_channel import taken_seconds
 from webhooks.tracing import end_attempt, start_attempt
 
 log = structlog.get_logger()
@@ -59,6 +61,7 @@ class Sender:
     capacity: most deliveries in flight.  poll_seconds: how often it looks without being woken.  queues: those that it
     claims from.  with_backlog_sender: whether it may leave queues with a backlog to another process. pace: of the
     transactions, in that process. kept_for_hand_over: places that claims leave to deliveries that are handed over.
+    takes_leased: whether it takes what the front door leases.
     """
 
     def __init__(
@@ -69,8 +72,10 @@ class Sender:
         *,
         with_backlog_sender: bool = False,
         kept_for_hand_over: int = 0,
+        takes_leased: bool = False,
         pace: Pace | None = None,
     ) -> None:
+        self._takes_leased = takes_leased
         self._pace = pace
         self._poll_seconds = poll_seconds
         self._queues = queues
@@ -208,6 +213,7 @@ class Sender:
 
     def _stop_claiming(self) -> None:
         self._claim_loop.stop()
+        self._taking_loop.stop()
         self._backlog_sender.close()
 
     async def _run(self) -> None:
@@ -218,6 +224,10 @@ class Sender:
         """
         self._build_parts()
         recording = asyncio.create_task(self._recorder.run())
+        taking = extending = None
+        if self._takes_leased:
+            taking = asyncio.create_task(self._taking_loop.run())
+            extending = asyncio.create_task(self._taking_loop.extend_leases())
         if self._stopping:
             self._stop_claiming()
         self._ready.set()
@@ -226,7 +236,12 @@ class Sender:
         finally:
             self._stopping = True  # whatever ended the loop
             self._backlog_sender.close()
+            self._taking_loop.stop()
+            if taking is not None:
+                await asyncio.wait({taking})
             await self._finish_in_flight()
+            if extending is not None:
+                extending.cancel()
             self._recorder.close()
             await recording
             await self._backlog_sender.join(max(0.0, self._grace_ends - time.monotonic()) + BACKLOG_SENDER_END_SECONDS)
@@ -258,6 +273,9 @@ class Sender:
             gather=self._gather,
             begin=self._begin,
             release=lambda claimed: self._release({delivery.lease_id for delivery in claimed.deliveries}),
+        )
+        self._taking_loop = TakingLoop(
+            self._in_flight, begin=self._begin, release=self._give_back, extend=self._extend_leases
         )
         self._loop = asyncio.get_running_loop()
 
@@ -318,6 +336,19 @@ class Sender:
         if self._tasks:
             await asyncio.wait(set(self._tasks), timeout=5)
 
+    async def _give_back(self, lease_ids: set[uuid.UUID]) -> None:
+        """Give leases back that there was no place for, and claim their deliveries when there is."""
+        await self._release(lease_ids)
+        self._progress.request()
+        self._claim_loop.look()
+
+    async def _extend_leases(self, deliveries: Sequence[ClaimedDelivery]) -> None:
+        """Make the leases of deliveries in flight as long as those of a claim."""
+        try:
+            await self._in_thread(self._claim_thread, lambda: leases.extend(deliveries, taken_seconds()))
+        except Exception as error:
+            log.warning("leases_not_extended", deliveries=len(deliveries), error=repr(error)[:300])
+
     async def _release(self, lease_ids: set[uuid.UUID]) -> None:
         """Give leases back, so that other workers don't have to wait until they expire."""
         if not lease_ids:
@@ -333,13 +364,18 @@ _current: Sender | None = None
 
 
 def start_sender(*, with_backlog_sender: bool) -> Sender:
-    """Start this process's sender, or return the one that runs."""
+    """Start this process's sender, or return the one that runs.
+
+    with_backlog_sender: whether it goes on after all is sent, and so may start that process, and takes what the front
+    door leases.
+    """
     global _current
     if _current is None or not _current.is_alive:
         _current = Sender(
             settings.MAX_CONCURRENT_DELIVERIES,
             settings.SWEEP_INTERVAL,
             with_backlog_sender=with_backlog_sender,
+            takes_leased=with_backlog_sender,
             kept_for_hand_over=settings.MAX_CONCURRENT_DELIVERIES // 8,
         )
         _current.start()

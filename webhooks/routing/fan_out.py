@@ -294,18 +294,23 @@ def _count_failure(event: AcceptedEvent, error: Exception, started: float) -> No
 def _log_outcomes(processed: Sequence[Processed], started: float) -> None:
     """Log, count, and trace each event; its duration is the round's, which is how long it took."""
     seconds = time.perf_counter() - started
-    duration_ms = round(seconds * 1000, 3)
     trace_fan_out([entry.event.id for entry in processed], seconds)
-    if new := sum(entry.is_new for entry in processed):
-        PROCESSED.inc("persisted", by=new)
-    if repeated := len(processed) - new:
-        PROCESSED.inc("already_exists", by=repeated)
     for entry in processed:
-        log.info(
-            "event_processed",
-            outcome="persisted" if entry.is_new else "already_exists",
-            event_id=str(entry.event.id),
-            organization_id=str(entry.event.organization_id),
-            type=entry.event.type,
-            duration_ms=duration_ms,
-        )
+        event = entry.event
+        note_processed(event.id, event.organization_id, event.type, seconds, is_new=entry.is_new)
+
+
+def note_processed(
+    event_id: uuid.UUID, organization_id: uuid.UUID, event_type: str, seconds: float, *, is_new: bool = True
+) -> None:
+    """Log and count an event that was fanned out.  is_new: whether any of its deliveries is, or it has none."""
+    outcome = "persisted" if is_new else "already_exists"
+    PROCESSED.inc(outcome)
+    log.info(
+        "event_processed",
+        outcome=outcome,
+        event_id=str(event_id),
+        organization_id=str(organization_id),
+        type=event_type,
+        duration_ms=round(seconds * 1000, 3),
+    )
