@@ -65,7 +65,7 @@ class AsyncRedis:
         self._client = redis.asyncio.Redis(connection_pool=self._pool)
         self._idle: list[AbstractConnection] = []
 
-    async def run(self, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+    async def run(self, commands: Sequence[Sequence[str | int | float]]) -> list[Any]:
         """Return the replies to several commands, each given as its words, sent in one round trip.
 
         After a connection error they are sent once more, so each must be safe to run twice.  Raises RedisUnavailable as
@@ -116,7 +116,7 @@ class AsyncRedis:
         await self._client.aclose()
 
 
-async def _send(connection: AbstractConnection, commands: Sequence[Sequence[str | int]]) -> list[Any]:
+async def _send(connection: AbstractConnection, commands: Sequence[Sequence[str | int | float]]) -> list[Any]:
     """Send commands on a connection and return their replies; raise the first error among them.
 
     After any other error than one of a reply, the connection is closed.

@@ -7,6 +7,7 @@ sender that is ready says so in a key that expires, so that nothing is left for 
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Collection, Iterable
 from typing import Any
@@ -31,7 +32,7 @@ MOST_TAKEN = 8
 # deliveries are late by this much.
 UNTAKEN_SECONDS = 10.0
 
-_SAY_READY = ("SET", SENDERS_KEY, "1", "PX", int(READY_SECONDS * 1000))
+_SAY_READY: tuple[str | int | float, ...] = ("SET", SENDERS_KEY, "1", "PX", int(READY_SECONDS * 1000))
 
 
 def untaken_seconds() -> float:
@@ -49,6 +50,7 @@ class LeaseChannel:
 
     def __init__(self, redis: AsyncRedis) -> None:
         self._redis = redis
+        self._said_ready_at = float("-inf")  # by the monotonic clock
 
     async def has_ready_senders(self) -> bool:
         """Return whether a sender is ready, and the senders keep up."""
@@ -73,9 +75,15 @@ class LeaseChannel:
 
     async def take(self) -> list[uuid.UUID]:
         """Say that a sender is ready, wait up to WAIT_SECONDS for an event, and take it, with others that wait."""
-        _, first, others = await self._redis.run(
-            [_SAY_READY, ("BZPOPMIN", LEASED_KEY, WAIT_SECONDS), ("ZPOPMIN", LEASED_KEY, MOST_TAKEN - 1)]  # type: ignore[list-item]
-        )
+        commands: list[tuple[str | int | float, ...]] = [
+            ("BZPOPMIN", LEASED_KEY, WAIT_SECONDS),
+            ("ZPOPMIN", LEASED_KEY, MOST_TAKEN - 1),
+        ]
+        now = time.monotonic()
+        if now - self._said_ready_at >= WAIT_SECONDS:
+            self._said_ready_at = now
+            commands.insert(0, _SAY_READY)
+        *_, first, others = await self._redis.run(commands)
         return _ids([*(first or ()), *others])
 
     async def take_waiting(self) -> list[uuid.UUID]:
