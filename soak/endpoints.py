@@ -8,6 +8,10 @@ from enum import StrEnum
 
 from devstack.http_receiver import OK, Received, Response
 
+# The organization with a steady endpoint alone, which posts single events, and more of them than the others: the front
+# door leases its deliveries.
+PROMPT = "prompt"
+
 
 class Kind(StrEnum):
     """How a subscription's endpoint behaves."""

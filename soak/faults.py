@@ -27,6 +27,7 @@ from devstack.stack import Stack
 from devstack.waiting import wait_until
 from soak.clock import Clock
 from soak.consumers import Consumers
+from soak.endpoints import PROMPT
 from webhooks.dispatch.claim import BACKLOG_SECONDS, LEASE_DELIVERIES
 from webhooks.dispatch.hand_over import INSERT_LEASED
 from webhooks.dispatch.record import RECORD_ATTEMPTS
@@ -35,6 +36,8 @@ from webhooks.routing.insert import INSERT_DELIVERIES
 MOMENT_SECONDS = 20.0
 # No longer than that is a receiver silent: senders must not give up for it.
 HOLD_SECONDS = 0.4
+# No longer than that is a worker frozen that goes on afterward: its leases must not end.
+FROZEN_SECONDS = 1.0
 Row = tuple[str, str]  # the ids of a subscription and of an event
 
 
@@ -242,6 +245,49 @@ def _ports_of(pid: int) -> set[int]:
     return {int(field[1].split(":")[1], 16) for field in fields if field[9] in sockets}
 
 
+class WorkerTaking(Fault):
+    """The front door has leased deliveries, Redis has told the worker, and it hasn't read them."""
+
+    name = "worker killed with leases it has just taken"
+    is_brief = True
+
+    def prepare(self) -> None:
+        self._frozen = self.stack.worker_processes(self.chance.randint(1, len(self.stack.workers)))
+        ends = time.monotonic() + MOMENT_SECONDS
+        while True:
+            for pid in self._frozen:
+                _send(pid, signal.SIGSTOP)
+            try:
+                self._wait(self._has_taken, FROZEN_SECONDS)
+                return
+            except Missed:
+                self.mend()
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(FROZEN_SECONDS)  # it wasn't waiting for an event
+
+    def _has_taken(self) -> bool:
+        """Return whether a delivery has been leased for so long that the frozen worker must have it.
+
+        No endpoint of that organization is slow.
+        """
+        return bool(
+            self.stack.sql(
+                "SELECT 1 FROM webhooks_delivery d JOIN orgs_organization o ON o.id = d.organization_id"
+                " WHERE o.name = %s AND d.status = 'delivering' AND d.lease_id = d.event_id"
+                " AND d.created_at < clock_timestamp() - interval '0.2 s'",
+                (PROMPT,),
+            )
+        )
+
+    def strike(self) -> None:
+        self._kill_frozen(*self._frozen)
+
+    def mend(self) -> None:
+        for pid in self._frozen:
+            _send(pid, signal.SIGCONT)  # also when it didn't come to the strike
+
+
 class BacklogSenderKilled(Fault):
     """A worker loses its backlog sender; the worker itself goes on."""
 
@@ -359,6 +405,7 @@ class WebMaster(Fault):
     """gunicorn's master, at any moment."""
 
     name = "gunicorn master killed"
+    _restarts: int | None = None  # as many as there were when it struck
 
     def strike(self) -> None:
         assert self.stack.web is not None
@@ -366,9 +413,10 @@ class WebMaster(Fault):
         _send(self.stack.web.pid, signal.SIGKILL)
 
     def mend(self) -> None:
-        web = self.stack.web
+        web, before = self.stack.web, self._restarts
         assert web is not None
-        wait_until(lambda: web.restarts > self._restarts, "gunicorn was not started again")
+        if before is not None:
+            wait_until(lambda: web.restarts > before, "gunicorn was not started again")
 
 
 # --- servers -----------------------------------------------------------------------------------------
@@ -507,7 +555,7 @@ class GreedyNeighbor(Fault):
 
 
 WORKER_FAULTS: tuple[type[Fault], ...] = (
-    WorkerClaiming, WorkerSending, WorkerRecording, WorkerFanningOut, WorkerInDoubt, WorkerClockWrong,
+    WorkerClaiming, WorkerSending, WorkerRecording, WorkerFanningOut, WorkerTaking, WorkerInDoubt, WorkerClockWrong,
     BacklogSenderKilled,
 )  # fmt: skip
 OTHER_FAULTS: tuple[type[Fault], ...] = (

@@ -1,10 +1,10 @@
-"""The load of a run: two organizations whose producers post, whose endpoints receive, and one with an inbox."""
+"""The load of a run: organizations whose producers post, and whose endpoints receive; one of them has an inbox."""
 
 from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from devstack.http_receiver import Receiver
@@ -12,12 +12,14 @@ from devstack.stack import Stack
 from devstack.waiting import wait_until
 from soak.checks import Report, check, check_consumed
 from soak.consumers import INBOX, Consumers
-from soak.endpoints import Endpoints, Kind, token_of
+from soak.endpoints import PROMPT, Endpoints, Kind, token_of
 from soak.faults import Row
 from soak.producers import Ledger, Producer
 
-ORGANIZATIONS = ("first", "second")
+# With their endpoints.
+ORGANIZATIONS: Mapping[str, Sequence[Kind]] = {"first": list(Kind), "second": list(Kind), PROMPT: [Kind.STEADY]}
 CONSUMING = "first"  # the organization with an inbox
+PROMPT_PACE = 4.0
 DRAIN_SECONDS = 180.0
 
 
@@ -50,22 +52,23 @@ class Load:
     def set_up(self) -> None:
         """Make the organizations and subscriptions; web has to answer, workers don't matter yet."""
         self.receiver.start()
-        for name in ORGANIZATIONS:
+        for name, kinds in ORGANIZATIONS.items():
             organization = self._stack.make_organization(name)
             keys = [self._stack.make_key(organization), self._stack.make_key(organization)]
             self._organizations[name] = []
-            for kind in Kind:
+            for kind in kinds:
                 path = f"/{name}/{kind}"
                 made = self._subscribe(keys[0], {"url": self.receiver.url(path), "event_types": ["*"]})
                 self._paths[path] = made["id"]
                 self._secrets[path] = made["secret"]
                 self._organizations[name].append(path)
             for number, key in enumerate(keys):
-                for batch in (False, True):
+                for batch in (False,) if name == PROMPT else (False, True):
                     label = f"{name}-{number}-{'batch' if batch else 'single'}"
                     port = self._ports[len(self.producers) % len(self._ports)]
                     made_of = (label, port, name, key, self._seed, self.ledger)
-                    self.producers.append(Producer(*made_of, batch=batch, pace=self._pace))
+                    pace = self._pace * (PROMPT_PACE if name == PROMPT else 1)
+                    self.producers.append(Producer(*made_of, batch=batch, pace=pace))
             if name == CONSUMING:
                 self._subscribe(keys[0], {"kind": "inbox", "inbox": INBOX, "event_types": ["*"]})
                 self._consumers = Consumers(self._stack.home, self._ports[-1], keys[0], self._seed)
