@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
@@ -13,6 +14,7 @@ import pytest
 from django.db import connection
 from django.db.models.functions import Now
 from django_redis import get_redis_connection
+from pytest_django import Settings
 from structlog.testing import capture_logs
 
 from core.db import borrow_connection
@@ -30,13 +32,14 @@ from orgs.models import Organization
 from tests.webhooks.helpers import database_time, fan_out, queue_of, statuses, subscribe
 from tests.webhooks.transactions import another_transaction, wait_until_held_up
 from webhooks import subscriptions
-from webhooks.dispatch.leases import expire, release
+from webhooks.dispatch.delivery import ClaimedDelivery
+from webhooks.dispatch.leases import expire, extend, release
 from webhooks.dispatch.sender import Sender
 from webhooks.lease_channel import LEASED_KEY, SENDERS_KEY, UNTAKEN_SECONDS
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
-from webhooks.routing import subscribers_cache
+from webhooks.routing import routing_commit, subscribers_cache
 from webhooks.routing.fan_out import FAN_OUT_LOCK
-from webhooks.routing.routing_commit import BUSY_SECONDS, MOST_EVENTS, RATE_EVENTS, RoutingCommit
+from webhooks.routing.routing_commit import MOST_EVENTS, RATE_EVENTS, RoutingCommit
 
 T = TypeVar("T")
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -298,8 +301,9 @@ def test_no_more_than_a_queue_has_room_for_is_leased(
 
 
 def test_a_queue_that_somebody_has_locked_is_not_waited_for(
-    organization: Organization, receiver: Receiver, sender: Sender
+    organization: Organization, receiver: Receiver, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(routing_commit, "BUSY_SECONDS", 3600.0)
     subscribe(organization, receiver.url())
     caller = caller_of(organization)
 
@@ -312,7 +316,7 @@ def test_a_queue_that_somebody_has_locked_is_not_waited_for(
             other.rollback()
         await door.accept(caller)  # a moment later, it isn't tried at all
         assert await in_thread(event_statuses) == ["accepted"] * 2
-        await asyncio.sleep(BUSY_SECONDS)
+        door.commits._busy.clear()
         await door.accept(caller)
         assert await in_thread(event_statuses) == ["accepted"] * 2 + ["processed"]
 
@@ -356,6 +360,9 @@ def test_an_organization_with_many_subscriptions_is_left_to_the_workers(
         subscribe(organization, event_types=["other"])
     door = accept_one(organization)
     assert (event_statuses(), door.told) == (["accepted"], 1)
+    remembered = door.commits._subscribers.get(organization.pk)
+    assert remembered is not None
+    assert remembered.matcher is None, "they aren't even read"
     subscriptions.delete(Subscription.objects.all()[0])
     assert accept_one(organization).told == 0
 
@@ -469,11 +476,11 @@ def test_a_lease_in_its_second_half_is_given_back(organization: Organization, re
     with taking() as sender:
         at_the_door(work)
     Delivery.objects.update(lease_expires_at=Now() + timedelta(seconds=UNTAKEN_SECONDS / 2 - 0.1))
-    with taking():
+    with capture_logs() as logs, taking():
         wait_until(lambda: statuses() == ["delivered"], "it is neither sent nor given back")
+    assert "leases_released" in {line["event"] for line in logs}
     (attempt,) = DeliveryAttempt.objects.all()
     assert attempt.number == 1
-    assert Delivery.objects.get().lease_id is None
 
 
 def test_the_lease_of_an_attempt_that_lasts_is_extended(
@@ -493,6 +500,58 @@ def test_the_lease_of_an_attempt_that_lasts_is_extended(
     wait_until(is_extended, "the lease ends before the attempt")
     receiver.release()
     wait_until(lambda: statuses() == ["delivered"], "it isn't recorded")
+
+
+def test_only_a_lease_that_lasts_is_extended(organization: Organization, receiver: Receiver, sender: Sender) -> None:
+    subscribe(organization, receiver.url())
+    receiver.hold()
+    accept_one(organization)
+    (delivery,) = Delivery.objects.all()
+    claimed = ClaimedDelivery(
+        delivery.pk, delivery.subscription_id, organization.pk, delivery.event_id, 0, "schedule",
+        delivery.event_id, "a.b", delivery.created_at, "{}", endpoint=None,
+    )  # fmt: skip
+    assert extend([claimed], 3600) == 1
+    Delivery.objects.update(lease_id=new_id())
+    assert extend([claimed], 7200) == 0
+    Delivery.objects.update(lease_id=delivery.event_id, status="delivered")
+    assert extend([claimed], 7200) == 0
+    Delivery.objects.update(status="delivering")
+    receiver.release()
+
+
+@pytest.mark.parametrize("setting", [{"DELIVERY_RETRY_SCHEDULE": [5.0]}, {"DISABLE_WEBHOOK_DELIVERY": True}])
+def test_nothing_is_leased_where_nothing_may_be_sent_at_once(
+    organization: Organization, sender: Sender, settings: Settings, setting: dict[str, Any]
+) -> None:
+    subscribe(organization)
+    caller = caller_of(organization)
+
+    async def work(door: Door) -> None:
+        await door.until_ready(caller)
+        for name, value in setting.items():
+            setattr(settings, name, value)
+        await door.accept(caller)
+
+    assert at_the_door(work).told == 1
+    assert (event_statuses(), statuses()) == (["accepted"], [])
+
+
+def test_the_door_closes_when_what_it_has_leased_is_taken_or_given_back(organization: Organization) -> None:
+    subscribe(organization)
+    caller = caller_of(organization)
+
+    async def run() -> None:
+        door = Door()
+        async with door.commits:
+            await door.until_ready(caller)
+            sender.stop(0)
+            get_redis_connection("default").delete(SENDERS_KEY)
+            await door.accept(caller)
+
+    with taking() as sender:
+        asyncio.run(run())
+    assert statuses() == ["pending"]
 
 
 def test_what_is_leased_while_redis_is_away_is_due_at_once(organization: Organization, sender: Sender) -> None:
@@ -527,6 +586,7 @@ def test_a_sender_without_a_place_gives_the_delivery_back_and_claims_it_later(or
 
         assert at_the_door(work).told == 0
         wait_until(lambda: statuses() == ["delivering", "pending"], "it waits for its lease to end")
+        wait_until(lambda: not get_redis_connection("default").exists(SENDERS_KEY), "the sender says that it is ready")
         slow.release()
         wait_until(lambda: statuses() == ["delivered"] * 2, "one of them is lost")
         assert sender.free_places() == 1
@@ -547,6 +607,26 @@ def test_a_sender_that_stops_leaves_nothing_under_its_leases(organization: Organ
         at_the_door(work)
     left = get_redis_connection("default").zcard(LEASED_KEY)
     assert Delivery.objects.filter(status="delivering").count() == left
+
+
+def test_what_comes_to_a_sender_as_it_stops_is_given_back(organization: Organization, receiver: Receiver) -> None:
+    subscribe(organization, receiver.url())
+    caller = caller_of(organization)
+
+    async def work(door: Door) -> None:
+        await door.until_ready(caller)
+        # Its event loop is held up, so that it learns at the same time of the event and of the order to stop.
+        sender._call(lambda: held_up.wait(30))
+        await door.accept(caller)
+        await door.until_done()
+        assert get_redis_connection("default").zcard(LEASED_KEY) == 0
+        sender.stop_claiming()
+        held_up.set()
+
+    held_up = threading.Event()
+    with taking() as sender:
+        at_the_door(work)
+    assert (statuses(), receiver.requests) == (["pending"], [])
 
 
 # --- what comes through Redis -----------------------------------------------------------------------
