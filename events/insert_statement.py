@@ -13,17 +13,36 @@ class Extension:
 
     arrays, columns: of `item`, as they follow those of the events, each beginning with a comma.  decide: CTEs that see
     `permitted`, each ending with a comma.  is_processed: the condition on an event `p` under which it needs no other
-    fan-out.  then: CTEs that see what was `stored`, each beginning with a comma.  was_planned: the condition on an
-    `item` that may be processed.  says: columns of the result about one that isn't, beginning with a comma.
+    fan-out; None if all events need one.  then: CTEs that see what was `stored`, each beginning with a comma.
+    was_planned: the condition on an `item` that may be processed.  says: columns of the result about one that isn't,
+    beginning with a comma.
     """
 
     arrays: str = ""
     columns: str = ""
     decide: str = ""
-    is_processed: str = "false"
+    is_processed: str | None = None
     then: str = ""
     was_planned: str = "false"
     says: str = ""
+
+    @property
+    def status(self) -> str:
+        """The values of `status` and `processed_at` of an event that is stored at `t`."""
+        if self.is_processed is None:
+            return "'accepted', NULL"
+        return (
+            f"CASE WHEN {self.is_processed} THEN 'processed' ELSE 'accepted' END,"
+            f" CASE WHEN {self.is_processed} THEN t END"
+        )
+
+    @property
+    def is_reported(self) -> str:
+        """The condition on an `item` that is in the result."""
+        if self.is_processed is None:
+            return "item.id NOT IN (SELECT id FROM stored)"
+        unprocessed = "item.id NOT IN (SELECT id FROM stored WHERE status = 'processed')"
+        return f"{unprocessed} AND ({self.was_planned} OR item.id NOT IN (SELECT id FROM stored))"  # noqa: S608
 
 
 def insert_events(extension: Extension = Extension()) -> str:
@@ -69,14 +88,11 @@ WITH item AS (
         status, processed_at, failed_attempts, last_error, due_at, created_at
     )
     SELECT p.id, p.organization_id, p.type, p.data, p.dedup_id, p.request_id, p.trace, p.cloudevent,
-           string_to_array(p.channels, ','), p.ordering_key,
-           CASE WHEN done THEN 'processed' ELSE 'accepted' END, CASE WHEN done THEN t END, 0, '', t, t
-    FROM permitted p, clock_timestamp() AS t, LATERAL (SELECT {extension.is_processed}) AS processed(done)
+           string_to_array(p.channels, ','), p.ordering_key, {extension.status}, 0, '', t, t
+    FROM permitted p, clock_timestamp() AS t
     WHERE p.dedup_id IS NULL OR p.id IN (SELECT event_id FROM claimed)
     RETURNING id, organization_id, status
 ){extension.then}
 SELECT item.id, EXISTS (SELECT FROM permitted p WHERE p.id = item.id) AS permitted{extension.says}
-FROM item
-WHERE item.id NOT IN (SELECT id FROM stored WHERE status = 'processed')
-  AND ({extension.was_planned} OR item.id NOT IN (SELECT id FROM stored))
+FROM item WHERE {extension.is_reported}
 """  # noqa: S608 - constants of ours

@@ -48,7 +48,7 @@ log = structlog.get_logger()
 # With more events in a commit, or more events a second in this process, the larger transactions of the workers cost
 # less.
 MOST_EVENTS = 4
-MOST_PER_SECOND = 150
+MOST_PER_SECOND = 100
 RATE_EVENTS = 25  # of so many events, the rate is measured
 MOST_DELIVERIES = 16
 # After a queue wasn't ready for its delivery, others are left to the workers for this long.
