@@ -300,10 +300,12 @@ def test_no_more_than_a_queue_has_room_for_is_leased(
     assert queue_of(subscription).in_flight == 8
 
 
+@pytest.mark.parametrize("pause", [0.0, 3600.0])
 def test_a_queue_that_somebody_has_locked_is_not_waited_for(
-    organization: Organization, receiver: Receiver, sender: Sender, monkeypatch: pytest.MonkeyPatch
+    organization: Organization, receiver: Receiver, sender: Sender, monkeypatch: pytest.MonkeyPatch, pause: float
 ) -> None:
-    monkeypatch.setattr(routing_commit, "BUSY_SECONDS", 3600.0)
+    monkeypatch.setattr(routing_commit, "LOCKED_SECONDS", pause)
+    monkeypatch.setattr(routing_commit, "NOT_READY_SECONDS", 3600.0)
     subscribe(organization, receiver.url())
     caller = caller_of(organization)
 
@@ -314,13 +316,28 @@ def test_a_queue_that_somebody_has_locked_is_not_waited_for(
             await asyncio.wait_for(door.accept(caller), 30)
             assert await in_thread(event_statuses) == ["accepted"]
             other.rollback()
-        await door.accept(caller)  # a moment later, it isn't tried at all
-        assert await in_thread(event_statuses) == ["accepted"] * 2
-        door.commits._busy.clear()
+        await door.accept(caller)  # within the pause, it isn't tried at all
+        assert await in_thread(event_statuses) == ["accepted", "accepted" if pause else "processed"]
+
+    assert at_the_door(work).told == (2 if pause else 1)
+
+
+def test_an_event_for_a_queue_that_was_not_ready_is_left_to_the_workers_for_longer_than_after_a_lock(
+    organization: Organization, receiver: Receiver, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing_commit, "NOT_READY_SECONDS", 3600.0)
+    subscribe(organization, receiver.url())
+    SubscriptionQueue.objects.update(has_backlog=True)
+    caller = caller_of(organization)
+
+    async def work(door: Door) -> None:
+        await accept_when_ready(door, caller)
+        await in_thread(lambda: SubscriptionQueue.objects.update(has_backlog=False))
+        await asyncio.sleep(routing_commit.LOCKED_SECONDS)
         await door.accept(caller)
-        assert await in_thread(event_statuses) == ["accepted"] * 2 + ["processed"]
 
     assert at_the_door(work).told == 2
+    assert event_statuses() == ["accepted"] * 2
 
 
 def test_a_new_subscription_counts_from_the_next_event_on(

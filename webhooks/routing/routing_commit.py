@@ -24,7 +24,7 @@ from typing import Any
 
 import psycopg
 import structlog
-from cachetools import TTLCache
+from cachetools import LRUCache
 from django.conf import settings
 from psycopg.rows import class_row
 
@@ -51,8 +51,9 @@ MOST_EVENTS = 4
 MOST_PER_SECOND = 100
 RATE_EVENTS = 25  # of so many events, the rate is measured
 MOST_DELIVERIES = 16
-# After a queue wasn't ready for its delivery, others are left to the workers for this long.
-BUSY_SECONDS = 0.01
+# After a queue was locked, or wasn't ready for its delivery, others are left to the workers for this long.
+LOCKED_SECONDS = 0.01
+NOT_READY_SECONDS = 0.5
 REMEMBERED_QUEUES = 10_000
 # Between two looks for senders while there are none.
 LOOK_FOR_SENDERS_SECONDS = 0.5
@@ -106,7 +107,11 @@ _LEASE = """, leased AS (
 )"""
 _SAYS = """,
        EXISTS (SELECT FROM stored s WHERE s.id = item.id) AS stored,
-       (SELECT c.subscriptions <> item.subscriptions FROM current c WHERE c.id = item.organization_id) AS is_outdated"""
+       (SELECT c.subscriptions <> item.subscriptions FROM current c WHERE c.id = item.organization_id) AS is_outdated,
+       EXISTS (
+           SELECT FROM wanted w LEFT JOIN queue q ON q.subscription_id = w.subscription_id
+           WHERE w.event_id = item.id AND q.subscription_id IS NULL
+       ) AS met_lock"""
 INSERT_ROUTED = insert_events(
     Extension(
         arrays=", %(subscriptions)s::text[]",
@@ -124,13 +129,15 @@ INSERT_ROUTED = insert_events(
 class _Unprocessed:
     """A row of INSERT_ROUTED: an event that isn't stored, or isn't processed although that was planned.
 
-    is_outdated: the organization's subscriptions aren't what was remembered; None if nothing was planned.
+    is_outdated: the organization's subscriptions aren't what was remembered; None if nothing was planned.  met_lock: a
+    queue was locked.
     """
 
     id: uuid.UUID
     permitted: bool
     stored: bool
     is_outdated: bool | None
+    met_lock: bool
 
 
 @dataclass(slots=True)
@@ -186,8 +193,8 @@ class RoutingCommit(GroupCommit):
         self._has_senders = False
         self._looked_for_senders_at = float("-inf")
         self._arrivals: deque[float] = deque(maxlen=RATE_EVENTS)  # of the last events, by the monotonic clock
-        # Subscriptions whose queue wasn't ready a moment ago.
-        self._busy: TTLCache[uuid.UUID, bool] = TTLCache(REMEMBERED_QUEUES, BUSY_SECONDS)
+        # Until when deliveries of a subscription are left to the workers, by the monotonic clock.
+        self._busy_until: LRUCache[uuid.UUID, float] = LRUCache(REMEMBERED_QUEUES)
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="releases")
 
@@ -229,8 +236,9 @@ class RoutingCommit(GroupCommit):
             elif row.is_outdated:
                 self._subscribers.look(item.request.caller.organization_id)
             elif row.stored:
+                pause = LOCKED_SECONDS if row.met_lock else NOT_READY_SECONDS
                 for one in plan.deliveries.get(item.id, ()):
-                    self._busy[one.subscription_id] = True
+                    self._busy_until[one.subscription_id] = time.monotonic() + pause
         if processed:
             asyncio.get_running_loop().call_soon(self._note, processed, time.perf_counter() - started)
         return {event_id: NotStored(row.id, row.permitted) for event_id, row in not_processed.items() if not row.stored}
@@ -275,11 +283,12 @@ class RoutingCommit(GroupCommit):
 
     def _can_be_sent(self, wanting: Sequence[SubscribedTypes], item: PendingEvent) -> bool:
         """Return whether no delivery of an event has to wait, or to be fetched, as far as that is known."""
+        now = time.monotonic()
         return not any(
             not one.is_active
             or one.is_inbox
             or (one.is_ordered and item.event.ordering_key is not None)
-            or one.subscription_id in self._busy
+            or self._busy_until.get(one.subscription_id, now) > now
             for one in wanting
         )
 

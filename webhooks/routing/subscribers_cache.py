@@ -22,7 +22,7 @@ log = structlog.get_logger()
 
 # Whoever has more subscriptions is left to the fan-out of the workers: the statement that stores an event would compare
 # all of them.
-MOST_SUBSCRIPTIONS = 100
+MOST_SUBSCRIPTIONS = 50
 # Between two looks at the same organization: at one with few subscriptions, and at one with too many.
 LOOK_AGAIN_SECONDS = 0.1
 MANY_AGAIN_SECONDS = 10.0
