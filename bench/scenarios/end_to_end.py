@@ -59,10 +59,8 @@ def paced(stack: BenchStack) -> list[Figure]:
 # Where an event is, by the clocks of the machine and of its PostgreSQL, which are one.
 _TIMES = """
 SELECT e.id::text, e.processed_at = e.created_at, extract(epoch FROM e.created_at)::float8,
-       extract(epoch FROM d.created_at)::float8, extract(epoch FROM a.started_at)::float8
-FROM events_event e
-JOIN webhooks_delivery d ON d.event_id = e.id
-JOIN webhooks_deliveryattempt a ON a.delivery_id = d.id
+       extract(epoch FROM d.created_at)::float8
+FROM events_event e JOIN webhooks_delivery d ON d.event_id = e.id
 """
 
 
@@ -80,15 +78,13 @@ def trace(stack: BenchStack) -> list[Figure]:
         arrived = {event: at for _, event, at in reversed(receiver.take())}
     steps: dict[str, list[float]] = defaultdict(list)
     at_once: list[bool] = []
-    for event, is_at_once, inserted, delivery, attempt in stack.sql(_TIMES):
+    for event, is_at_once, inserted, delivery in stack.sql(_TIMES):
         if event in responded:
             at_once.append(is_at_once)
             steps["from the INSERT to the 202: commit, response"].append(responded[event] - inserted)
             if not is_at_once:
-                steps["to the delivery's INSERT, if that comes later"].append(delivery - responded[event])
-            steps["to the attempt: signal, take over"].append(attempt - responded[event])
-            steps["to the endpoint: sign, send"].append(arrived[event] - attempt)
-            steps["all of it after the 202"].append(arrived[event] - responded[event])
+                steps["from the 202 to the delivery's INSERT, of the others"].append(delivery - responded[event])
+            steps["from the 202 to the endpoint"].append(arrived[event] - responded[event])
     share_at_once = Figure("trace", "stored with their deliveries", 100 * sum(at_once) / len(at_once), "%")
     return [share_at_once] + [
         Figure("trace", f"{step}, p{share * 100:.0f}", percentile(times, share) * 1000, "ms")
