@@ -204,6 +204,16 @@ def test_where_many_events_come_they_are_left_to_the_workers(
     assert (set(event_statuses()), door.told) == ({"accepted"}, 1)
 
 
+def test_an_event_that_is_stored_beside_one_that_is_fanned_out_is_told_of(
+    organization: Organization, sender: Sender
+) -> None:
+    subscribe(organization, event_types=["filtered"], filter={"a": 1})
+    with capture_logs() as logs:
+        door = accept_one(organization, event(), event("filtered"))
+    assert (event_statuses(), door.told) == (["accepted", "processed"], 1)
+    assert [line["type"] for line in logs if line["event"] == "event_processed"] == ["a.b"]
+
+
 def test_an_event_of_an_organization_that_is_not_remembered_is_left_to_the_workers(
     organization: Organization, receiver: Receiver, sender: Sender
 ) -> None:

@@ -229,6 +229,8 @@ class RoutingCommit(GroupCommit):
             self._begin(self._hand_over(leased))
         processed = []
         for item in items:
+            if item.id not in plan.fingerprints:
+                continue
             row = not_processed.get(item.id)
             if row is None:
                 item.is_processed = True
