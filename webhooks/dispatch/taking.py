@@ -158,7 +158,9 @@ class TakingLoop:
         try:
             started = time.monotonic()
             rows = await self._database.fetch(_READ, _parameters(event_ids), class_row(_Leased), first=KEEP_PLANS)
-            if not self._stopped:
+            if not rows:  # the leases have ended, or there never were any
+                given_back = set()
+            elif not self._stopped:
                 given_back = self._begin_each(rows, started)
         except Exception as error:
             log.warning("leases_not_taken", events=len(event_ids), error=repr(error)[:300])
