@@ -12,8 +12,6 @@ import uuid
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from django.conf import settings
-
 from core.async_redis import AsyncRedis
 from core.ids import parse_id
 
@@ -28,21 +26,7 @@ MOST_WAITING = 32
 # The most events that a sender takes at a time.
 MOST_TAKEN = 8
 
-# How long a lease lasts that no sender has taken over: if the front door is killed, or Redis loses the event, its
-# deliveries are late by this much.
-UNTAKEN_SECONDS = 10.0
-
 _SAY_READY: tuple[str | int | float, ...] = ("SET", SENDERS_KEY, "1", "PX", int(READY_SECONDS * 1000))
-
-
-def untaken_seconds() -> float:
-    """Return how long a lease of the front door lasts."""
-    return min(UNTAKEN_SECONDS, taken_seconds())
-
-
-def taken_seconds() -> float:
-    """Return how long the lease of a sender lasts."""
-    return settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN
 
 
 class LeaseChannel:

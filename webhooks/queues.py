@@ -39,6 +39,14 @@ class LockedQueue:
     is_full: bool
 
 
+# Of a queue `q` and its subscription `s`: whether a new delivery needn't wait for anything, and how many more may be in
+# flight.
+IS_IDLE = """q.accepts_deliveries AND NOT q.has_backlog
+           AND (q.next_due_at IS NULL OR q.next_due_at > clock_timestamp())
+           AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
+           AND s.deliveries_per_second IS NULL"""
+ROOM = "least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight"
+
 # SQL, here and below, because these run in pipelines with plans that are kept, and because an UPDATE has to take its
 # locks in order.  Everything that is decided under the lock comes with it.
 _LOCK_QUEUES = """

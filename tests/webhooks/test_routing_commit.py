@@ -35,7 +35,8 @@ from webhooks import subscriptions
 from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.dispatch.leases import expire, extend, release
 from webhooks.dispatch.sender import Sender
-from webhooks.lease_channel import LEASED_KEY, SENDERS_KEY, UNTAKEN_SECONDS
+from webhooks.lease_channel import LEASED_KEY, SENDERS_KEY
+from webhooks.lease_lengths import UNTAKEN_SECONDS
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.routing import routing_commit, subscribers_cache
 from webhooks.routing.fan_out import FAN_OUT_LOCK
@@ -468,9 +469,8 @@ def test_what_is_leased_for_a_sender_that_has_gone_is_due_at_once(organization: 
     assert get_redis_connection("default").zcard(LEASED_KEY) == 0
 
 
-def test_what_no_sender_learns_of_is_late_by_a_short_lease(organization: Organization) -> None:
-    """As after a kill of the front door: the sweep takes the delivery back."""
-    subscription = subscribe(organization)
+def lease_unseen(organization: Organization) -> None:
+    """Lease an event's deliveries as if a sender were ready, and leave them to nobody."""
     caller = caller_of(organization)
 
     async def work(door: Door) -> None:
@@ -481,6 +481,12 @@ def test_what_no_sender_learns_of_is_late_by_a_short_lease(organization: Organiz
 
     with taking() as sender:
         at_the_door(work)
+
+
+def test_what_no_sender_learns_of_is_late_by_a_short_lease(organization: Organization) -> None:
+    """As after a kill of the front door: the sweep takes the delivery back."""
+    subscription = subscribe(organization)
+    lease_unseen(organization)
     (delivery,) = Delivery.objects.all()
     assert delivery.status == "delivering"
     assert delivery.lease_expires_at is not None
@@ -492,16 +498,7 @@ def test_what_no_sender_learns_of_is_late_by_a_short_lease(organization: Organiz
 
 def test_a_lease_in_its_second_half_is_given_back(organization: Organization, receiver: Receiver) -> None:
     subscribe(organization, receiver.url())
-    caller = caller_of(organization)
-
-    async def work(door: Door) -> None:
-        await door.until_ready(caller)
-        sender.stop(0)
-        get_redis_connection("default").set(SENDERS_KEY, 1)
-        await door.accept(caller)
-
-    with taking() as sender:
-        at_the_door(work)
+    lease_unseen(organization)
     Delivery.objects.update(lease_expires_at=Now() + timedelta(seconds=UNTAKEN_SECONDS / 2 - 0.1))
     with capture_logs() as logs, taking():
         wait_until(lambda: statuses() == ["delivered"], "it is neither sent nor given back")

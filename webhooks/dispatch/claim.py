@@ -28,7 +28,9 @@ from webhooks.destinations.kinds import ENDPOINT_COLUMNS, SealedEndpoint
 from webhooks.dispatch import rate_limit
 from webhooks.dispatch.allocation import limit_hosts, share_between_organizations, share_out
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
+from webhooks.lease_lengths import lease_seconds
 from webhooks.ordering_keys import MUST_WAIT
+from webhooks.queues import ROOM
 
 # The most queues that a claim looks at; the next claim continues with the others.
 QUEUES_AT_A_TIME = 200
@@ -92,7 +94,7 @@ WITH due AS (
     ORDER BY turn, q.last_claimed_at LIMIT %(queues)s
 )
 SELECT q.subscription_id, q.organization_id,
-       least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room,
+       {ROOM} AS room,
        s.deliveries_per_second, extract(epoch FROM q.rate_reserved_until)::float8 AS rate_reserved_until,
        s.deliveries_per_second IS NOT NULL OR s.max_in_flight IS NOT NULL OR q.has_ordered AS is_self_limited,
        extract(epoch FROM clock_timestamp())::float8 AS now,
@@ -302,7 +304,7 @@ def claim(limit: int, occupancy: Occupancy | None = None, queues: QueueFilter = 
         rate_waits=tuple(wait - done.now for wait in waits),
         skipped_locked=done.skipped_locked,
         clock=DatabaseClock(done.now, done.started),
-        lease_ends=done.started + _lease_seconds(),
+        lease_ends=done.started + lease_seconds(),
     )
 
 
@@ -320,10 +322,6 @@ class _Transaction:
     deliveries: list[ClaimedDelivery] = field(default_factory=list)
     skipped_locked: bool = False
     now: float = 0.0
-
-
-def _lease_seconds() -> float:
-    return settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN
 
 
 def _claim(limit: int, occupancy: Occupancy | None, queues: QueueFilter) -> _Transaction:
@@ -422,7 +420,7 @@ def _lease(turns: Sequence[_Turn], cursor: psycopg.Cursor[_LeasedDelivery]) -> l
             "queues": list(served),
             "quotas": [turn.quota for turn in served.values()],
             "lease": lease_id,
-            "lease_seconds": _lease_seconds(),
+            "lease_seconds": lease_seconds(),
             **({"blocks": [turn.blocks_on_failure for turn in served.values()]} if ordered else {}),
         },
     )

@@ -28,6 +28,8 @@ from webhooks.dispatch.claim import KEEPS_EXCHANGES, Claim
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.dispatch.sender import Sender
 from webhooks.dispatch.sender_shares import share_places
+from webhooks.lease_lengths import lease_seconds
+from webhooks.queues import IS_IDLE, ROOM
 from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.sender_interface import QueueDemand
 
@@ -63,15 +65,11 @@ class _Queue(SealedEndpoint):
 # queues which deliveries can be sent at once, so that the round needn't wait for the queues' state in between: the
 # others are due, as if the fan-out had inserted them for claims.  A delivery that exists, from an earlier fan-out of
 # the same event, is neither inserted nor counted.
-INSERT_LEASED = """
+INSERT_LEASED = f"""
 WITH queue AS MATERIALIZED (
     SELECT q.* FROM unnest(%(queues)s::uuid[]) AS wanted(id) CROSS JOIN LATERAL (
         SELECT q.subscription_id,
-               q.accepts_deliveries AND NOT q.has_backlog
-               AND (q.next_due_at IS NULL OR q.next_due_at > clock_timestamp())
-               AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
-               AND s.deliveries_per_second IS NULL AS is_idle,
-               least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room
+               {IS_IDLE} AS is_idle, {ROOM} AS room
         FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
         WHERE q.subscription_id = wanted.id LIMIT 1
     ) AS q
@@ -109,7 +107,7 @@ SELECT i.id AS delivery_id, i.subscription_id, i.is_leased, e.id AS event_id, e.
 FROM inserted i LEFT JOIN LATERAL (
     SELECT * FROM events_event WHERE i.is_leased AND id = i.event_id LIMIT 1
 ) AS e ON true
-"""
+"""  # noqa: S608 - constants of ours
 
 
 class _Inserted(msgspec.Struct, frozen=True):
@@ -169,7 +167,7 @@ class SenderHandOver:
                 "numbers": plain_array(_numbers(deliveries.subscriptions)),
                 "queues": plain_array(set(deliveries.subscriptions)),
                 "lease": self._lease_id,
-                "lease_seconds": settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN,
+                "lease_seconds": lease_seconds(),
                 "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION,
             },
         )
@@ -194,7 +192,7 @@ class SenderHandOver:
         claimed = Claim(
             [self._claimed(row, queues[row.subscription_id], endpoints[row.subscription_id]) for row in leased],
             clock=DatabaseClock(queues[leased[0].subscription_id].now, self._started),
-            lease_ends=self._started + settings.DELIVERY_TIMEOUT + settings.LEASE_MARGIN,
+            lease_ends=self._started + lease_seconds(),
         )
         reserved = self._reserved
         self._forget()

@@ -34,7 +34,7 @@ from webhooks.dispatch.giving_way import Pace
 from webhooks.dispatch.in_flight import InFlight
 from webhooks.dispatch.recorder import Recorder
 from webhooks.dispatch.taking import TakingLoop
-from webhooks.lease_channel import taken_seconds
+from webhooks.lease_lengths import lease_seconds
 from webhooks.tracing import end_attempt, start_attempt
 
 log = structlog.get_logger()
@@ -345,7 +345,7 @@ class Sender:
     async def _extend_leases(self, deliveries: Sequence[ClaimedDelivery]) -> None:
         """Make the leases of deliveries in flight as long as those of a claim."""
         try:
-            await self._in_thread(self._claim_thread, lambda: leases.extend(deliveries, taken_seconds()))
+            await self._in_thread(self._claim_thread, lambda: leases.extend(deliveries, lease_seconds()))
         except Exception as error:
             log.warning("leases_not_extended", deliveries=len(deliveries), error=repr(error)[:300])
 

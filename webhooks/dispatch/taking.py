@@ -30,7 +30,8 @@ from webhooks.dispatch.claim import KEEPS_EXCHANGES, Claim
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.dispatch.in_flight import InFlight
 from webhooks.dispatch.sender_shares import share_places
-from webhooks.lease_channel import LeaseChannel, taken_seconds, untaken_seconds
+from webhooks.lease_channel import LeaseChannel
+from webhooks.lease_lengths import lease_seconds, untaken_seconds
 from webhooks.routing.sender_interface import QueueDemand
 
 log = structlog.get_logger()
@@ -185,7 +186,7 @@ class TakingLoop:
                 shares[one.subscription_id] = shares.get(one.subscription_id, 0) - 1
                 if shares[one.subscription_id] < 0 or row.lease_ends - row.now < untaken_seconds() * BEGIN_WITHIN:
                     refused.add(one.lease_id)
-            claimed = Claim(clock=DatabaseClock(rows[0].now, started), lease_ends=started + taken_seconds())
+            claimed = Claim(clock=DatabaseClock(rows[0].now, started), lease_ends=started + lease_seconds())
             extend_at = started + untaken_seconds() * EXTEND_AFTER
             for one in deliveries:
                 if one.lease_id not in refused:

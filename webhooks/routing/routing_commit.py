@@ -36,7 +36,9 @@ from core.redis import RedisUnavailable
 from core.wakeups import WEBHOOKS, wake_soon
 from events.group_commit import GroupCommit, NotStored, PendingEvent, insert_parameters
 from events.insert_statement import Extension, insert_events
-from webhooks.lease_channel import LeaseChannel, untaken_seconds
+from webhooks.lease_channel import LeaseChannel
+from webhooks.lease_lengths import untaken_seconds
+from webhooks.queues import IS_IDLE, ROOM
 from webhooks.routing.fan_out import FAN_OUT_LOCK, note_processed
 from webhooks.routing.matching import SubscribedTypes
 from webhooks.routing.subscribers import FINGERPRINT
@@ -75,11 +77,7 @@ _DECIDE = f"""current AS MATERIALIZED (
     ) AS d(id, event_id, subscription_id, number)
 ), queue AS MATERIALIZED (
     SELECT q.subscription_id,
-           q.accepts_deliveries AND NOT q.has_backlog
-           AND (q.next_due_at IS NULL OR q.next_due_at > clock_timestamp())
-           AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
-           AND s.deliveries_per_second IS NULL AS is_idle,
-           least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight AS room
+           {IS_IDLE} AS is_idle, {ROOM} AS room
     FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
     WHERE q.subscription_id = ANY (%(queues)s::uuid[])
     ORDER BY q.subscription_id
