@@ -152,6 +152,18 @@ class TriggersWorker(SimpleWorker):
         with contextlib.suppress(RedisError, OSError):
             super().teardown()
 
+    def unsubscribe(self) -> None:
+        """End the thread that listens for RQ's commands.
+
+        RQ unsubscribes first and then tells the thread to stop. A thread that reads the reply in between waits a
+        minute for another subscription, and where Redis is away and unsubscribing fails, it is never told: it would
+        subscribe again, beside the thread of the next loop.
+        """
+        listener: Any = self.pubsub_thread  # RQ's annotation is None alone
+        if listener is not None:
+            listener.stop()
+        super().unsubscribe()
+
     def set_shutdown_requested_date(self) -> None:
         """Note the request in Redis, if it is there."""
         with contextlib.suppress(RedisError, OSError):

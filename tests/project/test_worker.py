@@ -17,6 +17,7 @@ from django.core.management import get_commands
 from django.db import connection
 from django_redis import get_redis_connection
 from django_rq import get_worker
+from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
 from rq.serializers import JSONSerializer
 
@@ -132,13 +133,49 @@ def test_a_worker_needs_no_job_to_find_what_waits(posted: list[str], receiver: R
     watcher.start()
     before = set(threading.enumerate())
     worker.work()
-    left = {thread.name for thread in set(threading.enumerate()) - before}
     watcher.join()
-    assert left <= {"wake-ups"}, "a worker's threads end with it"
+    # RQ gives its thread a second to end, which a busy machine may need.
+    wait_until(lambda: {thread.name for thread in set(threading.enumerate()) - before} <= {"wake-ups"})
     assert alive == [1]
     assert set(Delivery.objects.values_list("status", flat=True)) == {"delivered"}
     assert current_sender() is None
     assert count_live_workers(get_redis_connection("default")) == 0
+
+
+def test_the_thread_that_listens_for_commands_ends_although_it_reads_the_reply_before_rq_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    worker = get_worker(EVENTS, WEBHOOKS)
+    worker.subscribe()
+    pubsub, thread = worker.pubsub, worker.pubsub_thread
+    unsubscribe = pubsub.unsubscribe
+
+    def until_read() -> None:
+        unsubscribe()
+        wait_until(lambda: not pubsub.subscribed)
+
+    monkeypatch.setattr(pubsub, "unsubscribe", until_read)
+    worker.unsubscribe()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_the_thread_that_listens_for_commands_ends_where_redis_was_away_when_the_loop_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    redis = get_redis_connection("default")
+    worker = get_worker(EVENTS, WEBHOOKS)
+    worker.subscribe()
+    thread = worker.pubsub_thread
+
+    def away() -> None:
+        raise RedisConnectionError("away")
+
+    monkeypatch.setattr(worker.pubsub, "unsubscribe", away)
+    worker.teardown()
+    redis.client_kill_filter(_type="pubsub")  # what a Redis that ends does to the thread's connection
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def test_a_worker_class_without_a_sender_delivers_within_the_job(posted: list[str], receiver: Receiver) -> None:
