@@ -39,11 +39,11 @@ class LockedQueue:
     is_full: bool
 
 
-# Of a queue `q` and its subscription `s`: whether a new delivery needn't wait for anything, and how many more may be in
-# flight.
-IS_IDLE = """q.accepts_deliveries AND NOT q.has_backlog
+# Of a queue `q` and its subscription `s`: whether requests may be made now; whether a new delivery needn't wait for
+# anything; and how many more may be in flight.
+IS_OPEN = "q.accepts_deliveries AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())"
+IS_IDLE = f"""{IS_OPEN} AND NOT q.has_backlog
            AND (q.next_due_at IS NULL OR q.next_due_at > clock_timestamp())
-           AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
            AND s.deliveries_per_second IS NULL"""
 ROOM = "least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s)) - q.in_flight"
 

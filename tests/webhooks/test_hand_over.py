@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from structlog.testing import capture_logs
 
 from core.db import borrow_connection
-from devstack.http_receiver import Receiver, Response
+from devstack.http_receiver import Received, Receiver, Response
 from devstack.waiting import wait_until
 from events.ingest import ingest
 from events.models import Event
@@ -113,20 +113,80 @@ def _close(subscription: Subscription) -> None:
     SubscriptionQueue.objects.update(accepts_deliveries=False)
 
 
-@pytest.mark.parametrize("how", [_pause, _back_up, _be_due, _fill, _limit_rate, _limit_requests, _close])
+@pytest.mark.parametrize("how", [_back_up, _be_due, _limit_rate])
 def test_what_has_to_wait_or_to_be_weighed_is_left_to_claims(
     organization: Organization, sender: Sender, how: Callable[[Subscription], None]
 ) -> None:
     subscription = subscribe(organization)
     how(subscription)
-    before = queue_of(subscription).in_flight
     accept(organization)
     assert run_round(sender).left_to_claims
+    _assert_is_due(subscription, in_flight=0)
+    assert sender.free_places() == 100
+
+
+@pytest.mark.parametrize(("how", "in_flight"), [(_fill, 4), (_limit_requests, 4), (_pause, 0), (_close, 0)])
+def test_what_no_claim_may_take_now_is_due_but_wakes_none(
+    organization: Organization, sender: Sender, how: Callable[[Subscription], None], in_flight: int
+) -> None:
+    subscription = subscribe(organization)
+    how(subscription)
+    accept(organization)
+    assert not run_round(sender).left_to_claims
+    _assert_is_due(subscription, in_flight)
+    assert sender.free_places() == 100
+
+
+def test_the_result_that_makes_room_in_a_full_queue_has_the_others_claimed(organization: Organization) -> None:
+    released = threading.Event()
+
+    def respond(request: Received, number: int) -> Response:
+        released.wait(60)
+        return Response()
+
+    with Receiver(respond) as receiver:
+        subscription = subscribe(organization, receiver.url())
+        SubscriptionQueue.objects.filter(pk=subscription.pk).update(concurrency_window=1)
+        sender = _start(capacity=100)
+        try:
+            accept(organization)
+            run_round(sender)
+            receiver.wait_for(1)
+            accept(organization, 2)
+            assert not run_round(sender).left_to_claims
+            assert statuses() == ["delivering", "pending", "pending"]
+            released.set()
+            wait_until(lambda: statuses() == ["delivered"] * 3)  # nothing else woke the sender, and it never polls
+        finally:
+            released.set()
+            sender.stop(0)
+
+
+def _assert_is_due(subscription: Subscription, in_flight: int) -> None:
     queue = queue_of(subscription)
     assert statuses() == ["pending"]
     assert queue.next_due_at is not None
-    assert queue.in_flight == before
-    assert sender.free_places() == 100
+    assert queue.in_flight == in_flight
+
+
+def test_an_organization_with_much_in_flight_gets_places_while_a_claim_has_reserved_the_others(
+    organization: Organization, sender: Sender
+) -> None:
+    """Slow endpoints keep claims going, each of which reserves all that it might fill."""
+    with Receiver(lambda request, number: Response(delay=3600)) as receiver:
+        slow = [subscribe(organization, receiver.url(f"/{number}")) for number in range(4)]
+        SubscriptionQueue.objects.update(concurrency_window=10)
+        accept(organization, 10)
+        run_round(sender)
+        receiver.wait_for(40)
+        reserved = sender.reserve(50)
+        Subscription.objects.filter(pk__in=[one.pk for one in slow]).update(is_active=False)
+        healthy = subscribe(organization, receiver.url("/healthy"))
+        accept(organization)
+        run_round(sender)
+        assert statuses(subscription=healthy) == ["delivering"]
+        sender.release_places(reserved)
+        sender.stop(0)
 
 
 def test_a_disabled_subscription_s_delivery_is_held(organization: Organization, sender: Sender) -> None:

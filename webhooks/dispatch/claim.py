@@ -30,7 +30,7 @@ from webhooks.dispatch.allocation import limit_hosts, share_between_organization
 from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.lease_lengths import lease_seconds
 from webhooks.ordering_keys import MUST_WAIT
-from webhooks.queues import ROOM
+from webhooks.queues import IS_OPEN, ROOM
 
 # The most queues that a claim looks at; the next claim continues with the others.
 QUEUES_AT_A_TIME = 200
@@ -87,8 +87,7 @@ WITH due AS (
     SELECT q.subscription_id, q.last_claimed_at,
            row_number() OVER (PARTITION BY q.organization_id ORDER BY q.last_claimed_at) AS turn
     FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
-    WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp()
-      AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
+    WHERE {IS_OPEN} AND q.next_due_at <= statement_timestamp()
       AND q.in_flight < least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))
       AND q.has_backlog = ANY(%(has_backlog)s)
     ORDER BY turn, q.last_claimed_at LIMIT %(queues)s
@@ -103,9 +102,8 @@ SELECT q.subscription_id, q.organization_id,
        (SELECT count(*) FROM due) AS due_queues
 FROM due JOIN webhooks_subscriptionqueue q ON q.subscription_id = due.subscription_id
 JOIN webhooks_subscription s ON s.id = q.subscription_id
-WHERE q.accepts_deliveries AND q.has_backlog = ANY(%(has_backlog)s)
+WHERE {IS_OPEN} AND q.has_backlog = ANY(%(has_backlog)s)
   AND q.in_flight < least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))
-  AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
 ORDER BY due.turn, due.last_claimed_at
 FOR UPDATE OF q SKIP LOCKED
 """  # noqa: S608 - a constant of ours
@@ -130,14 +128,13 @@ class _DueQueue(SealedEndpoint):
 
 
 # Has a row if a claim that found nothing only met locks.
-_ANY_CLAIMABLE = """
+_ANY_CLAIMABLE = f"""
 SELECT 1 FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
-WHERE q.accepts_deliveries AND q.next_due_at <= statement_timestamp()
-  AND (q.paused_until IS NULL OR q.paused_until <= clock_timestamp())
+WHERE {IS_OPEN} AND q.next_due_at <= statement_timestamp()
   AND q.in_flight < least(q.concurrency_window, coalesce(s.max_in_flight, %(max_in_flight)s))
   AND q.has_backlog = ANY(%(has_backlog)s)
 LIMIT 1
-"""
+"""  # noqa: S608 - a constant of ours
 
 # `= ANY (ARRAY (...))` and LATERAL with LIMIT, because the planner assumes that an unknown LIMIT is a tenth of the
 # index, and would join that many rows by reading both tables from end to end.  The bounds of the ids leave out the

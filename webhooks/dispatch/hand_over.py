@@ -29,7 +29,7 @@ from webhooks.dispatch.delivery import ClaimedDelivery, DatabaseClock
 from webhooks.dispatch.sender import Sender
 from webhooks.dispatch.sender_shares import share_places
 from webhooks.lease_lengths import lease_seconds
-from webhooks.queues import IS_IDLE, ROOM
+from webhooks.queues import IS_IDLE, IS_OPEN, ROOM
 from webhooks.routing.insert import NewDeliveries
 from webhooks.routing.sender_interface import QueueDemand
 
@@ -69,7 +69,7 @@ INSERT_LEASED = f"""
 WITH queue AS MATERIALIZED (
     SELECT q.* FROM unnest(%(queues)s::uuid[]) AS wanted(id) CROSS JOIN LATERAL (
         SELECT q.subscription_id,
-               {IS_IDLE} AS is_idle, {ROOM} AS room
+               {IS_OPEN} AS is_open, {IS_IDLE} AS is_idle, {ROOM} AS room
         FROM webhooks_subscriptionqueue q JOIN webhooks_subscription s ON s.id = q.subscription_id
         WHERE q.subscription_id = wanted.id LIMIT 1
     ) AS q
@@ -101,21 +101,25 @@ WITH queue AS MATERIALIZED (
     ) AS i
     WHERE q.subscription_id = i.subscription_id
 )
-SELECT i.id AS delivery_id, i.subscription_id, i.is_leased, e.id AS event_id, e.type AS event_type,
-       e.created_at AS event_created_at, e.data AS event_data, e.packed_request_id AS event_request_id,
-       e.trace AS event_trace, e.cloudevent AS event_cloudevent
-FROM inserted i LEFT JOIN LATERAL (
+SELECT i.id AS delivery_id, i.subscription_id, i.is_leased, queue.is_open AND queue.room > 0 AS is_claimable,
+       e.id AS event_id, e.type AS event_type, e.created_at AS event_created_at, e.data AS event_data,
+       e.packed_request_id AS event_request_id, e.trace AS event_trace, e.cloudevent AS event_cloudevent
+FROM inserted i JOIN queue USING (subscription_id) LEFT JOIN LATERAL (
     SELECT * FROM events_event WHERE i.is_leased AND id = i.event_id LIMIT 1
 ) AS e ON true
 """  # noqa: S608 - constants of ours
 
 
 class _Inserted(msgspec.Struct, frozen=True):
-    """A row of INSERT_LEASED.  The event is that of a delivery that is leased."""
+    """A row of INSERT_LEASED.  The event is that of a delivery that is leased.
+
+    is_claimable: the queue accepted requests before the round, and had room for more.
+    """
 
     delivery_id: uuid.UUID
     subscription_id: uuid.UUID
     is_leased: bool
+    is_claimable: bool
     event_id: uuid.UUID
     event_type: str
     event_created_at: datetime.datetime
@@ -151,7 +155,7 @@ class SenderHandOver:
         self._reserved = free = self._sender.reserve(total)
         if not free:
             return {}
-        shares = share_places(demands, free, self._sender.occupancy(), self._sender.free_places())
+        shares = share_places(demands, free, self._sender.occupancy(), self._sender.unoccupied_places())
         if shares:
             self._started = time.monotonic()
             self._locking = server_cursor(class_row(_Queue))
@@ -180,7 +184,8 @@ class SenderHandOver:
         return len(self._rows)
 
     def left_to_claims(self) -> int:
-        return sum(not row.is_leased for row in self._rows)
+        # The result that makes room in a full queue has the others claimed, and a pause ends by itself.
+        return sum(row.is_claimable and not row.is_leased for row in self._rows)
 
     def begin(self) -> None:
         leased = [row for row in self._rows if row.is_leased]

@@ -67,6 +67,11 @@ class InFlight:
         return max(0, self._capacity - self._total - self._reserved)
 
     @property
+    def unoccupied(self) -> int:
+        """How many places are not taken, reserved or not."""
+        return max(0, self._capacity - self._total)
+
+    @property
     def claimable(self) -> int:
         """How many places claims may fill, reserved or not."""
         return max(0, self._capacity - self._kept_for_hand_over - self._total)

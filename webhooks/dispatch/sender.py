@@ -150,6 +150,10 @@ class Sender:
         """Return how many places are neither taken nor reserved."""
         return self._in_flight.free
 
+    def unoccupied_places(self) -> int:
+        """Return how many places are not taken, reserved or not."""
+        return self._in_flight.unoccupied
+
     def occupancy(self) -> Occupancy:
         """Return which places are taken, and by whom."""
         return self._in_flight.occupancy()

@@ -13,12 +13,12 @@ from webhooks.routing.sender_interface import QueueDemand
 
 
 def share_places(
-    demands: Sequence[QueueDemand], reserved: int, occupancy: Occupancy, free: int
+    demands: Sequence[QueueDemand], reserved: int, occupancy: Occupancy, unoccupied: int
 ) -> dict[uuid.UUID, int]:
     """Return for how many deliveries each queue gets places, of those that are `reserved`.
 
-    occupancy: of the sender's places.  free: those that are neither taken nor reserved.  No queue gets more than its
-    share of a claim of all free places.
+    occupancy: of the sender's places.  unoccupied: those that are not taken.  No queue gets more than its share of a
+    claim of all of these, also while a claim has most of them reserved, few of which it may fill.
     """
     rooms = limit_hosts(
         [demand.deliveries for demand in demands],
@@ -31,7 +31,7 @@ def share_places(
         [demand.organization_id for demand in demands],
         [occupancy.by_subscription[demand.subscription_id] for demand in demands],
         occupancy.by_organization,
-        free + reserved,
+        unoccupied,
     )
     shares: dict[uuid.UUID, int] = {}
     for demand, quota in zip(demands, quotas, strict=True):

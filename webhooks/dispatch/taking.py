@@ -180,7 +180,9 @@ class TakingLoop:
                 )
                 for one in deliveries
             }
-            shares = share_places(list(demands.values()), reserved, self._in_flight.occupancy(), self._in_flight.free)
+            shares = share_places(
+                list(demands.values()), reserved, self._in_flight.occupancy(), self._in_flight.unoccupied
+            )
             refused = set()  # with all deliveries of the event, because they have one lease
             for row, one in zip(rows, deliveries, strict=True):
                 shares[one.subscription_id] = shares.get(one.subscription_id, 0) - 1

@@ -47,7 +47,7 @@ class HandOver(Protocol):
         """Return how many deliveries `insert` made; the others existed."""
 
     def left_to_claims(self) -> int:
-        """Return how many of those that `insert` made are left to claims."""
+        """Return how many of those that `insert` made a claim may take now."""
 
     def begin(self) -> None:
         """Give what was leased to the sender: the transaction is committed."""
