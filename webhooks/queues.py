@@ -89,37 +89,34 @@ WHERE subscription_id IN (
 """
 
 
-def lock_queues(
-    subscription_ids: Iterable[uuid.UUID], cursor: psycopg.Cursor[LockedQueue] | None = None
-) -> dict[uuid.UUID, LockedQueue]:
-    """Lock the queues until the transaction ends, and return their state.
-
-    cursor: one of `locking_cursor`, for a caller that sends its statements in a pipeline.
-    """
+def lock_queues(subscription_ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, LockedQueue]:
+    """Lock the queues until the transaction ends, and return their state."""
     ids = list(subscription_ids)
     if not ids:
         return {}
+    with begin_locking(ids) as locking:
+        return locked_queues(locking)
+
+
+def begin_locking(subscription_ids: Iterable[uuid.UUID]) -> psycopg.Cursor[LockedQueue]:
+    """Do as `lock_queues`, in a pipeline, without waiting for the locks; `locked_queues` does."""
+    locking = server_cursor(class_row(LockedQueue))
     parameters = {
-        "ids": plain_array(ids),
+        "ids": plain_array(subscription_ids),
         "max_in_flight": settings.MAX_IN_FLIGHT_PER_SUBSCRIPTION,
         "failing_period": settings.DISABLE_AFTER_FAILING_FOR,
     }
-    if cursor is not None:
-        rows = cursor.execute(_LOCK_QUEUES, parameters).fetchall()
-    else:
-        with locking_cursor() as own:
-            rows = own.execute(_LOCK_QUEUES, parameters).fetchall()
-    return {row.subscription_id: row for row in rows}
+    return locking.execute(_LOCK_QUEUES, parameters)
+
+
+def locked_queues(locking: psycopg.Cursor[LockedQueue]) -> dict[uuid.UUID, LockedQueue]:
+    """Return the state of the queues that `begin_locking` locks."""
+    return {row.subscription_id: row for row in locking.fetchall()}
 
 
 def lock_only(subscription_ids: Iterable[uuid.UUID], cursor: psycopg.Cursor[object]) -> None:
     """Lock the queues until the transaction ends."""
     cursor.execute(_LOCK_ONLY, (list(subscription_ids),))
-
-
-def locking_cursor() -> psycopg.Cursor[LockedQueue]:
-    """Return a cursor for `lock_queues`."""
-    return server_cursor(class_row(LockedQueue))
 
 
 def mark_due(

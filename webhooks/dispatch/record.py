@@ -31,7 +31,7 @@ from webhooks.dispatch.queue_update import UPDATE_QUEUES, QueueUpdate, breaker_p
 from webhooks.dispatch.retry import NextStep, decide_next_step, retry_after_seconds, retry_delay
 from webhooks.models import DeliveryStatus, NoticeKind
 from webhooks.notices import Note, failed_delivery, note
-from webhooks.queues import LockedQueue, lock_queues, locking_cursor, mark_due
+from webhooks.queues import LockedQueue, begin_locking, locked_queues, mark_due
 from webhooks.rollups import ADD_ATTEMPTS, attempt_columns
 
 log = structlog.get_logger()
@@ -94,6 +94,11 @@ SELECT id AS delivery_id, subscription_id, attempt_count AS number, held_lease, 
        extract(epoch FROM next_attempt_at)::float8 AS next_attempt_at, ordering_key
 FROM changed
 """
+
+
+# A delivery's next status, and the seconds until its next attempt if there is one.
+_Step = tuple[DeliveryStatus, float | None]
+_DELIVERED: _Step = (DeliveryStatus.DELIVERED, None)
 
 
 class _RecordedAttempt(msgspec.Struct, frozen=True):
@@ -237,16 +242,24 @@ def _by_queue(results: Sequence[AttemptResult]) -> dict[uuid.UUID, list[AttemptR
 def _record(results: Sequence[AttemptResult], by_queue: Mapping[uuid.UUID, Sequence[AttemptResult]]) -> Recorded:
     """Store results of different deliveries: lock their queues, record the attempts, write the queues back.
 
-    Within a transaction and a pipeline.
+    Within a transaction and a pipeline.  Others wait for the locks, so what can be done before them is: the attempts
+    are encrypted; and if all results are successes, which are delivered whatever the state of their queues, the
+    attempts are recorded in the round trip that locks.
     """
     by_delivery = {result.delivery.delivery_id: result for result in results}
-    other = server_cursor()
+    attempts = _attempt_columns(results)
+    other, recording = server_cursor(), server_cursor(class_row(_RecordedAttempt))
     other.execute(_KEEP_PLANS)
-    queues = {key: QueueUpdate(queue) for key, queue in lock_queues(by_queue, locking_cursor()).items()}
+    locking = begin_locking(by_queue)
+    steps = [_DELIVERED] * len(results)
+    are_successes = all(result.outcome.succeeded for result in results)
+    if are_successes:
+        recording.execute(RECORD_ATTEMPTS, {**attempts, **_step_columns(steps)})
+    queues = {key: QueueUpdate(queue) for key, queue in locked_queues(locking).items()}
+    if not are_successes:
+        steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
+        recording.execute(RECORD_ATTEMPTS, {**attempts, **_step_columns(steps)})
     recorded = Recorded(queues=queues)
-    steps = [_next_step(result, queues[result.delivery.subscription_id].queue) for result in results]
-    recording = server_cursor(class_row(_RecordedAttempt))
-    recording.execute(RECORD_ATTEMPTS, _attempt_columns(results, steps))
     for row in recording.fetchall():
         recorded.add(by_delivery[row.delivery_id], row)
         if row.held_lease:
@@ -281,13 +294,13 @@ def _count_outcomes(
         queues[subscription_id].count_results(timely, policy)
 
 
-def _next_step(result: AttemptResult, queue: LockedQueue) -> tuple[DeliveryStatus, float | None]:
+def _next_step(result: AttemptResult, queue: LockedQueue) -> _Step:
     """Return the delivery's next status and the seconds until its next attempt, if there is one."""
     attempts_used = result.delivery.attempts_used + 1
     schedule = settings.DELIVERY_RETRY_SCHEDULE
     step = decide_next_step(result.outcome, attempts_used, schedule[: result.delivery.most_attempts])
     if step is NextStep.DELIVERED:
-        return DeliveryStatus.DELIVERED, None
+        return _DELIVERED
     if queue.is_deleted:
         return DeliveryStatus.CANCELLED, None
     gone = result.outcome.is_gone
@@ -300,15 +313,19 @@ def _next_step(result: AttemptResult, queue: LockedQueue) -> tuple[DeliveryStatu
     return (DeliveryStatus.PENDING if waits else DeliveryStatus.HELD), max(delay, asked)
 
 
-def _attempt_columns(
-    results: Sequence[AttemptResult], steps: Sequence[tuple[DeliveryStatus, float | None]]
-) -> dict[str, object]:
-    """Return the parameters of RECORD_ATTEMPTS."""
+def _step_columns(steps: Sequence[_Step]) -> dict[str, object]:
+    """Return the parameters of RECORD_ATTEMPTS that say what becomes of the deliveries."""
+    return {
+        "statuses": plain_array(status.value for status, _ in steps),
+        "delays": number_array(delay for _, delay in steps),
+    }
+
+
+def _attempt_columns(results: Sequence[AttemptResult]) -> dict[str, object]:
+    """Return the other parameters of RECORD_ATTEMPTS."""
     return {
         "ids": plain_array(result.delivery.delivery_id for result in results),
         "leases": plain_array(result.delivery.lease_id for result in results),
-        "statuses": plain_array(status.value for status, _ in steps),
-        "delays": number_array(delay for _, delay in steps),
         "codes": number_array(result.outcome.status_code for result in results),
         "errors": text_array(result.outcome.error_class for result in results),
         "details": text_array(storable(result.outcome.detail[:500]) for result in results),
