@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from itertools import takewhile
 from typing import TypeVar
 
@@ -101,17 +101,21 @@ class InFlight:
         self._by_host[delivery.endpoint.host] += 1
         self._by_lease[delivery.lease_id] += 1
 
-    def remove(self, delivery: ClaimedDelivery) -> None:
-        """Count a delivery out."""
-        self._total -= 1
-        self._since.pop(delivery.delivery_id, None)
+    def remove(self, deliveries: Sequence[ClaimedDelivery]) -> None:
+        """Count deliveries out."""
+        numbers: Counter[uuid.UUID] = Counter()
+        for delivery in deliveries:
+            self._total -= 1
+            self._since.pop(delivery.delivery_id, None)
+            numbers[delivery.organization_id] += 1
+            _decrement(self._by_organization, delivery.organization_id)
+            _decrement(self._by_subscription, delivery.subscription_id)
+            _decrement(self._by_host, delivery.endpoint.host)
+            _decrement(self._by_lease, delivery.lease_id)
         with self._lock:
             now = self._now()
-            self._rates[delivery.organization_id] = self._rate(delivery.organization_id, now) + 1 / RATE_SECONDS, now
-        _decrement(self._by_organization, delivery.organization_id)
-        _decrement(self._by_subscription, delivery.subscription_id)
-        _decrement(self._by_host, delivery.endpoint.host)
-        _decrement(self._by_lease, delivery.lease_id)
+            for organization_id, number in numbers.items():
+                self._rates[organization_id] = self._rate(organization_id, now) + number / RATE_SECONDS, now
 
     def rate(self, organization_id: uuid.UUID) -> float:
         """Return how many deliveries of the organization were counted out per second, lately."""

@@ -309,7 +309,7 @@ class Sender:
         started = time.monotonic()
         if not lease_covers_attempt(claimed.lease_ends, started):
             # The process was paused for a while.  The lease ends by itself, and the sweep notices.
-            self._in_flight.remove(delivery)
+            self._in_flight.remove([delivery])
             return
         started_at = claimed.clock.now()
         span = start_attempt(delivery)
@@ -323,8 +323,7 @@ class Sender:
 
     def _on_recorded(self, results: Sequence[AttemptResult], made_room: bool) -> None:
         """Give the places of recorded results back, and claim again if there may be more to claim."""
-        for result in results:
-            self._in_flight.remove(result.delivery)
+        self._in_flight.remove([result.delivery for result in results])
         self._backlog_sender.results_recorded([result.delivery.subscription_id for result in results], self._in_flight)
         if made_room or self._progress.may_have_missed_room():
             self._progress.request()
