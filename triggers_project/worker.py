@@ -149,20 +149,25 @@ class TriggersWorker(SimpleWorker):
 
     def teardown(self) -> None:
         """RQ's end of work, which must not fail because Redis is away."""
+        self._end_listening()
         with contextlib.suppress(RedisError, OSError):
             super().teardown()
 
-    def unsubscribe(self) -> None:
-        """End the thread that listens for RQ's commands.
+    def subscribe(self) -> None:
+        """Listen for RQ's commands, in a thread."""
+        self._end_listening()  # of a loop that failed before its end
+        super().subscribe()
 
-        RQ unsubscribes first and then tells the thread to stop. A thread that reads the reply in between waits a
-        minute for another subscription, and where Redis is away and unsubscribing fails, it is never told: it would
-        subscribe again, beside the thread of the next loop.
+    def _end_listening(self) -> None:
+        """Tell the thread that listens for RQ's commands to end with the next thing that it reads.
+
+        RQ unsubscribes first and then tells the thread. One that reads the reply in between waits a minute for another
+        subscription, and where Redis is away, it is never told: it would subscribe again, beside the thread of the
+        next loop.
         """
         listener: Any = self.pubsub_thread  # RQ's annotation is None alone
         if listener is not None:
             listener.stop()
-        super().unsubscribe()
 
     def set_shutdown_requested_date(self) -> None:
         """Note the request in Redis, if it is there."""

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from django.core.management import get_commands
@@ -134,20 +134,27 @@ def test_a_worker_needs_no_job_to_find_what_waits(posted: list[str], receiver: R
     before = set(threading.enumerate())
     worker.work()
     watcher.join()
-    # RQ gives its thread a second to end, which a busy machine may need.
-    wait_until(lambda: {thread.name for thread in set(threading.enumerate()) - before} <= {"wake-ups"})
+    # RQ gives its thread a second to end, which a busy machine may need; one that was left would take a minute.
+    wait_until(lambda: {thread.name for thread in set(threading.enumerate()) - before} <= {"wake-ups"}, timeout=20)
     assert alive == [1]
     assert set(Delivery.objects.values_list("status", flat=True)) == {"delivered"}
     assert current_sender() is None
     assert count_live_workers(get_redis_connection("default")) == 0
 
 
+def _listening(worker: TriggersWorker) -> threading.Thread:
+    """Return the thread that listens for RQ's commands, once it does."""
+    worker.subscribe()
+    thread: Any = worker.pubsub_thread
+    wait_until(thread._running.is_set)
+    return cast(threading.Thread, thread)
+
+
 def test_the_thread_that_listens_for_commands_ends_although_it_reads_the_reply_before_rq_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     worker = get_worker(EVENTS, WEBHOOKS)
-    worker.subscribe()
-    pubsub, thread = worker.pubsub, worker.pubsub_thread
+    thread, pubsub = _listening(worker), worker.pubsub
     unsubscribe = pubsub.unsubscribe
 
     def until_read() -> None:
@@ -155,27 +162,29 @@ def test_the_thread_that_listens_for_commands_ends_although_it_reads_the_reply_b
         wait_until(lambda: not pubsub.subscribed)
 
     monkeypatch.setattr(pubsub, "unsubscribe", until_read)
-    worker.unsubscribe()
+    worker.teardown()
     thread.join(timeout=10)
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("end", ["teardown", "subscribe"])
 def test_the_thread_that_listens_for_commands_ends_where_redis_was_away_when_the_loop_ended(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    redis = get_redis_connection("default")
     worker = get_worker(EVENTS, WEBHOOKS)
-    worker.subscribe()
-    thread = worker.pubsub_thread
+    thread = _listening(worker)
 
     def away() -> None:
         raise RedisConnectionError("away")
 
-    monkeypatch.setattr(worker.pubsub, "unsubscribe", away)
-    worker.teardown()
-    redis.client_kill_filter(_type="pubsub")  # what a Redis that ends does to the thread's connection
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "register_death", away)
+        getattr(worker, end)()  # the loop's end, or the next one's beginning after one that had none
+    # What a Redis that ends does to the thread's connection.
+    get_redis_connection("default").client_kill_filter(_type="pubsub")
     thread.join(timeout=10)
     assert not thread.is_alive()
+    worker.teardown()
 
 
 def test_a_worker_class_without_a_sender_delivers_within_the_job(posted: list[str], receiver: Receiver) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -23,8 +24,10 @@ from events.payload import NewEvent
 from orgs.models import Organization
 from tests.webhooks.helpers import queue_of, statuses, subscribe
 from webhooks import subscriptions
+from webhooks.dispatch.claim import Occupancy
 from webhooks.dispatch.hand_over import MOST_DELIVERIES, SenderHandOver
 from webhooks.dispatch.sender import Sender
+from webhooks.dispatch.sender_shares import share_places
 from webhooks.models import Delivery, DeliveryAttempt, Subscription, SubscriptionQueue
 from webhooks.routing.fan_out import FanOut, Round
 from webhooks.routing.insert import NewDeliveries
@@ -187,6 +190,29 @@ def test_an_organization_with_much_in_flight_gets_places_while_a_claim_has_reser
         assert statuses(subscription=healthy) == ["delivering"]
         sender.release_places(reserved)
         sender.stop(0)
+
+
+def _shares(*wanted: tuple[str, int], occupied: int = 0) -> list[int]:
+    """Return the shares of queues by organization and deliveries, with 64 places that a claim has left of 512.
+
+    occupied: places of the first organization.
+    """
+    owners = {name: uuid.uuid4() for name, _ in wanted}
+    demands = [QueueDemand(uuid.uuid4(), owners[name], f"{number}:1", n) for number, (name, n) in enumerate(wanted)]
+    occupancy = Occupancy(Counter({owners[wanted[0][0]]: occupied}), Counter(), Counter())
+    reserved = min(64, sum(number for _, number in wanted))
+    shares = share_places(demands, reserved, occupancy, 64 - reserved, 512 - occupied)
+    return [shares.get(demand.subscription_id, 0) for demand in demands]
+
+
+def test_organizations_and_their_queues_share_the_places_that_a_claim_has_left() -> None:
+    assert _shares(("a", 200)) == [32], "the others may come while the claim lasts"
+    assert _shares(("a", 100), ("b", 100)) == [32, 32]
+    assert _shares(("a", 200), ("b", 1)) == [32, 1]
+    assert _shares(*[("a", 10)] * 16) == [2] * 16
+    assert _shares(("a", 1), occupied=300) == [1]
+    assert _shares(("a", 1), ("a", 1), occupied=383) == [1, 0], "three times what stays free"
+    assert _shares(("a", 1), ("b", 1), occupied=400) == [0, 1]
 
 
 def test_a_disabled_subscription_s_delivery_is_held(organization: Organization, sender: Sender) -> None:

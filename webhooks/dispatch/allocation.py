@@ -73,6 +73,25 @@ def keep_room_for_others(rooms: Sequence[int], in_flight: Sequence[int], free: i
     return [min(room, max(most - has, 0 if has else 1)) for room, has in zip(rooms, in_flight, strict=True)]
 
 
+def share_in_turn(rooms: Sequence[int], organizations: Sequence[K], total: int, limits: Mapping[K, int]) -> list[int]:
+    """Return how many of `total` places each queue gets: first a share for each organization, then for its queues.
+
+    limits: how many each organization may get.
+    """
+    positions_of: dict[K, list[int]] = defaultdict(list)
+    for position, organization in enumerate(organizations):
+        positions_of[organization].append(position)
+    wanted = [
+        min(limits[name], sum(rooms[position] for position in positions)) for name, positions in positions_of.items()
+    ]
+    quotas = [0] * len(rooms)
+    for positions, share in zip(positions_of.values(), share_out(wanted, total), strict=True):
+        shares = share_out([rooms[position] for position in positions], share)
+        for position, quota in zip(positions, shares, strict=True):
+            quotas[position] = quota
+    return quotas
+
+
 def share_between_organizations(
     rooms: Sequence[int],
     organizations: Sequence[K],
@@ -102,14 +121,4 @@ def share_between_organizations(
         own_in_flight = [in_flight[position] for position in positions]
         for position, room in zip(positions, keep_room_for_others(own_rooms, own_in_flight, limit), strict=True):
             bounded[position] = room
-    wanted = [
-        min(limit, sum(bounded[position] for position in positions_of[name]))
-        for name, limit in zip(names, allowed, strict=True)
-    ]
-    quotas = [0] * len(rooms)
-    for name, share in zip(names, share_out(wanted, free), strict=True):
-        positions = positions_of[name]
-        shares = share_out([bounded[position] for position in positions], share)
-        for position, quota in zip(positions, shares, strict=True):
-            quotas[position] = quota
-    return quotas
+    return share_in_turn(bounded, organizations, free, dict(zip(names, allowed, strict=True)))

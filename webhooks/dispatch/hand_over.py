@@ -155,7 +155,13 @@ class SenderHandOver:
         self._reserved = free = self._sender.reserve(total)
         if not free:
             return {}
-        shares = share_places(demands, free, self._sender.occupancy(), self._sender.unoccupied_places())
+        shares = share_places(
+            demands,
+            free,
+            self._sender.occupancy(),
+            self._sender.free_places(),
+            self._sender.unoccupied_places(),
+        )
         if shares:
             self._started = time.monotonic()
             self._locking = server_cursor(class_row(_Queue))
@@ -184,7 +190,7 @@ class SenderHandOver:
         return len(self._rows)
 
     def left_to_claims(self) -> int:
-        # The result that makes room in a full queue has the others claimed, and a pause ends by itself.
+        # The next result of a full queue has the others claimed.  A pause ends by itself, and a poll notices.
         return sum(row.is_claimable and not row.is_leased for row in self._rows)
 
     def begin(self) -> None:

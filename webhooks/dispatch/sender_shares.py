@@ -7,19 +7,22 @@ from collections.abc import Sequence
 
 from django.conf import settings
 
-from webhooks.dispatch.allocation import limit_hosts, share_between_organizations
+from webhooks.dispatch.allocation import limit_hosts, share_between_organizations, share_in_turn
 from webhooks.dispatch.claim import Occupancy
 from webhooks.routing.sender_interface import QueueDemand
 
 
 def share_places(
-    demands: Sequence[QueueDemand], reserved: int, occupancy: Occupancy, unoccupied: int
+    demands: Sequence[QueueDemand], reserved: int, occupancy: Occupancy, free: int, unoccupied: int
 ) -> dict[uuid.UUID, int]:
     """Return for how many deliveries each queue gets places, of those that are `reserved`.
 
-    occupancy: of the sender's places.  unoccupied: those that are not taken.  No queue gets more than its share of a
-    claim of all of these, also while a claim has most of them reserved, few of which it may fill.
+    occupancy: of the sender's places.  free: those that are neither taken nor reserved.  unoccupied: those that are not
+    taken.  No queue gets more than its share of a claim of all unoccupied places, also while a claim has most of them
+    reserved, few of which it may fill.  No organization gets more than half of the places that nobody has reserved: the
+    rest is for others, as long as that claim lasts.
     """
+    organizations = [demand.organization_id for demand in demands]
     rooms = limit_hosts(
         [demand.deliveries for demand in demands],
         [demand.host for demand in demands],
@@ -28,15 +31,11 @@ def share_places(
     )
     quotas = share_between_organizations(
         rooms,
-        [demand.organization_id for demand in demands],
+        organizations,
         [occupancy.by_subscription[demand.subscription_id] for demand in demands],
         occupancy.by_organization,
         unoccupied,
     )
-    shares: dict[uuid.UUID, int] = {}
-    for demand, quota in zip(demands, quotas, strict=True):
-        share = min(quota, reserved)
-        reserved -= share
-        if share:
-            shares[demand.subscription_id] = share
-    return shares
+    most = max(1, (free + reserved) // 2)
+    shares = share_in_turn(quotas, organizations, reserved, dict.fromkeys(organizations, most))
+    return {demand.subscription_id: share for demand, share in zip(demands, shares, strict=True) if share}

@@ -181,7 +181,11 @@ class TakingLoop:
                 for one in deliveries
             }
             shares = share_places(
-                list(demands.values()), reserved, self._in_flight.occupancy(), self._in_flight.unoccupied
+                list(demands.values()),
+                reserved,
+                self._in_flight.occupancy(),
+                self._in_flight.free,
+                self._in_flight.unoccupied,
             )
             refused = set()  # with all deliveries of the event, because they have one lease
             for row, one in zip(rows, deliveries, strict=True):

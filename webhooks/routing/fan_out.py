@@ -99,7 +99,7 @@ class Round:
 
     seen: events that it claimed.  left_behind: organizations of which it processed fewer events than it claimed,
     because they want so many deliveries.  passed_over: those of which it processed none.  more: whether another round
-    at once may find more.  left_to_claims: whether deliveries are due that were not handed over to a sender.
+    at once may find more.  left_to_claims: whether a claim may take deliveries now that were not handed over.
     inboxes: those that got deliveries.  put_off: events that wait for an earlier one of their ordering key, and are due
     again after PUT_OFF_SECONDS.
     """

@@ -73,7 +73,7 @@ class RoundInsert:
 
     @property
     def left_to_claims(self) -> bool:
-        """Return whether deliveries are due that were not handed over; after `outcomes`."""
+        """Return whether a claim may take deliveries now that were not handed over; after `outcomes`."""
         return bool(self.pending.due) or self._left_to_claims
 
     def outcomes(self) -> list[Processed]:
