@@ -30,3 +30,22 @@ def installation(request: pytest.FixtureRequest) -> Iterator[Account]:
         yield open_account(servers)
     finally:
         servers.stop_processes()
+
+
+@pytest.fixture(autouse=True)
+def without_what_was_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Delete the subscriptions that a test, or a page that it follows, has made: they would want the next one's events."""
+    if "installation" not in request.fixturenames:
+        yield
+        return
+    account: Account = request.getfixturevalue("installation")
+    before = set(_subscriptions(account))
+    yield
+    for subscription_id in _subscriptions(account):
+        if subscription_id not in before:
+            account.call("DELETE", f"/api/subscriptions/{subscription_id}")
+
+
+def _subscriptions(account: Account) -> list[str]:
+    """Return the ids of the account's newest subscriptions."""
+    return [one["id"] for one in account.call("GET", "/api/subscriptions?limit=100").document["data"]]
