@@ -34,7 +34,7 @@ def installation(request: pytest.FixtureRequest) -> Iterator[Account]:
 
 @pytest.fixture(autouse=True)
 def without_what_was_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Delete the subscriptions that a test, or a page that it follows, has made: they would want the next one's events."""
+    """Delete the subscriptions that a test has made, or a page that it follows: they would want later events."""
     if "installation" not in request.fixturenames:
         yield
         return
