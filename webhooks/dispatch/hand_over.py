@@ -152,12 +152,12 @@ class SenderHandOver:
         total = sum(demand.deliveries for demand in demands)
         if not 0 < total <= MOST_DELIVERIES or settings.DELIVERY_RETRY_SCHEDULE[0] or settings.DISABLE_WEBHOOK_DELIVERY:
             return {}
-        self._reserved = free = self._sender.reserve(total)
-        if not free:
+        self._reserved = self._sender.reserve(total)
+        if not self._reserved:
             return {}
         shares = share_places(
             demands,
-            free,
+            self._reserved,
             self._sender.occupancy(),
             self._sender.free_places(),
             self._sender.unoccupied_places(),
