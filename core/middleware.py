@@ -11,6 +11,7 @@ from django.http import HttpRequest, HttpResponse
 
 from core.deprecations import add_deprecation_headers
 from core.ids import new_request_id
+from core.logs import current_request_id
 from core.metrics.requests import PROBLEMS, count_request, route_of
 from core.problems import Problem, problem_response
 
@@ -38,7 +39,7 @@ class RequestMiddleware:
         given = request.META.get("HTTP_X_REQUEST_ID", "")
         request_id = given if REQUEST_ID.fullmatch(given) else new_request_id()
         request.request_id = request_id  # type: ignore[attr-defined]
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        bound = current_request_id.set(request_id)
         try:
             is_api = request.path_info.startswith("/api/")
             if is_api and request.path_info.endswith("/"):
@@ -69,4 +70,4 @@ class RequestMiddleware:
             )
             return response
         finally:
-            structlog.contextvars.unbind_contextvars("request_id")
+            current_request_id.reset(bound)

@@ -25,6 +25,7 @@ from core.front_door.http import ASGIScope, ClientGone, Receive, Request, Respon
 from core.front_door.wsgi_bridge import WSGIApplication, WSGIBridge
 from core.giving_way import Rests
 from core.ids import new_request_id
+from core.logs import current_request_id, output
 from core.metrics.requests import OTHER, PROBLEMS, count_request
 from core.middleware import MAX_URL_CHARACTERS, REQUEST_ID
 from core.problems import MEDIA_TYPE, Problem, document
@@ -97,13 +98,17 @@ class FrontDoor:
 
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
+        with output.together_each_turn(asyncio.get_running_loop()):
+            await self._run_services(receive, send)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _run_services(self, receive: Receive, send: Send) -> None:
         async with AsyncExitStack() as stack:
             for service in self._services:
                 await stack.enter_async_context(service)
             await send({"type": "lifespan.startup.complete"})
             await receive()
         await asyncio.to_thread(self._site.shutdown)
-        await send({"type": "lifespan.shutdown.complete"})
 
     async def _serve(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         path = path_below(scope["path"])
@@ -128,7 +133,7 @@ class FrontDoor:
 
     async def _handle(self, handler: Handler, route: str, request: Request, send: Send) -> None:
         started = time.perf_counter()
-        structlog.contextvars.bind_contextvars(request_id=request.request_id)
+        current_request_id.set(request.request_id)
         response: Response | Stream
         try:
             response = await handler(request)

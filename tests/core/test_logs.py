@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from core import logs
 
@@ -14,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SCRIPT = """
 import logging, structlog, uuid
-from core.logs import configure_logging
+from core.logs import configure_logging, current_request_id
 configure_logging("INFO")
 log = structlog.get_logger()
-structlog.contextvars.bind_contextvars(request_id="r1")
+current_request_id.set("r1")
 log.info("plain", number=1, text="a\\nb\\u2028\\x1b[31m", nested={"a": [1, None]})
 log.debug("too detailed")
 log.info("surrogate", text="\\ud800")
@@ -29,7 +35,7 @@ try:
     1 / 0
 except ZeroDivisionError:
     log.exception("fault")
-structlog.contextvars.clear_contextvars()
+current_request_id.set(None)
 logging.getLogger("somebody").warning("hello %s\\nsecond line", "world")
 logging.getLogger("somebody").info("told")
 logging.getLogger("django.request").error("logged by the middleware already")
@@ -77,3 +83,57 @@ def test_no_value_keeps_a_line_from_being_written() -> None:
     for value in ("\ud800", 2**80, {1: 2}, object(), float("nan"), b"\xff"):
         line = json.loads(logs._render(None, "", {"event": "x", "value": value}))
         assert line["event"] == "x"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def output(path: Path) -> Iterator[logs.Output]:
+    with path.open("wb") as file:
+        yield logs.Output(file)
+
+
+def test_a_line_is_written_at_once(output: logs.Output, path: Path) -> None:
+    output.info(b"one")
+    assert path.read_text() == "one\n"
+    output.warning(b"two")
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_lines_that_belong_together_are_written_together_whatever_happens_among_them(
+    output: logs.Output, path: Path
+) -> None:
+    other = threading.Thread(target=output.info, args=(b"of another thread",))
+    with contextlib.suppress(ZeroDivisionError), output.together():
+        output.info(b"one")
+        with output.together():
+            output.info(b"two")
+        other.start()
+        other.join()
+        assert path.read_text() == "of another thread\n"
+        raise ZeroDivisionError
+    assert path.read_text() == "of another thread\none\ntwo\n"
+    output.info(b"after")
+    assert path.read_text() == "of another thread\none\ntwo\nafter\n"
+
+
+def test_the_lines_of_a_turn_of_an_event_loop_are_written_together(output: logs.Output, path: Path) -> None:
+    async def log() -> None:
+        with output.together_each_turn(asyncio.get_running_loop()):
+            output.info(b"one")
+            with output.together():
+                output.info(b"two")
+            assert path.read_text() == ""
+            await asyncio.sleep(0)
+            assert path.read_text() == "one\ntwo\n"
+            await asyncio.to_thread(output.info, b"of another thread")
+            assert path.read_text() == "one\ntwo\nof another thread\n"
+            output.info(b"last")
+        assert path.read_text() == "one\ntwo\nof another thread\nlast\n"
+        output.info(b"after")
+
+    asyncio.run(log())
+    assert path.read_text() == "one\ntwo\nof another thread\nlast\nafter\n"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from core.logs import output
 from core.metrics.kinds import Counter, Histogram
 from events.origin import unpack_request_id
 from webhooks.destinations.exchange import Exchange, milliseconds
@@ -87,8 +88,14 @@ def count_attempts(attempts: Sequence[LoggedAttempt]) -> None:
     LATENCIES.observe_all(latencies)
 
 
-def log_attempt(attempt: LoggedAttempt) -> None:
-    """Log an attempt whose transaction is committed."""
+def log_attempts(attempts: Iterable[LoggedAttempt]) -> None:
+    """Log attempts whose transaction is committed."""
+    with output.together():
+        for attempt in attempts:
+            _log_attempt(attempt)
+
+
+def _log_attempt(attempt: LoggedAttempt) -> None:
     line: dict[str, Any] = {
         "outcome": DeliveryState.RETRYING.value if attempt.became == DeliveryStatus.PENDING else attempt.became,
         "delivery_id": attempt.delivery_id,

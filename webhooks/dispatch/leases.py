@@ -14,7 +14,7 @@ from psycopg.rows import class_row
 
 from core.db import in_transaction, server_cursor
 from webhooks.destinations.outcome import Failure
-from webhooks.dispatch.attempt_log import LoggedAttempt, count_attempts, log_attempt
+from webhooks.dispatch.attempt_log import LoggedAttempt, count_attempts, log_attempts
 from webhooks.dispatch.delivery import ClaimedDelivery
 from webhooks.models import Delivery, DeliveryStatus, NoticeKind
 from webhooks.notices import Note, failed_delivery, note
@@ -175,8 +175,7 @@ def expire(limit: int = 1000) -> int:
     lost = in_transaction(work)
     attempts = [_lost_attempt(row) for row in lost]
     count_attempts(attempts)
-    for attempt in attempts:
-        log_attempt(attempt)
+    log_attempts(attempts)
     if lost:
         log.warning("leases_expired", deliveries=len(lost))
     return len(lost)

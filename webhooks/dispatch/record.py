@@ -24,7 +24,7 @@ from core.db import (
 from core.encryption import Sealer
 from webhooks import ordering_keys
 from webhooks.destinations.exchange import seal_exchange
-from webhooks.dispatch.attempt_log import LATE, LoggedAttempt, count_attempts, log_attempt
+from webhooks.dispatch.attempt_log import LATE, LoggedAttempt, count_attempts, log_attempts
 from webhooks.dispatch.delivery import AttemptResult
 from webhooks.dispatch.disabling import disable_unwanted
 from webhooks.dispatch.queue_update import UPDATE_QUEUES, QueueUpdate, breaker_policy, queue_columns
@@ -121,8 +121,7 @@ def record_results(results: Sequence[AttemptResult]) -> bool:
     batches = _transact(_without_repeats(results), not all(result.outcome.succeeded for result in results))
     for batch in batches:
         count_attempts(batch.attempts)
-        for attempt in batch.attempts:
-            log_attempt(attempt)
+        log_attempts(batch.attempts)
     for batch in batches:
         for subscription_id, reason in batch.disabled.items():
             log.warning("subscription_disabled", subscription_id=str(subscription_id), reason=reason)

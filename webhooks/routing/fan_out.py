@@ -21,6 +21,7 @@ from psycopg.rows import scalar_row
 
 from core.arrays import plain_array, text_array
 from core.db import KEEP_PLANS_WITHOUT_WAITING, in_pipelined_transaction, is_transient, server_cursor
+from core.logs import output
 from core.metrics.kinds import Counter as CounterMetric
 from webhooks.destinations.inbox.arrivals import announce_arrivals
 from webhooks.routing.claim_events import CLAIM_AGAIN, AcceptedEvent, EventClaims, claiming_cursor
@@ -295,9 +296,10 @@ def _log_outcomes(processed: Sequence[Processed], started: float) -> None:
     """Log, count, and trace each event; its duration is the round's, which is how long it took."""
     seconds = time.perf_counter() - started
     trace_fan_out([entry.event.id for entry in processed], seconds)
-    for entry in processed:
-        event = entry.event
-        note_processed(event.id, event.organization_id, event.type, seconds, is_new=entry.is_new)
+    with output.together():
+        for entry in processed:
+            event = entry.event
+            note_processed(event.id, event.organization_id, event.type, seconds, is_new=entry.is_new)
 
 
 def note_processed(
