@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, cast
 
+import hiredis
 import redis.asyncio
 from django.conf import settings
 from redis.asyncio import ConnectionPool
@@ -21,6 +22,7 @@ from redis.asyncio.sentinel import (
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from core.redis import breaker
 from core.redis_connections import sentinel_options
@@ -30,13 +32,20 @@ RECONNECT_SECONDS = 1.0
 _WENT_AWAY = (ReadOnlyError, MasterDownError, RedisConnectionError)
 
 
-def _pool() -> ConnectionPool:
-    """Return a pool of connections to the server or primary that `core.redis_connections` connects to."""
+_OPTIONS: Any = settings.CACHES["default"]["OPTIONS"]
+# In C, where redis-py's own is in Python.  Its annotation allows for one word only.
+_pack: Callable[[tuple[str | int | float, ...]], bytes] = cast(Any, hiredis.pack_command)
+
+
+def _pool(socket_timeout: float | None) -> ConnectionPool:
+    """Return a pool of connections to the server or primary that `core.redis_connections` connects to.
+
+    socket_timeout: for each write and read, in seconds.
+    """
     url = settings.REDIS_URL
-    configured: Any = settings.CACHES["default"]["OPTIONS"]
     options = {
-        "socket_connect_timeout": configured["SOCKET_CONNECT_TIMEOUT"],
-        "socket_timeout": configured["SOCKET_TIMEOUT"],
+        "socket_connect_timeout": _OPTIONS["SOCKET_CONNECT_TIMEOUT"],
+        "socket_timeout": socket_timeout,
         "retry": Retry(NoBackoff(), 0),
     }
     if not settings.REDIS_SENTINELS:
@@ -57,12 +66,14 @@ class AsyncRedis:
     """Connections to Redis for the event loop that it is used in, as many as there are calls at a time.
 
     They are taken from redis-py's pool once and kept: taking one for each command costs as much processor time as the
-    command.
+    command.  The time for a call is limited here.  redis-py would limit each write by a task of its own, which takes
+    two more turns of the loop, and each read.
     """
 
     def __init__(self) -> None:
-        self._pool = _pool()
-        self._client = redis.asyncio.Redis(connection_pool=self._pool)
+        self._seconds: float = _OPTIONS["SOCKET_TIMEOUT"]
+        self._pool = _pool(None)
+        self._client = redis.asyncio.Redis(connection_pool=_pool(self._seconds))
         self._idle: list[AbstractConnection] = []
 
     async def run(self, commands: Sequence[Sequence[str | int | float]]) -> list[Any]:
@@ -76,11 +87,11 @@ class AsyncRedis:
             connection = self._idle.pop() if self._idle else await self._pool.get_connection()
             try:
                 try:
-                    return await _send(connection, commands)
+                    return await _send(connection, commands, self._seconds)
                 except _WENT_AWAY:
                     # That the server went away or became a replica while the connection was idle is noticed only now.
                     await connection.disconnect()
-                    return await _send(connection, commands)
+                    return await _send(connection, commands, self._seconds)
             except (ReadOnlyError, MasterDownError) as error:
                 raise RedisConnectionError(f"the server is no longer the primary: {error}") from error
             finally:
@@ -113,24 +124,33 @@ class AsyncRedis:
 
     async def close(self) -> None:
         await self._pool.disconnect()
+        await self._client.connection_pool.disconnect()
         await self._client.aclose()
 
 
-async def _send(connection: AbstractConnection, commands: Sequence[Sequence[str | int | float]]) -> list[Any]:
+async def _send(
+    connection: AbstractConnection, commands: Sequence[Sequence[str | int | float]], seconds: float
+) -> list[Any]:
     """Send commands on a connection and return their replies; raise the first error among them.
 
-    After any other error than one of a reply, the connection is closed.
+    After any other error than one of a reply, the connection is closed.  seconds: how long it may take.
     """
-    if not connection.is_connected:
-        await connection.connect()  # to whichever server is the primary now
-    await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
     replies: list[Any] = []
     failure: ResponseError | None = None
-    for _ in commands:  # all are read, or the next command would get a reply of this one
-        try:
-            replies.append(await connection.read_response())
-        except ResponseError as error:
-            failure = failure or error
+    packed = [_pack(tuple(command)) for command in commands]
+    try:
+        async with asyncio.timeout(seconds):
+            if not connection.is_connected:
+                await connection.connect()  # to whichever server is the primary now
+            await connection.send_packed_command(packed, check_health=False)
+            for _ in commands:  # all are read, or the next command would get a reply of this one
+                try:
+                    replies.append(await connection.read_response())
+                except ResponseError as error:
+                    failure = failure or error
+    except TimeoutError:
+        await connection.disconnect(nowait=True)
+        raise RedisTimeoutError(f"no reply within {seconds} s") from None
     if failure is not None:
         raise failure
     return replies

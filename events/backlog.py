@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import structlog
-from cachetools import LRUCache
 from django.conf import settings
 from django.db.models import DurationField, ExpressionWrapper, Min
 from django.db.models.functions import Now
@@ -166,14 +165,17 @@ class BacklogEstimate:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Of each organization, the count for each of _BOUNDS.
-        self._counts: LRUCache[uuid.UUID, list[_Count]] = LRUCache(MOST_ORGANIZATIONS)
+        self._counts: dict[uuid.UUID, list[_Count]] = {}
         self._shared = _Count()
 
     def is_stale(self, organization_id: uuid.UUID) -> bool:
         """Return whether a count for the organization is due again."""
         now = time.monotonic()
         with self._lock:
-            return any(count.stale_at <= now for count in self._counts_of(organization_id))
+            for count in self._counts_of(organization_id):
+                if count.stale_at <= now:
+                    return True
+        return False
 
     def is_recent(self, organization_id: uuid.UUID) -> bool:
         """Return whether every count for the organization is less than a minute old."""
@@ -244,6 +246,8 @@ class BacklogEstimate:
         """Return the count for each of _BOUNDS, in their order."""
         counts = self._counts.get(organization_id)
         if counts is None:
+            if len(self._counts) >= MOST_ORGANIZATIONS:
+                del self._counts[next(iter(self._counts))]  # whichever has been there for longest
             counts = [self._shared if bound.is_shared else _Count() for bound in _BOUNDS]
             self._counts[organization_id] = counts
         return counts

@@ -14,6 +14,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 import psycopg
 import structlog
@@ -384,26 +385,38 @@ class GroupCommit:
 
 def insert_parameters(items: Sequence[PendingEvent]) -> dict[str, object]:
     """Return the parameters of `insert_events`."""
-    callers = [item.request.caller for item in items]
+    (
+        ids, organization_ids, key_ids, rates, catalogs, types, data, dedup_ids, fingerprints, request_ids, traces,
+        cloudevents, channels, ordering_keys,
+    ) = zip(*map(_columns, items), strict=True)  # fmt: skip
     return {
-        "ids": plain_array(item.id for item in items),
-        "organization_ids": plain_array(caller.organization_id for caller in callers),
-        "key_ids": plain_array(caller.key_id for caller in callers),
-        "rates": plain_array(caller.events_per_minute for caller in callers),
-        "catalogs": plain_array(caller.catalog_version for caller in callers),
-        "types": text_array(item.event.type for item in items),
-        "data": text_array(item.event.data for item in items),
-        "dedup_ids": text_array(item.event.dedup_id for item in items),
-        "fingerprints": bytes_array(item.fingerprint for item in items),
-        "request_ids": bytes_array(item.request.origin.request_id for item in items),
-        "traces": text_array(item.event.trace or item.request.origin.trace for item in items),
-        "cloudevents": text_array(item.event.cloudevent for item in items),
-        "channels": text_array(join(item.event.channels) for item in items),
-        "ordering_keys": text_array(item.event.ordering_key for item in items),
-        "distinct_key_ids": list({caller.key_id for caller in callers}),
+        "ids": plain_array(ids),
+        "organization_ids": plain_array(organization_ids),
+        "key_ids": plain_array(key_ids),
+        "rates": plain_array(rates),
+        "catalogs": plain_array(catalogs),
+        "types": text_array(types),
+        "data": text_array(data),
+        "dedup_ids": text_array(dedup_ids),
+        "fingerprints": bytes_array(fingerprints),
+        "request_ids": bytes_array(request_ids),
+        "traces": text_array(traces),
+        "cloudevents": text_array(cloudevents),
+        "channels": text_array(channels),
+        "ordering_keys": text_array(ordering_keys),
+        "distinct_key_ids": plain_array(set(key_ids)),
         "scope": Scope.EVENTS_WRITE.value,
         "window": datetime.timedelta(seconds=settings.DEDUP_WINDOW),
     }
+
+
+def _columns(item: PendingEvent) -> tuple[Any, ...]:
+    caller, event, origin = item.request.caller, item.event, item.request.origin
+    return (
+        item.id, caller.organization_id, caller.key_id, caller.events_per_minute, caller.catalog_version,
+        event.type, event.data, event.dedup_id, item.fingerprint, origin.request_id, event.trace or origin.trace,
+        event.cloudevent, join(event.channels), event.ordering_key,
+    )  # fmt: skip
 
 
 def _stopping() -> psycopg.OperationalError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter as Counts
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from types import TracebackType
 
 import structlog
 
@@ -33,21 +33,25 @@ EVENTS = Counter(
 INVALID = "invalid"  # an item of a batch
 
 
-@contextmanager
-def failure_logged(organization_id: uuid.UUID, events: Sequence[NewEvent], started: float) -> Iterator[None]:
+class failure_logged:
     """Log each of the events with the outcome `error` when storing them raises something other than a Problem.
 
     started: `time.perf_counter()` when the request came.
     """
-    try:
-        yield
-    except Problem:
-        raise
-    except Exception as error:
-        name = type(error).__name__
-        # Not for an attempt that is repeated.
-        after_transaction(lambda: _log_failure(organization_id, events, name, started), even_if_it_fails=True)
-        raise
+
+    def __init__(self, organization_id: uuid.UUID, events: Sequence[NewEvent], started: float) -> None:
+        self._of = organization_id, events
+        self._started = started
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, Problem):
+            name = type(error).__name__
+            # Not for an attempt that is repeated.
+            after_transaction(lambda: _log_failure(*self._of, name, self._started), even_if_it_fails=True)
 
 
 def _log_failure(organization_id: uuid.UUID, events: Sequence[NewEvent], error: str, started: float) -> None:

@@ -139,6 +139,8 @@ class Pacing:
         events: how many the request has.  A check that was long ago doesn't count.
         """
         self._sent[organization_id] += events
+        if not self._waiting and not self._limits:
+            return 0.0
         waiting, limit = self._waiting.get(organization_id), self._limits.get(organization_id)
         now = self._clock()
         if (waiting is None and limit is None) or now - self._looked_at > STOPPED_SECONDS:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ from core.db import after_transaction
 from events.origin import Origin
 
 
-@contextmanager
 def traced(
     origin: Origin,
     route: str,
@@ -22,15 +21,27 @@ def traced(
     events: Sequence[object],
     started: float,
     is_replay: Callable[[], bool] = lambda: False,
-) -> Iterator[Origin]:
-    """Yield the origin that the events are stored with: if traces are on, one that continues with this request's span.
+) -> AbstractContextManager[Origin]:
+    """Return a context with the origin that the events are stored with: if traces are on, one that continues with this
+    request's span.
 
     started: `time.perf_counter()` when the request came.  is_replay: asked at the end whether a kept response was given
     again.  That stored nothing, so it has no span, and neither has an attempt that a deadlock rolled back.
     """
     if not tracing.is_on():
-        yield origin
-        return
+        return nullcontext(origin)
+    return _traced(origin, route, organization_id, events, started, is_replay)
+
+
+@contextmanager
+def _traced(
+    origin: Origin,
+    route: str,
+    organization_id: uuid.UUID,
+    events: Sequence[object],
+    started: float,
+    is_replay: Callable[[], bool],
+) -> Iterator[Origin]:
     attributes: dict[str, Any] = {
         "http.request.method": "POST",
         "http.route": route,

@@ -82,11 +82,18 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        sizes = [len(self.url), *(len(name) + len(value) for name, value in self.headers)]
-        if len(sizes) > MAX_FIELDS + 1 or max(sizes) > MAX_FIELD_BYTES or sum(sizes) > MAX_HEAD_BYTES:
+        size = longest = len(self.url)
+        hosts = 0
+        for name, value in self.headers:
+            field = len(name) + len(value)
+            size += field
+            if field > longest:
+                longest = field
+            if name == b"host":
+                hosts += 1
+        if len(self.headers) > MAX_FIELDS or longest > MAX_FIELD_BYTES or size > MAX_HEAD_BYTES:
             self._refusal = HEAD_TOO_LARGE
             raise BadHead
-        hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
             self._refusal = HOST_NEEDED
             raise BadHead

@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import lru_cache
 from typing import Protocol, cast
 
 import orjson
 import structlog
-from cachetools import LRUCache
 from csp.middleware import CSPMiddleware
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
@@ -84,7 +84,7 @@ class FrontDoor:
             whose,
         )
         self._services = services
-        self._allowed_hosts: LRUCache[bytes, bool] = LRUCache(1000)
+        self._is_allowed = lru_cache(1000)(_is_allowed)
         self._security_headers = _security_headers()
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
@@ -115,8 +115,9 @@ class FrontDoor:
         if path.startswith("/api/"):
             path = path.rstrip("/")
         handler = self._routes.get((scope["method"], path))
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"").decode("latin-1")
-        request = Request(scope, receive, given if REQUEST_ID.fullmatch(given) else new_request_id())
+        request = Request(scope, receive)
+        given = request.header(b"x-request-id")
+        request.request_id = given if REQUEST_ID.fullmatch(given) else new_request_id()
         try:
             if handler is not None and self._is_ordinary(request):
                 await self._handle(handler, path, request, send)
@@ -240,11 +241,7 @@ class FrontDoor:
                 return False
         if len(request.scope["raw_path"]) + len(request.scope["query_string"]) >= MAX_URL_CHARACTERS:
             return False
-        host = request.headers.get(b"host", b"")
-        allowed = self._allowed_hosts.get(host)
-        if allowed is None:
-            allowed = self._allowed_hosts[host] = _is_allowed(host)
-        return allowed
+        return self._is_allowed(request.headers.get(b"host", b""))
 
 
 def _is_allowed(host: bytes) -> bool:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from django.http import QueryDict
@@ -58,7 +57,7 @@ INPUT_HAS_ENDED = "triggers.input_has_ended"
 class Request:
     """A request.  Its body is read when it is needed, within a limit."""
 
-    def __init__(self, scope: ASGIScope, receive: Receive, request_id: str) -> None:
+    def __init__(self, scope: ASGIScope, receive: Receive, request_id: str = "") -> None:
         self.scope = scope
         self.request_id = request_id
         self.progress: object = None  # what a handler has to know if it serves the request again
@@ -66,14 +65,11 @@ class Request:
         self._body: bytes | None = None
         self._decompressed = b""
         self._ended = False  # no more of the body will come
-
-    @cached_property
-    def headers(self) -> dict[bytes, bytes]:
-        """Return the header fields by lowercase name; the values of a repeated field are joined with a comma."""
-        headers: dict[bytes, bytes] = {}
-        for name, value in self.scope["headers"]:
+        # The header fields by lowercase name; the values of a repeated field are joined with a comma.
+        self.headers: dict[bytes, bytes] = {}
+        headers = self.headers
+        for name, value in scope["headers"]:
             headers[name] = headers[name] + b"," + value if name in headers else value
-        return headers
 
     def header(self, name: bytes) -> str:
         """Return the value of a header field; empty when it is missing."""
@@ -97,7 +93,7 @@ class Request:
 
         Raises Problem: 415 for a compression that isn't gzip, what `read` raises, and what `decompress` raises.
         """
-        is_compressed = require_encoding(self.header(b"content-encoding"))
+        is_compressed = b"content-encoding" in self.headers and require_encoding(self.header(b"content-encoding"))
         body = await self.read(limit)
         self._decompressed = decompress(body, limit) if is_compressed else body
         return self._decompressed

@@ -154,6 +154,8 @@ _making = threading.Lock()
 def store() -> Store:
     """Return the store of this process; the first call takes a slot."""
     global _store
+    if _store is not None:
+        return _store
     with _making:
         if _store is None:
             _store = Store(Path(settings.METRICS_DIR) if settings.METRICS_DIR else None)

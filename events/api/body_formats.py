@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from django.conf import settings
 
@@ -58,6 +59,11 @@ def reading_of_event(content_type: str, headers: Mapping[str, str] | None) -> Re
     """
     if headers is not None and (head := cloudevents.binary_head(headers, content_type)) is not None:
         return Reading("", False, head)
+    return _reading_of_event(content_type)
+
+
+@lru_cache(1000)
+def _reading_of_event(content_type: str) -> Reading:
     media_type = require_media_type(content_type, JSON, cloudevents.STRUCTURED, cloudevents.BATCH)
     return Reading(media_type, media_type == cloudevents.BATCH)
 

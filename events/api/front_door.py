@@ -282,8 +282,7 @@ class EventsDoor:
 def _once_of(request: Request, caller: Caller) -> Once | None:
     """Return the idempotency key of a request with its content; None without a key, or before its body has been
     read."""
-    body = _progress(request).content
-    if body is None or b"idempotency-key" not in request.headers:
+    if b"idempotency-key" not in request.headers or (body := _progress(request).content) is None:
         return None
     content = fingerprint("POST", path_below(request.scope["path"]), body, b"")
     key = parse_key(request.header(b"idempotency-key"))

@@ -77,3 +77,16 @@ def test_connections_that_redis_has_closed_are_opened_again_at_once() -> None:
             assert not breaker.is_open
 
     with_redis(work)
+
+
+def test_a_call_that_redis_does_not_answer_in_time_fails_and_its_late_reply_goes_to_nobody() -> None:
+    async def work(redis: AsyncRedis) -> None:
+        await redis.run([("ECHO", "connected")])
+        get_redis_connection("default").execute_command("CLIENT", "PAUSE", 800, "ALL")
+        with pytest.raises(RedisUnavailable, match="no reply within"):
+            await redis.run([("ECHO", "late")])
+        await asyncio.sleep(0.5)
+        breaker.reset()
+        assert await redis.run([("ECHO", "mine")]) == [b"mine"]
+
+    with_redis(work)
