@@ -226,8 +226,8 @@ class BacklogEstimate:
         with self._lock:
             counts = self._counts_of(organization_id)
             for bound, count in zip(_BOUNDS, counts, strict=True):
-                if count.length >= bound.limit():
-                    problem = bound.refusal(bound.limit())
+                if count.length >= (limit := bound.limit()):
+                    problem = bound.refusal(limit)
                     _log_now_and_then(count, organization_id, problem)
                     return problem
             for bound, count in zip(_BOUNDS, counts, strict=True):

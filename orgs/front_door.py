@@ -36,10 +36,13 @@ def whose(request: Request) -> Hashable:
     The key may have been revoked since.  One that this process hasn't seen working doesn't count, because it could be
     any text.
     """
-    organization_id = verified_keys.organization_of(
-        key_in(request.header(b"x-api-key"), request.header(b"authorization"))
-    )
+    organization_id = verified_keys.organization_of(_key_of(request))
     return organization_id or client_network(client_address(request))
+
+
+def _key_of(request: Request) -> str:
+    """Return the key that a request has, as `orgs.authentication` finds it; empty when there is none."""
+    return key_in(request.header(b"x-api-key"), request.header(b"authorization"))
 
 
 class Authenticator:
@@ -58,7 +61,7 @@ class Authenticator:
         """
 
         async def handle(request: Request) -> R:
-            key = key_in(request.header(b"x-api-key"), request.header(b"authorization"))
+            key = _key_of(request)
             caller = self.cache.get(key)
             is_remembered = caller is not None
             if caller is None:

@@ -267,6 +267,8 @@ def _security_headers() -> list[tuple[bytes, bytes]]:
 
 
 def _cors_headers(request: Request) -> list[tuple[bytes, bytes]]:
+    if not settings.CORS_ALLOWED_ORIGINS:
+        return []
     headers = cors_headers(request.header(b"origin"))
     return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
 

@@ -199,7 +199,8 @@ class EventsDoor:
         if events:
             rate.require_possible(caller, len(events))
             await self._require_room(caller, len(events))
-            await self._pace(caller, len(events))
+            if pause := self._pause(caller, len(events)):
+                await asyncio.sleep(pause)
         origin = origin_of(request.request_id, request.header(b"traceparent"), request.header(b"tracestate"))
         pending = None if once is None else PendingResponse(once, lambda results: _kept(receive(results)))
         commits = self.commits if pending is None else self.idempotent_commits
@@ -268,15 +269,15 @@ class EventsDoor:
         if problem is not None:
             raise problem
 
-    async def _pace(self, caller: Caller, events: int) -> None:
-        """Pause before a request of an organization whose earlier events the workers haven't processed yet."""
+    def _pause(self, caller: Caller, events: int) -> float:
+        """Return how long to pause before a request of an organization whose earlier events the workers haven't
+        processed yet, in seconds."""
         if (self._looking is None or self._looking.done()) and self._pacing.wants_look():
             self._looking = asyncio.get_running_loop().run_in_executor(
                 self._threads, lambda: borrow_connection(self._pacing.look)
             )
             self._looking.add_done_callback(_ignore_failure)
-        if pause := self._pacing.pause(caller.organization_id, events):
-            await asyncio.sleep(pause)
+        return self._pacing.pause(caller.organization_id, events)
 
 
 def _once_of(request: Request, caller: Caller) -> Once | None:
