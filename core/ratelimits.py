@@ -1,4 +1,5 @@
-"""Rate limits: counted atomically in Redis for all processes; in this process alone while Redis is away."""
+"""Rate limits: counted atomically in Redis for all processes, some of it ahead; in this process alone while Redis is
+away."""
 
 from __future__ import annotations
 
@@ -18,6 +19,10 @@ from core.async_redis import AsyncRedis
 from core.redis import RedisUnavailable, call_redis
 
 WINDOW_SECONDS = 60
+# How much of a limit a process counts ahead; nothing if less than one tenth of it is left.
+RESERVED_SHARE = 1 / 1000
+NEAR_SHARE = 1 / 10
+MOST_RESERVES = 10_000
 
 # Adds each cost if all of it fits.  Returns the milliseconds left of the window, and for each cost whether it fitted
 # and the count after it: one round trip, where the limits package needs three for each.  A key without an expiry gets
@@ -130,17 +135,107 @@ def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> RateLimitD
         return _hit_locally(policy, subject, per_minute, cost)
 
 
-async def hit_each(redis: AsyncRedis, policy: str, demands: Sequence[Demand]) -> list[list[RateLimitDecision]]:
-    """Count the demands of several subjects in one round trip, each cost as `hit` does."""
-    commands = [_words(policy, demand) for demand in demands]
-    try:
-        try:
-            replies = await redis.run([("EVALSHA", _COUNT_SHA, *words) for words in commands])
-        except NoScriptError:
-            replies = await redis.run([("EVAL", _COUNT, *words) for words in commands])
-    except RedisUnavailable:
-        return [
-            [_hit_locally(policy, demand.subject, demand.per_minute, cost) for cost in demand.costs]
-            for demand in demands
+@dataclass(slots=True)
+class _Reserve:
+    """What a process may allow by itself, because it has been counted already.
+
+    left: how much.  others: what else is left of the limit, when it was counted.  ends_at: of the window, by the
+    monotonic clock.
+    """
+
+    left: int
+    others: int
+    ends_at: float
+
+    def take(self, cost: int, per_minute: int, now: float) -> RateLimitDecision | None:
+        """Allow `cost`; None if there isn't enough left."""
+        if cost > self.left or now >= self.ends_at:
+            return None
+        self.left -= cost
+        return RateLimitDecision(True, per_minute, self.others + self.left, math.ceil(self.ends_at - now))
+
+
+class ReservingCounter:
+    """Counts against the limits of many subjects on an event loop, with a round trip for the few that need one.
+
+    With what a request costs, a thousandth of a large limit is counted ahead, and the requests that follow are allowed
+    without Redis while that lasts.  So what is allowed never exceeds the limit; and processes that get no more requests
+    in a window may leave a thousandth each unused.  Near the limit, nothing is counted ahead.
+    """
+
+    def __init__(self) -> None:
+        # By policy, subject, and limit; the oldest first.
+        self._reserves: dict[tuple[str, str, int], _Reserve] = {}
+
+    async def hit_each(
+        self, redis: AsyncRedis, policy: str, demands: Sequence[Demand]
+    ) -> list[list[RateLimitDecision]]:
+        """Count the demands of several subjects, each cost as `hit` does."""
+        now = time.monotonic()
+        decided = [self._decide(policy, demand, now) for demand in demands]
+        asked = [
+            Demand(
+                demand.subject,
+                demand.per_minute,
+                [cost for cost, decision in zip(demand.costs, decisions, strict=True) if decision is None],
+            )
+            for demand, decisions in zip(demands, decided, strict=True)
         ]
-    return [_decisions(reply, demand.per_minute) for reply, demand in zip(replies, demands, strict=True)]
+        needed = [demand for demand in asked if demand.costs]
+        counted = iter(await self._count(redis, policy, needed) if needed else ())
+        results = []
+        for demand, decisions in zip(asked, decided, strict=True):
+            others = iter(next(counted) if demand.costs else ())
+            results.append([next(others) if decision is None else decision for decision in decisions])
+        return results
+
+    def _decide(self, policy: str, demand: Demand, now: float) -> list[RateLimitDecision | None]:
+        """Return what can be allowed without Redis; None for each other cost."""
+        reserve = self._reserves.get((policy, demand.subject, demand.per_minute))
+        if reserve is None:
+            return [None] * len(demand.costs)
+        return [reserve.take(cost, demand.per_minute, now) for cost in demand.costs]
+
+    async def _count(self, redis: AsyncRedis, policy: str, demands: Sequence[Demand]) -> list[list[RateLimitDecision]]:
+        """Count the demands in Redis, in one round trip, and reserves with them."""
+        ahead = [self._ahead(policy, demand) for demand in demands]
+        commands = [
+            (*_words(policy, demand), *([reserve] if reserve else []))
+            for demand, reserve in zip(demands, ahead, strict=True)
+        ]
+        try:
+            try:
+                replies = await redis.run([("EVALSHA", _COUNT_SHA, *words) for words in commands])
+            except NoScriptError:
+                replies = await redis.run([("EVAL", _COUNT, *words) for words in commands])
+        except RedisUnavailable:
+            return [
+                [_hit_locally(policy, demand.subject, demand.per_minute, cost) for cost in demand.costs]
+                for demand in demands
+            ]
+        return [
+            self._read(policy, demand, reserve, reply)
+            for demand, reserve, reply in zip(demands, ahead, replies, strict=True)
+        ]
+
+    def _ahead(self, policy: str, demand: Demand) -> int:
+        """Return how much to count ahead."""
+        known = self._reserves.get((policy, demand.subject, demand.per_minute))
+        if known is not None and known.others < demand.per_minute * NEAR_SHARE and time.monotonic() < known.ends_at:
+            return 0
+        return int(demand.per_minute * RESERVED_SHARE)
+
+    def _read(self, policy: str, demand: Demand, ahead: int, reply: Sequence[int]) -> list[RateLimitDecision]:
+        """Return what a reply says of each cost, and remember what was counted ahead."""
+        decisions = _decisions(reply, demand.per_minute)
+        now = time.monotonic()
+        key = policy, demand.subject, demand.per_minute
+        before = self._reserves.pop(key, None)
+        left = before.left if before is not None and now < before.ends_at else 0
+        if ahead and decisions.pop().allowed:
+            left += ahead
+        if demand.per_minute * RESERVED_SHARE >= 1:
+            if len(self._reserves) >= MOST_RESERVES:
+                del self._reserves[next(iter(self._reserves))]
+            self._reserves[key] = _Reserve(left, max(0, demand.per_minute - reply[-1]), now + reply[0] / 1000)
+        return decisions

@@ -25,7 +25,7 @@ from core.arrays import bytes_array, plain_array, text_array
 from core.async_postgresql import AsyncConnection
 from core.async_redis import AsyncRedis
 from core.ids import new_ids
-from core.ratelimits import Demand, RateLimitDecision, hit_each
+from core.ratelimits import Demand, RateLimitDecision, ReservingCounter
 from events.channels import join
 from events.ingest import Ingested, IngestStatus
 from events.insert_statement import insert_events
@@ -172,6 +172,7 @@ class GroupCommit:
         self._arrived = asyncio.Event()
         self.database = AsyncConnection()
         self.redis = AsyncRedis()
+        self._rates = ReservingCounter()
         self._task: asyncio.Task[None] | None = None
         self._requests_before = 0  # how many the last commit had
 
@@ -302,7 +303,7 @@ class GroupCommit:
             Demand(str(organization_id), rate, [cost(request) for request in requests])
             for (organization_id, rate), requests in by_organization.items()
         ]
-        decisions = await hit_each(self.redis, policy, demands)
+        decisions = await self._rates.hit_each(self.redis, policy, demands)
         for requests, of_each in zip(by_organization.values(), decisions, strict=True):
             for request, decision in zip(requests, of_each, strict=True):
                 request.counted.decision, request.counted.is_counted = decision, decision.allowed

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import pytest
 from django_redis import get_redis_connection
 
-from core.ratelimits import hit
+from core.async_redis import AsyncRedis
+from core.ratelimits import Demand, RateLimitDecision, ReservingCounter, hit
+from core.redis import breaker
 from devstack.processes import ROOT
 
 KEY = "triggers:rate:p:a"
+T = TypeVar("T")
 
 
 def counted() -> int:
@@ -109,3 +115,95 @@ def test_a_cost_that_does_not_fit_uses_up_nothing(where: str) -> None:
     decisions = [hit("p", "a", 10, cost=cost) for cost in costs]
     assert [decision.allowed for decision in decisions] == [True, False, True, False, True, False]
     assert [decision.remaining for decision in decisions] == [7, 7, 2, 2, 0, 0]
+
+
+def with_redis(work: Callable[[AsyncRedis], Awaitable[T]]) -> T:
+    async def run() -> T:
+        redis = AsyncRedis()
+        try:
+            return await work(redis)
+        finally:
+            await redis.close()
+
+    return asyncio.run(run())
+
+
+async def hit_one(counter: ReservingCounter, redis: AsyncRedis, per_minute: int, cost: int = 1) -> RateLimitDecision:
+    ((decision,),) = await counter.hit_each(redis, "p", [Demand("a", per_minute, [cost])])
+    return decision
+
+
+def test_a_thousandth_is_counted_ahead_and_what_is_left_is_told_exactly() -> None:
+    async def work(redis: AsyncRedis) -> None:
+        counter = ReservingCounter()
+        remaining, in_redis = [], []
+        for _ in range(63):
+            decision = await hit_one(counter, redis, 60_000)
+            assert decision.allowed
+            assert 0 < decision.reset_seconds <= 60
+            remaining.append(decision.remaining)
+            in_redis.append(counted())
+        assert remaining == list(range(59_999, 59_999 - 63, -1))
+        assert in_redis == [61] * 61 + [122] * 2
+
+    with_redis(work)
+
+
+def test_a_cost_over_what_was_counted_ahead_is_counted_by_itself_and_the_others_beside_it_are_not() -> None:
+    async def work(redis: AsyncRedis) -> None:
+        counter = ReservingCounter()
+        await hit_one(counter, redis, 10_000)
+        ((first, large, last),) = await counter.hit_each(redis, "p", [Demand("a", 10_000, [4, 500, 4])])
+        assert [first.allowed, large.allowed, last.allowed] == [True, True, True]
+        assert counted() == 1 + 10 + 500 + 10
+        assert not (await hit_one(counter, redis, 10_000, 9_999)).allowed
+
+    with_redis(work)
+
+
+@pytest.mark.parametrize("limit", [7, 3000])
+def test_processes_that_count_ahead_get_the_whole_rate_together_and_not_one_more(limit: int) -> None:
+    async def work(redis: AsyncRedis) -> None:
+        counters = [ReservingCounter(), ReservingCounter()]
+        get_redis_connection("default").set(KEY, 0, ex=300)  # one window, however busy the machine is
+        allowed = sum([(await hit_one(counters[turn % 2], redis, limit)).allowed for turn in range(limit + 20)])
+        assert allowed == limit
+        assert counted() == limit
+
+    with_redis(work)
+
+
+def test_what_was_counted_ahead_ends_with_its_window() -> None:
+    async def work(redis: AsyncRedis) -> None:
+        counter = ReservingCounter()
+        get_redis_connection("default").set(KEY, 0, px=300)
+        await hit_one(counter, redis, 60_000)
+        while get_redis_connection("default").exists(KEY):
+            await asyncio.sleep(0.02)
+        assert (await hit_one(counter, redis, 60_000)).remaining == 59_999
+        assert counted() == 61
+
+    with_redis(work)
+
+
+def test_without_redis_what_was_counted_ahead_is_used_up_and_then_this_process_counts() -> None:
+    async def work(redis: AsyncRedis) -> None:
+        counter = ReservingCounter()
+        assert (await hit_one(counter, redis, 2_000)).remaining == 1_999
+        breaker.open(60)
+        try:
+            left = [(await hit_one(counter, redis, 2_000)).remaining for _ in range(3)]
+        finally:
+            breaker.reset()
+        assert left == [1_998, 1_997, 1_999]
+
+    with_redis(work)
+
+
+def test_a_count_that_redis_forgot_the_script_of_is_made_nevertheless() -> None:
+    async def work(redis: AsyncRedis) -> None:
+        get_redis_connection("default").script_flush()
+        assert (await hit_one(ReservingCounter(), redis, 100)).allowed
+        assert counted() == 1
+
+    with_redis(work)
