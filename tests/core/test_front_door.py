@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
@@ -155,17 +154,21 @@ def test_on_busy_processors_the_site_serves_one_request_of_each_at_a_time_beside
     monkeypatch.setattr(turns, "MOST_WAIT_SECONDS", 60.0)
     inside: list[int] = [0, 0]
     lock = threading.Lock()
+    all_are_inside, seconds = threading.Event(), 0.0  # how long a request waits for the others
 
     def slow_site(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         with lock:
             inside[0] += 1
             inside[1] = max(inside)
-        time.sleep(0.05)
+            if inside[0] == 3:
+                all_are_inside.set()
+        all_are_inside.wait(0.05 if at_once == 1 else seconds)
         with lock:
             inside[0] -= 1
         return site(environ, start_response)
 
     async def run() -> None:
+        nonlocal seconds
         door = FrontDoor(
             {("POST", PATH): own}, slow_site, 4, whose=lambda request: request.header(b"x-who"),
             served=Everybody(), rests=busy_rests(),
@@ -192,7 +195,7 @@ def test_on_busy_processors_the_site_serves_one_request_of_each_at_a_time_beside
         assert await post(rival, PATH) == OWN
         await post(b"greedy", "/api/lists")  # the first two looks tell how busy the processors are
         await post(b"greedy", "/api/lists")
-        inside[1] = 0
+        inside[1], seconds = 0, 30.0
         assert await asyncio.gather(*(post(b"greedy", "/api/lists") for _ in range(3))) == [SITE] * 3
 
     asyncio.run(run())
