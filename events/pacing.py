@@ -29,7 +29,7 @@ from core.db import server_cursor
 from events.lagging import lagging_among
 
 # The longest that an event may wait for its fan-out without a pause for its organization.
-MOST_WAITING_SECONDS = 0.05
+MOST_WAITING_SECONDS = 0.035
 # The first pause, and the longest.  Each check makes it longer by half, or halves it.
 FIRST_SECONDS = 0.004
 LONGEST_SECONDS = 0.5
