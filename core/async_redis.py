@@ -25,7 +25,7 @@ from redis.exceptions import MasterDownError, ReadOnlyError, RedisError, Respons
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from core.redis import breaker
-from core.redis_connections import sentinel_options
+from core.redis_connections import SENTINEL_SECONDS, sentinel_options
 
 LISTEN_SECONDS = 10.0
 RECONNECT_SECONDS = 1.0
@@ -65,15 +65,14 @@ def _pool(socket_timeout: float | None) -> ConnectionPool:
 class AsyncRedis:
     """Connections to Redis for the event loop that it is used in, as many as there are calls at a time.
 
-    They are taken from redis-py's pool once and kept: taking one for each command costs as much processor time as the
-    command.  The time for a call is limited here.  redis-py would limit each write by a task of its own, which takes
-    two more turns of the loop, and each read.
+    redis-py's pool makes them, and they are kept here: taking one from it for each command costs as much processor time
+    as the command.  The time for a call is limited here.  redis-py would limit each write by a task of its own, which
+    takes two more turns of the loop, and each read.
     """
 
     def __init__(self) -> None:
-        self._seconds: float = _OPTIONS["SOCKET_TIMEOUT"]
         self._pool = _pool(None)
-        self._client = redis.asyncio.Redis(connection_pool=_pool(self._seconds))
+        self._client = redis.asyncio.Redis(connection_pool=_pool(_OPTIONS["SOCKET_TIMEOUT"]))
         self._idle: list[AbstractConnection] = []
 
     async def run(self, commands: Sequence[Sequence[str | int | float]]) -> list[Any]:
@@ -84,14 +83,14 @@ class AsyncRedis:
         """
 
         async def send() -> list[Any]:
-            connection = self._idle.pop() if self._idle else await self._pool.get_connection()
+            connection = self._idle.pop() if self._idle else self._pool.make_connection()
             try:
                 try:
-                    return await _send(connection, commands, self._seconds)
+                    return await _send(connection, commands)
                 except _WENT_AWAY:
                     # That the server went away or became a replica while the connection was idle is noticed only now.
                     await connection.disconnect()
-                    return await _send(connection, commands, self._seconds)
+                    return await _send(connection, commands)
             except (ReadOnlyError, MasterDownError) as error:
                 raise RedisConnectionError(f"the server is no longer the primary: {error}") from error
             finally:
@@ -123,34 +122,42 @@ class AsyncRedis:
                     await pubsub.aclose()
 
     async def close(self) -> None:
-        await self._pool.disconnect()
+        for connection in self._idle:
+            await connection.disconnect()
         await self._client.connection_pool.disconnect()
         await self._client.aclose()
 
 
-async def _send(
-    connection: AbstractConnection, commands: Sequence[Sequence[str | int | float]], seconds: float
-) -> list[Any]:
+async def _send(connection: AbstractConnection, commands: Sequence[Sequence[str | int | float]]) -> list[Any]:
     """Send commands on a connection and return their replies; raise the first error among them.
 
-    After any other error than one of a reply, the connection is closed.  seconds: how long it may take.
+    After any other error than one of a reply, the connection is closed.
     """
     replies: list[Any] = []
     failure: ResponseError | None = None
     packed = [_pack(tuple(command)) for command in commands]
     try:
-        async with asyncio.timeout(seconds):
-            if not connection.is_connected:
+        if not connection.is_connected:
+            async with asyncio.timeout(_connect_seconds()):
                 await connection.connect()  # to whichever server is the primary now
+        async with asyncio.timeout(_OPTIONS["SOCKET_TIMEOUT"]):
             await connection.send_packed_command(packed, check_health=False)
             for _ in commands:  # all are read, or the next command would get a reply of this one
                 try:
                     replies.append(await connection.read_response())
                 except ResponseError as error:
                     failure = failure or error
-    except TimeoutError:
+    except (TimeoutError, asyncio.CancelledError) as error:
         await connection.disconnect(nowait=True)
-        raise RedisTimeoutError(f"no reply within {seconds} s") from None
+        if isinstance(error, TimeoutError):
+            raise RedisTimeoutError("the server does not respond") from None
+        raise
     if failure is not None:
         raise failure
     return replies
+
+
+def _connect_seconds() -> float:
+    """Return how long connecting may take: asking each sentinel, the connection itself, and what is said first."""
+    asking = len(settings.REDIS_SENTINELS) * 2 * SENTINEL_SECONDS
+    return asking + float(_OPTIONS["SOCKET_CONNECT_TIMEOUT"]) + float(_OPTIONS["SOCKET_TIMEOUT"])

@@ -13,8 +13,9 @@ import logging
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from select import PIPE_BUF
 from typing import Any, BinaryIO
 
 import orjson
@@ -65,64 +66,106 @@ def _render_line(logger: Any, name: str, event_dict: structlog.typing.EventDict)
     return _render_bytes(event_dict)
 
 
-class Output:
-    """Writes lines to a file: each at once, or several together where a thread asks for it."""
+class _Kept:
+    """Lines of a thread that are to be written together.  write: writes lines."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, write: Callable[[Sequence[bytes]], None]) -> None:
+        self._write = write
+        self._lines: list[bytes] = []
+
+    def add(self, line: bytes) -> None:
+        self._lines.append(line)
+
+    def write(self) -> None:
+        """Write what was added since the last time."""
+        lines, self._lines = self._lines, []
+        self._write(lines)
+
+
+class _KeptForATurn(_Kept):
+    """The same, written at the beginning of the event loop's next turn."""
+
+    def __init__(self, write: Callable[[Sequence[bytes]], None], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(write)
+        self._loop = loop
+
+    def add(self, line: bytes) -> None:
+        if not self._lines:
+            self._loop.call_soon(self.write)
+        super().add(line)
+
+
+class Output:
+    """Writes lines: each at once, or several together where a thread asks for it.
+
+    file: returns where to.
+    """
+
+    def __init__(self, file: Callable[[], BinaryIO]) -> None:
         self._file = file
         self._of_thread = threading.local()
 
-    def msg(self, line: bytes) -> None:
+    def info(self, line: bytes) -> None:
         """Write a line, or keep it for the others of this thread."""
-        keep: Callable[[bytes], None] | None = getattr(self._of_thread, "keep", None)
-        (keep or self._write)(line + b"\n")
+        kept: _Kept | None = getattr(self._of_thread, "kept", None)
+        if kept is None:
+            self._write([line])
+        else:
+            kept.add(line)
 
-    debug = info = warning = error = critical = msg  # what structlog calls
+    def error(self, line: bytes) -> None:
+        """Write a line now, behind those of this thread that were kept: the process may be about to end."""
+        self.info(line)
+        kept: _Kept | None = getattr(self._of_thread, "kept", None)
+        if kept is not None:
+            kept.write()
+
+    # What structlog calls besides.
+    debug = info
+    warning = critical = error
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Write what this thread logs meanwhile at the end, with one system call."""
-        lines: list[bytes] = []
-        with self._keeping(lines.append, lambda: self._write(b"".join(lines))):
+        """Write what this thread logs meanwhile at the end, with few system calls."""
+        with self._keeping(_Kept(self._write)):
             yield
 
     @contextlib.contextmanager
     def together_each_turn(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         """Write what the thread of this event loop logs in one of its turns at the beginning of the next."""
-        lines: list[bytes] = []
-
-        def write() -> None:
-            written = b"".join(lines)
-            lines.clear()
-            self._write(written)
-
-        def keep(line: bytes) -> None:
-            lines.append(line)
-            if len(lines) == 1:
-                loop.call_soon(write)
-
-        with self._keeping(keep, write):
+        with self._keeping(_KeptForATurn(self._write, loop)):
             yield
 
     @contextlib.contextmanager
-    def _keeping(self, keep: Callable[[bytes], None], write: Callable[[], None]) -> Iterator[None]:
-        before = getattr(self._of_thread, "keep", None)
-        if before is not None:  # within another one, which writes these lines, too
+    def _keeping(self, kept: _Kept) -> Iterator[None]:
+        if getattr(self._of_thread, "kept", None) is not None:  # within another one, which writes these lines, too
             yield
             return
-        self._of_thread.keep = keep
+        self._of_thread.kept = kept
         try:
             yield
         finally:
-            self._of_thread.keep = None
-            write()
+            self._of_thread.kept = None
+            kept.write()
 
-    def _write(self, lines: bytes) -> None:
-        self._file.write(lines)
-        self._file.flush()
+    def _write(self, lines: Sequence[bytes]) -> None:
+        """Write lines, as many with one system call as a pipe takes as a whole: processes may share one."""
+        file = self._file()
+        waiting: list[bytes] = []
+        size = 0
+        for line in lines:
+            if waiting and size + len(line) >= PIPE_BUF:
+                file.write(b"".join(waiting))
+                file.flush()
+                waiting, size = [], 0
+            waiting += (line, b"\n")
+            size += len(line) + 1
+        if waiting:
+            file.write(b"".join(waiting))
+            file.flush()
 
 
-output = Output(sys.stderr.buffer)
+output = Output(lambda: sys.stderr.buffer)
 
 
 def configure_logging(level: str) -> None:

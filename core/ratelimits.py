@@ -19,29 +19,37 @@ from core.async_redis import AsyncRedis
 from core.redis import RedisUnavailable, call_redis
 
 WINDOW_SECONDS = 60
-# How much of a limit a process counts ahead; nothing if less than one tenth of it is left.
+# How much of a limit a process counts ahead, for how long that may be used, and for how many subjects.
 RESERVED_SHARE = 1 / 1000
-NEAR_SHARE = 1 / 10
+RESERVE_SECONDS = 1.0
 MOST_RESERVES = 10_000
 
-# Adds each cost if all of it fits.  Returns the milliseconds left of the window, and for each cost whether it fitted
-# and the count after it: one round trip, where the limits package needs three for each.  A key without an expiry gets
-# one.
+# Gives back what was counted ahead and not used, adds each cost if all of it fits, and counts a reserve ahead if all of
+# them do and a tenth of the limit is left.  Returns the milliseconds left of the window, the reserve, and for each cost
+# whether it fitted and the count after it: one round trip, where the limits package needs three for each.  A key
+# without an expiry gets one.
 _COUNT = """
-local used = tonumber(redis.call('GET', KEYS[1]) or '0')
-local limit, left = tonumber(ARGV[1]), redis.call('PTTL', KEYS[1])
-local before, result = used, {0}
-for position = 3, #ARGV do
+local before = tonumber(redis.call('GET', KEYS[1]) or '0')
+local limit, reserve, left = tonumber(ARGV[1]), tonumber(ARGV[3]), redis.call('PTTL', KEYS[1])
+local used, result = math.max(0, before - tonumber(ARGV[4])), {0, 0}
+local all_fit = true
+for position = 5, #ARGV do
     local cost = tonumber(ARGV[position])
     local allowed = 0
     if used + cost <= limit then
         used = used + cost
         allowed = 1
+    else
+        all_fit = false
     end
     result[#result + 1] = allowed
     result[#result + 1] = used
 end
-if used > before then
+if all_fit and limit - used >= limit / 10 and used + reserve <= limit then
+    used = used + reserve
+    result[2] = reserve
+end
+if used ~= before then
     redis.call('INCRBY', KEYS[1], used - before)
 end
 if left < 0 then
@@ -101,10 +109,10 @@ class Demand:
     costs: Sequence[int]
 
 
-def _words(policy: str, demand: Demand) -> tuple[str | int, ...]:
+def _words(policy: str, demand: Demand, reserve: int = 0, returned: int = 0) -> tuple[str | int, ...]:
     """Return the arguments of the script."""
     key = f"triggers:rate:{policy}:{demand.subject}"
-    return (1, key, demand.per_minute, WINDOW_SECONDS * 1000, *demand.costs)
+    return (1, key, demand.per_minute, WINDOW_SECONDS * 1000, reserve, returned, *demand.costs)
 
 
 def _decisions(reply: Sequence[int], per_minute: int) -> list[RateLimitDecision]:
@@ -112,7 +120,7 @@ def _decisions(reply: Sequence[int], per_minute: int) -> list[RateLimitDecision]
     reset_seconds = math.ceil(reply[0] / 1000)
     return [
         RateLimitDecision(bool(allowed), per_minute, max(0, per_minute - used), reset_seconds)
-        for allowed, used in zip(reply[1::2], reply[2::2], strict=True)
+        for allowed, used in zip(reply[2::2], reply[3::2], strict=True)
     ]
 
 
@@ -139,28 +147,34 @@ def hit(policy: str, subject: str, per_minute: int, cost: int = 1) -> RateLimitD
 class _Reserve:
     """What a process may allow by itself, because it has been counted already.
 
-    left: how much.  others: what else is left of the limit, when it was counted.  ends_at: of the window, by the
-    monotonic clock.
+    left: how much.  others: what else is left of the limit, when it was counted.  counted_at, ends_at: when that was,
+    and when the window ends at the earliest, by the monotonic clock.
     """
 
     left: int
     others: int
+    counted_at: float
     ends_at: float
 
     def take(self, cost: int, per_minute: int, now: float) -> RateLimitDecision | None:
-        """Allow `cost`; None if there isn't enough left."""
-        if cost > self.left or now >= self.ends_at:
+        """Allow `cost`; None if there isn't enough left, or the reserve is old."""
+        if cost > self.left or now >= self.ends_at or now - self.counted_at > RESERVE_SECONDS:
             return None
         self.left -= cost
         return RateLimitDecision(True, per_minute, self.others + self.left, math.ceil(self.ends_at - now))
+
+    def returned(self, now: float) -> int:
+        """Return how much can be given back.  Shortly before the window's end nothing, or the next one would get it."""
+        return self.left if now < self.ends_at - RESERVE_SECONDS else 0
 
 
 class ReservingCounter:
     """Counts against the limits of many subjects on an event loop, with a round trip for the few that need one.
 
-    With what a request costs, a thousandth of a large limit is counted ahead, and the requests that follow are allowed
-    without Redis while that lasts.  So what is allowed never exceeds the limit; and processes that get no more requests
-    in a window may leave a thousandth each unused.  Near the limit, nothing is counted ahead.
+    With what requests cost, a thousandth of a large limit is counted ahead.  For a second, the requests that follow are
+    allowed without Redis while that lasts.  The next one that needs a round trip gives back what is left of it.  So
+    what is allowed never exceeds the limit, and what the others have used meanwhile is seen after a second.  Once a
+    tenth of the limit is left, nothing is counted ahead.  For one task at a time.
     """
 
     def __init__(self) -> None:
@@ -173,36 +187,28 @@ class ReservingCounter:
         """Count the demands of several subjects, each cost as `hit` does."""
         now = time.monotonic()
         decided = [self._decide(policy, demand, now) for demand in demands]
-        asked = [
-            Demand(
-                demand.subject,
-                demand.per_minute,
-                [cost for cost, decision in zip(demand.costs, decisions, strict=True) if decision is None],
-            )
-            for demand, decisions in zip(demands, decided, strict=True)
-        ]
-        needed = [demand for demand in asked if demand.costs]
-        counted = iter(await self._count(redis, policy, needed) if needed else ())
-        results = []
-        for demand, decisions in zip(asked, decided, strict=True):
-            others = iter(next(counted) if demand.costs else ())
-            results.append([next(others) if decision is None else decision for decision in decisions])
-        return results
+        needed = [demand for demand, decisions in zip(demands, decided, strict=True) if decisions is None]
+        counted = iter(await self._count(redis, policy, needed, now) if needed else ())
+        return [next(counted) if decisions is None else decisions for decisions in decided]
 
-    def _decide(self, policy: str, demand: Demand, now: float) -> list[RateLimitDecision | None]:
-        """Return what can be allowed without Redis; None for each other cost."""
+    def _decide(self, policy: str, demand: Demand, now: float) -> list[RateLimitDecision] | None:
+        """Return the decisions that don't need Redis; None if all costs together are more than the reserve."""
         reserve = self._reserves.get((policy, demand.subject, demand.per_minute))
-        if reserve is None:
-            return [None] * len(demand.costs)
-        return [reserve.take(cost, demand.per_minute, now) for cost in demand.costs]
+        if reserve is None or sum(demand.costs) > reserve.left:
+            return None
+        decisions = [reserve.take(cost, demand.per_minute, now) for cost in demand.costs]
+        return [decision for decision in decisions if decision is not None] if all(decisions) else None
 
-    async def _count(self, redis: AsyncRedis, policy: str, demands: Sequence[Demand]) -> list[list[RateLimitDecision]]:
-        """Count the demands in Redis, in one round trip, and reserves with them."""
-        ahead = [self._ahead(policy, demand) for demand in demands]
-        commands = [
-            (*_words(policy, demand), *([reserve] if reserve else []))
-            for demand, reserve in zip(demands, ahead, strict=True)
-        ]
+    async def _count(
+        self, redis: AsyncRedis, policy: str, demands: Sequence[Demand], now: float
+    ) -> list[list[RateLimitDecision]]:
+        """Count the demands in Redis, in one round trip, and settle their reserves."""
+        commands = []
+        for demand in demands:
+            # Forgotten before it is given back: whether Redis has got it isn't known if the reply is lost.
+            known = self._reserves.pop((policy, demand.subject, demand.per_minute), None)
+            returned = known.returned(now) if known is not None else 0
+            commands.append(_words(policy, demand, int(demand.per_minute * RESERVED_SHARE), returned))
         try:
             try:
                 replies = await redis.run([("EVALSHA", _COUNT_SHA, *words) for words in commands])
@@ -213,29 +219,12 @@ class ReservingCounter:
                 [_hit_locally(policy, demand.subject, demand.per_minute, cost) for cost in demand.costs]
                 for demand in demands
             ]
-        return [
-            self._read(policy, demand, reserve, reply)
-            for demand, reserve, reply in zip(demands, ahead, replies, strict=True)
-        ]
-
-    def _ahead(self, policy: str, demand: Demand) -> int:
-        """Return how much to count ahead."""
-        known = self._reserves.get((policy, demand.subject, demand.per_minute))
-        if known is not None and known.others < demand.per_minute * NEAR_SHARE and time.monotonic() < known.ends_at:
-            return 0
-        return int(demand.per_minute * RESERVED_SHARE)
-
-    def _read(self, policy: str, demand: Demand, ahead: int, reply: Sequence[int]) -> list[RateLimitDecision]:
-        """Return what a reply says of each cost, and remember what was counted ahead."""
-        decisions = _decisions(reply, demand.per_minute)
-        now = time.monotonic()
-        key = policy, demand.subject, demand.per_minute
-        before = self._reserves.pop(key, None)
-        left = before.left if before is not None and now < before.ends_at else 0
-        if ahead and decisions.pop().allowed:
-            left += ahead
-        if demand.per_minute * RESERVED_SHARE >= 1:
-            if len(self._reserves) >= MOST_RESERVES:
-                del self._reserves[next(iter(self._reserves))]
-            self._reserves[key] = _Reserve(left, max(0, demand.per_minute - reply[-1]), now + reply[0] / 1000)
-        return decisions
+        for demand, reply in zip(demands, replies, strict=True):
+            if reserve := reply[1]:
+                if len(self._reserves) >= MOST_RESERVES:
+                    del self._reserves[next(iter(self._reserves))]
+                others = demand.per_minute - reply[-1] - reserve
+                # The window can't end before this, because the reply was made after `now`.
+                ends_at = now + reply[0] / 1000
+                self._reserves[policy, demand.subject, demand.per_minute] = _Reserve(reserve, others, now, ends_at)
+        return [_decisions(reply, demand.per_minute) for demand, reply in zip(demands, replies, strict=True)]

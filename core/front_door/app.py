@@ -178,8 +178,8 @@ class FrontDoor:
         ]
         if not keep_alive:
             headers.append((b"connection", b"close"))
-        # Before the response, as Django's middleware does: once a client has the response, the line and the count are
-        # there.
+        # Before the response, as Django's middleware does: once a client has the response, the count is there, and the
+        # line in a moment (`core.logs`).
         count_request(request.scope["method"], route, response.status, seconds)
         log.info(
             "request",

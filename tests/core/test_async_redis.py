@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from django_redis import get_redis_connection
@@ -83,10 +84,25 @@ def test_a_call_that_redis_does_not_answer_in_time_fails_and_its_late_reply_goes
     async def work(redis: AsyncRedis) -> None:
         await redis.run([("ECHO", "connected")])
         get_redis_connection("default").execute_command("CLIENT", "PAUSE", 800, "ALL")
-        with pytest.raises(RedisUnavailable, match="no reply within"):
+        with pytest.raises(RedisUnavailable, match="does not respond"):
             await redis.run([("ECHO", "late")])
         await asyncio.sleep(0.5)
         breaker.reset()
         assert await redis.run([("ECHO", "mine")]) == [b"mine"]
 
     with_redis(work)
+
+
+def test_a_server_that_accepts_connections_and_says_nothing_counts_as_away(settings: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings.REDIS_URL = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+
+        async def work(redis: AsyncRedis) -> None:
+            async with asyncio.timeout(20):
+                with pytest.raises(RedisUnavailable, match="does not respond"):
+                    await redis.run([("ECHO", "anybody")])
+
+        try:
+            with_redis(work)
+        finally:
+            breaker.reset()

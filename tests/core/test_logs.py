@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -93,7 +94,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def output(path: Path) -> Iterator[logs.Output]:
     with path.open("wb") as file:
-        yield logs.Output(file)
+        yield logs.Output(lambda: file)
 
 
 def test_a_line_is_written_at_once(output: logs.Output, path: Path) -> None:
@@ -101,6 +102,35 @@ def test_a_line_is_written_at_once(output: logs.Output, path: Path) -> None:
     assert path.read_text() == "one\n"
     output.warning(b"two")
     assert path.read_text() == "one\ntwo\n"
+
+
+def test_a_warning_is_written_at_once_behind_the_lines_that_were_kept(output: logs.Output, path: Path) -> None:
+    with output.together():
+        output.info(b"one")
+        output.warning(b"two")
+        assert path.read_text() == "one\ntwo\n"
+        output.info(b"three")
+    assert path.read_text() == "one\ntwo\nthree\n"
+
+
+def test_lines_that_are_written_together_stay_whole_in_a_pipe_that_processes_share() -> None:
+    script = (
+        "from core.logs import output\n"
+        "for round in range(60):\n"
+        "    with output.together():\n"
+        "        for number in range(64):\n"
+        "            output.info((%r * 299).encode())\n"
+    )
+    reading, writing = os.pipe()
+    writers = [subprocess.Popen([sys.executable, "-c", script % letter], cwd=ROOT, stderr=writing) for letter in "ab"]
+    os.close(writing)
+    with open(reading, "rb", buffering=0) as pipe:
+        read = b""
+        while part := pipe.read(1000):
+            read += part
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    assert set(read.split(b"\n")) == {b"a" * 299, b"b" * 299, b""}
+    assert read.count(b"\n") == 2 * 60 * 64
 
 
 def test_lines_that_belong_together_are_written_together_whatever_happens_among_them(

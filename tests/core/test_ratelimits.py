@@ -14,6 +14,7 @@ from typing import TypeVar
 import pytest
 from django_redis import get_redis_connection
 
+from core import ratelimits
 from core.async_redis import AsyncRedis
 from core.ratelimits import Demand, RateLimitDecision, ReservingCounter, hit
 from core.redis import breaker
@@ -133,6 +134,13 @@ async def hit_one(counter: ReservingCounter, redis: AsyncRedis, per_minute: int,
     return decision
 
 
+@pytest.fixture
+def long_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is counted ahead lasts, however busy the machine is."""
+    monkeypatch.setattr(ratelimits, "RESERVE_SECONDS", 20.0)
+
+
+@pytest.mark.usefixtures("long_reserves")
 def test_a_thousandth_is_counted_ahead_and_what_is_left_is_told_exactly() -> None:
     async def work(redis: AsyncRedis) -> None:
         counter = ReservingCounter()
@@ -149,14 +157,50 @@ def test_a_thousandth_is_counted_ahead_and_what_is_left_is_told_exactly() -> Non
     with_redis(work)
 
 
-def test_a_cost_over_what_was_counted_ahead_is_counted_by_itself_and_the_others_beside_it_are_not() -> None:
+@pytest.mark.usefixtures("long_reserves")
+def test_what_was_counted_ahead_is_given_back_for_a_cost_that_is_larger() -> None:
     async def work(redis: AsyncRedis) -> None:
         counter = ReservingCounter()
         await hit_one(counter, redis, 10_000)
         ((first, large, last),) = await counter.hit_each(redis, "p", [Demand("a", 10_000, [4, 500, 4])])
-        assert [first.allowed, large.allowed, last.allowed] == [True, True, True]
-        assert counted() == 1 + 10 + 500 + 10
-        assert not (await hit_one(counter, redis, 10_000, 9_999)).allowed
+        assert [first.remaining, large.remaining, last.remaining] == [9_995, 9_495, 9_491]
+        assert counted() == 509 + 10
+        assert (await hit_one(counter, redis, 10_000, 9_491)).allowed
+        assert counted() == 10_000
+        assert not (await hit_one(counter, redis, 10_000)).allowed
+
+    with_redis(work)
+
+
+@pytest.mark.usefixtures("long_reserves")
+def test_with_what_is_refused_nothing_is_counted_ahead() -> None:
+    async def work(redis: AsyncRedis) -> None:
+        counter = ReservingCounter()
+        await hit_one(counter, redis, 10_000, 2_000)
+        for _ in range(3):
+            refused = await hit_one(counter, redis, 10_000, 9_000)
+            assert (refused.allowed, refused.remaining) == (False, 8_000)
+            assert counted() == 2_000
+
+    with_redis(work)
+
+
+def test_near_the_limit_nothing_is_counted_ahead() -> None:
+    async def work(redis: AsyncRedis) -> None:
+        hit("p", "a", 10_000, 9_000)
+        assert (await hit_one(ReservingCounter(), redis, 10_000)).remaining == 999
+        assert counted() == 9_001
+
+    with_redis(work)
+
+
+def test_what_others_have_used_is_seen_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(redis: AsyncRedis) -> None:
+        counter = ReservingCounter()
+        await hit_one(counter, redis, 10_000)
+        hit("p", "a", 10_000, 5_000)
+        monkeypatch.setattr(ratelimits, "RESERVE_SECONDS", 0.0)
+        assert (await hit_one(counter, redis, 10_000)).remaining == 4_998
 
     with_redis(work)
 
@@ -186,6 +230,7 @@ def test_what_was_counted_ahead_ends_with_its_window() -> None:
     with_redis(work)
 
 
+@pytest.mark.usefixtures("long_reserves")
 def test_without_redis_what_was_counted_ahead_is_used_up_and_then_this_process_counts() -> None:
     async def work(redis: AsyncRedis) -> None:
         counter = ReservingCounter()
