@@ -123,7 +123,10 @@ class PendingResponse:
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """The events of one request."""
+    """The events of one request.
+
+    error: why it was refused.  is_held: it isn't told so yet, because the transaction that found it out has to end.
+    """
 
     caller: Caller
     origin: Origin
@@ -132,6 +135,8 @@ class PendingRequest:
     pending_response: PendingResponse | None = None
     items: list[PendingEvent] = field(default_factory=list)
     size: int = 0
+    error: BaseException | None = None
+    is_held: bool = False
 
     def results(self) -> list[Ingested]:
         """Return the results of the events, as far as they are decided."""
@@ -140,7 +145,7 @@ class PendingRequest:
     @property
     def has_failed(self) -> bool:
         """Return whether it was refused.  One whose client has gone isn't: its events may be stored."""
-        return self.done.done() and not self.done.cancelled() and self.done.exception() is not None
+        return self.error is not None
 
     @property
     def leaves_events(self) -> bool:
@@ -151,8 +156,17 @@ class PendingRequest:
         )
 
     def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
+        """Refuse it."""
+        if self.error is None and not self.done.done():
+            self.error = error
+        if not self.is_held:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Tell it that it was refused, if it was."""
+        self.is_held = False
+        if self.error is not None and not self.done.done():
+            self.done.set_exception(self.error)
 
 
 class GroupCommit:

@@ -10,6 +10,9 @@ connection to PostgreSQL, or a pooler's, waiting.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
 import psycopg
 from psycopg.rows import class_row, scalar_row
 
@@ -71,7 +74,7 @@ class IdempotentCommit(GroupCommit):
         requests = [request for request in requests if not request.has_failed]
         if not requests:
             return
-        async with self.database.transaction():
+        async with self._held(requests), self.database.transaction():
             new = []
             for request in await self._take_keys(requests):
                 if request.counted.is_counted or not request.caller.events_per_minute:
@@ -99,6 +102,18 @@ class IdempotentCommit(GroupCommit):
         await self._count_rates(replayed, REPLAYS, lambda request: 1)
         self.tell(requests)
 
+    @staticmethod
+    @asynccontextmanager
+    async def _held(requests: Collection[PendingRequest]) -> AsyncIterator[None]:
+        """Hold the requests: a client that learns of its refusal may use the key again before its lock is free."""
+        for request in requests:
+            request.is_held = True
+        try:
+            yield
+        finally:
+            for request in requests:
+                request.let_go()
+
     async def _count_new(self, requests: list[PendingRequest]) -> None:
         """Count the events of requests that are served for the first time, as far as that can be seen at this point."""
         uncounted = [
@@ -117,7 +132,7 @@ class IdempotentCommit(GroupCommit):
         for row in rows:
             if not row.is_locked:
                 requests[row.number].fail(idempotency.running())
-        taken = [request for request in requests if not request.done.done()]
+        taken = [request for request in requests if not request.has_failed and not request.done.done()]
         if not taken:
             return []
         find = idempotency.find_parameters([_pending_response(request).once for request in taken])

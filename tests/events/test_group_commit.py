@@ -423,6 +423,39 @@ def test_what_was_not_counted_because_its_key_was_in_use_is_not_stored_once_the_
     assert transactions() == [["1"]]
 
 
+def test_who_used_a_key_for_another_request_learns_it_when_the_key_is_free_again(organization: Organization) -> None:
+    caller = caller_of(organization)
+
+    def pending(key: str, content: bytes) -> PendingResponse:
+        once = Once(organization.id, key, content, caller.key_id, "events:write")
+        return PendingResponse(once, lambda _: Kept(202, "", b""))
+
+    async def offer() -> bool:
+        parameters = {**connection.get_connection_params(), "cursor_factory": psycopg.AsyncCursor}
+        async with IdempotentCommit() as commits, await psycopg.AsyncConnection.connect(**parameters) as other:
+            await commits.accept(caller, [event(1)], Counted(), pending_response=pending("k", b"one"))
+            await other.execute(
+                "INSERT INTO events_dedupkey (organization_id, dedup_id, event_id, fingerprint, expires_at) "
+                "VALUES (%s, 'd', gen_random_uuid(), '', now())",
+                (organization.id,),
+            )
+            reused, slow = (
+                asyncio.create_task(commits.accept(caller, [offered], Counted(), pending_response=answer))
+                for offered, answer in ((event(2), pending("k", b"another")), (event(3, "d"), pending("l", b"slow")))
+            )
+            waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND transactionid = pg_current_xact_id()::xid"
+            while not await (await other.execute(waits)).fetchone():
+                await asyncio.sleep(0.005)
+            told_early = reused.done()
+            await other.rollback()
+            with pytest.raises(Problem, match="another request"):
+                await reused
+            await slow
+        return told_early
+
+    assert not asyncio.run(offer()), "the transaction still holds the lock on the key"
+
+
 def test_a_request_that_is_cancelled_while_it_is_stored_keeps_its_answer(organization: Organization) -> None:
     """Else its events would be stored a second time when it is sent again with its key."""
     caller = caller_of(organization)
