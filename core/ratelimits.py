@@ -156,12 +156,17 @@ class _Reserve:
     counted_at: float
     ends_at: float
 
-    def take(self, cost: int, per_minute: int, now: float) -> RateLimitDecision | None:
-        """Allow `cost`; None if there isn't enough left, or the reserve is old."""
-        if cost > self.left or now >= self.ends_at or now - self.counted_at > RESERVE_SECONDS:
+    def allow(self, costs: Sequence[int], per_minute: int, now: float) -> list[RateLimitDecision] | None:
+        """Allow the costs; None, and nothing is used, if there isn't enough left for all, or the reserve is old."""
+        if sum(costs) > self.left or now >= self.ends_at or now - self.counted_at > RESERVE_SECONDS:
             return None
-        self.left -= cost
-        return RateLimitDecision(True, per_minute, self.others + self.left, math.ceil(self.ends_at - now))
+        decisions = []
+        for cost in costs:
+            self.left -= cost
+            decisions.append(
+                RateLimitDecision(True, per_minute, self.others + self.left, math.ceil(self.ends_at - now))
+            )
+        return decisions
 
     def returned(self, now: float) -> int:
         """Return how much can be given back.  Shortly before the window's end nothing, or the next one would get it."""
@@ -192,12 +197,9 @@ class ReservingCounter:
         return [next(counted) if decisions is None else decisions for decisions in decided]
 
     def _decide(self, policy: str, demand: Demand, now: float) -> list[RateLimitDecision] | None:
-        """Return the decisions that don't need Redis; None if all costs together are more than the reserve."""
+        """Return the decisions if the reserve is enough for them; None if Redis is needed."""
         reserve = self._reserves.get((policy, demand.subject, demand.per_minute))
-        if reserve is None or sum(demand.costs) > reserve.left:
-            return None
-        decisions = [reserve.take(cost, demand.per_minute, now) for cost in demand.costs]
-        return [decision for decision in decisions if decision is not None] if all(decisions) else None
+        return None if reserve is None else reserve.allow(demand.costs, demand.per_minute, now)
 
     async def _count(
         self, redis: AsyncRedis, policy: str, demands: Sequence[Demand], now: float

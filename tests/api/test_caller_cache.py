@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from django.db.models.functions import Now
 
 from core.front_door.http import Message, Request, Response
 from events.models import Event
+from orgs import caller_cache
 from orgs.caller_cache import CallerCache
 from orgs.front_door import MOST_CHANGES, Authenticator, KeyChanged
 from orgs.keys import Caller, create_api_key
@@ -153,3 +154,11 @@ def test_a_request_starts_over_only_so_often(organization: Organization, changes
 
 async def _awaited(response: Awaitable[Response]) -> Response:
     return await response
+
+
+def test_of_too_many_callers_the_one_that_was_looked_up_first_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caller_cache, "MOST_CALLERS", 2)
+    cache, caller = CallerCache(), cast(Any, object())
+    for key in ("a", "b", "a", "c"):
+        cache.add(key, caller)
+    assert [cache.get(key) for key in "abc"] == [caller, None, caller]

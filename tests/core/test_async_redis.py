@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from django_redis import get_redis_connection
@@ -13,19 +12,7 @@ from redis.exceptions import NoScriptError
 
 from core.async_redis import AsyncRedis
 from core.redis import RedisUnavailable, breaker
-
-T = TypeVar("T")
-
-
-def with_redis(work: Callable[[AsyncRedis], Awaitable[T]]) -> T:
-    async def run() -> T:
-        redis = AsyncRedis()
-        try:
-            return await work(redis)
-        finally:
-            await redis.close()
-
-    return asyncio.run(run())
+from tests.core.redis_loop import with_redis
 
 
 def test_calls_one_after_another_share_a_connection_and_calls_at_a_time_get_their_own_replies() -> None:

@@ -8,8 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import pytest
 from django_redis import get_redis_connection
@@ -19,9 +17,9 @@ from core.async_redis import AsyncRedis
 from core.ratelimits import Demand, RateLimitDecision, ReservingCounter, hit
 from core.redis import breaker
 from devstack.processes import ROOT
+from tests.core.redis_loop import with_redis
 
 KEY = "triggers:rate:p:a"
-T = TypeVar("T")
 
 
 def counted() -> int:
@@ -116,17 +114,6 @@ def test_a_cost_that_does_not_fit_uses_up_nothing(where: str) -> None:
     decisions = [hit("p", "a", 10, cost=cost) for cost in costs]
     assert [decision.allowed for decision in decisions] == [True, False, True, False, True, False]
     assert [decision.remaining for decision in decisions] == [7, 7, 2, 2, 0, 0]
-
-
-def with_redis(work: Callable[[AsyncRedis], Awaitable[T]]) -> T:
-    async def run() -> T:
-        redis = AsyncRedis()
-        try:
-            return await work(redis)
-        finally:
-            await redis.close()
-
-    return asyncio.run(run())
 
 
 async def hit_one(counter: ReservingCounter, redis: AsyncRedis, per_minute: int, cost: int = 1) -> RateLimitDecision:
